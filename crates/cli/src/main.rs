@@ -1,0 +1,2 @@
+//! `hypernbd`: the command line for the life of a volume.
+fn main() {}

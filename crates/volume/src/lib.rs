@@ -1,0 +1,2 @@
+//! A read/write block volume kept on S3 in the Hyperfile format.
+#![deny(unsafe_code)]

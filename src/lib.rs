@@ -1,0 +1,1 @@
+//! nbdkit plugin serving a Hypernbd volume.

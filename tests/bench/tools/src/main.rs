@@ -1,0 +1,2 @@
+//! Tools of the benchmarks.
+fn main() {}
