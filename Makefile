@@ -1,0 +1,59 @@
+# make serve   build everything and serve a volume in the foreground (URL=… serves that one)
+# make test    everything that is checked: format, lints, licences, unit tests, end-to-end tests
+# make build   the plugin and the command line, in target/release
+# make bench   the benchmarks (BENCH_ARGS=… is passed on)
+# make clean   build output; the cache of built tools (~/.cache/hypernbd) and ./data stay
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+PYTHON := /usr/bin/python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+SERVE_ARGS ?=
+URL ?=
+
+.PHONY: deps build serve test lint licences unit e2e bench clean
+
+deps:
+	@scripts/install-deps.sh
+
+build: deps
+	cargo build --release --locked
+
+serve: build
+	@scripts/serve.sh "$(URL)" $(SERVE_ARGS)
+
+# One after the other, quick checks first; the end-to-end tests close the output with pytest's own summary.
+test:
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory licences
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory e2e
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Advisories need a download and change by the day: the GitHub workflow checks them.
+licences:
+	@deny=$$(scripts/build-cargo-deny.sh); \
+	echo cargo deny check bans licenses sources; \
+	"$$deny" --locked check --hide-inclusion-graph bans licenses sources
+
+unit:
+	cargo test --workspace --locked
+
+e2e: build
+	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
+	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+
+bench: build
+	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
+	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) tests/bench/run.py $(BENCH_ARGS)
+
+clean:
+	cargo clean
+	rm -rf tests/bench/results
