@@ -1,2 +1,0 @@
-//! Tools of the benchmarks.
-fn main() {}
