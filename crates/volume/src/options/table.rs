@@ -1,0 +1,326 @@
+//! The one list of parameters: names, defaults, help, and how a value is read.
+
+use std::time::Duration;
+
+use super::{NodeCacheConfig, PayloadSigning, ServeOptions, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES};
+use crate::units::{format_duration, format_size, parse_duration, parse_size};
+use crate::url::VolumeUrl;
+
+/// Which part of the program a parameter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionGroup {
+    /// Names the volume.
+    Volume,
+    /// How the store is reached: these are also global flags of the command line.
+    Store,
+    /// How the volume is served.
+    Serve,
+}
+
+/// One parameter.
+pub struct OptionSpec {
+    /// First name, with underscores.
+    pub key: &'static str,
+    /// Other name, if there is one.
+    pub alias: Option<&'static str>,
+    /// What to write for the value, in capitals.
+    pub value_name: &'static str,
+    /// The default, in words or as a value.
+    pub default: &'static str,
+    /// Whether [`OptionSpec::default`] can be given as the value.
+    pub default_is_value: bool,
+    /// Help of one line, without a full stop.
+    pub help: &'static str,
+    /// Which part it is for.
+    pub group: OptionGroup,
+    /// Reads the value; the error says what is wrong and what to write.
+    pub(super) apply: fn(&mut ServeOptions, &str) -> Result<(), String>,
+}
+
+/// Every parameter of the plugin, in the order of the documentation.
+pub const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        key: "backend_url",
+        alias: Some("backend_uri"),
+        value_name: "URL",
+        default: "required",
+        default_is_value: false,
+        help: "volume to serve: s3://BUCKET/PREFIX/ or file:///PATH/",
+        group: OptionGroup::Volume,
+        apply: |options, value| {
+            options.url = Some(VolumeUrl::parse(value).map_err(|error| error.reason)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "endpoint_url",
+        alias: None,
+        value_name: "URL",
+        default: "from the AWS configuration",
+        default_is_value: false,
+        help: "address of an S3 service other than AWS, as in http://127.0.0.1:9000",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            options.store.endpoint_url = Some(check_endpoint(value)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "region",
+        alias: None,
+        value_name: "REGION",
+        default: "from the AWS configuration",
+        default_is_value: false,
+        help: "region of the bucket, as in eu-west-1",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            let well_formed =
+                !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+            if !well_formed {
+                return Err("write the name of a region, as in eu-west-1".to_string());
+            }
+            options.store.region = Some(value.to_string());
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "path_style",
+        alias: None,
+        value_name: "auto|yes|no",
+        default: "auto",
+        default_is_value: true,
+        help: "put the bucket in the path of requests, not in the host name (auto: yes with endpoint_url)",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            options.store.path_style = match value {
+                "auto" => None,
+                "yes" | "true" | "on" | "1" => Some(true),
+                "no" | "false" | "off" | "0" => Some(false),
+                _ => return Err("write auto, yes or no".to_string()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "payload_signing",
+        alias: None,
+        value_name: "auto|always|never",
+        default: "auto",
+        default_is_value: true,
+        help: "sign the bodies of uploads (auto: over plain http only, TLS protects them itself)",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            options.store.payload_signing = match value {
+                "auto" => PayloadSigning::Auto,
+                "always" => PayloadSigning::Always,
+                "never" => PayloadSigning::Never,
+                _ => return Err("write auto, always or never".to_string()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "write_buffer",
+        alias: None,
+        value_name: "SIZE",
+        default: "512M",
+        default_is_value: true,
+        help: "memory for writes that are not yet published; at least 16M",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let bytes = parse_size(value).map_err(|error| error.to_string())?;
+            if bytes < WRITE_BUFFER_LEAST_BYTES {
+                return Err("too small; write 16M or more".to_string());
+            }
+            options.volume.write_buffer_bytes = bytes;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "checkpoint_interval",
+        alias: None,
+        value_name: "TIME",
+        default: "5s",
+        default_is_value: true,
+        help: "longest time from a write to the start of its checkpoint; 100ms to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.checkpoint_interval = duration_within(value, Duration::from_millis(100))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "io_timeout",
+        alias: None,
+        value_name: "TIME",
+        default: "1m",
+        default_is_value: true,
+        help: "how long a request may wait for the store before it fails; 1s to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.io_timeout = duration_within(value, Duration::from_secs(1))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "node_cache_config",
+        alias: None,
+        value_name: "TYPE,PATH,SIZE,STRATEGY",
+        default: "no cache",
+        default_is_value: false,
+        help: "local cache of the volume's index, as in LocalDisk,/var/cache/hypernbd,1G,ReuseCache",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let (config, raised_from) = NodeCacheConfig::parse(value).map_err(|error| error.to_string())?;
+            if let (Some(config), Some(asked_bytes)) = (&config, raised_from) {
+                options.warnings.push(format!(
+                    "node_cache_config: the cache's size of {} is below the least and was raised to {}",
+                    format_size(asked_bytes),
+                    format_size(config.size_bytes)
+                ));
+            }
+            options.volume.node_cache = config;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "runtime_threads",
+        alias: None,
+        value_name: "N",
+        default: "one a processor",
+        default_is_value: false,
+        help: "threads for requests to the store; at least two by default",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let threads = value.parse().ok().filter(|n| (1..=256).contains(n));
+            options.runtime_threads = Some(threads.ok_or("write a number, 1 to 256")?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "thread_model",
+        alias: None,
+        value_name: "auto|parallel|serialize_requests",
+        default: "auto",
+        default_is_value: true,
+        help: "requests of one connection at once or one by one (auto: at once on nbdkit 1.34 and newer)",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.thread_model = match value {
+                "auto" => ThreadModelOption::Auto,
+                "parallel" => ThreadModelOption::Parallel,
+                "serialize_requests" => ThreadModelOption::SerializeRequests,
+                _ => return Err("write auto, parallel or serialize_requests".to_string()),
+            };
+            Ok(())
+        },
+    },
+];
+
+/// The parameter with this first or other name, underscores only.
+pub fn find_option(name: &str) -> Option<&'static OptionSpec> {
+    OPTIONS
+        .iter()
+        .find(|spec| spec.key == name || spec.alias == Some(name))
+}
+
+/// Help for nbdkit's `--help`, one line a parameter.
+pub fn config_help() -> String {
+    let lines = OPTIONS.iter().map(|spec| {
+        let usage = format!("{}={}", spec.key, spec.value_name);
+        let default = match spec.group {
+            OptionGroup::Volume => "required".to_string(),
+            _ => format!("default: {}", spec.default),
+        };
+        format!("{usage:<32} {} ({default})", spec.help)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// All first names, for error texts.
+pub(super) fn keys() -> String {
+    OPTIONS.iter().map(|spec| spec.key).collect::<Vec<_>>().join(", ")
+}
+
+/// The key a misspelt name most likely stands for.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    let names = || {
+        OPTIONS
+            .iter()
+            .flat_map(|spec| std::iter::once(spec.key).chain(spec.alias))
+    };
+    names()
+        .min_by_key(|key| edit_distance(&name, key))
+        .filter(|key| edit_distance(&name, key) <= 3)
+        .or_else(|| names().find(|key| name.len() >= 4 && key.contains(&name)))
+}
+
+/// Levenshtein's distance, in bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn duration_within(value: &str, least: Duration) -> Result<Duration, String> {
+    let most = Duration::from_secs(24 * 3600);
+    let duration = parse_duration(value).map_err(|error| error.to_string())?;
+    if !(least..=most).contains(&duration) {
+        return Err(format!(
+            "out of range; write {} to {}",
+            format_duration(least),
+            "24h"
+        ));
+    }
+    Ok(duration)
+}
+
+fn check_endpoint(value: &str) -> Result<String, String> {
+    let host = value
+        .strip_prefix("http://")
+        .or_else(|| value.strip_prefix("https://"))
+        .unwrap_or("");
+    let well_formed = !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace);
+    if !well_formed {
+        return Err("write http://HOST:PORT or https://HOST:PORT".to_string());
+    }
+    Ok(value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_distances() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("abc", "", 3),
+            ("", "ab", 2),
+            ("kitten", "sitting", 3),
+            ("ab", "ba", 2),
+        ] {
+            assert_eq!(edit_distance(a, b), expected, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = OPTIONS
+            .iter()
+            .flat_map(|s| std::iter::once(s.key).chain(s.alias))
+            .collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
