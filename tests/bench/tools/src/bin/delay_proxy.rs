@@ -28,7 +28,9 @@ const PIECE_BYTES: usize = 64 * 1024;
 const PIECES_UNDER_WAY: usize = 4096;
 /// How far the line may be booked ahead. Short, so that a small request does not wait behind other connections'
 /// bulk; long enough that a late wake-up does not leave the line idle.
-const BOOKED_AHEAD: Duration = Duration::from_millis(2);
+const BOOKED_AHEAD_MAX: Duration = Duration::from_millis(2);
+/// Where booking goes on after a wait. Well below the limit, so that a full line is not one wait a piece.
+const BOOKED_AHEAD_MIN: Duration = Duration::from_micros(500);
 const STACK_BYTES: usize = 128 * 1024;
 
 /// Adds a fixed delay each way to TCP connections and caps the line.
@@ -109,12 +111,16 @@ fn read_pieces(mut from: TcpStream, sender: &SyncSender<Piece>, line: &Mutex<Lin
     }
 }
 
-/// Books the line for `len` bytes and waits while it is booked too far ahead, first come first served. Returns
+/// Books the line for `len` bytes and waits where it is booked too far ahead, first come first served. Returns
 /// when the bytes arrive.
 fn book(line: &Mutex<Line>, len: usize) -> Instant {
     let mut line = line.lock();
-    let passage = line.send(Instant::now(), len);
-    sleep_until(passage.sent_at - BOOKED_AHEAD);
+    let now = Instant::now();
+    let passage = line.send(now, len);
+    let booked_ahead = passage.sent_at.saturating_duration_since(now);
+    if booked_ahead > BOOKED_AHEAD_MAX {
+        thread::sleep(booked_ahead - BOOKED_AHEAD_MIN);
+    }
     MutexGuard::unlock_fair(line);
     passage.due_at
 }
