@@ -1,0 +1,72 @@
+"""Running programs so that none outlives its test and none can hang it."""
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+COMMAND_LIMIT_S = 120
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def spawn(command: list[str], log: Path, *, env: dict[str, str], limit_s: int, cwd: Path | None = None):
+    """Starts a background program with its output appended to `log`.
+
+    It dies with this process, and by SIGALRM after `limit_s` seconds: a client waiting on a server that hangs
+    sees the connection close, and its test fails instead of standing still. Call it from the main thread only
+    (the kernel ties the parent's death to the thread that forked).
+    """
+
+    def in_child() -> None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        signal.alarm(limit_s)  # survives exec
+
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **env},
+            cwd=cwd,
+            preexec_fn=in_child,
+        )
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, limit_s: int = COMMAND_LIMIT_S, stdin: str = ""):
+    """Runs a program to its end and returns its `CompletedProcess`, whatever its status (output as text)."""
+    return subprocess.run(
+        [str(part) for part in command],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **(env or {})},
+        timeout=limit_s,
+    )
+
+
+def check(*command: str | Path, env: dict[str, str] | None = None, limit_s: int = COMMAND_LIMIT_S, stdin: str = "") -> str:
+    """Runs a program that must succeed and returns its standard output."""
+    done = run(*command, env=env, limit_s=limit_s, stdin=stdin)
+    line = " ".join(str(part) for part in command)
+    assert done.returncode == 0, f"`{line}` exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def wait_for(condition, what: str, limit_s: float = 60.0):
+    """Polls until `condition()` is true and returns its value; fails naming `what` after a generous limit."""
+    end = time.monotonic() + limit_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"waited {limit_s:.0f} s for {what}"
+        time.sleep(0.02)

@@ -1,0 +1,299 @@
+"""The command line: the life of a volume, and the lines of the first README as they are written there."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+
+import nbd
+import pytest
+
+from support.model import pattern
+from support.process import check, spawn, wait_for
+from support.server import CLI, GI, KI, MI, PLUGIN, TI, Volume
+
+
+@pytest.fixture
+def volume(store) -> Volume:
+    """A volume that does not exist yet."""
+    return Volume(store.url("by-hand"), store)
+
+
+def info(volume: Volume) -> dict:
+    done = volume.cli("info", volume.url, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def must(volume: Volume, *arguments: str) -> str:
+    done = volume.cli(*arguments)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def must_fail(volume: Volume, *arguments: str) -> str:
+    """A command that is refused: nothing changes on the store, and stderr says why."""
+    before = volume.store.objects()
+    done = volume.cli(*arguments)
+    assert done.returncode != 0, f"{arguments} succeeded: {done.stdout}"
+    assert "panicked" not in done.stderr
+    assert volume.store.objects() == before
+    return done.stderr
+
+
+def test_create_and_info(volume):
+    must(volume, "create", volume.url, "--size", "10T", "--block-size", "128K")
+    facts = info(volume)
+    assert facts["size_bytes"] == 10 * TI
+    assert facts["block_size_bytes"] == 128 * KI
+    assert facts["url"] == volume.url
+    assert facts["durability"]
+    table = must(volume, "info", volume.url)
+    assert volume.url in table and "10T" in table.replace(" ", "")
+
+
+def test_create_never_overwrites(volume):
+    must(volume, "create", volume.url, "--size", "1G")
+    error = must_fail(volume, "create", volume.url, "--size", "2G")
+    assert volume.url in error
+    assert info(volume)["size_bytes"] == 1 * GI
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--size", "10X"),
+        ("--size", "-5"),
+        ("--size", "1G", "--block-size", "1000"),
+        ("--size", "1G", "--block-size", "1K"),
+        (),
+    ],
+)
+def test_create_refuses_nonsense(volume, arguments):
+    assert must_fail(volume, "create", volume.url, *arguments)
+
+
+def test_commands_on_a_missing_volume(volume):
+    for arguments in (("info",), ("resize", "--size", "2G"), ("delete", "--yes"), ("serve",)):
+        verb, *rest = arguments
+        assert volume.url in must_fail(volume, verb, volume.url, *rest)
+
+
+def test_resize_is_seen_on_reconnect(volume, make_server):
+    must(volume, "create", volume.url, "--size", "64M")
+    server = make_server(volume).start()
+    with server.connect() as client:
+        client.pwrite(pattern(1 * MI, 1), 63 * MI)
+        client.flush()
+    assert server.terminate() == 0
+    must(volume, "resize", volume.url, "--size", "128M")
+    assert info(volume)["size_bytes"] == 128 * MI
+    server.start()
+    with server.connect() as client:
+        assert client.get_size() == 128 * MI
+        assert client.pread(1 * MI, 63 * MI) == pattern(1 * MI, 1)
+        assert client.pread(1 * MI, 100 * MI) == bytes(1 * MI)
+        client.pwrite(b"end", 128 * MI - 3)
+        client.flush()
+        assert client.pread(3, 128 * MI - 3) == b"end"
+
+
+def test_shrinking_needs_a_clear_word(volume):
+    must(volume, "create", volume.url, "--size", "64M")
+    error = must_fail(volume, "resize", volume.url, "--size", "32M")
+    assert "--" in error, "the refusal names the option that allows it"
+    assert info(volume)["size_bytes"] == 64 * MI
+
+
+def test_delete_asks_and_names_what_it_destroys(volume):
+    must(volume, "create", volume.url, "--size", "64M")
+    refused = must_fail(volume, "delete", volume.url)  # no terminal, no --yes
+    assert "--yes" in refused
+    answer, shown = on_a_terminal(volume, ["delete", volume.url], "n\n")
+    assert answer != 0 and volume.url in shown
+    assert info(volume)["size_bytes"] == 64 * MI
+    must(volume, "delete", volume.url, "--yes")
+    assert volume.cli("info", volume.url).returncode != 0
+    left = [name for name, tag in volume.store.objects().items() if "by-hand" in name and tag != "directory"]
+    assert left == []
+
+
+def on_a_terminal(volume: Volume, arguments: list[str], typed: str) -> tuple[int, str]:
+    """Runs the command line on a pseudo-terminal; returns the exit status and what was shown."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [CLI, *arguments, *volume.store.cli_options],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, **volume.store.env},
+    )
+    os.close(terminal)
+    os.write(controller, typed.encode())
+    shown = b""
+    while True:
+        try:
+            piece = os.read(controller, 4096)
+        except OSError:  # the other side is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(controller)
+    return process.wait(timeout=60), shown.decode(errors="replace")
+
+
+def test_a_deleted_volume_can_be_made_again(volume, make_server):
+    must(volume, "create", volume.url, "--size", "64M")
+    server = make_server(volume).start()
+    with server.connect() as client:
+        client.pwrite(b"old data", 0)
+        client.flush()
+    assert server.terminate() == 0
+    must(volume, "delete", volume.url, "--yes")
+    must(volume, "create", volume.url, "--size", "64M")
+    server.start()
+    with server.connect() as client:
+        assert client.pread(8, 0) == bytes(8)
+
+
+def test_the_lines_of_the_first_readme(volume, make_server):
+    """`file create-opt`, `file set-len`, serving with RUST_LOG=info, `file delete`."""
+    must(volume, "file", "create-opt", "--data-block-size", "524288", volume.url)
+    assert info(volume)["size_bytes"] == 0
+    must(volume, "file", "set-len", "--size", "10000000000000", volume.url)
+    facts = info(volume)
+    assert facts["size_bytes"] == 10_000_000_000_000
+    assert facts["block_size_bytes"] == 524288
+    server = make_server(volume).start()
+    with server.connect() as client:
+        assert client.get_size() == 10_000_000_000_000
+        client.pwrite(b"here", 9_999_999_999_996)
+        client.flush()
+        assert client.pread(4, 9_999_999_999_996) == b"here"
+    assert server.terminate() == 0
+    must(volume, "file", "delete", volume.url, *([] if "--yes" not in must_help(volume) else ["--yes"]))
+    assert volume.cli("info", volume.url).returncode != 0
+
+
+def must_help(volume: Volume) -> str:
+    return must(volume, "file", "delete", "--help")
+
+
+@pytest.mark.file_only
+def test_completions(volume):
+    for shell in ("bash", "zsh", "fish"):
+        script = check(CLI, "completions", shell)
+        assert "hypernbd" in script and "resize" in script
+    check("bash", "-n", "/dev/stdin", stdin=check(CLI, "completions", "bash"))
+
+
+@pytest.mark.file_only
+def test_help_and_version():
+    text = check(CLI, "--help")
+    for verb in ("create", "serve", "info", "resize", "delete", "completions", "file"):
+        assert verb in text
+    assert "0." in check(CLI, "--version")
+
+
+class ServedByHand:
+    """`hypernbd serve` in the background."""
+
+    def __init__(self, volume: Volume, nbdkit: str, directory, *arguments: str):
+        self.log = directory / "serve.log"
+        self.process = spawn(
+            [str(CLI), "serve", volume.url, *arguments, *volume.store.cli_options],
+            self.log,
+            env={**volume.store.env, "NBDKIT": nbdkit, "HYPERNBD_PLUGIN": str(PLUGIN), "RUST_LOG": "info"},
+            limit_s=120,
+        )
+
+    def connect(self, uri: str) -> nbd.NBD:
+        def try_to_connect():
+            assert self.process.poll() is None, self.log.read_text()
+            client = nbd.NBD()
+            try:
+                client.connect_uri(uri)
+                return client
+            except nbd.Error:
+                return None
+
+        return wait_for(try_to_connect, "`hypernbd serve` to serve")
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@pytest.fixture
+def serve_by_hand(nbdkit, tmp_path):
+    """Runs `hypernbd serve`, ended with the test."""
+    running = []
+
+    def start(volume: Volume, *arguments: str) -> ServedByHand:
+        served = ServedByHand(volume, nbdkit, tmp_path, *arguments)
+        running.append(served)
+        return served
+
+    yield start
+    for served in running:
+        served.end()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_serve_on_a_unix_socket(volume, serve_by_hand, make_server, end):
+    """Prints how to connect, passes the signal on, and its end is the server's orderly end."""
+    must(volume, "create", volume.url, "--size", "64M")
+    socket = make_server(volume).directory / "by-hand"
+    served = serve_by_hand(volume, "--socket", str(socket))
+    client = served.connect(f"nbd+unix:///?socket={socket}")
+    client.pwrite(pattern(1 * MI, 7), 5)
+    client.shutdown()
+    shown = served.log.read_text()
+    for tool in ("nbd-client", "qemu", "nbdcopy", "nbdfuse"):
+        assert tool in shown, shown
+    assert str(socket) in shown
+    served.process.send_signal(end)
+    assert served.process.wait(timeout=60) == 0, served.log.read_text()
+    server = make_server(volume).start()
+    with server.connect() as again:
+        assert again.pread(1 * MI, 5) == pattern(1 * MI, 7)
+
+
+@pytest.mark.file_only
+def test_serve_on_tcp(volume, serve_by_hand):
+    from support.stores import free_port
+
+    must(volume, "create", volume.url, "--size", "64M")
+    port = free_port()
+    served = serve_by_hand(volume, "--port", str(port))
+    client = served.connect(f"nbd://127.0.0.1:{port}")
+    assert client.get_size() == 64 * MI
+    client.shutdown()
+    assert str(port) in served.log.read_text()
+
+
+@pytest.mark.file_only
+def test_kill_9_of_serve_leaves_no_server_behind(volume, serve_by_hand, make_server):
+    """The next `hypernbd serve` must not meet an orphan on its volume."""
+    must(volume, "create", volume.url, "--size", "64M")
+    socket = make_server(volume).directory / "by-hand"
+    served = serve_by_hand(volume, "--socket", str(socket))
+    client = served.connect(f"nbd+unix:///?socket={socket}")
+    served.process.kill()
+    served.process.wait()
+
+    def closed() -> bool:
+        try:
+            client.pread(1, 0)
+            return False
+        except nbd.Error:
+            return True
+
+    wait_for(closed, "nbdkit to end with `hypernbd serve`")

@@ -1,0 +1,136 @@
+"""kill -9 at random moments under four writers; every block is checked against what was acknowledged.
+
+Each sector says who wrote it, where and when: (life of the volume, client, sequence number, offset), repeated to
+fill the sector, with a checksum. After each kill the server is started again and every sector must be one that was
+written at that place, no older than the last flush that covered it promised, and whole.
+"""
+
+import random
+import struct
+import threading
+import zlib
+
+import nbd
+import pytest
+
+from support.server import KI, MI
+
+SECTOR = 4 * KI
+SIZE = 16 * MI
+CLIENTS = 4
+ROUNDS = 8
+HEADER = struct.Struct("<8sIQQ")
+MAGIC = b"hypernbd"
+
+
+def stamp(client: int, sequence: int, offset: int) -> bytes:
+    """A sector that tells where it belongs."""
+    header = HEADER.pack(MAGIC, client, sequence, offset)
+    sealed = header + struct.pack("<I", zlib.crc32(header))
+    return sealed * (SECTOR // len(sealed)) + bytes(SECTOR % len(sealed))
+
+
+def read_stamp(sector: bytes, offset: int) -> tuple[int, int] | None:
+    """(client, sequence) of a sector, None for one never written; fails for a torn or foreign one."""
+    if sector == bytes(SECTOR):
+        return None
+    magic, client, sequence, written_at = HEADER.unpack_from(sector)
+    assert magic == MAGIC and written_at == offset, f"foreign data in the sector at {offset}"
+    assert sector == stamp(client, sequence, offset), f"torn sector at {offset}"
+    return client, sequence
+
+
+class Writer(threading.Thread):
+    """One client: random sectors of its own, a flush now and then, and a memory of what was promised."""
+
+    def __init__(self, number: int, seed: int):
+        super().__init__(daemon=True)
+        self.number = number
+        self.rng = random.Random(seed * CLIENTS + number)
+        self.sectors = [at for at in range(0, SIZE, SECTOR) if (at // SECTOR) % CLIENTS == number]
+        self.sequence = 0
+        self.sent: dict[int, int] = {}  # offset -> newest sequence sent
+        self.answered: dict[int, int] = {}  # offset -> newest sequence answered
+        self.promised: dict[int, int] = {}  # offset -> newest sequence a flush has covered
+        self.server = None
+        self.failure: Exception | None = None
+
+    def again(self, server) -> "Writer":
+        """The same client, with its memory, for the next life of the server."""
+        successor = Writer(self.number, self.rng.randrange(1 << 30))
+        successor.sequence = self.sequence
+        successor.sent, successor.promised = self.sent, self.promised
+        successor.answered = dict(self.promised)
+        successor.server = server
+        return successor
+
+    def run(self) -> None:
+        try:
+            client = self.server.handle()
+            while True:
+                for _ in range(self.rng.randint(1, 30)):
+                    self.write(client)
+                covered = dict(self.answered)
+                client.flush()
+                self.promised.update(covered)
+        except nbd.Error:
+            pass  # the server was killed: what was promised so far is what counts
+        except Exception as error:  # handed to the main thread
+            self.failure = error
+
+    def write(self, client) -> None:
+        first = self.rng.randrange(len(self.sectors))
+        for offset in self.sectors[first : first + self.rng.randint(1, 4)]:
+            self.sequence += 1
+            self.sent[offset] = self.sequence
+            flags = nbd.CMD_FLAG_FUA if self.rng.random() < 0.02 else 0
+            client.pwrite(stamp(self.number, self.sequence, offset), offset, flags)
+            self.answered[offset] = self.sequence
+            if flags:
+                self.promised[offset] = self.sequence
+
+    def check(self, offset: int, found: tuple[int, int] | None) -> None:
+        """A sector after the restart against what this client was promised."""
+        promised = self.promised.get(offset, 0)
+        if found is None:
+            assert promised == 0, f"flushed write {promised} of client {self.number} at {offset} is lost"
+            return
+        author, sequence = found
+        assert author == self.number, f"the sector at {offset} is client {author}'s"
+        assert sequence >= promised, f"at {offset} flushed write {promised} was replaced by the older {sequence}"
+        assert sequence <= self.sent.get(offset, 0), f"at {offset} is a write that was never sent"
+
+
+@pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
+def test_flushed_writes_survive_kill_9(make_volume, make_server, seed, block_bytes):
+    rng = random.Random(seed)
+    server = make_server(make_volume(SIZE, block_bytes), checkpoint_interval="100ms").start()
+    writers = [Writer(number, seed) for number in range(CLIENTS)]
+    flushed_total = 0
+    for round_number in range(ROUNDS):
+        writers = [writer.again(server) for writer in writers]
+        before = sum(len(writer.promised) for writer in writers)
+        for writer in writers:
+            writer.start()
+        # The moment is random; each round still sees some flushes (or as many as a first round may have).
+        end = threading.Event()
+        end.wait(rng.uniform(0.05, 1.0))
+        server.kill()
+        for writer in writers:
+            writer.join()
+            if writer.failure:
+                raise writer.failure
+        flushed_total += sum(len(writer.promised) for writer in writers) - before
+
+        server.start()
+        with server.connect() as client:
+            for offset in range(0, SIZE, 1 * MI):
+                piece = client.pread(1 * MI, offset)
+                for at in range(0, 1 * MI, SECTOR):
+                    owner = writers[(offset + at) // SECTOR % CLIENTS]
+                    found = read_stamp(piece[at : at + SECTOR], offset + at)
+                    owner.check(offset + at, found)
+                    # What survived is what is there now; later lives build on it.
+                    if found:
+                        owner.promised[offset + at] = found[1]
+    assert flushed_total > 0, "no flush was ever answered: the test has tested nothing"

@@ -1,0 +1,153 @@
+"""The store goes away under a running server: honest errors, nothing lost, and all is well when it is back."""
+
+import nbd
+import pytest
+
+from support.model import Model, pattern, read_all
+from support.process import wait_for
+from support.server import KI, MI
+from support.stores import S3Store
+
+EIO = 5
+pytestmark = pytest.mark.s3_only
+
+
+@pytest.fixture
+def store(own_minio):
+    """A store that a test can take down without harming others."""
+    return S3Store(own_minio)
+
+
+@pytest.fixture
+def impatient(make_volume, make_server):
+    """A server that gives up on the store after few seconds."""
+    return make_server(make_volume(), io_timeout="3s", checkpoint_interval="1h").start()
+
+
+def flush_until_it_succeeds(client) -> None:
+    """The store is back; a flush may fail once more while the plugin's back-off runs, but not for ever."""
+
+    def flushed() -> bool:
+        try:
+            client.flush()
+            return True
+        except nbd.Error as error:
+            assert error.errnum == EIO
+            return False
+
+    wait_for(flushed, "a flush to succeed with the store back", limit_s=90)
+
+
+@pytest.mark.parametrize("failure", ["killed", "paused"])
+def test_flush_fails_keeps_the_data_and_succeeds_later(impatient, own_minio, failure):
+    server = impatient
+    first, second = pattern(2 * MI, 1), pattern(1 * MI + 5, 2)
+    with server.connect(extents=True) as client:
+        client.pwrite(first, 0)
+        client.flush()
+        client.pwrite(second, 10 * MI + 3)
+
+        own_minio.kill() if failure == "killed" else own_minio.pause()
+        for _ in range(2):
+            with pytest.raises(nbd.Error) as caught:
+                client.flush()
+            assert caught.value.errnum == EIO
+        # Unpublished data needs no store: it can be read, changed and added to.
+        assert client.pread(len(second), 10 * MI + 3) == second
+        client.pwrite(b"changed", 10 * MI + 3)
+        client.pwrite(b"added", 20 * MI)
+        assert client.pread(7, 10 * MI + 3) == b"changed"
+        server.assert_running()
+
+        own_minio.start() if failure == "killed" else own_minio.resume()
+        flush_until_it_succeeds(client)
+        server.kill()
+    server.start()
+    with server.connect() as client:
+        assert client.pread(2 * MI, 0) == first
+        assert client.pread(len(second), 10 * MI + 3) == b"changed" + second[7:]
+        assert client.pread(5, 20 * MI) == b"added"
+
+
+def test_a_failed_flush_is_never_forgotten(impatient, own_minio):
+    """After a failed flush the next one covers the same writes: it fails too while the store is down."""
+    with impatient.connect() as one, impatient.connect() as other:
+        one.pwrite(b"not yet durable", 0)
+        own_minio.kill()
+        for client in (one, other, one):
+            with pytest.raises(nbd.Error):
+                client.flush()
+        own_minio.start()
+        flush_until_it_succeeds(other)
+        impatient.kill()
+    impatient.start()
+    with impatient.connect() as client:
+        assert client.pread(15, 0) == b"not yet durable"
+
+
+def test_fua_fails_honestly(impatient, own_minio):
+    with impatient.connect() as client:
+        own_minio.kill()
+        with pytest.raises(nbd.Error) as caught:
+            client.pwrite(b"durable?", 0, nbd.CMD_FLAG_FUA)
+        assert caught.value.errnum == EIO
+        own_minio.start()
+        flush_until_it_succeeds(client)
+
+
+def test_reads_of_stored_data_fail_and_recover(impatient, own_minio):
+    data = pattern(4 * MI, 3)
+    server = impatient
+    with server.connect() as client:
+        client.pwrite(data, 0)
+        client.flush()
+    server.terminate()
+    server.start()
+    with server.connect() as client:
+        assert client.pread(1 * KI, 0) == data[:KI]
+        own_minio.kill()
+        with pytest.raises(nbd.Error) as caught:
+            client.pread(1 * MI, 3 * MI)
+        assert caught.value.errnum == EIO
+        own_minio.start()
+
+        def reads() -> bool:
+            try:
+                return client.pread(4 * MI, 0) == data
+            except nbd.Error:
+                return False
+
+        wait_for(reads, "reads to work with the store back", limit_s=90)
+    server.assert_running()
+
+
+def test_the_store_comes_and_goes(make_volume, make_server, own_minio, seed):
+    """Five outages among writes and checkpoints by age; in the end everything is there."""
+    server = make_server(make_volume(16 * MI), io_timeout="3s", checkpoint_interval="200ms").start()
+    model = Model(16 * MI, 64 * KI)
+    with server.connect() as client:
+        for outage in range(5):
+            for step in range(20):
+                offset = (seed + outage * 7919 + step * 104_729) % (15 * MI)
+                data = pattern(30_000, outage * 100 + step)
+                client.pwrite(data, offset)
+                model.write(offset, data)
+                if step == 10:
+                    own_minio.kill()
+            with pytest.raises(nbd.Error):
+                client.flush()
+            own_minio.start()
+            flush_until_it_succeeds(client)
+        server.kill()
+    server.start()
+    with server.connect() as client:
+        model.assert_same(read_all(client, 16 * MI), what="after a restart")
+
+
+def test_sigterm_with_the_store_down_ends(impatient, own_minio):
+    """The final checkpoint cannot be made: the server says so and ends within a bounded time."""
+    with impatient.connect() as client:
+        client.pwrite(b"never published", 0)
+    own_minio.kill()
+    impatient.terminate()  # waits, with a limit
+    assert "ERROR" in impatient.log_text()
