@@ -1,0 +1,1 @@
+"""Starts what a benchmark needs, measures it, and reports it as ratios."""
