@@ -31,7 +31,8 @@ def main() -> int:
     # A termination unwinds the stack, so that every process is ended on the way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
-        programs.build_tools()
+        if not args.no_build:
+            programs.build()
         return run(args)
     except programs.Missing as error:
         sys.exit(str(error))
@@ -120,6 +121,7 @@ def arguments() -> argparse.Namespace:
         help="for plugin and raw requests alike; unsigned is what TLS would use (default)")
     add("--quick", action="store_true", help="a quarter of the sizes and times: for a first look")
     add("--long", action="store_true", help="memory_use runs for ten minutes")
+    add("--no-build", action="store_true", help="measure what target/release holds, built or not from this source")
     add("--direct-file", action="store_true", help="a local directory as the store (file://), no MinIO, no proxy")
     return parser.parse_args()
 
