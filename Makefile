@@ -40,11 +40,13 @@ lint:
 # Advisories need a download and change by the day: the GitHub workflow checks them.
 licences:
 	@deny=$$(scripts/build-cargo-deny.sh); \
-	echo cargo deny check bans licenses sources; \
+	echo "cargo deny check bans licenses sources"; \
 	"$$deny" --locked check --hide-inclusion-graph bans licenses sources
 
+# The store's tests run against the local store, and against the MinIO started for them.
 unit:
-	cargo test --workspace --locked
+	scripts/with-minio.sh cargo test --workspace --locked
+	$(PYTHON) -m pytest -q -p no:cacheprovider tests/bench
 
 e2e: build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \

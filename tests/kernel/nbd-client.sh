@@ -52,7 +52,7 @@ stop() {
 connect() {
     for candidate in /dev/nbd{0..15}; do
         [ -e "/sys/block/$(basename "$candidate")/pid" ] && continue
-        nbd-client -unix "$socket" "$candidate" -C 4 -t 120 -N ""
+        nbd-client -unix "$socket" "$candidate" -C 4 -t 120
         device=$candidate
         return
     done
