@@ -25,10 +25,15 @@ mkdir "$work/data"
 MINIO_ROOT_USER=$AWS_ACCESS_KEY_ID MINIO_ROOT_PASSWORD=$AWS_SECRET_ACCESS_KEY MINIO_BROWSER=off MINIO_UPDATE=off \
     HOME=$work "$minio" server --quiet --address "127.0.0.1:$port" "$work/data" >"$work/log" 2>&1 &
 server=$!
+ready() {
+    python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' \
+        "$HYPERNBD_TEST_S3_ENDPOINT/minio/health/ready" 2>/dev/null
+}
 for _ in $(seq 300); do
-    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
+    ready && break
     kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; die "MinIO did not start"; }
     sleep 0.1
 done
+ready || die "MinIO does not answer at $HYPERNBD_TEST_S3_ENDPOINT"
 
 "$@"
