@@ -1,7 +1,23 @@
 //! A read/write block volume kept on S3 in the Hyperfile format.
+//!
+//! [`Volume`] is what an NBD server needs of a block device; [`admin`] is the life of a volume outside of serving it.
+//! `docs/architecture.md` of the project has the map. This crate knows neither nbdkit nor a terminal.
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod catalogue;
 pub mod durability;
+pub mod engine;
+mod error;
+pub mod geometry;
 pub mod options;
+pub mod read;
+pub mod store;
 pub mod units;
 pub mod url;
+mod volume;
+pub mod writeback;
+
+pub use error::{ErrorKind, VolumeError};
+pub use url::VolumeUrl;
+pub use volume::{Extent, ExtentKind, Volume};

@@ -1,0 +1,86 @@
+//! `info`: what a volume is.
+
+use hyperfile::config::HyperFileMetaConfig;
+use hyperfile::ondisk::InodeRaw;
+use serde::Serialize;
+
+use super::label;
+use crate::durability::Durability;
+use crate::error::VolumeError;
+use crate::options::StoreOptions;
+use crate::store::{self, Store};
+use crate::url::VolumeUrl;
+
+/// What is known of a volume without opening it.
+#[derive(Debug, Clone, Serialize)]
+pub struct VolumeInfo {
+    /// Its URL.
+    pub url: String,
+    /// Its id; none yet when it was made elsewhere and never opened for writing here.
+    pub volume_id: Option<String>,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Size of a data block in bytes.
+    pub block_size_bytes: u32,
+    /// How the container addresses its blocks.
+    pub format: String,
+    /// Number of the newest checkpoint; 0 before the first.
+    pub last_checkpoint: u64,
+    /// When the container last changed, in milliseconds since 1970-01-01 UTC, by its writer's clock.
+    pub modified_ms: u64,
+    /// Bytes of blocks that were ever written and not trimmed by a resize; an upper bound of the live data.
+    pub mapped_bytes: u64,
+    /// What a flush means.
+    pub durability: String,
+}
+
+/// Looks at a volume. Changes nothing.
+///
+/// # Errors
+/// [`VolumeError::NotFound`] when there is none.
+pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<VolumeInfo, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    of_store(&store).await
+}
+
+/// [`info`] of a connected store.
+pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
+    let url = &store.url;
+    let inode = load_inode(store).await?;
+    let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
+        what: format!("the volume at {url}"),
+        reason: e.to_string(),
+    })?;
+    let label = label::load(store).await?;
+    Ok(VolumeInfo {
+        url: url.to_string(),
+        volume_id: label.map(|l| l.volume_id),
+        size_bytes: inode.i_size,
+        block_size_bytes: meta.data_block_size as u32,
+        format: format!("{:?}", meta.block_ptr_format),
+        last_checkpoint: inode.i_last_cno,
+        modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
+        mapped_bytes: inode.i_blocks,
+        durability: Durability::of(url).sentence().to_owned(),
+    })
+}
+
+async fn load_inode(store: &Store) -> Result<InodeRaw, VolumeError> {
+    let key = store.data_key("inode");
+    let Some((body, _)) = store.get(&key).await? else {
+        return Err(VolumeError::NotFound {
+            url: store.url.to_string(),
+        });
+    };
+    let mut raw = InodeRaw::default();
+    let slot = raw.as_mut_u8_slice();
+    if body.len() != slot.len() {
+        let reason = format!("it has {} bytes instead of {}", body.len(), slot.len());
+        return Err(VolumeError::Corrupt {
+            what: format!("the volume's inode {key}"),
+            reason,
+        });
+    }
+    slot.copy_from_slice(&body);
+    Ok(raw)
+}

@@ -1,0 +1,64 @@
+//! A volume's label, `<root>.meta/volume.json`: who it is, apart from where it lies.
+//!
+//! The id is made when the volume is created, or at the first read-write open of a volume made elsewhere, so a volume
+//! deleted and created again at the same URL never meets caches or logs of the one before.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::VolumeError;
+use crate::store::{Store, StoreErrorKind};
+
+const NAME: &str = "volume.json";
+
+/// The label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Label {
+    /// A random UUID.
+    pub volume_id: String,
+    /// When the label was made, in milliseconds since 1970-01-01 UTC.
+    pub created_ms: u64,
+}
+
+/// Reads the label, if there is one.
+///
+/// # Errors
+/// When the store fails or the label is not one.
+pub async fn load(store: &Store) -> Result<Option<Label>, VolumeError> {
+    let key = store.meta_key(NAME);
+    let Some((body, _)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&body)
+        .map(Some)
+        .map_err(|e| VolumeError::Corrupt {
+            what: format!("the label {key}"),
+            reason: e.to_string(),
+        })
+}
+
+/// Reads the label, or makes it. Of several makers one wins, and all return its label.
+///
+/// # Errors
+/// As [`load`].
+pub async fn ensure(store: &Store) -> Result<Label, VolumeError> {
+    if let Some(label) = load(store).await? {
+        return Ok(label);
+    }
+    let created_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64);
+    let label = Label {
+        volume_id: uuid::Uuid::new_v4().to_string(),
+        created_ms,
+    };
+    let body = serde_json::to_vec(&label).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    match store.put_create_only(&store.meta_key(NAME), body).await {
+        Ok(_) => Ok(label),
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => load(store)
+            .await?
+            .ok_or_else(|| VolumeError::Internal("a label appeared and vanished again".into())),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,44 @@
+//! `resize`: another size for a volume that is not being served.
+
+use super::create::check_size;
+use super::{VolumeInfo, info};
+use crate::engine::container;
+use crate::engine::index_cache::IndexCache;
+use crate::error::VolumeError;
+use crate::options::StoreOptions;
+use crate::store;
+use crate::url::VolumeUrl;
+
+/// Gives the volume a new size. A server running on it must be stopped first; one that is not is fenced by this.
+///
+/// # Errors
+/// [`VolumeError::InvalidInput`] for a smaller size unless `allow_shrink`: bytes past the new end are lost.
+pub async fn resize(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    new_size_bytes: u64,
+    allow_shrink: bool,
+) -> Result<VolumeInfo, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    let before = info::of_store(&store).await?;
+    check_size(new_size_bytes, before.block_size_bytes)?;
+    if new_size_bytes < before.size_bytes && !allow_shrink {
+        return Err(VolumeError::InvalidInput(format!(
+            "{url} has {} bytes; shrinking it to {new_size_bytes} loses what lies past that: confirm with \
+             --allow-shrink",
+            before.size_bytes
+        )));
+    }
+    if new_size_bytes != before.size_bytes {
+        super::on_owner_thread({
+            let store = store.clone();
+            move || async move {
+                let (mut container, _) = container::open(&store, IndexCache::default(), false).await?;
+                container.truncate(new_size_bytes as usize).await
+            }
+        })
+        .await
+        .map_err(|e| VolumeError::engine(format!("resizing {url}"), e))?;
+    }
+    info::of_store(&store).await
+}

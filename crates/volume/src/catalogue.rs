@@ -1,0 +1,158 @@
+//! The catalogue of published checkpoints: one small create-only object each, `<root>.meta/checkpoints/<cno>`.
+//!
+//! The container's own objects do not tell what was really published (a failed publish leaves objects that look
+//! alike), so this is the list to trust. Without a log nobody waits for an entry; an entry missing at the end is
+//! added when the volume is opened.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use log::warn;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::Checkpoint;
+use crate::error::VolumeError;
+use crate::store::{Store, StoreErrorKind};
+
+/// One published checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogueEntry {
+    /// Number of the checkpoint in the container.
+    pub cno: u64,
+    /// When it was published, in milliseconds since 1970-01-01 UTC, by the server's clock.
+    pub published_ms: u64,
+    /// Size of the volume at it, in bytes.
+    pub size_bytes: u64,
+    /// The owner's epoch.
+    pub epoch: u64,
+    /// Whether the entry was added later, by an open that found it missing; its time is then the container's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_repaired: bool,
+}
+
+/// Told of every publish. Must not block.
+pub trait Recorder: Send + Sync {
+    /// A checkpoint was published.
+    fn published(&self, checkpoint: Checkpoint);
+}
+
+/// Records nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct NoRecorder;
+
+impl Recorder for NoRecorder {
+    fn published(&self, _: Checkpoint) {}
+}
+
+/// The key of an entry below the volume's `.meta/`.
+pub fn entry_name(cno: u64) -> String {
+    format!("checkpoints/{cno:010}")
+}
+
+enum Message {
+    Entry(CatalogueEntry),
+    Finish(oneshot::Sender<()>),
+}
+
+/// Writes entries behind the publishes, in order.
+#[derive(Debug)]
+pub struct Catalogue {
+    messages: mpsc::UnboundedSender<Message>,
+    epoch: u64,
+}
+
+impl Catalogue {
+    /// Starts the writer on the current runtime.
+    pub fn start(store: Store, epoch: u64) -> Arc<Self> {
+        let (messages, mut inbox) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(message) = inbox.recv().await {
+                match message {
+                    Message::Entry(entry) => {
+                        if let Err(e) = write_entry(&store, &entry).await {
+                            // Not fatal: the next open adds the newest one.
+                            warn!(
+                                "checkpoint {} is published but not in the catalogue: {e}",
+                                entry.cno
+                            );
+                        }
+                    }
+                    Message::Finish(done) => {
+                        let _ = done.send(());
+                        return;
+                    }
+                }
+            }
+        });
+        Arc::new(Self { messages, epoch })
+    }
+
+    /// Waits at most `timeout` until all entries are written; takes none afterwards.
+    pub async fn finish(&self, timeout: Duration) {
+        let (done, wait) = oneshot::channel();
+        if self.messages.send(Message::Finish(done)).is_ok() {
+            let _ = tokio::time::timeout(timeout, wait).await;
+        }
+    }
+}
+
+impl Recorder for Catalogue {
+    fn published(&self, checkpoint: Checkpoint) {
+        let entry = CatalogueEntry {
+            cno: checkpoint.cno,
+            published_ms: now_ms(),
+            size_bytes: checkpoint.size_bytes,
+            epoch: self.epoch,
+            is_repaired: false,
+        };
+        let _ = self.messages.send(Message::Entry(entry));
+    }
+}
+
+/// Adds the entry of the newest published checkpoint when it is missing: the server that published it was killed
+/// before it could.
+///
+/// # Errors
+/// When the store fails.
+pub async fn repair(
+    store: &Store,
+    newest: Checkpoint,
+    modified_ms: u64,
+    epoch: u64,
+) -> Result<(), VolumeError> {
+    if newest.cno == 0
+        || store
+            .get(&store.meta_key(&entry_name(newest.cno)))
+            .await?
+            .is_some()
+    {
+        return Ok(());
+    }
+    let entry = CatalogueEntry {
+        cno: newest.cno,
+        published_ms: modified_ms,
+        size_bytes: newest.size_bytes,
+        epoch,
+        is_repaired: true,
+    };
+    write_entry(store, &entry).await
+}
+
+async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<(), VolumeError> {
+    let body = serde_json::to_vec(entry).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    match store
+        .put_create_only(&store.meta_key(&entry_name(entry.cno)), body)
+        .await
+    {
+        // An earlier attempt's answer was lost; the entry is there.
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(()),
+        other => Ok(other.map(|_| ())?),
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
+}

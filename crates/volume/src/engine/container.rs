@@ -1,0 +1,96 @@
+//! How this project opens Hyperfile containers: one configuration, for the engine and for the admin verbs.
+
+use std::io;
+
+use hyperfile::config::{
+    FlushConflictPolicy, HyperFileConfig, HyperFileConfigBuilder, HyperFileMetaConfig, HyperFileRuntimeConfig,
+};
+use hyperfile::file::file::HyperFile;
+use hyperfile::file::flags::{FileFlags, HyperFileFlags};
+use hyperfile::file::mode::{FileMode, HyperFileMode};
+use hyperfile::meta_format::BlockPtrFormat;
+use hyperfile::meta_loader::s3::S3BlockLoader;
+use hyperfile::staging::Staging;
+use hyperfile::staging::config::StagingConfig;
+use hyperfile::staging::s3::S3Staging;
+
+use super::index_cache::IndexCache;
+use crate::store::Store;
+
+/// The container type used throughout. Not `Send`: it lives on the thread that opened it.
+pub type Container = HyperFile<'static, S3Staging, S3BlockLoader, IndexCache>;
+
+/// Uploads of one publish: pieces of this size ...
+const UPLOAD_PIECE_BYTES: usize = 8 << 20;
+/// ... this many at once. Each is copied out of the generation while it is sent, so this bounds the extra memory.
+const UPLOADS_IN_FLIGHT: usize = 6;
+/// Index nodes of 4 KiB kept in memory: 64 MiB, the index of 16 GiB of data in 4 KiB blocks.
+const INDEX_NODES: usize = 16384;
+/// A limit of the engine put out of reach: this project decides when to publish (hazards 1, 5, 6 and 7 of the
+/// engine: crossing one flushes inline, and rolls back what cannot be flushed).
+const OUT_OF_REACH: usize = 1 << 50;
+
+/// Configuration of the container below `store`'s root.
+pub fn config(store: &Store, meta: &HyperFileMetaConfig) -> HyperFileConfig {
+    let mut runtime = HyperFileRuntimeConfig::default_large();
+    runtime.flush_conflict_policy = FlushConflictPolicy::FailFast;
+    runtime.data_cache_dirty_max_bytes_threshold = OUT_OF_REACH;
+    runtime.data_cache_dirty_max_blocks_threshold = OUT_OF_REACH;
+    runtime.segment_buffer_size = OUT_OF_REACH;
+    runtime.data_cache_dirty_max_flush_interval = OUT_OF_REACH as u64;
+    runtime.data_cache_blocks = 0;
+    runtime.segment_mpu_chunk_size = UPLOAD_PIECE_BYTES;
+    runtime.segment_mpu_max_concurrency = UPLOADS_IN_FLIGHT;
+    runtime.stream_segment_bytes = 0;
+    runtime.node_cache_blocks = INDEX_NODES;
+    let root = format!("s3://{}/{}", store.bucket, store.root);
+    HyperFileConfigBuilder::new()
+        .with_meta_config(meta)
+        .with_staging_config(&StagingConfig::new_s3_uri(&root, None))
+        .with_runtime_config(&runtime)
+        .build()
+}
+
+/// Creates an empty container of this block size.
+///
+/// # Errors
+/// `AlreadyExists` when there is one.
+pub async fn create(store: &Store, block_size_bytes: u32) -> io::Result<Container> {
+    let meta = HyperFileMetaConfig {
+        data_block_size: block_size_bytes as usize,
+        block_ptr_format: BlockPtrFormat::PartedSegment,
+        ..Default::default()
+    };
+    let config = config(store, &meta);
+    let staging = S3Staging::create(&store.client, config.staging.clone(), config.runtime.clone()).await?;
+    let loader = staging.to_block_loader();
+    let mode = HyperFileMode::from_mode(FileMode::default_file());
+    Container::new(staging, loader, IndexCache::default(), config, read_write(), mode).await
+}
+
+/// Opens the container; writable unless `is_read_only`.
+///
+/// # Errors
+/// `NotFound` when there is none, `InvalidData` when its format is unknown.
+pub async fn open(
+    store: &Store,
+    index_cache: IndexCache,
+    is_read_only: bool,
+) -> io::Result<(Container, S3Staging)> {
+    // The stored geometry replaces this one.
+    let config = config(store, &HyperFileMetaConfig::default());
+    let staging = S3Staging::from(&store.client, config.staging.clone(), config.runtime.clone()).await?;
+    let loader = staging.to_block_loader();
+    let flags = if is_read_only { read_only() } else { read_write() };
+    let container = Container::open(staging.clone(), loader, index_cache, config, flags).await?;
+    Ok((container, staging))
+}
+
+/// No access times: with them every read would dirty the inode, and every flush would send it.
+fn read_write() -> HyperFileFlags {
+    HyperFileFlags::from_flags(FileFlags::rdwr().noatime())
+}
+
+fn read_only() -> HyperFileFlags {
+    HyperFileFlags::from_flags(FileFlags::rdonly().noatime())
+}

@@ -1,0 +1,204 @@
+//! The disk cache of a container's index nodes (`node_cache_config`).
+//!
+//! Nodes are keyed by their pointer, which is immutable within one volume; so every volume has a directory of its own
+//! below the one configured, named by its id, and a volume deleted and made again never meets the nodes of the one
+//! before. A failing cache is a cache that misses.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use btree_ondisk::{NodeCache, NodeTieredCacheStats};
+use foyer::{
+    BlockEngineBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder, HybridCachePolicy,
+};
+use log::warn;
+use parking_lot::RwLock;
+
+use crate::options::{NodeCacheConfig, NodeCacheStrategy};
+
+/// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
+const BLOCK_BYTES: usize = 16 << 20;
+/// There while a cache is open; found by an open, the process before was killed and the contents are not trusted.
+const OPEN_MARKER: &str = "open";
+
+type Nodes = HybridCache<u64, Vec<u8>>;
+
+/// A cache of index nodes, or none. Clones share it.
+#[derive(Clone, Default)]
+pub struct IndexCache(Option<Arc<Shared>>);
+
+struct Shared {
+    nodes: RwLock<Option<Nodes>>,
+    dir: PathBuf,
+    capacity_bytes: usize,
+}
+
+impl IndexCache {
+    /// Opens the cache of the volume `volume_id`.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or used; the text names it.
+    pub async fn open(config: &NodeCacheConfig, volume_id: &str) -> io::Result<Self> {
+        let dir = config.path.join(volume_id);
+        let is_trusted =
+            matches!(config.strategy, NodeCacheStrategy::ReuseCache) && !dir.join(OPEN_MARKER).exists();
+        if !is_trusted {
+            empty(&dir).await?;
+        }
+        let capacity_bytes = config.size_bytes as usize;
+        let nodes = build(&dir, capacity_bytes).await?;
+        Ok(Self(Some(Arc::new(Shared {
+            nodes: RwLock::new(Some(nodes)),
+            dir,
+            capacity_bytes,
+        }))))
+    }
+
+    /// Writes out what is held and closes the files. The cache misses from then on.
+    pub async fn close(&self) {
+        let Some(shared) = &self.0 else { return };
+        let nodes = shared.nodes.write().take();
+        if let Some(nodes) = nodes {
+            nodes.memory().flush().await;
+            match nodes.close().await {
+                Ok(()) => {
+                    let _ = std::fs::remove_file(shared.dir.join(OPEN_MARKER));
+                }
+                Err(e) => warn!("closing the node cache in {}: {e}", shared.dir.display()),
+            }
+        }
+    }
+
+    fn nodes(&self) -> Option<Nodes> {
+        self.0.as_ref().and_then(|s| s.nodes.read().clone())
+    }
+}
+
+async fn empty(dir: &Path) -> io::Result<()> {
+    match tokio::fs::remove_dir_all(dir).await {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(named(dir, &e)),
+        _ => Ok(()),
+    }
+}
+
+async fn build(dir: &Path, capacity_bytes: usize) -> io::Result<Nodes> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| named(dir, &e))?;
+    std::fs::File::create(dir.join(OPEN_MARKER)).map_err(|e| named(dir, &e))?;
+    let device = FsDeviceBuilder::new(dir)
+        .with_capacity(capacity_bytes)
+        .build()
+        .map_err(|e| named(dir, &e))?;
+    HybridCacheBuilder::new()
+        .with_name("index-nodes")
+        .with_policy(HybridCachePolicy::WriteOnInsertion)
+        .memory(0)
+        .storage()
+        .with_engine_config(BlockEngineBuilder::new(device).with_block_size(BLOCK_BYTES))
+        .build()
+        .await
+        .map_err(|e| named(dir, &e))
+}
+
+fn named(dir: &Path, e: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("the node cache in {}: {e}", dir.display()))
+}
+
+impl NodeCache<u64> for IndexCache {
+    fn push(&self, p: &u64, data: &[u8]) {
+        if let Some(nodes) = self.nodes() {
+            nodes.insert(*p, data.to_vec());
+        }
+    }
+
+    async fn load(&self, p: u64, data: &mut [u8]) -> io::Result<bool> {
+        let Some(nodes) = self.nodes() else {
+            return Ok(false);
+        };
+        match nodes.get(&p).await {
+            Ok(Some(entry)) if entry.value().len() == data.len() => {
+                data.copy_from_slice(entry.value());
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            Err(e) => {
+                warn!("the node cache failed, the node is read from the store: {e}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn invalid(&self, p: &u64) {
+        if let Some(nodes) = self.nodes() {
+            nodes.remove(p);
+        }
+    }
+
+    fn evict(&self) {
+        if let Some(nodes) = self.nodes() {
+            nodes.memory().evict_all();
+        }
+    }
+
+    fn get_stats(&self) -> NodeTieredCacheStats {
+        NodeTieredCacheStats::default()
+    }
+
+    fn shutdown(&self) {}
+
+    async fn reset(&self) -> io::Result<()> {
+        let Some(shared) = &self.0 else { return Ok(()) };
+        self.close().await;
+        empty(&shared.dir).await?;
+        let nodes = build(&shared.dir, shared.capacity_bytes).await?;
+        *shared.nodes.write() = Some(nodes);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &Path, strategy: NodeCacheStrategy) -> NodeCacheConfig {
+        NodeCacheConfig {
+            path: dir.to_owned(),
+            size_bytes: 2 * BLOCK_BYTES as u64,
+            strategy,
+        }
+    }
+
+    async fn has(cache: &IndexCache, key: u64) -> bool {
+        cache.load(key, &mut [0; 4096]).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_stay_with_their_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let reuse = config(dir.path(), NodeCacheStrategy::ReuseCache);
+        let cache = IndexCache::open(&reuse, "one").await.unwrap();
+        cache.push(&7, &[7; 4096]);
+        cache.nodes().unwrap().storage().wait().await;
+        assert!(has(&cache, 7).await);
+        cache.close().await;
+        assert!(!has(&cache, 7).await, "closed");
+
+        let other = IndexCache::open(&reuse, "two").await.unwrap();
+        assert!(!has(&other, 7).await, "another volume");
+        let again = IndexCache::open(&reuse, "one").await.unwrap();
+        assert!(has(&again, 7).await, "kept");
+        // Killed: not closed, so not trusted.
+        std::mem::forget(again);
+        let after_kill = IndexCache::open(&reuse, "one").await.unwrap();
+        assert!(!has(&after_kill, 7).await);
+        after_kill.push(&8, &[8; 4096]);
+        after_kill.close().await;
+        let recreate = config(dir.path(), NodeCacheStrategy::Recreate);
+        assert!(!has(&IndexCache::open(&recreate, "one").await.unwrap(), 8).await);
+    }
+}

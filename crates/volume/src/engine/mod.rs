@@ -1,0 +1,62 @@
+//! Published data: the container behind a volume.
+//!
+//! [`Engine`] is all the rest of the crate knows of it. `hyper` is the real one, [`memory`] a model kept in memory,
+//! [`fault`] wraps any and makes it fail.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::error::VolumeError;
+use crate::geometry::Geometry;
+use crate::writeback::overlay::Frozen;
+
+pub(crate) mod container;
+pub mod fault;
+pub mod hyper;
+pub mod index_cache;
+pub mod memory;
+mod owner;
+
+/// A published checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its number in the container.
+    pub cno: u64,
+    /// Size of the volume at it.
+    pub size_bytes: u64,
+}
+
+/// The published state of one volume.
+///
+/// One publish runs at a time; reads run at any time and see the state before or after it, never a mixture inside
+/// one block.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Size and block size.
+    fn geometry(&self) -> Geometry;
+
+    /// Fills `out` with the published bytes at `offset_bytes`; what was never written is zero.
+    async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError>;
+
+    /// Which of `blocks` hold data (`true`) and which read as zeros (`false`): contiguous runs from `blocks.start`,
+    /// at least one block, perhaps not the whole range when finding out more would take long.
+    async fn block_runs(&self, blocks: Range<u64>) -> Result<Vec<(Range<u64>, bool)>, VolumeError>;
+
+    /// Publishes a generation whose blocks are all complete. `None` when it changes nothing and nothing was sent.
+    ///
+    /// # Errors
+    /// After any error it is unknown what was stored; [`Engine::recover`] must succeed before the next publish.
+    /// [`VolumeError::Fenced`] means that another writer published.
+    async fn publish(&self, frozen: Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError>;
+
+    /// Goes back to what is stored, after proving that it is this writer's own.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when it is not.
+    async fn recover(&self) -> Result<(), VolumeError>;
+
+    /// Stops the engine and joins its threads. Nothing is published.
+    async fn close(&self);
+}

@@ -1,0 +1,501 @@
+//! The thread that owns a container: locates blocks, publishes generations, recovers after a failed publish.
+
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use hyperfile::block_source::BlockSource;
+use hyperfile::file::{HyperTrait, ReadPolicy};
+use hyperfile::ondisk::InodeRaw;
+use hyperfile::staging::Staging;
+use hyperfile::staging::s3::S3Staging;
+use log::{debug, info, warn};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Checkpoint;
+use super::container::{self, Container};
+use super::hyper::object_of;
+use super::index_cache::IndexCache;
+use crate::error::VolumeError;
+use crate::geometry::{BlockIndex, Geometry};
+use crate::read::location::{LocationMap, Place, Run};
+use crate::store::Store;
+use crate::writeback::overlay::Frozen;
+
+/// Blocks looked up in the index at a time.
+const LOOKUP_BLOCKS: u64 = 2048;
+/// Blocks one request locates at most, beyond which it answers for a part.
+const LOCATE_BLOCKS_MAX: u64 = 64 * 1024;
+/// Blocks zeroed by one checkpoint at most: each costs an index entry in memory until it is published.
+const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
+/// Blocks zeroed by one call of the engine.
+const ZERO_CALL_BLOCKS: u64 = 64 * 1024;
+
+type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
+
+/// What the owner is asked.
+pub(super) enum Request {
+    Locate {
+        blocks: Range<u64>,
+        reply: Reply<Vec<Run>>,
+    },
+    Publish {
+        frozen: Arc<Frozen>,
+        reply: Reply<Option<Checkpoint>>,
+    },
+    Recover {
+        reply: Reply<()>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+pub(super) struct Config {
+    pub store: Store,
+    pub index_cache: IndexCache,
+    pub is_read_only: bool,
+    pub locations: Arc<Mutex<LocationMap>>,
+}
+
+pub(super) struct Opened {
+    pub geometry: Geometry,
+    pub staging: S3Staging,
+    pub newest: Checkpoint,
+    pub modified_ms: u64,
+}
+
+/// What tells one published state of the container from any other: its checkpoint number and the time of its last
+/// change, to the nanosecond, by the writer's clock. Two writers that publish the same number differ in the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    cno: u64,
+    mtime_s: i64,
+    mtime_ns: i64,
+}
+
+impl Mark {
+    fn of_inode(raw: &InodeRaw) -> Self {
+        Self {
+            cno: raw.i_last_cno,
+            mtime_s: raw.i_mtime as i64,
+            mtime_ns: i64::from(raw.i_mtime_nsec),
+        }
+    }
+
+    fn of_container(c: &Container) -> Self {
+        let stat = c.stat();
+        Self {
+            cno: c.last_cno(),
+            mtime_s: stat.st_mtime,
+            mtime_ns: stat.st_mtime_nsec,
+        }
+    }
+
+    fn has_time_of(&self, other: &Self) -> bool {
+        (self.mtime_s, self.mtime_ns) == (other.mtime_s, other.mtime_ns)
+    }
+}
+
+/// The bytes of a frozen generation, read by the engine while it uploads them.
+struct FrozenSource(Arc<Frozen>);
+
+impl BlockSource for FrozenSource {
+    fn read_at(&self, off: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        if self.0.with(|g| g.copy_complete(off, buf)) {
+            Ok(())
+        } else {
+            Err(std::io::Error::other(format!(
+                "{} bytes at {off} were never written",
+                buf.len()
+            )))
+        }
+    }
+}
+
+struct Owner {
+    config: Config,
+    geometry: Geometry,
+    staging: S3Staging,
+    /// `None` after a panic inside the engine, until a recovery opens it anew.
+    container: Option<Container>,
+    /// The state published last, by this owner or before it.
+    published: Mark,
+    /// What publishes tried to store since, their outcomes unknown. All of them: a request that was given up may still
+    /// be on its way, and land after a later attempt began.
+    attempted: Vec<Mark>,
+}
+
+/// Opens the container, says how that went, and serves requests until told to close.
+pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Request>, opened: Reply<Opened>) {
+    let mut owner = match open(config).await {
+        Ok((owner, modified_ms)) => {
+            let newest = owner.checkpoint();
+            let state = Opened {
+                geometry: owner.geometry,
+                staging: owner.staging.clone(),
+                newest,
+                modified_ms,
+            };
+            if opened.send(Ok(state)).is_err() {
+                return;
+            }
+            owner
+        }
+        Err(e) => {
+            let _ = opened.send(Err(e));
+            return;
+        }
+    };
+    while let Some(request) = inbox.recv().await {
+        match request {
+            Request::Locate { blocks, reply } => {
+                let result = AssertUnwindSafe(owner.locate(blocks)).catch_unwind().await;
+                let _ = reply.send(owner.after(result));
+            }
+            Request::Publish { frozen, reply } => {
+                let result = AssertUnwindSafe(owner.publish(&frozen)).catch_unwind().await;
+                let _ = reply.send(owner.after(result));
+            }
+            Request::Recover { reply } => {
+                let result = AssertUnwindSafe(owner.recover()).catch_unwind().await;
+                let _ = reply.send(owner.after(result));
+            }
+            Request::Close { reply } => {
+                drop(owner);
+                let _ = reply.send(());
+                return;
+            }
+        }
+    }
+}
+
+async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
+    let url = config.store.url.to_string();
+    let (container, staging) =
+        container::open(&config.store, config.index_cache.clone(), config.is_read_only)
+            .await
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
+                _ => VolumeError::engine(format!("opening the volume at {url}"), e),
+            })?;
+    let stat = container.stat();
+    let block_size = u32::try_from(stat.st_blksize)
+        .ok()
+        .filter(|b| b.is_power_of_two() && *b <= 1 << 30);
+    let Some(block_size) = block_size else {
+        let reason = format!("its block size is {}", stat.st_blksize);
+        return Err(VolumeError::Corrupt {
+            what: format!("the volume at {url}"),
+            reason,
+        });
+    };
+    let geometry = Geometry::new(stat.st_size as u64, block_size);
+    let published = Mark::of_container(&container);
+    let modified_ms = (stat.st_mtime * 1000 + stat.st_mtime_nsec / 1_000_000).max(0) as u64;
+    let owner = Owner {
+        config,
+        geometry,
+        staging,
+        container: Some(container),
+        published,
+        attempted: Vec::new(),
+    };
+    Ok((owner, modified_ms))
+}
+
+impl Owner {
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            cno: self.published.cno,
+            size_bytes: self.geometry.size_bytes(),
+        }
+    }
+
+    /// A panic inside the engine leaves the container in an unknown state: it is given up, and reported as a failure.
+    fn after<R>(&mut self, result: std::thread::Result<Result<R, VolumeError>>) -> Result<R, VolumeError> {
+        result.unwrap_or_else(|_| {
+            self.container = None;
+            Err(VolumeError::Internal(
+                "the engine panicked; the container is opened anew".into(),
+            ))
+        })
+    }
+
+    fn container(&mut self) -> Result<&mut Container, VolumeError> {
+        self.container
+            .as_mut()
+            .ok_or_else(|| VolumeError::Internal("the container is being recovered".into()))
+    }
+
+    fn block_range_bytes(&self, blocks: &Range<u64>) -> (usize, usize) {
+        let bs = u64::from(self.geometry.block_size());
+        let start = blocks.start * bs;
+        let end = (blocks.end * bs).min(self.geometry.size_bytes());
+        (start as usize, (end - start) as usize)
+    }
+
+    /// Finds the places of blocks from `blocks.start` on, puts them into the location map and returns them.
+    async fn locate(&mut self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
+        if self.container.is_none() {
+            self.recover().await?;
+        }
+        let runs = self.find(blocks).await?;
+        let mut locations = self.config.locations.lock();
+        for run in &runs {
+            locations.insert(run.clone());
+        }
+        Ok(runs)
+    }
+
+    /// Finds the places of blocks in the index as it is now, unpublished changes included.
+    async fn find(&mut self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
+        let bs = u64::from(self.geometry.block_size());
+        let total = self.geometry.blocks();
+        let failed =
+            |e| VolumeError::engine(format!("looking up blocks {}..{}", blocks.start, blocks.end), e);
+        let mut runs: Vec<Run> = Vec::new();
+        let mut looked_up = 0;
+        let mut at = blocks.start;
+        while at < blocks.end && looked_up < LOCATE_BLOCKS_MAX {
+            let (_, bytes_left) = self.block_range_bytes(&(at..blocks.end));
+            let container = self.container()?;
+            // Holes are skipped whole, however long.
+            let data = container.seek_data((at * bs) as usize).await.map_err(failed)?;
+            let data = data.map_or(total, |offset| offset as u64 / bs);
+            if data > at {
+                push(&mut runs, at..data, Place::Nothing, bs);
+                at = data;
+                continue;
+            }
+            let count = LOOKUP_BLOCKS.min(blocks.end - at);
+            // Planning searches the index for all the blocks at once, a level at a time; a cold index would cost the
+            // look-ups below a round trip a node.
+            let window = (at * bs, (count * bs).min(bytes_left as u64));
+            container
+                .plan_reads(&[window], &ReadPolicy::default())
+                .await
+                .map_err(failed)?;
+            for placed in container
+                .block_placement(at, count as usize)
+                .await
+                .map_err(failed)?
+            {
+                let place = placed.map_or(Place::Nothing, |(segment, offset_bytes)| Place::Stored {
+                    object: object_of(segment),
+                    offset_bytes,
+                });
+                push(&mut runs, at..at + 1, place, bs);
+                at += 1;
+            }
+            looked_up += count;
+        }
+        Ok(runs)
+    }
+
+    async fn publish(&mut self, frozen: &Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {
+        let (zero_runs, data_runs) = frozen.with(|g| (g.zero_runs(), g.data_runs()));
+        let mut newest = None;
+        let mut zeroed = 0;
+        for run in &zero_runs {
+            let mut at = run.start;
+            while at < run.end {
+                for found in self.find(at..run.end).await? {
+                    at = found.blocks.end.min(run.end);
+                    if found.place == Place::Nothing {
+                        continue;
+                    }
+                    let mut from = found.blocks.start;
+                    while from < at {
+                        let until = at.min(from + ZERO_CALL_BLOCKS);
+                        let (start, len) = self.block_range_bytes(&(from..until));
+                        let zero = self.container()?.write_zero(start, len).await;
+                        zero.map_err(|e| VolumeError::engine(format!("zeroing {len} bytes at {start}"), e))?;
+                        zeroed += until - from;
+                        from = until;
+                    }
+                }
+                if zeroed >= ZEROED_BLOCKS_MAX {
+                    newest = Some(self.flush().await?);
+                    zeroed = 0;
+                }
+            }
+        }
+        if !data_runs.is_empty() {
+            self.write_refs(frozen, &data_runs).await?;
+        }
+        if zeroed > 0 || !data_runs.is_empty() {
+            newest = Some(self.flush().await?);
+        }
+        self.update_locations(zero_runs, data_runs).await?;
+        Ok(newest)
+    }
+
+    async fn write_refs(
+        &mut self,
+        frozen: &Arc<Frozen>,
+        data_runs: &[Range<u64>],
+    ) -> Result<(), VolumeError> {
+        let bs = u64::from(self.geometry.block_size());
+        let whole_end = self.geometry.size_bytes() / bs;
+        let source: Arc<dyn BlockSource> = Arc::new(FrozenSource(frozen.clone()));
+        let container = self.container()?;
+        container
+            .set_block_source(Some(source))
+            .map_err(|e| VolumeError::engine("setting the source", e))?;
+        for run in data_runs {
+            let whole = run.start..run.end.min(whole_end);
+            if !whole.is_empty() {
+                let (start, len) = (
+                    (whole.start * bs) as usize,
+                    ((whole.end - whole.start) * bs) as usize,
+                );
+                let written = self.container()?.write_ref(start, len).await;
+                written.map_err(|e| VolumeError::engine(format!("writing {len} bytes at {start}"), e))?;
+            }
+            if run.end > whole_end {
+                // A whole block here would move the end of the volume.
+                let len = self.geometry.block_len(BlockIndex(whole_end)) as usize;
+                let start = whole_end * bs;
+                let mut bytes = vec![0; len];
+                if !frozen.with(|g| g.copy_complete(start, &mut bytes)) {
+                    return Err(VolumeError::Internal("the last block is incomplete".into()));
+                }
+                let written = self.container()?.write(start as usize, &bytes).await;
+                written.map_err(|e| VolumeError::engine(format!("writing {len} bytes at {start}"), e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what was applied, with the flush that does not roll back.
+    async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
+        let container = self.container()?;
+        let attempted = Mark::of_container(container);
+        let flushed = HyperTrait::flush(container).await;
+        self.attempted.push(attempted);
+        let segment = flushed.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
+        self.attempted.clear();
+        self.published = Mark {
+            cno: segment.as_cno(),
+            ..attempted
+        };
+        debug!("published checkpoint {}", self.published.cno);
+        Ok(self.checkpoint())
+    }
+
+    /// Before the publish is reported, and so before its generation is dropped (Invariant R1).
+    async fn update_locations(
+        &mut self,
+        zero_runs: Vec<Range<u64>>,
+        data_runs: Vec<Range<u64>>,
+    ) -> Result<(), VolumeError> {
+        let bs = u64::from(self.geometry.block_size());
+        let mut runs = Vec::new();
+        for run in data_runs {
+            let count = (run.end - run.start) as usize;
+            let placed = self.container()?.block_placement(run.start, count).await;
+            let placed = placed.map_err(|e| VolumeError::engine("looking up published blocks", e));
+            // Published all the same: forget rather than fail.
+            let Ok(placed) = placed else {
+                self.config.locations.lock().forget(run);
+                continue;
+            };
+            for (index, placed) in (run.start..).zip(placed) {
+                let place = placed.map_or(Place::Nothing, |(segment, offset_bytes)| Place::Stored {
+                    object: object_of(segment),
+                    offset_bytes,
+                });
+                push(&mut runs, index..index + 1, place, bs);
+            }
+        }
+        let mut locations = self.config.locations.lock();
+        for blocks in zero_runs {
+            locations.insert(Run {
+                blocks,
+                place: Place::Nothing,
+            });
+        }
+        for run in runs {
+            locations.insert(run);
+        }
+        Ok(())
+    }
+
+    /// Whether a stored state is one this owner made: the last it published, or the one it just tried to.
+    fn is_own(&self, stored: Mark) -> bool {
+        stored == self.published
+            || self
+                .attempted
+                .iter()
+                .any(|a| stored.cno > self.published.cno && stored.has_time_of(a))
+    }
+
+    fn foreign(&self, stored: Mark) -> VolumeError {
+        let reason = format!(
+            "checkpoint {} at {} was published by another writer (this server's newest is {})",
+            stored.cno, self.config.store.url, self.published.cno
+        );
+        VolumeError::Fenced { reason }
+    }
+
+    /// Goes back to what is stored: the one way on after a failed publish, whatever failed.
+    ///
+    /// A plain retry can stay refused for ever. The engine's own way back adopts whatever is stored, and may write to
+    /// it, so the state stored is proved to be ours before, and once more after.
+    async fn recover(&mut self) -> Result<(), VolumeError> {
+        let failed = |e| VolumeError::engine("recovering after a failed publish", e);
+        let mut raw = InodeRaw::default();
+        self.staging
+            .load_inode(raw.as_mut_u8_slice())
+            .await
+            .map_err(failed)?;
+        let stored = Mark::of_inode(&raw);
+        if !self.is_own(stored) {
+            return Err(self.foreign(stored));
+        }
+        match self.container.as_mut() {
+            Some(container) => container.discard_unflushed().await.map_err(failed)?,
+            None => {
+                let (store, cache) = (&self.config.store, self.config.index_cache.clone());
+                let (container, _) = container::open(store, cache, self.config.is_read_only)
+                    .await
+                    .map_err(failed)?;
+                self.container = Some(container);
+            }
+        }
+        let adopted = Mark::of_container(self.container()?);
+        if !self.is_own(adopted) {
+            return Err(self.foreign(adopted));
+        }
+        if adopted != self.published {
+            info!(
+                "checkpoint {} had been published though its answer was lost",
+                adopted.cno
+            );
+            self.published = adopted;
+            self.attempted.clear();
+        }
+        warn!(
+            "recovered to checkpoint {}; what is unpublished is published again",
+            adopted.cno
+        );
+        Ok(())
+    }
+}
+
+fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_size: u64) {
+    if let Some(last) = runs.last_mut()
+        && last.blocks.end == blocks.start
+        && last
+            .place
+            .advanced(last.blocks.end - last.blocks.start, block_size)
+            == place
+    {
+        last.blocks.end = blocks.end;
+        return;
+    }
+    runs.push(Run { blocks, place });
+}

@@ -1,0 +1,174 @@
+//! What can go wrong with a volume, with enough context to act on.
+
+use std::error::Error;
+use std::time::Duration;
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The classes of failure, for whoever must turn them into an errno or an exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A request reaches past the volume's end.
+    OutOfRange,
+    /// A value that makes no sense.
+    InvalidInput,
+    /// A write to a volume opened read-only.
+    ReadOnly,
+    /// No such volume.
+    NotFound,
+    /// There is a volume already.
+    AlreadyExists,
+    /// The store refused the credentials or the permission.
+    AccessDenied,
+    /// Another server holds the volume.
+    Busy,
+    /// Another writer took the volume over; this one must not write again.
+    Fenced,
+    /// The store failed or could not be reached.
+    Store,
+    /// Not done within the time allowed.
+    Timeout,
+    /// The write buffer is full and the store takes nothing.
+    BufferFull,
+    /// A local disk failed or is full.
+    LocalDisk,
+    /// What is stored makes no sense.
+    Corrupt,
+    /// The volume is closed.
+    Closed,
+    /// Not supported.
+    Unsupported,
+    /// A defect in this program.
+    Internal,
+}
+
+/// A failure of a volume operation.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A request reaches past the end.
+    #[error("a request of {len_bytes} bytes at {offset_bytes} reaches past the volume's end at {size_bytes}")]
+    OutOfRange {
+        /// Start of the request.
+        offset_bytes: u64,
+        /// Its length.
+        len_bytes: u64,
+        /// Size of the volume.
+        size_bytes: u64,
+    },
+    /// A value that makes no sense; the text says which, and what would.
+    #[error("{0}")]
+    InvalidInput(String),
+    /// A write to a volume opened read-only.
+    #[error("the volume is open read-only")]
+    ReadOnly,
+    /// No such volume.
+    #[error("there is no volume at {url}; create one with: hypernbd create {url} --size SIZE")]
+    NotFound {
+        /// The volume's URL.
+        url: String,
+    },
+    /// There is a volume already.
+    #[error("there is a volume at {url} already; delete it first, or choose another URL")]
+    AlreadyExists {
+        /// The volume's URL.
+        url: String,
+    },
+    /// Another writer took the volume over.
+    #[error("this server is fenced: {reason}; it will not write to the volume again")]
+    Fenced {
+        /// What was seen.
+        reason: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The container's engine failed.
+    #[error("{operation}: {source}")]
+    Engine {
+        /// What was being done.
+        operation: String,
+        /// The engine's own error.
+        source: std::io::Error,
+    },
+    /// Not done within the time allowed.
+    #[error("{operation} was not done within {} s; the last failure was: {last}", waited.as_secs())]
+    Timeout {
+        /// What was being done.
+        operation: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
+        /// The last failure seen, or that there was none.
+        last: String,
+    },
+    /// The write buffer stayed full.
+    #[error("the write buffer of {capacity_bytes} bytes stayed full for {} s: the store takes no data", waited.as_secs())]
+    BufferFull {
+        /// Its size.
+        capacity_bytes: u64,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// What is stored makes no sense.
+    #[error("{what} is corrupt: {reason}")]
+    Corrupt {
+        /// The object or structure.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The volume is closed.
+    #[error("the volume is closed")]
+    Closed,
+    /// A defect in this program.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl VolumeError {
+    /// The class of this failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Self::InvalidInput(_) => ErrorKind::InvalidInput,
+            Self::ReadOnly => ErrorKind::ReadOnly,
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            Self::Fenced { .. } => ErrorKind::Fenced,
+            Self::Store(e) => match e.kind {
+                StoreErrorKind::NotFound => ErrorKind::NotFound,
+                StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,
+                StoreErrorKind::PreconditionFailed => ErrorKind::AlreadyExists,
+                StoreErrorKind::Unreachable | StoreErrorKind::Other => ErrorKind::Store,
+            },
+            Self::Engine { .. } => ErrorKind::Store,
+            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::BufferFull { .. } => ErrorKind::BufferFull,
+            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::Closed => ErrorKind::Closed,
+            Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+
+    /// The failure of an engine operation.
+    pub(crate) fn engine(operation: impl Into<String>, source: std::io::Error) -> Self {
+        Self::Engine {
+            operation: operation.into(),
+            source,
+        }
+    }
+
+    /// This failure and its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            let cause_text = cause.to_string();
+            // SDK errors often repeat their cause in their own text.
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            next = cause.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,269 @@
+//! The location map: block → where its published bytes lie, as extents in bounded memory (pure).
+//!
+//! An entry is a run of blocks that lie one behind another in one stored object, or a run that reads as zeros. Objects
+//! never change once written, so an entry says something true for as long as the block is not published anew; the
+//! owner of the container updates the map with each publish before the generation that held the blocks is dropped
+//! (*Invariant R1*). What is not in the map is unknown and must be asked for.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Where a run of blocks lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Never written, or zeroed: reads as zeros, stored nowhere.
+    Nothing,
+    /// In the object with this number (the engine's own encoding), from this byte on.
+    Stored {
+        /// The object.
+        object: u64,
+        /// Offset of the run's first block in the object, in bytes.
+        offset_bytes: u64,
+    },
+}
+
+impl Place {
+    /// The place of the block `blocks` further on in the same run.
+    pub fn advanced(self, blocks: u64, block_size: u64) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Stored { object, offset_bytes } => Self::Stored {
+                object,
+                offset_bytes: offset_bytes + blocks * block_size,
+            },
+        }
+    }
+}
+
+/// A run of blocks and its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The blocks.
+    pub blocks: Range<u64>,
+    /// Where the first of them lies; the others follow.
+    pub place: Place,
+}
+
+/// Block → place, for as many runs as fit.
+#[derive(Debug)]
+pub struct LocationMap {
+    block_size: u64,
+    runs_max: usize,
+    /// By first block: length in blocks and place.
+    runs: BTreeMap<u64, (u64, Place)>,
+    /// Where forgetting goes on, so that it passes over the whole map in turn.
+    forget_from: u64,
+}
+
+impl LocationMap {
+    /// An empty map of at most `runs_max` runs (about 64 bytes each).
+    pub fn new(block_size: u32, runs_max: usize) -> Self {
+        let runs_max = runs_max.max(16);
+        Self {
+            block_size: u64::from(block_size),
+            runs_max,
+            runs: BTreeMap::new(),
+            forget_from: 0,
+        }
+    }
+
+    /// Number of runs held.
+    pub fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// What is known from `blocks.start` on, ascending and without gaps, up to `blocks.end` or the first unknown block.
+    pub fn known_prefix(&self, blocks: Range<u64>) -> Vec<Run> {
+        let mut known = Vec::new();
+        let mut at = blocks.start;
+        let before = self.runs.range(..=at).next_back();
+        let rest = self
+            .runs
+            .range((std::ops::Bound::Excluded(at), std::ops::Bound::Unbounded));
+        for (&start, &(len, place)) in before.into_iter().chain(rest) {
+            if at >= blocks.end || start > at {
+                break;
+            }
+            let end = start + len;
+            if end <= at {
+                continue;
+            }
+            let until = end.min(blocks.end);
+            known.push(Run {
+                blocks: at..until,
+                place: place.advanced(at - start, self.block_size),
+            });
+            at = until;
+        }
+        known
+    }
+
+    /// Replaces what is known of `run.blocks`.
+    pub fn insert(&mut self, run: Run) {
+        if run.blocks.is_empty() {
+            return;
+        }
+        self.cut(run.blocks.clone());
+        let Run {
+            mut blocks,
+            mut place,
+        } = run;
+        if let Some((&start, &(len, before))) = self.runs.range(..blocks.start).next_back()
+            && start + len == blocks.start
+            && before.advanced(len, self.block_size) == place
+        {
+            self.runs.remove(&start);
+            (blocks.start, place) = (start, before);
+        }
+        if let Some(&(len, after)) = self.runs.get(&blocks.end)
+            && place.advanced(blocks.end - blocks.start, self.block_size) == after
+        {
+            self.runs.remove(&blocks.end);
+            blocks.end += len;
+        }
+        self.runs.insert(blocks.start, (blocks.end - blocks.start, place));
+        if self.runs.len() > self.runs_max {
+            self.forget_some();
+        }
+    }
+
+    /// Forgets what is known of `blocks`.
+    pub fn forget(&mut self, blocks: Range<u64>) {
+        self.cut(blocks);
+    }
+
+    /// Removes `blocks` from the runs that touch them.
+    fn cut(&mut self, blocks: Range<u64>) {
+        if blocks.is_empty() {
+            return;
+        }
+        if let Some((&start, &(len, place))) = self.runs.range(..blocks.start).next_back()
+            && start + len > blocks.start
+        {
+            self.runs.insert(start, (blocks.start - start, place));
+            self.keep_after(start, len, place, blocks.end);
+        }
+        let inside: Vec<(u64, (u64, Place))> = self.runs.extract_if(blocks.clone(), |_, _| true).collect();
+        if let Some(&(start, (len, place))) = inside.last() {
+            self.keep_after(start, len, place, blocks.end);
+        }
+    }
+
+    fn keep_after(&mut self, start: u64, len: u64, place: Place, from: u64) {
+        if start + len > from {
+            self.runs.insert(
+                from,
+                (start + len - from, place.advanced(from - start, self.block_size)),
+            );
+        }
+    }
+
+    /// Forgets an eighth of the runs, going on where the last call stopped.
+    fn forget_some(&mut self) {
+        let count = self.runs_max / 8 + 1;
+        let mut victims: Vec<u64> = self
+            .runs
+            .range(self.forget_from..)
+            .take(count)
+            .map(|(&s, _)| s)
+            .collect();
+        if victims.len() < count {
+            victims.extend(self.runs.keys().take(count - victims.len()));
+        }
+        for v in &victims {
+            self.runs.remove(v);
+        }
+        self.forget_from = victims.last().map_or(0, |v| v + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOCKS: u64 = 64;
+
+    fn place() -> impl Strategy<Value = Place> {
+        prop_oneof![
+            Just(Place::Nothing),
+            (0..3u64, 0..8u64).prop_map(|(object, at)| Place::Stored {
+                object,
+                offset_bytes: at * 4096
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn answers_as_a_flat_array(
+            ops in prop::collection::vec((0..BLOCKS, 0..BLOCKS, prop::option::of(place())), 1..60),
+            (from, to) in (0..BLOCKS, 0..=BLOCKS),
+        ) {
+            let mut map = LocationMap::new(4096, 1 << 20);
+            let mut flat: Vec<Option<Place>> = vec![None; BLOCKS as usize];
+            for (a, b, place) in ops {
+                let blocks = a.min(b)..a.max(b);
+                for i in blocks.clone() {
+                    flat[i as usize] = place.map(|p| p.advanced(i - blocks.start, 4096));
+                }
+                match place {
+                    Some(place) => map.insert(Run { blocks, place }),
+                    None => map.forget(blocks),
+                }
+            }
+            let mut at = from;
+            for run in map.known_prefix(from..to.max(from)) {
+                prop_assert_eq!(run.blocks.start, at);
+                for i in run.blocks.clone() {
+                    prop_assert_eq!(flat[i as usize], Some(run.place.advanced(i - run.blocks.start, 4096)));
+                }
+                at = run.blocks.end;
+            }
+            prop_assert!(at >= to.max(from) || flat[at as usize].is_none(), "stopped at a known block");
+        }
+
+        #[test]
+        fn stays_in_its_bound_and_never_lies(starts in prop::collection::vec(0..100_000u64, 1..400)) {
+            let mut map = LocationMap::new(4096, 32);
+            let mut newest = std::collections::HashMap::new();
+            for (n, start) in starts.into_iter().enumerate() {
+                let place = Place::Stored { object: n as u64, offset_bytes: 0 };
+                map.insert(Run { blocks: start..start + 1, place });
+                newest.insert(start, place);
+                prop_assert!(map.len() <= 32);
+            }
+            for (start, place) in newest {
+                let known = map.known_prefix(start..start + 1);
+                prop_assert!(known.is_empty() || known[0].place == place);
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_in_one_object_are_one_run() {
+        let mut map = LocationMap::new(4096, 100);
+        for i in [0u64, 2, 1] {
+            let place = Place::Stored {
+                object: 7,
+                offset_bytes: 1000 + i * 4096,
+            };
+            map.insert(Run {
+                blocks: i..i + 1,
+                place,
+            });
+        }
+        assert_eq!(map.len(), 1);
+        map.insert(Run {
+            blocks: 1..2,
+            place: Place::Nothing,
+        });
+        assert_eq!(map.len(), 3);
+    }
+}

@@ -1,0 +1,397 @@
+//! The public face of a volume: what an NBD server asks of a block device, at byte granularity.
+//!
+//! The methods block the calling thread and may be called from any number of threads in any order, but not from the
+//! runtime's own. Requests that need no I/O (writes into the buffer, reads of buffered bytes) never leave the caller's
+//! thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::try_join_all;
+use log::{info, warn};
+use tokio::runtime::Handle;
+
+use crate::admin::{self, label};
+use crate::catalogue::{self, Catalogue, NoRecorder, Recorder};
+use crate::engine::Engine;
+use crate::engine::hyper::HyperEngine;
+use crate::engine::index_cache::IndexCache;
+use crate::error::VolumeError;
+use crate::geometry::Geometry;
+use crate::options::{StoreOptions, VolumeOptions};
+use crate::store;
+use crate::url::VolumeUrl;
+use crate::writeback::driver::{Driver, DriverConfig};
+use crate::writeback::overlay::{Buffered, Overlay};
+
+/// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
+const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
+const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
+/// The epoch of a volume without a lease.
+const EPOCH: u64 = 1;
+
+/// What a run of bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Data.
+    Data,
+    /// Zeroed, not yet published.
+    Zero,
+    /// Never written, or dropped: reads as zeros and takes no space.
+    Hole,
+}
+
+/// A run of bytes of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it starts, in bytes from the volume's start.
+    pub offset_bytes: u64,
+    /// Its length in bytes, never 0.
+    pub len_bytes: u64,
+    /// What it is.
+    pub kind: ExtentKind,
+}
+
+/// An open volume.
+pub struct Volume {
+    geometry: Geometry,
+    overlay: Arc<Overlay>,
+    engine: Arc<dyn Engine>,
+    driver: Driver,
+    catalogue: Option<Arc<Catalogue>>,
+    runtime: Handle,
+    io_timeout: Duration,
+    is_read_only: bool,
+    is_closed: AtomicBool,
+}
+
+impl Volume {
+    /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`] when there is none; nothing is ever created by an open.
+    pub async fn open(
+        url: &VolumeUrl,
+        store_options: &StoreOptions,
+        options: &VolumeOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let store = store::connect(url, store_options).await?;
+        // A label is made only for a volume that is there: opening must not leave anything at a mistyped URL.
+        admin::info_of(&store).await?;
+        let label = if options.read_only {
+            label::load(&store).await?
+        } else {
+            Some(label::ensure(&store).await?)
+        };
+        let volume_id = label.map(|l| l.volume_id);
+        let index_cache = match (&options.node_cache, &volume_id) {
+            (Some(config), Some(id)) => IndexCache::open(config, id)
+                .await
+                .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
+            _ => IndexCache::default(),
+        };
+        let (engine, state) = HyperEngine::open(&store, index_cache, options.read_only).await?;
+        let geometry = engine.geometry();
+        let mut recorder: Arc<dyn Recorder> = Arc::new(NoRecorder);
+        let mut catalogue = None;
+        if !options.read_only {
+            if let Err(e) = catalogue::repair(&store, state.newest, state.modified_ms, EPOCH).await {
+                warn!(
+                    "checkpoint {} is not in the catalogue: {}",
+                    state.newest.cno,
+                    e.chain()
+                );
+            }
+            let started = Catalogue::start(store.clone(), EPOCH);
+            recorder = started.clone();
+            catalogue = Some(started);
+        }
+        info!(
+            "opened {url}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
+            geometry.size_bytes(),
+            geometry.block_size(),
+            state.newest.cno,
+            volume_id.as_deref().unwrap_or("without a label"),
+            if options.read_only { ", read-only" } else { "" }
+        );
+        let mut volume = Self::over(Arc::new(engine), recorder, options);
+        volume.catalogue = catalogue;
+        Ok(Arc::new(volume))
+    }
+
+    /// A volume over any engine, on the current runtime.
+    pub fn over(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>, options: &VolumeOptions) -> Self {
+        let geometry = engine.geometry();
+        let overlay = Arc::new(Overlay::new(geometry));
+        let config = DriverConfig {
+            checkpoint_interval: options.checkpoint_interval,
+            io_timeout: options.io_timeout,
+            write_buffer_bytes: options.write_buffer_bytes,
+        };
+        let driver = Driver::start(overlay.clone(), engine.clone(), recorder, config);
+        Self {
+            geometry,
+            overlay,
+            engine,
+            driver,
+            catalogue: None,
+            runtime: Handle::current(),
+            io_timeout: options.io_timeout,
+            is_read_only: options.read_only,
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.geometry.size_bytes()
+    }
+
+    /// Size of a data block in bytes.
+    pub fn block_size_bytes(&self) -> u32 {
+        self.geometry.block_size()
+    }
+
+    /// Fills `out` with the bytes at `offset_bytes`.
+    ///
+    /// # Errors
+    /// A failing store is tried again for `io_timeout`, then [`VolumeError::Timeout`].
+    pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, out.len() as u64)?;
+        let missing = self.overlay.read(offset_bytes, out);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.check_open()?;
+        let mut pieces = Vec::with_capacity(missing.len());
+        let mut rest = out;
+        let mut at = offset_bytes;
+        for range in missing {
+            let (_, from) = rest.split_at_mut((range.start - at) as usize);
+            let (piece, after) = from.split_at_mut((range.end - range.start) as usize);
+            pieces.push(self.read_published(range.start, piece));
+            (rest, at) = (after, range.end);
+        }
+        self.runtime.block_on(try_join_all(pieces)).map(|_| ())
+    }
+
+    async fn read_published(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        let started = Instant::now();
+        let mut wait = READ_RETRY_WAIT;
+        loop {
+            let Err(e) = self.engine.read(offset_bytes, out).await else {
+                return Ok(());
+            };
+            if started.elapsed() + wait >= self.io_timeout {
+                let last = e.chain();
+                warn!("a read of {} bytes at {offset_bytes} failed: {last}", out.len());
+                return Err(VolumeError::Timeout {
+                    operation: "read",
+                    waited: self.io_timeout,
+                    last,
+                });
+            }
+            log::debug!("a read is tried again: {}", e.chain());
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
+        }
+    }
+
+    /// Writes `data` at `offset_bytes`; visible to every reader when this returns, durable too when `fua`.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFull`] when the store has taken nothing for `io_timeout`, [`VolumeError::Fenced`].
+    pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
+        self.change(offset_bytes, data.len() as u64, fua, || {
+            self.overlay.write(offset_bytes, data)
+        })
+    }
+
+    /// Zeroes every byte of the range (NBD write-zeroes). Costs by what is mapped, not by the length.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn zero(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
+        self.change(offset_bytes, len_bytes, fua, || {
+            self.overlay.zero(offset_bytes, len_bytes)
+        })
+    }
+
+    /// Drops the whole blocks of the range, which then read as zeros; leaves the rest as it is (NBD trim).
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
+        self.change(offset_bytes, len_bytes, fua, || {
+            self.overlay.trim(offset_bytes, len_bytes)
+        })
+    }
+
+    fn change(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        fua: bool,
+        apply: impl FnOnce() -> Buffered,
+    ) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        if self.is_read_only {
+            return Err(VolumeError::ReadOnly);
+        }
+        self.check_open()?;
+        self.driver.shared().check_fenced()?;
+        if len_bytes > 0 {
+            self.driver.wait_for_room()?;
+            let buffered = apply();
+            self.driver.buffered(buffered);
+        }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Returns once every write replied to before the call is durable.
+    ///
+    /// # Errors
+    /// [`VolumeError::Timeout`] after `io_timeout`: the data is kept, and the next flush covers it again.
+    pub fn flush(&self) -> Result<(), VolumeError> {
+        if self.is_read_only {
+            return Ok(());
+        }
+        self.check_open()?;
+        self.runtime.block_on(self.driver.flush())
+    }
+
+    /// Brings the range near. Without a read cache there is nowhere near to bring it to but the index, so only the
+    /// places of the blocks are looked up.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        self.check_open()?;
+        let blocks = self.geometry.touched_blocks(offset_bytes, len_bytes);
+        if !blocks.is_empty() {
+            self.runtime.block_on(self.engine.block_runs(blocks))?;
+        }
+        Ok(())
+    }
+
+    /// What the bytes from `offset_bytes` on are: at least one extent, contiguous, none reaching past the range;
+    /// perhaps not the whole range when finding out more would take long. One extent only when `one_only`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn extents(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        one_only: bool,
+    ) -> Result<Vec<Extent>, VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        self.check_open()?;
+        let blocks = self.geometry.touched_blocks(offset_bytes, len_bytes);
+        if blocks.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Unpublished first: a publish in between moves blocks down into what is looked at second.
+        let unpublished = self.overlay.block_runs(blocks.clone());
+        let published = self.runtime.block_on(self.engine.block_runs(blocks.clone()))?;
+        let known_end = published.last().map_or(blocks.start, |(run, _)| run.end);
+        let mut kinds = rangemap::RangeMap::new();
+        for (run, is_data) in published {
+            kinds.insert(
+                run,
+                if is_data {
+                    ExtentKind::Data
+                } else {
+                    ExtentKind::Hole
+                },
+            );
+        }
+        for (run, is_data) in unpublished {
+            let run = run.start..run.end.min(known_end);
+            if !run.is_empty() {
+                kinds.insert(
+                    run,
+                    if is_data {
+                        ExtentKind::Data
+                    } else {
+                        ExtentKind::Zero
+                    },
+                );
+            }
+        }
+        let block_size = u64::from(self.geometry.block_size());
+        let end = offset_bytes + len_bytes;
+        let extents = kinds.into_iter().map(|(run, kind)| {
+            let start = (run.start * block_size).max(offset_bytes);
+            let until = (run.end * block_size).min(end);
+            Extent {
+                offset_bytes: start,
+                len_bytes: until - start,
+                kind,
+            }
+        });
+        Ok(extents.take(if one_only { 1 } else { usize::MAX }).collect())
+    }
+
+    /// Asks for a checkpoint in the background.
+    pub fn checkpoint_soon(&self) {
+        self.driver.checkpoint_soon();
+    }
+
+    /// Publishes what is unpublished, waiting at most `timeout`, and stops the volume's threads. Once only; later
+    /// calls do nothing.
+    ///
+    /// # Errors
+    /// When not everything could be published: what was not covered by a flush is then lost.
+    pub fn close(&self, timeout: Duration) -> Result<(), VolumeError> {
+        if self.is_closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.runtime.block_on(async {
+            let flushed = if self.is_read_only {
+                Ok(())
+            } else {
+                tokio::time::timeout(timeout, self.driver.flush())
+                    .await
+                    .unwrap_or_else(|_| {
+                        let last = "the time given for closing ran out".to_owned();
+                        Err(VolumeError::Timeout {
+                            operation: "the last checkpoint",
+                            waited: timeout,
+                            last,
+                        })
+                    })
+            };
+            let _ = tokio::time::timeout(timeout, self.driver.stop()).await;
+            if let Some(catalogue) = &self.catalogue {
+                catalogue.finish(timeout).await;
+            }
+            // The owner thread may be in the middle of a publish that hangs; it ends when that does.
+            if tokio::time::timeout(timeout, self.engine.close()).await.is_err() {
+                warn!("the store still holds up a publish; it is left unfinished");
+            }
+            flushed
+        })
+    }
+
+    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        if self.geometry.contains(offset_bytes, len_bytes) {
+            return Ok(());
+        }
+        Err(VolumeError::OutOfRange {
+            offset_bytes,
+            len_bytes,
+            size_bytes: self.geometry.size_bytes(),
+        })
+    }
+
+    fn check_open(&self) -> Result<(), VolumeError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            Err(VolumeError::Closed)
+        } else {
+            Ok(())
+        }
+    }
+}

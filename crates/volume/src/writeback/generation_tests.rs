@@ -1,0 +1,138 @@
+//! A generation against a flat array: every byte known here reads as written, nothing else is answered.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BLOCK: u32 = 4096;
+const SIZE: u64 = 9 * 4096 + 1234;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write(u64, u64, u8),
+    Zero(u64, u64),
+    Trim(u64, u64),
+}
+
+fn range() -> impl Strategy<Value = (u64, u64)> {
+    let edge = prop_oneof![0..=SIZE, (0..=9u64).prop_map(|b| b * 4096), Just(SIZE)];
+    (edge.clone(), edge).prop_map(|(a, b)| (a.min(b), a.max(b) - a.min(b)))
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (range(), 1..=255u8).prop_map(|((o, l), v)| Op::Write(o, l, v)),
+        1 => range().prop_map(|(o, l)| Op::Zero(o, l)),
+        1 => range().prop_map(|(o, l)| Op::Trim(o, l)),
+    ]
+}
+
+/// The same operations on one byte at a time: `None` is unknown.
+fn apply_flat(model: &mut [Option<u8>], op: &Op) {
+    let geometry = Geometry::new(SIZE, BLOCK);
+    match *op {
+        Op::Write(o, l, v) => model[o as usize..(o + l) as usize].fill(Some(v)),
+        Op::Zero(o, l) => model[o as usize..(o + l) as usize].fill(Some(0)),
+        Op::Trim(o, l) => {
+            for b in geometry.whole_blocks(o, l) {
+                let start = b * u64::from(BLOCK);
+                let end = (start + u64::from(BLOCK)).min(SIZE);
+                model[start as usize..end as usize].fill(Some(0));
+            }
+        }
+    }
+}
+
+fn apply(generation: &mut Generation, op: &Op) {
+    match *op {
+        Op::Write(o, l, v) => {
+            let data = vec![v; l as usize];
+            generation.write(PreparedWrite::new(generation.geometry, o, &data));
+        }
+        Op::Zero(o, l) => {
+            generation.zero(o, l);
+        }
+        Op::Trim(o, l) => {
+            generation.trim(o, l);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn behaves_as_a_flat_array(ops in prop::collection::vec(op(), 1..40), (o, l) in range()) {
+        let mut generation = Generation::new(Geometry::new(SIZE, BLOCK));
+        let mut model = vec![None; SIZE as usize];
+        for op in &ops {
+            apply(&mut generation, op);
+            apply_flat(&mut model, op);
+        }
+        let mut out = vec![0xEE; l as usize];
+        let missing = generation.read(o, &mut out);
+        let mut known = vec![true; l as usize];
+        for r in &missing {
+            known[(r.start - o) as usize..(r.end - o) as usize].fill(false);
+        }
+        for i in 0..l as usize {
+            let want = model[o as usize + i];
+            prop_assert_eq!(known[i].then_some(out[i]), want, "byte {}", o as usize + i);
+        }
+        prop_assert!(missing.windows(2).all(|w| w[0].end < w[1].start), "joined and ascending");
+        // Accounting: whole blocks for each block with a byte that is known and not merely zeroed.
+        prop_assert_eq!(generation.buffered_bytes() % u64::from(BLOCK), 0);
+        // Runs cover exactly the touched blocks.
+        let runs = generation.block_runs(0..generation.geometry.blocks());
+        for b in 0..generation.geometry.blocks() {
+            let start = (b * u64::from(BLOCK)) as usize;
+            let end = (start + BLOCK as usize).min(SIZE as usize);
+            let touched = model[start..end].iter().any(Option::is_some);
+            prop_assert_eq!(runs.iter().any(|(r, _)| r.contains(&b)), touched);
+        }
+    }
+
+    #[test]
+    fn completing_makes_every_block_publishable(ops in prop::collection::vec(op(), 1..30)) {
+        let mut generation = Generation::new(Geometry::new(SIZE, BLOCK));
+        let mut model = vec![None; SIZE as usize];
+        for op in &ops {
+            apply(&mut generation, op);
+            apply_flat(&mut model, op);
+        }
+        let below = |at: usize| (at % 251) as u8;
+        for (block, gap) in generation.partial_blocks() {
+            let base = block.0 as usize * BLOCK as usize;
+            let bytes: Vec<u8> = (base + gap.start as usize..base + gap.end as usize).map(below).collect();
+            generation.complete(block, gap.start, &bytes);
+        }
+        prop_assert!(generation.partial_blocks().is_empty());
+        for run in generation.data_runs() {
+            let start = run.start * u64::from(BLOCK);
+            let end = (run.end * u64::from(BLOCK)).min(SIZE);
+            let mut out = vec![0; (end - start) as usize];
+            prop_assert!(generation.copy_complete(start, &mut out));
+            for (i, got) in out.iter().enumerate() {
+                let at = start as usize + i;
+                prop_assert_eq!(*got, model[at].unwrap_or_else(|| below(at)));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_incomplete_block_is_never_copied_for_a_publish() {
+    let geometry = Geometry::new(SIZE, BLOCK);
+    let mut generation = Generation::new(geometry);
+    generation.write(PreparedWrite::new(geometry, 10, b"abc"));
+    assert!(!generation.copy_complete(0, &mut [0; 4096]));
+    assert!(!generation.copy_complete(4096, &mut [0; 10]), "untouched block");
+}
+
+#[test]
+fn zeroing_the_whole_of_a_huge_volume_is_one_range() {
+    let geometry = Geometry::new(9 << 40, 4096);
+    let mut generation = Generation::new(geometry);
+    generation.write(PreparedWrite::new(geometry, 1 << 40, &[7; 8192]));
+    generation.trim(0, 9 << 40);
+    assert_eq!(generation.zero_runs(), vec![0..geometry.blocks()]);
+    assert_eq!(generation.buffered_bytes(), 0);
+}

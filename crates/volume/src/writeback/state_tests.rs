@@ -1,0 +1,327 @@
+//! The state machine in a simulated world: random events, publishes that fail, publishes that are applied though they
+//! are reported as failed, and crashes. After every step the promises are checked against a flat model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+type Cells = BTreeMap<u8, u64>;
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Write(u8),
+    Flush,
+    Age,
+    Want,
+    PublishOk,
+    PublishFail,
+    /// Applied by the store, reported as failed.
+    PublishLost,
+    Fence,
+    Retry,
+    Expire,
+}
+
+/// A volume of 256 one-cell blocks; each write stores a number larger than any before it.
+#[derive(Default)]
+struct World {
+    machine: WriteBack,
+    active: Cells,
+    active_id: Option<GenerationId>,
+    frozen: Option<(GenerationId, Cells)>,
+    published: Cells,
+    is_publishing: bool,
+    written: u64,
+    flushes: u64,
+    /// What each waiting flush covers.
+    promises: BTreeMap<FlushId, Cells>,
+    answered: BTreeSet<FlushId>,
+    ages: Vec<GenerationId>,
+    is_retry_armed: bool,
+}
+
+impl World {
+    fn visible(&self) -> Cells {
+        let mut all = self.published.clone();
+        if let Some((_, f)) = &self.frozen {
+            all.extend(f);
+        }
+        all.extend(&self.active);
+        all
+    }
+
+    fn feed(&mut self, event: Event) {
+        let before = self.visible();
+        for action in self.machine.on(event) {
+            match action {
+                Action::Freeze(id) => {
+                    assert!(self.frozen.is_none(), "a frozen generation is never replaced");
+                    assert!(self.active_id.is_none_or(|last| id > last), "numbers grow");
+                    self.active_id = Some(id);
+                    self.frozen = Some((id, std::mem::take(&mut self.active)));
+                }
+                Action::Publish { generation, .. } => {
+                    assert!(!self.is_publishing, "one publish at a time");
+                    assert_eq!(self.frozen.as_ref().map(|f| f.0), Some(generation));
+                    self.is_publishing = true;
+                    self.is_retry_armed = false;
+                }
+                Action::DropFrozen(id) => {
+                    let (frozen_id, cells) = self.frozen.take().expect("dropped once");
+                    assert_eq!(frozen_id, id);
+                    for (k, v) in cells {
+                        assert!(
+                            self.published.get(&k) >= Some(&v),
+                            "W1: dropped before it was published"
+                        );
+                    }
+                }
+                Action::Answer(id, answer) => {
+                    let promise = self.promises.remove(&id).expect("answered once");
+                    assert!(self.answered.insert(id));
+                    if answer == FlushAnswer::Durable {
+                        for (k, v) in promise {
+                            assert!(
+                                self.published.get(&k) >= Some(&v),
+                                "W4: flush answered, write {v} not durable"
+                            );
+                        }
+                    }
+                }
+                Action::ArmAge(id) => self.ages.push(id),
+                Action::ArmRetry { attempt } => {
+                    assert!(attempt > 0);
+                    self.is_retry_armed = true;
+                }
+                Action::Fence => assert!(self.machine.is_fenced()),
+            }
+        }
+        assert_eq!(
+            self.visible(),
+            before,
+            "W1: nothing written is ever lost from view"
+        );
+    }
+
+    fn apply_publish(&mut self) {
+        let (_, cells) = self.frozen.clone().expect("publishing");
+        self.published.extend(cells);
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Write(cell) => {
+                self.written += 1;
+                let is_first = self.active.is_empty();
+                self.active.insert(cell, self.written);
+                if is_first {
+                    self.feed(Event::Dirtied);
+                }
+                if self.active.len() > 6 {
+                    self.feed(Event::Grown);
+                }
+            }
+            Step::Flush => {
+                self.flushes += 1;
+                let id = FlushId(self.flushes);
+                self.promises.insert(id, self.visible());
+                self.feed(Event::Flush {
+                    id,
+                    is_active_dirty: !self.active.is_empty(),
+                });
+            }
+            Step::Age => {
+                if let Some(id) = self.ages.pop() {
+                    self.feed(Event::AgeDue(id));
+                }
+            }
+            Step::Want => self.feed(Event::CheckpointWanted {
+                is_active_dirty: !self.active.is_empty(),
+            }),
+            Step::PublishOk | Step::PublishLost | Step::PublishFail | Step::Fence => {
+                if !std::mem::take(&mut self.is_publishing) {
+                    return;
+                }
+                let end = match step {
+                    Step::PublishOk => {
+                        self.apply_publish();
+                        PublishEnd::Published
+                    }
+                    Step::PublishLost => {
+                        self.apply_publish();
+                        PublishEnd::Failed
+                    }
+                    Step::Fence => PublishEnd::Fenced,
+                    _ => PublishEnd::Failed,
+                };
+                self.feed(Event::PublishEnded(end));
+            }
+            Step::Retry => {
+                if std::mem::take(&mut self.is_retry_armed) {
+                    self.feed(Event::RetryDue);
+                }
+            }
+            Step::Expire => {
+                if let Some((&id, _)) = self.promises.iter().next() {
+                    self.feed(Event::FlushExpired(id));
+                    assert!(self.answered.contains(&id));
+                }
+            }
+        }
+    }
+
+    /// A kind store from here on: everything is published and every flush answered.
+    fn settle(&mut self) {
+        self.step(Step::Flush);
+        for _ in 0..8 {
+            self.step(Step::Retry);
+            self.step(Step::PublishOk);
+        }
+        if !self.machine.is_fenced() {
+            assert_eq!(self.published, self.visible(), "all is published in the end");
+            assert!(self.active.is_empty() && self.frozen.is_none());
+        }
+        assert!(self.promises.is_empty(), "every flush is answered in the end");
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..10u8).prop_map(Step::Write),
+        3 => Just(Step::Flush),
+        1 => Just(Step::Age),
+        1 => Just(Step::Want),
+        4 => Just(Step::PublishOk),
+        1 => Just(Step::PublishFail),
+        1 => Just(Step::PublishLost),
+        2 => Just(Step::Retry),
+        1 => Just(Step::Expire),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn every_promise_is_kept(steps in prop::collection::vec(step(), 1..120)) {
+        let mut world = World::default();
+        for s in steps {
+            world.step(s);
+        }
+        world.settle();
+    }
+
+    #[test]
+    fn a_fenced_volume_promises_nothing_more(
+        before in prop::collection::vec(step(), 0..60),
+        after in prop::collection::vec(step(), 0..60),
+    ) {
+        let mut world = World::default();
+        for s in before {
+            world.step(s);
+        }
+        world.step(Step::Write(1));
+        world.step(Step::Flush);
+        world.step(Step::PublishOk);
+        world.step(Step::Write(2));
+        world.step(Step::Flush);
+        world.step(Step::Retry);
+        world.step(Step::Fence);
+        prop_assert!(world.machine.is_fenced());
+        let published = world.published.clone();
+        for s in after {
+            world.step(s);
+        }
+        world.settle();
+        prop_assert!(world.machine.is_fenced());
+        prop_assert_eq!(published, world.published, "a fenced volume publishes nothing");
+    }
+}
+
+#[test]
+fn flushes_that_wait_together_share_one_publish() {
+    let mut m = WriteBack::default();
+    m.on(Event::Dirtied);
+    let first = m.on(Event::Flush {
+        id: FlushId(1),
+        is_active_dirty: true,
+    });
+    assert_eq!(
+        first,
+        [
+            Action::Freeze(GenerationId(1)),
+            Action::Publish {
+                generation: GenerationId(1),
+                attempt: 0
+            }
+        ]
+    );
+    m.on(Event::Dirtied);
+    for id in 2..=4 {
+        assert_eq!(
+            m.on(Event::Flush {
+                id: FlushId(id),
+                is_active_dirty: true
+            }),
+            []
+        );
+    }
+    let ended = m.on(Event::PublishEnded(PublishEnd::Published));
+    assert_eq!(
+        ended,
+        [
+            Action::DropFrozen(GenerationId(1)),
+            Action::Answer(FlushId(1), FlushAnswer::Durable),
+            Action::Freeze(GenerationId(2)),
+            Action::Publish {
+                generation: GenerationId(2),
+                attempt: 0
+            }
+        ]
+    );
+    let answers = m.on(Event::PublishEnded(PublishEnd::Published));
+    assert_eq!(answers.len(), 4, "one publish answers the three: {answers:?}");
+}
+
+#[test]
+fn a_flush_of_nothing_is_answered_at_once() {
+    let mut m = WriteBack::default();
+    let id = FlushId(1);
+    assert_eq!(
+        m.on(Event::Flush {
+            id,
+            is_active_dirty: false
+        }),
+        [Action::Answer(id, FlushAnswer::Durable)]
+    );
+}
+
+#[test]
+fn a_flush_after_a_failed_publish_tries_again_at_once() {
+    let mut m = WriteBack::default();
+    m.on(Event::Dirtied);
+    m.on(Event::Flush {
+        id: FlushId(1),
+        is_active_dirty: true,
+    });
+    assert_eq!(
+        m.on(Event::PublishEnded(PublishEnd::Failed)),
+        [Action::ArmRetry { attempt: 1 }]
+    );
+    assert_eq!(
+        m.on(Event::FlushExpired(FlushId(1))),
+        [Action::Answer(FlushId(1), FlushAnswer::TimedOut)]
+    );
+    assert_eq!(
+        m.on(Event::Flush {
+            id: FlushId(2),
+            is_active_dirty: false
+        }),
+        [Action::Publish {
+            generation: GenerationId(1),
+            attempt: 1
+        }]
+    );
+}

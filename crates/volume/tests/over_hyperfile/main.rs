@@ -1,0 +1,8 @@
+//! Volumes over the real engine and an in-process store.
+
+// The layout of the nested futures of the engine and the SDK is deep.
+#![recursion_limit = "256"]
+
+mod container;
+mod fixture;
+mod recovery;

@@ -1,0 +1,251 @@
+//! Failed and ambiguous publishes against the real engine: requests that are refused, and requests that are carried
+//! out though their answer is lost, at each of the two objects a publish writes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::fixture::{Fixture, pattern};
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_smithy_types::config_bag::{Storable, StoreReplace};
+use hypernbd_volume::catalogue::NoRecorder;
+use hypernbd_volume::engine::hyper::HyperEngine;
+use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::options::VolumeOptions;
+use hypernbd_volume::{ErrorKind, Volume, store};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Inode,
+    Segment,
+}
+
+/// How many of the coming writes of each object fail, before and after they are carried out.
+#[derive(Debug, Default)]
+struct Faults {
+    inode_refused: AtomicU32,
+    inode_lost: AtomicU32,
+    segment_refused: AtomicU32,
+    segment_lost: AtomicU32,
+    met: AtomicU32,
+}
+
+impl Faults {
+    fn take(&self, counter: &AtomicU32) -> bool {
+        let taken = counter
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            .is_ok();
+        if taken {
+            self.met.fetch_add(1, Ordering::SeqCst);
+        }
+        taken
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Writes(Option<Target>);
+
+impl Storable for Writes {
+    type Storer = StoreReplace<Self>;
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug)]
+struct Injector(Arc<Faults>);
+
+impl Intercept for Injector {
+    fn name(&self) -> &'static str {
+        "injector"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let path = request.uri().split('?').next().unwrap_or_default();
+        let target = if path.ends_with("/inode") {
+            Target::Inode
+        } else {
+            Target::Segment
+        };
+        let is_write = matches!(request.method(), "PUT" | "POST") && !path.contains(".meta/");
+        let target = is_write.then_some(target);
+        bag.interceptor_state().store_put(Writes(target));
+        let refused = match target {
+            Some(Target::Inode) => self.0.take(&self.0.inode_refused),
+            Some(Target::Segment) => self.0.take(&self.0.segment_refused),
+            None => false,
+        };
+        if refused {
+            Err("injected: refused".into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn read_before_deserialization(
+        &self,
+        _: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let lost = match bag.load::<Writes>() {
+            Some(Writes(Some(Target::Inode))) => self.0.take(&self.0.inode_lost),
+            Some(Writes(Some(Target::Segment))) => self.0.take(&self.0.segment_lost),
+            _ => false,
+        };
+        if lost {
+            Err("injected: answer lost".into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+struct Faulty {
+    fixture: Fixture,
+    faults: Arc<Faults>,
+}
+
+impl Faulty {
+    fn new(block_size: u32) -> Self {
+        let fixture = Fixture::new();
+        fixture.create(64 << 20, block_size);
+        Self {
+            fixture,
+            faults: Arc::default(),
+        }
+    }
+
+    fn open(&self) -> Volume {
+        let f = &self.fixture;
+        f.run(async {
+            let mut store = store::connect(&f.url, &f.store_options).await.unwrap();
+            let config = store
+                .client
+                .config()
+                .to_builder()
+                .interceptor(Injector(self.faults.clone()))
+                .build();
+            store.client = aws_sdk_s3::Client::from_conf(config);
+            let (engine, _) = HyperEngine::open(&store, IndexCache::default(), false)
+                .await
+                .unwrap();
+            // No checkpoints but those the test asks for.
+            let options = VolumeOptions {
+                checkpoint_interval: Duration::from_secs(3600),
+                ..VolumeOptions::default()
+            };
+            Volume::over(Arc::new(engine), Arc::new(NoRecorder), &options)
+        })
+    }
+}
+
+/// Writes, meets the fault in a flush, and finds everything there: through this server, and through the next.
+fn survives(set: impl Fn(&Faults), block_size: u32) {
+    let t = Faulty::new(block_size);
+    let volume = t.open();
+    let mut model = vec![0u8; 64 << 20];
+    for round in 0..4u64 {
+        // Enough for an upload in pieces in one round, a single object in the others.
+        let len = if round == 2 { 24 << 20 } else { 100_001 };
+        let at = (round * 3_000_001) as usize;
+        let data = pattern(round + 1, len);
+        volume.write(at as u64, &data, false).unwrap();
+        model[at..at + len].copy_from_slice(&data);
+        volume.trim(32 << 20, 1 << 20, false).unwrap();
+        model[32 << 20..33 << 20].fill(0);
+        set(&t.faults);
+        volume.flush().unwrap();
+        assert!(
+            t.fixture.read(&volume, 0, 64 << 20) == model,
+            "round {round}: through this server"
+        );
+        let next = t.fixture.open_read_only();
+        assert!(
+            t.fixture.read(&next, 0, 64 << 20) == model,
+            "round {round}: what was flushed is published"
+        );
+    }
+    assert!(t.faults.met.load(Ordering::SeqCst) >= 4, "the faults were met");
+    volume.close(Duration::from_secs(30)).unwrap();
+    assert!(t.fixture.read(&t.fixture.open(), 0, 64 << 20) == model);
+}
+
+#[test]
+fn the_inode_is_refused() {
+    survives(|f| f.inode_refused.store(1, Ordering::SeqCst), 4096);
+}
+
+#[test]
+fn the_inodes_answer_is_lost() {
+    survives(|f| f.inode_lost.store(1, Ordering::SeqCst), 4096);
+}
+
+#[test]
+fn the_segment_is_refused() {
+    survives(|f| f.segment_refused.store(1, Ordering::SeqCst), 65536);
+}
+
+#[test]
+fn the_segments_answer_is_lost() {
+    survives(|f| f.segment_lost.store(1, Ordering::SeqCst), 4096);
+}
+
+#[test]
+fn everything_fails_a_few_times() {
+    let all = |f: &Faults| {
+        f.segment_lost.store(1, Ordering::SeqCst);
+        f.inode_lost.store(1, Ordering::SeqCst);
+        f.inode_refused.store(1, Ordering::SeqCst);
+    };
+    survives(all, 16384);
+}
+
+#[test]
+fn a_flush_that_cannot_be_done_in_time_fails_keeps_the_data_and_is_made_good_by_the_next() {
+    let t = Faulty::new(4096);
+    let f = &t.fixture;
+    let volume = f.run(async {
+        let mut store = store::connect(&f.url, &f.store_options).await.unwrap();
+        let config = store
+            .client
+            .config()
+            .to_builder()
+            .interceptor(Injector(t.faults.clone()))
+            .build();
+        store.client = aws_sdk_s3::Client::from_conf(config);
+        let (engine, _) = HyperEngine::open(&store, IndexCache::default(), false)
+            .await
+            .unwrap();
+        let options = VolumeOptions {
+            io_timeout: Duration::from_millis(300),
+            ..VolumeOptions::default()
+        };
+        Volume::over(Arc::new(engine), Arc::new(NoRecorder), &options)
+    });
+    volume.write(0, &pattern(1, 4096), false).unwrap();
+    t.faults.segment_refused.store(u32::MAX, Ordering::SeqCst);
+    assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(f.read(&volume, 0, 4096) == pattern(1, 4096), "kept and readable");
+    volume.write(4096, &pattern(2, 4096), false).unwrap();
+    assert_eq!(
+        volume.flush().unwrap_err().kind(),
+        ErrorKind::Timeout,
+        "never reported as success"
+    );
+    t.faults.segment_refused.store(0, Ordering::SeqCst);
+    // The attempt under way may need longer than this short time-out to end.
+    let flushed = (0..100).any(|_| volume.flush().is_ok());
+    assert!(flushed);
+    let next = f.open_read_only();
+    assert!(f.read(&next, 0, 4096) == pattern(1, 4096));
+    assert!(f.read(&next, 4096, 4096) == pattern(2, 4096));
+}
