@@ -12,6 +12,7 @@ import pytest
 from support.model import pattern
 from support.process import check, spawn, wait_for
 from support.server import CLI, GI, KI, MI, PLUGIN, TI, Volume
+from support.stores import free_port
 
 
 @pytest.fixture
@@ -173,12 +174,8 @@ def test_the_lines_of_the_first_readme(volume, make_server):
         client.flush()
         assert client.pread(4, 9_999_999_999_996) == b"here"
     assert server.terminate() == 0
-    must(volume, "file", "delete", volume.url, *([] if "--yes" not in must_help(volume) else ["--yes"]))
+    must(volume, "file", "delete", volume.url)  # asks only on a terminal
     assert volume.cli("info", volume.url).returncode != 0
-
-
-def must_help(volume: Volume) -> str:
-    return must(volume, "file", "delete", "--help")
 
 
 @pytest.mark.file_only
@@ -268,8 +265,6 @@ def test_serve_on_a_unix_socket(volume, serve_by_hand, make_server, end):
 
 @pytest.mark.file_only
 def test_serve_on_tcp(volume, serve_by_hand):
-    from support.stores import free_port
-
     must(volume, "create", volume.url, "--size", "64M")
     port = free_port()
     served = serve_by_hand(volume, "--port", str(port))

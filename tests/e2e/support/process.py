@@ -53,9 +53,9 @@ def run(*command: str | Path, env: dict[str, str] | None = None, limit_s: int = 
     )
 
 
-def check(*command: str | Path, env: dict[str, str] | None = None, limit_s: int = COMMAND_LIMIT_S, stdin: str = "") -> str:
-    """Runs a program that must succeed and returns its standard output."""
-    done = run(*command, env=env, limit_s=limit_s, stdin=stdin)
+def check(*command: str | Path, **options) -> str:
+    """Runs a program that must succeed (options as for `run`) and returns its standard output."""
+    done = run(*command, **options)
     line = " ".join(str(part) for part in command)
     assert done.returncode == 0, f"`{line}` exited with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done.stdout
