@@ -15,6 +15,10 @@ use crate::url::VolumeUrl;
 /// The least `write_buffer`: two generations of a few large requests each.
 pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
 
+/// What is logged unless `RUST_LOG` says otherwise: warnings and errors. The engine warns of every look for an object
+/// that is not there, which is how it looks for its own, so of the engine only errors.
+pub const DEFAULT_LOG_FILTER: &str = "warn,hyperfile=error";
+
 /// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreOptions {

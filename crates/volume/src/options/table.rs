@@ -89,7 +89,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "auto|yes|no",
         default: "auto",
         default_is_value: true,
-        help: "put the bucket in the path of requests, not in the host name (auto: yes with endpoint_url)",
+        help: "put the bucket in the path of requests, not in the host name; auto is yes with endpoint_url",
         group: OptionGroup::Store,
         apply: |options, value| {
             options.store.path_style = match value {
@@ -107,7 +107,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "auto|always|never",
         default: "auto",
         default_is_value: true,
-        help: "sign the bodies of uploads (auto: over plain http only, TLS protects them itself)",
+        help: "sign the bodies of uploads; auto does over plain http only, TLS protects them itself",
         group: OptionGroup::Store,
         apply: |options, value| {
             options.store.payload_signing = match value {
@@ -203,7 +203,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "auto|parallel|serialize_requests",
         default: "auto",
         default_is_value: true,
-        help: "requests of one connection at once or one by one (auto: at once on nbdkit 1.34 and newer)",
+        help: "requests of one connection at once or one by one; auto is parallel on nbdkit 1.34 and newer",
         group: OptionGroup::Serve,
         apply: |options, value| {
             options.thread_model = match value {
@@ -232,7 +232,7 @@ pub fn config_help() -> String {
             OptionGroup::Volume => "required".to_string(),
             _ => format!("default: {}", spec.default),
         };
-        format!("{usage:<32} {} ({default})", spec.help)
+        format!("{usage}  {} ({default})", spec.help)
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -1,0 +1,173 @@
+//! From the start of the server to its end: what lives in the process and not in a connection.
+//!
+//! nbdkit's callbacks carry no state of the plugin's own, hence the one global here. Order of events: parameters,
+//! [`check_volume`] (still on the terminal), fork, [`start`], any number of [`connect`] and [`disconnect`], [`stop`].
+//! A server may also end without any of these but the last, or be killed without that one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use hypernbd_volume::durability::Durability;
+use hypernbd_volume::options::{ServeConfig, VolumeOptions};
+use hypernbd_volume::{Volume, admin};
+use nbdkit::{Error, Result};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::errno::{self, in_errno};
+use crate::params;
+
+/// How long the runtime's threads may take to end once nothing is left to do.
+const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
+
+/// What all connections share.
+struct Shared {
+    runtime: Runtime,
+    /// The volume open for writing. Once there is one, every connection uses it, so that all see the same bytes.
+    read_write: Option<Arc<Volume>>,
+    /// The volume opened for read-only connections only (`nbdkit -r`): it asks the store for no write.
+    read_only: Option<Arc<Volume>>,
+    connections: usize,
+}
+
+static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
+
+fn shared() -> MutexGuard<'static, Option<Shared>> {
+    SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Before the fork: finds the volume, so that what is wrong with it is said on the terminal. The runtime for it is
+/// gone on return, since threads do not survive a fork.
+pub fn check_volume() -> Result<()> {
+    let config = config()?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(no_runtime)?;
+    runtime
+        .block_on(admin::info(&config.url, &config.store))
+        .map_err(in_errno)?;
+    Ok(())
+}
+
+/// After the fork: the runtime.
+pub fn start() -> Result<()> {
+    let config = config()?;
+    crate::logging::after_fork();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(config.runtime_threads)
+        .thread_name("hypernbd")
+        .enable_all()
+        .build()
+        .map_err(no_runtime)?;
+    log::info!(
+        "serving {}: {}",
+        config.url,
+        Durability::of(&config.url).sentence()
+    );
+    *shared() = Some(Shared {
+        runtime,
+        read_write: None,
+        read_only: None,
+        connections: 0,
+    });
+    Ok(())
+}
+
+/// The volume for a new connection; the first one opens it. That is here and not in [`start`] because only a
+/// connection knows of `nbdkit -r`, and because a store that is away for a moment then costs one connection, not the
+/// server.
+pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
+    let config = config()?;
+    let mut shared = shared();
+    let shared = shared
+        .as_mut()
+        .ok_or_else(|| errno::error(libc::ESHUTDOWN, "the server is shutting down"))?;
+    if shared.read_write.is_none() {
+        let slot = if readonly {
+            &mut shared.read_only
+        } else {
+            &mut shared.read_write
+        };
+        if slot.is_none() {
+            let options = VolumeOptions {
+                read_only: readonly,
+                ..config.volume.clone()
+            };
+            let open = Volume::open(&config.url, &config.store, &options);
+            *slot = Some(shared.runtime.block_on(open).map_err(in_errno)?);
+        }
+    }
+    let volume = shared.read_write.as_ref().or(shared.read_only.as_ref());
+    let volume = Arc::clone(volume.ok_or_else(|| errno::error(libc::EIO, "the volume is not open"))?);
+    shared.connections += 1;
+    Ok(volume)
+}
+
+/// A connection has ended. After the last one there may be nobody left who would flush: a checkpoint starts.
+pub fn disconnect() {
+    let ended = catch_unwind(|| {
+        let mut shared = shared();
+        let Some(shared) = shared.as_mut() else { return };
+        shared.connections = shared.connections.saturating_sub(1);
+        if shared.connections == 0
+            && let Some(volume) = &shared.read_write
+        {
+            volume.checkpoint_soon();
+        }
+    });
+    log_panic("disconnect", ended);
+}
+
+/// The preferred size of requests, in bytes: the volume's block. `None` before it is open.
+pub fn block_size_bytes() -> Option<u32> {
+    let shared = shared();
+    let shared = shared.as_ref()?;
+    shared
+        .read_write
+        .as_ref()
+        .or(shared.read_only.as_ref())
+        .map(|volume| volume.block_size_bytes())
+}
+
+/// The end: publishes what is left, then ends every thread. Harmless when nothing was started, or called again.
+pub fn stop() {
+    log_panic("unload", catch_unwind(AssertUnwindSafe(stop_all)));
+}
+
+fn stop_all() {
+    let Some(Shared {
+        runtime,
+        read_write,
+        read_only,
+        ..
+    }) = shared().take()
+    else {
+        return;
+    };
+    let timeout =
+        params::config().map_or_else(|| VolumeOptions::default().io_timeout, |c| c.volume.io_timeout);
+    for volume in [read_write, read_only].into_iter().flatten() {
+        if let Err(error) = volume.close(timeout) {
+            log::error!(
+                "closing the volume: {}; writes after the last flush or checkpoint are lost",
+                error.chain()
+            );
+        }
+    }
+    runtime.shutdown_timeout(RUNTIME_END_MAX);
+}
+
+fn config() -> Result<&'static ServeConfig> {
+    params::config().ok_or_else(|| errno::error(libc::EINVAL, "the parameters are not complete"))
+}
+
+fn no_runtime(error: std::io::Error) -> Error {
+    errno::error(libc::EIO, format!("cannot start the runtime: {error}"))
+}
+
+fn log_panic(callback: &str, result: std::thread::Result<()>) {
+    if let Err(panic) = result {
+        log::error!("internal error in {callback}: {}", errno::panic_text(&*panic));
+    }
+}

@@ -1,0 +1,140 @@
+//! What the binding lacks: the callbacks at the end of nbdkit's struct, a question about the server's age, and the
+//! entry point that registers it all.
+//!
+//! Source of the layout: `nbdkit-plugin.h`, API version 2. New fields only ever come at its end, and `_struct_size`
+//! tells the server how many there are.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::catch_unwind;
+
+use nbdkit::{Builder, Plugin, Result};
+
+use crate::{Connection, errno, lifecycle};
+
+/// The largest request taken in one piece, as the NBD protocol suggests.
+const REQUEST_MAX_BYTES: u32 = 32 << 20;
+
+/// The one export is the volume, under the empty name.
+const EXPORT_NAME: &CStr = c"";
+const EXPORT_DESCRIPTION: &CStr = c"Hypernbd volume";
+
+/// The binding's struct with the fields that follow it in nbdkit's.
+#[repr(C)]
+pub struct PluginWithExtensions {
+    base: Plugin,
+    list_exports: extern "C" fn(readonly: c_int, is_tls: c_int, exports: *mut c_void) -> c_int,
+    default_export: extern "C" fn(readonly: c_int, is_tls: c_int) -> *const c_char,
+    export_description: extern "C" fn(handle: *mut c_void) -> *const c_char,
+    cleanup: extern "C" fn(),
+    block_size:
+        extern "C" fn(*mut c_void, minimum: *mut u32, preferred: *mut u32, maximum: *mut u32) -> c_int,
+}
+
+unsafe extern "C" {
+    /// `nbdkit_add_export(3)`: copies both strings.
+    fn nbdkit_add_export(exports: *mut c_void, name: *const c_char, description: *const c_char) -> c_int;
+}
+
+/// The entry point, called once by nbdkit after loading the library.
+// SAFETY: the name is nbdkit's convention and nothing else in the library has it.
+#[unsafe(no_mangle)]
+pub extern "C" fn plugin_init() -> *const PluginWithExtensions {
+    let callbacks = Builder {
+        after_fork: true,
+        cache: true,
+        can_cache: true,
+        can_extents: true,
+        can_flush: true,
+        can_fast_zero: true,
+        can_fua: true,
+        can_multi_conn: true,
+        can_trim: true,
+        can_write: true,
+        can_zero: true,
+        config: true,
+        config_complete: true,
+        config_help: true,
+        dump_plugin: true,
+        extents: true,
+        flush: true,
+        get_ready: true,
+        is_rotational: true,
+        load: true,
+        preconnect: false,
+        thread_model: true,
+        trim: true,
+        unload: true,
+        write_at: true,
+        zero: true,
+    };
+    let base = callbacks.into_ptr::<Connection>().cast_mut();
+    // SAFETY: the binding made this pointer with `Box::into_raw` and kept no copy of it.
+    let mut base = *unsafe { Box::from_raw(base) };
+    base._struct_size = size_of::<PluginWithExtensions>() as u64;
+    // nbdkit never gives the struct back.
+    Box::leak(Box::new(PluginWithExtensions {
+        base,
+        list_exports,
+        default_export,
+        export_description,
+        cleanup,
+        block_size,
+    }))
+}
+
+/// Whether this nbdkit keeps running when a client disconnects with replies pending. Those from 1.34 on do, and can
+/// be told by a function that came with it.
+pub fn survives_disconnects() -> bool {
+    // SAFETY: a look-up by a valid C string, of which only whether it finds anything is used.
+    !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"nbdkit_disconnect".as_ptr()) }.is_null()
+}
+
+/// Refuses export names other than the one there is: a client that asks for something else must not get this.
+pub fn check_export_name() -> Result<()> {
+    let name = nbdkit::export_name().map_err(|error| errno::error(libc::EINVAL, error.to_string()))?;
+    if name.as_bytes() != EXPORT_NAME.to_bytes() {
+        let text = format!("there is no export {name:?}: the volume is the export with the empty name");
+        return Err(errno::error(libc::EINVAL, text));
+    }
+    Ok(())
+}
+
+extern "C" fn list_exports(_readonly: c_int, _is_tls: c_int, exports: *mut c_void) -> c_int {
+    // SAFETY: the list is the one nbdkit just handed over; the strings are constants.
+    unsafe { nbdkit_add_export(exports, EXPORT_NAME.as_ptr(), EXPORT_DESCRIPTION.as_ptr()) }
+}
+
+extern "C" fn default_export(_readonly: c_int, _is_tls: c_int) -> *const c_char {
+    EXPORT_NAME.as_ptr()
+}
+
+extern "C" fn export_description(_handle: *mut c_void) -> *const c_char {
+    EXPORT_DESCRIPTION.as_ptr()
+}
+
+/// Comes when all connections have ended and nbdkit's threads still run: the better moment to end than `unload`,
+/// which is left for the ways that do not pass here.
+extern "C" fn cleanup() {
+    lifecycle::stop();
+}
+
+extern "C" fn block_size(
+    _handle: *mut c_void,
+    minimum: *mut u32,
+    preferred: *mut u32,
+    maximum: *mut u32,
+) -> c_int {
+    // A panic must not reach nbdkit; without an answer the server advertises no constraint.
+    let block_bytes = catch_unwind(lifecycle::block_size_bytes).ok().flatten();
+    let (least, best, most) = match block_bytes {
+        Some(bytes) => (1, bytes.clamp(512, REQUEST_MAX_BYTES), REQUEST_MAX_BYTES),
+        None => (0, 0, 0),
+    };
+    // SAFETY: nbdkit passes pointers to three values of its own.
+    unsafe {
+        minimum.write(least);
+        preferred.write(best);
+        maximum.write(most);
+    }
+    0
+}

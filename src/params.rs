@@ -1,0 +1,76 @@
+//! The plugin's parameters, from nbdkit's command line.
+
+use std::sync::Mutex;
+
+use hypernbd_volume::durability::Durability;
+use hypernbd_volume::options::{OptionError, ServeConfig, ServeOptions, ThreadModelOption, config_help};
+use nbdkit::{Result, ThreadModel};
+use once_cell::sync::{Lazy, OnceCell};
+
+use crate::{errno, nbdkit_ext};
+
+/// What has been read so far; nbdkit gives one parameter a call.
+static GIVEN: Lazy<Mutex<ServeOptions>> = Lazy::new(Mutex::default);
+
+/// What was read in the end.
+static CONFIG: OnceCell<ServeConfig> = OnceCell::new();
+
+/// The configuration; `None` until [`complete`], and when nbdkit only asks for `--help` or `--dump-plugin`.
+pub fn config() -> Option<&'static ServeConfig> {
+    CONFIG.get()
+}
+
+/// One line a parameter, for `nbdkit --help`.
+pub fn help() -> &'static str {
+    static HELP: Lazy<String> = Lazy::new(config_help);
+    &HELP
+}
+
+/// Takes in one parameter.
+pub fn set(key: &str, value: &str) -> Result<()> {
+    let mut given = GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    given.set(key, value).map_err(refused)
+}
+
+/// Checks the whole.
+pub fn complete() -> Result<()> {
+    let given = std::mem::take(&mut *GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    let config = given.finish().map_err(refused)?;
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    CONFIG
+        .set(config)
+        .map_err(|_| errno::error(libc::EINVAL, "the parameters were completed twice"))
+}
+
+/// Parallel, unless told otherwise or the server at hand would abort with it.
+pub fn thread_model() -> ThreadModel {
+    let asked = config().map(|config| config.thread_model).unwrap_or_default();
+    match asked {
+        ThreadModelOption::Parallel => ThreadModel::Parallel,
+        ThreadModelOption::SerializeRequests => ThreadModel::SerializeRequests,
+        ThreadModelOption::Auto if nbdkit_ext::survives_disconnects() => ThreadModel::Parallel,
+        ThreadModelOption::Auto => {
+            if config().is_some() {
+                log::warn!(
+                    "this nbdkit is older than 1.34 and would abort when a client disconnects with requests in flight: \
+                     each connection's requests are served one by one; use a newer nbdkit for full speed"
+                );
+            }
+            ThreadModel::SerializeRequests
+        }
+    }
+}
+
+/// Extra lines for `--dump-plugin`.
+pub fn dump() {
+    println!("hypernbd_version={}", env!("CARGO_PKG_VERSION"));
+    for class in Durability::ALL {
+        println!("hypernbd_durability_{}={}", class.name(), class.sentence());
+    }
+}
+
+fn refused(error: OptionError) -> nbdkit::Error {
+    errno::error(libc::EINVAL, error.to_string())
+}
