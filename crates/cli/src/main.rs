@@ -1,2 +1,178 @@
 //! `hypernbd`: the command line for the life of a volume.
-fn main() {}
+#![deny(unsafe_code)]
+
+mod commands;
+mod flags;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use commands::{completions, create, delete, file, info, resize, serve};
+use flags::StoreFlags;
+use hypernbd_volume::VolumeError;
+use hypernbd_volume::options::DEFAULT_LOG_FILTER;
+
+/// Block devices on S3, or in a local directory, for any NBD client.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hypernbd",
+    version,
+    propagate_version = true,
+    max_term_width = 110,
+    after_help = "URLs are s3://BUCKET/PREFIX/ or file:///PATH/. Sizes take K, M, G, T and P, powers of 1024."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new, empty volume
+    Create(create::Args),
+    /// Serve a volume to NBD clients, until interrupted
+    Serve(serve::Args),
+    /// Show what a volume is
+    Info(info::Args),
+    /// Change a volume's size
+    Resize(resize::Args),
+    /// Delete a volume with everything in it
+    Delete(delete::Args),
+    /// The same as hypercli's file commands: create-opt, set-len, delete
+    #[command(subcommand)]
+    File(file::Command),
+    /// Print a shell's completions for this command
+    Completions(completions::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(DEFAULT_LOG_FILTER)).init();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // A volume's failure writes out its causes itself, without the repetitions of the S3 client's.
+            match error.downcast_ref::<VolumeError>() {
+                Some(failure) => eprintln!("hypernbd: {}", failure.chain()),
+                None => eprintln!("hypernbd: {error:#}"),
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let store = cli.store.options()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    match cli.command {
+        Command::Create(args) => runtime.block_on(create::run(&args, &store))?,
+        Command::Serve(args) => return serve::run(&args, &cli.store, &runtime),
+        Command::Info(args) => runtime.block_on(info::run(&args, &store))?,
+        Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,
+        Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
+        Command::File(command) => runtime.block_on(file::run(&command, &store))?,
+        Command::Completions(args) => completions::run::<Cli>(&args),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_seeds_lines_are_understood() {
+        let cli = parse("hypernbd file create-opt --data-block-size 524288 s3://mybucket/root/of/backend/")
+            .unwrap();
+        let Command::File(file::Command::CreateOpt(args)) = cli.command else {
+            panic!("another command")
+        };
+        assert_eq!(args.data_block_size_bytes, 524_288);
+        assert_eq!(args.url.to_string(), "s3://mybucket/root/of/backend/");
+
+        let cli =
+            parse("hypernbd file set-len --size 10000000000000 s3://mybucket/root/of/backend/").unwrap();
+        let Command::File(file::Command::SetLen(args)) = cli.command else {
+            panic!("another command")
+        };
+        assert_eq!(args.size_bytes, 10_000_000_000_000);
+
+        let cli = parse("hypernbd file delete s3://mybucket/root/of/backend/").unwrap();
+        assert!(matches!(cli.command, Command::File(file::Command::Delete(args)) if !args.yes));
+    }
+
+    #[test]
+    fn sizes_take_suffixes() {
+        let cli = parse("hypernbd create s3://bucket/vol --size 10T --block-size 64K").unwrap();
+        let Command::Create(args) = cli.command else {
+            panic!("another command")
+        };
+        assert_eq!((args.size_bytes, args.block_size_bytes), (10 << 40, 65536));
+
+        let error = parse("hypernbd create s3://bucket/vol --size 10X")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("10X") && error.contains("as in 64K or 10T"),
+            "{error}"
+        );
+        let error = parse("hypernbd create s3://bucket/vol --size 1T --block-size 8G")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("8G"), "{error}");
+    }
+
+    #[test]
+    fn bad_urls_are_refused_before_anything_is_done() {
+        for command in [
+            "info",
+            "delete",
+            "serve",
+            "file delete",
+            "create --size 1G",
+            "resize --size 1G",
+        ] {
+            let error = parse(&format!("hypernbd {command} s3://bucket/"))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("whole bucket"), "{command}: {error}");
+        }
+    }
+
+    #[test]
+    fn store_flags_stand_before_or_after_the_command() {
+        for line in [
+            "hypernbd --endpoint-url http://127.0.0.1:9000 --region eu-west-1 info s3://bucket/vol",
+            "hypernbd info s3://bucket/vol --endpoint-url http://127.0.0.1:9000 --region eu-west-1",
+            "hypernbd --region eu-west-1 info --endpoint-url=http://127.0.0.1:9000 s3://bucket/vol",
+        ] {
+            let store = parse(line).unwrap().store.options().unwrap();
+            assert_eq!(
+                store.endpoint_url.as_deref(),
+                Some("http://127.0.0.1:9000"),
+                "{line}"
+            );
+            assert_eq!(store.region.as_deref(), Some("eu-west-1"), "{line}");
+        }
+        let error = parse("hypernbd info s3://bucket/vol --path-style maybe")
+            .unwrap()
+            .store
+            .options()
+            .unwrap_err();
+        assert!(error.to_string().contains("auto, yes or no"), "{error}");
+    }
+}

@@ -1,0 +1,10 @@
+//! One module a command.
+
+pub mod completions;
+pub mod connect;
+pub mod create;
+pub mod delete;
+pub mod file;
+pub mod info;
+pub mod resize;
+pub mod serve;

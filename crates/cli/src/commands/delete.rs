@@ -1,0 +1,72 @@
+//! `hypernbd delete URL`.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Result, bail};
+use hypernbd_volume::admin;
+use hypernbd_volume::options::StoreOptions;
+use hypernbd_volume::units::format_size;
+use hypernbd_volume::url::VolumeUrl;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The volume; no server may have it open
+    pub url: VolumeUrl,
+
+    /// Delete without asking
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// What to do where nobody can be asked, since standard input is no terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unasked {
+    /// Delete nothing.
+    Refuse,
+    /// Go ahead.
+    Delete,
+}
+
+/// Deletes the volume, after asking.
+pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
+    delete(args, store, Unasked::Refuse).await
+}
+
+/// Names what would be destroyed, asks unless told not to, deletes.
+pub async fn delete(args: &Args, store: &StoreOptions, unasked: Unasked) -> Result<()> {
+    let plan = admin::delete_plan(&args.url, store).await?;
+    println!(
+        "{} is a device of {}, stored as {} objects with {}",
+        plan.url,
+        format_size(plan.size_bytes),
+        plan.objects,
+        format_size(plan.bytes)
+    );
+    if !args.yes && !confirmed(unasked)? {
+        bail!("nothing was deleted");
+    }
+    let done = admin::delete(&args.url, store).await?;
+    println!(
+        "deleted {}: {} objects, {}",
+        args.url,
+        done.objects,
+        format_size(done.bytes)
+    );
+    Ok(())
+}
+
+fn confirmed(unasked: Unasked) -> Result<bool> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        if unasked == Unasked::Delete {
+            return Ok(true);
+        }
+        bail!("there is no terminal to ask on: add --yes to delete this volume");
+    }
+    print!("Delete it for good, with every checkpoint? Type yes: ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    stdin.read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
+}

@@ -1,0 +1,63 @@
+//! `hypernbd file …`: hypercli's verbs, with its arguments.
+
+use anyhow::Result;
+use hypernbd_volume::admin::{self, CreateOptions};
+use hypernbd_volume::options::StoreOptions;
+use hypernbd_volume::units::parse_size;
+use hypernbd_volume::url::VolumeUrl;
+
+use super::delete::{self, Unasked};
+use super::resize::resize;
+use crate::flags::block_size;
+
+/// The verbs.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a new volume of length 0
+    CreateOpt(CreateOptArgs),
+    /// Set a volume's length; a smaller one is refused (see resize)
+    SetLen(SetLenArgs),
+    /// Delete a volume; asks on a terminal only
+    Delete(delete::Args),
+}
+
+/// Arguments of `create-opt`.
+#[derive(Debug, clap::Args)]
+pub struct CreateOptArgs {
+    /// Where the volume is made; nothing may be there yet
+    pub url: VolumeUrl,
+
+    /// Size of the volume's blocks, for its whole life: a power of two, 4K or more
+    #[arg(long = "data-block-size", value_name = "SIZE", value_parser = block_size,
+          default_value_t = admin::DEFAULT_BLOCK_SIZE_BYTES)]
+    pub data_block_size_bytes: u32,
+}
+
+/// Arguments of `set-len`.
+#[derive(Debug, clap::Args)]
+pub struct SetLenArgs {
+    /// The volume; no server may have it open
+    pub url: VolumeUrl,
+
+    /// The new length
+    #[arg(long = "size", value_name = "SIZE", value_parser = parse_size)]
+    pub size_bytes: u64,
+}
+
+/// Carries out a verb. Like hypercli these say nothing when all went well, but for `delete`.
+pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
+    match command {
+        Command::CreateOpt(args) => {
+            let options = CreateOptions {
+                size_bytes: 0,
+                block_size_bytes: args.data_block_size_bytes,
+            };
+            admin::create(&args.url, store, &options).await?;
+        }
+        Command::SetLen(args) => {
+            resize(&args.url, store, args.size_bytes, false).await?;
+        }
+        Command::Delete(args) => delete::delete(args, store, Unasked::Delete).await?,
+    }
+    Ok(())
+}

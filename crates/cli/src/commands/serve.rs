@@ -1,0 +1,303 @@
+//! `hypernbd serve URL`: nbdkit on the plugin, in the foreground.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use hypernbd_volume::durability::Durability;
+use hypernbd_volume::options::{ServeConfig, ServeOptions};
+use hypernbd_volume::url::VolumeUrl;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::connect::Address;
+use crate::flags::{ServeFlags, StoreFlags, key_value};
+
+/// How often to look whether nbdkit is ready, while it starts.
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The volume; it must exist
+    pub url: VolumeUrl,
+
+    /// Address to listen on; there is no password and no encryption, so keep it where you trust everyone
+    #[arg(long, value_name = "ADDRESS", default_value_t = Ipv4Addr::LOCALHOST.into(), conflicts_with = "socket")]
+    pub bind: IpAddr,
+
+    /// TCP port to listen on
+    #[arg(long, value_name = "PORT", default_value_t = 10809, conflicts_with = "socket")]
+    pub port: u16,
+
+    /// Listen on a Unix socket instead
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Serve read-only: clients cannot write, and nothing on the store is changed
+    #[arg(short, long)]
+    pub read_only: bool,
+
+    /// Log what happens to the volume; twice: every request as well
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Set a parameter of the plugin by its name; may be repeated
+    #[arg(short, long = "option", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub options: Vec<(String, String)>,
+
+    #[command(flatten)]
+    flags: ServeFlags,
+
+    /// Further options for nbdkit, and parameters of its filters, as in: -- --filter=log logfile=/tmp/log
+    #[arg(last = true, value_name = "NBDKIT ARGUMENT")]
+    pub nbdkit_args: Vec<String>,
+}
+
+/// Serves until nbdkit ends, and ends as it did.
+pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCode> {
+    let parameters = parameters(args, store);
+    let config = check(&parameters)?;
+    let address = address(args)?;
+    let plugin = find_plugin()?;
+    let pid_dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let pid_file = pid_dir.path().join("pid");
+
+    let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
+    let mut command = Command::new(&nbdkit);
+    // nbdkit takes options before the plugin, and parameters, its filters' too, after it.
+    let (options, filter_parameters): (Vec<_>, Vec<_>) =
+        args.nbdkit_args.iter().partition(|arg| arg.starts_with('-'));
+    command
+        .args(nbdkit_args(args, &address, &pid_file))
+        .args(options)
+        .arg(plugin);
+    command
+        .args(parameters.iter().map(|(key, value)| format!("{key}={value}")))
+        .args(filter_parameters);
+    if args.verbose > 0 && env::var_os("RUST_LOG").is_none() {
+        command.env("RUST_LOG", "hypernbd=info,hypernbd_volume=info");
+    }
+    // A group of its own: Ctrl-C reaches nbdkit once, from here.
+    command.process_group(0).kill_on_drop(true);
+    let status = runtime.block_on(async {
+        let child = command.spawn().map_err(|error| cannot_start(&nbdkit, error))?;
+        supervise(child, &pid_file, &address, &config).await
+    })?;
+    Ok(exit_code(status))
+}
+
+/// Everything for the plugin, as key and value.
+fn parameters(args: &Args, store: &StoreFlags) -> Vec<(String, String)> {
+    let url = ("backend_url".to_string(), args.url.to_string());
+    let flags = store.pairs().iter().chain(args.flags.pairs());
+    let flags = flags.map(|(key, value)| (key.to_string(), value.clone()));
+    std::iter::once(url)
+        .chain(flags)
+        .chain(args.options.iter().cloned())
+        .collect()
+}
+
+/// The plugin's own check, before anything is started.
+fn check(parameters: &[(String, String)]) -> Result<ServeConfig> {
+    let mut options = ServeOptions::default();
+    for (key, value) in parameters {
+        options.set(key, value)?;
+    }
+    Ok(options.finish()?)
+}
+
+fn address(args: &Args) -> Result<Address> {
+    let Some(socket) = &args.socket else {
+        return Ok(Address::Tcp(SocketAddr::new(args.bind, args.port)));
+    };
+    let socket =
+        std::path::absolute(socket).with_context(|| format!("{} is no usable path", socket.display()))?;
+    remove_dead_socket(&socket)?;
+    Ok(Address::Unix(socket))
+}
+
+/// A server that was killed leaves its socket behind, and the next one could not listen on it.
+fn remove_dead_socket(socket: &Path) -> Result<()> {
+    let Ok(metadata) = std::fs::symlink_metadata(socket) else {
+        return Ok(());
+    };
+    if !metadata.file_type().is_socket() {
+        bail!(
+            "{} exists and is no socket: choose another path",
+            socket.display()
+        );
+    }
+    match UnixStream::connect(socket) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(socket)
+            .with_context(|| format!("cannot remove the dead socket {}", socket.display())),
+        _ => bail!(
+            "a server is listening on {} already: stop it, or choose another path",
+            socket.display()
+        ),
+    }
+}
+
+/// The plugin: what `HYPERNBD_PLUGIN` names, or the one beside this program.
+fn find_plugin() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("HYPERNBD_PLUGIN") {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!(
+                "HYPERNBD_PLUGIN={} is not a file: set it to the path of libhypernbd.so",
+                path.display()
+            );
+        }
+        return Ok(std::path::absolute(path)?);
+    }
+    let program = env::current_exe().context("cannot tell where this program is")?;
+    let path = program.with_file_name("libhypernbd.so");
+    if !path.is_file() {
+        bail!(
+            "the plugin is not at {}: build it (cargo build --release), or set HYPERNBD_PLUGIN to its path",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+fn nbdkit_args(args: &Args, address: &Address, pid_file: &Path) -> Vec<String> {
+    let mut list = vec!["--foreground".to_string(), "--exit-with-parent".to_string()];
+    list.push(format!("--pidfile={}", pid_file.display()));
+    list.extend(address.nbdkit_args());
+    if args.read_only {
+        list.push("--readonly".to_string());
+    }
+    if args.verbose > 1 {
+        list.push("--verbose".to_string());
+    }
+    list
+}
+
+fn cannot_start(nbdkit: &OsString, error: std::io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        ErrorKind::NotFound => ": install nbdkit (apt install nbdkit), or set NBDKIT to its path",
+        _ => "",
+    };
+    anyhow::Error::new(error).context(format!("cannot start {}{hint}", nbdkit.display()))
+}
+
+/// Announces the server once it listens, passes signals on to it, and waits for its end. A second signal ends a
+/// server that is waiting for its clients.
+async fn supervise(
+    mut child: Child,
+    pid_file: &Path,
+    address: &Address,
+    config: &ServeConfig,
+) -> Result<ExitStatus> {
+    let pid = child
+        .id()
+        .and_then(|id| Pid::from_raw(id as i32))
+        .context("nbdkit ended at once")?;
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut terminations = signal(SignalKind::terminate())?;
+    let mut ready_poll = tokio::time::interval(READY_POLL);
+    let mut announced = false;
+    let mut asked_to_stop = false;
+    loop {
+        let stop = tokio::select! {
+            status = child.wait() => return Ok(status?),
+            _ = interrupts.recv() => Signal::INT,
+            _ = terminations.recv() => Signal::TERM,
+            _ = ready_poll.tick(), if !announced => {
+                if pid_file.exists() {
+                    announced = true;
+                    print!("{}", announcement(address, config));
+                }
+                continue;
+            }
+        };
+        if asked_to_stop {
+            // Failure means that it ended in this moment, which the next round sees.
+            let _ = kill_process(pid, Signal::KILL);
+            continue;
+        }
+        asked_to_stop = true;
+        let _ = kill_process(pid, stop);
+        eprintln!(
+            "hypernbd: stopping, once connected clients have gone and their writes are published; \
+             again to stop at once and lose what was not flushed"
+        );
+    }
+}
+
+fn announcement(address: &Address, config: &ServeConfig) -> String {
+    let warning = match address.is_reachable_from_outside() {
+        true => {
+            "Whoever reaches this address can read and write the volume: there is no password and no encryption.\n"
+        }
+        false => "",
+    };
+    format!(
+        "Serving {url} on {address} until Ctrl-C.\n{warning}On this volume {durability}.\n\n\
+         Connect from another terminal:\n\n{lines}\n",
+        url = config.url,
+        durability = Durability::of(&config.url).sentence(),
+        lines = address.connect_lines(config.volume.io_timeout),
+    )
+}
+
+/// As a shell reports it: the exit status, or 128 and the signal's number.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_dead_socket_is_removed_and_a_live_one_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        remove_dead_socket(&socket).unwrap();
+
+        let listener = UnixListener::bind(&socket).unwrap();
+        let error = remove_dead_socket(&socket).unwrap_err().to_string();
+        assert!(error.contains("already") && socket.exists(), "{error}");
+
+        drop(listener);
+        remove_dead_socket(&socket).unwrap();
+        assert!(!socket.exists());
+    }
+
+    #[test]
+    fn other_files_are_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "data").unwrap();
+        assert!(
+            remove_dead_socket(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("no socket")
+        );
+        assert!(file.exists());
+    }
+
+    #[test]
+    fn the_exit_status_is_passed_on() {
+        for (raw, code) in [(0, 0), (3 << 8, 3), (15, 143)] {
+            assert_eq!(exit_code(ExitStatus::from_raw(raw)), ExitCode::from(code));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Command-line flags made from the one table of parameters, and readers for values.
+
+use clap::{Arg, ArgMatches, Command, Error, FromArgMatches};
+use hypernbd_volume::options::{OPTIONS, OptionError, OptionGroup, OptionSpec, ServeOptions, StoreOptions};
+use hypernbd_volume::units::{UnitError, parse_size};
+
+/// Flags of the parameters in one group, as the pairs of key and value that were given.
+#[derive(Debug, Clone, Default)]
+struct OptionFlags(Vec<(&'static str, String)>);
+
+/// How the store is reached: flags of every command.
+#[derive(Debug, Clone)]
+pub struct StoreFlags(OptionFlags);
+
+/// How a volume is served: flags of `serve`.
+#[derive(Debug, Clone)]
+pub struct ServeFlags(OptionFlags);
+
+impl StoreFlags {
+    /// What was given, as key and value.
+    pub fn pairs(&self) -> &[(&'static str, String)] {
+        &self.0.0
+    }
+
+    /// What was given, checked.
+    pub fn options(&self) -> Result<StoreOptions, OptionError> {
+        let mut options = ServeOptions::default();
+        for (key, value) in self.pairs() {
+            options.set(key, value)?;
+        }
+        Ok(options.into_store())
+    }
+}
+
+impl ServeFlags {
+    /// What was given, as key and value.
+    pub fn pairs(&self) -> &[(&'static str, String)] {
+        &self.0.0
+    }
+}
+
+fn specs(group: OptionGroup) -> impl Iterator<Item = &'static OptionSpec> {
+    OPTIONS.iter().filter(move |spec| spec.group == group)
+}
+
+fn augment(command: Command, group: OptionGroup, heading: &'static str) -> Command {
+    specs(group).fold(command, |command, spec| {
+        let arg = Arg::new(spec.key)
+            .long(spec.key.replace('_', "-"))
+            .value_name(spec.value_name)
+            .help(format!("{} [default: {}]", spec.help, spec.default))
+            .help_heading(heading)
+            .global(group == OptionGroup::Store);
+        command.arg(arg)
+    })
+}
+
+fn collect(matches: &ArgMatches, group: OptionGroup) -> OptionFlags {
+    let given =
+        specs(group).filter_map(|spec| Some((spec.key, matches.get_one::<String>(spec.key)?.clone())));
+    OptionFlags(given.collect())
+}
+
+/// Implements clap's traits for flags of one group.
+macro_rules! flags_of_group {
+    ($flags:ident, $group:expr, $heading:literal) => {
+        impl clap::Args for $flags {
+            fn augment_args(command: Command) -> Command {
+                augment(command, $group, $heading)
+            }
+
+            fn augment_args_for_update(command: Command) -> Command {
+                Self::augment_args(command)
+            }
+        }
+
+        impl FromArgMatches for $flags {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
+                Ok(Self(collect(matches, $group)))
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+    };
+}
+
+flags_of_group!(StoreFlags, OptionGroup::Store, "Store options");
+flags_of_group!(ServeFlags, OptionGroup::Serve, "Volume options");
+
+/// Reads a block size, in bytes. Which sizes the format takes is checked where the volume is made.
+pub fn block_size(text: &str) -> Result<u32, UnitError> {
+    u32::try_from(parse_size(text)?).map_err(|_| UnitError::TooLarge {
+        value: text.to_string(),
+    })
+}
+
+/// Reads `KEY=VALUE`.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("write KEY=VALUE, as in write_buffer=1G")?;
+    Ok((key.to_string(), value.to_string()))
+}
