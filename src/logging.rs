@@ -3,16 +3,18 @@
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hypernbd_volume::options::DEFAULT_LOG_FILTER;
-use log::{Level, Log, Metadata, Record};
+use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Set once the server has gone to the background, where standard error leads nowhere.
 static IN_BACKGROUND: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging. Without `RUST_LOG` there are warnings and errors.
 pub fn start() {
-    let environment = env_logger::Env::default().default_filter_or(DEFAULT_LOG_FILTER);
-    let terminal = env_logger::Builder::from_env(environment).build();
+    let terminal = env_logger::Builder::new()
+        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
+        .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
+        .build();
     let level = terminal.filter();
     // A second start, or a logger set by someone else in the process, leaves the first one in place.
     if log::set_boxed_logger(Box::new(Logger { terminal })).is_ok() {

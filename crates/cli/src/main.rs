@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand};
 use commands::{completions, create, delete, file, info, resize, serve};
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
-use hypernbd_volume::options::DEFAULT_LOG_FILTER;
+use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
+use log::LevelFilter;
 
 /// Block devices on S3, or in a local directory, for any NBD client.
 #[derive(Debug, Parser)]
@@ -51,7 +52,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(DEFAULT_LOG_FILTER)).init();
+    env_logger::Builder::new()
+        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
+        .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
+        .init();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -15,9 +15,12 @@ use crate::url::VolumeUrl;
 /// The least `write_buffer`: two generations of a few large requests each.
 pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
 
-/// What is logged unless `RUST_LOG` says otherwise: warnings and errors. The engine warns of every look for an object
-/// that is not there, which is how it looks for its own, so of the engine only errors.
-pub const DEFAULT_LOG_FILTER: &str = "warn,hyperfile=error";
+/// What is logged unless `RUST_LOG` says otherwise.
+pub const LOG_FILTER_DEFAULT: &str = "warn";
+
+/// The engine's module that warns each time an object is not there, which is how it looks for the newest ones. Of it
+/// only errors are logged, unless `RUST_LOG` names it.
+pub const LOG_MODULE_NOISY: &str = "hyperfile::s3commons";
 
 /// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -446,6 +449,16 @@ mod tests {
             .collect();
         let known: Vec<(&str, &str)> = OPTIONS.iter().map(|spec| (spec.key, spec.default)).collect();
         assert_eq!(documented, known);
+    }
+
+    #[test]
+    fn the_man_page_lists_these_keys() {
+        let documented: Vec<&str> = include_str!("../../../docs/man/nbdkit-hypernbd-plugin.1")
+            .lines()
+            .filter_map(|line| line.strip_prefix("\\fB")?.split_once('='))
+            .map(|(key, _)| key)
+            .collect();
+        assert_eq!(documented, OPTIONS.iter().map(|spec| spec.key).collect::<Vec<_>>());
     }
 
     #[test]
