@@ -203,9 +203,10 @@ impl Volume {
     /// # Errors
     /// [`VolumeError::BufferFull`] when the store has taken nothing for `io_timeout`, [`VolumeError::Fenced`].
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
-        self.change(offset_bytes, data.len() as u64, fua, || {
-            self.overlay.write(offset_bytes, data)
-        })
+        self.check_range(offset_bytes, data.len() as u64)?;
+        let blocks = self.geometry.touched_blocks(offset_bytes, data.len() as u64);
+        let most_bytes = (blocks.end - blocks.start) * u64::from(self.geometry.block_size());
+        self.change(most_bytes, fua, || self.overlay.write(offset_bytes, data))
     }
 
     /// Zeroes every byte of the range (NBD write-zeroes). Costs by what is mapped, not by the length.
@@ -213,9 +214,10 @@ impl Volume {
     /// # Errors
     /// As [`Self::write`].
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
-        self.change(offset_bytes, len_bytes, fua, || {
-            self.overlay.zero(offset_bytes, len_bytes)
-        })
+        self.check_range(offset_bytes, len_bytes)?;
+        // The two ends.
+        let most_bytes = 2 * u64::from(self.geometry.block_size());
+        self.change(most_bytes, fua, || self.overlay.zero(offset_bytes, len_bytes))
     }
 
     /// Drops the whole blocks of the range, which then read as zeros; leaves the rest as it is (NBD trim).
@@ -223,29 +225,26 @@ impl Volume {
     /// # Errors
     /// As [`Self::write`].
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
-        self.change(offset_bytes, len_bytes, fua, || {
-            self.overlay.trim(offset_bytes, len_bytes)
-        })
+        self.check_range(offset_bytes, len_bytes)?;
+        self.change(0, fua, || self.overlay.trim(offset_bytes, len_bytes))
     }
 
+    /// Makes a change that buffers at most `most_bytes`.
     fn change(
         &self,
-        offset_bytes: u64,
-        len_bytes: u64,
+        most_bytes: u64,
         fua: bool,
         apply: impl FnOnce() -> Buffered,
     ) -> Result<(), VolumeError> {
-        self.check_range(offset_bytes, len_bytes)?;
         if self.is_read_only {
             return Err(VolumeError::ReadOnly);
         }
         self.check_open()?;
         self.driver.shared().check_fenced()?;
-        if len_bytes > 0 {
-            self.driver.wait_for_room()?;
-            let buffered = apply();
-            self.driver.buffered(buffered);
-        }
+        let reserved = self.driver.wait_for_room(most_bytes)?;
+        let buffered = apply();
+        drop(reserved);
+        self.driver.buffered(buffered);
         if fua { self.flush() } else { Ok(()) }
     }
 

@@ -49,6 +49,27 @@ enum Command {
     Stop(oneshot::Sender<()>),
 }
 
+#[derive(Debug, Default)]
+struct Room {
+    /// Counts the generations dropped, so that a waiting writer can tell that one was.
+    published: u64,
+    /// Bytes that writers were let in with and have not buffered yet.
+    reserved_bytes: u64,
+}
+
+/// Room in the write buffer for one change, given back when the change is made.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    shared: &'a Shared,
+    bytes: u64,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.shared.room.0.lock().reserved_bytes -= self.bytes;
+    }
+}
+
 /// What writers and the driver share.
 #[derive(Debug)]
 pub struct Shared {
@@ -58,7 +79,7 @@ pub struct Shared {
     throttle: Mutex<Throttle>,
     /// When the writers as a whole have paid for what they buffered.
     paid_until: Mutex<std::time::Instant>,
-    room: (Mutex<u64>, Condvar),
+    room: (Mutex<Room>, Condvar),
     last_failure: Mutex<String>,
 }
 
@@ -97,7 +118,7 @@ impl Driver {
             is_fenced: AtomicBool::new(false),
             throttle: Mutex::new(Throttle::new(config.write_buffer_bytes)),
             paid_until: Mutex::new(std::time::Instant::now()),
-            room: (Mutex::new(0), Condvar::new()),
+            room: Default::default(),
             last_failure: Mutex::default(),
         });
         let driver = Self {
@@ -113,7 +134,7 @@ impl Driver {
             recorder,
             config,
             shared,
-            commands,
+            commands: commands.downgrade(),
             flushes: HashMap::new(),
             deadlines: VecDeque::new(),
             next_flush: 0,
@@ -155,35 +176,38 @@ impl Driver {
             // However many writers there are, none of them waits long for the others' share.
             (*paid_until).min(now + Duration::from_millis(40))
         };
-        let (published, room) = &self.shared.room;
-        let mut published = published.lock();
-        let seen = *published;
-        while *published == seen && !room.wait_until(&mut published, until).timed_out() {}
+        let (room, is_published) = &self.shared.room;
+        let mut room = room.lock();
+        let seen = room.published;
+        while room.published == seen && !is_published.wait_until(&mut room, until).timed_out() {}
     }
 
-    /// Waits until the buffer has room for a write. Blocks the calling thread.
+    /// Waits until the buffer has room for a change that adds at most `bytes`. Blocks the calling thread.
     ///
     /// # Errors
-    /// [`VolumeError::BufferFull`] after `io_timeout`.
-    pub fn wait_for_room(&self) -> Result<(), VolumeError> {
-        let is_full = |d: &Self| d.shared.throttle.lock().is_full(d.overlay.total_bytes());
-        if !is_full(self) {
-            return Ok(());
-        }
-        let _ = self.commands.send(Command::Event(Event::Grown));
+    /// [`VolumeError::BufferFull`] after `io_timeout`, [`VolumeError::Fenced`].
+    pub fn wait_for_room(&self, bytes: u64) -> Result<Reservation<'_>, VolumeError> {
+        let capacity = self.config.write_buffer_bytes;
+        // A change larger than the buffer is let in once half of it is free.
+        let needed = bytes.min(capacity / 2);
         let until = std::time::Instant::now() + self.config.io_timeout;
-        let (published, room) = &self.shared.room;
-        let mut published = published.lock();
-        while is_full(self) {
+        let (room, is_published) = &self.shared.room;
+        let mut room = room.lock();
+        while self.overlay.total_bytes() + room.reserved_bytes + needed > capacity {
             self.shared.check_fenced()?;
-            if room.wait_until(&mut published, until).timed_out() && is_full(self) {
+            let _ = self.commands.send(Command::Event(Event::Grown));
+            if is_published.wait_until(&mut room, until).timed_out() {
                 return Err(VolumeError::BufferFull {
-                    capacity_bytes: self.config.write_buffer_bytes,
+                    capacity_bytes: capacity,
                     waited: self.config.io_timeout,
                 });
             }
         }
-        Ok(())
+        room.reserved_bytes += bytes;
+        Ok(Reservation {
+            shared: &self.shared,
+            bytes,
+        })
     }
 
     /// Resolves once everything taken into the overlay before the call is published.
@@ -219,7 +243,8 @@ struct Task {
     recorder: Arc<dyn Recorder>,
     config: DriverConfig,
     shared: Arc<Shared>,
-    commands: mpsc::UnboundedSender<Command>,
+    /// Weak, so that the task ends with the last handle.
+    commands: mpsc::WeakUnboundedSender<Command>,
     flushes: HashMap<FlushId, oneshot::Sender<Result<(), VolumeError>>>,
     /// Ascending, because every flush waits equally long.
     deadlines: VecDeque<(Instant, FlushId)>,
@@ -284,7 +309,7 @@ impl Task {
                 self.wake_writers();
                 // The next generation may have grown past the mark while this one was published.
                 if self.overlay.active_bytes() >= self.config.write_buffer_bytes / 2 {
-                    let _ = self.commands.send(Command::Event(Event::Grown));
+                    send(&self.commands, Command::Event(Event::Grown));
                 }
             }
             Action::ArmAge(generation) => {
@@ -305,16 +330,16 @@ impl Task {
     }
 
     fn wake_writers(&self) {
-        let (published, room) = &self.shared.room;
-        *published.lock() += 1;
-        room.notify_all();
+        let (room, is_published) = &self.shared.room;
+        room.lock().published += 1;
+        is_published.notify_all();
     }
 
     fn send_later(&self, wait: Duration, event: Event) {
         let commands = self.commands.clone();
         tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            let _ = commands.send(Command::Event(event));
+            send(&commands, Command::Event(event));
         });
     }
 
@@ -364,7 +389,7 @@ impl Task {
                 .await
                 .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())));
             log::debug!("generation {}: {result:?}", generation.0);
-            let _ = commands.send(Command::PublishEnded(result));
+            send(&commands, Command::PublishEnded(result));
         });
     }
 
@@ -399,6 +424,12 @@ impl Task {
                 PublishEnd::Failed
             }
         }
+    }
+}
+
+fn send(commands: &mpsc::WeakUnboundedSender<Command>, command: Command) {
+    if let Some(commands) = commands.upgrade() {
+        let _ = commands.send(command);
     }
 }
 

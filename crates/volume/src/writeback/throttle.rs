@@ -34,11 +34,6 @@ impl Throttle {
         self.capacity_bytes / 4 * 3
     }
 
-    /// Whether a writer must wait for room.
-    pub fn is_full(&self, buffered_bytes: u64) -> bool {
-        buffered_bytes >= self.capacity_bytes
-    }
-
     /// Takes the speed of a publish into account.
     pub fn published(&mut self, bytes: u64, took: Duration) {
         // Small publishes are round trips, not bandwidth.

@@ -250,7 +250,9 @@ fn creating_twice_is_refused_and_deleting_leaves_nothing() {
         .run(admin::create(&f.url, &f.store_options, &options))
         .unwrap_err();
     assert_eq!(again.kind(), ErrorKind::AlreadyExists);
-    f.open().write(0, &[1], true).unwrap();
+    let volume = f.open();
+    volume.write(0, &[1], true).unwrap();
+    volume.close(Duration::from_secs(30)).unwrap();
     let plan = f.run(admin::delete_plan(&f.url, &f.store_options)).unwrap();
     assert!(plan.objects >= 4 && plan.bytes > 4096, "{plan:?}");
     f.run(admin::delete(&f.url, &f.store_options)).unwrap();
