@@ -1,0 +1,387 @@
+//! A directory of objects: every change is on disk before it is answered, whole or not at all, and conditional writes
+//! have one winner, within the process and between processes.
+//!
+//! ```text
+//! <root>/hypernbd-store   says that this is a store, and of which layout (version 1)
+//! <root>/lock             flock(2) held around every "check the condition, then change the name"
+//! <root>/objects/<name>   one file an object, see `object_file`
+//! <root>/scratch/<id>/    temporary files and open multipart uploads of one running process, see `scratch`
+//! ```
+//!
+//! A write goes to a temporary file, which is synced, then renamed over the object's name under the lock, then
+//! `objects/` is synced, then the answer is given. So a reader sees the old object or the new one, a process killed at
+//! any step leaves either, and what was answered survives the machine. Readers take no lock.
+//!
+//! If syncing `objects/` fails, what is on disk is not known any more: every later change through this handle is
+//! refused, so that no retry can mistake the half-done change for a finished one.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
+
+use super::object_file::{ObjectHeader, key_of_name, name_of_key};
+use super::scratch::{Scratch, TempFile};
+
+const MARKER: &str = "hypernbd-store";
+const MARKER_TEXT: &str =
+    "Objects of a hypernbd volume, layout 1. Do not change anything in this directory by hand.\n";
+const LOCK: &str = "lock";
+const OBJECTS: &str = "objects";
+pub(super) const SCRATCH: &str = "scratch";
+
+/// How files and directories are made durable.
+pub(super) trait Disk: Send + Sync {
+    /// The file's data and length are on disk afterwards.
+    fn sync_file(&self, file: &File) -> io::Result<()>;
+    /// The directory's entries are on disk afterwards.
+    fn sync_dir(&self, dir: &File) -> io::Result<()>;
+}
+
+/// The real thing: fdatasync(2) and fsync(2).
+pub(super) struct RealDisk;
+
+impl Disk for RealDisk {
+    fn sync_file(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn sync_dir(&self, dir: &File) -> io::Result<()> {
+        dir.sync_all()
+    }
+}
+
+/// What must hold for a write to take place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// Nothing.
+    None,
+    /// No such object (`If-None-Match: *`).
+    Absent,
+    /// The object is the one with this ETag (`If-Match`).
+    Matches(String),
+}
+
+/// An object found: its file, open, and its header. Later writes and deletes do not affect it.
+#[derive(Debug)]
+pub(super) struct OpenObject {
+    pub file: File,
+    pub header: ObjectHeader,
+}
+
+/// A store in a directory. All calls block; share it by `Arc`.
+pub(super) struct ObjectDir {
+    root: PathBuf,
+    disk: Box<dyn Disk>,
+    /// Made at the first change, so that reading needs no permission to write.
+    scratch: Mutex<Option<Arc<Scratch>>>,
+    /// Syncing `objects/` has failed.
+    broken: AtomicBool,
+}
+
+impl ObjectDir {
+    /// Opens a store that exists.
+    ///
+    /// # Errors
+    /// `NotFound` when the directory does not exist or is not a store, `InvalidData` for a layout of another version.
+    pub fn open(root: &Path, disk: Box<dyn Disk>) -> io::Result<Self> {
+        let text = match fs::read_to_string(root.join(MARKER)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound && root.is_dir() => {
+                return Err(io::Error::new(
+                    ErrorKind::NotFound,
+                    "the directory holds no hypernbd store",
+                ));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(io::Error::new(
+                    ErrorKind::NotFound,
+                    "the directory does not exist",
+                ));
+            }
+            Err(error) => return Err(error),
+        };
+        if text != MARKER_TEXT {
+            let what = format!(
+                "{MARKER} is not of layout 1: another release of hypernbd made it, or it was changed"
+            );
+            return Err(io::Error::new(ErrorKind::InvalidData, what));
+        }
+        Ok(Self {
+            root: root.to_path_buf(),
+            disk,
+            scratch: Mutex::new(None),
+            broken: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the directory (and its parents) a store, durably, unless it is one already, and opens it.
+    ///
+    /// # Errors
+    /// `DirectoryNotEmpty` when the directory holds anything else than a store.
+    pub fn create(root: &Path, disk: Box<dyn Disk>) -> io::Result<Self> {
+        if !root.join(MARKER).exists() {
+            create_dir_synced(root, &*disk)?;
+            check_unused(root)?;
+            create_dir_synced(&root.join(OBJECTS), &*disk)?;
+            create_dir_synced(&root.join(SCRATCH), &*disk)?;
+            File::options().create(true).append(true).open(root.join(LOCK))?;
+            // The marker last: a directory that has it has everything else.
+            let temp = root
+                .join(SCRATCH)
+                .join(format!("{MARKER}.{}", uuid::Uuid::new_v4().simple()));
+            let mut file = File::create_new(&temp)?;
+            file.write_all(MARKER_TEXT.as_bytes())?;
+            disk.sync_file(&file)?;
+            fs::rename(&temp, root.join(MARKER))?;
+            disk.sync_dir(&File::open(root)?)?;
+        }
+        Self::open(root, disk)
+    }
+
+    /// Removes the store from the disk if it holds no objects; the directory too, if nothing else is in it. Whether
+    /// it was removed.
+    pub fn remove_if_empty(&self) -> S3Result<bool> {
+        let error = |error| disk_error("remove the store in", &self.root, error);
+        drop(self.scratch.lock().take());
+        let lock = File::options()
+            .append(true)
+            .open(self.root.join(LOCK))
+            .map_err(error)?;
+        lock.lock().map_err(error)?;
+        if self.names()?.next().is_some() {
+            return Ok(false);
+        }
+        fs::remove_file(self.root.join(MARKER)).map_err(error)?;
+        fs::remove_dir(self.root.join(OBJECTS)).map_err(error)?;
+        fs::remove_dir_all(self.root.join(SCRATCH)).map_err(error)?;
+        fs::remove_file(self.root.join(LOCK)).map_err(error)?;
+        match fs::remove_dir(&self.root) {
+            Err(failed) if failed.kind() != ErrorKind::DirectoryNotEmpty => Err(error(failed)),
+            _ => Ok(true),
+        }
+    }
+
+    /// Opens an object for reading.
+    ///
+    /// # Errors
+    /// `NoSuchKey`; `InternalError` for a file that is damaged.
+    pub fn get(&self, key: &str) -> S3Result<OpenObject> {
+        let path = self.path(key)?;
+        match File::open(&path) {
+            Ok(file) => {
+                let header = ObjectHeader::read(&file).map_err(|error| disk_error("read", &path, error))?;
+                Ok(OpenObject { file, header })
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(s3_error!(NoSuchKey)),
+            Err(error) => Err(disk_error("open", &path, error)),
+        }
+    }
+
+    /// Writes an object of the data that `fill` puts into the file (its length in bytes is what it returns).
+    ///
+    /// # Errors
+    /// `PreconditionFailed`, `NoSuchKey` (a condition on an absent object), `InternalError` for what the disk says.
+    pub fn put(
+        &self,
+        key: &str,
+        metadata: HashMap<String, String>,
+        condition: &Condition,
+        fill: impl FnOnce(&mut File) -> io::Result<u64>,
+    ) -> S3Result<ObjectHeader> {
+        let target = self.path(key)?;
+        let scratch = self.scratch()?;
+        let mut temp =
+            TempFile::create(scratch.dir()).map_err(|error| disk_error("write in", scratch.dir(), error))?;
+        let fail = |error| disk_error("write", &target, error);
+        let data_len_bytes = fill(&mut temp.file).map_err(fail)?;
+        let header = ObjectHeader::new(data_len_bytes, metadata);
+        temp.file
+            .write_all(&header.encode().map_err(fail)?)
+            .map_err(fail)?;
+        self.disk.sync_file(&temp.file).map_err(fail)?;
+        {
+            let _exclusive = scratch
+                .exclusive()
+                .map_err(|error| disk_error("lock", &self.root, error))?;
+            self.check(key, condition)?;
+            temp.rename(&target).map_err(fail)?;
+        }
+        self.sync_objects(&scratch)?;
+        Ok(header)
+    }
+
+    /// Removes an object; nothing happens where there is none.
+    ///
+    /// # Errors
+    /// `PreconditionFailed` when the object is another one than the condition says.
+    pub fn delete(&self, key: &str, condition: &Condition) -> S3Result<()> {
+        let target = self.path(key)?;
+        let scratch = self.scratch()?;
+        {
+            let _exclusive = scratch
+                .exclusive()
+                .map_err(|error| disk_error("lock", &self.root, error))?;
+            if *condition != Condition::None {
+                self.check(key, condition)?;
+            }
+            match fs::remove_file(&target) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(disk_error("remove", &target, error));
+                }
+                _ => {}
+            }
+        }
+        self.sync_objects(&scratch)
+    }
+
+    /// The keys with a prefix, above `after`, in order, at most `limit`; and whether there are more.
+    pub fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> S3Result<(Vec<(String, ObjectHeader)>, bool)> {
+        let mut keys: Vec<String> = self
+            .names()?
+            .filter_map(|name| key_of_name(&name))
+            .filter(|key| key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after))
+            .collect();
+        keys.sort_unstable();
+        let more = keys.len() > limit;
+        keys.truncate(limit);
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            match self.get(&key) {
+                Ok(object) => found.push((key, object.header)),
+                // Deleted since the directory was read.
+                Err(error) if *error.code() == S3ErrorCode::NoSuchKey => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, more))
+    }
+
+    /// Where this process keeps its temporary files and uploads; refused once the disk has failed.
+    pub fn scratch(&self) -> S3Result<Arc<Scratch>> {
+        if self.broken.load(Ordering::Acquire) {
+            let what = "an earlier change could not be made durable; check the disk, then restart";
+            return Err(S3Error::with_message(S3ErrorCode::InternalError, what));
+        }
+        let mut slot = self.scratch.lock();
+        if let Some(scratch) = &*slot {
+            return Ok(scratch.clone());
+        }
+        let made = Scratch::open(&self.root, &self.root.join(LOCK), &self.root.join(OBJECTS))
+            .map_err(|error| disk_error("write in", &self.root, error))?;
+        Ok(slot.insert(Arc::new(made)).clone())
+    }
+
+    fn check(&self, key: &str, condition: &Condition) -> S3Result<()> {
+        // Another thread's failure may have come between.
+        self.scratch()?;
+        match condition {
+            Condition::None => Ok(()),
+            Condition::Absent if self.path(key)?.exists() => Err(s3_error!(PreconditionFailed)),
+            Condition::Absent => Ok(()),
+            Condition::Matches(etag) if self.get(key)?.header.etag == *etag => Ok(()),
+            Condition::Matches(_) => Err(s3_error!(PreconditionFailed)),
+        }
+    }
+
+    fn sync_objects(&self, scratch: &Scratch) -> S3Result<()> {
+        self.disk.sync_dir(scratch.objects()).map_err(|error| {
+            self.broken.store(true, Ordering::Release);
+            disk_error("sync", &self.root.join(OBJECTS), error)
+        })
+    }
+
+    fn path(&self, key: &str) -> S3Result<PathBuf> {
+        let name = name_of_key(key).ok_or_else(|| s3_error!(KeyTooLongError))?;
+        Ok(self.root.join(OBJECTS).join(name))
+    }
+
+    fn names(&self) -> S3Result<impl Iterator<Item = String>> {
+        let dir = self.root.join(OBJECTS);
+        let entries: Vec<_> = fs::read_dir(&dir)
+            .and_then(Iterator::collect::<io::Result<_>>)
+            .map_err(|error| disk_error("list", &dir, error))?;
+        Ok(entries
+            .into_iter()
+            .filter_map(|entry| entry.file_name().into_string().ok()))
+    }
+}
+
+/// Reads `len` bytes at `at` of a file that has them.
+pub(super) fn read_at(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
+    let mut buffer = vec![0; len];
+    std::os::unix::fs::FileExt::read_exact_at(file, &mut buffer, at)?;
+    Ok(buffer.into())
+}
+
+/// Writes the pieces one after another; how many bytes they are.
+pub(super) fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<u64> {
+    let mut len_bytes = 0;
+    for piece in pieces {
+        file.write_all(piece)?;
+        len_bytes += piece.len() as u64;
+    }
+    Ok(len_bytes)
+}
+
+/// Copies all of `from`, which must be `len_bytes` long. The kernel does it, without bytes passing through here.
+pub(super) fn copy_exactly(mut from: impl io::Read, to: &mut File, len_bytes: u64) -> io::Result<u64> {
+    let copied = io::copy(&mut from, to)?;
+    if copied != len_bytes {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "a file of the store was cut off",
+        ));
+    }
+    Ok(copied)
+}
+
+/// What the disk says, as S3 says it.
+pub(super) fn disk_error(verb: &str, path: &Path, error: io::Error) -> S3Error {
+    S3Error::with_message(
+        S3ErrorCode::InternalError,
+        format!("cannot {verb} {}: {error}", path.display()),
+    )
+}
+
+fn create_dir_synced(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let Some(parent) = dir.parent() else {
+        return Err(io::Error::from(ErrorKind::NotFound));
+    };
+    create_dir_synced(parent, disk)?;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    disk.sync_dir(&File::open(parent)?)
+}
+
+/// A directory with things of others in it is not made a store. What an interrupted [`ObjectDir::create`] left, and a
+/// file system's `lost+found`, do not count.
+fn check_unused(root: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(root)? {
+        let name = entry?.file_name();
+        if ![OBJECTS, SCRATCH, LOCK, MARKER, "lost+found"]
+            .iter()
+            .any(|ours| name == *ours)
+        {
+            let what = format!("the directory is not empty (it holds {name:?}); name a new or an empty one");
+            return Err(io::Error::new(ErrorKind::DirectoryNotEmpty, what));
+        }
+    }
+    Ok(())
+}

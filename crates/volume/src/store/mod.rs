@@ -1,0 +1,194 @@
+//! Where a volume's objects are: an S3 bucket, or a directory served by an S3 server in this process.
+//!
+//! [`connect`] gives a [`Store`], which holds the S3 client that the engine uses and a few operations with the
+//! conditions, the errors and the handling of lost answers that everything else of a volume needs. The data of a
+//! volume is under `<root>/`, everything beside it (catalogue, lease, label) under `<root>.meta/`.
+
+mod durable;
+mod error;
+mod local;
+mod multipart;
+mod object_file;
+mod operations;
+mod s3;
+mod scratch;
+mod signing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_sdk_s3::Client;
+
+pub use error::{StoreError, StoreErrorKind};
+
+use crate::options::StoreOptions;
+use crate::url::VolumeUrl;
+use durable::{ObjectDir, RealDisk};
+
+/// Key prefix of the volume in a `file://` store.
+const LOCAL_ROOT: &str = "volume";
+
+/// Identifies one write of an object; as the store sent it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ETag(pub String);
+
+/// What a listing says of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectEntry {
+    /// The whole key.
+    pub key: String,
+    /// Length of the object.
+    pub size_bytes: u64,
+    /// When it was written, by the store's clock.
+    pub last_modified: SystemTime,
+}
+
+/// What a HEAD says of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Length of the object.
+    pub size_bytes: u64,
+    /// The write that made it.
+    pub etag: ETag,
+    /// When it was written, by the store's clock.
+    pub last_modified: SystemTime,
+    /// User metadata (`x-amz-meta-*`).
+    pub metadata: HashMap<String, String>,
+}
+
+/// The place of one volume. Clones share connections.
+#[derive(Clone)]
+pub struct Store {
+    /// The S3 client, set up for [`bucket`](Self::bucket)'s store.
+    pub client: Client,
+    /// The bucket.
+    pub bucket: String,
+    /// Key prefix of the volume, without a slash at either end.
+    pub root: String,
+    /// The volume's address.
+    pub url: VolumeUrl,
+    /// The server, for messages.
+    endpoint: Arc<str>,
+    /// The directory of a `file://` store.
+    dir: Option<Arc<ObjectDir>>,
+}
+
+/// Reaches the store of a volume. Needs a tokio runtime with time and, for `s3://`, I/O enabled. Nothing is created.
+///
+/// # Errors
+/// Within about 15 s, a [`StoreError`]: `NotFound` for a missing bucket or directory, `AccessDenied`, `Unreachable`
+/// naming the endpoint.
+pub async fn connect(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
+    match url {
+        VolumeUrl::S3 { bucket, prefix } => s3::connect(url, bucket, prefix, options).await,
+        VolumeUrl::File { path } => {
+            connect_dir(url, path, |path| ObjectDir::open(path, Box::new(RealDisk))).await
+        }
+    }
+}
+
+/// As [`connect`], for the creation of a volume: makes the directory of a `file://` store if it is missing or empty.
+/// Buckets are never made.
+///
+/// # Errors
+/// As [`connect`]; also for a directory that holds other things.
+pub async fn connect_for_create(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
+    match url {
+        VolumeUrl::S3 { .. } => connect(url, options).await,
+        VolumeUrl::File { path } => {
+            connect_dir(url, path, |path| ObjectDir::create(path, Box::new(RealDisk))).await
+        }
+    }
+}
+
+async fn connect_dir(
+    url: &VolumeUrl,
+    path: &Path,
+    open: impl FnOnce(&Path) -> std::io::Result<ObjectDir> + Send + 'static,
+) -> Result<Store, StoreError> {
+    let owned = path.to_path_buf();
+    let opened = tokio::task::spawn_blocking(move || open(&owned))
+        .await
+        .map_err(std::io::Error::other);
+    let dir = opened.and_then(|opened| opened).map_err(|error| {
+        let (kind, advice) = match error.kind() {
+            ErrorKind::NotFound => (
+                StoreErrorKind::NotFound,
+                "; correct the path, or create the volume first",
+            ),
+            ErrorKind::PermissionDenied => (
+                StoreErrorKind::AccessDenied,
+                "; check the directory's permissions",
+            ),
+            _ => (StoreErrorKind::Other, ""),
+        };
+        StoreError::new("open", url, kind, format!("{error}{advice}"))
+    })?;
+    Ok(Store::of_dir(url, Arc::new(dir), path))
+}
+
+impl Store {
+    fn of_dir(url: &VolumeUrl, dir: Arc<ObjectDir>, path: &Path) -> Self {
+        Self {
+            client: local::client(dir.clone()),
+            bucket: local::BUCKET.to_string(),
+            root: LOCAL_ROOT.to_string(),
+            url: url.clone(),
+            endpoint: path.display().to_string().into(),
+            dir: Some(dir),
+        }
+    }
+
+    /// The key of an object of the container.
+    pub fn data_key(&self, name: &str) -> String {
+        format!("{}/{name}", self.root)
+    }
+
+    /// The key of an object beside the container.
+    pub fn meta_key(&self, name: &str) -> String {
+        format!("{}.meta/{name}", self.root)
+    }
+
+    /// The server or directory behind this store, for messages.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// For the deletion of a volume: removes the directory of a `file://` store that holds no objects any more.
+    /// Whether there was one to remove; always false for `s3://`. The store cannot be used afterwards.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove_if_empty(&self) -> Result<bool, StoreError> {
+        let Some(dir) = self.dir.clone() else {
+            return Ok(false);
+        };
+        let fail = |detail| StoreError::new("remove", &self.url, StoreErrorKind::Other, detail);
+        match tokio::task::spawn_blocking(move || dir.remove_if_empty()).await {
+            Ok(Ok(removed)) => Ok(removed),
+            Ok(Err(error)) => Err(fail(error.message().unwrap_or("unknown failure").to_string())),
+            Err(panic) => Err(fail(panic.to_string())),
+        }
+    }
+
+    fn target(&self, key: &str) -> String {
+        match &self.url {
+            VolumeUrl::S3 { bucket, .. } => format!("s3://{bucket}/{key}"),
+            VolumeUrl::File { .. } => format!("{} ({key})", self.url),
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("url", &self.url)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}

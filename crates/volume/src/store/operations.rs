@@ -1,0 +1,327 @@
+//! Reading, writing, listing and deleting objects, with lost answers and conflicts seen to.
+
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use bytes::Bytes;
+
+use super::error::status_of;
+use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind};
+
+/// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
+const WRITE_MARK: &str = "hypernbd-write";
+/// Tries of a conditional write that meets another one in progress (409), and of a read whose body breaks off.
+const ATTEMPTS_MAX: usize = 4;
+/// Wait before the next such try.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
+/// Most keys a DeleteObjects may have.
+const DELETE_KEYS_MAX: usize = 1000;
+
+impl Store {
+    /// What a HEAD of the object says; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError> {
+        let found = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .send()
+            .await;
+        let Some(output) = absent_is_none(found.map_err(|error| self.error("look at", key, error)))? else {
+            return Ok(None);
+        };
+        Ok(Some(ObjectInfo {
+            size_bytes: size(output.content_length()),
+            etag: self.etag("look at", key, output.e_tag)?,
+            last_modified: time(output.last_modified.as_ref()),
+            metadata: output.metadata.unwrap_or_default(),
+        }))
+    }
+
+    /// The object's data and its ETag; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get(&self, key: &str) -> Result<Option<(Bytes, ETag)>, StoreError> {
+        self.fetch(key, None).await
+    }
+
+    /// `len_bytes` bytes at `offset_bytes` of the object; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the object ends before the range does.
+    pub async fn get_range(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<Bytes>, StoreError> {
+        if len_bytes == 0 {
+            return Ok(Some(Bytes::new()));
+        }
+        let last = offset_bytes.saturating_add(len_bytes - 1);
+        let Some((bytes, _)) = self
+            .fetch(key, Some(format!("bytes={offset_bytes}-{last}")))
+            .await?
+        else {
+            return Ok(None);
+        };
+        if bytes.len() as u64 != len_bytes {
+            let detail = format!("the object ends within bytes {offset_bytes} to {last}");
+            return Err(StoreError::new(
+                "read",
+                self.target(key),
+                StoreErrorKind::Other,
+                detail,
+            ));
+        }
+        Ok(Some(bytes))
+    }
+
+    async fn fetch(&self, key: &str, range: Option<String>) -> Result<Option<(Bytes, ETag)>, StoreError> {
+        let mut attempt = 1;
+        loop {
+            let request = self
+                .client
+                .get_object()
+                .bucket(&self.bucket)
+                .key(key)
+                .set_range(range.clone());
+            let sent = request
+                .send()
+                .await
+                .map_err(|error| self.error("read", key, error));
+            let Some(output) = absent_is_none(sent)? else {
+                return Ok(None);
+            };
+            let etag = self.etag("read", key, output.e_tag)?;
+            match output.body.collect().await {
+                Ok(body) => return Ok(Some((body.into_bytes(), etag))),
+                // The SDK repeats requests, but not bodies that break off.
+                Err(_) if attempt < ATTEMPTS_MAX => attempt += 1,
+                Err(error) => {
+                    let detail = format!(
+                        "the answer of {} broke off {attempt} times ({error})",
+                        self.endpoint
+                    );
+                    return Err(StoreError::new(
+                        "read",
+                        self.target(key),
+                        StoreErrorKind::Unreachable,
+                        detail,
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Writes the object, whatever was there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ETag, StoreError> {
+        let request = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .body(ByteStream::from(bytes.into()));
+        let output = request
+            .send()
+            .await
+            .map_err(|error| self.error("write", key, error))?;
+        self.etag("write", key, output.e_tag)
+    }
+
+    /// Writes the object if there is none.
+    ///
+    /// # Errors
+    /// `PreconditionFailed` if there is one that this call did not write.
+    pub async fn put_create_only(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ETag, StoreError> {
+        self.put_conditional("create", key, bytes.into(), None).await
+    }
+
+    /// Writes the object if the one there is the write `etag`.
+    ///
+    /// # Errors
+    /// `PreconditionFailed` if it is another that this call did not write; `NotFound` (on some stores
+    /// `PreconditionFailed`) if there is none.
+    pub async fn put_if_match(
+        &self,
+        key: &str,
+        bytes: impl Into<Bytes>,
+        etag: &ETag,
+    ) -> Result<ETag, StoreError> {
+        self.put_conditional("replace", key, bytes.into(), Some(etag))
+            .await
+    }
+
+    /// An attempt can be carried out and its answer lost; the SDK's next attempt is then refused because of the first.
+    /// So each call marks its object, and a refusal by an object with that mark is a success.
+    async fn put_conditional(
+        &self,
+        operation: &'static str,
+        key: &str,
+        bytes: Bytes,
+        expected: Option<&ETag>,
+    ) -> Result<ETag, StoreError> {
+        let mark = uuid::Uuid::new_v4().simple().to_string();
+        let mut attempt = 1;
+        loop {
+            let request = self
+                .client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(key)
+                .metadata(WRITE_MARK, &mark)
+                .body(ByteStream::from(bytes.clone()));
+            let request = match expected {
+                Some(etag) => request.if_match(&etag.0),
+                None => request.if_none_match("*"),
+            };
+            let refused = match request.send().await {
+                Ok(output) => return self.etag(operation, key, output.e_tag),
+                Err(refused) => refused,
+            };
+            // 409 is not a refusal by what is stored: another conditional write was in progress at the same time.
+            let is_conflict = status_of(&refused) == Some(409);
+            let error = self.error(operation, key, refused);
+            if error.kind != StoreErrorKind::PreconditionFailed {
+                return Err(error);
+            }
+            match self.head(key).await? {
+                Some(info) if info.metadata.get(WRITE_MARK) == Some(&mark) => return Ok(info.etag),
+                _ if is_conflict && attempt < ATTEMPTS_MAX => attempt += 1,
+                _ => return Err(error),
+            }
+            tokio::time::sleep(ATTEMPT_PAUSE).await;
+        }
+    }
+
+    /// Removes the object; nothing happens if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let sent = self
+            .client
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .send()
+            .await;
+        absent_is_none(sent.map_err(|error| self.error("delete", key, error)))?;
+        Ok(())
+    }
+
+    /// All objects whose keys start with `prefix`, in the order of their keys.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectEntry>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+        let mut pages = request.into_paginator().send();
+        let mut entries = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| self.error("list", prefix, error))?;
+            entries.extend(
+                page.contents
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter_map(|object| {
+                        Some(ObjectEntry {
+                            size_bytes: size(object.size),
+                            last_modified: time(object.last_modified.as_ref()),
+                            key: object.key?,
+                        })
+                    }),
+            );
+        }
+        Ok(entries)
+    }
+
+    /// Removes all objects whose keys start with `prefix`, which must end with a slash; tells how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`]; some objects may be gone then.
+    pub async fn delete_prefix(&self, prefix: &str) -> Result<usize, StoreError> {
+        let fail = |kind, detail| StoreError::new("delete", self.target(prefix), kind, detail);
+        if prefix.len() < 2 || !prefix.ends_with('/') {
+            let detail =
+                "a prefix to delete must end with a slash, so that it names no neighbours".to_string();
+            return Err(fail(StoreErrorKind::Other, detail));
+        }
+        let entries = self.list(prefix).await?;
+        for batch in entries.chunks(DELETE_KEYS_MAX) {
+            let identifiers = batch
+                .iter()
+                .map(|entry| ObjectIdentifier::builder().key(&entry.key).build());
+            let delete = identifiers
+                .collect::<Result<Vec<_>, _>>()
+                .and_then(|objects| Delete::builder().set_objects(Some(objects)).quiet(true).build())
+                .map_err(|error| fail(StoreErrorKind::Other, error.to_string()))?;
+            let sent = self
+                .client
+                .delete_objects()
+                .bucket(&self.bucket)
+                .delete(delete)
+                .send()
+                .await;
+            let output = sent.map_err(|error| self.error("delete", prefix, error))?;
+            if let [first, ..] = output.errors() {
+                let code = first.code().unwrap_or("an error without a code");
+                let kind = if code == "AccessDenied" {
+                    StoreErrorKind::AccessDenied
+                } else {
+                    StoreErrorKind::Other
+                };
+                let key = first.key().unwrap_or("a key");
+                return Err(fail(kind, format!("{} answers {code} for {key}", self.endpoint)));
+            }
+        }
+        Ok(entries.len())
+    }
+
+    fn error<E>(&self, operation: &'static str, key: &str, error: SdkError<E, HttpResponse>) -> StoreError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        StoreError::from_sdk(operation, self.target(key), &self.endpoint, error)
+    }
+
+    fn etag(&self, operation: &'static str, key: &str, etag: Option<String>) -> Result<ETag, StoreError> {
+        etag.map(ETag).ok_or_else(|| {
+            let detail = format!(
+                "{} sent no ETag, without which a volume cannot be kept safe",
+                self.endpoint
+            );
+            StoreError::new(operation, self.target(key), StoreErrorKind::Other, detail)
+        })
+    }
+}
+
+fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        // A missing bucket is not an absent object, where the store tells them apart.
+        Err(error) if error.kind == StoreErrorKind::NotFound && !error.detail.contains("NoSuchBucket") => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn size(len: Option<i64>) -> u64 {
+    len.and_then(|len| u64::try_from(len).ok()).unwrap_or_default()
+}
+
+fn time(time: Option<&aws_smithy_types::DateTime>) -> SystemTime {
+    time.and_then(|time| SystemTime::try_from(*time).ok())
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}

@@ -1,0 +1,247 @@
+//! `s3://`: the SDK's client, set up for a volume.
+//!
+//! Environment, profiles and the credential chain are the SDK's own; options given to us come before them. Retries are
+//! the SDK's too (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`).
+
+use std::time::Duration;
+
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
+};
+
+use super::signing::SignPayload;
+use super::{Store, StoreError, StoreErrorKind};
+use crate::options::StoreOptions;
+use crate::url::VolumeUrl;
+
+/// Region where nobody names one: the one that S3 services other than AWS take to be theirs.
+const DEFAULT_REGION: &str = "us-east-1";
+/// Time to establish a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time from the start of a request to the first byte of its answer: a 16 MiB part on a line of 2 Mbit/s.
+const READ_TIMEOUT: Duration = Duration::from_secs(70);
+/// Time of one attempt.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(90);
+/// Time a transfer may stand still.
+const STALL_GRACE: Duration = Duration::from_secs(20);
+/// Time of the request that [`connect`] makes, one attempt and all of them.
+const CHECK_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+const CHECK_ATTEMPTS_MAX: u32 = 2;
+/// Time of [`connect`] as a whole, finding credentials included.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Reaches a volume's bucket and makes sure that it answers.
+pub(super) async fn connect(
+    url: &VolumeUrl,
+    bucket: &str,
+    prefix: &str,
+    options: &StoreOptions,
+) -> Result<Store, StoreError> {
+    connect_as(url, bucket, prefix, options, None).await
+}
+
+/// As [`connect`], with the given credentials instead of those of the environment.
+async fn connect_as(
+    url: &VolumeUrl,
+    bucket: &str,
+    prefix: &str,
+    options: &StoreOptions,
+    credentials: Option<Credentials>,
+) -> Result<Store, StoreError> {
+    let endpoint_url = options.endpoint_url.clone().or_else(endpoint_of_environment);
+    let connecting = async {
+        let config = load(options, endpoint_url.is_some(), credentials).await;
+        let store = store(url, bucket, prefix, options, endpoint_url.clone(), &config);
+        check(&store).await?;
+        Ok(store)
+    };
+    match tokio::time::timeout(CONNECT_TIME_MAX, connecting).await {
+        Ok(result) => result,
+        Err(_) => {
+            let endpoint = endpoint_url.as_deref().unwrap_or("AWS S3");
+            let detail = format!(
+                "no answer from {endpoint} within {} s; check endpoint_url, the credentials and the network",
+                CONNECT_TIME_MAX.as_secs()
+            );
+            Err(StoreError::new(
+                "connect to",
+                url,
+                StoreErrorKind::Unreachable,
+                detail,
+            ))
+        }
+    }
+}
+
+fn store(
+    url: &VolumeUrl,
+    bucket: &str,
+    prefix: &str,
+    options: &StoreOptions,
+    endpoint_url: Option<String>,
+    config: &SdkConfig,
+) -> Store {
+    // A profile can name an endpoint, too.
+    let endpoint_url = endpoint_url.or_else(|| config.endpoint_url().map(str::to_string));
+    let region = config.region().map_or(DEFAULT_REGION, |region| region.as_ref());
+    let endpoint = match &endpoint_url {
+        Some(endpoint) => endpoint.clone(),
+        None => format!("https://s3.{region}.amazonaws.com"),
+    };
+    Store {
+        client: client(config, options, endpoint_url.as_deref()),
+        bucket: bucket.to_string(),
+        root: prefix.to_string(),
+        url: url.clone(),
+        endpoint: endpoint.into(),
+        dir: None,
+    }
+}
+
+async fn load(options: &StoreOptions, has_endpoint: bool, credentials: Option<Credentials>) -> SdkConfig {
+    let region = RegionProviderChain::first_try(options.region.clone().map(Region::new))
+        .or_else(EnvironmentVariableRegionProvider::new())
+        .or_else(ProfileFileRegionProvider::new());
+    // Only a machine of AWS can say which region it is in, and asking elsewhere takes seconds.
+    let region = if has_endpoint {
+        region
+    } else {
+        region.or_default_provider()
+    };
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+        .build();
+    let loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(region.or_else(Region::from_static(DEFAULT_REGION)))
+        .timeout_config(timeouts)
+        .stalled_stream_protection(
+            StalledStreamProtectionConfig::enabled()
+                .grace_period(STALL_GRACE)
+                .build(),
+        );
+    match credentials {
+        Some(credentials) => loader.credentials_provider(credentials),
+        None => loader,
+    }
+    .load()
+    .await
+}
+
+fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
+    let mut builder =
+        aws_sdk_s3::config::Builder::from(config).interceptor(SignPayload(options.payload_signing));
+    if let Some(endpoint) = &options.endpoint_url {
+        builder.set_endpoint_url(Some(endpoint.clone()));
+    }
+    let foreign = endpoint_url.is_some_and(|endpoint| !is_aws(endpoint));
+    if let Some(path_style) = options.path_style.or(foreign.then_some(true)) {
+        builder.set_force_path_style(Some(path_style));
+    }
+    if endpoint_url.is_some_and(|endpoint| endpoint.starts_with("http:")) {
+        // Over plain http the SDK signs every chunk of a checksummed body, at a quarter of the speed.
+        builder = builder
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    }
+    Client::from_conf(builder.build())
+}
+
+/// A listing of one key: needs what a volume needs anyway, and its errors, unlike a HEAD's, say what is wrong.
+async fn check(store: &Store) -> Result<(), StoreError> {
+    let request = store
+        .client
+        .list_objects_v2()
+        .bucket(&store.bucket)
+        .prefix(store.data_key(""))
+        .max_keys(1);
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .operation_attempt_timeout(CHECK_ATTEMPT_TIMEOUT)
+        .build();
+    let config = aws_sdk_s3::Config::builder()
+        .timeout_config(timeouts)
+        .retry_config(RetryConfig::standard().with_max_attempts(CHECK_ATTEMPTS_MAX));
+    request
+        .customize()
+        .config_override(config)
+        .send()
+        .await
+        .map(drop)
+        .map_err(|error| StoreError::from_sdk("connect to", &store.url, &store.endpoint, error))
+}
+
+/// The endpoint that the SDK will take from the environment.
+fn endpoint_of_environment() -> Option<String> {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|endpoint| !endpoint.is_empty()))
+}
+
+fn is_aws(endpoint_url: &str) -> bool {
+    let host = endpoint_url
+        .split_once("://")
+        .map_or(endpoint_url, |(_, rest)| rest);
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"]
+        .iter()
+        .any(|suffix| host.ends_with(suffix))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    fn parts(url: &VolumeUrl) -> (&str, &str) {
+        match url {
+            VolumeUrl::S3 { bucket, prefix } => (bucket, prefix),
+            VolumeUrl::File { .. } => panic!("{url} is not on S3"),
+        }
+    }
+
+    /// Connects with credentials that only a test's own server accepts.
+    pub async fn connect_with_keys(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
+        let (bucket, prefix) = parts(url);
+        let credentials = Credentials::new("test-key-id", "test-secret", None, None, "test");
+        connect_as(url, bucket, prefix, options, Some(credentials)).await
+    }
+
+    /// The store of a bucket that need not exist.
+    pub async fn unchecked(url: &VolumeUrl, options: &StoreOptions) -> Store {
+        let (bucket, prefix) = parts(url);
+        let config = load(options, true, None).await;
+        store(
+            url,
+            bucket,
+            prefix,
+            options,
+            options.endpoint_url.clone(),
+            &config,
+        )
+    }
+
+    #[test]
+    fn aws_is_told_from_others() {
+        for (endpoint, expected) in [
+            ("https://s3.eu-west-1.amazonaws.com", true),
+            (
+                "https://bucket.vpce-1a2b.s3.us-east-1.vpce.amazonaws.com:443/",
+                true,
+            ),
+            ("http://127.0.0.1:9000", false),
+            ("https://minio.example.com/amazonaws.com", false),
+            ("https://amazonaws.com.example.org", false),
+        ] {
+            assert_eq!(is_aws(endpoint), expected, "{endpoint}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What is made of the answers of an S3 service, or of their absence. The service is a scripted one.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, channel};
+
+use aws_smithy_types::body::SdkBody;
+
+use super::*;
+use crate::options::PayloadSigning;
+use StoreErrorKind::*;
+
+/// An empty listing, as the first request of a connection expects.
+const EMPTY_LIST: &str = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+
+/// A server that answers every request with what `respond` makes of its head (nothing: the connection is closed).
+/// Gives its address and the heads of the requests, in lower case.
+fn serve(mut respond: impl FnMut(&str) -> String + Send + 'static) -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (heads, received) = channel();
+    std::thread::spawn(move || {
+        // The thread ends with the test's process; a test sends a handful of requests.
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let (mut bytes, mut piece) = (Vec::new(), [0; 65536]);
+            let head_len = loop {
+                match stream.read(&mut piece) {
+                    Ok(0) | Err(_) => break None,
+                    Ok(len) => bytes.extend_from_slice(&piece[..len]),
+                }
+                if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+                    break Some(at + 4);
+                }
+            };
+            let Some(head_len) = head_len else { continue };
+            let head = String::from_utf8_lossy(&bytes[..head_len]).to_lowercase();
+            let body_len: usize = header(&head, "content-length").map_or(0, |len| len.parse().unwrap());
+            let mut rest = vec![0; (head_len + body_len).saturating_sub(bytes.len())];
+            if stream.read_exact(&mut rest).is_ok() {
+                let answer = respond(&head);
+                // The test is over once nobody receives, or reads the answer.
+                let _ = heads.send(head);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        }
+    });
+    (endpoint, received)
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+fn answer(status: &str, headers: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn error_answer(status: &str, headers: &str, code: &str) -> String {
+    answer(
+        status,
+        headers,
+        &format!("<Error><Code>{code}</Code><Message>so it is</Message></Error>"),
+    )
+}
+
+async fn connect_to(endpoint: &str, signing: PayloadSigning) -> Result<Store, StoreError> {
+    let url = VolumeUrl::S3 {
+        bucket: "bucket".into(),
+        prefix: "vol".into(),
+    };
+    let options = StoreOptions {
+        endpoint_url: Some(endpoint.into()),
+        region: Some("us-east-1".into()),
+        payload_signing: signing,
+        ..Default::default()
+    };
+    s3::tests::connect_with_keys(&url, &options).await
+}
+
+async fn connect_error(endpoint: &str) -> StoreError {
+    let error = connect_to(endpoint, PayloadSigning::Auto).await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains(endpoint) && text.contains("s3://bucket/vol/"),
+        "{text}"
+    );
+    assert!(!text.contains("test-secret"), "{text}");
+    error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_refuses_connections_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let error = connect_error(&endpoint).await;
+    assert_eq!(error.kind, Unreachable);
+    assert!(error.to_string().contains("check endpoint_url"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_never_answers_is_given_up() {
+    // The kernel accepts connections, and nobody reads them.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = connect_error(&format!("http://{}", listener.local_addr().unwrap())).await;
+    assert_eq!(error.kind, Unreachable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_told_apart() {
+    for (status, headers, code, kind, advice) in [
+        (
+            "403 Forbidden",
+            "",
+            "InvalidAccessKeyId",
+            AccessDenied,
+            "check the credentials",
+        ),
+        ("404 Not Found", "", "NoSuchBucket", NotFound, "create the bucket"),
+        ("503 Busy", "", "SlowDown", Unreachable, "503"),
+        (
+            "301 Moved",
+            "x-amz-bucket-region: eu-north-1\r\n",
+            "PermanentRedirect",
+            Other,
+            "region=eu-north-1",
+        ),
+    ] {
+        let (endpoint, _heads) = serve(move |_| error_answer(status, headers, code));
+        let error = connect_error(&endpoint).await;
+        assert_eq!(error.kind, kind, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(code) && text.contains(advice), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_caused_by_ones_own_lost_answer_is_a_success() {
+    for (whose, expected) in [
+        ("own", Ok(ETag("\"abc\"".into()))),
+        ("another's", Err(PreconditionFailed)),
+    ] {
+        let (mut puts, mut mark) = (0, String::new());
+        let (endpoint, _heads) = serve(move |head| match head.split(' ').next().unwrap() {
+            "put" => {
+                puts += 1;
+                mark = header(head, "x-amz-meta-hypernbd-write").unwrap().to_string();
+                if puts == 1 {
+                    String::new()
+                } else {
+                    error_answer("412 No", "", "PreconditionFailed")
+                }
+            }
+            "head" => {
+                let mark = if whose == "own" { mark.as_str() } else { "other" };
+                let headers = format!("x-amz-meta-hypernbd-write: {mark}\r\netag: \"abc\"\r\n");
+                answer("200 OK", &headers, "")
+            }
+            _ => answer("200 OK", "", EMPTY_LIST),
+        });
+        let store = connect_to(&endpoint, PayloadSigning::Auto).await.unwrap();
+        let result = store.put_create_only("vol.meta/lease", "mine").await;
+        assert_eq!(result.map_err(|error| error.kind), expected, "{whose}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_with_a_write_in_progress_is_tried_again() {
+    let mut puts = 0;
+    let (endpoint, _heads) = serve(move |head| match head.split(' ').next().unwrap() {
+        "put" => {
+            puts += 1;
+            match puts {
+                1 => error_answer("409 Conflict", "", "ConditionalRequestConflict"),
+                _ => answer("200 OK", "etag: \"abc\"\r\n", ""),
+            }
+        }
+        "head" => answer("404 Not Found", "", ""),
+        _ => answer("200 OK", "", EMPTY_LIST),
+    });
+    let store = connect_to(&endpoint, PayloadSigning::Auto).await.unwrap();
+    assert_eq!(
+        store.put_create_only("vol.meta/lease", "mine").await.unwrap(),
+        ETag("\"abc\"".into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_signed_as_chosen() {
+    use PayloadSigning::*;
+    for (signing, expects_signature) in [(Auto, true), (Always, true), (Never, false)] {
+        let (endpoint, heads) = serve(|head| match head.starts_with("put") {
+            true => answer("200 OK", "etag: \"abc\"\r\n", ""),
+            false => answer("200 OK", "", EMPTY_LIST),
+        });
+        let store = connect_to(&endpoint, signing).await.unwrap();
+        // One piece of memory, and the stream of pieces that Hyperfile sends.
+        store.put("vol/0000000001", "in one piece").await.unwrap();
+        let pieces = SdkBody::retryable(|| {
+            let pieces = ["in ", "pieces"].map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece)));
+            let stream = s3s::dto::StreamingBlob::wrap(futures::stream::iter(pieces));
+            SdkBody::from_body_1_x(s3s::Body::from(stream))
+        });
+        let put = store
+            .client
+            .put_object()
+            .bucket("bucket")
+            .key("vol/0000000002")
+            .content_length(9);
+        put.body(ByteStream::new(pieces)).send().await.unwrap();
+        let hashes: Vec<String> = heads
+            .try_iter()
+            .filter(|head| head.starts_with("put"))
+            .map(|head| header(&head, "x-amz-content-sha256").unwrap().to_string())
+            .collect();
+        assert_eq!(hashes.len(), 2);
+        for hash in hashes {
+            let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert_eq!(is_hash, expects_signature, "{signing:?}: {hash}");
+        }
+    }
+}
