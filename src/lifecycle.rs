@@ -104,16 +104,23 @@ pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
     Ok(volume)
 }
 
-/// A connection has ended. After the last one there may be nobody left who would flush: a checkpoint starts.
+/// A connection has ended. After the last one there may be nobody left who would flush: a checkpoint starts. A volume
+/// open read-only is closed then, so that the next connection sees what its writer has published meanwhile.
 pub fn disconnect() {
     let ended = catch_unwind(|| {
         let mut shared = shared();
-        let Some(shared) = shared.as_mut() else { return };
-        shared.connections = shared.connections.saturating_sub(1);
-        if shared.connections == 0
-            && let Some(volume) = &shared.read_write
-        {
+        let Some(open) = shared.as_mut() else { return };
+        open.connections = open.connections.saturating_sub(1);
+        if open.connections > 0 {
+            return;
+        }
+        if let Some(volume) = &open.read_write {
             volume.checkpoint_soon();
+        }
+        let unused = open.read_only.take();
+        drop(shared);
+        if let Some(volume) = unused {
+            close(&volume);
         }
     });
     log_panic("disconnect", ended);
@@ -136,26 +143,19 @@ pub fn stop() {
 }
 
 fn stop_all() {
-    let Some(Shared {
-        runtime,
-        read_write,
-        read_only,
-        ..
-    }) = shared().take()
-    else {
-        return;
-    };
-    let timeout =
-        params::config().map_or_else(|| VolumeOptions::default().io_timeout, |c| c.volume.io_timeout);
-    for volume in [read_write, read_only].into_iter().flatten() {
-        if let Err(error) = volume.close(timeout) {
-            log::error!(
-                "closing the volume: {}; writes after the last flush or checkpoint are lost",
-                error.chain()
-            );
-        }
+    let Some(all) = shared().take() else { return };
+    for volume in [all.read_write, all.read_only].into_iter().flatten() {
+        close(&volume);
     }
-    runtime.shutdown_timeout(RUNTIME_END_MAX);
+    all.runtime.shutdown_timeout(RUNTIME_END_MAX);
+}
+
+fn close(volume: &Volume) {
+    let timeout = params::config().map_or(VolumeOptions::default().io_timeout, |c| c.volume.io_timeout);
+    if let Err(error) = volume.close(timeout) {
+        let lost = "writes after the last flush or checkpoint are lost";
+        log::error!("closing the volume: {}; {lost}", error.chain());
+    }
 }
 
 fn config() -> Result<&'static ServeConfig> {
