@@ -459,7 +459,10 @@ mod tests {
             .map(|(key, _)| key)
             .filter(|key| !key.contains('\\'))
             .collect();
-        assert_eq!(documented, OPTIONS.iter().map(|spec| spec.key).collect::<Vec<_>>());
+        assert_eq!(
+            documented,
+            OPTIONS.iter().map(|spec| spec.key).collect::<Vec<_>>()
+        );
     }
 
     #[test]
