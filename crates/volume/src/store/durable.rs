@@ -241,13 +241,14 @@ impl ObjectDir {
         self.sync_objects(&scratch)
     }
 
-    /// The keys with a prefix, above `after`, in order, at most `limit`; and whether there are more.
+    /// The objects with a prefix, above the key `after`, in the order of their keys, at most `limit`; and, if there are
+    /// more, the key to go on after. It is the last one looked at, which need not exist any more.
     pub fn list(
         &self,
         prefix: &str,
         after: Option<&str>,
         limit: usize,
-    ) -> S3Result<(Vec<(String, ObjectHeader)>, bool)> {
+    ) -> S3Result<(Vec<(String, ObjectHeader)>, Option<String>)> {
         let mut keys: Vec<String> = self
             .names()?
             .filter_map(|name| key_of_name(&name))
@@ -256,6 +257,7 @@ impl ObjectDir {
         keys.sort_unstable();
         let more = keys.len() > limit;
         keys.truncate(limit);
+        let next = keys.last().filter(|_| more).cloned();
         let mut found = Vec::with_capacity(keys.len());
         for key in keys {
             match self.get(&key) {
@@ -265,7 +267,7 @@ impl ObjectDir {
                 Err(error) => return Err(error),
             }
         }
-        Ok((found, more))
+        Ok((found, next))
     }
 
     /// Where this process keeps its temporary files and uploads; refused once the disk has failed.

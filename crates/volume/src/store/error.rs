@@ -126,8 +126,8 @@ fn detail_of<E: ProvideErrorMetadata + Error + 'static>(
 ) -> String {
     if lacks_credentials(error) {
         return format!(
-            "no AWS credentials were found for {endpoint}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
-             AWS_PROFILE ({})",
+            "there are no AWS credentials to send to {endpoint} ({}); set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
             root_cause(error)
         );
     }
@@ -152,6 +152,10 @@ fn detail_of<E: ProvideErrorMetadata + Error + 'static>(
         }
         _ => {}
     }
+    if let (Some(message), true) = (error.message(), endpoint.starts_with('/')) {
+        // A directory: no server, and the message names the file.
+        return message.to_string();
+    }
     let status = status_of(error).map_or_else(String::new, |status| format!("HTTP {status} "));
     let code = error.code().unwrap_or("without an error code");
     let message = error
@@ -173,13 +177,11 @@ fn detail_of<E: ProvideErrorMetadata + Error + 'static>(
     }
 }
 
-/// Whether the credential chain came up with nothing (as opposed to credentials that were refused).
-fn lacks_credentials(error: &(dyn Error + 'static)) -> bool {
-    chain(error).any(|error| {
-        error
-            .to_string()
-            .contains("the credential provider was not enabled")
-    })
+/// Whether no credentials could be had at all (as opposed to credentials that the store refused). The SDK reports it as
+/// a failed dispatch; the type below it is not exported, but all its texts say what it is about.
+fn lacks_credentials<E: Error + 'static>(error: &SdkError<E, HttpResponse>) -> bool {
+    matches!(error, SdkError::DispatchFailure(_))
+        && chain(error).any(|error| error.to_string().contains("credential"))
 }
 
 /// The innermost error's text: the SDK's outer ones only say that something failed.

@@ -306,12 +306,11 @@ impl S3 for LocalS3 {
         }
         let max_keys = input.max_keys.unwrap_or(LIST_KEYS_MAX).clamp(0, LIST_KEYS_MAX);
         let prefix = input.prefix.clone().unwrap_or_default();
-        // The token is the last key of the page before.
+        // The token is the key to go on after.
         let after = input.continuation_token.clone().or(input.start_after.clone());
-        let (found, more) = self
+        let (found, next) = self
             .run(move |dir| dir.list(&prefix, after.as_deref(), max_keys as usize))
             .await?;
-        let next = found.last().map(|(key, _)| key.clone()).filter(|_| more);
         let contents: Vec<Object> = found
             .into_iter()
             .map(|(key, header)| {

@@ -13,7 +13,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider,
     StalledStreamProtectionConfig,
 };
 
@@ -54,7 +54,7 @@ async fn connect_as(
     bucket: &str,
     prefix: &str,
     options: &StoreOptions,
-    credentials: Option<Credentials>,
+    credentials: Option<SharedCredentialsProvider>,
 ) -> Result<Store, StoreError> {
     let endpoint_url = options.endpoint_url.clone().or_else(endpoint_of_environment);
     let connecting = async {
@@ -106,7 +106,11 @@ fn store(
     }
 }
 
-async fn load(options: &StoreOptions, has_endpoint: bool, credentials: Option<Credentials>) -> SdkConfig {
+async fn load(
+    options: &StoreOptions,
+    has_endpoint: bool,
+    credentials: Option<SharedCredentialsProvider>,
+) -> SdkConfig {
     let region = RegionProviderChain::first_try(options.region.clone().map(Region::new))
         .or_else(EnvironmentVariableRegionProvider::new())
         .or_else(ProfileFileRegionProvider::new());
@@ -199,6 +203,8 @@ fn is_aws(endpoint_url: &str) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use aws_sdk_s3::config::Credentials;
+
     use super::*;
 
     fn parts(url: &VolumeUrl) -> (&str, &str) {
@@ -212,6 +218,22 @@ pub(super) mod tests {
     pub async fn connect_with_keys(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
         let (bucket, prefix) = parts(url);
         let credentials = Credentials::new("test-key-id", "test-secret", None, None, "test");
+        connect_as(
+            url,
+            bucket,
+            prefix,
+            options,
+            Some(SharedCredentialsProvider::new(credentials)),
+        )
+        .await
+    }
+
+    /// Connects where there are no credentials.
+    pub async fn connect_without_keys(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
+        let (bucket, prefix) = parts(url);
+        let profile =
+            aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name("no-such-profile");
+        let credentials = SharedCredentialsProvider::new(profile.build());
         connect_as(url, bucket, prefix, options, Some(credentials)).await
     }
 

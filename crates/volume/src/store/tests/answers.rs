@@ -112,6 +112,23 @@ async fn an_endpoint_that_never_answers_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn missing_credentials_are_said_to_be_missing() {
+    let (endpoint, heads) = serve(|_| answer("200 OK", "", EMPTY_LIST));
+    let url = VolumeUrl::S3 {
+        bucket: "bucket".into(),
+        prefix: "vol".into(),
+    };
+    let options = StoreOptions {
+        endpoint_url: Some(endpoint),
+        ..Default::default()
+    };
+    let error = s3::tests::connect_without_keys(&url, &options).await.unwrap_err();
+    assert_eq!(error.kind, AccessDenied, "{error}");
+    assert!(error.to_string().contains("set AWS_ACCESS_KEY_ID"), "{error}");
+    assert_eq!(heads.try_iter().count(), 0, "a request was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_are_told_apart() {
     for (status, headers, code, kind, advice) in [
         (

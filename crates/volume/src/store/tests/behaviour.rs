@@ -297,7 +297,7 @@ async fn listing_pages_in_order_and_deleting_a_prefix_spares_its_neighbours() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conditional_delete_removes_only_what_was_seen() {
-    // MinIO and older S3 services ignore the condition, so this is a promise of file:// alone.
+    // MinIO ignores the condition, so this is a promise of file:// alone.
     let Tested { store, dir: _dir } = file_store().await;
     let key = store.data_key("inode");
     let old = store.put(&key, "old").await.unwrap();
