@@ -75,6 +75,15 @@ pub(super) struct OpenObject {
     pub header: ObjectHeader,
 }
 
+/// A piece of a listing.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// The objects, in the order of their keys.
+    pub found: Vec<(String, ObjectHeader)>,
+    /// If there are more: the key to go on after. It is the last one looked at, which need not exist any more.
+    pub next: Option<String>,
+}
+
 /// A store in a directory. All calls block; share it by `Arc`.
 pub(super) struct ObjectDir {
     root: PathBuf,
@@ -241,14 +250,8 @@ impl ObjectDir {
         self.sync_objects(&scratch)
     }
 
-    /// The objects with a prefix, above the key `after`, in the order of their keys, at most `limit`; and, if there are
-    /// more, the key to go on after. It is the last one looked at, which need not exist any more.
-    pub fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> S3Result<(Vec<(String, ObjectHeader)>, Option<String>)> {
+    /// The objects with a prefix, above the key `after`, at most `limit`.
+    pub fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> S3Result<Page> {
         let mut keys: Vec<String> = self
             .names()?
             .filter_map(|name| key_of_name(&name))
@@ -267,7 +270,7 @@ impl ObjectDir {
                 Err(error) => return Err(error),
             }
         }
-        Ok((found, next))
+        Ok(Page { found, next })
     }
 
     /// Where this process keeps its temporary files and uploads; refused once the disk has failed.

@@ -26,7 +26,7 @@ use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
-use super::durable::{Condition, ObjectDir, OpenObject, copy_exactly, read_at, write_all};
+use super::durable::{Condition, ObjectDir, OpenObject, Page, copy_exactly, read_at, write_all};
 use super::multipart;
 use super::object_file::ObjectHeader;
 use super::scratch::Upload;
@@ -308,7 +308,7 @@ impl S3 for LocalS3 {
         let prefix = input.prefix.clone().unwrap_or_default();
         // The token is the key to go on after.
         let after = input.continuation_token.clone().or(input.start_after.clone());
-        let (found, next) = self
+        let Page { found, next } = self
             .run(move |dir| dir.list(&prefix, after.as_deref(), max_keys as usize))
             .await?;
         let contents: Vec<Object> = found
