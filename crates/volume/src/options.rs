@@ -434,7 +434,7 @@ mod tests {
         let cache = config.volume.node_cache.unwrap();
         assert_eq!(cache.size_bytes, NODE_CACHE_LEAST_BYTES);
         assert_eq!(config.warnings.len(), 1);
-        assert!(config.warnings[0].contains("16 MiB") && config.warnings[0].contains("32 MiB"));
+        assert!(config.warnings[0].contains("16777216") && config.warnings[0].contains("32 MiB"));
     }
 
     #[test]

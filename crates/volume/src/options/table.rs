@@ -174,8 +174,8 @@ pub const OPTIONS: &[OptionSpec] = &[
             let (config, raised_from) = NodeCacheConfig::parse(value).map_err(|error| error.to_string())?;
             if let (Some(config), Some(asked_bytes)) = (&config, raised_from) {
                 options.warnings.push(format!(
-                    "node_cache_config: the cache's size of {} is below the least and was raised to {}",
-                    format_size(asked_bytes),
+                    "node_cache_config: a size of {asked_bytes} bytes is below the least and was raised to {} ({})",
+                    config.size_bytes,
                     format_size(config.size_bytes)
                 ));
             }
