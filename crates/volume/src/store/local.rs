@@ -22,6 +22,7 @@ use aws_sdk_s3::config::{
 use bytes::Bytes;
 use futures::{TryStreamExt, stream};
 use s3s::dto::*;
+use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
@@ -38,9 +39,13 @@ const READ_LEN_BYTES: u64 = 4 << 20;
 /// S3's page size.
 const LIST_KEYS_MAX: i32 = 1000;
 
+/// The S3 server of a directory.
+pub(super) fn service(dir: Arc<ObjectDir>) -> S3ServiceBuilder {
+    S3ServiceBuilder::new(LocalS3 { dir })
+}
+
 /// A client of the store in a directory.
 pub(super) fn client(dir: Arc<ObjectDir>) -> Client {
-    let service = s3s::service::S3ServiceBuilder::new(LocalS3 { dir }).build();
     // No network: nothing is signed, times out or is sent again, so every request is carried out once.
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
@@ -48,7 +53,7 @@ pub(super) fn client(dir: Arc<ObjectDir>) -> Client {
         .endpoint_url("http://local.invalid")
         .force_path_style(true)
         .allow_no_auth()
-        .http_client(s3s_aws::Client::from(service))
+        .http_client(s3s_aws::Client::from(service(dir).build()))
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

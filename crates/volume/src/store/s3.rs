@@ -141,7 +141,7 @@ async fn load(
     .await
 }
 
-fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
+pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
     let mut builder =
         aws_sdk_s3::config::Builder::from(config).interceptor(SignPayload(options.payload_signing));
     if let Some(endpoint) = &options.endpoint_url {

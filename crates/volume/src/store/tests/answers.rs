@@ -4,10 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, channel};
 
-use aws_smithy_types::body::SdkBody;
-
 use super::*;
-use crate::options::PayloadSigning;
 use StoreErrorKind::*;
 
 /// An empty listing, as the first request of a connection expects.
@@ -68,7 +65,7 @@ fn error_answer(status: &str, headers: &str, code: &str) -> String {
     )
 }
 
-async fn connect_to(endpoint: &str, signing: PayloadSigning) -> Result<Store, StoreError> {
+async fn connect_to(endpoint: &str) -> Result<Store, StoreError> {
     let url = VolumeUrl::S3 {
         bucket: "bucket".into(),
         prefix: "vol".into(),
@@ -76,14 +73,13 @@ async fn connect_to(endpoint: &str, signing: PayloadSigning) -> Result<Store, St
     let options = StoreOptions {
         endpoint_url: Some(endpoint.into()),
         region: Some("us-east-1".into()),
-        payload_signing: signing,
         ..Default::default()
     };
     s3::tests::connect_with_keys(&url, &options).await
 }
 
 async fn connect_error(endpoint: &str) -> StoreError {
-    let error = connect_to(endpoint, PayloadSigning::Auto).await.unwrap_err();
+    let error = connect_to(endpoint).await.unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains(endpoint) && text.contains("s3://bucket/vol/"),
@@ -180,7 +176,7 @@ async fn a_refusal_caused_by_ones_own_lost_answer_is_a_success() {
             }
             _ => answer("200 OK", "", EMPTY_LIST),
         });
-        let store = connect_to(&endpoint, PayloadSigning::Auto).await.unwrap();
+        let store = connect_to(&endpoint).await.unwrap();
         let result = store.put_create_only("vol.meta/lease", "mine").await;
         assert_eq!(result.map_err(|error| error.kind), expected, "{whose}");
     }
@@ -200,45 +196,9 @@ async fn a_conflict_with_a_write_in_progress_is_tried_again() {
         "head" => answer("404 Not Found", "", ""),
         _ => answer("200 OK", "", EMPTY_LIST),
     });
-    let store = connect_to(&endpoint, PayloadSigning::Auto).await.unwrap();
+    let store = connect_to(&endpoint).await.unwrap();
     assert_eq!(
         store.put_create_only("vol.meta/lease", "mine").await.unwrap(),
         ETag("\"abc\"".into())
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn bodies_are_signed_as_chosen() {
-    use PayloadSigning::*;
-    for (signing, expects_signature) in [(Auto, true), (Always, true), (Never, false)] {
-        let (endpoint, heads) = serve(|head| match head.starts_with("put") {
-            true => answer("200 OK", "etag: \"abc\"\r\n", ""),
-            false => answer("200 OK", "", EMPTY_LIST),
-        });
-        let store = connect_to(&endpoint, signing).await.unwrap();
-        // One piece of memory, and the stream of pieces that Hyperfile sends.
-        store.put("vol/0000000001", "in one piece").await.unwrap();
-        let pieces = SdkBody::retryable(|| {
-            let pieces = ["in ", "pieces"].map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece)));
-            let stream = s3s::dto::StreamingBlob::wrap(futures::stream::iter(pieces));
-            SdkBody::from_body_1_x(s3s::Body::from(stream))
-        });
-        let put = store
-            .client
-            .put_object()
-            .bucket("bucket")
-            .key("vol/0000000002")
-            .content_length(9);
-        put.body(ByteStream::new(pieces)).send().await.unwrap();
-        let hashes: Vec<String> = heads
-            .try_iter()
-            .filter(|head| head.starts_with("put"))
-            .map(|head| header(&head, "x-amz-content-sha256").unwrap().to_string())
-            .collect();
-        assert_eq!(hashes.len(), 2);
-        for hash in hashes {
-            let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-            assert_eq!(is_hash, expects_signature, "{signing:?}: {hash}");
-        }
-    }
 }

@@ -9,6 +9,7 @@ mod durability;
 mod hyperfile;
 mod multipart;
 mod reaching;
+mod signing;
 
 use std::time::Duration;
 
