@@ -291,12 +291,20 @@ impl ObjectDir {
     fn check(&self, key: &str, condition: &Condition) -> S3Result<()> {
         // Another thread's failure may have come between.
         self.scratch()?;
-        match condition {
-            Condition::None => Ok(()),
-            Condition::Absent if self.path(key)?.exists() => Err(s3_error!(PreconditionFailed)),
-            Condition::Absent => Ok(()),
-            Condition::Matches(etag) if self.get(key)?.header.etag == *etag => Ok(()),
-            Condition::Matches(_) => Err(s3_error!(PreconditionFailed)),
+        let is_met = match condition {
+            Condition::None => true,
+            Condition::Absent => {
+                let path = self.path(key)?;
+                !path
+                    .try_exists()
+                    .map_err(|error| disk_error("look at", &path, error))?
+            }
+            Condition::Matches(etag) => self.get(key)?.header.etag == *etag,
+        };
+        if is_met {
+            Ok(())
+        } else {
+            Err(s3_error!(PreconditionFailed))
         }
     }
 
