@@ -122,6 +122,8 @@ impl S3 for LocalS3 {
         let OpenObject { file, header } = self.find(&input.key, input.if_match, input.if_none_match).await?;
         let len_bytes = header.data_len_bytes;
         let range = match &input.range {
+            // The end of an empty object is no range either.
+            Some(_) if len_bytes == 0 => return Err(s3_error!(InvalidRange)),
             Some(range) => range.check(len_bytes)?,
             None => 0..len_bytes,
         };

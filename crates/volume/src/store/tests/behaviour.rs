@@ -164,6 +164,32 @@ async fn ranges() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_empty_object_has_no_ranges() {
+    for Tested { store, dir: _dir } in stores().await {
+        let key = store.data_key("empty");
+        store.put(&key, "").await.unwrap();
+        let request = store
+            .client
+            .get_object()
+            .bucket(&store.bucket)
+            .key(&key)
+            .range("bytes=0-0");
+        assert_eq!(status_of(&request.send().await.unwrap_err()), Some(416));
+        store.delete(&key).await.unwrap();
+    }
+    // Services differ in what they make of its last byte.
+    let Tested { store, dir: _dir } = file_store().await;
+    store.put("empty", "").await.unwrap();
+    let request = store
+        .client
+        .get_object()
+        .bucket(&store.bucket)
+        .key("empty")
+        .range("bytes=-1");
+    assert_eq!(status_of(&request.send().await.unwrap_err()), Some(416));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_absent_object_is_a_true_404() {
     for Tested { store, dir: _dir } in stores().await {
         let key = store.data_key("none");

@@ -30,6 +30,12 @@ fn child_with(test: &str, path: &Path, environment: &[(&str, &str)]) -> Child {
         .unwrap()
 }
 
+/// Waits a little for a child that must not end by itself.
+async fn still_running(child: &mut Child) {
+    assert!(child.try_wait().unwrap().is_none(), "the writer ended by itself");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
 async fn store_of_child() -> Option<Store> {
     let path = std::env::var_os(CHILD_STORE)?;
     Some(
@@ -127,8 +133,7 @@ async fn a_killed_writer_leaves_whole_objects_and_everything_it_was_answered() {
             .map(|info| info.etag)
             == done_before
         {
-            assert!(writer.try_wait().unwrap().is_none(), "the writer ended by itself");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            still_running(&mut writer).await;
         }
         tokio::time::sleep(Duration::from_millis(round * 3)).await;
         writer.kill().unwrap();
@@ -204,8 +209,7 @@ async fn a_writer_killed_between_the_steps_of_a_write_leaves_the_old_object_or_t
         store.put(&key, object(1)).await.unwrap();
         let mut writer = child_with(test, &path, &[(CHILD_STOPS_AT, stops_at)]);
         while !path.with_file_name(STOPPED).exists() {
-            assert!(writer.try_wait().unwrap().is_none(), "the writer ended by itself");
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            still_running(&mut writer).await;
         }
         writer.kill().unwrap();
         writer.wait().unwrap();
