@@ -1,5 +1,6 @@
 //! The plugin's parameters, from nbdkit's command line.
 
+use std::io::Write;
 use std::sync::Mutex;
 
 use hypernbd_volume::durability::Durability;
@@ -65,10 +66,15 @@ pub fn thread_model() -> ThreadModel {
 
 /// Extra lines for `--dump-plugin`.
 pub fn dump() {
-    println!("hypernbd_version={}", env!("CARGO_PKG_VERSION"));
-    for class in Durability::ALL {
-        println!("hypernbd_durability_{}={}", class.name(), class.sentence());
-    }
+    let classes =
+        Durability::ALL.map(|class| format!("hypernbd_durability_{}={}\n", class.name(), class.sentence()));
+    let text = format!(
+        "hypernbd_version={}\n{}",
+        env!("CARGO_PKG_VERSION"),
+        classes.concat()
+    );
+    // A reader that has gone, as in `| head`, is no reason to panic.
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn refused(error: OptionError) -> nbdkit::Error {

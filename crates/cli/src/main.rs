@@ -79,7 +79,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::File(command) => runtime.block_on(file::run(&command, &store))?,
-        Command::Completions(args) => completions::run::<Cli>(&args),
+        Command::Completions(args) => completions::run::<Cli>(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,8 @@
 //! `hypernbd completions SHELL`.
 
+use std::io::Write;
+
+use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
@@ -11,6 +14,8 @@ pub struct Args {
 }
 
 /// Prints the completions of the command line `C`.
-pub fn run<C: CommandFactory>(args: &Args) {
-    clap_complete::generate(args.shell, &mut C::command(), "hypernbd", &mut std::io::stdout());
+pub fn run<C: CommandFactory>(args: &Args) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut C::command(), "hypernbd", &mut script);
+    Ok(std::io::stdout().write_all(&script)?)
 }

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -217,7 +217,8 @@ async fn supervise(
             _ = ready_poll.tick(), if !announced => {
                 if pid_file.exists() {
                     announced = true;
-                    print!("{}", announcement(address, config));
+                    // A server goes on without a reader of its output.
+                    let _ = std::io::stdout().write_all(announcement(address, config).as_bytes());
                 }
                 continue;
             }
