@@ -5,7 +5,7 @@
 //! added when the volume is opened.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
 use serde::{Deserialize, Serialize};
@@ -88,11 +88,11 @@ impl Catalogue {
         Arc::new(Self { messages, epoch })
     }
 
-    /// Waits at most `timeout` until all entries are written; takes none afterwards.
-    pub async fn finish(&self, timeout: Duration) {
+    /// Waits until all entries are written; takes none afterwards.
+    pub async fn finish(&self) {
         let (done, wait) = oneshot::channel();
         if self.messages.send(Message::Finish(done)).is_ok() {
-            let _ = tokio::time::timeout(timeout, wait).await;
+            let _ = wait.await;
         }
     }
 }

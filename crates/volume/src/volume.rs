@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::try_join_all;
 use log::{info, warn};
@@ -28,6 +28,8 @@ use crate::writeback::overlay::{Buffered, Overlay};
 /// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
+/// Time for ending threads, even when all the time given went into the last checkpoint.
+const CLOSE_LEAST: Duration = Duration::from_secs(1);
 /// The epoch of a volume without a lease.
 const EPOCH: u64 = 1;
 
@@ -177,24 +179,26 @@ impl Volume {
     }
 
     async fn read_published(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        let started = Instant::now();
-        let mut wait = READ_RETRY_WAIT;
-        loop {
-            let Err(e) = self.engine.read(offset_bytes, out).await else {
-                return Ok(());
-            };
-            if started.elapsed() + wait >= self.io_timeout {
-                let last = e.chain();
-                warn!("a read of {} bytes at {offset_bytes} failed: {last}", out.len());
-                return Err(VolumeError::Timeout {
+        let mut last = String::from("none, the store is slow");
+        let tries = async {
+            let mut wait = READ_RETRY_WAIT;
+            while let Err(e) = self.engine.read(offset_bytes, out).await {
+                last = e.chain();
+                log::debug!("a read is tried again: {last}");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
+            }
+        };
+        match tokio::time::timeout(self.io_timeout, tries).await {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                warn!("a read at {offset_bytes} failed: {last}");
+                Err(VolumeError::Timeout {
                     operation: "read",
                     waited: self.io_timeout,
                     last,
-                });
+                })
             }
-            log::debug!("a read is tried again: {}", e.chain());
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
         }
     }
 
@@ -339,7 +343,7 @@ impl Volume {
         self.driver.checkpoint_soon();
     }
 
-    /// Publishes what is unpublished, waiting at most `timeout`, and stops the volume's threads. Once only; later
+    /// Publishes what is unpublished and stops the volume's threads, in at most about `timeout`. Once only; later
     /// calls do nothing.
     ///
     /// # Errors
@@ -349,10 +353,11 @@ impl Volume {
             return Ok(());
         }
         self.runtime.block_on(async {
+            let until = tokio::time::Instant::now() + timeout;
             let flushed = if self.is_read_only {
                 Ok(())
             } else {
-                tokio::time::timeout(timeout, self.driver.flush())
+                tokio::time::timeout_at(until, self.driver.flush())
                     .await
                     .unwrap_or_else(|_| {
                         let last = "the time given for closing ran out".to_owned();
@@ -363,12 +368,18 @@ impl Volume {
                         })
                     })
             };
-            let _ = tokio::time::timeout(timeout, self.driver.stop()).await;
-            if let Some(catalogue) = &self.catalogue {
-                catalogue.finish(timeout).await;
-            }
+            let stopped = async {
+                self.driver.stop().await;
+                if let Some(catalogue) = &self.catalogue {
+                    catalogue.finish().await;
+                }
+                self.engine.close().await;
+            };
             // The owner thread may be in the middle of a publish that hangs; it ends when that does.
-            if tokio::time::timeout(timeout, self.engine.close()).await.is_err() {
+            if tokio::time::timeout_at(until.max(tokio::time::Instant::now() + CLOSE_LEAST), stopped)
+                .await
+                .is_err()
+            {
                 warn!("the store still holds up a publish; it is left unfinished");
             }
             flushed

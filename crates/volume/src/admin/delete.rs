@@ -1,12 +1,16 @@
 //! `delete`: a volume and all that is kept beside it.
 
+use futures::StreamExt;
 use serde::Serialize;
 
-use super::info;
+use super::{info, label};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
-use crate::store::{self, Store};
+use crate::store::{self, ObjectEntry, Store};
 use crate::url::VolumeUrl;
+
+const INODE: &str = "inode";
+const DELETIONS_IN_FLIGHT: usize = 16;
 
 /// What a deletion destroys.
 #[derive(Debug, Clone, Serialize)]
@@ -31,23 +35,29 @@ pub async fn delete_plan(url: &VolumeUrl, store_options: &StoreOptions) -> Resul
 }
 
 async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
-    let info = info::of_store(store).await?;
+    let size_bytes = match info::of_store(store).await {
+        Ok(info) => info.size_bytes,
+        // A deletion that was interrupted has taken the inode and left the label, which goes last.
+        Err(VolumeError::NotFound { .. }) if label::load(store).await?.is_some() => 0,
+        Err(e) => return Err(e),
+    };
     let mut plan = DeletePlan {
-        url: info.url,
-        size_bytes: info.size_bytes,
+        url: store.url.to_string(),
+        size_bytes,
         objects: 0,
         bytes: 0,
     };
-    for prefix in [store.data_key(""), store.meta_key("")] {
-        for object in store.list(&prefix).await? {
-            plan.objects += 1;
-            plan.bytes += object.size_bytes;
-        }
+    for object in objects(store).await? {
+        plan.objects += 1;
+        plan.bytes += object.size_bytes;
     }
     Ok(plan)
 }
 
-/// Deletes the volume: its inode first, so that what is left by an interruption is no volume any more.
+/// Deletes the volume: its inode first, so that what an interruption leaves is no volume any more, its label last, so
+/// that the deletion can be taken up again.
+///
+/// Objects below the root that are not a container's are left alone.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none.
@@ -58,10 +68,61 @@ pub async fn delete(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Del
     Ok(plan)
 }
 
-/// Removes everything below the volume's root and its `.meta`.
+/// Removes what belongs to the volume.
 pub(super) async fn remove(store: &Store) -> Result<(), VolumeError> {
-    store.delete(&store.data_key("inode")).await?;
-    store.delete_prefix(&store.data_key("")).await?;
-    store.delete_prefix(&store.meta_key("")).await?;
+    let inode = store.data_key(INODE);
+    let label = store.meta_key(label::NAME);
+    store.delete(&inode).await?;
+    let rest = objects(store)
+        .await?
+        .into_iter()
+        .filter(|o| o.key != inode && o.key != label);
+    let mut deletions = futures::stream::iter(rest)
+        .map(|object| async move { store.delete(&object.key).await })
+        .buffer_unordered(DELETIONS_IN_FLIGHT);
+    while let Some(deleted) = deletions.next().await {
+        deleted?;
+    }
+    store.delete(&label).await?;
+    store.remove_if_empty().await?;
     Ok(())
+}
+
+/// Everything stored for the volume.
+async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeError> {
+    let root = store.data_key("");
+    let mut objects = store.list(&root).await?;
+    objects.retain(|o| o.key.strip_prefix(&root).is_some_and(is_container_object));
+    objects.extend(store.list(&store.meta_key("")).await?);
+    Ok(objects)
+}
+
+/// Whether a name below the root is one the format uses: `inode`, `NNNNNNNNNN` or `NNNNNNNNNN.<part>`.
+fn is_container_object(name: &str) -> bool {
+    let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    let (segment, part) = name.split_once('.').unwrap_or((name, "0"));
+    name == INODE || (segment.len() == 10 && is_number(segment) && is_number(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_formats_own_names_are_deleted() {
+        for name in ["inode", "0000000001", "0000000001.0", "1073741823.16383"] {
+            assert!(is_container_object(name), "{name}");
+        }
+        for name in [
+            "",
+            "inode.bak",
+            "000000001",
+            "0000000001.",
+            "0000000001.x",
+            "a/0000000001",
+            "notes.txt",
+        ] {
+            assert!(!is_container_object(name), "{name}");
+        }
+    }
 }

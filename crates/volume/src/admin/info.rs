@@ -60,7 +60,8 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         format: format!("{:?}", meta.block_ptr_format),
         last_checkpoint: inode.i_last_cno,
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
-        mapped_bytes: inode.i_blocks,
+        // Counted in sectors, as st_blocks is.
+        mapped_bytes: inode.i_blocks.saturating_mul(512),
         durability: Durability::of(url).sentence().to_owned(),
     })
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::VolumeError;
 use crate::store::{Store, StoreErrorKind};
 
-const NAME: &str = "volume.json";
+/// The label's name below the volume's `.meta/`.
+pub(super) const NAME: &str = "volume.json";
 
 /// The label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -123,6 +123,16 @@ impl Fixture {
         self.list(|s| s.meta_key(name))
     }
 
+    pub fn remove(&self, name: &str) {
+        let store = self.store().unwrap();
+        self.run(store.delete(&store.data_key(name))).unwrap();
+    }
+
+    pub fn put(&self, name: &str) {
+        let store = self.store().unwrap();
+        self.run(store.put(&store.data_key(name), "x")).unwrap();
+    }
+
     pub fn remove_meta(&self, key: &str) {
         let store = self.store().unwrap();
         self.run(store.delete(key)).unwrap();
