@@ -1,0 +1,100 @@
+"""A proxy before an S3 server that loses answers and refuses requests when told to.
+
+The hard case for any client of a store: the request was carried out and its answer never came.
+"""
+
+import contextlib
+import random
+import re
+import socket
+import threading
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+REFUSAL = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: 88\r\nConnection: close\r\n\r\n"
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>try later</Message></Error>   "
+)
+
+
+@dataclass
+class Rule:
+    """Which requests go wrong, and how."""
+
+    action: str  # "lose": carried out, the answer is lost; "refuse": 503, not carried out
+    pattern: str  # searched in the request line, as in "PUT /bucket/key?query HTTP/1.1"
+    probability: float = 1.0
+    times_max: int | None = None
+    hits: int = 0
+    rng: random.Random = field(default_factory=random.Random)
+
+    def applies(self, request_line: str) -> bool:
+        if self.times_max is not None and self.hits >= self.times_max:
+            return False
+        if not re.search(self.pattern, request_line) or self.rng.random() >= self.probability:
+            return False
+        self.hits += 1
+        return True
+
+
+class LossyProxy:
+    """Forwards to `endpoint`; requests that `rule` matches go wrong. Set `rule` to None to heal."""
+
+    def __init__(self, endpoint: str):
+        address = urlsplit(endpoint)
+        self.upstream = (address.hostname, address.port)
+        self.rule: Rule | None = None
+        self.lock = threading.Lock()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Takes no more connections."""
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _action(self, piece: bytes) -> str | None:
+        """What is to happen to the request that starts in `piece`, if one does and a rule matches."""
+        line = piece.split(b"\r\n", 1)[0]
+        if not line.endswith(b" HTTP/1.1"):
+            return None
+        with self.lock:
+            rule = self.rule
+            return rule.action if rule and rule.applies(line.decode(errors="replace")) else None
+
+    def _serve(self, client: socket.socket) -> None:
+        # Clients of HTTP/1.1 wait for an answer before the next request: a request starts where a piece does.
+        losing = threading.Event()
+        with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=self._answers, args=(server, client, losing), daemon=True).start()
+            while piece := client.recv(1 << 18):
+                action = self._action(piece)
+                if action == "refuse":
+                    client.sendall(REFUSAL)
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                if action == "lose":
+                    losing.set()
+                server.sendall(piece)
+
+    def _answers(self, server: socket.socket, client: socket.socket, losing: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while piece := server.recv(1 << 18):
+                if losing.is_set() and not piece.startswith(b"HTTP/1.1 100"):
+                    break  # the request has been carried out, and nobody will know
+                client.sendall(piece)
+        for end in (client, server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
