@@ -13,7 +13,7 @@ export NBDKIT
 
 if [ -z "$url" ]; then
     url=file://$project/data/
-    if [ ! -e "$project/data" ]; then
+    if ! "$hypernbd" info "$url" >/dev/null 2>&1; then
         say "creating a 10 GiB volume in $project/data"
         "$hypernbd" create "$url" --size 10G
     fi

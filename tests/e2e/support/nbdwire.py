@@ -49,6 +49,14 @@ class WireClient:
         """Sends requests and waits for no reply."""
         self.socket.sendall(b"".join(requests))
 
+    def send_what_is_taken(self, *requests: bytes) -> None:
+        """Sends until the server takes no more, as it may while it waits for us to read its replies."""
+        self.socket.settimeout(0.05)
+        try:
+            self.socket.sendall(b"".join(requests))
+        except TimeoutError:
+            pass
+
     def hang_up(self) -> None:
         """Closes the socket at once, with whatever is still to come."""
         self.socket.close()

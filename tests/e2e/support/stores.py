@@ -127,11 +127,17 @@ class S3Store:
         pages = self.minio.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=self.prefix + "/")
         return {item["Key"]: item["ETag"] for page in pages for item in page.get("Contents", [])}
 
+    def objects_of_volumes(self) -> set[str]:
+        """The keys of every object of every volume."""
+        return set(self.objects())
+
 
 class FileStore:
     """Volumes in a local directory."""
 
     kind = "file"
+    # The local store's own files, which stay in a directory when its volume is deleted.
+    own_files = {"hypernbd-store", "lock"}
     parameters: dict[str, str] = {}
     env: dict[str, str] = {}
     cli_options: list[str] = []
@@ -152,3 +158,11 @@ class FileStore:
                 "directory" if path.is_dir() else f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
             )
         return found
+
+    def objects_of_volumes(self) -> set[str]:
+        """The paths of every object of every volume."""
+        return {
+            path
+            for path, tag in self.objects().items()
+            if tag != "directory" and Path(path).name not in self.own_files
+        }
