@@ -90,6 +90,17 @@ def nbdcopy(source: str, destination: str, size_bytes: int) -> Sample:
     return Sample(size_bytes / 1e6 / (time.monotonic() - start), "MB/s")
 
 
+def connect(uri: str):
+    """A libnbd connection."""
+    try:
+        import nbd
+    except ImportError:
+        raise programs.Missing("python3-libnbd is not installed: run scripts/install-deps.sh") from None
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    return handle
+
+
 @dataclass(frozen=True)
 class Raw:
     """Result of plain S3 requests."""

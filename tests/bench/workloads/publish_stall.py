@@ -8,8 +8,7 @@ import gc
 import random
 import time
 
-from harness.loads import MIB, Sample
-from harness.programs import Missing
+from harness.loads import MIB, Sample, connect
 from harness.report import Row, Target
 
 AREA_BYTES = 128 * MIB
@@ -63,17 +62,6 @@ def one_round(publisher, client, randomness, taken_ms) -> None:
         if not flushed:
             publisher.poll(0)
             flushed = publisher.aio_command_completed(flush)
-
-
-def connect(uri: str):
-    """A libnbd connection."""
-    try:
-        import nbd
-    except ImportError:
-        raise Missing("python3-libnbd is not installed: run scripts/install-deps.sh") from None
-    handle = nbd.NBD()
-    handle.connect_uri(uri)
-    return handle
 
 
 def summary(values_ms: list[float]) -> Sample:
