@@ -383,6 +383,7 @@ impl Task {
                     engine.recover().await?;
                 }
                 complete_partial_blocks(engine.as_ref(), &frozen).await?;
+                frozen.retire_zero_blocks();
                 engine.publish(frozen).await
             });
             let result = publish

@@ -217,7 +217,8 @@ impl Generation {
     }
 
     /// What is known of `blocks` here: runs of zeroed blocks and of blocks with data, ascending, not touching
-    /// blocks of which nothing is known. A partly written block counts as data.
+    /// blocks of which nothing is known. A partly written block counts as data, unless only zeros were written: then it
+    /// is what lies below.
     pub fn block_runs(&self, blocks: Range<u64>) -> Vec<(Range<u64>, bool)> {
         let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
         let mut zeros = self
@@ -230,7 +231,10 @@ impl Generation {
             Some((last, d)) if *d == is_data && last.end == run.start => last.end = run.end,
             _ => runs.push((run, is_data)),
         };
-        for (&index, _) in self.blocks.range(blocks.clone()) {
+        for (&index, block) in self.blocks.range(blocks.clone()) {
+            if matches!(block.coverage, Coverage::Partial(_)) && is_zero(&block.bytes) {
+                continue;
+            }
             while let Some(z) = zeros.next_if(|z| z.start < index) {
                 push(z, false, &mut runs);
             }
@@ -275,6 +279,18 @@ impl Generation {
             }
         }
         entry.cover(range, len);
+    }
+
+    /// Turns complete blocks of nothing but zeros into zeroed blocks: those that are not mapped below are then not
+    /// published at all, and the others take no space.
+    pub fn retire_zero_blocks(&mut self) {
+        let is_complete = |b: &BufferedBlock| b.coverage == Coverage::Full;
+        for (index, _) in self
+            .blocks
+            .extract_if(.., |_, b| is_complete(b) && is_zero(&b.bytes))
+        {
+            self.zeroed.insert(index..index + 1);
+        }
     }
 
     /// Runs of consecutive buffered blocks, ascending. Every block must be complete before it is published.
@@ -339,6 +355,11 @@ impl BufferedBlock {
             }
         }
     }
+}
+
+/// Compares with itself shifted by one: as fast as memory, and ends at the first byte that is not zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.first().is_none_or(|b| *b == 0) && bytes[1..] == bytes[..bytes.len() - 1]
 }
 
 fn push_joined(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {

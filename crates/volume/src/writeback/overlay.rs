@@ -26,6 +26,11 @@ impl Frozen {
         look(&self.0.read())
     }
 
+    /// See [`Generation::retire_zero_blocks`].
+    pub fn retire_zero_blocks(&self) {
+        self.0.write().retire_zero_blocks();
+    }
+
     /// Completes a partly written block with published bytes.
     pub fn complete(&self, block: BlockIndex, in_block: u32, bytes: &[u8]) {
         self.0.write().complete(block, in_block, bytes);

@@ -94,6 +94,21 @@ fn trimming_and_zeroing_an_empty_9_tib_volume_publishes_nothing() {
 }
 
 #[test]
+fn zeros_written_over_holes_store_nothing() {
+    let f = Fixture::new();
+    f.create(64 * MIB, 65536);
+    let before = f.objects();
+    let volume = f.open();
+    volume.zero(3 * 65536 - 4, 8, true).unwrap();
+    volume.write(MIB, &vec![0; 1 << 20], true).unwrap();
+    assert_eq!(volume.extents(0, 64 * MIB, false).unwrap().len(), 1);
+    volume.close(Duration::from_secs(30)).unwrap();
+    let mut after = f.objects();
+    after.retain(|key| !before.contains(key));
+    assert_eq!(after, Vec::<String>::new());
+}
+
+#[test]
 fn trimmed_blocks_read_zero_and_are_holes_after_publishing() {
     let f = Fixture::new();
     f.create(64 * MIB, 4096);
