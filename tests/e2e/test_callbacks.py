@@ -1,10 +1,13 @@
 """Every request an NBD client can send, one by one, and the negotiated facts."""
 
+import re
+from pathlib import Path
+
 import nbd
 import pytest
 
 from support.model import pattern, read_all
-from support.server import KI, MI
+from support.server import KI, MI, create_volume
 
 EINVAL, ENOSPC, EPERM = 22, 28, 1
 
@@ -221,3 +224,46 @@ def test_every_block_size(make_volume, make_server):
             assert client.pread(len(data), block_bytes - 1) == data
             assert client.pread(block_bytes - 1, 0) == bytes(block_bytes - 1)
         server.dispose()
+
+
+def test_only_the_default_export_exists(server):
+    with server.connect() as client:
+        assert client.get_export_name() == ""
+    client = nbd.NBD()
+    client.set_export_name("no-such-snapshot")
+    with pytest.raises(nbd.Error):
+        client.connect_unix(str(server.socket))
+    server.assert_running()
+
+
+def test_memory_stays_within_the_write_buffer(make_volume, make_server):
+    """Far more data than the buffer holds passes through; the process never holds much more than the buffer."""
+    server = make_server(make_volume(512 * MI), write_buffer="32M").start()
+
+    def peak_bytes() -> int:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * KI
+
+    with server.connect() as client:
+        for number in range(384):
+            client.pwrite(pattern(1 * MI, number), number * MI)
+        client.flush()
+        assert peak_bytes() < (32 + 128) * MI
+        for number in range(0, 384, 7):
+            assert client.pread(1 * MI, number * MI) == pattern(1 * MI, number)
+
+
+def test_a_url_with_unusual_characters(store, make_server):
+    volume = create_volume(store, 8 * MI, 4 * KI, "ä b+c%20=d&e")
+    server = make_server(volume).start()
+    with server.connect() as client:
+        client.pwrite(pattern(1 * MI, 9), 1)
+        client.flush()
+    server.kill()
+    server.start()
+    with server.connect() as client:
+        assert client.pread(1 * MI, 1) == pattern(1 * MI, 9)
+    server.terminate()
+    deleted = volume.cli("delete", volume.url, "--yes")
+    assert deleted.returncode == 0, deleted.stderr
+    assert store.objects_of_volumes() == set()

@@ -32,6 +32,7 @@ def test_trim_and_zero_of_an_empty_volume_publish_nothing(make_volume, make_serv
         assert client.get_size() == SIZE
         over_the_whole_volume(client, lambda length, offset: client.aio_trim(length, offset))
         over_the_whole_volume(client, lambda length, offset: client.aio_zero(length, offset))
+        client.cache(REQUEST, 0)
         client.flush()
         assert volume.store.objects() == before
         assert client.pread(1 * MI, SIZE - 1 * MI) == bytes(1 * MI)

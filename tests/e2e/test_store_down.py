@@ -1,5 +1,7 @@
 """The store goes away under a running server: honest errors, nothing lost, and all is well when it is back."""
 
+import json
+
 import nbd
 import pytest
 
@@ -151,3 +153,60 @@ def test_sigterm_with_the_store_down_ends(impatient, own_minio):
     own_minio.kill()
     impatient.terminate()  # waits, with a limit
     assert "ERROR" in impatient.log_text()
+
+
+def test_a_full_buffer_with_the_store_down(make_volume, make_server, own_minio):
+    """Writers are held back, then told; nothing that was acknowledged is lost, and nothing grows without bound."""
+    parameters = {"write_buffer": "16M", "io_timeout": "3s", "checkpoint_interval": "1h"}
+    server = make_server(make_volume(), **parameters).start()
+    acknowledged = 0
+    with server.connect() as client:
+        client.pwrite(pattern(1 * MI, 99), 63 * MI)
+        client.flush()
+        own_minio.kill()
+        with pytest.raises(nbd.Error):
+            for number in range(60):
+                client.pwrite(pattern(1 * MI, number), number * MI)
+                acknowledged += 1
+        assert 0 < acknowledged <= 16, f"{acknowledged} MiB were taken into a buffer of 16"
+        for number in range(acknowledged):
+            assert client.pread(1 * MI, number * MI) == pattern(1 * MI, number)
+        own_minio.start()
+        flush_until_it_succeeds(client)
+        client.pwrite(pattern(1 * MI, 98), 62 * MI)
+        client.flush()
+        server.kill()
+    server.start()
+    with server.connect() as client:
+        for number in range(acknowledged):
+            assert client.pread(1 * MI, number * MI) == pattern(1 * MI, number)
+        assert client.pread(2 * MI, 62 * MI) == pattern(1 * MI, 98) + pattern(1 * MI, 99)
+
+
+def test_waiting_flushes_share_a_publish(make_volume, make_server, own_minio):
+    """Flushes that arrive during a publish join the next one, all of them."""
+
+    def last_checkpoint() -> int:
+        return json.loads(volume.cli("info", volume.url, "--json").stdout)["last_checkpoint"]
+
+    volume = make_volume()
+    server = make_server(volume, checkpoint_interval="1h").start()
+    clients = [server.handle() for _ in range(24)]
+    for number, client in enumerate(clients):
+        client.pwrite(pattern(5000, number), number * 5000)
+    before = last_checkpoint()
+    own_minio.pause()
+    pending = [(client, client.aio_flush()) for client in clients]
+    for client, _ in pending:
+        client.pread(1, 0)  # answered from the buffer: the flush sent before it has been taken in
+    own_minio.resume()
+    for client, cookie in pending:
+        while not client.aio_command_completed(cookie):
+            client.poll(-1)
+        client.shutdown()
+    server.kill()
+    assert last_checkpoint() - before <= 4
+    server.start()
+    with server.connect() as client:
+        for number in range(24):
+            assert client.pread(5000, number * 5000) == pattern(5000, number)
