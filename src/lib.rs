@@ -6,6 +6,7 @@
 mod errno;
 mod lifecycle;
 mod logging;
+mod memory;
 mod nbdkit_ext;
 mod params;
 

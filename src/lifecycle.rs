@@ -54,6 +54,7 @@ pub fn check_volume() -> Result<()> {
 pub fn start() -> Result<()> {
     let config = config()?;
     crate::logging::after_fork();
+    crate::memory::bound_allocator();
     let runtime = Builder::new_multi_thread()
         .worker_threads(config.runtime_threads)
         .thread_name("hypernbd")
