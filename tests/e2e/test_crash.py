@@ -16,7 +16,7 @@ import pytest
 from support.server import KI, MI
 
 SECTOR = 4 * KI
-SIZE = 16 * MI
+SIZE = 4 * MI
 CLIENTS = 4
 ROUNDS = 8
 HEADER = struct.Struct("<8sIQQ")

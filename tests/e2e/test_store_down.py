@@ -124,11 +124,11 @@ def test_reads_of_stored_data_fail_and_recover(impatient, own_minio):
 
 
 def test_the_store_comes_and_goes(make_volume, make_server, own_minio, seed):
-    """Five outages among writes and checkpoints by age; in the end everything is there."""
+    """Three outages among writes and checkpoints by age; in the end everything is there."""
     server = make_server(make_volume(16 * MI), io_timeout="3s", checkpoint_interval="200ms").start()
     model = Model(16 * MI, 64 * KI)
     with server.connect() as client:
-        for outage in range(5):
+        for outage in range(3):
             for step in range(20):
                 offset = (seed + outage * 7919 + step * 104_729) % (15 * MI)
                 data = pattern(30_000, outage * 100 + step)
