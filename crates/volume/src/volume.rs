@@ -23,6 +23,7 @@ use crate::options::{StoreOptions, VolumeOptions};
 use crate::store;
 use crate::url::VolumeUrl;
 use crate::writeback::driver::{Driver, DriverConfig};
+use crate::writeback::generation::buffered_block_bytes;
 use crate::writeback::overlay::{Buffered, Overlay};
 
 /// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
@@ -209,7 +210,7 @@ impl Volume {
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, data.len() as u64)?;
         let blocks = self.geometry.touched_blocks(offset_bytes, data.len() as u64);
-        let most_bytes = (blocks.end - blocks.start) * u64::from(self.geometry.block_size());
+        let most_bytes = (blocks.end - blocks.start) * buffered_block_bytes(self.geometry);
         self.change(most_bytes, fua, || self.overlay.write(offset_bytes, data))
     }
 
@@ -220,7 +221,7 @@ impl Volume {
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         // The two ends.
-        let most_bytes = 2 * u64::from(self.geometry.block_size());
+        let most_bytes = 2 * buffered_block_bytes(self.geometry);
         self.change(most_bytes, fua, || self.overlay.zero(offset_bytes, len_bytes))
     }
 

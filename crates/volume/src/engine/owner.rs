@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::FutureExt;
 use hyperfile::block_source::BlockSource;
@@ -296,6 +297,7 @@ impl Owner {
     }
 
     async fn publish(&mut self, frozen: &Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {
+        let started = Instant::now();
         let (zero_runs, data_runs) = frozen.with(|g| (g.zero_runs(), g.data_runs()));
         let mut newest = None;
         let mut zeroed = 0;
@@ -326,10 +328,17 @@ impl Owner {
         if !data_runs.is_empty() {
             self.write_refs(frozen, &data_runs).await?;
         }
+        let applied = started.elapsed();
         if zeroed > 0 || !data_runs.is_empty() {
             newest = Some(self.flush().await?);
         }
+        let flushed = started.elapsed();
         self.update_locations(zero_runs, data_runs).await?;
+        debug!(
+            "publish: applied in {applied:?}, stored in {:?}, located in {:?}",
+            flushed - applied,
+            started.elapsed() - flushed
+        );
         Ok(newest)
     }
 

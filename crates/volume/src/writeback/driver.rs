@@ -77,6 +77,8 @@ pub struct Shared {
     fenced: Mutex<Option<String>>,
     is_fenced: AtomicBool,
     throttle: Mutex<Throttle>,
+    /// When the publish under way is expected to end.
+    room_expected: Mutex<std::time::Instant>,
     /// When the writers as a whole have paid for what they buffered.
     paid_until: Mutex<std::time::Instant>,
     room: (Mutex<Room>, Condvar),
@@ -117,6 +119,7 @@ impl Driver {
             fenced: Mutex::default(),
             is_fenced: AtomicBool::new(false),
             throttle: Mutex::new(Throttle::new(config.write_buffer_bytes)),
+            room_expected: Mutex::new(std::time::Instant::now()),
             paid_until: Mutex::new(std::time::Instant::now()),
             room: Default::default(),
             last_failure: Mutex::default(),
@@ -161,25 +164,32 @@ impl Driver {
         if change.active_bytes >= publish_at && change.active_bytes - change.added_bytes < publish_at {
             let _ = self.commands.send(Command::Event(Event::Grown));
         }
-        let delay = self
-            .shared
-            .throttle
-            .lock()
-            .delay(change.added_bytes, change.total_bytes);
-        if delay.is_zero() {
-            return;
-        }
+        self.slow_down(change);
+    }
+
+    fn slow_down(&self, change: super::overlay::Buffered) {
         let now = std::time::Instant::now();
+        let (delay, longest) = {
+            let throttle = self.shared.throttle.lock();
+            if change.total_bytes <= throttle.soft_bytes() {
+                return;
+            }
+            let room_in = self.shared.room_expected.lock().saturating_duration_since(now);
+            let delay = throttle.delay(change.added_bytes, change.total_bytes, room_in);
+            (delay, throttle.longest_wait(change.total_bytes, room_in))
+        };
         let until = {
             let mut paid_until = self.shared.paid_until.lock();
             *paid_until = (*paid_until).max(now) + delay;
-            // However many writers there are, none of them waits long for the others' share.
-            (*paid_until).min(now + Duration::from_millis(40))
+            (*paid_until).min(now + longest)
         };
         let (room, is_published) = &self.shared.room;
         let mut room = room.lock();
         let seen = room.published;
-        while room.published == seen && !is_published.wait_until(&mut room, until).timed_out() {}
+        while !delay.is_zero()
+            && room.published == seen
+            && !is_published.wait_until(&mut room, until).timed_out()
+        {}
     }
 
     /// Waits until the buffer has room for a change that adds at most `bytes`. Blocks the calling thread.
@@ -306,6 +316,7 @@ impl Task {
             Action::DropFrozen(_) => {
                 self.frozen = None;
                 self.overlay.drop_frozen();
+                *self.shared.paid_until.lock() = std::time::Instant::now();
                 self.wake_writers();
                 // The next generation may have grown past the mark while this one was published.
                 if self.overlay.active_bytes() >= self.config.write_buffer_bytes / 2 {
@@ -375,6 +386,12 @@ impl Task {
             return;
         };
         self.publish_started = Some(Instant::now());
+        let takes = self
+            .shared
+            .throttle
+            .lock()
+            .publish_estimate(frozen.with(|g| g.buffered_bytes()));
+        *self.shared.room_expected.lock() = std::time::Instant::now() + takes;
         let (engine, commands) = (self.engine.clone(), self.commands.clone());
         tokio::spawn(async move {
             // The inner task isolates a panic of the engine: it becomes a failed publish.

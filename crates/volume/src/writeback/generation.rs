@@ -19,6 +19,14 @@ use rangemap::RangeSet;
 
 use crate::geometry::{BlockIndex, Geometry};
 
+/// Memory per buffered block besides its bytes: its place in the map and the allocator's.
+const BLOCK_OVERHEAD_BYTES: u64 = 96;
+
+/// Memory counted for one buffered block, in bytes.
+pub fn buffered_block_bytes(geometry: Geometry) -> u64 {
+    u64::from(geometry.block_size()) + BLOCK_OVERHEAD_BYTES
+}
+
 /// Which bytes of a buffered block were written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Coverage {
@@ -101,9 +109,9 @@ impl Generation {
         self.blocks.is_empty() && self.zeroed.is_empty()
     }
 
-    /// Memory counted for this generation: whole blocks, in bytes.
+    /// Memory counted for this generation, in bytes: whole blocks, and what it takes to keep track of them.
     pub fn buffered_bytes(&self) -> u64 {
-        self.blocks.len() as u64 * u64::from(self.geometry.block_size())
+        self.blocks.len() as u64 * buffered_block_bytes(self.geometry)
     }
 
     /// Takes a write in. A later write of the same bytes wins.

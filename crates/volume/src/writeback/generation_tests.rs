@@ -78,8 +78,8 @@ proptest! {
             prop_assert_eq!(known[i].then_some(out[i]), want, "byte {}", o as usize + i);
         }
         prop_assert!(missing.windows(2).all(|w| w[0].end < w[1].start), "joined and ascending");
-        // Accounting: whole blocks for each block with a byte that is known and not merely zeroed.
-        prop_assert_eq!(generation.buffered_bytes() % u64::from(BLOCK), 0);
+        // Accounting: whole blocks.
+        prop_assert_eq!(generation.buffered_bytes() % buffered_block_bytes(generation.geometry), 0);
         // Runs cover exactly the touched blocks.
         let runs = generation.block_runs(0..generation.geometry.blocks());
         for b in 0..generation.geometry.blocks() {

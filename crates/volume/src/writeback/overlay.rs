@@ -200,7 +200,64 @@ impl Overlay {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::generation::buffered_block_bytes;
     use super::*;
+
+    const SIZE: u64 = 40_000;
+
+    fn overlay_on(
+        below: &[u8],
+        read: impl FnOnce(&mut [u8]) -> Vec<Range<u64>>,
+        at: u64,
+        len: usize,
+    ) -> Vec<u8> {
+        let mut out = vec![0; len];
+        for gap in read(&mut out) {
+            let to = (gap.start - at) as usize..(gap.end - at) as usize;
+            out[to].copy_from_slice(&below[gap.start as usize..gap.end as usize]);
+        }
+        out
+    }
+
+    proptest! {
+        /// Whatever is frozen and published meanwhile, the overlay over what is published is the volume.
+        #[test]
+        fn the_newest_write_is_on_top(
+            ops in prop::collection::vec((0..7u8, 0..SIZE, 0..9_000u64, 1..=255u8), 1..80),
+        ) {
+            let overlay = Overlay::new(Geometry::new(SIZE, 4096));
+            let mut frozen: Option<Arc<Frozen>> = None;
+            let mut published = vec![0u8; SIZE as usize];
+            let mut model = published.clone();
+            for (op, at, len, value) in ops {
+                let len = len.min(SIZE - at);
+                let range = at as usize..(at + len) as usize;
+                match op {
+                    0 | 1 => {
+                        overlay.write(at, &vec![value; len as usize]);
+                        model[range].fill(value);
+                    }
+                    2 => {
+                        overlay.zero(at, len);
+                        model[range].fill(0);
+                    }
+                    3 if frozen.is_none() => frozen = Some(overlay.freeze()),
+                    4 => {
+                        if let Some(f) = frozen.take() {
+                            published = overlay_on(&published, |out| f.with(|g| g.read(0, out)), 0, SIZE as usize);
+                            overlay.drop_frozen();
+                        }
+                    }
+                    _ => {
+                        let seen = overlay_on(&published, |out| overlay.read(at, out), at, len as usize);
+                        prop_assert!(seen == model[range]);
+                    }
+                }
+            }
+        }
+    }
 
     const GEOMETRY: fn() -> Geometry = || Geometry::new(1 << 20, 4096);
 
@@ -213,11 +270,11 @@ mod tests {
         let mut out = [0; 8192];
         assert!(overlay.read(0, &mut out).is_empty());
         assert_eq!((out[0], out[4096], out[4196]), (1, 2, 1));
-        assert_eq!(overlay.total_bytes(), 3 * 4096);
+        assert_eq!(overlay.total_bytes(), 3 * buffered_block_bytes(GEOMETRY()));
         overlay.drop_frozen();
         drop(frozen);
         assert_eq!(overlay.read(0, &mut out), vec![0..4096, 4196..8192]);
-        assert_eq!(overlay.total_bytes(), 4096);
+        assert_eq!(overlay.total_bytes(), buffered_block_bytes(GEOMETRY()));
     }
 
     #[test]

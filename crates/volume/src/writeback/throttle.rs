@@ -1,13 +1,14 @@
 //! How long a writer is slowed as the write buffer fills (pure).
 //!
-//! Below [`Throttle::soft_bytes`] not at all. Above it, each buffered byte costs a growing share of the time the
-//! store takes to drain one, reaching the whole of it half-way up and twice it at the top, so that the inflow meets
-//! the drain rate before the buffer is full: a slope instead of a cliff.
+//! Room comes back only when a publish ends, so what is left of it is shared out over the time until then: a slope
+//! instead of a cliff. Below [`Throttle::soft_bytes`] nobody is slowed, and as long as an eighth of the buffer is free
+//! no single write is slowed by more than [`DELAY_MAX`]. Beyond that a writer may have to wait as long as the publish
+//! takes, but all wait alike instead of one waiting for all of it.
 
 use std::time::Duration;
 
-/// The longest a single write is slowed while the buffer has room.
-const DELAY_MAX: Duration = Duration::from_millis(40);
+/// The longest a write is slowed while an eighth of the buffer is free.
+pub const DELAY_MAX: Duration = Duration::from_millis(40);
 /// Assumed until a publish has been measured.
 const DRAIN_BYTES_PER_S_START: f64 = 100e6;
 /// Weight of the newest publish in the drain rate.
@@ -31,27 +32,45 @@ impl Throttle {
 
     /// The fill at which slowing begins, in bytes.
     pub fn soft_bytes(&self) -> u64 {
-        self.capacity_bytes / 4 * 3
+        self.capacity_bytes / 8 * 5
+    }
+
+    /// How long a publish of `bytes` is expected to take.
+    pub fn publish_estimate(&self, bytes: u64) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.drain_bytes_per_s)
     }
 
     /// Takes the speed of a publish into account.
     pub fn published(&mut self, bytes: u64, took: Duration) {
         // Small publishes are round trips, not bandwidth.
         if bytes >= 1 << 20 && !took.is_zero() {
-            let rate = bytes as f64 / took.as_secs_f64();
+            let rate = (bytes as f64 / took.as_secs_f64()).max(1e6);
             self.drain_bytes_per_s += DRAIN_WEIGHT * (rate - self.drain_bytes_per_s);
         }
     }
 
-    /// How long the writers as a whole are to be slowed for `added_bytes` at a fill of `buffered_bytes`.
-    pub fn delay(&self, added_bytes: u64, buffered_bytes: u64) -> Duration {
+    /// How long the writers as a whole are to be slowed for `added_bytes` at a fill of `buffered_bytes`, with room
+    /// expected back in `room_in`.
+    pub fn delay(&self, added_bytes: u64, buffered_bytes: u64, room_in: Duration) -> Duration {
         let soft = self.soft_bytes();
         if buffered_bytes <= soft || added_bytes == 0 {
             return Duration::ZERO;
         }
-        let slope = (buffered_bytes - soft) as f64 / (self.capacity_bytes - soft).max(1) as f64;
-        let seconds = added_bytes as f64 / self.drain_bytes_per_s.max(1e6) * 2.0 * slope.min(1.0);
-        Duration::from_secs_f64(seconds).min(DELAY_MAX)
+        let ramp = (buffered_bytes - soft) as f64 / (self.capacity_bytes / 8).max(1) as f64;
+        let room = self
+            .capacity_bytes
+            .saturating_sub(buffered_bytes)
+            .max(added_bytes);
+        room_in.mul_f64(added_bytes as f64 / room as f64 * ramp.min(1.0))
+    }
+
+    /// The longest one writer is slowed at this fill.
+    pub fn longest_wait(&self, buffered_bytes: u64, room_in: Duration) -> Duration {
+        if buffered_bytes <= self.capacity_bytes / 8 * 7 {
+            DELAY_MAX
+        } else {
+            room_in.max(DELAY_MAX)
+        }
     }
 }
 
@@ -59,31 +78,49 @@ impl Throttle {
 mod tests {
     use super::*;
 
+    const ROOM_IN: Duration = Duration::from_secs(1);
+
     #[test]
-    fn the_slope_is_continuous_and_bounded() {
+    fn nobody_is_slowed_below_the_mark_and_more_and_more_above_it() {
         let t = Throttle::new(512 << 20);
+        assert_eq!(t.delay(1 << 20, t.soft_bytes(), ROOM_IN), Duration::ZERO);
         let mut last = Duration::ZERO;
-        for fill in (0..=512u64).map(|m| m << 20) {
-            let d = t.delay(1 << 20, fill);
-            assert!(d >= last && d <= DELAY_MAX, "fill {fill}: {last:?} then {d:?}");
-            assert!(
-                d - last < Duration::from_millis(2),
-                "no cliff at {fill}: {last:?} then {d:?}"
-            );
+        for fill in (0..512u64).map(|m| m << 20) {
+            let d = t.delay(4096, fill, ROOM_IN);
+            assert!(d >= last, "fill {fill}: {last:?} then {d:?}");
             last = d;
         }
-        assert_eq!(t.delay(1 << 20, t.soft_bytes()), Duration::ZERO);
         assert!(last > Duration::ZERO);
     }
 
     #[test]
-    fn inflow_meets_the_drain_half_way_up() {
+    fn the_room_lasts_until_more_of_it_is_expected() {
+        let t = Throttle::new(512 << 20);
+        let (mut fill, mut now) = (384u64 << 20, Duration::ZERO);
+        while now < ROOM_IN && fill < 512 << 20 {
+            now += t.delay(1 << 20, fill, ROOM_IN - now);
+            fill += 1 << 20;
+        }
+        assert!(fill >= 511 << 20, "the room was used: {fill}");
+        assert!(now >= ROOM_IN.mul_f64(0.95), "and lasted: {now:?}");
+    }
+
+    #[test]
+    fn a_write_waits_briefly_while_there_is_room() {
+        let t = Throttle::new(512 << 20);
+        assert_eq!(t.longest_wait(448 << 20, Duration::from_secs(9)), DELAY_MAX);
+        assert_eq!(
+            t.longest_wait(500 << 20, Duration::from_secs(9)),
+            Duration::from_secs(9)
+        );
+    }
+
+    #[test]
+    fn the_drain_rate_follows_the_publishes() {
         let mut t = Throttle::new(1 << 30);
         for _ in 0..50 {
             t.published(200_000_000, Duration::from_secs(1));
         }
-        let half_way = (t.soft_bytes() + (1 << 30)) / 2;
-        let d = t.delay(200_000, half_way);
-        assert!((d.as_secs_f64() - 0.001).abs() < 1e-4, "{d:?}");
+        assert!((t.publish_estimate(100_000_000).as_secs_f64() - 0.5).abs() < 0.01);
     }
 }
