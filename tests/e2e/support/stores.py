@@ -153,7 +153,10 @@ class FileStore:
         """Every file and directory of this test: path to a tag that changes when it does."""
         found = {}
         for path in sorted(self.directory.rglob("*")):
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # a temporary file of an upload, renamed meanwhile
+                continue
             found[str(path.relative_to(self.directory))] = (
                 "directory" if path.is_dir() else f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
             )
