@@ -149,10 +149,10 @@ impl Generation {
 
     /// Zeroes every byte of the range (NBD write-zeroes).
     pub fn zero(&mut self, offset_bytes: u64, len_bytes: u64) -> Replaced {
-        let ends: Vec<_> = self.geometry.partial_ends(offset_bytes, len_bytes).collect();
-        for p in ends {
-            let zeros = vec![0u8; p.len as usize];
-            self.write_partial(p.block, p.in_block, &zeros);
+        for p in self.geometry.partial_ends(offset_bytes, len_bytes) {
+            if !self.zeroed.contains(&p.block.0) {
+                self.write_partial(p.block, p.in_block, &vec![0u8; p.len as usize]);
+            }
         }
         self.zero_whole_blocks(self.geometry.whole_blocks(offset_bytes, len_bytes))
     }
