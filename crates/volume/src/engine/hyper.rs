@@ -28,8 +28,8 @@ use crate::writeback::overlay::Frozen;
 const READS_IN_FLIGHT: usize = 64;
 /// The largest range read; longer runs are fetched in parallel pieces.
 const READ_BYTES_MAX: usize = 1 << 20;
-/// Runs kept in the location map: about 32 MiB.
-const LOCATION_RUNS_MAX: usize = 512 * 1024;
+/// Runs kept in the location map: about 16 MiB.
+const LOCATION_RUNS_MAX: usize = 256 * 1024;
 /// Blocks located at least at a time, so that a stream of reads asks the owner seldom.
 const LOCATE_BLOCKS_MIN: u64 = 1024;
 

@@ -180,8 +180,9 @@ impl Driver {
         };
         let until = {
             let mut paid_until = self.shared.paid_until.lock();
-            *paid_until = (*paid_until).max(now) + delay;
-            (*paid_until).min(now + longest)
+            // What nobody has to wait for is forgiven; carried on, it would stop everybody once waits may be long.
+            *paid_until = ((*paid_until).max(now) + delay).min(now + longest);
+            *paid_until
         };
         let (room, is_published) = &self.shared.room;
         let mut room = room.lock();
@@ -315,7 +316,9 @@ impl Task {
             Action::Publish { generation, attempt } => self.publish(generation, attempt),
             Action::DropFrozen(_) => {
                 self.frozen = None;
-                self.overlay.drop_frozen();
+                let dropped = self.overlay.drop_frozen();
+                // Freeing some 10^5 blocks takes a while, and the next publish should not wait for it.
+                tokio::task::spawn_blocking(move || drop(dropped));
                 *self.shared.paid_until.lock() = std::time::Instant::now();
                 self.wake_writers();
                 // The next generation may have grown past the mark while this one was published.
@@ -400,7 +403,6 @@ impl Task {
                     engine.recover().await?;
                 }
                 complete_partial_blocks(engine.as_ref(), &frozen).await?;
-                frozen.retire_zero_blocks();
                 engine.publish(frozen).await
             });
             let result = publish

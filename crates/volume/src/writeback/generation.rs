@@ -51,7 +51,8 @@ struct BufferedBlock {
 pub struct PreparedWrite<'a> {
     offset_bytes: u64,
     data: &'a [u8],
-    whole: Vec<(u64, Box<[u8]>)>,
+    /// `None` for a block of zeros.
+    whole: Vec<(u64, Option<Box<[u8]>>)>,
 }
 
 impl<'a> PreparedWrite<'a> {
@@ -63,14 +64,16 @@ impl<'a> PreparedWrite<'a> {
             .map(|p| {
                 let at = (p.offset_bytes - offset_bytes) as usize;
                 let bytes = &data[at..at + p.len as usize];
-                // The last block of a volume may be shorter than a block; its buffer is not.
-                let buffer = if bytes.len() == geometry.block_size() as usize {
-                    Box::from(bytes)
-                } else {
+                // The bytes are in the processor's caches now, so looking for zeros costs next to nothing.
+                let buffer = (!is_zero(bytes)).then(|| {
+                    // The last block of a volume may be shorter than a block; its buffer is not.
+                    if bytes.len() == geometry.block_size() as usize {
+                        return Box::from(bytes);
+                    }
                     let mut b = geometry.new_block();
                     b[..bytes.len()].copy_from_slice(bytes);
                     b
-                };
+                });
                 (p.block.0, buffer)
             })
             .collect();
@@ -136,13 +139,20 @@ impl Generation {
             self.zeroed.remove(first.0..last.0 + 1);
         }
         for (index, bytes) in whole {
-            let block = BufferedBlock {
-                bytes,
-                coverage: Coverage::Full,
+            let old = match bytes {
+                Some(bytes) => self.blocks.insert(
+                    index,
+                    BufferedBlock {
+                        bytes,
+                        coverage: Coverage::Full,
+                    },
+                ),
+                None => {
+                    self.zeroed.insert(index..index + 1);
+                    self.blocks.remove(&index)
+                }
             };
-            if let Some(old) = self.blocks.insert(index, block) {
-                replaced.push(old.bytes);
-            }
+            replaced.extend(old.map(|old| old.bytes));
         }
         Replaced(replaced)
     }
@@ -272,7 +282,8 @@ impl Generation {
     }
 
     /// Completes a partly written block with published bytes: `bytes` start at `in_block`; bytes that were written
-    /// here stay as they are.
+    /// here stay as they are. A block that turns out to be all zeros becomes a zeroed one: where it is not mapped it is
+    /// then not published at all.
     pub fn complete(&mut self, block: BlockIndex, in_block: u32, bytes: &[u8]) {
         let len = self.geometry.block_len(block);
         let Some(entry) = self.blocks.get_mut(&block.0) else {
@@ -287,17 +298,9 @@ impl Generation {
             }
         }
         entry.cover(range, len);
-    }
-
-    /// Turns complete blocks of nothing but zeros into zeroed blocks: those that are not mapped below are then not
-    /// published at all, and the others take no space.
-    pub fn retire_zero_blocks(&mut self) {
-        let is_complete = |b: &BufferedBlock| b.coverage == Coverage::Full;
-        for (index, _) in self
-            .blocks
-            .extract_if(.., |_, b| is_complete(b) && is_zero(&b.bytes))
-        {
-            self.zeroed.insert(index..index + 1);
+        if entry.coverage == Coverage::Full && is_zero(&entry.bytes) {
+            self.blocks.remove(&block.0);
+            self.zeroed.insert(block.0..block.0 + 1);
         }
     }
 

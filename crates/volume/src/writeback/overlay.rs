@@ -26,11 +26,6 @@ impl Frozen {
         look(&self.0.read())
     }
 
-    /// See [`Generation::retire_zero_blocks`].
-    pub fn retire_zero_blocks(&self) {
-        self.0.write().retire_zero_blocks();
-    }
-
     /// Completes a partly written block with published bytes.
     pub fn complete(&self, block: BlockIndex, in_block: u32, bytes: &[u8]) {
         self.0.write().complete(block, in_block, bytes);
@@ -187,14 +182,11 @@ impl Overlay {
         frozen
     }
 
-    /// Drops the frozen generation: its publish succeeded.
-    pub fn drop_frozen(&self) {
-        let dropped = {
-            let mut layers = self.layers.write();
-            *self.frozen_bytes.lock() = 0;
-            layers.frozen.take()
-        };
-        drop(dropped);
+    /// Drops the frozen generation: its publish succeeded. The memory goes with the value returned.
+    pub fn drop_frozen(&self) -> Option<Arc<Frozen>> {
+        let mut layers = self.layers.write();
+        *self.frozen_bytes.lock() = 0;
+        layers.frozen.take()
     }
 }
 
