@@ -5,9 +5,9 @@
 //! either threshold turns the first off, and one heap for all the second (mallopt(3)).
 
 /// Larger blocks (the pieces of an upload) are mapped, and go back to the system when they are freed.
-const MMAP_THRESHOLD_BYTES: libc::c_int = 128 << 10;
+const MMAP_THRESHOLD_BYTES: libc::c_int = 16 << 20;
 /// Free memory at the end of a heap above this goes back to the system.
-const TRIM_THRESHOLD_BYTES: libc::c_int = 1 << 20;
+const TRIM_THRESHOLD_BYTES: libc::c_int = 32 << 20;
 
 /// Sets the thresholds. Once, before there are threads of ours.
 pub fn bound_allocator() {

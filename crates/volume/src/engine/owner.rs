@@ -335,7 +335,8 @@ impl Owner {
         let flushed = started.elapsed();
         self.update_locations(zero_runs, data_runs).await?;
         debug!(
-            "publish: applied in {applied:?}, stored in {:?}, located in {:?}",
+            "publish of {} bytes: applied in {applied:?}, stored in {:?}, located in {:?}",
+            frozen.with(|g| g.buffered_bytes()),
             flushed - applied,
             started.elapsed() - flushed
         );

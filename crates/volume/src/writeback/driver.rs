@@ -40,6 +40,15 @@ pub struct DriverConfig {
     pub write_buffer_bytes: u64,
 }
 
+impl DriverConfig {
+    /// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth
+    /// when nothing is gained by waiting, so that the line is busy from early on.
+    fn is_large_enough(&self, bytes: u64, is_streaming: bool) -> bool {
+        let part = if is_streaming { 8 } else { 2 };
+        bytes >= self.write_buffer_bytes / part
+    }
+}
+
 #[derive(Debug)]
 enum Command {
     Event(Event),
@@ -160,23 +169,32 @@ impl Driver {
         if change.is_first {
             let _ = self.commands.send(Command::Event(Event::Dirtied));
         }
-        let publish_at = self.config.write_buffer_bytes / 2;
-        if change.active_bytes >= publish_at && change.active_bytes - change.added_bytes < publish_at {
+        // Looked at each time another eighth of the buffer is filled, not at every write.
+        let eighths = |bytes: u64| bytes / (self.config.write_buffer_bytes / 8).max(1);
+        let is_next_eighth = eighths(change.active_bytes) > eighths(change.active_bytes - change.added_bytes);
+        if is_next_eighth
+            && self
+                .config
+                .is_large_enough(change.active_bytes, change.is_streaming)
+        {
             let _ = self.commands.send(Command::Event(Event::Grown));
         }
         self.slow_down(change);
     }
 
     fn slow_down(&self, change: super::overlay::Buffered) {
+        // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
+        // ones would alternate, and a large one is a long wait.
+        let fill = change.total_bytes.max(2 * change.active_bytes);
         let now = std::time::Instant::now();
         let (delay, longest) = {
             let throttle = self.shared.throttle.lock();
-            if change.total_bytes <= throttle.soft_bytes() {
+            if fill <= throttle.soft_bytes() {
                 return;
             }
             let room_in = self.shared.room_expected.lock().saturating_duration_since(now);
-            let delay = throttle.delay(change.added_bytes, change.total_bytes, room_in);
-            (delay, throttle.longest_wait(change.total_bytes, room_in))
+            let delay = throttle.delay(change.added_bytes, fill, room_in);
+            (delay, throttle.longest_wait(fill, room_in))
         };
         let until = {
             let mut paid_until = self.shared.paid_until.lock();
@@ -322,7 +340,8 @@ impl Task {
                 *self.shared.paid_until.lock() = std::time::Instant::now();
                 self.wake_writers();
                 // The next generation may have grown past the mark while this one was published.
-                if self.overlay.active_bytes() >= self.config.write_buffer_bytes / 2 {
+                let (bytes, is_streaming) = self.overlay.active();
+                if self.config.is_large_enough(bytes, is_streaming) {
                     send(&self.commands, Command::Event(Event::Grown));
                 }
             }

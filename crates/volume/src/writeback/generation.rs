@@ -95,6 +95,8 @@ pub struct Generation {
     geometry: Geometry,
     blocks: BTreeMap<u64, BufferedBlock>,
     zeroed: RangeSet<u64>,
+    /// Bytes of data taken in, those written over since included.
+    taken_bytes: u64,
 }
 
 impl Generation {
@@ -104,12 +106,20 @@ impl Generation {
             geometry,
             blocks: BTreeMap::new(),
             zeroed: RangeSet::new(),
+            taken_bytes: 0,
         }
     }
 
     /// Whether nothing was written.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty() && self.zeroed.is_empty()
+    }
+
+    /// Whether the blocks were written whole and about once each: waiting for more writes to the same blocks would save
+    /// nothing.
+    pub fn is_streaming(&self) -> bool {
+        let block_bytes = self.blocks.len() as u64 * u64::from(self.geometry.block_size());
+        self.taken_bytes.abs_diff(block_bytes) <= block_bytes / 16
     }
 
     /// Memory counted for this generation, in bytes: whole blocks, and what it takes to keep track of them.
@@ -124,6 +134,7 @@ impl Generation {
             data,
             whole,
         } = prepared;
+        self.taken_bytes += data.len() as u64;
         for p in self
             .geometry
             .pieces(offset_bytes, data.len() as u64)
@@ -328,21 +339,23 @@ impl Generation {
     #[must_use]
     pub fn copy_complete(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
         let block_size = u64::from(self.geometry.block_size());
-        let mut done = 0usize;
-        while done < out.len() {
-            let at = offset_bytes + done as u64;
-            let in_block = (at % block_size) as usize;
-            let n = (block_size as usize - in_block).min(out.len() - done);
-            match self.blocks.get(&(at / block_size)) {
-                Some(BufferedBlock {
-                    bytes,
-                    coverage: Coverage::Full,
-                }) => {
-                    out[done..done + n].copy_from_slice(&bytes[in_block..in_block + n]);
+        // In order, so that a piece of an upload costs one search and not one a block.
+        let mut blocks = self.blocks.range(offset_bytes / block_size..);
+        for p in self.geometry.pieces(offset_bytes, out.len() as u64) {
+            let at = (p.offset_bytes - offset_bytes) as usize;
+            let from = p.in_block as usize..(p.in_block + p.len) as usize;
+            match blocks.next() {
+                Some((
+                    &index,
+                    BufferedBlock {
+                        bytes,
+                        coverage: Coverage::Full,
+                    },
+                )) if index == p.block.0 => {
+                    out[at..at + p.len as usize].copy_from_slice(&bytes[from]);
                 }
                 _ => return false,
             }
-            done += n;
         }
         true
     }

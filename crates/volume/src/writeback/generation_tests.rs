@@ -138,3 +138,25 @@ fn zeroing_the_whole_of_a_huge_volume_is_one_range() {
     assert_eq!(generation.zero_runs(), vec![0..geometry.blocks()]);
     assert_eq!(generation.buffered_bytes(), 0);
 }
+
+#[test]
+fn streaming_is_whole_blocks_written_once() {
+    let geometry = Geometry::new(1 << 20, BLOCK);
+    let mut generation = Generation::new(geometry);
+    for at in 0..32 {
+        generation.write(PreparedWrite::new(geometry, at * 4096, &[1; 4096]));
+    }
+    assert!(generation.is_streaming());
+    for _ in 0..3 {
+        generation.write(PreparedWrite::new(geometry, 0, &[2; 4096]));
+    }
+    assert!(!generation.is_streaming(), "written over: waiting saves uploads");
+    let mut scattered = Generation::new(geometry);
+    for at in 0..32 {
+        scattered.write(PreparedWrite::new(geometry, at * 8192, &[1; 512]));
+    }
+    assert!(
+        !scattered.is_streaming(),
+        "parts of blocks: waiting may complete them"
+    );
+}

@@ -49,6 +49,8 @@ pub struct Buffered {
     pub active_bytes: u64,
     /// Bytes of the active and frozen generations together, now.
     pub total_bytes: u64,
+    /// See [`Generation::is_streaming`].
+    pub is_streaming: bool,
 }
 
 /// Active and frozen generation of one volume.
@@ -98,6 +100,7 @@ impl Overlay {
         let active_bytes = layers.active.buffered_bytes();
         let is_first = was_empty && !layers.active.is_empty();
         let total_bytes = active_bytes + *self.frozen_bytes.lock();
+        let is_streaming = layers.active.is_streaming();
         drop(layers);
         drop(replaced);
         Buffered {
@@ -105,6 +108,7 @@ impl Overlay {
             added_bytes: active_bytes.saturating_sub(before),
             active_bytes,
             total_bytes,
+            is_streaming,
         }
     }
 
@@ -160,9 +164,10 @@ impl Overlay {
         layers.active.buffered_bytes() + *self.frozen_bytes.lock()
     }
 
-    /// Bytes buffered in the active generation.
-    pub fn active_bytes(&self) -> u64 {
-        self.layers.read().active.buffered_bytes()
+    /// Bytes buffered in the active generation, and whether it is streaming.
+    pub fn active(&self) -> (u64, bool) {
+        let layers = self.layers.read();
+        (layers.active.buffered_bytes(), layers.active.is_streaming())
     }
 
     /// Makes the active generation the frozen one and opens an empty one.
