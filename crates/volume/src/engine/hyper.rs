@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use hyperfile::SegmentId;
 use hyperfile::staging::Staging;
 use hyperfile::staging::s3::S3Staging;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::index_cache::IndexCache;
+use super::object::segment_of;
 use super::owner::{self, Opened, Request};
 use super::{Checkpoint, Engine};
 use crate::error::VolumeError;
@@ -228,33 +228,4 @@ impl Engine for HyperEngine {
 
 fn thread_ended() -> VolumeError {
     VolumeError::Internal("the container's owner thread has ended".into())
-}
-
-/// A segment object's name as a number for the location map: checkpoint number, and part + 1 or 0 for none.
-pub(super) fn object_of(segment: SegmentId) -> u64 {
-    u64::from(segment.seq_id()) << 32 | segment.part_id().map_or(0, |p| u64::from(p) + 1)
-}
-
-fn segment_of(object: u64) -> SegmentId {
-    let seq = (object >> 32) as u32;
-    match object as u32 {
-        0 => SegmentId::new(seq),
-        part => SegmentId::with_part(seq, (part - 1) as u16),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn objects_name_segments_both_ways() {
-        for s in [
-            SegmentId::new(7),
-            SegmentId::with_part(7, 0),
-            SegmentId::with_part((1 << 30) - 1, 16383),
-        ] {
-            assert_eq!(segment_of(object_of(s)), s);
-        }
-    }
 }

@@ -16,7 +16,9 @@ pub(crate) mod container;
 pub mod fault;
 pub mod hyper;
 pub mod index_cache;
+mod mark;
 pub mod memory;
+mod object;
 mod owner;
 
 /// A published checkpoint.

@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Checkpoint;
 use super::container::{self, Container};
-use super::hyper::object_of;
 use super::index_cache::IndexCache;
+use super::mark::Mark;
+use super::object::object_of;
 use crate::error::VolumeError;
 use crate::geometry::{BlockIndex, Geometry};
 use crate::read::location::{LocationMap, Place, Run};
@@ -66,38 +67,6 @@ pub(super) struct Opened {
     pub staging: S3Staging,
     pub newest: Checkpoint,
     pub modified_ms: u64,
-}
-
-/// What tells one published state of the container from any other: its checkpoint number and the time of its last
-/// change, to the nanosecond, by the writer's clock. Two writers that publish the same number differ in the time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
-    cno: u64,
-    mtime_s: i64,
-    mtime_ns: i64,
-}
-
-impl Mark {
-    fn of_inode(raw: &InodeRaw) -> Self {
-        Self {
-            cno: raw.i_last_cno,
-            mtime_s: raw.i_mtime as i64,
-            mtime_ns: i64::from(raw.i_mtime_nsec),
-        }
-    }
-
-    fn of_container(c: &Container) -> Self {
-        let stat = c.stat();
-        Self {
-            cno: c.last_cno(),
-            mtime_s: stat.st_mtime,
-            mtime_ns: stat.st_mtime_nsec,
-        }
-    }
-
-    fn has_time_of(&self, other: &Self) -> bool {
-        (self.mtime_s, self.mtime_ns) == (other.mtime_s, other.mtime_ns)
-    }
 }
 
 /// The bytes of a frozen generation, read by the engine while it uploads them.
@@ -388,10 +357,7 @@ impl Owner {
         self.attempted.push(attempted);
         let segment = flushed.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
         self.attempted.clear();
-        self.published = Mark {
-            cno: segment.as_cno(),
-            ..attempted
-        };
+        self.published = attempted.at(segment.as_cno());
         debug!("published checkpoint {}", self.published.cno);
         Ok(self.checkpoint())
     }

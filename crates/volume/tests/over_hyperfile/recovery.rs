@@ -124,23 +124,21 @@ impl Faulty {
         }
     }
 
-    fn open(&self) -> Volume {
+    /// Opens the volume through the faults. No checkpoints but those the test asks for.
+    fn open(&self, io_timeout: Duration) -> Volume {
         let f = &self.fixture;
         f.run(async {
             let mut store = store::connect(&f.url, &f.store_options).await.unwrap();
-            let config = store
-                .client
-                .config()
-                .to_builder()
-                .interceptor(Injector(self.faults.clone()))
-                .build();
+            let injector = Injector(self.faults.clone());
+            let config = store.client.config().to_builder().interceptor(injector).build();
             store.client = aws_sdk_s3::Client::from_conf(config);
             let (engine, _) = HyperEngine::open(&store, IndexCache::default(), false)
                 .await
                 .unwrap();
-            // No checkpoints but those the test asks for.
+            let checkpoint_interval = Duration::from_secs(3600);
             let options = VolumeOptions {
-                checkpoint_interval: Duration::from_secs(3600),
+                checkpoint_interval,
+                io_timeout,
                 ..VolumeOptions::default()
             };
             Volume::over(Arc::new(engine), Arc::new(NoRecorder), &options)
@@ -151,7 +149,7 @@ impl Faulty {
 /// Writes, meets the fault in a flush, and finds everything there: through this server, and through the next.
 fn survives(set: impl Fn(&Faults), block_size: u32) {
     let t = Faulty::new(block_size);
-    let volume = t.open();
+    let volume = t.open(Duration::from_secs(60));
     let mut model = vec![0u8; 64 << 20];
     for round in 0..4u64 {
         // Enough for an upload in pieces in one round, a single object in the others.
@@ -213,24 +211,7 @@ fn everything_fails_a_few_times() {
 fn a_flush_that_cannot_be_done_in_time_fails_keeps_the_data_and_is_made_good_by_the_next() {
     let t = Faulty::new(4096);
     let f = &t.fixture;
-    let volume = f.run(async {
-        let mut store = store::connect(&f.url, &f.store_options).await.unwrap();
-        let config = store
-            .client
-            .config()
-            .to_builder()
-            .interceptor(Injector(t.faults.clone()))
-            .build();
-        store.client = aws_sdk_s3::Client::from_conf(config);
-        let (engine, _) = HyperEngine::open(&store, IndexCache::default(), false)
-            .await
-            .unwrap();
-        let options = VolumeOptions {
-            io_timeout: Duration::from_millis(300),
-            ..VolumeOptions::default()
-        };
-        Volume::over(Arc::new(engine), Arc::new(NoRecorder), &options)
-    });
+    let volume = t.open(Duration::from_millis(300));
     volume.write(0, &pattern(1, 4096), false).unwrap();
     t.faults.segment_refused.store(u32::MAX, Ordering::SeqCst);
     assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Timeout);

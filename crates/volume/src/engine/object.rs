@@ -1,0 +1,33 @@
+//! Names of stored objects as numbers, for the location map, which knows nothing of the format.
+
+use hyperfile::SegmentId;
+
+/// A segment object as a number: its checkpoint number, and part + 1, or 0 for a segment without parts.
+pub(super) fn object_of(segment: SegmentId) -> u64 {
+    u64::from(segment.seq_id()) << 32 | segment.part_id().map_or(0, |p| u64::from(p) + 1)
+}
+
+/// The segment object of a number made by [`object_of`].
+pub(super) fn segment_of(object: u64) -> SegmentId {
+    let seq = (object >> 32) as u32;
+    match object as u32 {
+        0 => SegmentId::new(seq),
+        part => SegmentId::with_part(seq, (part - 1) as u16),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_name_segments_both_ways() {
+        for s in [
+            SegmentId::new(7),
+            SegmentId::with_part(7, 0),
+            SegmentId::with_part((1 << 30) - 1, 16383),
+        ] {
+            assert_eq!(segment_of(object_of(s)), s);
+        }
+    }
+}
