@@ -289,3 +289,18 @@ def test_kill_9_of_serve_leaves_no_server_behind(volume, serve_by_hand, make_ser
             return True
 
     wait_for(closed, "nbdkit to end with `hypernbd serve`")
+
+
+def test_output_that_cannot_be_written(volume):
+    """A reader that has gone is no failure; a full disk is, and neither is a crash."""
+    must(volume, "create", volume.url, "--size", "1G")
+    for arguments in (["info", volume.url], ["info", volume.url, "--json"], ["completions", "bash"]):
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        with os.fdopen(write_end, "w") as gone, open("/dev/full", "w") as full:
+            for out, may_succeed in ((gone, True), (full, False)):
+                command = [CLI, *arguments, *volume.store.cli_options]
+                env = {**os.environ, **volume.store.env}
+                done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=env, timeout=60)
+                assert "panicked" not in done.stderr, arguments
+                assert (done.returncode == 0) == may_succeed, (arguments, done.stderr)

@@ -3,6 +3,7 @@
 
 mod commands;
 mod flags;
+mod output;
 
 use std::process::ExitCode;
 

@@ -1,10 +1,10 @@
 //! `hypernbd completions SHELL`.
 
-use std::io::Write;
-
 use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::Shell;
+
+use crate::output;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -17,5 +17,5 @@ pub struct Args {
 pub fn run<C: CommandFactory>(args: &Args) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut C::command(), "hypernbd", &mut script);
-    Ok(std::io::stdout().write_all(&script)?)
+    output::write(String::from_utf8_lossy(&script))
 }

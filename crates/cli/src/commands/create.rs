@@ -8,6 +8,8 @@ use hypernbd_volume::url::VolumeUrl;
 
 use crate::flags::block_size;
 
+use crate::output;
+
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,11 +32,11 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
         block_size_bytes: args.block_size_bytes,
     };
     let volume = admin::create(&args.url, store, &options).await?;
-    println!(
+    output::line(format_args!(
         "created {}: {} in blocks of {}",
         volume.url,
         format_size(volume.size_bytes),
         format_size(volume.block_size_bytes.into())
-    );
+    ))?;
     Ok(())
 }

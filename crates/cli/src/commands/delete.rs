@@ -1,12 +1,14 @@
 //! `hypernbd delete URL`.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 use anyhow::{Result, bail};
 use hypernbd_volume::admin;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
+
+use crate::output;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -36,23 +38,23 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
 /// Names what would be destroyed, asks unless told not to, deletes.
 pub async fn delete(args: &Args, store: &StoreOptions, unasked: Unasked) -> Result<()> {
     let plan = admin::delete_plan(&args.url, store).await?;
-    println!(
+    output::line(format_args!(
         "{} is a device of {}, stored as {} objects with {}",
         plan.url,
         format_size(plan.size_bytes),
         plan.objects,
         format_size(plan.bytes)
-    );
+    ))?;
     if !args.yes && !confirmed(unasked)? {
         bail!("nothing was deleted");
     }
     let done = admin::delete(&args.url, store).await?;
-    println!(
+    output::line(format_args!(
         "deleted {}: {} objects, {}",
         args.url,
         done.objects,
         format_size(done.bytes)
-    );
+    ))?;
     Ok(())
 }
 
@@ -64,8 +66,7 @@ fn confirmed(unasked: Unasked) -> Result<bool> {
         }
         bail!("there is no terminal to ask on: add --yes to delete this volume");
     }
-    print!("Delete it for good, with every checkpoint? Type yes: ");
-    std::io::stdout().flush()?;
+    output::write("Delete it for good, with every checkpoint? Type yes: ")?;
     let mut answer = String::new();
     stdin.read_line(&mut answer)?;
     Ok(answer.trim() == "yes")

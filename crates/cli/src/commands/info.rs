@@ -6,6 +6,8 @@ use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
 
+use crate::output;
+
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -21,9 +23,9 @@ pub struct Args {
 pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
     let info = admin::info(&args.url, store).await?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&info)?);
+        output::line(serde_json::to_string_pretty(&info)?)?;
     } else {
-        print!("{}", table(&info));
+        output::write(table(&info))?;
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::{format_size, parse_size};
 use hypernbd_volume::url::VolumeUrl;
 
+use crate::output;
+
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -24,12 +26,12 @@ pub struct Args {
 /// Resizes the volume and says so.
 pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
     let (before, after) = resize(&args.url, store, args.size_bytes, args.allow_shrink).await?;
-    println!(
+    output::line(format_args!(
         "resized {}: {} to {}",
         args.url,
         format_size(before),
         format_size(after)
-    );
+    ))?;
     Ok(())
 }
 

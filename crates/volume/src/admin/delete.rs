@@ -39,7 +39,12 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
         Ok(info) => info.size_bytes,
         // A deletion that was interrupted has taken the inode and left the label, which goes last.
         Err(VolumeError::NotFound { .. }) if label::load(store).await?.is_some() => 0,
-        Err(e) => return Err(e),
+        Err(e @ VolumeError::NotFound { .. }) => return Err(e),
+        // A volume too damaged to be read can still be deleted.
+        Err(e) => {
+            log::warn!("the size of {} cannot be told: {}", store.url, e.chain());
+            0
+        }
     };
     let mut plan = DeletePlan {
         url: store.url.to_string(),

@@ -267,10 +267,22 @@ impl ObjectDir {
                 Ok(object) => found.push((key, object.header)),
                 // Deleted since the directory was read.
                 Err(error) if *error.code() == S3ErrorCode::NoSuchKey => {}
-                Err(error) => return Err(error),
+                // What is damaged must be seen, to be deleted.
+                Err(error) => match self.damaged(&key) {
+                    Some(header) => found.push((key, header)),
+                    None => return Err(error),
+                },
             }
         }
         Ok(Page { found, next })
+    }
+
+    /// What can be told of an object whose file is there and cannot be one: its length, and an ETag that matches none.
+    fn damaged(&self, key: &str) -> Option<ObjectHeader> {
+        let file = File::open(self.path(key).ok()?).ok()?;
+        let is_damaged = ObjectHeader::read(&file).is_err_and(|error| error.kind() == ErrorKind::InvalidData);
+        let len_bytes = file.metadata().ok()?.len();
+        is_damaged.then(|| ObjectHeader::new(len_bytes, Default::default()))
     }
 
     /// Where this process keeps its temporary files and uploads; refused once the disk has failed.

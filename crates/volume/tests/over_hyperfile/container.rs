@@ -288,6 +288,17 @@ fn creating_twice_is_refused_and_deleting_leaves_nothing() {
 }
 
 #[test]
+fn a_damaged_volume_is_refused_and_can_be_deleted() {
+    let f = Fixture::new();
+    f.create(MIB, 4096);
+    f.open().write(0, &[1; 5000], true).unwrap();
+    f.damage_everything();
+    assert!(f.try_open().is_err());
+    f.run(admin::delete(&f.url, &f.store_options)).unwrap();
+    assert_eq!(f.objects(), Vec::<String>::new());
+}
+
+#[test]
 fn bad_sizes_are_refused_before_anything_is_written() {
     let f = Fixture::new();
     for (size_bytes, block_size_bytes) in [(MIB, 5000), (MIB, 2048), (MIB, 64 << 20), (u64::MAX, 4096)] {

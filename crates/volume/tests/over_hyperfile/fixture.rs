@@ -32,7 +32,7 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
 
 pub struct Fixture {
     runtime: tokio::runtime::Runtime,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     pub url: VolumeUrl,
     pub store_options: StoreOptions,
 }
@@ -49,7 +49,7 @@ impl Fixture {
             .unwrap();
         Self {
             runtime,
-            _dir: dir,
+            dir,
             url,
             store_options: StoreOptions::default(),
         }
@@ -131,6 +131,17 @@ impl Fixture {
     pub fn put(&self, name: &str) {
         let store = self.store().unwrap();
         self.run(store.put(&store.data_key(name), "x")).unwrap();
+    }
+
+    /// Cuts every stored file in half.
+    pub fn damage_everything(&self) {
+        for file in std::fs::read_dir(self.dir.path().join("vol/objects")).unwrap() {
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(file.unwrap().path())
+                .unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }
     }
 
     pub fn remove_meta(&self, key: &str) {
