@@ -14,6 +14,8 @@ use crate::url::VolumeUrl;
 
 /// The least `write_buffer`: two generations of a few large requests each.
 pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
+/// The most `write_buffer`: a larger one is a slip of the pen.
+pub const WRITE_BUFFER_MOST_BYTES: u64 = 1 << 40;
 
 /// What is logged unless `RUST_LOG` says otherwise.
 pub const LOG_FILTER_DEFAULT: &str = "warn";
@@ -395,6 +397,7 @@ mod tests {
         for (key, value, part) in [
             ("backend_url", "ftp://x/y", "s3://"),
             ("write_buffer", "15M", "16M"),
+            ("write_buffer", "1E", "1T"),
             ("write_buffer", "lots", "as in 64K"),
             ("checkpoint_interval", "0", "100ms"),
             ("checkpoint_interval", "2000h", "24h"),

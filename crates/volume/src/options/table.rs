@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{NodeCacheConfig, PayloadSigning, ServeOptions, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES};
+use super::{
+    NodeCacheConfig, PayloadSigning, ServeOptions, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
+    WRITE_BUFFER_MOST_BYTES,
+};
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::url::VolumeUrl;
 
@@ -131,6 +134,9 @@ pub const OPTIONS: &[OptionSpec] = &[
             let bytes = parse_size(value).map_err(|error| error.to_string())?;
             if bytes < WRITE_BUFFER_LEAST_BYTES {
                 return Err("too small; write 16M or more".to_string());
+            }
+            if bytes > WRITE_BUFFER_MOST_BYTES {
+                return Err("more than any machine's memory; write 1T or less".to_string());
             }
             options.volume.write_buffer_bytes = bytes;
             Ok(())
