@@ -301,6 +301,10 @@ impl Owner {
         if zeroed > 0 || !data_runs.is_empty() {
             newest = Some(self.flush().await?);
         }
+        // The source holds the generation: kept until the next publish, an idle volume would hold half its buffer.
+        self.container()?
+            .set_block_source(None)
+            .map_err(|e| VolumeError::engine("releasing the source", e))?;
         let flushed = started.elapsed();
         self.update_locations(zero_runs, data_runs).await?;
         debug!(

@@ -6,6 +6,12 @@ use std::time::Duration;
 use crate::fixture::{Fixture, pattern};
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
+use hypernbd_volume::engine::Engine;
+use hypernbd_volume::engine::hyper::HyperEngine;
+use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::store;
+use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
+use hypernbd_volume::writeback::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, ExtentKind, Volume, admin};
 
 const MIB: u64 = 1 << 20;
@@ -296,6 +302,30 @@ fn a_damaged_volume_is_refused_and_can_be_deleted() {
     assert!(f.try_open().is_err());
     f.run(admin::delete(&f.url, &f.store_options)).unwrap();
     assert_eq!(f.objects(), Vec::<String>::new());
+}
+
+#[test]
+fn a_published_generation_is_let_go() {
+    let f = Fixture::new();
+    f.create(MIB, 4096);
+    f.run(async {
+        let store = store::connect(&f.url, &f.store_options).await.unwrap();
+        let (engine, _) = HyperEngine::open(&store, IndexCache::default(), false)
+            .await
+            .unwrap();
+        let mut generation = Generation::new(engine.geometry());
+        generation.write(PreparedWrite::new(engine.geometry(), 0, &[1; 8192]));
+        let frozen = std::sync::Arc::new(Frozen::new(generation));
+        let held = std::sync::Arc::downgrade(&frozen);
+        engine.publish(frozen).await.unwrap().unwrap();
+        // One more question to the owner, so that it is done with the publish.
+        engine.recover().await.unwrap();
+        assert!(
+            held.upgrade().is_none(),
+            "the engine still holds what it published"
+        );
+        engine.close().await;
+    });
 }
 
 #[test]
