@@ -2,13 +2,11 @@
 
 import random
 
-import nbd
 import pytest
 
 from support.lossy import LossyProxy, Rule
 from support.model import Model, pattern, random_range, read_all
-from support.process import wait_for
-from support.server import KI, MI
+from support.server import KI, MI, flush_until_it_succeeds
 
 pytestmark = pytest.mark.s3_only
 
@@ -24,18 +22,6 @@ def proxy(minio):
     proxy = LossyProxy(minio.endpoint)
     yield proxy
     proxy.close()
-
-
-def flush_until_it_succeeds(client) -> None:
-    def flushed() -> bool:
-        try:
-            client.flush()
-            return True
-        except nbd.Error as error:
-            assert error.errnum == 5, error  # EIO
-            return False
-
-    wait_for(flushed, "a flush to succeed", limit_s=90)
 
 
 @pytest.mark.parametrize("action", ["lose", "refuse"])

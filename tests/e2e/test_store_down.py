@@ -7,7 +7,7 @@ import pytest
 
 from support.model import Model, pattern, read_all
 from support.process import wait_for
-from support.server import KI, MI
+from support.server import KI, MI, flush_until_it_succeeds
 from support.stores import S3Store
 
 EIO = 5
@@ -24,20 +24,6 @@ def store(own_minio):
 def impatient(make_volume, make_server):
     """A server that gives up on the store after few seconds."""
     return make_server(make_volume(), io_timeout="3s", checkpoint_interval="1h").start()
-
-
-def flush_until_it_succeeds(client) -> None:
-    """The store is back; a flush may fail once more while the plugin's back-off runs, but not for ever."""
-
-    def flushed() -> bool:
-        try:
-            client.flush()
-            return True
-        except nbd.Error as error:
-            assert error.errnum == EIO
-            return False
-
-    wait_for(flushed, "a flush to succeed with the store back", limit_s=90)
 
 
 @pytest.mark.parametrize("failure", ["killed", "paused"])

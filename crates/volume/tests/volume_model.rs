@@ -228,3 +228,30 @@ proptest! {
         }), "all is published by a clean close");
     }
 }
+
+#[test]
+fn failing_reads_and_recoveries_are_tried_again() {
+    let mut world = World::new(16384);
+    world.apply(Op::Write {
+        offset: 0,
+        len: 20_000,
+        value: 7,
+        fua: true,
+    });
+    world.faults.fail_reads(2);
+    world.apply(Op::Read {
+        offset: 0,
+        len: 20_000,
+    });
+    // A part of a block, so that the publish reads too.
+    world.faults.fail_reads(1);
+    world.faults.fail_recoveries([Fault::Refused]);
+    world.apply(Op::Write {
+        offset: 5,
+        len: 9,
+        value: 8,
+        fua: true,
+    });
+    world.apply(Op::Crash);
+    assert!(world.read_all() == world.now);
+}

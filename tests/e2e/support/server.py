@@ -1,6 +1,7 @@
 """A volume and an nbdkit that serves it."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -46,6 +47,20 @@ class Volume:
     def cli(self, *arguments: str):
         """Runs `hypernbd` with this volume's store options, whatever its status."""
         return run(CLI, *arguments, *self.store.cli_options, env=self.store.env)
+
+
+def flush_until_it_succeeds(client) -> None:
+    """The store is back; a flush may fail once more while the plugin's back-off runs, but not for ever."""
+
+    def flushed() -> bool:
+        try:
+            client.flush()
+            return True
+        except nbd.Error as error:
+            assert error.errnum == errno.EIO, error
+            return False
+
+    wait_for(flushed, "a flush to succeed with the store back", limit_s=90)
 
 
 def create_volume(store, size_bytes: int, block_bytes: int, name: str) -> Volume:
