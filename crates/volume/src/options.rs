@@ -2,11 +2,14 @@
 //! `key=value`. The list of keys, with defaults and help, is [`OPTIONS`] and nothing else.
 
 mod node_cache;
+mod read_cache;
 mod table;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use node_cache::{NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy};
+pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, ReadCacheConfig, ReadCacheDisk};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
 use crate::units::MIB;
@@ -60,6 +63,8 @@ pub struct VolumeOptions {
     pub io_timeout: Duration,
     /// Cache of the container's index on a local disk.
     pub node_cache: Option<NodeCacheConfig>,
+    /// Cache of published data.
+    pub read_cache: ReadCacheConfig,
     /// Refuse every write and change nothing on the store.
     pub read_only: bool,
 }
@@ -71,6 +76,7 @@ impl Default for VolumeOptions {
             checkpoint_interval: Duration::from_secs(5),
             io_timeout: Duration::from_secs(60),
             node_cache: None,
+            read_cache: ReadCacheConfig::default(),
             read_only: false,
         }
     }
@@ -136,6 +142,14 @@ pub enum OptionError {
         /// What is wrong and what to write.
         reason: String,
     },
+    /// A parameter without the one it belongs to.
+    #[error("parameter \"{key}\" {reason}")]
+    Missing {
+        /// The key given.
+        key: &'static str,
+        /// What it needs.
+        reason: &'static str,
+    },
     /// No volume named.
     #[error("the parameter backend_url is missing: name the volume, as in backend_url=s3://bucket/volume/")]
     MissingUrl,
@@ -160,6 +174,8 @@ pub struct ServeOptions {
     url: Option<VolumeUrl>,
     store: StoreOptions,
     volume: VolumeOptions,
+    cache_dir: Option<PathBuf>,
+    cache_disk_bytes: Option<u64>,
     runtime_threads: Option<usize>,
     thread_model: ThreadModelOption,
     warnings: Vec<String>,
@@ -197,8 +213,13 @@ impl ServeOptions {
     /// Ends the reading: what was not given takes its default.
     ///
     /// # Errors
-    /// [`OptionError::MissingUrl`] when no volume was named.
-    pub fn finish(self) -> Result<ServeConfig, OptionError> {
+    /// [`OptionError::MissingUrl`] when no volume was named, [`OptionError::Missing`] when a parameter needs another.
+    pub fn finish(mut self) -> Result<ServeConfig, OptionError> {
+        self.volume.read_cache.disk = read_cache::disk(
+            self.volume.read_cache.memory_bytes,
+            self.cache_dir,
+            self.cache_disk_bytes,
+        )?;
         Ok(ServeConfig {
             url: self.url.ok_or(OptionError::MissingUrl)?,
             store: self.store,
@@ -293,6 +314,9 @@ mod tests {
                 ("runtime_threads", &threads_text),
                 ("io_timeout", "2m"),
                 ("thread_model", "serialize_requests"),
+                ("cache_memory", "32M"),
+                ("cache_dir", "/var/cache/pages"),
+                ("cache_disk", "1G"),
             ];
             assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
             let mut options = ServeOptions::default();
@@ -319,6 +343,13 @@ mod tests {
                         size_bytes: 64 * MIB,
                         strategy: NodeCacheStrategy::ReuseCache,
                     }),
+                    read_cache: ReadCacheConfig {
+                        memory_bytes: 32 * MIB,
+                        disk: Some(ReadCacheDisk {
+                            dir: "/var/cache/pages".into(),
+                            size_bytes: 1 << 30,
+                        }),
+                    },
                     read_only: false,
                 },
                 runtime_threads: threads,

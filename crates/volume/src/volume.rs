@@ -20,6 +20,7 @@ use crate::engine::index_cache::IndexCache;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::options::{StoreOptions, VolumeOptions};
+use crate::read::cache::ReadCache;
 use crate::store;
 use crate::url::VolumeUrl;
 use crate::writeback::driver::{Driver, DriverConfig};
@@ -94,7 +95,8 @@ impl Volume {
                 .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
             _ => IndexCache::default(),
         };
-        let (engine, state) = HyperEngine::open(&store, index_cache, options.read_only).await?;
+        let read_cache = ReadCache::open(&options.read_cache, volume_id.as_deref()).await;
+        let (engine, state) = HyperEngine::open(&store, index_cache, read_cache, options.read_only).await?;
         let geometry = engine.geometry();
         let mut recorder: Arc<dyn Recorder> = Arc::new(NoRecorder);
         let mut catalogue = None;
@@ -167,14 +169,20 @@ impl Volume {
             return Ok(());
         }
         self.check_open()?;
+        self.engine.note_read(offset_bytes, out.len() as u64);
         let mut pieces = Vec::with_capacity(missing.len());
         let mut rest = out;
         let mut at = offset_bytes;
         for range in missing {
             let (_, from) = rest.split_at_mut((range.start - at) as usize);
             let (piece, after) = from.split_at_mut((range.end - range.start) as usize);
-            pieces.push(self.read_published(range.start, piece));
+            if !self.engine.read_at_once(range.start, piece) {
+                pieces.push(self.read_published(range.start, piece));
+            }
             (rest, at) = (after, range.end);
+        }
+        if pieces.is_empty() {
+            return Ok(());
         }
         self.runtime.block_on(try_join_all(pieces)).map(|_| ())
     }
@@ -186,7 +194,8 @@ impl Volume {
             while let Err(e) = self.engine.read(offset_bytes, out).await {
                 last = e.chain();
                 log::debug!("a read is tried again: {last}");
-                tokio::time::sleep(wait).await;
+                // Not all at the same moment, when many wait for the same store.
+                tokio::time::sleep(wait.mul_f64(fastrand::f64() + 0.5)).await;
                 wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
             }
         };
@@ -265,19 +274,18 @@ impl Volume {
         self.runtime.block_on(self.driver.flush())
     }
 
-    /// Brings the range near. Without a read cache there is nowhere near to bring it to but the index, so only the
-    /// places of the blocks are looked up.
+    /// Brings the range into the read cache, or as much of it as may take its room at once (NBD cache).
     ///
     /// # Errors
     /// As [`Self::read`].
     pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         self.check_open()?;
-        let blocks = self.geometry.touched_blocks(offset_bytes, len_bytes);
-        if !blocks.is_empty() {
-            self.runtime.block_on(self.engine.block_runs(blocks))?;
+        if len_bytes == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.runtime
+            .block_on(self.engine.prefetch(offset_bytes, len_bytes))
     }
 
     /// What the bytes from `offset_bytes` on are: at least one extent, contiguous, none reaching past the range;

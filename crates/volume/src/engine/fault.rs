@@ -92,6 +92,14 @@ impl<E: Engine> Engine for FaultEngine<E> {
         self.inner.read(offset_bytes, out).await
     }
 
+    fn note_read(&self, offset_bytes: u64, len_bytes: u64) {
+        self.inner.note_read(offset_bytes, len_bytes);
+    }
+
+    async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.inner.prefetch(offset_bytes, len_bytes).await
+    }
+
     async fn block_runs(&self, blocks: Range<u64>) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
         self.inner.block_runs(blocks).await
     }

@@ -1,4 +1,4 @@
-//! The disk cache of a container's index nodes (`node_cache_config`).
+//! The cache of a container's index nodes: some in memory, more on a disk when `node_cache_config` says so.
 //!
 //! Nodes are keyed by their pointer, which is immutable within one volume; so every volume has a directory of its own
 //! below the one configured, named by its id, and a volume deleted and made again never meets the nodes of the one
@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use btree_ondisk::{NodeCache, NodeTieredCacheStats};
 use foyer::{
-    BlockEngineBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder, HybridCachePolicy,
+    BlockEngineBuilder, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
+    HybridCachePolicy,
 };
 use log::warn;
 use parking_lot::RwLock;
@@ -19,19 +20,36 @@ use crate::options::{NodeCacheConfig, NodeCacheStrategy};
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
 const BLOCK_BYTES: usize = 16 << 20;
+/// Nodes kept in memory: 16 MiB, the index of 4 GiB of data in 4 KiB blocks.
+const NODES_IN_MEMORY: usize = 4096;
 /// There while a cache is open; found by an open, the process before was killed and the contents are not trusted.
 const OPEN_MARKER: &str = "open";
 
 type Nodes = HybridCache<u64, Vec<u8>>;
 
-/// A cache of index nodes, or none. Clones share it.
-#[derive(Clone, Default)]
-pub struct IndexCache(Option<Arc<Shared>>);
+/// A cache of index nodes. Clones share it.
+#[derive(Clone)]
+pub struct IndexCache {
+    memory: Cache<u64, Box<[u8]>>,
+    disk: Option<Arc<Disk>>,
+}
 
-struct Shared {
+struct Disk {
     nodes: RwLock<Option<Nodes>>,
     dir: PathBuf,
     capacity_bytes: usize,
+}
+
+impl Default for IndexCache {
+    /// In memory only.
+    fn default() -> Self {
+        Self {
+            memory: CacheBuilder::new(NODES_IN_MEMORY)
+                .with_name("index-nodes")
+                .build(),
+            disk: None,
+        }
+    }
 }
 
 impl IndexCache {
@@ -48,30 +66,40 @@ impl IndexCache {
         }
         let capacity_bytes = config.size_bytes as usize;
         let nodes = build(&dir, capacity_bytes).await?;
-        Ok(Self(Some(Arc::new(Shared {
-            nodes: RwLock::new(Some(nodes)),
-            dir,
-            capacity_bytes,
-        }))))
+        Ok(Self {
+            disk: Some(Arc::new(Disk {
+                nodes: RwLock::new(Some(nodes)),
+                dir,
+                capacity_bytes,
+            })),
+            ..Self::default()
+        })
+    }
+
+    /// Keeps a node that was fetched, unless it is kept already.
+    pub fn keep(&self, pointer: u64, node: &[u8]) {
+        if !self.memory.contains(&pointer) {
+            self.push(&pointer, node);
+        }
     }
 
     /// Writes out what is held and closes the files. The cache misses from then on.
     pub async fn close(&self) {
-        let Some(shared) = &self.0 else { return };
-        let nodes = shared.nodes.write().take();
+        let Some(disk) = &self.disk else { return };
+        let nodes = disk.nodes.write().take();
         if let Some(nodes) = nodes {
             nodes.memory().flush().await;
             match nodes.close().await {
                 Ok(()) => {
-                    let _ = std::fs::remove_file(shared.dir.join(OPEN_MARKER));
+                    let _ = std::fs::remove_file(disk.dir.join(OPEN_MARKER));
                 }
-                Err(e) => warn!("closing the node cache in {}: {e}", shared.dir.display()),
+                Err(e) => warn!("closing the node cache in {}: {e}", disk.dir.display()),
             }
         }
     }
 
     fn nodes(&self) -> Option<Nodes> {
-        self.0.as_ref().and_then(|s| s.nodes.read().clone())
+        self.disk.as_ref().and_then(|d| d.nodes.read().clone())
     }
 }
 
@@ -111,18 +139,28 @@ fn named(dir: &Path, e: &dyn std::fmt::Display) -> io::Error {
 
 impl NodeCache<u64> for IndexCache {
     fn push(&self, p: &u64, data: &[u8]) {
+        self.memory.insert(*p, data.into());
         if let Some(nodes) = self.nodes() {
             nodes.insert(*p, data.to_vec());
         }
     }
 
     async fn load(&self, p: u64, data: &mut [u8]) -> io::Result<bool> {
+        if let Some(node) = self
+            .memory
+            .get(&p)
+            .filter(|node| node.value().len() == data.len())
+        {
+            data.copy_from_slice(node.value());
+            return Ok(true);
+        }
         let Some(nodes) = self.nodes() else {
             return Ok(false);
         };
         match nodes.get(&p).await {
             Ok(Some(entry)) if entry.value().len() == data.len() => {
                 data.copy_from_slice(entry.value());
+                self.memory.insert(p, entry.value().as_slice().into());
                 Ok(true)
             }
             Ok(_) => Ok(false),
@@ -134,6 +172,7 @@ impl NodeCache<u64> for IndexCache {
     }
 
     fn invalid(&self, p: &u64) {
+        self.memory.remove(p);
         if let Some(nodes) = self.nodes() {
             nodes.remove(p);
         }
@@ -152,11 +191,12 @@ impl NodeCache<u64> for IndexCache {
     fn shutdown(&self) {}
 
     async fn reset(&self) -> io::Result<()> {
-        let Some(shared) = &self.0 else { return Ok(()) };
+        self.memory.clear();
+        let Some(disk) = &self.disk else { return Ok(()) };
         self.close().await;
-        empty(&shared.dir).await?;
-        let nodes = build(&shared.dir, shared.capacity_bytes).await?;
-        *shared.nodes.write() = Some(nodes);
+        empty(&disk.dir).await?;
+        let nodes = build(&disk.dir, disk.capacity_bytes).await?;
+        *disk.nodes.write() = Some(nodes);
         Ok(())
     }
 }
@@ -184,8 +224,11 @@ mod tests {
         let cache = IndexCache::open(&reuse, "one").await.unwrap();
         cache.push(&7, &[7; 4096]);
         cache.nodes().unwrap().storage().wait().await;
-        assert!(has(&cache, 7).await);
+        assert!(has(&cache, 7).await, "in memory");
+        cache.memory.clear();
+        assert!(has(&cache, 7).await, "on the disk");
         cache.close().await;
+        cache.memory.clear();
         assert!(!has(&cache, 7).await, "closed");
 
         let other = IndexCache::open(&reuse, "two").await.unwrap();

@@ -15,11 +15,13 @@ use crate::writeback::overlay::Frozen;
 pub(crate) mod container;
 pub mod fault;
 pub mod hyper;
+mod index;
 pub mod index_cache;
 mod mark;
 pub mod memory;
 mod object;
 mod owner;
+mod reads;
 
 /// A published checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,24 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Fills `out` with the published bytes at `offset_bytes`; what was never written is zero.
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError>;
+
+    /// As [`Engine::read`], for bytes that nobody waits for: other reads come first.
+    async fn read_behind(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        self.read(offset_bytes, out).await
+    }
+
+    /// Fills `out` if that takes neither I/O nor waiting; otherwise returns `false` and may have filled a part.
+    fn read_at_once(&self, _offset_bytes: u64, _out: &mut [u8]) -> bool {
+        false
+    }
+
+    /// A client reads these bytes: for reading ahead.
+    fn note_read(&self, _offset_bytes: u64, _len_bytes: u64) {}
+
+    /// Brings these bytes near, or as many of them as there is room for.
+    async fn prefetch(&self, _offset_bytes: u64, _len_bytes: u64) -> Result<(), VolumeError> {
+        Ok(())
+    }
 
     /// Which of `blocks` hold data (`true`) and which read as zeros (`false`): contiguous runs from `blocks.start`,
     /// at least one block, perhaps not the whole range when finding out more would take long.

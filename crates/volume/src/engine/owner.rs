@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Checkpoint;
 use super::container::{self, Container};
+use super::index::{Published, Root, push};
 use super::index_cache::IndexCache;
 use super::mark::Mark;
 use super::object::object_of;
@@ -26,9 +27,11 @@ use crate::read::location::{LocationMap, Place, Run};
 use crate::store::Store;
 use crate::writeback::overlay::Frozen;
 
+/// Runs kept in the location map: about 16 MiB.
+const LOCATION_RUNS_MAX: usize = 256 * 1024;
 /// Blocks looked up in the index at a time.
 const LOOKUP_BLOCKS: u64 = 2048;
-/// Blocks one request locates at most, beyond which it answers for a part.
+/// Blocks looked up by one call at most, beyond which it answers for a part.
 const LOCATE_BLOCKS_MAX: u64 = 64 * 1024;
 /// Blocks zeroed by one checkpoint at most: each costs an index entry in memory until it is published.
 const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
@@ -39,10 +42,6 @@ type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
 
 /// What the owner is asked.
 pub(super) enum Request {
-    Locate {
-        blocks: Range<u64>,
-        reply: Reply<Vec<Run>>,
-    },
     Publish {
         frozen: Arc<Frozen>,
         reply: Reply<Option<Checkpoint>>,
@@ -59,10 +58,10 @@ pub(super) struct Config {
     pub store: Store,
     pub index_cache: IndexCache,
     pub is_read_only: bool,
-    pub locations: Arc<Mutex<LocationMap>>,
 }
 
 pub(super) struct Opened {
+    pub known: Arc<Mutex<Published>>,
     pub geometry: Geometry,
     pub staging: S3Staging,
     pub newest: Checkpoint,
@@ -96,6 +95,8 @@ struct Owner {
     /// What publishes tried to store since, their outcomes unknown. All of them: a request that was given up may still
     /// be on its way, and land after a later attempt began.
     attempted: Vec<Mark>,
+    /// What reads go by.
+    known: Arc<Mutex<Published>>,
 }
 
 /// Opens the container, says how that went, and serves requests until told to close.
@@ -104,6 +105,7 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
         Ok((owner, modified_ms)) => {
             let newest = owner.checkpoint();
             let state = Opened {
+                known: owner.known.clone(),
                 geometry: owner.geometry,
                 staging: owner.staging.clone(),
                 newest,
@@ -121,10 +123,6 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
     };
     while let Some(request) = inbox.recv().await {
         match request {
-            Request::Locate { blocks, reply } => {
-                let result = AssertUnwindSafe(owner.locate(blocks)).catch_unwind().await;
-                let _ = reply.send(owner.after(result));
-            }
             Request::Publish { frozen, reply } => {
                 let result = AssertUnwindSafe(owner.publish(&frozen)).catch_unwind().await;
                 let _ = reply.send(owner.after(result));
@@ -165,7 +163,12 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let geometry = Geometry::new(stat.st_size as u64, block_size);
     let published = Mark::of_container(&container);
     let modified_ms = (stat.st_mtime * 1000 + stat.st_mtime_nsec / 1_000_000).max(0) as u64;
+    let known = Published {
+        locations: LocationMap::new(geometry.block_size(), LOCATION_RUNS_MAX),
+        root: Root(container.bmap_get_raw()),
+    };
     let owner = Owner {
+        known: Arc::new(Mutex::new(known)),
         config,
         geometry,
         staging,
@@ -205,19 +208,6 @@ impl Owner {
         let start = blocks.start * bs;
         let end = (blocks.end * bs).min(self.geometry.size_bytes());
         (start as usize, (end - start) as usize)
-    }
-
-    /// Finds the places of blocks from `blocks.start` on, puts them into the location map and returns them.
-    async fn locate(&mut self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
-        if self.container.is_none() {
-            self.recover().await?;
-        }
-        let runs = self.find(blocks).await?;
-        let mut locations = self.config.locations.lock();
-        for run in &runs {
-            locations.insert(run.clone());
-        }
-        Ok(runs)
     }
 
     /// Finds the places of blocks in the index as it is now, unpublished changes included.
@@ -306,7 +296,7 @@ impl Owner {
             .set_block_source(None)
             .map_err(|e| VolumeError::engine("releasing the source", e))?;
         let flushed = started.elapsed();
-        self.update_locations(zero_runs, data_runs).await?;
+        self.update_locations(zero_runs, data_runs).await;
         debug!(
             "publish of {} bytes: applied in {applied:?}, stored in {:?}, located in {:?}",
             frozen.with(|g| g.buffered_bytes()),
@@ -357,51 +347,97 @@ impl Owner {
     async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
         let container = self.container()?;
         let attempted = Mark::of_container(container);
+        container.flush_timing_reset();
         let flushed = HyperTrait::flush(container).await;
+        let took = container.flush_timing().snapshot();
         self.attempted.push(attempted);
         let segment = flushed.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
         self.attempted.clear();
         self.published = attempted.at(segment.as_cno());
-        debug!("published checkpoint {}", self.published.cno);
+        debug!(
+            "published checkpoint {}: laid out in {} ms, uploaded in {} ms, inode in {} ms",
+            self.published.cno,
+            took.build_segment_ns / 1_000_000,
+            took.segment_done_ns / 1_000_000,
+            took.flush_inode_ns / 1_000_000
+        );
         Ok(self.checkpoint())
     }
 
-    /// Before the publish is reported, and so before its generation is dropped (Invariant R1).
-    async fn update_locations(
-        &mut self,
-        zero_runs: Vec<Range<u64>>,
-        data_runs: Vec<Range<u64>>,
-    ) -> Result<(), VolumeError> {
-        let bs = u64::from(self.geometry.block_size());
-        let mut runs = Vec::new();
+    /// Enters what was published, and the new root, in one step: before the publish is reported, and so before its
+    /// generation is dropped (Invariant R1).
+    async fn update_locations(&mut self, zero_runs: Vec<Range<u64>>, data_runs: Vec<Range<u64>>) {
+        let mut changed: Vec<_> = zero_runs
+            .into_iter()
+            .map(|blocks| (blocks, Some(Place::Nothing)))
+            .collect();
         for run in data_runs {
-            let count = (run.end - run.start) as usize;
-            let placed = self.container()?.block_placement(run.start, count).await;
-            let placed = placed.map_err(|e| VolumeError::engine("looking up published blocks", e));
-            // Published all the same: forget rather than fail.
-            let Ok(placed) = placed else {
-                self.config.locations.lock().forget(run);
-                continue;
-            };
-            for (index, placed) in (run.start..).zip(placed) {
-                let place = placed.map_or(Place::Nothing, |(segment, offset_bytes)| Place::Stored {
-                    object: object_of(segment),
-                    offset_bytes,
-                });
-                push(&mut runs, index..index + 1, place, bs);
+            match self.places_of(run.clone()).await {
+                Ok(runs) => changed.extend(runs.into_iter().map(|r| (r.blocks, Some(r.place)))),
+                // Published all the same: looked up when it is asked for.
+                Err(e) => {
+                    debug!(
+                        "the places of {} blocks are not known yet: {e}",
+                        run.end - run.start
+                    );
+                    changed.push((run, None));
+                }
             }
         }
-        let mut locations = self.config.locations.lock();
-        for blocks in zero_runs {
-            locations.insert(Run {
-                blocks,
-                place: Place::Nothing,
-            });
+        self.enter(changed);
+    }
+
+    /// The places of blocks that were just published. The engine lays a run out in order, so where the first and the
+    /// last block lie as far apart as they should, all between them lie between.
+    async fn places_of(&mut self, blocks: Range<u64>) -> std::io::Result<Vec<Run>> {
+        let bs = u64::from(self.geometry.block_size());
+        let mut runs = Vec::new();
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let first = self.place_of(at).await?;
+            let mut end = blocks.end;
+            // Halved until it is one piece: a run is cut where an object is full.
+            while end - at > 1 && self.place_of(end - 1).await? != first.advanced(end - 1 - at, bs) {
+                end = at + (end - at) / 2;
+            }
+            if cfg!(debug_assertions) {
+                for block in at..end {
+                    assert_eq!(
+                        self.place_of(block).await?,
+                        first.advanced(block - at, bs),
+                        "laid out in order"
+                    );
+                }
+            }
+            push(&mut runs, at..end, first, bs);
+            at = end;
         }
-        for run in runs {
-            locations.insert(run);
-        }
-        Ok(())
+        Ok(runs)
+    }
+
+    async fn place_of(&mut self, block: u64) -> std::io::Result<Place> {
+        let container = self
+            .container
+            .as_mut()
+            .ok_or_else(|| std::io::Error::other("the container is being recovered"))?;
+        let placed = container.block_placement(block, 1).await?;
+        Ok(placed
+            .first()
+            .copied()
+            .flatten()
+            .map_or(Place::Nothing, |(segment, offset_bytes)| Place::Stored {
+                object: object_of(segment),
+                offset_bytes,
+            }))
+    }
+
+    fn enter(&mut self, changed: Vec<(Range<u64>, Option<Place>)>) {
+        let Some(root) = self.container.as_ref().map(|c| Root(c.bmap_get_raw())) else {
+            return;
+        };
+        let mut known = self.known.lock();
+        known.locations.publish(changed);
+        known.root = root;
     }
 
     /// Whether a stored state is one this owner made: the last it published, or the one it just tried to.
@@ -458,24 +494,11 @@ impl Owner {
             self.published = adopted;
             self.attempted.clear();
         }
+        self.enter(Vec::new());
         warn!(
             "recovered to checkpoint {}; what is unpublished is published again",
             adopted.cno
         );
         Ok(())
     }
-}
-
-fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_size: u64) {
-    if let Some(last) = runs.last_mut()
-        && last.blocks.end == blocks.start
-        && last
-            .place
-            .advanced(last.blocks.end - last.blocks.start, block_size)
-            == place
-    {
-        last.blocks.end = blocks.end;
-        return;
-    }
-    runs.push(Run { blocks, place });
 }

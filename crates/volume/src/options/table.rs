@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::node_cache::absolute;
 use super::{
-    NodeCacheConfig, PayloadSigning, ServeOptions, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
-    WRITE_BUFFER_MOST_BYTES,
+    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, NodeCacheConfig, PayloadSigning, ServeOptions,
+    ThreadModelOption, WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::url::VolumeUrl;
@@ -165,6 +166,57 @@ pub const OPTIONS: &[OptionSpec] = &[
         group: OptionGroup::Serve,
         apply: |options, value| {
             options.volume.io_timeout = duration_within(value, Duration::from_secs(1))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "cache_memory",
+        alias: None,
+        value_name: "SIZE",
+        default: "256M",
+        default_is_value: true,
+        help: "memory for data read from the store; 0 for none, else at least 16M",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let bytes = parse_size(value).map_err(|error| error.to_string())?;
+            if bytes != 0 && bytes < CACHE_MEMORY_LEAST_BYTES {
+                return Err("too small; write 0 or 16M or more".to_string());
+            }
+            if bytes > WRITE_BUFFER_MOST_BYTES {
+                return Err("more than any machine's memory; write 1T or less".to_string());
+            }
+            options.volume.read_cache.memory_bytes = bytes;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "cache_dir",
+        alias: None,
+        value_name: "DIR",
+        default: "no disk",
+        default_is_value: false,
+        help: "local directory for data read from the store, kept over restarts",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let dir = absolute(value).ok_or("not a usable path; write the absolute path of a directory")?;
+            options.cache_dir = Some(dir);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "cache_disk",
+        alias: None,
+        value_name: "SIZE",
+        default: "10G",
+        default_is_value: false,
+        help: "room that data may take in cache_dir; at least 64M",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let bytes = parse_size(value).map_err(|error| error.to_string())?;
+            if bytes < CACHE_DISK_LEAST_BYTES {
+                return Err("too small; write 64M or more".to_string());
+            }
+            options.cache_disk_bytes = Some(bytes);
             Ok(())
         },
     },

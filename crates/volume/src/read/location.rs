@@ -3,10 +3,16 @@
 //! An entry is a run of blocks that lie one behind another in one stored object, or a run that reads as zeros. Objects
 //! never change once written, so an entry says something true for as long as the block is not published anew; the
 //! owner of the container updates the map with each publish before the generation that held the blocks is dropped
-//! (*Invariant R1*). What is not in the map is unknown and must be asked for.
+//! (*Invariant R1*). What is not in the map is unknown and must be looked up in the index.
+//!
+//! Look-ups run beside publishes and may end after one that began later: what they found of blocks published meanwhile
+//! is out of date and must not be entered. So the map knows which look-ups are under way, and what was published since
+//! the oldest of them began.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+
+use rangemap::RangeMap;
 
 /// Where a run of blocks lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +35,18 @@ impl Place {
             Self::Nothing => Self::Nothing,
             Self::Stored { object, offset_bytes } => Self::Stored {
                 object,
-                offset_bytes: offset_bytes + blocks * block_size,
+                offset_bytes: offset_bytes.wrapping_add(blocks * block_size),
+            },
+        }
+    }
+
+    /// The place that [`Self::advanced`] by `blocks` is this one; it may lie before the object's start.
+    fn before(self, blocks: u64, block_size: u64) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Stored { object, offset_bytes } => Self::Stored {
+                object,
+                offset_bytes: offset_bytes.wrapping_sub(blocks * block_size),
             },
         }
     }
@@ -44,6 +61,10 @@ pub struct Run {
     pub place: Place,
 }
 
+/// A look-up under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LookupId(u64);
+
 /// Block → place, for as many runs as fit.
 #[derive(Debug)]
 pub struct LocationMap {
@@ -53,6 +74,13 @@ pub struct LocationMap {
     runs: BTreeMap<u64, (u64, Place)>,
     /// Where forgetting goes on, so that it passes over the whole map in turn.
     forget_from: u64,
+    /// Publishes entered so far.
+    publishes: u64,
+    /// What was published while look-ups were under way: number of the publish, and its blocks.
+    recent: VecDeque<(u64, Vec<Range<u64>>)>,
+    /// The look-ups under way: the number of publishes when each began.
+    lookups: BTreeMap<LookupId, u64>,
+    next_lookup: u64,
 }
 
 impl LocationMap {
@@ -64,6 +92,73 @@ impl LocationMap {
             runs_max,
             runs: BTreeMap::new(),
             forget_from: 0,
+            publishes: 0,
+            recent: VecDeque::new(),
+            lookups: BTreeMap::new(),
+            next_lookup: 0,
+        }
+    }
+
+    /// Begins a look-up, in the index as it is published now.
+    pub fn begin_lookup(&mut self) -> LookupId {
+        let id = LookupId(self.next_lookup);
+        self.next_lookup += 1;
+        self.lookups.insert(id, self.publishes);
+        id
+    }
+
+    /// Ends a look-up: enters what it found and returns it, without the blocks published since it began. Of those the
+    /// map knows better, unless it has forgotten them again.
+    pub fn end_lookup(&mut self, id: LookupId, found: Vec<Run>) -> Vec<Run> {
+        let Some(&began) = self.lookups.get(&id) else {
+            return Vec::new();
+        };
+        let mut still_true: RangeMap<u64, Place> = RangeMap::new();
+        let block_size = self.block_size;
+        // The value of a map of ranges is the same all along a range: the place of block 0, had the run begun there.
+        for run in &found {
+            still_true.insert(run.blocks.clone(), run.place.before(run.blocks.start, block_size));
+        }
+        for (_, blocks) in self.recent.iter().filter(|(number, _)| *number > began) {
+            for range in blocks {
+                still_true.remove(range.clone());
+            }
+        }
+        let found: Vec<Run> = still_true
+            .into_iter()
+            .map(|(blocks, origin)| Run {
+                place: origin.advanced(blocks.start, block_size),
+                blocks,
+            })
+            .collect();
+        for run in &found {
+            self.insert(run.clone());
+        }
+        self.abandon_lookup(id);
+        found
+    }
+
+    /// Ends a look-up that found nothing out.
+    pub fn abandon_lookup(&mut self, id: LookupId) {
+        self.lookups.remove(&id);
+        let oldest = self.lookups.values().min().copied().unwrap_or(u64::MAX);
+        while self.recent.front().is_some_and(|(number, _)| *number <= oldest) {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Enters what a checkpoint published: places of blocks, `None` for those whose places are not known.
+    pub fn publish(&mut self, changed: Vec<(Range<u64>, Option<Place>)>) {
+        self.publishes += 1;
+        if !self.lookups.is_empty() {
+            let blocks = changed.iter().map(|(blocks, _)| blocks.clone()).collect();
+            self.recent.push_back((self.publishes, blocks));
+        }
+        for (blocks, place) in changed {
+            match place {
+                Some(place) => self.insert(Run { blocks, place }),
+                None => self.forget(blocks),
+            }
         }
     }
 
@@ -243,6 +338,55 @@ mod tests {
                 let known = map.known_prefix(start..start + 1);
                 prop_assert!(known.is_empty() || known[0].place == place);
             }
+        }
+    }
+
+    proptest! {
+        /// *Invariant R1*: look-ups that overlap publishes, in any order, never put back a place that a publish replaced.
+        #[test]
+        fn a_lookup_never_brings_back_what_was_published_over(
+            steps in prop::collection::vec((0..3u8, 0..BLOCKS, 1..12u64), 1..80),
+        ) {
+            let mut map = LocationMap::new(4096, 1 << 20);
+            // The index as published: block → object.
+            let mut index = vec![0u64; BLOCKS as usize];
+            let mut under_way: VecDeque<(LookupId, Range<u64>, Vec<u64>)> = VecDeque::new();
+            let place = |object, at: u64| Place::Stored { object, offset_bytes: at * 4096 };
+            for (number, (step, at, len)) in steps.into_iter().enumerate() {
+                let blocks = at..(at + len).min(BLOCKS);
+                match step {
+                    0 => {
+                        let seen = index[blocks.start as usize..blocks.end as usize].to_vec();
+                        under_way.push_back((map.begin_lookup(), blocks, seen));
+                    }
+                    1 => {
+                        let object = number as u64 + 1;
+                        index[blocks.start as usize..blocks.end as usize].fill(object);
+                        let known = number % 3 != 0;
+                        map.publish(vec![(blocks.clone(), known.then(|| place(object, blocks.start)))]);
+                    }
+                    _ => {
+                        // Not always the oldest first.
+                        let ended = if at % 2 == 0 { under_way.pop_front() } else { under_way.pop_back() };
+                        let Some((id, blocks, seen)) = ended else { continue };
+                        let found = blocks.zip(seen).map(|(b, object)| Run { blocks: b..b + 1, place: place(object, b) });
+                        for run in map.end_lookup(id, found.collect()) {
+                            for b in run.blocks.clone() {
+                                let told = run.place.advanced(b - run.blocks.start, 4096);
+                                prop_assert_eq!(told, place(index[b as usize], b));
+                            }
+                        }
+                    }
+                }
+                for run in (0..BLOCKS).flat_map(|b| map.known_prefix(b..b + 1)) {
+                    let b = run.blocks.start;
+                    prop_assert_eq!(run.place, place(index[b as usize], b));
+                }
+            }
+            for (id, ..) in under_way {
+                map.abandon_lookup(id);
+            }
+            prop_assert!(map.recent.is_empty() && map.lookups.is_empty());
         }
     }
 

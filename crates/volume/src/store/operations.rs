@@ -62,18 +62,42 @@ impl Store {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Option<Bytes>, StoreError> {
+        let found = self.get_within(key, offset_bytes, len_bytes).await?;
+        if let Some(bytes) = &found
+            && bytes.len() as u64 != len_bytes
+        {
+            let detail = format!("the object ends within {len_bytes} bytes at {offset_bytes}");
+            return Err(StoreError::new(
+                "read",
+                self.target(key),
+                StoreErrorKind::Other,
+                detail,
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Up to `len_bytes` bytes at `offset_bytes`, which must lie inside the object: fewer where it ends before. `None`
+    /// if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the store sends more than it was asked for.
+    pub async fn get_within(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<Bytes>, StoreError> {
         if len_bytes == 0 {
             return Ok(Some(Bytes::new()));
         }
         let last = offset_bytes.saturating_add(len_bytes - 1);
-        let Some((bytes, _)) = self
-            .fetch(key, Some(format!("bytes={offset_bytes}-{last}")))
-            .await?
-        else {
+        let range = format!("bytes={offset_bytes}-{last}");
+        let Some((bytes, _)) = self.fetch(key, Some(range)).await? else {
             return Ok(None);
         };
-        if bytes.len() as u64 != len_bytes {
-            let detail = format!("the object ends within bytes {offset_bytes} to {last}");
+        if bytes.len() as u64 > len_bytes {
+            let detail = format!("{} sent more than bytes {offset_bytes} to {last}", self.endpoint);
             return Err(StoreError::new(
                 "read",
                 self.target(key),

@@ -481,7 +481,7 @@ async fn complete_partial_blocks(engine: &dyn Engine, frozen: &Frozen) -> Result
             let mut bytes = vec![0; gap.len()];
             let at = block.0 * u64::from(geometry.block_size()) + u64::from(gap.start);
             engine
-                .read(at, &mut bytes)
+                .read_behind(at, &mut bytes)
                 .await
                 .map(|()| (block, gap.start, bytes))
         })

@@ -9,6 +9,7 @@ use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::engine::Engine;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store;
 use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
 use hypernbd_volume::writeback::overlay::Frozen;
@@ -310,7 +311,7 @@ fn a_published_generation_is_let_go() {
     f.create(MIB, 4096);
     f.run(async {
         let store = store::connect(&f.url, &f.store_options).await.unwrap();
-        let (engine, _) = HyperEngine::open(&store, IndexCache::default(), false)
+        let (engine, _) = HyperEngine::open(&store, IndexCache::default(), ReadCache::none(), false)
             .await
             .unwrap();
         let mut generation = Generation::new(engine.geometry());

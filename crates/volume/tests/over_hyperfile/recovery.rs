@@ -15,6 +15,7 @@ use hypernbd_volume::catalogue::NoRecorder;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
 use hypernbd_volume::options::VolumeOptions;
+use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::{ErrorKind, Volume, store};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +133,7 @@ impl Faulty {
             let injector = Injector(self.faults.clone());
             let config = store.client.config().to_builder().interceptor(injector).build();
             store.client = aws_sdk_s3::Client::from_conf(config);
-            let (engine, _) = HyperEngine::open(&store, IndexCache::default(), false)
+            let (engine, _) = HyperEngine::open(&store, IndexCache::default(), ReadCache::none(), false)
                 .await
                 .unwrap();
             let checkpoint_interval = Duration::from_secs(3600);

@@ -1,0 +1,270 @@
+//! Looking blocks up in the container's index without its owner.
+//!
+//! Index nodes never change once stored, and the root of the index changes only with a publish. So a look-up walks the
+//! tree below the newest published root on its own, with nodes from a cache that all look-ups share, and never waits
+//! for a publish under way. What it finds is entered into the location map unless a publish overtook it (see
+//! [`LocationMap::end_lookup`]).
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use btree_ondisk::BlockLoader;
+use btree_ondisk::bmap::BMap;
+use bytes::Bytes;
+use futures::FutureExt;
+use hyperfile::meta_format::BlockPtrFormat;
+use hyperfile::segment::Segment;
+use hyperfile::{BMapUserData, BlockPtr};
+use parking_lot::Mutex;
+
+use super::index_cache::IndexCache;
+use super::object::object_of;
+use crate::error::VolumeError;
+use crate::geometry::Geometry;
+use crate::read::location::{LocationMap, LookupId, Place, Run};
+use crate::read::single_flight::SingleFlight;
+use crate::store::Store;
+
+/// Size of an index node in bytes; the format has no other.
+const NODE_BYTES: usize = 4096;
+/// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not.
+const FETCH_BYTES: u64 = 32 * NODE_BYTES as u64;
+/// Nodes of one level fetched at once by one look-up.
+const FETCHES_IN_FLIGHT: usize = 16;
+/// Blocks looked up at a time.
+const LOOKUP_BLOCKS: u64 = 2048;
+/// Blocks one look-up answers for at most, holes not counted.
+const LOOKUP_BLOCKS_MAX: u64 = 64 * 1024;
+
+/// The root of a container's index, as its inode holds it.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(8))]
+pub(super) struct Root(pub hyperfile::ondisk::BMapRawType);
+
+/// What is known of the published state: changed by the owner alone, in one step with each publish.
+#[derive(Debug)]
+pub(super) struct Published {
+    /// Where blocks lie.
+    pub locations: LocationMap,
+    /// Root of the index.
+    pub root: Root,
+}
+
+/// The published index, for any number of look-ups at once.
+pub(super) struct Index {
+    published: Arc<Mutex<Published>>,
+    geometry: Geometry,
+    cache: IndexCache,
+    loader: NodeLoader,
+}
+
+/// A look-up under way; one that is given up is taken off the books.
+struct Lookup<'a> {
+    published: &'a Mutex<Published>,
+    id: Option<LookupId>,
+}
+
+impl Drop for Lookup<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.take() {
+            self.published.lock().locations.abandon_lookup(id);
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn new(
+        store: Store,
+        cache: IndexCache,
+        geometry: Geometry,
+        published: Arc<Mutex<Published>>,
+    ) -> Self {
+        let loader = NodeLoader {
+            store,
+            cache: cache.clone(),
+            flights: SingleFlight::default(),
+        };
+        Self {
+            published,
+            geometry,
+            cache,
+            loader,
+        }
+    }
+
+    /// Finds the places of blocks from `blocks.start` on and enters them into the location map. Blocks that were
+    /// published meanwhile are left out: the map has them.
+    pub(super) async fn look_up(&self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
+        let (root, mut lookup) = {
+            let mut published = self.published.lock();
+            let id = published.locations.begin_lookup();
+            let lookup = Lookup {
+                published: &self.published,
+                id: Some(id),
+            };
+            (published.root, lookup)
+        };
+        let what = format!("looking up blocks {}..{}", blocks.start, blocks.end);
+        // The tree's code trusts what is stored; a damaged node must not take the server down.
+        let found = std::panic::AssertUnwindSafe(self.find(root, blocks))
+            .catch_unwind()
+            .boxed()
+            .await
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "the index is damaged")))
+            .map_err(|e| VolumeError::engine(what, e))?;
+        let id = lookup.id.take();
+        Ok(id.map_or_else(Vec::new, |id| {
+            self.published.lock().locations.end_lookup(id, found)
+        }))
+    }
+
+    async fn find(&self, root: Root, blocks: Range<u64>) -> io::Result<Vec<Run>> {
+        let tree: BMap<'_, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache> =
+            BMap::read(&root.0, NODE_BYTES, self.loader.clone(), self.cache.clone())?;
+        let format = format_of(tree.get_userdata())?;
+        let block_size = u64::from(self.geometry.block_size());
+        let mut runs = Vec::new();
+        let mut at = blocks.start;
+        let mut looked_up = 0;
+        while at < blocks.end && looked_up < LOOKUP_BLOCKS_MAX {
+            // Holes are skipped whole, however long.
+            let mapped = match tree.seek_key(&at).await {
+                Ok(key) => key.min(blocks.end),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => self.geometry.blocks().max(blocks.end),
+                Err(e) => return Err(e),
+            };
+            if mapped > at {
+                push(&mut runs, at..mapped, Place::Nothing, block_size);
+                at = mapped;
+                continue;
+            }
+            let keys: Vec<u64> = (at..blocks.end.min(at + LOOKUP_BLOCKS)).collect();
+            for (block, pointer) in keys.iter().zip(tree.lookup_batch(&keys).await) {
+                let place = match pointer {
+                    Ok(pointer) => place_of(pointer, format)?,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Place::Nothing,
+                    Err(e) => return Err(e),
+                };
+                push(&mut runs, *block..block + 1, place, block_size);
+            }
+            at += keys.len() as u64;
+            looked_up += keys.len() as u64;
+        }
+        Ok(runs)
+    }
+}
+
+fn format_of(user_data: u32) -> io::Result<BlockPtrFormat> {
+    // Checked before it is taken for the enumeration it should be.
+    BlockPtrFormat::try_from_u8(user_data as u8)?;
+    Ok(BMapUserData::from_u32(user_data).blk_ptr_format)
+}
+
+fn place_of(pointer: BlockPtr, format: BlockPtrFormat) -> io::Result<Place> {
+    if BlockPtrFormat::is_zero_block(&pointer) {
+        return Ok(Place::Nothing);
+    }
+    if !BlockPtrFormat::is_on_staging(&pointer) {
+        let reason = format!("the published index holds the pointer {pointer:#x}, which names no object");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
+    Ok(Place::Stored {
+        object: object_of(segment),
+        offset_bytes: offset as u64,
+    })
+}
+
+/// Adds a run to `runs`, as a part of the last one where it goes on there.
+pub(super) fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_size: u64) {
+    if let Some(last) = runs.last_mut()
+        && last.blocks.end == blocks.start
+        && last
+            .place
+            .advanced(last.blocks.end - last.blocks.start, block_size)
+            == place
+    {
+        last.blocks.end = blocks.end;
+        return;
+    }
+    runs.push(Run { blocks, place });
+}
+
+/// Fetches index nodes from the store, with their neighbours, each once however many look-ups want it.
+#[derive(Clone)]
+struct NodeLoader {
+    store: Store,
+    cache: IndexCache,
+    flights: SingleFlight<(u64, u64), Bytes>,
+}
+
+impl NodeLoader {
+    async fn load(&self, pointer: BlockPtr, node: &mut [u8], format: BlockPtrFormat) -> io::Result<()> {
+        let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
+        let offset = offset as u64;
+        let start = offset - offset % FETCH_BYTES;
+        let name = Segment::segid_to_staging_file_id(segment);
+        let (store, key) = (self.store.clone(), self.store.data_key(&name));
+        let fetched = self
+            .flights
+            .run((object_of(segment), start), async move {
+                match store.get_within(&key, start, FETCH_BYTES).await {
+                    Ok(Some(bytes)) => Ok(bytes),
+                    Ok(None) => Err(format!("the object {key} is missing").into()),
+                    Err(e) => Err(e.to_string().into()),
+                }
+            })
+            .await
+            .map_err(|e| io::Error::other(e.to_string()))?;
+        let at = (offset - start) as usize;
+        let Some(bytes) = fetched.get(at..at + node.len()) else {
+            let reason = format!("the object {name} ends before its index node at {offset}");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
+        };
+        node.copy_from_slice(bytes);
+        for (index, bytes) in fetched.chunks_exact(NODE_BYTES).enumerate() {
+            let place = (start as usize) + index * NODE_BYTES;
+            self.cache
+                .keep(BlockPtrFormat::encode(segment, place, 0, &format), bytes);
+        }
+        Ok(())
+    }
+}
+
+impl BlockLoader<BlockPtr> for NodeLoader {
+    async fn read(
+        &self,
+        pointer: BlockPtr,
+        node: &mut [u8],
+        user_data: u32,
+    ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
+        self.load(pointer, node, format_of(user_data)?).await?;
+        Ok(Vec::new())
+    }
+
+    async fn read_batch(
+        &self,
+        pointers: &[BlockPtr],
+        nodes: &mut [Vec<u8>],
+        user_data: u32,
+    ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
+        use futures::stream::{self, StreamExt, TryStreamExt};
+        let format = format_of(user_data)?;
+        // Made first and then run: mapped inside the stream, the future would not be seen to be `Send`.
+        let loads: Vec<_> = pointers
+            .iter()
+            .zip(nodes.iter_mut())
+            .map(|(&pointer, node)| self.load(pointer, node, format))
+            .collect();
+        stream::iter(loads)
+            .buffer_unordered(FETCHES_IN_FLIGHT)
+            .try_collect::<()>()
+            .await?;
+        Ok(Vec::new())
+    }
+
+    fn dup_from_new_path(self, _: &str) -> Self {
+        self
+    }
+}

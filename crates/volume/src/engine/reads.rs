@@ -1,0 +1,272 @@
+//! Reading what is published: find the places, then read them. Nothing here asks the owner.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use hyperfile::staging::Staging;
+use hyperfile::staging::s3::S3Staging;
+use log::debug;
+use parking_lot::Mutex;
+
+use super::index::{Index, Published};
+use super::object::segment_of;
+use crate::error::VolumeError;
+use crate::geometry::Geometry;
+use crate::read::gate::Class;
+use crate::read::location::{Place, Run};
+use crate::read::reader::{ObjectSource, Reader, Stored};
+use crate::read::window::Windows;
+use crate::writeback::overlay::Frozen;
+
+/// Blocks looked up at least at a time, so that a stream of reads seldom needs a look-up.
+const LOOKUP_BLOCKS_MIN: u64 = 1024;
+/// Look-ups that one request for extents may cost.
+const EXTENT_LOOKUPS: u32 = 8;
+/// The largest window of read-ahead: what a line of 4 Gbit/s carries in 30 ms.
+const WINDOW_MAX_BYTES: u64 = 16 << 20;
+/// Part of the cache that one window may take, and that one publish may.
+const CACHE_PARTS: u64 = 16;
+
+/// Reads of one container. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Reads {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    geometry: Geometry,
+    known: Arc<Mutex<Published>>,
+    index: Index,
+    reader: Reader,
+    windows: Mutex<Windows>,
+}
+
+/// Objects of a container.
+pub(super) struct Objects(pub S3Staging);
+
+#[async_trait]
+impl ObjectSource for Objects {
+    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Bytes, VolumeError> {
+        let segment = segment_of(object);
+        let mut bytes = vec![0; len_bytes as usize];
+        let read = self
+            .0
+            .load_range(segment, offset_bytes as usize, &mut bytes)
+            .await;
+        read.map_err(|e| {
+            VolumeError::engine(
+                format!("reading {len_bytes} bytes at {offset_bytes} of object {segment}"),
+                e,
+            )
+        })?;
+        Ok(bytes.into())
+    }
+}
+
+impl Reads {
+    pub(super) fn new(
+        geometry: Geometry,
+        known: Arc<Mutex<Published>>,
+        index: Index,
+        reader: Reader,
+    ) -> Self {
+        let window_max_bytes = WINDOW_MAX_BYTES.min(reader.cache().memory_bytes() / CACHE_PARTS);
+        Self {
+            shared: Arc::new(Shared {
+                geometry,
+                known,
+                index,
+                reader,
+                windows: Mutex::new(Windows::new(window_max_bytes)),
+            }),
+        }
+    }
+
+    /// Stops the cache.
+    pub(super) async fn close(&self) {
+        self.shared.reader.cache().close().await;
+    }
+
+    /// The places of blocks from `blocks.start` on: all of them, or as far as `lookups` reach.
+    async fn locate(&self, blocks: Range<u64>, mut lookups: u32) -> Result<Vec<Run>, VolumeError> {
+        let mut runs: Vec<Run> = Vec::new();
+        loop {
+            let at = runs.last().map_or(blocks.start, |r| r.blocks.end);
+            if at >= blocks.end {
+                return Ok(runs);
+            }
+            let known = self.shared.known.lock().locations.known_prefix(at..blocks.end);
+            if !known.is_empty() {
+                runs.extend(known);
+                continue;
+            }
+            if lookups == 0 {
+                return Ok(runs);
+            }
+            lookups -= 1;
+            // A wide window costs little more and spares the next reads the look-up.
+            let until = blocks
+                .end
+                .max(at + LOOKUP_BLOCKS_MIN)
+                .min(self.shared.geometry.blocks());
+            let mut next = at;
+            for mut run in self.shared.index.look_up(at..until).await? {
+                if run.blocks.start != next || next >= blocks.end {
+                    // What lies between was published meanwhile: the map knows.
+                    break;
+                }
+                run.blocks.end = run.blocks.end.min(blocks.end);
+                next = run.blocks.end;
+                runs.push(run);
+            }
+        }
+    }
+
+    /// The places that a request's bytes are stored at, as far as they are stored; with the range of the request that
+    /// each is for, in bytes from its start.
+    fn stored(&self, runs: &[Run], offset_bytes: u64, len_bytes: u64) -> Vec<(Range<u64>, Option<Stored>)> {
+        let block_size = u64::from(self.shared.geometry.block_size());
+        let end = offset_bytes + len_bytes;
+        let pieces = runs.iter().map(|run| {
+            let (start, until) = (run.blocks.start * block_size, run.blocks.end * block_size);
+            let wanted = start.max(offset_bytes)..until.min(end);
+            let stored = match run.place {
+                Place::Nothing => None,
+                Place::Stored {
+                    object,
+                    offset_bytes: base,
+                } => Some(Stored {
+                    object,
+                    // The last block of a volume is stored as far as the volume reaches.
+                    run: base..base + until.min(self.shared.geometry.size_bytes()) - start,
+                    wanted: base + (wanted.start - start)..base + (wanted.end - start),
+                }),
+            };
+            (wanted.start - offset_bytes..wanted.end - offset_bytes, stored)
+        });
+        pieces.collect()
+    }
+
+    /// Reads without waiting for anything, if that is possible. Otherwise `out` may be filled in part.
+    pub(super) fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
+        let len_bytes = out.len() as u64;
+        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
+        if runs.last().is_none_or(|r| r.blocks.end < blocks.end) {
+            return false;
+        }
+        let mut rest = out;
+        self.stored(&runs, offset_bytes, len_bytes)
+            .into_iter()
+            .all(|(range, stored)| {
+                let (part, after) =
+                    std::mem::take(&mut rest).split_at_mut((range.end - range.start) as usize);
+                rest = after;
+                match stored {
+                    Some(stored) => self.shared.reader.read_at_once(&stored, part),
+                    None => {
+                        part.fill(0);
+                        true
+                    }
+                }
+            })
+    }
+
+    pub(super) async fn read(
+        &self,
+        offset_bytes: u64,
+        out: &mut [u8],
+        class: Class,
+    ) -> Result<(), VolumeError> {
+        let len_bytes = out.len() as u64;
+        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let runs = self.locate(blocks, u32::MAX).await?;
+        let mut pieces = Vec::new();
+        let mut rest = out;
+        for (range, stored) in self.stored(&runs, offset_bytes, len_bytes) {
+            let (part, after) = rest.split_at_mut((range.end - range.start) as usize);
+            rest = after;
+            match stored {
+                Some(stored) => pieces.push((stored, part)),
+                None => part.fill(0),
+            }
+        }
+        self.shared.reader.read(pieces, class).await
+    }
+
+    /// Brings a range into the cache.
+    pub(super) async fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        if self.shared.reader.cache().memory_bytes() == 0 {
+            return Ok(());
+        }
+        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let runs = self.locate(blocks, u32::MAX).await?;
+        let stored = self.stored(&runs, offset_bytes, len_bytes);
+        let stored = stored.into_iter().filter_map(|(_, stored)| stored).collect();
+        self.shared.reader.bring(stored).await
+    }
+
+    /// Brings as much of a range into the cache as may be asked for at once: half of it.
+    pub(super) async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        let most = self.shared.reader.cache().memory_bytes() / 2;
+        self.bring(offset_bytes, len_bytes.min(most)).await
+    }
+
+    /// A client reads here: what it will probably read next is brought into the cache, in the background. Must be
+    /// called on the runtime, or with it entered.
+    pub(super) fn note_read(&self, offset_bytes: u64, len_bytes: u64) -> Option<Range<u64>> {
+        if self.shared.reader.cache().memory_bytes() == 0 {
+            return None;
+        }
+        let ahead = self.shared.windows.lock().read(offset_bytes, len_bytes)?;
+        let ahead = ahead.start..ahead.end.min(self.shared.geometry.size_bytes());
+        (!ahead.is_empty()).then_some(ahead)
+    }
+
+    /// Reads ahead what [`Self::note_read`] said.
+    pub(super) async fn read_ahead(self, range: Range<u64>) {
+        if let Err(e) = self.bring(range.start, range.end - range.start).await {
+            debug!("reading ahead at {}: {}", range.start, e.chain());
+        }
+    }
+
+    pub(super) async fn block_runs(
+        &self,
+        blocks: Range<u64>,
+    ) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
+        let runs = self.locate(blocks, EXTENT_LOOKUPS).await?;
+        Ok(runs
+            .into_iter()
+            .map(|r| (r.blocks, r.place != Place::Nothing))
+            .collect())
+    }
+
+    /// Puts what was just published into the cache, unless it is so much that it would drive out the rest.
+    pub(super) fn keep(&self, frozen: &Frozen) {
+        let reader = &self.shared.reader;
+        frozen.with(|generation| {
+            if generation.buffered_bytes() > reader.cache().memory_bytes() / CACHE_PARTS {
+                return;
+            }
+            let block_size = u64::from(self.shared.geometry.block_size());
+            for run in generation.data_runs() {
+                let known = self.shared.known.lock().locations.known_prefix(run);
+                for known in known {
+                    let offset_bytes = known.blocks.start * block_size;
+                    let until = (known.blocks.end * block_size).min(self.shared.geometry.size_bytes());
+                    let mut bytes = vec![0; (until - offset_bytes) as usize];
+                    if !generation.copy_complete(offset_bytes, &mut bytes) {
+                        return;
+                    }
+                    for (_, stored) in self.stored(&[known], offset_bytes, until - offset_bytes) {
+                        if let Some(stored) = stored {
+                            reader.keep(&stored, &bytes);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}

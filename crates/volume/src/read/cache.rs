@@ -1,0 +1,216 @@
+//! The read cache: pages of published data in memory, and on a local disk when one is given.
+//!
+//! A page is keyed by where it is stored. Stored objects never change, so nothing here ever goes stale; a volume that is
+//! deleted and made again has another id, and with it another directory. What the disk holds is checked when it is read
+//! (foyer keeps a checksum with each entry), so that a killed server or a bad disk costs a miss and no wrong byte.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use foyer::{
+    BlockEngineBuilder, Code, CodeError, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
+    HybridCachePolicy, S3FifoConfig,
+};
+use log::warn;
+
+use crate::options::{ReadCacheConfig, ReadCacheDisk};
+
+/// Memory for a page besides its bytes.
+const PAGE_OVERHEAD_BYTES: usize = 160;
+/// Unit in which room on the disk is taken and reclaimed.
+const DISK_UNIT_BYTES: usize = 16 << 20;
+/// Locked by the server that uses the directory.
+const LOCK_NAME: &str = "lock";
+/// The directory of the cache's own files.
+const PAGES_NAME: &str = "pages";
+
+/// Where a page is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PageKey {
+    /// The object, in the engine's own numbering.
+    pub object: u64,
+    /// Where in the object the page starts, in bytes.
+    pub offset_bytes: u64,
+}
+
+impl Code for PageKey {
+    fn encode(&self, writer: &mut impl Write) -> Result<(), CodeError> {
+        writer.write_all(&self.object.to_le_bytes())?;
+        writer.write_all(&self.offset_bytes.to_le_bytes())?;
+        Ok(())
+    }
+
+    fn decode(reader: &mut impl Read) -> Result<Self, CodeError> {
+        let mut next = || {
+            let mut bytes = [0; 8];
+            reader.read_exact(&mut bytes)?;
+            Ok::<u64, io::Error>(u64::from_le_bytes(bytes))
+        };
+        let (object, offset_bytes) = (next()?, next()?);
+        Ok(Self { object, offset_bytes })
+    }
+
+    fn estimated_size(&self) -> usize {
+        16
+    }
+}
+
+type Pages = HybridCache<PageKey, Vec<u8>>;
+
+/// Pages of published data. Without memory given to it, it holds nothing.
+pub struct ReadCache {
+    pages: Option<Pages>,
+    memory_bytes: u64,
+    /// Held as long as the disk is used.
+    lock: Option<File>,
+    has_failed: AtomicBool,
+}
+
+impl ReadCache {
+    /// A cache that holds nothing.
+    pub fn none() -> Self {
+        Self {
+            pages: None,
+            memory_bytes: 0,
+            lock: None,
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens the cache of the volume `volume_id`. A disk that cannot be used is gone without, with a warning.
+    pub async fn open(config: &ReadCacheConfig, volume_id: Option<&str>) -> Self {
+        if config.memory_bytes == 0 {
+            return Self::none();
+        }
+        let mut lock = None;
+        let mut pages = None;
+        if let (Some(disk), Some(id)) = (&config.disk, volume_id) {
+            match on_disk(config, disk, id).await {
+                Ok((opened, locked)) => (pages, lock) = (Some(opened), Some(locked)),
+                Err(e) => warn!(
+                    "the read cache in {} cannot be used, it is kept in memory only: {e}",
+                    disk.dir.join(id).display()
+                ),
+            }
+        }
+        if pages.is_none() {
+            pages = match in_memory(config).storage().build().await {
+                Ok(pages) => Some(pages),
+                Err(e) => {
+                    warn!("there is no read cache: {e}");
+                    None
+                }
+            };
+        }
+        Self {
+            pages,
+            memory_bytes: config.memory_bytes,
+            lock,
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes of memory it may take; 0 when it holds nothing.
+    pub fn memory_bytes(&self) -> u64 {
+        self.pages.as_ref().map_or(0, |_| self.memory_bytes)
+    }
+
+    /// Whether a disk is in use.
+    pub fn has_disk(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Looks at a page in memory; `None` when it is not there.
+    pub fn with<R>(&self, key: PageKey, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let page = self.pages.as_ref()?.memory().get(&key)?;
+        Some(look(page.value()))
+    }
+
+    /// Brings a page from the disk into memory and looks at it; `None` when it is in neither.
+    pub async fn load<R>(&self, key: PageKey, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        match self.pages.as_ref()?.get(&key).await {
+            Ok(page) => page.map(|page| look(page.value())),
+            Err(e) => {
+                if !self.has_failed.swap(true, Ordering::Relaxed) {
+                    warn!("the disk of the read cache fails, what it holds is read from the store: {e}");
+                }
+                None
+            }
+        }
+    }
+
+    /// Takes a page in.
+    pub fn insert(&self, key: PageKey, page: &[u8]) {
+        if let Some(pages) = &self.pages {
+            pages.insert(key, page.to_vec());
+        }
+    }
+
+    /// Writes out what is on its way to the disk, and lets the directory go.
+    pub async fn close(&self) {
+        if let (Some(pages), Some(lock)) = (&self.pages, &self.lock) {
+            if let Err(e) = pages.close().await {
+                warn!("closing the read cache: {e}");
+            }
+            let _ = lock.unlock();
+        }
+    }
+}
+
+fn in_memory(
+    config: &ReadCacheConfig,
+) -> foyer::HybridCacheBuilderPhaseMemory<PageKey, Vec<u8>, foyer::DefaultHasher> {
+    HybridCacheBuilder::new()
+        .with_name("pages")
+        .with_policy(HybridCachePolicy::WriteOnInsertion)
+        .memory(config.memory_bytes as usize)
+        // One pass over a large volume must not drive out what is read again and again.
+        .with_eviction_config(S3FifoConfig::default())
+        .with_weighter(|_: &PageKey, page: &Vec<u8>| page.len() + PAGE_OVERHEAD_BYTES)
+}
+
+async fn on_disk(
+    config: &ReadCacheConfig,
+    disk: &ReadCacheDisk,
+    volume_id: &str,
+) -> io::Result<(Pages, File)> {
+    let dir = disk.dir.join(volume_id);
+    let lock = lock(&dir)?;
+    let device = FsDeviceBuilder::new(dir.join(PAGES_NAME))
+        .with_capacity(disk.size_bytes as usize)
+        .build()
+        .map_err(io::Error::other)?;
+    let pages = in_memory(config)
+        .storage()
+        .with_engine_config(BlockEngineBuilder::new(device).with_block_size(DISK_UNIT_BYTES))
+        .build()
+        .await
+        .map_err(io::Error::other)?;
+    Ok((pages, lock))
+}
+
+/// Makes the directory, for its owner's eyes only, and locks it.
+fn lock(dir: &Path) -> io::Result<File> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir.join(PAGES_NAME))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(dir.join(LOCK_NAME))?;
+    file.try_lock().map_err(|e| match e {
+        std::fs::TryLockError::WouldBlock => io::Error::other("another server uses it"),
+        std::fs::TryLockError::Error(e) => e,
+    })?;
+    Ok(file)
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

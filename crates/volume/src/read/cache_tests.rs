@@ -1,0 +1,122 @@
+use std::fs;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn key(n: u64) -> PageKey {
+    PageKey {
+        object: 7 << 32,
+        offset_bytes: n * 4096,
+    }
+}
+
+fn page(n: u64) -> Vec<u8> {
+    (0..4096u64).map(|i| (n * 31 + i) as u8).collect()
+}
+
+fn config(dir: &Path) -> ReadCacheConfig {
+    ReadCacheConfig {
+        memory_bytes: MIB,
+        disk: Some(ReadCacheDisk {
+            dir: dir.to_owned(),
+            size_bytes: 64 * MIB,
+        }),
+    }
+}
+
+/// Fills far more than memory holds and waits until it is on the disk.
+async fn fill(cache: &ReadCache, count: u64) {
+    for n in 0..count {
+        cache.insert(key(n), &page(n));
+        if n % 256 == 255 {
+            cache.pages.as_ref().unwrap().storage().wait().await;
+        }
+    }
+    cache.pages.as_ref().unwrap().storage().wait().await;
+}
+
+async fn hits(cache: &ReadCache, count: u64) -> u64 {
+    let mut hits = 0;
+    for n in 0..count {
+        if let Some(found) = cache.load(key(n), <[u8]>::to_vec).await {
+            assert!(found == page(n), "page {n} is wrong");
+            hits += 1;
+        }
+    }
+    hits
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_bounded_and_the_disk_holds_the_rest_over_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    fill(&cache, 2000).await;
+    let in_memory = (0..2000)
+        .filter(|&n| cache.with(key(n), |_| ()).is_some())
+        .count();
+    assert!(
+        (1..=256).contains(&in_memory),
+        "{in_memory} pages of 4 KiB in 1 MiB"
+    );
+    assert!(hits(&cache, 2000).await > 1800);
+    cache.close().await;
+    drop(cache);
+    let again = ReadCache::open(&config(dir.path()), Some("one")).await;
+    assert!(again.has_disk());
+    assert!(hits(&again, 2000).await > 1800, "warm after a restart");
+    let other = ReadCache::open(&config(dir.path()), Some("two")).await;
+    assert_eq!(hits(&other, 2000).await, 0, "another volume");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_in_use_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let second = ReadCache::open(&config(dir.path()), Some("one")).await;
+    assert!(first.has_disk() && !second.has_disk());
+    second.insert(key(1), &page(1));
+    assert_eq!(
+        second.load(key(1), <[u8]>::to_vec).await,
+        Some(page(1)),
+        "in memory"
+    );
+    first.close().await;
+    assert!(ReadCache::open(&config(dir.path()), Some("one")).await.has_disk());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_on_the_disk_costs_misses_and_no_wrong_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    fill(&cache, 2000).await;
+    cache.close().await;
+    drop(cache);
+    let mut damaged = 0;
+    for file in fs::read_dir(dir.path().join("one").join(PAGES_NAME)).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        for at in (0..bytes.len()).step_by(10_007) {
+            bytes[at] ^= 0x55;
+            damaged += 1;
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+    assert!(damaged > 100);
+    // Asserts inside that every page found is right.
+    let again = ReadCache::open(&config(dir.path()), Some("one")).await;
+    assert!(hits(&again, 2000).await < 2000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_cannot_be_used_leaves_the_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("one"), "a file where a directory should be").unwrap();
+    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    assert!(!cache.has_disk());
+    cache.insert(key(3), &page(3));
+    assert_eq!(cache.with(key(3), <[u8]>::to_vec), Some(page(3)));
+    let none = ReadCache::none();
+    none.insert(key(3), &page(3));
+    assert_eq!(none.with(key(3), <[u8]>::to_vec), None);
+}

@@ -1,0 +1,205 @@
+//! Who may ask the store next: reads that somebody waits for come before read-ahead, read-ahead before background work.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// What a fetch is for, the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Somebody waits for the bytes.
+    Foreground,
+    /// Somebody will probably want them soon.
+    ReadAhead,
+    /// Work of our own.
+    Background,
+}
+
+const CLASSES: usize = 3;
+
+/// A fixed number of turns, given to the most urgent class that waits. Within a class first come, first served.
+#[derive(Debug)]
+pub struct Gate {
+    turns: Mutex<Turns>,
+}
+
+#[derive(Debug)]
+struct Turns {
+    /// Turns that each class may hold at most; a quarter is always left to the foreground.
+    most: [usize; CLASSES],
+    held: [usize; CLASSES],
+    waiting: [VecDeque<oneshot::Sender<()>>; CLASSES],
+}
+
+impl Turns {
+    fn can_take(&self, class: Class) -> bool {
+        let all: usize = self.held.iter().sum();
+        let later: usize = self.held[Class::ReadAhead as usize..].iter().sum();
+        all < self.most[0] && (class == Class::Foreground || later < self.most[class as usize])
+    }
+
+    /// Hands free turns to those who wait.
+    fn hand_out(&mut self) {
+        for class in [Class::Foreground, Class::ReadAhead, Class::Background] {
+            while self.can_take(class) {
+                let Some(next) = self.waiting[class as usize].pop_front() else {
+                    break;
+                };
+                self.held[class as usize] += 1;
+                if next.send(()).is_err() {
+                    // Went away while it waited.
+                    self.held[class as usize] -= 1;
+                }
+            }
+        }
+    }
+}
+
+/// A turn at the store, given back when it is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    gate: &'a Gate,
+    class: Class,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.gate.turns.lock();
+        turns.held[self.class as usize] -= 1;
+        turns.hand_out();
+    }
+}
+
+impl Gate {
+    /// A gate of this many turns, at least 4.
+    pub fn new(turns: usize) -> Self {
+        let turns = turns.max(4);
+        let later = turns - turns / 4;
+        Self {
+            turns: Mutex::new(Turns {
+                most: [turns, later, later],
+                held: [0; CLASSES],
+                waiting: Default::default(),
+            }),
+        }
+    }
+
+    /// Waits for a turn.
+    pub async fn enter(&self, class: Class) -> Turn<'_> {
+        let place = {
+            let mut turns = self.turns.lock();
+            if turns.waiting[class as usize].is_empty() && turns.can_take(class) {
+                turns.held[class as usize] += 1;
+                return Turn { gate: self, class };
+            }
+            let (hand, handed) = oneshot::channel();
+            turns.waiting[class as usize].push_back(hand);
+            Place {
+                gate: self,
+                class,
+                handed: Some(handed),
+            }
+        };
+        place.wait().await
+    }
+}
+
+/// A place in the queue. Given up after the turn was handed over but before that was noticed, it gives the turn back.
+struct Place<'a> {
+    gate: &'a Gate,
+    class: Class,
+    handed: Option<oneshot::Receiver<()>>,
+}
+
+impl<'a> Place<'a> {
+    async fn wait(mut self) -> Turn<'a> {
+        if let Some(handed) = &mut self.handed {
+            // The gate outlives the place, and drops no hand without sending.
+            let _ = handed.await;
+        }
+        self.handed = None;
+        Turn {
+            gate: self.gate,
+            class: self.class,
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self
+            .handed
+            .as_mut()
+            .is_some_and(|handed| handed.try_recv().is_ok())
+        {
+            drop(Turn {
+                gate: self.gate,
+                class: self.class,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn the_most_urgent_goes_first_and_a_quarter_is_left_to_it() {
+        let gate = Gate::new(4);
+        let mut held: Vec<Turn<'_>> = Vec::new();
+        for _ in 0..3 {
+            held.extend(gate.enter(Class::Background).now_or_never());
+        }
+        assert_eq!(held.len(), 3);
+        let mut ahead = Box::pin(gate.enter(Class::ReadAhead));
+        assert!(
+            ahead.as_mut().now_or_never().is_none(),
+            "the last quarter is not for it"
+        );
+        held.extend(gate.enter(Class::Foreground).now_or_never());
+        assert_eq!(held.len(), 4);
+        let mut background = Box::pin(gate.enter(Class::Background));
+        let mut foreground = Box::pin(gate.enter(Class::Foreground));
+        assert!(background.as_mut().now_or_never().is_none());
+        assert!(foreground.as_mut().now_or_never().is_none());
+        held.remove(0);
+        assert!(ahead.as_mut().now_or_never().is_none());
+        let first = foreground
+            .as_mut()
+            .now_or_never()
+            .expect("the foreground is first");
+        held.remove(0);
+        let second = ahead.as_mut().now_or_never().expect("then read-ahead");
+        assert!(background.as_mut().now_or_never().is_none());
+        drop((first, second));
+        assert!(background.as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn who_goes_away_leaves_the_turn_to_others() {
+        let gate = Gate::new(4);
+        let held: Vec<_> = (0..4)
+            .filter_map(|_| gate.enter(Class::Foreground).now_or_never())
+            .collect();
+        for is_handed in [false, true] {
+            let mut gone = Box::pin(gate.enter(Class::Foreground));
+            assert!(gone.as_mut().now_or_never().is_none());
+            if is_handed {
+                break;
+            }
+            drop(gone);
+        }
+        let mut handed = Box::pin(gate.enter(Class::Foreground));
+        assert!(handed.as_mut().now_or_never().is_none());
+        drop(held);
+        drop(handed);
+        let again: Vec<_> = (0..4)
+            .filter_map(|_| gate.enter(Class::Foreground).now_or_never())
+            .collect();
+        assert_eq!(again.len(), 4, "no turn is lost");
+    }
+}

@@ -1,0 +1,300 @@
+//! Reads pieces of stored objects: from the cache, from a fetch under way, or with a fetch of its own.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::{join_all, select_ok};
+use parking_lot::Mutex;
+
+use super::cache::{PageKey, ReadCache};
+use super::gate::{Class, Gate};
+use super::hedge::Hedge;
+use super::single_flight::{Flight, SingleFlight};
+use crate::error::VolumeError;
+
+/// Fetches in flight at once, per volume.
+const FETCHES_IN_FLIGHT: usize = 64;
+/// The largest fetch; longer runs are fetched in parallel.
+const FETCH_BYTES_MAX: u64 = 1 << 20;
+/// The largest fetch that is asked for a second time when it is slow.
+const HEDGED_BYTES_MAX: u64 = 256 << 10;
+/// The largest page: a small read of a large block fetches no more than this.
+const PAGE_BYTES_MAX: u32 = 16 << 10;
+
+/// Where stored objects are read from.
+#[async_trait]
+pub trait ObjectSource: Send + Sync + 'static {
+    /// `len_bytes` bytes at `offset_bytes` of an object, all of them.
+    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Bytes, VolumeError>;
+}
+
+/// A run of stored bytes, and which of them are wanted. Pages are counted from the start of the run, which must be the
+/// start of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The object.
+    pub object: u64,
+    /// The run, in bytes of the object; nothing outside of it is touched.
+    pub run: Range<u64>,
+    /// The bytes wanted, inside `run`.
+    pub wanted: Range<u64>,
+}
+
+/// A page and the part of it that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    key: PageKey,
+    page_len: u64,
+    /// In bytes from the page's start.
+    wanted: Range<u64>,
+}
+
+#[derive(Clone)]
+struct Fetched {
+    start: u64,
+    bytes: Bytes,
+}
+
+/// Reads stored bytes through the cache.
+pub struct Reader {
+    shared: Arc<Shared>,
+    page_bytes: u64,
+}
+
+struct Shared {
+    source: Box<dyn ObjectSource>,
+    cache: ReadCache,
+    gate: Gate,
+    hedge: Mutex<Hedge>,
+    flights: SingleFlight<PageKey, Fetched>,
+}
+
+impl Reader {
+    /// A reader of a container with blocks of `block_size` bytes.
+    pub fn new(source: impl ObjectSource, cache: ReadCache, block_size: u32) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                source: Box::new(source),
+                cache,
+                gate: Gate::new(FETCHES_IN_FLIGHT),
+                hedge: Mutex::default(),
+                flights: SingleFlight::default(),
+            }),
+            page_bytes: u64::from(block_size.min(PAGE_BYTES_MAX)),
+        }
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &ReadCache {
+        &self.shared.cache
+    }
+
+    fn parts(&self, stored: &Stored) -> impl Iterator<Item = Part> + use<> {
+        let Stored { object, run, wanted } = stored.clone();
+        let page_bytes = self.page_bytes;
+        let first = (wanted.start - run.start) / page_bytes;
+        let last = (wanted.end - run.start).div_ceil(page_bytes);
+        (first..last).map(move |index| {
+            let start = run.start + index * page_bytes;
+            let end = run.end.min(start + page_bytes);
+            Part {
+                key: PageKey {
+                    object,
+                    offset_bytes: start,
+                },
+                page_len: end - start,
+                wanted: wanted.start.max(start) - start..wanted.end.min(end) - start,
+            }
+        })
+    }
+
+    /// Fills `out` from memory, if all of it is there. Otherwise `out` may be filled in part.
+    pub fn read_at_once(&self, stored: &Stored, out: &mut [u8]) -> bool {
+        let mut rest = out;
+        self.parts(stored).all(|part| {
+            let (to, after) = std::mem::take(&mut rest).split_at_mut(len(&part.wanted));
+            rest = after;
+            self.copy_from_memory(&part, to)
+        })
+    }
+
+    fn copy_from_memory(&self, part: &Part, to: &mut [u8]) -> bool {
+        let copied = self.shared.cache.with(part.key, |page| copy(part, page, to));
+        copied.unwrap_or(false)
+    }
+
+    /// Fills each `out` with the bytes wanted of its run.
+    ///
+    /// # Errors
+    /// When a fetch fails; nothing is retried here.
+    pub async fn read(&self, pieces: Vec<(Stored, &mut [u8])>, class: Class) -> Result<(), VolumeError> {
+        let mut missing = Vec::new();
+        for (stored, out) in pieces {
+            let mut rest = out;
+            for part in self.parts(&stored) {
+                let (to, after) = rest.split_at_mut(len(&part.wanted));
+                rest = after;
+                if !self.copy_from_memory(&part, to) {
+                    missing.push((part, to));
+                }
+            }
+        }
+        if self.shared.cache.has_disk() && !missing.is_empty() {
+            let loads = missing.into_iter().map(|(part, to)| async move {
+                let loaded = self
+                    .shared
+                    .cache
+                    .load(part.key, |page| copy(&part, page, to))
+                    .await;
+                (!loaded.unwrap_or(false)).then_some((part, to))
+            });
+            missing = join_all(loads).await.into_iter().flatten().collect();
+        }
+        let flights = self.fetch_all(missing.iter().map(|(part, _)| part), class);
+        for ((part, to), flight) in missing.into_iter().zip(flights) {
+            let fetched = flight
+                .await
+                .map_err(|e| VolumeError::engine("reading", std::io::Error::other(e.to_string())))?;
+            let at = (part.key.offset_bytes - fetched.start) as usize;
+            if !fetched.bytes.get(at..).is_some_and(|page| copy(&part, page, to)) {
+                return Err(VolumeError::Internal(
+                    "a fetch is shorter than what it was for".into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the wanted bytes into the cache.
+    ///
+    /// # Errors
+    /// When a fetch fails.
+    pub async fn bring(&self, stored: Vec<Stored>) -> Result<(), VolumeError> {
+        let mut missing = Vec::new();
+        for part in stored.iter().flat_map(|s| self.parts(s)) {
+            if self.shared.cache.with(part.key, |_| ()).is_some() {
+                continue;
+            }
+            if !self.shared.cache.has_disk() || self.shared.cache.load(part.key, |_| ()).await.is_none() {
+                missing.push(part);
+            }
+        }
+        for flight in self.fetch_all(missing.iter(), Class::ReadAhead) {
+            flight
+                .await
+                .map_err(|e| VolumeError::engine("reading ahead", std::io::Error::other(e.to_string())))?;
+        }
+        Ok(())
+    }
+
+    /// Takes in bytes that were just stored there.
+    pub fn keep(&self, stored: &Stored, bytes: &[u8]) {
+        for part in self.parts(stored) {
+            let at = (part.key.offset_bytes - stored.run.start) as usize;
+            self.shared
+                .cache
+                .insert(part.key, &bytes[at..at + part.page_len as usize]);
+        }
+    }
+
+    /// The fetch that each page comes with: one under way, or a new one that neighbours share.
+    fn fetch_all<'a>(&self, parts: impl Iterator<Item = &'a Part>, class: Class) -> Vec<Flight<Fetched>> {
+        let parts: Vec<&Part> = parts.collect();
+        if parts.is_empty() {
+            return Vec::new();
+        }
+        let mut flights: Vec<Flight<Fetched>> = Vec::with_capacity(parts.len());
+        let mut board = self.shared.flights.board();
+        while flights.len() < parts.len() {
+            let first = flights.len();
+            let start = parts[first].key;
+            if let Some(flight) = board.get(&start) {
+                flights.push(flight);
+                continue;
+            }
+            let mut len_bytes = 0;
+            let mut pages = Vec::new();
+            for part in &parts[first..] {
+                let follows = part.key.object == start.object
+                    && part.key.offset_bytes == start.offset_bytes + len_bytes;
+                let fits = pages.is_empty() || len_bytes + part.page_len <= FETCH_BYTES_MAX;
+                if !follows || !fits || board.get(&part.key).is_some() {
+                    break;
+                }
+                len_bytes += part.page_len;
+                pages.push((part.key, part.page_len as usize));
+            }
+            let count = pages.len();
+            let shared = self.shared.clone();
+            let keys: Vec<PageKey> = pages.iter().map(|(key, _)| *key).collect();
+            let flight = board.start(keys, async move {
+                let bytes = shared
+                    .fetch(start, len_bytes, class)
+                    .await
+                    .map_err(|e| Arc::from(e.chain()))?;
+                let mut at = 0;
+                for (key, page_len) in &pages {
+                    shared.cache.insert(*key, &bytes[at..at + page_len]);
+                    at += page_len;
+                }
+                Ok(Fetched {
+                    start: start.offset_bytes,
+                    bytes,
+                })
+            });
+            flights.extend(std::iter::repeat_n(flight, count));
+        }
+        flights
+    }
+}
+
+impl Shared {
+    async fn fetch(&self, key: PageKey, len_bytes: u64, class: Class) -> Result<Bytes, VolumeError> {
+        let _turn = self.gate.enter(class).await;
+        let read = || self.source.read(key.object, key.offset_bytes, len_bytes);
+        if class != Class::Foreground || len_bytes > HEDGED_BYTES_MAX {
+            return read().await;
+        }
+        let wait = self.hedge.lock().begin();
+        let began = Instant::now();
+        let mut first = read();
+        let answer = match wait {
+            None => first.await,
+            Some(wait) => match tokio::time::timeout(wait, &mut first).await {
+                Ok(answer) => answer,
+                Err(_) if self.hedge.lock().take() => {
+                    log::debug!("a read is slow and asked for a second time");
+                    select_ok([first, read()]).await.map(|(bytes, _)| bytes)
+                }
+                Err(_) => first.await,
+            },
+        };
+        if answer.is_ok() {
+            self.hedge.lock().ended(began.elapsed());
+        }
+        answer
+    }
+}
+
+fn len(range: &Range<u64>) -> usize {
+    (range.end - range.start) as usize
+}
+
+/// Copies the wanted part of a page; `false` when the page ends before it, as one does that was kept before the volume
+/// grew.
+fn copy(part: &Part, page: &[u8], to: &mut [u8]) -> bool {
+    match page.get(part.wanted.start as usize..part.wanted.end as usize) {
+        Some(bytes) => {
+            to.copy_from_slice(bytes);
+            true
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

@@ -1,0 +1,213 @@
+//! What to read ahead (pure: reads in, ranges out, no clock, no I/O).
+//!
+//! Each stream of reads has a window in front of it, doubled as the stream goes on up to one that covers the line
+//! between here and the store. Requests of one stream arrive in any order, as a client with many in flight sends them,
+//! so a read near the front of a stream belongs to it. What was read ahead and never asked for counts as waste, and
+//! waste makes the next streams prove themselves for longer.
+
+use std::ops::Range;
+
+/// Streams told apart at once; the one unused for longest makes room.
+const STREAMS: usize = 16;
+/// The first window.
+const WINDOW_FIRST_BYTES: u64 = 256 << 10;
+/// How far behind its front a read still belongs to a stream.
+const BEHIND_BYTES: u64 = 32 << 20;
+/// How many requests further on a read still belongs to a stream: those in between are on their way.
+const IN_FLIGHT: u64 = 16;
+/// Bytes in a row before a stream is believed, while nothing is wasted.
+const BELIEVED_BYTES: u64 = 128 << 10;
+/// The most that waste multiplies that by.
+const DOUBT_MAX: u64 = 64;
+
+#[derive(Debug, Clone)]
+struct Stream {
+    /// End of the furthest read.
+    front: u64,
+    /// Bytes read in this stream, less those left out.
+    run_bytes: u64,
+    /// End of what was read ahead.
+    ahead_until: u64,
+    window_bytes: u64,
+    /// For finding the stream unused for longest.
+    used_at: u64,
+}
+
+/// Decides what to read ahead of the reads it is told of.
+#[derive(Debug)]
+pub struct Windows {
+    streams: Vec<Stream>,
+    window_max_bytes: u64,
+    reads: u64,
+    doubt: u64,
+}
+
+impl Windows {
+    /// Windows of at most `window_max_bytes` each.
+    pub fn new(window_max_bytes: u64) -> Self {
+        Self {
+            streams: Vec::new(),
+            window_max_bytes,
+            reads: 0,
+            doubt: 1,
+        }
+    }
+
+    /// A read begins: the range to read ahead, if any, in bytes of the volume. It may reach past the volume's end.
+    pub fn read(&mut self, offset_bytes: u64, len_bytes: u64) -> Option<Range<u64>> {
+        self.reads += 1;
+        let end = offset_bytes + len_bytes;
+        let reach = len_bytes * IN_FLIGHT;
+        let near =
+            |s: &Stream| offset_bytes <= s.front + s.window_bytes.max(reach) && end + BEHIND_BYTES > s.front;
+        let Some(at) = self.streams.iter().position(near) else {
+            self.add(end, len_bytes);
+            return None;
+        };
+        let (reads, window_max_bytes, believed) =
+            (self.reads, self.window_max_bytes, BELIEVED_BYTES * self.doubt);
+        let stream = &mut self.streams[at];
+        stream.used_at = reads;
+        if end <= stream.front {
+            // It was on its way when a later one arrived, or is read again: it moves nothing.
+            stream.run_bytes += len_bytes;
+            return None;
+        }
+        // What is left out counts against the stream, until it arrives.
+        let skipped = offset_bytes.saturating_sub(stream.front);
+        stream.run_bytes = stream.run_bytes.saturating_sub(skipped) + len_bytes;
+        stream.front = end;
+        if stream.run_bytes < believed || stream.ahead_until > end + stream.window_bytes / 2 {
+            return None;
+        }
+        stream.window_bytes = (stream.window_bytes * 2).min(window_max_bytes);
+        let ahead = end.max(stream.ahead_until)..end + stream.window_bytes;
+        stream.ahead_until = ahead.end;
+        let was_useful = stream.run_bytes > 4 * stream.window_bytes;
+        if was_useful {
+            self.doubt = (self.doubt / 2).max(1);
+        }
+        (!ahead.is_empty()).then_some(ahead)
+    }
+
+    fn add(&mut self, front: u64, run_bytes: u64) {
+        if self.streams.len() == STREAMS
+            && let Some(oldest) = (0..STREAMS).min_by_key(|&i| self.streams[i].used_at)
+        {
+            let gone = self.streams.swap_remove(oldest);
+            let wasted = gone.ahead_until.saturating_sub(gone.front);
+            if wasted > gone.run_bytes / 2 {
+                self.doubt = (self.doubt * 2).min(DOUBT_MAX);
+            }
+        }
+        self.streams.push(Stream {
+            front,
+            run_bytes,
+            ahead_until: front,
+            window_bytes: WINDOW_FIRST_BYTES / 2,
+            used_at: self.reads,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: u64 = 16 << 20;
+
+    /// Reads `offsets` and returns what was read ahead.
+    fn run(windows: &mut Windows, offsets: impl Iterator<Item = u64>, len: u64) -> Vec<Range<u64>> {
+        offsets.filter_map(|at| windows.read(at, len)).collect()
+    }
+
+    #[test]
+    fn a_stream_is_read_ahead_once_and_without_gaps() {
+        let mut windows = Windows::new(MAX);
+        let ahead = run(&mut windows, (0..4096).map(|i| i << 16), 1 << 16);
+        assert!(ahead[0].start <= 256 << 10, "begins early: {:?}", ahead[0]);
+        for pair in ahead.windows(2) {
+            assert_eq!(pair[0].end, pair[1].start);
+        }
+        let last = ahead.last().unwrap();
+        assert!(
+            last.end >= (4096 << 16) + MAX / 2,
+            "keeps ahead by half a window at least"
+        );
+        assert!(last.end <= (4096 << 16) + MAX, "and by one at most");
+    }
+
+    #[test]
+    fn many_streams_at_once_out_of_order() {
+        let mut windows = Windows::new(MAX);
+        // Eight streams, 16 requests in flight each, answered in reverse.
+        let order = (0..64u64).flat_map(|batch| {
+            (0..8u64).flat_map(move |s| {
+                (0..16u64)
+                    .rev()
+                    .map(move |i| (s << 40) + ((batch * 16 + i) << 17))
+            })
+        });
+        let ahead = run(&mut windows, order, 1 << 17);
+        for s in 0..8u64 {
+            let far = ahead
+                .iter()
+                .filter(|r| r.start >> 40 == s)
+                .map(|r| r.end)
+                .max()
+                .unwrap();
+            assert!(far >= (s << 40) + (64 << 21), "stream {s} reached {far:#x}");
+        }
+    }
+
+    #[test]
+    fn random_reads_are_left_alone() {
+        let mut windows = Windows::new(MAX);
+        let mut at = 1u64;
+        let offsets = (0..20_000).map(|_| {
+            at = at
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (at >> 20) % (1 << 28) * 4096
+        });
+        let bytes: u64 = run(&mut windows, offsets, 4096)
+            .iter()
+            .map(|r| r.end - r.start)
+            .sum();
+        assert!(
+            bytes < 20_000 * 4096 / 20,
+            "{bytes} bytes read ahead of 80 MB at random"
+        );
+    }
+
+    #[test]
+    fn waste_makes_later_streams_prove_themselves() {
+        let mut windows = Windows::new(MAX);
+        let mut wasted = Vec::new();
+        for stream in 0..200u64 {
+            // Ends right after it was first read ahead of.
+            let ahead = run(&mut windows, (0..3).map(|i| (stream << 36) + (i << 16)), 1 << 16);
+            wasted.push(ahead.iter().map(|r| r.end - r.start).sum::<u64>());
+        }
+        assert!(wasted[0] > 0);
+        assert_eq!(wasted[150..].iter().sum::<u64>(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn never_behind_the_read_and_never_more_than_a_window(
+            reads in prop::collection::vec((0..200u64, 1..64u64), 1..300),
+        ) {
+            let mut windows = Windows::new(MAX);
+            for (at, len) in reads {
+                let (at, len) = (at << 16, len << 12);
+                if let Some(ahead) = windows.read(at, len) {
+                    prop_assert!(ahead.start >= at + len && ahead.end <= at + len + MAX);
+                    prop_assert!(!ahead.is_empty());
+                }
+            }
+        }
+    }
+}
