@@ -51,6 +51,10 @@ class Cost:
             return None
         return self.traffic.size_bytes() / self.user_bytes
 
+    def published(self) -> bool:
+        """Whether the load's bytes went to the store while it ran: more than a few requests without data would."""
+        return self.traffic is not None and self.traffic.sent_bytes > 1_000_000
+
 
 def read_traffic(address: str) -> Traffic:
     """Asks the proxy's control address, `host:port`, what has passed so far."""

@@ -210,6 +210,6 @@ def raw_s3(operation: str, env: dict, **options) -> Raw:
 
 
 def _latencies(nanoseconds: dict) -> tuple[float, float, float]:
-    percentile = nanoseconds["percentile"]
-    chosen = (percentile["50.000000"], percentile["99.000000"], nanoseconds["max"])
-    return tuple(value / 1e6 for value in chosen)
+    percentile, worst = nanoseconds["percentile"], nanoseconds["max"]
+    # fio rounds percentiles up to the next of its bins, which may lie above the worst.
+    return tuple(min(value, worst) / 1e6 for value in (percentile["50.000000"], percentile["99.000000"], worst))

@@ -7,6 +7,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from .loads import connect
+
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 180
 POLL_S = 0.02
@@ -122,7 +124,7 @@ class Proxy(Process):
 
 
 class Nbdkit(Process):
-    """nbdkit serving one plugin on a Unix socket; without `wait` it may not answer yet."""
+    """nbdkit serving one plugin on a Unix socket. It has served a connection, unless `wait` is false."""
 
     def __init__(
         self, program: Path, directory: Path, plugin, parameters: list, env: dict | None = None, wait: bool = True
@@ -134,11 +136,20 @@ class Nbdkit(Process):
         super().__init__("nbdkit", command, directory / "nbdkit.log", env)
         if wait:
             self.wait_until(self._accepts)
+            self._open()
 
     def listens(self) -> bool:
         """Whether a client can connect: its greeting then waits for the server. Asks the kernel, not the server."""
         sockets = Path("/proc/net/unix").read_text().splitlines()
         return any(line.endswith(f" {self.socket}") and line.split()[3] == LISTENS for line in sockets)
+
+    def _open(self) -> None:
+        """Connects once: the greeting comes before the plugin has opened its volume, which is not to be measured."""
+        try:
+            connect(self.uri).shutdown()
+        except BaseException as error:
+            self.stop()
+            raise ProcessFailed(f"nbdkit refuses a client: {error}\n{self.tail()}") from error
 
     def _accepts(self) -> bool:
         with socket.socket(socket.AF_UNIX) as client:
