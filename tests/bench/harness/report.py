@@ -33,7 +33,10 @@ class Target:
 
 @dataclass
 class Row:
-    """One figure of a workload beside its ceilings, all in the same unit, and what the load behind it cost."""
+    """One figure of a workload beside its ceilings, all in the same unit, and what the load behind it cost.
+
+    Rows of one measure differ by their `variant`, a size or a step, and by their block size.
+    """
 
     measure: str
     hypernbd: Sample
@@ -42,8 +45,13 @@ class Row:
     target: Target | None = None
     cost: Cost | None = None
     series: list[Series] = field(default_factory=list)
+    variant: str = ""
     workload: str = ""
     block_size: int = 0
+
+    def name(self) -> str:
+        """The measure and its variant."""
+        return f"{self.measure}, {self.variant}" if self.variant else self.measure
 
     def ratio(self, of: str) -> float | None:
         """The figure as a multiple of a ceiling."""
@@ -85,7 +93,7 @@ def table(rows: list[Row]) -> str:
     lines = [head]
     for row in rows:
         sample = row.hypernbd
-        line = [row.workload, row.measure, size_text(row.block_size), number(sample.value), sample.unit]
+        line = [row.workload, row.name(), size_text(row.block_size), number(sample.value), sample.unit]
         line += [number(row.memory and row.memory.value), number(row.ratio("memory"))]
         line += [number(row.raw and row.raw.value), number(row.ratio("raw"))]
         line += [number(sample.p50_ms), number(sample.p99_ms), number(sample.worst_ms)]
@@ -103,7 +111,7 @@ def costs(rows: list[Row]) -> str:
         shown.add(id(row.cost))
         cost, traffic = row.cost, row.cost.traffic
         kinds = sorted(traffic.requests.items(), key=lambda item: -item[1]) if traffic else []
-        line = [row.workload, row.measure, size_text(row.block_size), str(traffic.count()) if traffic else ""]
+        line = [row.workload, row.name(), size_text(row.block_size), str(traffic.count()) if traffic else ""]
         line += [number(cost.requests_per_mb()), number(cost.bytes_per_user_byte())]
         line += [number(cost.peak_rss_bytes / (1 << 20)), ", ".join(f"{kind} {count}" for kind, count in kinds)]
         lines.append(line)
@@ -118,7 +126,7 @@ def verdicts(rows: list[Row]) -> str:
     for row in missed:
         ratio = row.hypernbd.value if row.target.of == "value" else row.ratio(row.target.of)
         block = size_text(row.block_size)
-        lines.append(f"MISS {row.workload}, block {block}: {row.measure}: {number(ratio)}, bound {row.target}")
+        lines.append(f"MISS {row.workload}, block {block}: {row.name()}: {number(ratio)}, bound {row.target}")
     return "\n".join(lines)
 
 
@@ -127,7 +135,7 @@ def matrix(rows: list[Row]) -> str:
     sizes = sorted({row.block_size for row in rows})
     measures: dict[tuple, dict[int, str]] = {}
     for row in rows:
-        key = (f"{row.workload}: {row.measure}", row.hypernbd.unit)
+        key = (f"{row.workload}: {row.name()}", row.hypernbd.unit)
         measures.setdefault(key, {})[row.block_size] = number(row.hypernbd.value)
     lines = [["workload", "unit", *map(size_text, sizes)]]
     lines.append(["---", "---", *("---:" for _ in sizes)])

@@ -12,6 +12,7 @@ FIGURES = 90  # width of the figures on the right
 BAR = 18
 GRAPH_HEIGHT = 150
 POINTS_MAX = 600
+CUT = 3  # a ceiling this many times as high as everything else is drawn cut
 COLOURS = {"met": "#2b8a3e", "missed": "#c92a2a", "plain": "#1c7ed6", "ceiling": "#adb5bd", "bound": "#e8590c"}
 
 
@@ -46,6 +47,7 @@ class Bar:
     value: float
     colour: str
     bound: float | None = None
+    ceiling: bool = False
 
 
 def picture(title: str, rows: list[Row]) -> str:
@@ -56,25 +58,36 @@ def picture(title: str, rows: list[Row]) -> str:
     for row in rows:
         measures.setdefault((row.measure, row.hypernbd.unit), []).append(row)
     for (measure, unit), group in measures.items():
-        _bars(canvas, f"{measure} ({unit})", bars(group))
+        bounds = sorted({f"bound {row.target}" for row in group if row.bound() is not None})
+        _bars(canvas, "; ".join([f"{measure} ({unit})", *bounds]), bars(group))
     for row in rows:
         if any(series.points for series in row.series):
-            _graph(canvas, f"{row.measure}, block {size_text(row.block_size)}", row.series)
+            _graph(canvas, f"{row.name()}, block {size_text(row.block_size)}", row.series)
     return canvas.document()
 
 
 def bars(rows: list[Row]) -> list[Bar]:
-    """The bars of one measure: a row each, then each ceiling once where all rows have the same one."""
+    """The bars of one measure: each row, then each ceiling once where all rows have the same one."""
+
+    def label(row: Row) -> str:
+        block = f"block {size_text(row.block_size)}"
+        several_blocks = len({other.block_size for other in rows}) > 1
+        return ", ".join(part for part in (row.variant, block if several_blocks or not row.variant else "") if part)
+
     chosen = []
     for row in rows:
         colour = COLOURS[{None: "plain", True: "met", False: "missed"}[row.met()]]
-        chosen.append(Bar(f"block {size_text(row.block_size)}", row.hypernbd.value, colour, row.bound()))
-    for name, label in (("raw", "raw S3"), ("memory", "nbdkit memory")):
-        ceilings = [(row, getattr(row, name)) for row in rows if getattr(row, name)]
-        same = len({ceiling.value for _, ceiling in ceilings}) == 1
-        for row, ceiling in ceilings[:1] if same else ceilings:
-            of = "" if same else f", block {size_text(row.block_size)}"
-            chosen.append(Bar(label + of, ceiling.value, COLOURS["ceiling"]))
+        chosen.append(Bar(label(row), row.hypernbd.value, colour, row.bound()))
+    for key, name in (("raw", "raw S3"), ("memory", "memory")):
+        ceilings = {}
+        for row in rows:
+            ceiling = getattr(row, key)
+            if ceiling:
+                ceilings.setdefault((row.variant, ceiling.value), row)
+        for (variant, value), row in ceilings.items():
+            several = [one for one, _ in ceilings].count(variant) > 1
+            of = label(row) if several else variant
+            chosen.append(Bar(f"{name}, {of}" if of else name, value, COLOURS["ceiling"], ceiling=True))
     return chosen
 
 
@@ -84,22 +97,30 @@ def thinned(points: list[tuple[float, float]], most: int = POINTS_MAX) -> list[t
     return [max(points[start : start + share], key=lambda point: point[1]) for start in range(0, len(points), share)]
 
 
+def scale(chosen: list[Bar]) -> float:
+    """The value whose bar takes all the room. Ceilings far above all else do not count: they are drawn cut."""
+    ours = max([bar.value for bar in chosen if not bar.ceiling] + [bar.bound or 0 for bar in chosen])
+    return max([ours] + [bar.value for bar in chosen if bar.ceiling and bar.value <= CUT * ours]) or 1
+
+
 def _bars(canvas: Canvas, title: str, chosen: list[Bar]) -> None:
     canvas.text(10, canvas.y + 18, title, weight="bold")
     canvas.y += 28
-    most = max([bar.value for bar in chosen] + [bar.bound or 0 for bar in chosen]) or 1
+    most = scale(chosen)
     room = WIDTH - LABELS - FIGURES
     for bar in chosen:
         middle = canvas.y + BAR - 5
         canvas.text(LABELS - 8, middle, bar.label, anchor="end")
-        length = max(0.0, bar.value) / most * room
+        length = min(max(0.0, bar.value) / most, 1) * room
         place = f'x="{LABELS}" y="{canvas.y}" width="{length:.1f}" height="{BAR - 4}"'
         canvas.elements.append(f'<rect {place} fill="{bar.colour}"/>')
+        if bar.value > most:
+            cut = LABELS + length * 0.95
+            canvas.elements.append(f'<rect x="{cut:.1f}" y="{canvas.y}" width="6" height="{BAR - 4}" fill="white"/>')
         canvas.text(LABELS + length + 6, middle, number(bar.value))
         if bar.bound is not None:
             x = LABELS + bar.bound / most * room
             canvas.line(x, canvas.y - 2, x, canvas.y + BAR - 2, COLOURS["bound"], "4 2")
-            canvas.text(WIDTH - 6, middle, f"bound {number(bar.bound)}", size=10, anchor="end")
         canvas.y += BAR
     canvas.y += 8
 

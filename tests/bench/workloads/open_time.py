@@ -113,14 +113,17 @@ def rows_of(bench, name: str, opened: Opened, memory: Sample) -> list[Row]:
     start, read = of_latencies(opened.open_ms), of_latencies(opened.read_ms)
     target = bench.round_trips_at_most(BOUND[name]) if name in BOUND else None
     get = figure(bench.raw("get", size_bytes=READ_BYTES, concurrency=1), "p50")
-    rows = [Row(f"{name}: start to first read", bench.in_round_trips(start), bench.in_round_trips(memory), None, target)]
-    if opened.requests:
-        rows.append(Row(f"{name}: S3 requests until then", Sample(statistics.median(opened.requests), "requests")))
-    rows += [
-        Row(f"{name}: cold 4K read, one at a time", read, raw=get, cost=opened.costs[0]),
-        Row(f"{name}: block status of 4 GiB", of_latencies(opened.status_ms)),
-        Row(f"{name}: peak memory after these", Sample(max(opened.peak_bytes) / MIB, "MiB")),
+    times = [bench.in_round_trips(sample) for sample in (start, memory)]
+    rows = [
+        Row("start to first read", *times, None, target),
+        Row("cold 4K read, one at a time", read, raw=get, cost=opened.costs[0]),
+        Row("block status of 4 GiB", of_latencies(opened.status_ms)),
+        Row("peak memory after these", Sample(max(opened.peak_bytes) / MIB, "MiB")),
     ]
+    if opened.requests:
+        rows.append(Row("S3 requests to first read", Sample(statistics.median(opened.requests), "requests")))
+    for row in rows:
+        row.variant = name
     return rows
 
 

@@ -45,7 +45,8 @@ def run(bench):
         ceilings = (getattr(memory.iops(), name)(), figure(raw, name))
         ceilings = [sample and bench.in_round_trips(sample) for sample in ceilings]
         target = bench.round_trips_at_most(3) if name == "p99" else None
-        rows.append(Row(f"their latency, {name}", bench.in_round_trips(getattr(iops, name)()), *ceilings, target))
+        latency = bench.in_round_trips(getattr(iops, name)())
+        rows.append(Row("their latency", latency, *ceilings, target, variant=name))
     rate = Target("value", at_least=WRITE_MB_PER_S * RATE_KEPT)
     rows.append(Row("the rate the writer kept", kept, target=rate))
     return rows
