@@ -13,7 +13,7 @@ BAR = 18
 GRAPH_HEIGHT = 150
 POINTS_MAX = 600
 CUT = 3  # a ceiling this many times as high as everything else is drawn cut
-COLOURS = {"met": "#2b8a3e", "missed": "#c92a2a", "plain": "#1c7ed6", "ceiling": "#adb5bd", "bound": "#e8590c"}
+COLOURS = {"met": "#2b8a3e", "missed": "#c92a2a", "plain": "#1c7ed6", "ceiling": "#adb5bd", "bound": "#212529"}
 
 
 @dataclass
@@ -138,7 +138,7 @@ def _graph(canvas: Canvas, title: str, recorded: list[Series]) -> None:
     canvas.text(LABELS - 8, bottom, "0", anchor="end")
     canvas.text(LABELS + room, bottom + 14, f"{number(end_s)} s", anchor="end")
     for order, series in enumerate(recorded):
-        colour = [COLOURS["plain"], COLOURS["bound"], COLOURS["met"]][order % 3]
+        colour = [COLOURS["plain"], COLOURS["missed"], COLOURS["met"]][order % 3]
         places = (
             f"{LABELS + at_s / end_s * room:.1f},{bottom - max(0.0, value) / most * GRAPH_HEIGHT:.1f}"
             for at_s, value in thinned(series.points)

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from harness.bench import figure
+from harness.cost import Cost
 from harness.loads import GIB, MIB, Sample, connect, nbd, of_latencies
 from harness.report import Row
 
@@ -33,9 +34,9 @@ class Opened:
     open_ms: list[float] = field(default_factory=list)
     read_ms: list[float] = field(default_factory=list)
     status_ms: list[float] = field(default_factory=list)
-    requests: list[int] = field(default_factory=list)
+    open_costs: list[Cost] = field(default_factory=list)
+    read_costs: list[Cost] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
-    costs: list = field(default_factory=list)
 
 
 def run(bench):
@@ -65,12 +66,11 @@ def one_open(bench, volume, size: int, places: list[int], opened: Opened) -> Non
     with volume.serve(wait=False) as server:
         client = first_read(server, places[0])
         opened.open_ms.append((time.perf_counter() - start) * 1e3)
-        if before:
-            opened.requests.append(bench.traffic().since(before).count())
+        opened.open_costs.append(bench.cost_since(before, server, READ_BYTES))
         before = bench.traffic()
         reads = places[1 : 1 + bench.count(READS)]
         opened.read_ms += timed_ms(lambda place: client.pread(READ_BYTES, place), reads)
-        opened.costs.append(bench.cost_since(before, server, len(reads) * READ_BYTES))
+        opened.read_costs.append(bench.cost_since(before, server, len(reads) * READ_BYTES))
         stretches = range(0, size, max(STATUS_BYTES, size // STATUSES // PIECE_BYTES * PIECE_BYTES))
         opened.status_ms += timed_ms(lambda place: extents(client, place, size), stretches)
         opened.peak_bytes.append(server.peak_rss_bytes())
@@ -115,13 +115,14 @@ def rows_of(bench, name: str, opened: Opened, memory: Sample) -> list[Row]:
     get = figure(bench.raw("get", size_bytes=READ_BYTES, concurrency=1), "p50")
     times = [bench.in_round_trips(sample) for sample in (start, memory)]
     rows = [
-        Row("start to first read", *times, None, target),
-        Row("cold 4K read, one at a time", read, raw=get, cost=opened.costs[0]),
+        Row("start to first read", *times, None, target, opened.open_costs[0]),
+        Row("cold 4K read, one at a time", read, raw=get, cost=opened.read_costs[0]),
         Row("block status of 4 GiB", of_latencies(opened.status_ms)),
         Row("peak memory after these", Sample(max(opened.peak_bytes) / MIB, "MiB")),
     ]
-    if opened.requests:
-        rows.append(Row("S3 requests to first read", Sample(statistics.median(opened.requests), "requests")))
+    counts = [cost.traffic.count() for cost in opened.open_costs if cost.traffic]
+    if counts:
+        rows.append(Row("S3 requests to first read", Sample(statistics.median(counts), "requests")))
     for row in rows:
         row.variant = name
     return rows
