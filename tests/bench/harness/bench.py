@@ -18,6 +18,7 @@ from .report import Target
 
 BUCKET = "bench"
 REGION = "us-east-1"
+OPEN_LINE_MB_PER_S = 1000  # what a line without a limit is taken to carry, for the room on the disk
 QUICK = 16  # a quick run divides sizes and times by this
 
 
@@ -240,8 +241,9 @@ class Bench:
         traffic = self.traffic().since(before) if before else None
         return Cost(user_bytes, server.peak_rss_bytes(), traffic)
 
-    def check_room(self, needed_bytes: float) -> None:
-        """The store keeps every checkpoint: refuses a load that could fill the disk."""
+    def check_room(self, seconds: float, more_bytes: int = 0) -> None:
+        """The store keeps every checkpoint: refuses a load that in its time could fill the disk through the line."""
+        needed_bytes = (self.options.line_mb_per_s or OPEN_LINE_MB_PER_S) * 1e6 * seconds + more_bytes
         free_bytes = shutil.disk_usage(self.directory).free * 0.9
         if needed_bytes > free_bytes:
             raise LoadFailed(
