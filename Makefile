@@ -1,7 +1,7 @@
 # make serve   build everything and serve a volume in the foreground (URL=… serves that one)
 # make test    everything that is checked: format, lints, licences, unit tests, end-to-end tests
 # make build   the plugin and the command line, in target/release
-# make bench   the benchmarks (BENCH_ARGS=… is passed on)
+# make bench   the benchmarks (BENCH_ARGS=… is passed on, BENCH_ARGS=--quick tries them all); results in tests/bench/results
 # make clean   build output; the cache of built tools (~/.cache/hypernbd) and ./data stay
 
 SHELL := /bin/bash

@@ -7,9 +7,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+from .loads import connect
+
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 180
 POLL_S = 0.02
+LISTENS = "00010000"  # the flag of a listening socket in /proc/net/unix
 
 
 class ProcessFailed(Exception):
@@ -36,7 +39,7 @@ class Process:
     def __exit__(self, *_):
         self.stop()
 
-    def wait_until(self, ready) -> None:
+    def wait_until(self, ready, poll_s: float = POLL_S) -> None:
         """Waits until `ready()` is true; fails when the process ends first or takes too long."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
@@ -45,7 +48,7 @@ class Process:
             if time.monotonic() > deadline:
                 self.stop()
                 raise ProcessFailed(f"{self.name} does not answer after {START_TIMEOUT_S} s\n{self.tail()}")
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
 
     def stop(self) -> None:
         """Asks the process to end and waits for it; kills it when it does not."""
@@ -111,24 +114,42 @@ class Proxy(Process):
 
     def __init__(self, program: Path, directory: Path, port: int, delay_ms: float, line_mb_per_s: int):
         command = [program, "--to", f"127.0.0.1:{port}", "--delay-ms", delay_ms, "--line-mb-per-s", line_mb_per_s]
+        command += ["--control", "127.0.0.1:0"]
         super().__init__("delay-proxy", command, directory / "proxy.log", stdout=subprocess.PIPE)
-        address = self.popen.stdout.readline().decode().strip()
-        if not address:
+        address, self.control = (self.popen.stdout.readline().decode().strip() for _ in range(2))
+        if not self.control:
             self.stop()
             raise ProcessFailed(f"delay-proxy did not start\n{self.tail()}")
         self.endpoint = "http://" + address
 
 
 class Nbdkit(Process):
-    """nbdkit serving one plugin on a Unix socket."""
+    """nbdkit serving one plugin on a Unix socket. It has served a connection, unless `wait` is false."""
 
-    def __init__(self, program: Path, directory: Path, plugin, parameters: list, env: dict | None = None):
+    def __init__(
+        self, program: Path, directory: Path, plugin, parameters: list, env: dict | None = None, wait: bool = True
+    ):
         self.socket = directory / "nbd.sock"
         self.socket.unlink(missing_ok=True)
         self.uri = f"nbd+unix:///?socket={self.socket}"
         command = [program, "-f", "--exit-with-parent", "-U", self.socket, plugin, *parameters]
         super().__init__("nbdkit", command, directory / "nbdkit.log", env)
-        self.wait_until(self._accepts)
+        if wait:
+            self.wait_until(self._accepts)
+            self._open()
+
+    def listens(self) -> bool:
+        """Whether a client can connect: its greeting then waits for the server. Asks the kernel, not the server."""
+        sockets = Path("/proc/net/unix").read_text().splitlines()
+        return any(line.endswith(f" {self.socket}") and line.split()[3] == LISTENS for line in sockets)
+
+    def _open(self) -> None:
+        """Connects once: the greeting comes before the plugin has opened its volume, which is not to be measured."""
+        try:
+            connect(self.uri).shutdown()
+        except BaseException as error:
+            self.stop()
+            raise ProcessFailed(f"nbdkit refuses a client: {error}\n{self.tail()}") from error
 
     def _accepts(self) -> bool:
         with socket.socket(socket.AF_UNIX) as client:

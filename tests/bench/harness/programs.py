@@ -1,6 +1,7 @@
 """Finds the programs the benchmarks run; each failure says what to install or set."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,10 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or PROJECT / "target") / "relea
 
 class Missing(Exception):
     """A program or library is not there; the message says how to get it."""
+
+
+class Unavailable(Exception):
+    """This machine cannot run a workload; the message says why. The others run."""
 
 
 def minio() -> Path:
@@ -51,6 +56,12 @@ def version(program: Path) -> str:
     """First line of what the program says about its version."""
     output = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     return output.strip().splitlines()[0]
+
+
+def plugin_parameters(program: Path, plugin: Path) -> set[str]:
+    """The parameters a plugin lists in its help, as `name=`."""
+    output = subprocess.run([program, plugin, "--help"], capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^(\w+)=", output, re.MULTILINE))
 
 
 def nbdkit_is_current(program: Path) -> bool:

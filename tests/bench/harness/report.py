@@ -1,8 +1,11 @@
 """Rows of results, the targets they are held against, and how both are shown."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
-from .loads import Sample
+from .cost import Cost
+from .loads import Sample, Series
+
+VERDICTS = {None: "", True: "PASS", False: "MISS"}
 
 
 @dataclass(frozen=True)
@@ -19,22 +22,36 @@ class Target:
             return figure >= self.at_least
         return figure <= self.at_most
 
+    def bound(self) -> float:
+        """The bound itself, whichever way it holds."""
+        return self.at_least if self.at_least is not None else self.at_most
+
     def __str__(self) -> str:
-        bound = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+        bound = f"{'<=' if self.at_least is None else '>='} {self.bound():g}"
         return bound if self.of == "value" else f"{bound} of {self.of}"
 
 
 @dataclass
 class Row:
-    """One figure of a workload beside its ceilings, all in the same unit."""
+    """One figure of a workload beside its ceilings, all in the same unit, and what the load behind it cost.
+
+    Rows of one measure differ by their `variant`, a size or a step, and by their block size.
+    """
 
     measure: str
     hypernbd: Sample
     memory: Sample | None = None
     raw: Sample | None = None
     target: Target | None = None
+    cost: Cost | None = None
+    series: list[Series] = field(default_factory=list)
+    variant: str = ""
     workload: str = ""
     block_size: int = 0
+
+    def name(self) -> str:
+        """The measure and its variant."""
+        return f"{self.measure}, {self.variant}" if self.variant else self.measure
 
     def ratio(self, of: str) -> float | None:
         """The figure as a multiple of a ceiling."""
@@ -48,10 +65,25 @@ class Row:
         figure = self.hypernbd.value if self.target.of == "value" else self.ratio(self.target.of)
         return None if figure is None else self.target.met(figure)
 
+    def bound(self) -> float | None:
+        """The target in the unit of the figure; None without a target, or without the ceiling it speaks of."""
+        if self.target is None:
+            return None
+        if self.target.of == "value":
+            return self.target.bound()
+        ceiling = getattr(self, self.target.of)
+        return self.target.bound() * ceiling.value if ceiling else None
+
     def as_json(self) -> dict:
         """Everything measured, and the ratios and the verdict made of it."""
-        ratios = {"ratio_memory": self.ratio("memory"), "ratio_raw": self.ratio("raw")}
-        return asdict(self) | ratios | {"target_text": str(self.target or ""), "met": self.met()}
+        content = asdict(self) | {"ratio_memory": self.ratio("memory"), "ratio_raw": self.ratio("raw")}
+        content |= {"target_text": str(self.target or ""), "met": self.met(), "verdict": VERDICTS[self.met()]}
+        if self.cost:
+            content["cost"] |= {
+                "requests_per_mb": self.cost.requests_per_mb(),
+                "bytes_per_user_byte": self.cost.bytes_per_user_byte(),
+            }
+        return content
 
 
 def table(rows: list[Row]) -> str:
@@ -61,13 +93,41 @@ def table(rows: list[Row]) -> str:
     lines = [head]
     for row in rows:
         sample = row.hypernbd
-        verdict = {None: "", True: "met", False: "NOT MET"}[row.met()]
-        line = [row.workload, row.measure, size_text(row.block_size), _number(sample.value), sample.unit]
-        line += [_number(row.memory and row.memory.value), _number(row.ratio("memory"))]
-        line += [_number(row.raw and row.raw.value), _number(row.ratio("raw"))]
-        line += [_number(sample.p50_ms), _number(sample.p99_ms), _number(sample.worst_ms)]
-        lines.append(line + [str(row.target or ""), verdict])
+        line = [row.workload, row.name(), size_text(row.block_size), number(sample.value), sample.unit]
+        line += [number(row.memory and row.memory.value), number(row.ratio("memory"))]
+        line += [number(row.raw and row.raw.value), number(row.ratio("raw"))]
+        line += [number(sample.p50_ms), number(sample.p99_ms), number(sample.worst_ms)]
+        lines.append(line + [str(row.target or ""), VERDICTS[row.met()]])
     return _aligned(lines, text_columns={0, 1, 2, 4, 12, 13})
+
+
+def costs(rows: list[Row]) -> str:
+    """What the loads cost, as text: S3 requests, bytes on the line, memory. One line a load, whatever its figures."""
+    lines = [["workload", "measure", "block", "S3 requests", "a user MB", "bytes a user byte", "peak MiB", "by kind"]]
+    shown = set()
+    for row in rows:
+        if row.cost is None or id(row.cost) in shown:
+            continue
+        shown.add(id(row.cost))
+        cost, traffic = row.cost, row.cost.traffic
+        kinds = sorted(traffic.requests.items(), key=lambda item: -item[1]) if traffic else []
+        line = [row.workload, row.name(), size_text(row.block_size), str(traffic.count()) if traffic else ""]
+        line += [number(cost.requests_per_mb()), number(cost.bytes_per_user_byte())]
+        line += [number(cost.peak_rss_bytes / (1 << 20)), ", ".join(f"{kind} {count}" for kind, count in kinds)]
+        lines.append(line)
+    return _aligned(lines, text_columns={0, 1, 2, 7}) if shown else ""
+
+
+def verdicts(rows: list[Row]) -> str:
+    """How many bounds are kept, and which are not."""
+    bound = [row for row in rows if row.met() is not None]
+    missed = [row for row in bound if not row.met()]
+    lines = [f"{len(bound) - len(missed)} of {len(bound)} bounds kept"]
+    for row in missed:
+        ratio = row.hypernbd.value if row.target.of == "value" else row.ratio(row.target.of)
+        block = size_text(row.block_size)
+        lines.append(f"MISS {row.workload}, block {block}: {row.name()}: {number(ratio)}, bound {row.target}")
+    return "\n".join(lines)
 
 
 def matrix(rows: list[Row]) -> str:
@@ -75,17 +135,18 @@ def matrix(rows: list[Row]) -> str:
     sizes = sorted({row.block_size for row in rows})
     measures: dict[tuple, dict[int, str]] = {}
     for row in rows:
-        key = (f"{row.workload}: {row.measure}", row.hypernbd.unit)
-        measures.setdefault(key, {})[row.block_size] = _number(row.hypernbd.value)
+        key = (f"{row.workload}: {row.name()}", row.hypernbd.unit)
+        measures.setdefault(key, {})[row.block_size] = number(row.hypernbd.value)
     lines = [["workload", "unit", *map(size_text, sizes)]]
     lines.append(["---", "---", *("---:" for _ in sizes)])
     for (name, unit), values in measures.items():
-        lines.append([name, unit, *(values.get(size, "") for size in sizes)])
+        if len(values) > 1:
+            lines.append([name, unit, *(values.get(size, "") for size in sizes)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def size_text(size_bytes: int) -> str:
-    """A block size with its suffix; nothing where the default was taken."""
+    """A block size with its suffix; `default` where the default was taken."""
     if not size_bytes:
         return "default"
     for suffix, unit in (("M", 1 << 20), ("K", 1 << 10)):
@@ -94,7 +155,8 @@ def size_text(size_bytes: int) -> str:
     return str(size_bytes)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A figure with about three digits; nothing for none."""
     if value is None:
         return ""
     if value >= 100:

@@ -5,16 +5,32 @@ A module has a docstring whose first line says what it measures, and `run(bench)
 
 NAMES = [
     "seq_write",
-    "seq_read",
+    "cold_seq_read",
+    "hot_read",
+    "cold_read",
+    "reads_under_write",
     "buffered_write",
     "unpublished_read",
-    "rand_write",
-    "rand_read",
+    "long_random_write",
     "write_flush",
+    "write_stall",
+    "paced_write",
     "mixed",
-    "worst_stall",
-    "publish_stall",
     "copy_in",
-    "copy_out",
+    "open_time",
+    "filesystem",
     "memory_use",
 ]
+
+# Those where the size of a block matters: they run once for each block size, the others for the first one only.
+SWEPT = {
+    "seq_write",
+    "cold_seq_read",
+    "hot_read",
+    "cold_read",
+    "reads_under_write",
+    "long_random_write",
+    "write_flush",
+    "mixed",
+    "filesystem",
+}

@@ -15,5 +15,5 @@ def run(bench):
     memory = bench.memory_ceiling("copy_in", size, load)
     raw = bench.raw("put", size_bytes=8 * MIB, concurrency=8)
     with bench.volume(size) as volume, volume.serve() as server:
-        measured = load(server)
-    return [Row("nbdcopy in", measured, memory, figure(raw, "mb_per_s"))]
+        measured, cost = bench.measure(server, load, user_bytes=size)
+    return [Row("nbdcopy in", measured, memory, figure(raw, "mb_per_s"), cost=cost)]

@@ -69,6 +69,9 @@ struct Args {
     /// Start no request after this many seconds.
     #[arg(long)]
     seconds: Option<f64>,
+    /// Send no faster than this, in 1,000,000 bytes per second.
+    #[arg(long)]
+    mb_per_s: Option<f64>,
     /// Whether the payload of a PUT is hashed into the signature.
     #[arg(long, value_enum, default_value = "unsigned")]
     payload_signing: Signing,
@@ -104,7 +107,20 @@ struct Load {
     args: Args,
     payload: Bytes,
     next: AtomicU64,
+    start: Instant,
     stop_at: Option<Instant>,
+}
+
+impl Load {
+    /// When a request may start at the rate that is asked for.
+    fn due_at(&self, number: u64) -> Instant {
+        let seconds = |rate| number as f64 * self.args.size_bytes as f64 / (rate * 1e6);
+        self.start
+            + self
+                .args
+                .mb_per_s
+                .map_or(Duration::ZERO, |rate| Duration::from_secs_f64(seconds(rate)))
+    }
 }
 
 #[tokio::main]
@@ -112,6 +128,12 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     if args.size_bytes == 0 || args.concurrency == 0 {
         bail!("--size-bytes and --concurrency must be at least 1");
+    }
+    if args
+        .mb_per_s
+        .is_some_and(|rate| !rate.is_normal() || rate < 0.001)
+    {
+        bail!("--mb-per-s must be at least 0.001");
     }
     let client = client(&args)?;
     if let Operation::Get = args.operation {
@@ -135,6 +157,7 @@ async fn main() -> Result<()> {
         client,
         payload,
         next: AtomicU64::new(0),
+        start,
         stop_at,
         args,
     });
@@ -191,6 +214,7 @@ async fn work(load: Arc<Load>) -> Result<Vec<Duration>> {
     let mut latencies = Vec::new();
     loop {
         let number = load.next.fetch_add(1, Relaxed);
+        tokio::time::sleep_until(load.due_at(number).into()).await;
         let start = Instant::now();
         let enough = load.args.count.is_some_and(|count| number >= count);
         if enough || load.stop_at.is_some_and(|stop_at| start >= stop_at) {

@@ -8,42 +8,52 @@ import gc
 import random
 import time
 
-from harness.loads import MIB, Sample, connect
+from harness.loads import MIB, Sample, Series, connect, of_latencies
 from harness.report import Row, Target
 
 AREA_BYTES = 128 * MIB
 REQUEST_BYTES = 4096
 LEAST_REQUESTS = 200  # goes on after the flush for as long, so that a fast store is measured too
 ROUNDS = 3
+BOUND_MS = 50
 
 
 def run(bench):
-    memory = bench.memory_ceiling("publish_stall", AREA_BYTES, load)
+    rounds = bench.count(ROUNDS)
+
+    def load(server):
+        return probe(server, rounds)
+
+    memory = bench.memory_ceiling("write_stall", AREA_BYTES, load)
     with bench.volume(AREA_BYTES) as volume, volume.serve(checkpoint_interval="1h") as server:
-        measured = load(server)
-    target = Target("value", at_most=50)
-    return [
-        Row(f"4K {kind}s meanwhile, worst", measured[kind], memory[kind], target=target)
-        for kind in ("write", "read")
-    ]
+        measured, cost = bench.measure(server, load, user_bytes=rounds * AREA_BYTES)
+    target = Target("value", at_most=BOUND_MS)
+    rows = []
+    for kind, pairs in measured.items():
+        worst = summary(pairs)
+        row = Row(f"4K {kind}s meanwhile, worst", worst, summary(memory[kind]), target=target, cost=cost)
+        row.series = [Series(kind, "ms", pairs)]
+        rows.append(row)
+    return rows
 
 
-def load(server) -> dict[str, Sample]:
-    """Latencies of the second connection's writes and reads, over all rounds."""
+def probe(server, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Latencies of the second connection's writes and reads over all rounds: (seconds since the start, ms)."""
     publisher, client = connect(server.uri), connect(server.uri)
-    taken_ms = {"write": [], "read": []}
+    taken: dict[str, list] = {"write": [], "read": []}
     gc.disable()  # a collection would count as a stall
     try:
-        for seed in range(ROUNDS):
-            one_round(publisher, client, random.Random(seed), taken_ms)
+        start = time.perf_counter()
+        for seed in range(rounds):
+            one_round(publisher, client, random.Random(seed), taken, start)
     finally:
         gc.enable()
         publisher.shutdown()
         client.shutdown()
-    return {kind: summary(values) for kind, values in taken_ms.items()}
+    return taken
 
 
-def one_round(publisher, client, randomness, taken_ms) -> None:
+def one_round(publisher, client, randomness, taken, begin) -> None:
     """Fills the area, flushes it, and measures until the flush is answered."""
     data = randomness.randbytes(MIB)
     for offset in range(0, AREA_BYTES, MIB):
@@ -56,16 +66,15 @@ def one_round(publisher, client, randomness, taken_ms) -> None:
         client.pwrite(data[:REQUEST_BYTES], offset)
         written = time.perf_counter()
         client.pread(REQUEST_BYTES, offset)
-        taken_ms["write"].append((written - start) * 1e3)
-        taken_ms["read"].append((time.perf_counter() - written) * 1e3)
+        done = time.perf_counter()
+        taken["write"].append((start - begin, (written - start) * 1e3))
+        taken["read"].append((written - begin, (done - written) * 1e3))
         requests += 1
         if not flushed:
             publisher.poll(0)
             flushed = publisher.aio_command_completed(flush)
 
 
-def summary(values_ms: list[float]) -> Sample:
+def summary(pairs: list[tuple[float, float]]) -> Sample:
     """The worst as the figure."""
-    ordered = sorted(values_ms)
-    p50, p99 = (ordered[int((len(ordered) - 1) * share)] for share in (0.5, 0.99))
-    return Sample(ordered[-1], "ms", p50, p99, ordered[-1])
+    return of_latencies([taken_ms for _, taken_ms in pairs]).worst()
