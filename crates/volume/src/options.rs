@@ -1,11 +1,13 @@
 //! What a user can set: the store's options, the volume's, the server's, and the builder that reads them as
 //! `key=value`. The list of keys, with defaults and help, is [`OPTIONS`] and nothing else.
 
+mod lease;
 mod node_cache;
 mod table;
 
 use std::time::Duration;
 
+pub use lease::LeaseOptions;
 pub use node_cache::{NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
@@ -62,6 +64,8 @@ pub struct VolumeOptions {
     pub node_cache: Option<NodeCacheConfig>,
     /// Refuse every write and change nothing on the store.
     pub read_only: bool,
+    /// How the volume is kept from other servers.
+    pub lease: LeaseOptions,
 }
 
 impl Default for VolumeOptions {
@@ -72,6 +76,7 @@ impl Default for VolumeOptions {
             io_timeout: Duration::from_secs(60),
             node_cache: None,
             read_only: false,
+            lease: LeaseOptions::default(),
         }
     }
 }
@@ -292,6 +297,8 @@ mod tests {
                 ("payload_signing", "never"),
                 ("runtime_threads", &threads_text),
                 ("io_timeout", "2m"),
+                ("lease_duration", "10s"),
+                ("takeover", "yes"),
                 ("thread_model", "serialize_requests"),
             ];
             assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
@@ -320,6 +327,11 @@ mod tests {
                         strategy: NodeCacheStrategy::ReuseCache,
                     }),
                     read_only: false,
+                    lease: LeaseOptions {
+                        duration: Duration::from_secs(10),
+                        takeover: true,
+                        known_expired: None,
+                    },
                 },
                 runtime_threads: threads,
                 thread_model: ThreadModelOption::SerializeRequests,
@@ -408,6 +420,8 @@ mod tests {
             ("region", "a b", "eu-west-1"),
             ("path_style", "maybe", "auto, yes or no"),
             ("payload_signing", "sometimes", "auto, always or never"),
+            ("lease_duration", "1s", "2s"),
+            ("takeover", "maybe", "yes or no"),
             ("runtime_threads", "0", "1 to 256"),
             ("runtime_threads", "many", "1 to 256"),
             ("thread_model", "fast", "serialize_requests"),

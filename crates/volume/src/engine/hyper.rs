@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::index_cache::IndexCache;
 use super::object::segment_of;
 use super::owner::{self, Opened, Request};
-use super::{Checkpoint, Engine};
+use super::{Checkpoint, Engine, Ownership, SoleOwner};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::location::{LocationMap, Place, Run};
@@ -66,6 +66,19 @@ impl HyperEngine {
         index_cache: IndexCache,
         is_read_only: bool,
     ) -> Result<(Self, OpenState), VolumeError> {
+        Self::open_owned(store, index_cache, is_read_only, Arc::new(SoleOwner)).await
+    }
+
+    /// As [`Self::open`], of a container that others may take over.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`VolumeError::Fenced`] when it was taken over meanwhile.
+    pub async fn open_owned(
+        store: &Store,
+        index_cache: IndexCache,
+        is_read_only: bool,
+        ownership: Arc<dyn Ownership>,
+    ) -> Result<(Self, OpenState), VolumeError> {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
@@ -74,6 +87,7 @@ impl HyperEngine {
             store: store.clone(),
             index_cache: index_cache.clone(),
             is_read_only,
+            ownership,
             locations: locations.clone(),
         };
         let thread = std::thread::Builder::new()

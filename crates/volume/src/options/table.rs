@@ -97,9 +97,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         apply: |options, value| {
             options.store.path_style = match value {
                 "auto" => None,
-                "yes" | "true" | "on" | "1" => Some(true),
-                "no" | "false" | "off" | "0" => Some(false),
-                _ => return Err("write auto, yes or no".to_string()),
+                _ => Some(yes_or_no(value).map_err(|_| "write auto, yes or no")?),
             };
             Ok(())
         },
@@ -165,6 +163,32 @@ pub const OPTIONS: &[OptionSpec] = &[
         group: OptionGroup::Serve,
         apply: |options, value| {
             options.volume.io_timeout = duration_within(value, Duration::from_secs(1))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "lease_duration",
+        alias: None,
+        value_name: "TIME",
+        default: "30s",
+        default_is_value: true,
+        help: "how long another server watches this one's lease before it takes it for dead; 2s to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.lease.duration = duration_within(value, Duration::from_secs(2))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "takeover",
+        alias: None,
+        value_name: "yes|no",
+        default: "no",
+        default_is_value: true,
+        help: "take the volume from the server that holds it, which can then write no more",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.lease.takeover = yes_or_no(value)?;
             Ok(())
         },
     },
@@ -274,6 +298,14 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+fn yes_or_no(value: &str) -> Result<bool, String> {
+    match value {
+        "yes" | "true" | "on" | "1" => Ok(true),
+        "no" | "false" | "off" | "0" => Ok(false),
+        _ => Err("write yes or no".to_string()),
+    }
 }
 
 fn duration_within(value: &str, least: Duration) -> Result<Duration, String> {

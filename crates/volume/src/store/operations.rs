@@ -1,5 +1,6 @@
 //! Reading, writing, listing and deleting objects, with lost answers and conflicts seen to.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::config::http::HttpResponse;
@@ -144,7 +145,8 @@ impl Store {
     /// # Errors
     /// `PreconditionFailed` if there is one that this call did not write.
     pub async fn put_create_only(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ETag, StoreError> {
-        self.put_conditional("create", key, bytes.into(), None).await
+        self.put_conditional("create", key, bytes.into(), None, HashMap::new())
+            .await
     }
 
     /// Writes the object if the one there is the write `etag`.
@@ -158,7 +160,21 @@ impl Store {
         bytes: impl Into<Bytes>,
         etag: &ETag,
     ) -> Result<ETag, StoreError> {
-        self.put_conditional("replace", key, bytes.into(), Some(etag))
+        self.put_if_match_with(key, bytes, etag, HashMap::new()).await
+    }
+
+    /// As [`put_if_match`](Self::put_if_match), with this user metadata.
+    ///
+    /// # Errors
+    /// As [`put_if_match`](Self::put_if_match).
+    pub async fn put_if_match_with(
+        &self,
+        key: &str,
+        bytes: impl Into<Bytes>,
+        etag: &ETag,
+        metadata: HashMap<String, String>,
+    ) -> Result<ETag, StoreError> {
+        self.put_conditional("replace", key, bytes.into(), Some(etag), metadata)
             .await
     }
 
@@ -170,8 +186,10 @@ impl Store {
         key: &str,
         bytes: Bytes,
         expected: Option<&ETag>,
+        mut metadata: HashMap<String, String>,
     ) -> Result<ETag, StoreError> {
         let mark = uuid::Uuid::new_v4().simple().to_string();
+        metadata.insert(WRITE_MARK.to_owned(), mark.clone());
         let mut attempt = 1;
         loop {
             let request = self
@@ -179,7 +197,7 @@ impl Store {
                 .put_object()
                 .bucket(&self.bucket)
                 .key(key)
-                .metadata(WRITE_MARK, &mark)
+                .set_metadata(Some(metadata.clone()))
                 .body(ByteStream::from(bytes.clone()));
             let request = match expected {
                 Some(etag) => request.if_match(&etag.0),
