@@ -52,6 +52,7 @@ pub enum Liveness {
 
 /// What happened while taking a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // There are a handful of them in the life of a volume.
 pub enum TakeEvent {
     /// No lease is stored.
     Absent {
