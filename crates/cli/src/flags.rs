@@ -30,7 +30,7 @@ impl StoreFlags {
         for (key, value) in self.pairs() {
             options.set(key, value)?;
         }
-        Ok(options.into_store())
+        options.store()
     }
 }
 

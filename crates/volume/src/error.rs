@@ -92,6 +92,17 @@ pub enum VolumeError {
         /// How it is known to be alive.
         why: String,
     },
+    /// The store does not keep what a volume rests on.
+    #[error(
+        "{endpoint} is not safe for volumes: {failures}; use another store, or, where no second server can ever be \
+         started by mistake, allow_unsafe_store=yes"
+    )]
+    UnsafeStore {
+        /// The store.
+        endpoint: String,
+        /// What is broken.
+        failures: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -147,6 +158,7 @@ impl VolumeError {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Self::Fenced { .. } => ErrorKind::Fenced,
+            Self::UnsafeStore { .. } => ErrorKind::Unsupported,
             Self::Held { .. } => ErrorKind::Busy,
             Self::Store(e) => match e.kind {
                 StoreErrorKind::NotFound => ErrorKind::NotFound,

@@ -3,12 +3,14 @@
 
 mod lease;
 mod node_cache;
+mod store;
 mod table;
 
 use std::time::Duration;
 
 pub use lease::LeaseOptions;
 pub use node_cache::{NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy};
+pub use store::{PayloadSigning, ServerSideEncryption, StoreOptions};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
 use crate::units::MIB;
@@ -25,31 +27,6 @@ pub const LOG_FILTER_DEFAULT: &str = "warn";
 /// The engine's module that warns each time an object is not there, which is how it looks for the newest ones. Of it
 /// only errors are logged, unless `RUST_LOG` names it.
 pub const LOG_MODULE_NOISY: &str = "hyperfile::s3commons";
-
-/// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StoreOptions {
-    /// Address of an S3 service other than AWS, `http://` or `https://`.
-    pub endpoint_url: Option<String>,
-    /// Region of the bucket.
-    pub region: Option<String>,
-    /// Bucket in the path (`true`) or in the host name (`false`); `None` chooses by the endpoint.
-    pub path_style: Option<bool>,
-    /// Whether the bodies of uploads are part of the request's signature.
-    pub payload_signing: PayloadSigning,
-}
-
-/// Whether the bodies of uploads are signed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum PayloadSigning {
-    /// Unsigned over TLS, which protects the body itself; signed over plain http.
-    #[default]
-    Auto,
-    /// Always signed.
-    Always,
-    /// Never signed, for stores and networks that are trusted.
-    Never,
-}
 
 /// How a volume is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,8 +182,8 @@ impl ServeOptions {
     /// [`OptionError::MissingUrl`] when no volume was named.
     pub fn finish(self) -> Result<ServeConfig, OptionError> {
         Ok(ServeConfig {
-            url: self.url.ok_or(OptionError::MissingUrl)?,
-            store: self.store,
+            url: self.url.clone().ok_or(OptionError::MissingUrl)?,
+            store: self.store()?,
             volume: self.volume,
             runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
             thread_model: self.thread_model,
@@ -215,8 +192,22 @@ impl ServeOptions {
     }
 
     /// The store's options alone, for commands that take no others.
-    pub fn into_store(self) -> StoreOptions {
-        self.store
+    ///
+    /// # Errors
+    /// [`OptionError::BadValue`] for options that do not go together.
+    pub fn store(&self) -> Result<StoreOptions, OptionError> {
+        let store = self.store.clone();
+        if let (Some(key_id), false) = (
+            &store.sse_kms_key_id,
+            store.sse == Some(ServerSideEncryption::Kms),
+        ) {
+            return Err(OptionError::BadValue {
+                key: "sse_kms_key_id",
+                value: key_id.clone(),
+                reason: "a key is used with sse=aws:kms only; add that, or remove the key".to_string(),
+            });
+        }
+        Ok(store)
     }
 }
 
@@ -295,6 +286,9 @@ mod tests {
                 ("region", "eu-west-1"),
                 ("path_style", "yes"),
                 ("payload_signing", "never"),
+                ("sse", "aws:kms"),
+                ("sse_kms_key_id", "alias/disks"),
+                ("allow_unsafe_store", "yes"),
                 ("runtime_threads", &threads_text),
                 ("io_timeout", "2m"),
                 ("lease_duration", "10s"),
@@ -316,6 +310,9 @@ mod tests {
                     region: Some("eu-west-1".into()),
                     path_style: Some(true),
                     payload_signing: PayloadSigning::Never,
+                    sse: Some(ServerSideEncryption::Kms),
+                    sse_kms_key_id: Some("alias/disks".into()),
+                    allow_unsafe: true,
                 },
                 volume: VolumeOptions {
                     write_buffer_bytes: 64 * MIB,
@@ -422,6 +419,10 @@ mod tests {
             ("payload_signing", "sometimes", "auto, always or never"),
             ("lease_duration", "1s", "2s"),
             ("takeover", "maybe", "yes or no"),
+            ("allow_unsafe_store", "maybe", "yes or no"),
+            ("sse", "yes", "AES256 or aws:kms"),
+            ("sse_kms_key_id", "", "aws:kms"),
+            ("sse_kms_key_id", "alias/a", "sse=aws:kms"),
             ("runtime_threads", "0", "1 to 256"),
             ("runtime_threads", "many", "1 to 256"),
             ("thread_model", "fast", "serialize_requests"),

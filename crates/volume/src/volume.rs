@@ -83,6 +83,9 @@ impl Volume {
         let store = store::connect(url, store_options).await?;
         // A label is made only for a volume that is there: opening must not leave anything at a mistyped URL.
         admin::info_of(&store).await?;
+        if !options.read_only {
+            store::probe::ensure(&store, store_options.allow_unsafe).await?;
+        }
         let label = if options.read_only {
             label::load(&store).await?
         } else {

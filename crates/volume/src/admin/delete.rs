@@ -74,7 +74,7 @@ pub async fn delete(
 ) -> Result<DeletePlan, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let plan = plan(&store).await?;
-    let lease = match super::take_lease(&store, lease_options).await {
+    let lease = match super::take_lease(&store, store_options, lease_options).await {
         Ok(lease) => Some(lease),
         Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
         // After a deletion that was interrupted there is no inode, and nothing to shut anybody out of.

@@ -32,7 +32,7 @@ pub async fn resize(
         )));
     }
     if new_size_bytes != before.size_bytes {
-        let lease = super::take_lease(&store, lease_options).await?;
+        let lease = super::take_lease(&store, store_options, lease_options).await?;
         let resized = super::on_owner_thread({
             let (store, lease) = (store.clone(), lease.clone());
             move || async move {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    NodeCacheConfig, PayloadSigning, ServeOptions, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
-    WRITE_BUFFER_MOST_BYTES,
+    NodeCacheConfig, PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption,
+    WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::url::VolumeUrl;
@@ -117,6 +117,52 @@ pub const OPTIONS: &[OptionSpec] = &[
                 "never" => PayloadSigning::Never,
                 _ => return Err("write auto, always or never".to_string()),
             };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "sse",
+        alias: None,
+        value_name: "AES256|aws:kms",
+        default: "as the bucket says",
+        default_is_value: false,
+        help: "encryption by the store, asked for with every upload",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            options.store.sse = match value {
+                "AES256" => Some(ServerSideEncryption::Aes256),
+                "aws:kms" => Some(ServerSideEncryption::Kms),
+                _ => return Err("write AES256 or aws:kms".to_string()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "sse_kms_key_id",
+        alias: None,
+        value_name: "KEY",
+        default: "the account's key",
+        default_is_value: false,
+        help: "key for sse=aws:kms: its id, ARN or alias",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            if value.is_empty() || !value.chars().all(|c| c.is_ascii_graphic()) {
+                return Err("write the id, ARN or alias of a key, for sse=aws:kms".to_string());
+            }
+            options.store.sse_kms_key_id = Some(value.to_string());
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "allow_unsafe_store",
+        alias: None,
+        value_name: "yes|no",
+        default: "no",
+        default_is_value: true,
+        help: "use a store that fails the probe of what keeps a volume safe",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            options.store.allow_unsafe = yes_or_no(value)?;
             Ok(())
         },
     },
@@ -282,7 +328,8 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
     };
     names()
         .min_by_key(|key| edit_distance(&name, key))
-        .filter(|key| edit_distance(&name, key) <= 3)
+        // A short key is at most as far from anything as it is long.
+        .filter(|key| edit_distance(&name, key) <= 3.min(key.len() - 1))
         .or_else(|| names().find(|key| name.len() >= 4 && key.contains(&name)))
 }
 

@@ -85,6 +85,12 @@ impl Store {
         Ok(Some(bytes))
     }
 
+    /// What a GET with this Range header answers; `None` if the object does not exist.
+    pub(super) async fn get_as(&self, key: &str, range: &str) -> Result<Option<Bytes>, StoreError> {
+        let got = self.fetch(key, Some(range.to_owned())).await?;
+        Ok(got.map(|(bytes, _)| bytes))
+    }
+
     async fn fetch(&self, key: &str, range: Option<String>) -> Result<Option<(Bytes, ETag)>, StoreError> {
         let mut attempt = 1;
         loop {
@@ -306,7 +312,12 @@ impl Store {
         Ok(entries.len())
     }
 
-    fn error<E>(&self, operation: &'static str, key: &str, error: SdkError<E, HttpResponse>) -> StoreError
+    pub(super) fn error<E>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        error: SdkError<E, HttpResponse>,
+    ) -> StoreError
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
