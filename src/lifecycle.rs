@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use hypernbd_volume::durability::Durability;
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
+use hypernbd_volume::store::ETag;
 use hypernbd_volume::{Volume, admin};
 use nbdkit::{Error, Result};
+use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::errno::{self, in_errno};
-use crate::params;
+use crate::{nbdkit_ext, params};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
@@ -36,17 +38,27 @@ fn shared() -> MutexGuard<'static, Option<Shared>> {
     SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Before the fork: finds the volume, so that what is wrong with it is said on the terminal. The runtime for it is
-/// gone on return, since threads do not survive a fork.
+/// A lease that was watched before the fork and not seen to be renewed, so that the open need not watch it again.
+static EXPIRED_LEASE: OnceCell<ETag> = OnceCell::new();
+
+/// Before the fork: finds the volume and looks whether another server holds it, so that what is wrong is said on the
+/// terminal. The runtime for it is gone on return, since threads do not survive a fork.
 pub fn check_volume() -> Result<()> {
     let config = config()?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(no_runtime)?;
-    runtime
-        .block_on(admin::info(&config.url, &config.store))
+    let options = VolumeOptions {
+        read_only: nbdkit_ext::is_read_only_server(),
+        ..config.volume.clone()
+    };
+    let expired = runtime
+        .block_on(admin::check_servable(&config.url, &config.store, &options))
         .map_err(in_errno)?;
+    if let Some(expired) = expired {
+        let _ = EXPIRED_LEASE.set(expired);
+    }
     Ok(())
 }
 
@@ -91,10 +103,11 @@ pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
             &mut shared.read_write
         };
         if slot.is_none() {
-            let options = VolumeOptions {
+            let mut options = VolumeOptions {
                 read_only: readonly,
                 ..config.volume.clone()
             };
+            options.lease.known_expired = EXPIRED_LEASE.get().cloned();
             let open = Volume::open(&config.url, &config.store, &options);
             *slot = Some(shared.runtime.block_on(open).map_err(in_errno)?);
         }

@@ -30,6 +30,20 @@ pub struct PluginWithExtensions {
         extern "C" fn(*mut c_void, minimum: *mut u32, preferred: *mut u32, maximum: *mut u32) -> c_int,
 }
 
+/// Options of nbdkit of one letter that take no value, so that further ones may follow in the same word.
+const FLAGS: &[u8] = b"fnorsvV";
+
+/// Whether nbdkit was started read-only (`-r`). Plugins are told only when a client connects, which is too late to tell
+/// on the terminal whether the volume can be served.
+pub fn is_read_only_server() -> bool {
+    let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    line.split(|byte| *byte == 0).skip(1).any(|word| match word {
+        b"--readonly" | b"--read-only" => true,
+        [b'-', flags @ ..] => flags.iter().take_while(|f| FLAGS.contains(f)).any(|f| *f == b'r'),
+        _ => false,
+    })
+}
+
 unsafe extern "C" {
     /// `nbdkit_add_export(3)`: copies both strings.
     fn nbdkit_add_export(exports: *mut c_void, name: *const c_char, description: *const c_char) -> c_int;

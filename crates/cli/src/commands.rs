@@ -6,5 +6,6 @@ pub mod create;
 pub mod delete;
 pub mod file;
 pub mod info;
+pub mod probe;
 pub mod resize;
 pub mod serve;

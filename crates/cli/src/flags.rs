@@ -1,7 +1,9 @@
 //! Command-line flags made from the one table of parameters, and readers for values.
 
 use clap::{Arg, ArgMatches, Command, Error, FromArgMatches};
-use hypernbd_volume::options::{OPTIONS, OptionError, OptionGroup, OptionSpec, ServeOptions, StoreOptions};
+use hypernbd_volume::options::{
+    LeaseOptions, OPTIONS, OptionError, OptionGroup, OptionSpec, ServeOptions, StoreOptions,
+};
 use hypernbd_volume::units::{UnitError, parse_size};
 
 /// Flags of the parameters in one group, as the pairs of key and value that were given.
@@ -28,7 +30,7 @@ impl StoreFlags {
         for (key, value) in self.pairs() {
             options.set(key, value)?;
         }
-        Ok(options.into_store())
+        options.store()
     }
 }
 
@@ -89,6 +91,14 @@ macro_rules! flags_of_group {
 
 flags_of_group!(StoreFlags, OptionGroup::Store, "Store options");
 flags_of_group!(ServeFlags, OptionGroup::Serve, "Volume options");
+
+/// How a command that changes a volume takes its lease.
+pub fn lease(takeover: bool) -> LeaseOptions {
+    LeaseOptions {
+        takeover,
+        ..LeaseOptions::default()
+    }
+}
 
 /// Reads a block size, in bytes. Which sizes the format takes is checked where the volume is made.
 pub fn block_size(text: &str) -> Result<u32, UnitError> {

@@ -8,7 +8,7 @@ mod output;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{completions, create, delete, file, info, resize, serve};
+use commands::{completions, create, delete, file, info, probe, resize, serve};
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
 use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
@@ -40,6 +40,8 @@ enum Command {
     Serve(serve::Args),
     /// Show what a volume is
     Info(info::Args),
+    /// Try whether a store keeps what a volume needs of it
+    Probe(probe::Args),
     /// Change a volume's size
     Resize(resize::Args),
     /// Delete a volume with everything in it
@@ -77,6 +79,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Create(args) => runtime.block_on(create::run(&args, &store))?,
         Command::Serve(args) => return serve::run(&args, &cli.store, &runtime),
         Command::Info(args) => runtime.block_on(info::run(&args, &store))?,
+        Command::Probe(args) => runtime.block_on(probe::run(&args, &store))?,
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::File(command) => runtime.block_on(file::run(&command, &store))?,

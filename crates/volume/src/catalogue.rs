@@ -139,6 +139,22 @@ pub async fn repair(
     write_entry(store, &entry).await
 }
 
+/// The epoch of the newest checkpoint; 0 where there is none. For a volume whose lease is gone.
+///
+/// # Errors
+/// When the store fails.
+pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
+    let entries = store.list(&store.meta_key("checkpoints/")).await?;
+    for entry in entries.iter().rev() {
+        if let Some((body, _)) = store.get(&entry.key).await?
+            && let Ok(entry) = serde_json::from_slice::<CatalogueEntry>(&body)
+        {
+            return Ok(entry.epoch);
+        }
+    }
+    Ok(0)
+}
+
 async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<(), VolumeError> {
     let body = serde_json::to_vec(entry).map_err(|e| VolumeError::Internal(e.to_string()))?;
     match store

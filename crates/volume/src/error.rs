@@ -79,6 +79,30 @@ pub enum VolumeError {
         /// What was seen.
         reason: String,
     },
+    /// Another server holds the volume.
+    #[error(
+        "{url} is held by another server, {holder}: {why}; stop that server, or serve read-only (nbdkit -r), or, if it \
+         must not go on, take the volume over with takeover=yes (--takeover)"
+    )]
+    Held {
+        /// The volume's URL.
+        url: String,
+        /// Who holds it.
+        holder: String,
+        /// How it is known to be alive.
+        why: String,
+    },
+    /// The store does not keep what a volume rests on.
+    #[error(
+        "{endpoint} is not safe for volumes: {failures}; use another store, or, where no second server can ever be \
+         started by mistake, allow_unsafe_store=yes"
+    )]
+    UnsafeStore {
+        /// The store.
+        endpoint: String,
+        /// What is broken.
+        failures: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -134,6 +158,8 @@ impl VolumeError {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Self::Fenced { .. } => ErrorKind::Fenced,
+            Self::UnsafeStore { .. } => ErrorKind::Unsupported,
+            Self::Held { .. } => ErrorKind::Busy,
             Self::Store(e) => match e.kind {
                 StoreErrorKind::NotFound => ErrorKind::NotFound,
                 StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,

@@ -1,15 +1,19 @@
 //! What a user can set: the store's options, the volume's, the server's, and the builder that reads them as
 //! `key=value`. The list of keys, with defaults and help, is [`OPTIONS`] and nothing else.
 
+mod lease;
 mod node_cache;
 mod read_cache;
+mod store;
 mod table;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use lease::LeaseOptions;
 pub use node_cache::{NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, ReadCacheConfig, ReadCacheDisk};
+pub use store::{PayloadSigning, ServerSideEncryption, StoreOptions};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
 use crate::units::MIB;
@@ -27,31 +31,6 @@ pub const LOG_FILTER_DEFAULT: &str = "warn";
 /// only errors are logged, unless `RUST_LOG` names it.
 pub const LOG_MODULE_NOISY: &str = "hyperfile::s3commons";
 
-/// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StoreOptions {
-    /// Address of an S3 service other than AWS, `http://` or `https://`.
-    pub endpoint_url: Option<String>,
-    /// Region of the bucket.
-    pub region: Option<String>,
-    /// Bucket in the path (`true`) or in the host name (`false`); `None` chooses by the endpoint.
-    pub path_style: Option<bool>,
-    /// Whether the bodies of uploads are part of the request's signature.
-    pub payload_signing: PayloadSigning,
-}
-
-/// Whether the bodies of uploads are signed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum PayloadSigning {
-    /// Unsigned over TLS, which protects the body itself; signed over plain http.
-    #[default]
-    Auto,
-    /// Always signed.
-    Always,
-    /// Never signed, for stores and networks that are trusted.
-    Never,
-}
-
 /// How a volume is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeOptions {
@@ -67,6 +46,8 @@ pub struct VolumeOptions {
     pub read_cache: ReadCacheConfig,
     /// Refuse every write and change nothing on the store.
     pub read_only: bool,
+    /// How the volume is kept from other servers.
+    pub lease: LeaseOptions,
 }
 
 impl Default for VolumeOptions {
@@ -78,6 +59,7 @@ impl Default for VolumeOptions {
             node_cache: None,
             read_cache: ReadCacheConfig::default(),
             read_only: false,
+            lease: LeaseOptions::default(),
         }
     }
 }
@@ -217,12 +199,12 @@ impl ServeOptions {
     pub fn finish(mut self) -> Result<ServeConfig, OptionError> {
         self.volume.read_cache.disk = read_cache::disk(
             self.volume.read_cache.memory_bytes,
-            self.cache_dir,
+            self.cache_dir.take(),
             self.cache_disk_bytes,
         )?;
         Ok(ServeConfig {
-            url: self.url.ok_or(OptionError::MissingUrl)?,
-            store: self.store,
+            url: self.url.clone().ok_or(OptionError::MissingUrl)?,
+            store: self.store()?,
             volume: self.volume,
             runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
             thread_model: self.thread_model,
@@ -231,8 +213,22 @@ impl ServeOptions {
     }
 
     /// The store's options alone, for commands that take no others.
-    pub fn into_store(self) -> StoreOptions {
-        self.store
+    ///
+    /// # Errors
+    /// [`OptionError::BadValue`] for options that do not go together.
+    pub fn store(&self) -> Result<StoreOptions, OptionError> {
+        let store = self.store.clone();
+        if let (Some(key_id), false) = (
+            &store.sse_kms_key_id,
+            store.sse == Some(ServerSideEncryption::Kms),
+        ) {
+            return Err(OptionError::BadValue {
+                key: "sse_kms_key_id",
+                value: key_id.clone(),
+                reason: "a key is used with sse=aws:kms only; add that, or remove the key".to_string(),
+            });
+        }
+        Ok(store)
     }
 }
 
@@ -311,8 +307,13 @@ mod tests {
                 ("region", "eu-west-1"),
                 ("path_style", "yes"),
                 ("payload_signing", "never"),
+                ("sse", "aws:kms"),
+                ("sse_kms_key_id", "alias/disks"),
+                ("allow_unsafe_store", "yes"),
                 ("runtime_threads", &threads_text),
                 ("io_timeout", "2m"),
+                ("lease_duration", "10s"),
+                ("takeover", "yes"),
                 ("thread_model", "serialize_requests"),
                 ("cache_memory", "32M"),
                 ("cache_dir", "/var/cache/pages"),
@@ -333,6 +334,9 @@ mod tests {
                     region: Some("eu-west-1".into()),
                     path_style: Some(true),
                     payload_signing: PayloadSigning::Never,
+                    sse: Some(ServerSideEncryption::Kms),
+                    sse_kms_key_id: Some("alias/disks".into()),
+                    allow_unsafe: true,
                 },
                 volume: VolumeOptions {
                     write_buffer_bytes: 64 * MIB,
@@ -351,6 +355,11 @@ mod tests {
                         }),
                     },
                     read_only: false,
+                    lease: LeaseOptions {
+                        duration: Duration::from_secs(10),
+                        takeover: true,
+                        known_expired: None,
+                    },
                 },
                 runtime_threads: threads,
                 thread_model: ThreadModelOption::SerializeRequests,
@@ -439,6 +448,12 @@ mod tests {
             ("region", "a b", "eu-west-1"),
             ("path_style", "maybe", "auto, yes or no"),
             ("payload_signing", "sometimes", "auto, always or never"),
+            ("lease_duration", "1s", "2s"),
+            ("takeover", "maybe", "yes or no"),
+            ("allow_unsafe_store", "maybe", "yes or no"),
+            ("sse", "yes", "AES256 or aws:kms"),
+            ("sse_kms_key_id", "", "aws:kms"),
+            ("sse_kms_key_id", "alias/a", "sse=aws:kms"),
             ("runtime_threads", "0", "1 to 256"),
             ("runtime_threads", "many", "1 to 256"),
             ("thread_model", "fast", "serialize_requests"),

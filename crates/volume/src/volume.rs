@@ -14,14 +14,15 @@ use tokio::runtime::Handle;
 
 use crate::admin::{self, label};
 use crate::catalogue::{self, Catalogue, NoRecorder, Recorder};
-use crate::engine::Engine;
 use crate::engine::hyper::HyperEngine;
 use crate::engine::index_cache::IndexCache;
+use crate::engine::{Engine, Ownership, SoleOwner};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
+use crate::lease::Lease;
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
-use crate::store;
+use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::generation::buffered_block_bytes;
@@ -32,8 +33,6 @@ const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
 /// Time for ending threads, even when all the time given went into the last checkpoint.
 const CLOSE_LEAST: Duration = Duration::from_secs(1);
-/// The epoch of a volume without a lease.
-const EPOCH: u64 = 1;
 
 /// What a run of bytes is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +63,7 @@ pub struct Volume {
     engine: Arc<dyn Engine>,
     driver: Driver,
     catalogue: Option<Arc<Catalogue>>,
+    lease: Option<Arc<Lease>>,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -74,7 +74,8 @@ impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
     ///
     /// # Errors
-    /// [`VolumeError::NotFound`] when there is none; nothing is ever created by an open.
+    /// [`VolumeError::NotFound`] when there is none; nothing is ever created by an open. [`VolumeError::Held`] when
+    /// another server has it open for writing.
     pub async fn open(
         url: &VolumeUrl,
         store_options: &StoreOptions,
@@ -83,37 +84,64 @@ impl Volume {
         let store = store::connect(url, store_options).await?;
         // A label is made only for a volume that is there: opening must not leave anything at a mistyped URL.
         admin::info_of(&store).await?;
+        if !options.read_only {
+            store::probe::ensure(&store, store_options.allow_unsafe).await?;
+        }
         let label = if options.read_only {
             label::load(&store).await?
         } else {
             Some(label::ensure(&store).await?)
         };
         let volume_id = label.map(|l| l.volume_id);
+        let lease = match &volume_id {
+            Some(id) if !options.read_only => Some(Lease::take(&store, id.clone(), &options.lease).await?),
+            _ => None,
+        };
+        let opened = Self::open_owned(&store, options, volume_id, lease.clone()).await;
+        if let (Err(_), Some(lease)) = (&opened, lease) {
+            // The engine's open may have written.
+            lease.release(false).await;
+        }
+        opened
+    }
+
+    async fn open_owned(
+        store: &Store,
+        options: &VolumeOptions,
+        volume_id: Option<String>,
+        lease: Option<Arc<Lease>>,
+    ) -> Result<Arc<Self>, VolumeError> {
         let index_cache = match (&options.node_cache, &volume_id) {
             (Some(config), Some(id)) => IndexCache::open(config, id)
                 .await
                 .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
             _ => IndexCache::default(),
         };
+        let ownership: Arc<dyn Ownership> = match &lease {
+            Some(lease) => lease.clone(),
+            None => Arc::new(SoleOwner),
+        };
         let read_cache = ReadCache::open(&options.read_cache, volume_id.as_deref()).await;
-        let (engine, state) = HyperEngine::open(&store, index_cache, read_cache, options.read_only).await?;
+        let (engine, state) =
+            HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership).await?;
         let geometry = engine.geometry();
         let mut recorder: Arc<dyn Recorder> = Arc::new(NoRecorder);
         let mut catalogue = None;
-        if !options.read_only {
-            if let Err(e) = catalogue::repair(&store, state.newest, state.modified_ms, EPOCH).await {
+        if let Some(lease) = &lease {
+            if let Err(e) = catalogue::repair(store, state.newest, state.modified_ms, lease.epoch()).await {
                 warn!(
                     "checkpoint {} is not in the catalogue: {}",
                     state.newest.cno,
                     e.chain()
                 );
             }
-            let started = Catalogue::start(store.clone(), EPOCH);
+            let started = Catalogue::start(store.clone(), lease.epoch());
             recorder = started.clone();
             catalogue = Some(started);
         }
         info!(
-            "opened {url}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
+            "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
+            store.url,
             geometry.size_bytes(),
             geometry.block_size(),
             state.newest.cno,
@@ -122,6 +150,10 @@ impl Volume {
         );
         let mut volume = Self::over(Arc::new(engine), recorder, options);
         volume.catalogue = catalogue;
+        if let Some(lease) = &lease {
+            volume.driver.fence_when(lease.lost());
+        }
+        volume.lease = lease;
         Ok(Arc::new(volume))
     }
 
@@ -141,6 +173,7 @@ impl Volume {
             engine,
             driver,
             catalogue: None,
+            lease: None,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -385,11 +418,20 @@ impl Volume {
                 self.engine.close().await;
             };
             // The owner thread may be in the middle of a publish that hangs; it ends when that does.
-            if tokio::time::timeout_at(until.max(tokio::time::Instant::now() + CLOSE_LEAST), stopped)
-                .await
-                .is_err()
-            {
+            let until = until.max(tokio::time::Instant::now() + CLOSE_LEAST);
+            let is_stopped = tokio::time::timeout_at(until, stopped).await.is_ok();
+            if !is_stopped {
                 warn!("the store still holds up a publish; it is left unfinished");
+            }
+            if let Some(lease) = &self.lease {
+                // A failed publish may still be on its way to the store, and must not meet a new owner that trusts
+                // the end of this one.
+                let released = lease.release(flushed.is_ok() && is_stopped);
+                if tokio::time::timeout_at(until, released).await.is_err() {
+                    warn!(
+                        "the lease could not be released; on another machine it is in force until it runs out"
+                    );
+                }
             }
             flushed
         })
@@ -411,6 +453,15 @@ impl Volume {
             Err(VolumeError::Closed)
         } else {
             Ok(())
+        }
+    }
+}
+
+impl Drop for Volume {
+    /// Of a volume that was not closed the lease stays in force, but for this process.
+    fn drop(&mut self) {
+        if let Some(lease) = &self.lease {
+            lease.forget();
         }
     }
 }

@@ -44,9 +44,11 @@ class Volume:
     size_bytes: int = 0
     block_bytes: int = 0
 
-    def cli(self, *arguments: str):
-        """Runs `hypernbd` with this volume's store options, whatever its status."""
-        return run(CLI, *arguments, *self.store.cli_options, env=self.store.env)
+    def cli(self, *arguments: str, env: dict[str, str] | None = None):
+        """Runs `hypernbd` with this volume's store options, but for those given, whatever its status."""
+        given = zip(self.store.cli_options[::2], self.store.cli_options[1::2])
+        options = [word for option in given if option[0] not in arguments for word in option]
+        return run(CLI, *arguments, *options, env={**self.store.env, **(env or {})})
 
 
 def flush_until_it_succeeds(client) -> None:

@@ -27,7 +27,8 @@ def free_port() -> int:
 class Minio:
     """A MinIO server with a data directory, a port and credentials of its own."""
 
-    def __init__(self, program: str, directory: Path):
+    def __init__(self, program: str, directory: Path, more_env: dict[str, str] | None = None):
+        self.more_env = more_env or {}
         self.program = program
         self.directory = directory
         self.port = free_port()
@@ -65,6 +66,7 @@ class Minio:
                 "MINIO_BROWSER": "off",
                 "MINIO_UPDATE": "off",
                 "HOME": str(self.directory),
+                **self.more_env,
             },
             limit_s=MINIO_LIMIT_S,
         )

@@ -8,6 +8,7 @@ use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
 
+use crate::flags::lease;
 use crate::output;
 
 /// Arguments.
@@ -19,6 +20,10 @@ pub struct Args {
     /// Delete without asking
     #[arg(long)]
     pub yes: bool,
+
+    /// Delete even while a server holds the volume; that server fails from then on
+    #[arg(long)]
+    pub takeover: bool,
 }
 
 /// What to do where nobody can be asked, since standard input is no terminal.
@@ -48,7 +53,7 @@ pub async fn delete(args: &Args, store: &StoreOptions, unasked: Unasked) -> Resu
     if !args.yes && !confirmed(unasked)? {
         bail!("nothing was deleted");
     }
-    let done = admin::delete(&args.url, store).await?;
+    let done = admin::delete(&args.url, store, &lease(args.takeover)).await?;
     output::line(format_args!(
         "deleted {}: {} objects, {}",
         args.url,

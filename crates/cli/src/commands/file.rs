@@ -42,6 +42,10 @@ pub struct SetLenArgs {
     /// The new length
     #[arg(long = "size", value_name = "SIZE", value_parser = parse_size)]
     pub size_bytes: u64,
+
+    /// Set it even while a server holds the volume; that server cannot write from then on
+    #[arg(long)]
+    pub takeover: bool,
 }
 
 /// Carries out a verb. Like hypercli these say nothing when all went well, but for `delete`.
@@ -55,7 +59,7 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
             admin::create(&args.url, store, &options).await?;
         }
         Command::SetLen(args) => {
-            resize(&args.url, store, args.size_bytes, false).await?;
+            resize(&args.url, store, args.size_bytes, false, args.takeover).await?;
         }
         Command::Delete(args) => delete::delete(args, store, Unasked::Delete).await?,
     }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use hypernbd_volume::admin::{self, VolumeInfo};
+use hypernbd_volume::lease::LeaseRecord;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
@@ -52,10 +53,23 @@ fn table(info: &VolumeInfo) -> String {
         ("last checkpoint", checkpoint),
         ("format", info.format.clone()),
         ("durability", info.durability.clone()),
+        ("held by", held_by(info.lease.as_ref())),
     ];
     rows.iter()
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
+}
+
+fn held_by(lease: Option<&LeaseRecord>) -> String {
+    match lease {
+        Some(lease) if lease.is_held() => format!(
+            "{}, since {}, epoch {}",
+            lease.holder,
+            utc(lease.taken_ms / 1000),
+            lease.epoch
+        ),
+        _ => "nobody".to_string(),
+    }
 }
 
 /// A time in seconds since 1970 as date and time of day. The calendar is Howard Hinnant's `civil_from_days`:
@@ -109,6 +123,7 @@ mod tests {
             modified_ms: 0,
             mapped_bytes: 0,
             durability: "words".into(),
+            lease: None,
         };
         let table = table(&info);
         for line in [
@@ -116,6 +131,7 @@ mod tests {
             "size             9.09 TiB (10000000000000 bytes)",
             "block size       64 KiB",
             "last checkpoint  none yet",
+            "held by          nobody",
         ] {
             assert!(table.lines().any(|l| l == line), "{line}\nis not among\n{table}");
         }

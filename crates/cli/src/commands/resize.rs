@@ -6,6 +6,7 @@ use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::{format_size, parse_size};
 use hypernbd_volume::url::VolumeUrl;
 
+use crate::flags::lease;
 use crate::output;
 
 /// Arguments.
@@ -21,11 +22,22 @@ pub struct Args {
     /// Allow a smaller size: everything past the new end is lost for good
     #[arg(long)]
     pub allow_shrink: bool,
+
+    /// Resize even while a server holds the volume; that server cannot write from then on
+    #[arg(long)]
+    pub takeover: bool,
 }
 
 /// Resizes the volume and says so.
 pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
-    let (before, after) = resize(&args.url, store, args.size_bytes, args.allow_shrink).await?;
+    let (before, after) = resize(
+        &args.url,
+        store,
+        args.size_bytes,
+        args.allow_shrink,
+        args.takeover,
+    )
+    .await?;
     output::line(format_args!(
         "resized {}: {} to {}",
         args.url,
@@ -41,6 +53,7 @@ pub async fn resize(
     store: &StoreOptions,
     size_bytes: u64,
     shrink: bool,
+    takeover: bool,
 ) -> Result<(u64, u64)> {
     let before = admin::info(url, store).await?.size_bytes;
     if size_bytes < before && !shrink {
@@ -53,6 +66,8 @@ pub async fn resize(
     }
     Ok((
         before,
-        admin::resize(url, store, size_bytes, shrink).await?.size_bytes,
+        admin::resize(url, store, size_bytes, shrink, &lease(takeover))
+            .await?
+            .size_bytes,
     ))
 }

@@ -4,8 +4,9 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use super::{info, label};
-use crate::error::VolumeError;
-use crate::options::StoreOptions;
+use crate::error::{ErrorKind, VolumeError};
+use crate::lease::{self, Lease};
+use crate::options::{LeaseOptions, StoreOptions};
 use crate::store::{self, ObjectEntry, Store};
 use crate::url::VolumeUrl;
 
@@ -65,29 +66,54 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
 /// Objects below the root that are not a container's are left alone.
 ///
 /// # Errors
-/// [`VolumeError::NotFound`] when there is none.
-pub async fn delete(url: &VolumeUrl, store_options: &StoreOptions) -> Result<DeletePlan, VolumeError> {
+/// [`VolumeError::NotFound`] when there is none, [`VolumeError::Held`] when a server has it open for writing.
+pub async fn delete(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    lease_options: &LeaseOptions,
+) -> Result<DeletePlan, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let plan = plan(&store).await?;
-    remove(&store).await?;
+    let lease = match super::take_lease(&store, store_options, lease_options).await {
+        Ok(lease) => Some(lease),
+        Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
+        // After a deletion that was interrupted there is no inode, and nothing to shut anybody out of.
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        // A volume too damaged to be opened can still be deleted.
+        Err(e) => {
+            log::warn!(
+                "it cannot be told whether a server holds {}: {}",
+                store.url,
+                e.chain()
+            );
+            None
+        }
+    };
+    remove(&store, lease.as_deref()).await?;
     Ok(plan)
 }
 
 /// Removes what belongs to the volume.
-pub(super) async fn remove(store: &Store) -> Result<(), VolumeError> {
+pub(super) async fn remove(store: &Store, lease: Option<&Lease>) -> Result<(), VolumeError> {
     let inode = store.data_key(INODE);
     let label = store.meta_key(label::NAME);
+    let lease_key = store.meta_key(lease::NAME);
     store.delete(&inode).await?;
     let rest = objects(store)
         .await?
         .into_iter()
-        .filter(|o| o.key != inode && o.key != label);
+        .filter(|o| ![&inode, &label, &lease_key].contains(&&o.key));
     let mut deletions = futures::stream::iter(rest)
         .map(|object| async move { store.delete(&object.key).await })
         .buffer_unordered(DELETIONS_IN_FLIGHT);
     while let Some(deleted) = deletions.next().await {
         deleted?;
     }
+    // Held until nothing is left that another server could open.
+    if let Some(lease) = lease {
+        lease.forget();
+    }
+    store.delete(&lease_key).await?;
     store.delete(&label).await?;
     store.remove_if_empty().await?;
     Ok(())

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::label;
 use crate::durability::Durability;
 use crate::error::VolumeError;
+use crate::lease::{self, LeaseRecord};
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
@@ -32,6 +33,8 @@ pub struct VolumeInfo {
     pub mapped_bytes: u64,
     /// What a flush means.
     pub durability: String,
+    /// The lease: who may write to the volume, or was the last that might. None before it is first served.
+    pub lease: Option<LeaseRecord>,
 }
 
 /// Looks at a volume. Changes nothing.
@@ -63,6 +66,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         // Counted in sectors, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
         durability: Durability::of(url).sentence().to_owned(),
+        lease: lease::load(store).await?,
     })
 }
 

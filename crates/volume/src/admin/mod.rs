@@ -1,5 +1,14 @@
 //! The life of a volume outside of serving it.
 
+use std::sync::Arc;
+
+use crate::error::VolumeError;
+use crate::lease::{self, Lease};
+use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use crate::store::probe::Check;
+use crate::store::{self, ETag, Store};
+use crate::url::VolumeUrl;
+
 mod create;
 mod delete;
 mod info;
@@ -11,6 +20,49 @@ pub use delete::{DeletePlan, delete, delete_plan};
 pub(crate) use info::of_store as info_of;
 pub use info::{VolumeInfo, info};
 pub use resize::resize;
+
+/// Finds the volume and looks whether a server could open it now: for writing, unless `read_only`. Changes nothing of
+/// it; a store that was not probed yet is.
+/// Returns the lease that was watched, for [`LeaseOptions::known_expired`].
+///
+/// # Errors
+/// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take the
+/// lease's duration to find out.
+pub async fn check_servable(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    options: &VolumeOptions,
+) -> Result<Option<ETag>, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    info_of(&store).await?;
+    if options.read_only {
+        return Ok(None);
+    }
+    store::probe::ensure(&store, store_options.allow_unsafe).await?;
+    lease::probe(&store, &options.lease).await
+}
+
+/// Tries what a volume needs of the store at `url`, where no volume need be. Leaves nothing behind.
+///
+/// # Errors
+/// When the store is not reached, or refuses the credentials.
+pub async fn probe(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Vec<Check>, VolumeError> {
+    let store = store::connect_for_create(url, store_options).await?;
+    let checks = store::probe::run(&store).await;
+    store.remove_if_empty().await?;
+    Ok(checks?)
+}
+
+/// Takes the volume's lease for a change, as a server does for serving.
+async fn take_lease(
+    store: &Store,
+    store_options: &StoreOptions,
+    options: &LeaseOptions,
+) -> Result<Arc<Lease>, VolumeError> {
+    store::probe::ensure(store, store_options.allow_unsafe).await?;
+    let label = label::ensure(store).await?;
+    Lease::take(store, label.volume_id, options).await
+}
 
 /// Runs an engine operation, whose futures are not `Send`, on a thread of its own and waits for it.
 async fn on_owner_thread<F, Fut, R>(operation: F) -> std::io::Result<R>

@@ -2,22 +2,24 @@
 
 use super::create::check_size;
 use super::{VolumeInfo, info};
-use crate::engine::container;
 use crate::engine::index_cache::IndexCache;
+use crate::engine::{Ownership, container};
 use crate::error::VolumeError;
-use crate::options::StoreOptions;
+use crate::options::{LeaseOptions, StoreOptions};
 use crate::store;
 use crate::url::VolumeUrl;
 
-/// Gives the volume a new size. A server running on it must be stopped first; one that is not is fenced by this.
+/// Gives the volume a new size. A server running on it must be stopped first.
 ///
 /// # Errors
 /// [`VolumeError::InvalidInput`] for a smaller size unless `allow_shrink`: bytes past the new end are lost.
+/// [`VolumeError::Held`] when a server has it open for writing.
 pub async fn resize(
     url: &VolumeUrl,
     store_options: &StoreOptions,
     new_size_bytes: u64,
     allow_shrink: bool,
+    lease_options: &LeaseOptions,
 ) -> Result<VolumeInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let before = info::of_store(&store).await?;
@@ -30,15 +32,20 @@ pub async fn resize(
         )));
     }
     if new_size_bytes != before.size_bytes {
-        super::on_owner_thread({
-            let store = store.clone();
+        let lease = super::take_lease(&store, store_options, lease_options).await?;
+        let resized = super::on_owner_thread({
+            let (store, lease) = (store.clone(), lease.clone());
             move || async move {
                 let (mut container, _) = container::open(&store, IndexCache::default(), false).await?;
+                // Adopt, then check (Invariant O1).
+                lease.check().await.map_err(std::io::Error::other)?;
                 container.truncate(new_size_bytes as usize).await
             }
         })
         .await
-        .map_err(|e| VolumeError::engine(format!("resizing {url}"), e))?;
+        .map_err(|e| VolumeError::engine(format!("resizing {url}"), e));
+        lease.release(resized.is_ok()).await;
+        resized?;
     }
     info::of_store(&store).await
 }

@@ -14,7 +14,7 @@ use super::index::Index;
 use super::index_cache::IndexCache;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
-use super::{Checkpoint, Engine};
+use super::{Checkpoint, Engine, Ownership, SoleOwner};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
@@ -53,6 +53,20 @@ impl HyperEngine {
         read_cache: ReadCache,
         is_read_only: bool,
     ) -> Result<(Self, OpenState), VolumeError> {
+        Self::open_owned(store, index_cache, read_cache, is_read_only, Arc::new(SoleOwner)).await
+    }
+
+    /// As [`Self::open`], of a container that others may take over.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`VolumeError::Fenced`] when it was taken over meanwhile.
+    pub async fn open_owned(
+        store: &Store,
+        index_cache: IndexCache,
+        read_cache: ReadCache,
+        is_read_only: bool,
+        ownership: Arc<dyn Ownership>,
+    ) -> Result<(Self, OpenState), VolumeError> {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
@@ -60,6 +74,7 @@ impl HyperEngine {
             store: store.clone(),
             index_cache: index_cache.clone(),
             is_read_only,
+            ownership,
         };
         let thread = std::thread::Builder::new()
             .name("hypernbd-owner".into())

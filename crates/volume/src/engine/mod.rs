@@ -22,6 +22,7 @@ pub mod memory;
 mod object;
 mod owner;
 mod reads;
+pub(crate) mod touch;
 
 /// A published checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,28 @@ pub struct Checkpoint {
     pub cno: u64,
     /// Size of the volume at it.
     pub size_bytes: u64,
+}
+
+/// Whose container it is. *Adopt, then check*: whoever reads the stored state to publish upon it asks afterwards, and goes
+/// on only when the answer is yes; `lease` says why that is enough.
+#[async_trait]
+pub trait Ownership: Send + Sync {
+    /// Whether this process is the volume's owner still.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when another one is; a store's failure says nothing.
+    async fn check(&self) -> Result<(), VolumeError>;
+}
+
+/// Of a container that nobody else writes to, or that is opened read-only.
+#[derive(Debug, Clone, Copy)]
+pub struct SoleOwner;
+
+#[async_trait]
+impl Ownership for SoleOwner {
+    async fn check(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
 }
 
 /// The published state of one volume.

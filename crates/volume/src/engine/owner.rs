@@ -15,12 +15,12 @@ use log::{debug, info, warn};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Checkpoint;
 use super::container::{self, Container};
 use super::index::{Published, Root, push};
 use super::index_cache::IndexCache;
 use super::mark::Mark;
 use super::object::object_of;
+use super::{Checkpoint, Ownership};
 use crate::error::VolumeError;
 use crate::geometry::{BlockIndex, Geometry};
 use crate::read::location::{LocationMap, Place, Run};
@@ -58,6 +58,7 @@ pub(super) struct Config {
     pub store: Store,
     pub index_cache: IndexCache,
     pub is_read_only: bool,
+    pub ownership: Arc<dyn Ownership>,
 }
 
 pub(super) struct Opened {
@@ -149,6 +150,8 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
                 std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
                 _ => VolumeError::engine(format!("opening the volume at {url}"), e),
             })?;
+    // Adopt, then check (Invariant O1).
+    config.ownership.check().await?;
     let stat = container.stat();
     let block_size = u32::try_from(stat.st_blksize)
         .ok()
@@ -460,9 +463,10 @@ impl Owner {
     /// Goes back to what is stored: the one way on after a failed publish, whatever failed.
     ///
     /// A plain retry can stay refused for ever. The engine's own way back adopts whatever is stored, and may write to
-    /// it, so the state stored is proved to be ours before, and once more after.
+    /// it, so the state stored and the lease are proved to be ours before, and once more after.
     async fn recover(&mut self) -> Result<(), VolumeError> {
         let failed = |e| VolumeError::engine("recovering after a failed publish", e);
+        self.config.ownership.check().await?;
         let mut raw = InodeRaw::default();
         self.staging
             .load_inode(raw.as_mut_u8_slice())
@@ -486,6 +490,9 @@ impl Owner {
         if !self.is_own(adopted) {
             return Err(self.foreign(adopted));
         }
+        // Adopt, then check (Invariant O1): a new owner that comes after this rewrites the inode, and what was adopted
+        // here is refused. The marks alone depend on clocks.
+        self.config.ownership.check().await?;
         if adopted != self.published {
             info!(
                 "checkpoint {} had been published though its answer was lost",

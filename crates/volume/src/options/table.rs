@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::node_cache::absolute;
 use super::{
     CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, NodeCacheConfig, PayloadSigning, ServeOptions,
-    ThreadModelOption, WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
+    ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::url::VolumeUrl;
@@ -98,9 +98,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         apply: |options, value| {
             options.store.path_style = match value {
                 "auto" => None,
-                "yes" | "true" | "on" | "1" => Some(true),
-                "no" | "false" | "off" | "0" => Some(false),
-                _ => return Err("write auto, yes or no".to_string()),
+                _ => Some(yes_or_no(value).map_err(|_| "write auto, yes or no")?),
             };
             Ok(())
         },
@@ -120,6 +118,52 @@ pub const OPTIONS: &[OptionSpec] = &[
                 "never" => PayloadSigning::Never,
                 _ => return Err("write auto, always or never".to_string()),
             };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "sse",
+        alias: None,
+        value_name: "AES256|aws:kms",
+        default: "as the bucket says",
+        default_is_value: false,
+        help: "encryption by the store, asked for with every upload",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            options.store.sse = match value {
+                "AES256" => Some(ServerSideEncryption::Aes256),
+                "aws:kms" => Some(ServerSideEncryption::Kms),
+                _ => return Err("write AES256 or aws:kms".to_string()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "sse_kms_key_id",
+        alias: None,
+        value_name: "KEY",
+        default: "the account's key",
+        default_is_value: false,
+        help: "key for sse=aws:kms: its id, ARN or alias",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            if value.is_empty() || !value.chars().all(|c| c.is_ascii_graphic()) {
+                return Err("write the id, ARN or alias of a key, for sse=aws:kms".to_string());
+            }
+            options.store.sse_kms_key_id = Some(value.to_string());
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "allow_unsafe_store",
+        alias: None,
+        value_name: "yes|no",
+        default: "no",
+        default_is_value: true,
+        help: "use a store that fails the probe of what keeps a volume safe",
+        group: OptionGroup::Store,
+        apply: |options, value| {
+            options.store.allow_unsafe = yes_or_no(value)?;
             Ok(())
         },
     },
@@ -190,6 +234,19 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "lease_duration",
+        alias: None,
+        value_name: "TIME",
+        default: "30s",
+        default_is_value: true,
+        help: "how long another server watches this one's lease before it takes it for dead; 2s to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.lease.duration = duration_within(value, Duration::from_secs(2))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "cache_dir",
         alias: None,
         value_name: "DIR",
@@ -217,6 +274,19 @@ pub const OPTIONS: &[OptionSpec] = &[
                 return Err("too small; write 64M or more".to_string());
             }
             options.cache_disk_bytes = Some(bytes);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "takeover",
+        alias: None,
+        value_name: "yes|no",
+        default: "no",
+        default_is_value: true,
+        help: "take the volume from the server that holds it, which can then write no more",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.lease.takeover = yes_or_no(value)?;
             Ok(())
         },
     },
@@ -310,7 +380,8 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
     };
     names()
         .min_by_key(|key| edit_distance(&name, key))
-        .filter(|key| edit_distance(&name, key) <= 3)
+        // A short key is at most as far from anything as it is long.
+        .filter(|key| edit_distance(&name, key) <= 3.min(key.len() - 1))
         .or_else(|| names().find(|key| name.len() >= 4 && key.contains(&name)))
 }
 
@@ -326,6 +397,14 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+fn yes_or_no(value: &str) -> Result<bool, String> {
+    match value {
+        "yes" | "true" | "on" | "1" => Ok(true),
+        "no" | "false" | "off" | "0" => Ok(false),
+        _ => Err("write yes or no".to_string()),
+    }
 }
 
 fn duration_within(value: &str, least: Duration) -> Result<Duration, String> {

@@ -10,9 +10,11 @@ mod local;
 mod multipart;
 mod object_file;
 mod operations;
+pub mod probe;
 mod s3;
 mod scratch;
 mod signing;
+mod sse;
 #[cfg(test)]
 mod tests;
 

@@ -1,5 +1,6 @@
 //! Reading, writing, listing and deleting objects, with lost answers and conflicts seen to.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::config::http::HttpResponse;
@@ -108,6 +109,12 @@ impl Store {
         Ok(Some(bytes))
     }
 
+    /// What a GET with this Range header answers; `None` if the object does not exist.
+    pub(super) async fn get_as(&self, key: &str, range: &str) -> Result<Option<Bytes>, StoreError> {
+        let got = self.fetch(key, Some(range.to_owned())).await?;
+        Ok(got.map(|(bytes, _)| bytes))
+    }
+
     async fn fetch(&self, key: &str, range: Option<String>) -> Result<Option<(Bytes, ETag)>, StoreError> {
         let mut attempt = 1;
         loop {
@@ -168,7 +175,8 @@ impl Store {
     /// # Errors
     /// `PreconditionFailed` if there is one that this call did not write.
     pub async fn put_create_only(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ETag, StoreError> {
-        self.put_conditional("create", key, bytes.into(), None).await
+        self.put_conditional("create", key, bytes.into(), None, HashMap::new())
+            .await
     }
 
     /// Writes the object if the one there is the write `etag`.
@@ -182,7 +190,21 @@ impl Store {
         bytes: impl Into<Bytes>,
         etag: &ETag,
     ) -> Result<ETag, StoreError> {
-        self.put_conditional("replace", key, bytes.into(), Some(etag))
+        self.put_if_match_with(key, bytes, etag, HashMap::new()).await
+    }
+
+    /// As [`put_if_match`](Self::put_if_match), with this user metadata.
+    ///
+    /// # Errors
+    /// As [`put_if_match`](Self::put_if_match).
+    pub async fn put_if_match_with(
+        &self,
+        key: &str,
+        bytes: impl Into<Bytes>,
+        etag: &ETag,
+        metadata: HashMap<String, String>,
+    ) -> Result<ETag, StoreError> {
+        self.put_conditional("replace", key, bytes.into(), Some(etag), metadata)
             .await
     }
 
@@ -194,8 +216,10 @@ impl Store {
         key: &str,
         bytes: Bytes,
         expected: Option<&ETag>,
+        mut metadata: HashMap<String, String>,
     ) -> Result<ETag, StoreError> {
         let mark = uuid::Uuid::new_v4().simple().to_string();
+        metadata.insert(WRITE_MARK.to_owned(), mark.clone());
         let mut attempt = 1;
         loop {
             let request = self
@@ -203,7 +227,7 @@ impl Store {
                 .put_object()
                 .bucket(&self.bucket)
                 .key(key)
-                .metadata(WRITE_MARK, &mark)
+                .set_metadata(Some(metadata.clone()))
                 .body(ByteStream::from(bytes.clone()));
             let request = match expected {
                 Some(etag) => request.if_match(&etag.0),
@@ -312,7 +336,12 @@ impl Store {
         Ok(entries.len())
     }
 
-    fn error<E>(&self, operation: &'static str, key: &str, error: SdkError<E, HttpResponse>) -> StoreError
+    pub(super) fn error<E>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        error: SdkError<E, HttpResponse>,
+    ) -> StoreError
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {

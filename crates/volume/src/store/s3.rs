@@ -18,6 +18,7 @@ use aws_sdk_s3::config::{
 };
 
 use super::signing::SignPayload;
+use super::sse::Encrypt;
 use super::{Store, StoreError, StoreErrorKind};
 use crate::options::StoreOptions;
 use crate::url::VolumeUrl;
@@ -144,6 +145,9 @@ async fn load(
 pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
     let mut builder =
         aws_sdk_s3::config::Builder::from(config).interceptor(SignPayload(options.payload_signing));
+    if let Some(encrypt) = Encrypt::from_options(options) {
+        builder = builder.interceptor(encrypt);
+    }
     if let Some(endpoint) = &options.endpoint_url {
         builder.set_endpoint_url(Some(endpoint.clone()));
     }

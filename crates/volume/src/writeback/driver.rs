@@ -8,22 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use log::{info, warn};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::complete::complete_partial_blocks;
 use super::overlay::{Frozen, Overlay};
 use super::state::{Action, Event, FlushAnswer, FlushId, GenerationId, PublishEnd, WriteBack};
 use super::throttle::Throttle;
 use crate::catalogue::Recorder;
 use crate::engine::{Checkpoint, Engine};
 use crate::error::VolumeError;
-use crate::geometry::Geometry;
 
-/// Reads that complete partly written blocks, in flight at once.
-const COMPLETIONS_IN_FLIGHT: usize = 64;
 /// First wait after a failed publish; doubled by each further failure.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait between attempts.
@@ -103,6 +100,15 @@ impl Shared {
         Err(VolumeError::Fenced {
             reason: self.fenced.lock().clone().unwrap_or_default(),
         })
+    }
+
+    /// Notes why the volume is fenced and says so, the first time.
+    fn note_fenced(&self, reason: String) {
+        let mut fenced = self.fenced.lock();
+        if fenced.is_none() {
+            log::error!("fenced: {reason}; writes and flushes fail from now on, reads go on");
+            *fenced = Some(reason);
+        }
     }
 }
 
@@ -249,6 +255,17 @@ impl Driver {
             .send(Command::Flush(answer))
             .map_err(|_| VolumeError::Closed)?;
         answered.await.map_err(|_| VolumeError::Closed)?
+    }
+
+    /// Ends all writing for good once `lost` resolves to a reason: another server took the volume over.
+    pub fn fence_when(&self, lost: impl Future<Output = Option<String>> + Send + 'static) {
+        let (commands, shared) = (self.commands.downgrade(), self.shared.clone());
+        tokio::spawn(async move {
+            if let Some(reason) = lost.await {
+                shared.note_fenced(reason);
+                send(&commands, Command::Event(Event::Fenced));
+            }
+        });
     }
 
     /// Asks for a checkpoint nobody waits for.
@@ -452,8 +469,7 @@ impl Task {
                 PublishEnd::Published
             }
             Err(VolumeError::Fenced { reason }) => {
-                log::error!("fenced: {reason}; writes and flushes fail from now on, reads go on");
-                *self.shared.fenced.lock() = Some(reason);
+                self.shared.note_fenced(reason);
                 PublishEnd::Fenced
             }
             Err(e) => {
@@ -470,25 +486,4 @@ fn send(commands: &mpsc::WeakUnboundedSender<Command>, command: Command) {
     if let Some(commands) = commands.upgrade() {
         let _ = commands.send(command);
     }
-}
-
-/// Reads what partly written blocks lack from the published state, many at once, so that whole blocks are published.
-async fn complete_partial_blocks(engine: &dyn Engine, frozen: &Frozen) -> Result<(), VolumeError> {
-    let geometry: Geometry = engine.geometry();
-    let partial = frozen.with(|g| g.partial_blocks());
-    let mut reads = futures::stream::iter(partial)
-        .map(|(block, gap)| async move {
-            let mut bytes = vec![0; gap.len()];
-            let at = block.0 * u64::from(geometry.block_size()) + u64::from(gap.start);
-            engine
-                .read_behind(at, &mut bytes)
-                .await
-                .map(|()| (block, gap.start, bytes))
-        })
-        .buffer_unordered(COMPLETIONS_IN_FLIGHT);
-    while let Some(read) = reads.next().await {
-        let (block, in_block, bytes) = read?;
-        frozen.complete(block, in_block, &bytes);
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@
 //! * [`throttle`] (pure): how long a writer is slowed as the buffer fills.
 //! * [`driver`]: the thin async shell that feeds the state machine and carries out what it decides.
 
+mod complete;
 pub mod driver;
 pub mod generation;
 pub mod overlay;

@@ -9,7 +9,7 @@
 //! | `Idle` | none | something wants a checkpoint and the active generation is dirty → `Publishing` |
 //! | `Publishing` | being published | published → `Idle` (or at once the next); failed → `Waiting` |
 //! | `Waiting` | whole, publish failed | retry due, or a flush arrives → `Publishing` |
-//! | `Fenced` | whole, never published here again | never |
+//! | `Fenced` | whole if there was one, never published here again | never |
 //!
 //! *Invariant W4*: a flush is answered with success only once every generation that could hold a write replied to
 //! before it arrived is published: it waits for the generation that is active when it arrives (or, when that is
@@ -62,6 +62,8 @@ pub enum Event {
     PublishEnded(PublishEnd),
     /// The wait after a failed publish is over.
     RetryDue,
+    /// Another writer is known to have taken the volume over.
+    Fenced,
 }
 
 /// Answer to a flush.
@@ -160,6 +162,7 @@ impl WriteBack {
             }
             Event::PublishEnded(end) => self.publish_ended(end, &mut actions),
             Event::RetryDue => self.retry_now(&mut actions),
+            Event::Fenced => self.fence(&mut actions),
         }
         self.start_if_wanted(&mut actions);
         actions
@@ -225,16 +228,20 @@ impl WriteBack {
                 self.phase = Phase::Waiting { attempt: attempt + 1 };
                 actions.push(Action::ArmRetry { attempt: attempt + 1 });
             }
-            PublishEnd::Fenced => {
-                self.phase = Phase::Fenced;
-                actions.push(Action::Fence);
-                actions.extend(
-                    self.waiting
-                        .drain(..)
-                        .map(|(id, _)| Action::Answer(id, FlushAnswer::Fenced)),
-                );
-            }
+            PublishEnd::Fenced => self.fence(actions),
         }
+    }
+
+    /// A publish under way is not waited for: it fails, or came before the new owner's open and is part of what that
+    /// sees. Either way nobody is told that it succeeded.
+    fn fence(&mut self, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Fenced {
+            return;
+        }
+        self.phase = Phase::Fenced;
+        actions.push(Action::Fence);
+        let waiting = self.waiting.drain(..);
+        actions.extend(waiting.map(|(id, _)| Action::Answer(id, FlushAnswer::Fenced)));
     }
 
     fn start_if_wanted(&mut self, actions: &mut Vec<Action>) {

@@ -325,3 +325,46 @@ fn a_flush_after_a_failed_publish_tries_again_at_once() {
         }]
     );
 }
+
+#[test]
+fn a_lost_lease_fences_in_every_phase_and_no_publish_under_way_answers_a_flush() {
+    let dirty_flush = |m: &mut WriteBack, id: u64| {
+        m.on(Event::Dirtied);
+        m.on(Event::Flush {
+            id: FlushId(id),
+            is_active_dirty: true,
+        })
+    };
+    let fence_with = |m: &mut WriteBack, waiting: &[u64]| {
+        let answers = waiting
+            .iter()
+            .map(|id| Action::Answer(FlushId(*id), FlushAnswer::Fenced));
+        let expected: Vec<Action> = std::iter::once(Action::Fence).chain(answers).collect();
+        assert_eq!(m.on(Event::Fenced), expected);
+        assert_eq!(m.on(Event::Fenced), [], "once is enough");
+        assert!(m.is_fenced());
+        for late in [PublishEnd::Published, PublishEnd::Failed, PublishEnd::Fenced] {
+            assert_eq!(m.on(Event::PublishEnded(late)), []);
+        }
+        assert_eq!(m.on(Event::RetryDue), []);
+        for is_active_dirty in [false, true] {
+            let id = FlushId(9);
+            assert_eq!(
+                m.on(Event::Flush { id, is_active_dirty }),
+                [Action::Answer(id, FlushAnswer::Fenced)]
+            );
+        }
+    };
+    let mut idle = WriteBack::default();
+    fence_with(&mut idle, &[]);
+
+    let mut publishing = WriteBack::default();
+    dirty_flush(&mut publishing, 1);
+    dirty_flush(&mut publishing, 2);
+    fence_with(&mut publishing, &[1, 2]);
+
+    let mut waiting = WriteBack::default();
+    dirty_flush(&mut waiting, 1);
+    waiting.on(Event::PublishEnded(PublishEnd::Failed));
+    fence_with(&mut waiting, &[1]);
+}

@@ -9,6 +9,7 @@ use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::engine::Engine;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::options::LeaseOptions;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store;
 use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
@@ -82,8 +83,8 @@ fn trimming_and_zeroing_an_empty_9_tib_volume_publishes_nothing() {
     let f = Fixture::new();
     let size = 9 << 40;
     f.create(size, 4096);
-    let before = f.objects();
     let volume = f.open();
+    let before = f.objects();
     volume.trim(0, size, false).unwrap();
     volume.zero(0, size, false).unwrap();
     volume.flush().unwrap();
@@ -104,8 +105,8 @@ fn trimming_and_zeroing_an_empty_9_tib_volume_publishes_nothing() {
 fn zeros_written_over_holes_store_nothing() {
     let f = Fixture::new();
     f.create(64 * MIB, 65536);
-    let before = f.objects();
     let volume = f.open();
+    let before = f.objects();
     volume.zero(3 * 65536 - 4, 8, true).unwrap();
     volume.write(MIB, &vec![0; 1 << 20], true).unwrap();
     assert_eq!(volume.extents(0, 64 * MIB, false).unwrap().len(), 1);
@@ -131,27 +132,6 @@ fn trimmed_blocks_read_zero_and_are_holes_after_publishing() {
     let extents = volume.extents(MIB, 2 * MIB, false).unwrap();
     assert_eq!(extents.len(), 2);
     assert_eq!((extents[0].len_bytes, extents[1].kind), (4096, ExtentKind::Hole));
-}
-
-#[test]
-fn a_second_writer_fences_the_first_which_goes_on_reading() {
-    let f = Fixture::new();
-    f.create(16 * MIB, 4096);
-    let first = f.open();
-    first.write(0, &pattern(1, 4096), true).unwrap();
-    let second = f.open();
-    second.write(4096, &pattern(2, 4096), true).unwrap();
-    first.write(8192, &pattern(3, 4096), false).unwrap();
-    let flushed = first.flush();
-    assert_eq!(flushed.unwrap_err().kind(), ErrorKind::Fenced);
-    assert_eq!(first.write(0, b"x", false).unwrap_err().kind(), ErrorKind::Fenced);
-    assert_eq!(first.flush().unwrap_err().kind(), ErrorKind::Fenced);
-    assert!(f.read(&first, 0, 4096) == pattern(1, 4096), "reads go on");
-    // What the first could not publish is not in the volume; what the second published is.
-    second.write(12288, &pattern(4, 10), true).unwrap();
-    let third = f.open();
-    assert!(f.read(&third, 4096, 4096) == pattern(2, 4096));
-    assert!(f.read(&third, 8192, 4096).iter().all(|b| *b == 0));
 }
 
 #[test]
@@ -237,19 +217,37 @@ fn resizing_keeps_what_is_left_and_shrinking_must_be_asked_for() {
     volume.write(0, &pattern(5, 1 << 20), true).unwrap();
     volume.close(Duration::from_secs(30)).unwrap();
     let refused = f
-        .run(admin::resize(&f.url, &f.store_options, 5000, false))
+        .run(admin::resize(
+            &f.url,
+            &f.store_options,
+            5000,
+            false,
+            &LeaseOptions::default(),
+        ))
         .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidInput);
     assert_eq!(
-        f.run(admin::resize(&f.url, &f.store_options, 5000, true))
-            .unwrap()
-            .size_bytes,
+        f.run(admin::resize(
+            &f.url,
+            &f.store_options,
+            5000,
+            true,
+            &LeaseOptions::default()
+        ))
+        .unwrap()
+        .size_bytes,
         5000
     );
     assert_eq!(
-        f.run(admin::resize(&f.url, &f.store_options, 2 << 20, false))
-            .unwrap()
-            .size_bytes,
+        f.run(admin::resize(
+            &f.url,
+            &f.store_options,
+            2 << 20,
+            false,
+            &LeaseOptions::default()
+        ))
+        .unwrap()
+        .size_bytes,
         2 << 20
     );
     let volume = f.open();
@@ -281,7 +279,8 @@ fn creating_twice_is_refused_and_deleting_leaves_nothing() {
     f.remove("inode");
     assert_eq!(f.try_open().err().unwrap().kind(), ErrorKind::NotFound);
     f.put("not-ours.txt");
-    f.run(admin::delete(&f.url, &f.store_options)).unwrap();
+    f.run(admin::delete(&f.url, &f.store_options, &LeaseOptions::default()))
+        .unwrap();
     assert_eq!(
         f.objects(),
         ["volume/not-ours.txt"],
@@ -301,7 +300,8 @@ fn a_damaged_volume_is_refused_and_can_be_deleted() {
     f.open().write(0, &[1; 5000], true).unwrap();
     f.damage_everything();
     assert!(f.try_open().is_err());
-    f.run(admin::delete(&f.url, &f.store_options)).unwrap();
+    f.run(admin::delete(&f.url, &f.store_options, &LeaseOptions::default()))
+        .unwrap();
     assert_eq!(f.objects(), Vec::<String>::new());
 }
 

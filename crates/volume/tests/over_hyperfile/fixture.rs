@@ -12,7 +12,8 @@ use hyperfile::file::hyper::Hyper;
 use hyperfile::file::mode::{FileMode, HyperFileMode};
 use hyperfile::meta_format::BlockPtrFormat;
 use hyperfile::staging::config::StagingConfig;
-use hypernbd_volume::options::{StoreOptions, VolumeOptions};
+use hypernbd_volume::lease::LeaseRecord;
+use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use hypernbd_volume::store::{self, Store};
 use hypernbd_volume::{Volume, VolumeError, VolumeUrl, admin};
 
@@ -85,6 +86,35 @@ impl Fixture {
         self.try_open().unwrap()
     }
 
+    pub fn try_open_with(&self, lease: LeaseOptions) -> Result<Arc<Volume>, VolumeError> {
+        let options = VolumeOptions {
+            lease,
+            ..VolumeOptions::default()
+        };
+        self.run(Volume::open(&self.url, &self.store_options, &options))
+    }
+
+    pub fn take_over(&self) -> Arc<Volume> {
+        self.try_open_with(LeaseOptions {
+            takeover: true,
+            ..LeaseOptions::default()
+        })
+        .unwrap()
+    }
+
+    pub fn lease(&self) -> Option<LeaseRecord> {
+        self.run(admin::info(&self.url, &self.store_options))
+            .unwrap()
+            .lease
+    }
+
+    /// Puts a lease there, whatever there was.
+    pub fn put_lease(&self, lease: &LeaseRecord) {
+        let store = self.store().unwrap();
+        let body = serde_json::to_vec(lease).unwrap();
+        self.run(store.put(&store.meta_key("lease"), body)).unwrap();
+    }
+
     pub fn open_read_only(&self) -> Arc<Volume> {
         let options = VolumeOptions {
             read_only: true,
@@ -100,7 +130,7 @@ impl Fixture {
         out
     }
 
-    fn store(&self) -> Option<Store> {
+    pub fn store(&self) -> Option<Store> {
         self.run(store::connect(&self.url, &self.store_options)).ok()
     }
 

@@ -5,4 +5,5 @@
 
 mod container;
 mod fixture;
+mod lease;
 mod recovery;

@@ -8,8 +8,10 @@ mod crash;
 mod durability;
 mod hyperfile;
 mod multipart;
+mod probe;
 mod reaching;
 mod signing;
+mod sse;
 
 use std::time::Duration;
 

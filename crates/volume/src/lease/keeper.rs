@@ -1,0 +1,373 @@
+//! The lease over the store: carries out what the state machines decide.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use log::{info, warn};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use super::host::{self, HeldHere};
+use super::record::{LeaseRecord, LeaseState};
+use super::state::{
+    Keep, KeepAction, KeepEvent, Liveness, Refusal, Stored, Take, TakeAction, TakeEvent, TakeOptions, Taken,
+};
+use crate::catalogue;
+use crate::engine::{Ownership, touch};
+use crate::error::VolumeError;
+use crate::options::LeaseOptions;
+use crate::store::{ETag, Store, StoreErrorKind};
+
+/// The lease's name below the volume's `.meta/`.
+pub(crate) const NAME: &str = "lease";
+
+/// The lease of a volume, if there is one; also one that is released.
+///
+/// # Errors
+/// When the store fails or the lease is not one.
+pub async fn load(store: &Store) -> Result<Option<LeaseRecord>, VolumeError> {
+    Ok(read(store).await?.map(|stored| stored.record))
+}
+
+/// Whether the lease could be taken, by an open that comes later; changes nothing. May take the lease's duration, when
+/// its holder cannot be seen from here. Returns the lease that was watched, for
+/// [`LeaseOptions::known_expired`], so that the open need not watch it again.
+///
+/// # Errors
+/// [`VolumeError::Held`] when another server holds the volume.
+pub async fn probe(store: &Store, options: &LeaseOptions) -> Result<Option<ETag>, VolumeError> {
+    let mut take = Take::new(take_options(options, String::new()));
+    match look(store, &mut take, TakeAction::Read { wait_ms: 0 }).await? {
+        TakeAction::Put { expected, .. } => Ok(expected),
+        TakeAction::Refused { by, why } => Err(held(store, &by, why)),
+        other => Err(VolumeError::Internal(format!("a look at the lease: {other:?}"))),
+    }
+}
+
+/// A lease that this process holds, and keeps until it is released, lost or dropped.
+///
+/// Dropped without a release it stays in force until it runs out, or is taken by this process.
+#[derive(Debug)]
+pub struct Lease {
+    store: Store,
+    record: LeaseRecord,
+    /// Why it is lost, once it is.
+    lost: watch::Sender<Option<String>>,
+    release: Mutex<Option<oneshot::Sender<Release>>>,
+    held: Mutex<Option<HeldHere>>,
+}
+
+#[derive(Debug)]
+struct Release {
+    is_clean: bool,
+    done: oneshot::Sender<()>,
+}
+
+impl Lease {
+    /// Takes the lease, shuts older owners out of the container, and keeps the lease on the current runtime.
+    ///
+    /// # Errors
+    /// [`VolumeError::Held`] when another server holds the volume.
+    pub async fn take(
+        store: &Store,
+        volume_id: String,
+        options: &LeaseOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let options = take_options(options, volume_id);
+        let held = HeldHere::new(&options.claim.token);
+        let Taken {
+            stored,
+            is_after_release,
+        } = take(store, options).await?;
+        info!(
+            "holding the lease of {}, epoch {}",
+            store.url, stored.record.epoch
+        );
+        let lease = Self::keep(store.clone(), stored, held);
+        // An owner before the lease, or one that cannot be proved to have ended, may wake up at any time.
+        if !is_after_release && let Err(e) = touch::rewrite_inode(store).await {
+            lease.release(false).await;
+            return Err(e);
+        }
+        Ok(lease)
+    }
+
+    fn keep(store: Store, stored: Stored, held: HeldHere) -> Arc<Self> {
+        let (release, released) = oneshot::channel();
+        let (lost, _) = watch::channel(None);
+        let record = stored.record.clone();
+        tokio::spawn(keep(store.clone(), Keep::new(stored), released, lost.clone()));
+        Arc::new(Self {
+            store,
+            record,
+            lost,
+            release: Mutex::new(Some(release)),
+            held: Mutex::new(Some(held)),
+        })
+    }
+
+    /// The owner's number: higher than every owner's before it.
+    pub fn epoch(&self) -> u64 {
+        self.record.epoch
+    }
+
+    /// Resolves when the lease is lost, with the reason; with none when it was dropped.
+    pub fn lost(&self) -> impl Future<Output = Option<String>> + Send + use<> {
+        let mut lost = self.lost.subscribe();
+        async move { lost.wait_for(Option::is_some).await.ok()?.clone() }
+    }
+
+    /// Gives the lease back, for the next server to take at once. `is_clean` says that all that was sent to the
+    /// container is known to have arrived or not; if in doubt, the next owner shuts it out.
+    pub async fn release(&self, is_clean: bool) {
+        let release = self.release.lock().take();
+        if let Some(release) = release {
+            let (done, wait) = oneshot::channel();
+            if release.send(Release { is_clean, done }).is_ok() {
+                let _ = wait.await;
+            }
+        }
+        self.forget();
+    }
+
+    /// Stops keeping the lease and leaves it as it is stored: for a volume that is deleted, or dropped unclosed.
+    pub(crate) fn forget(&self) {
+        drop(self.release.lock().take());
+        drop(self.held.lock().take());
+    }
+}
+
+#[async_trait]
+impl Ownership for Lease {
+    async fn check(&self) -> Result<(), VolumeError> {
+        let known = self.lost.borrow().clone();
+        let reason = match known {
+            Some(reason) => reason,
+            None => {
+                let stored = read(&self.store).await?;
+                if stored
+                    .as_ref()
+                    .is_some_and(|s| s.record.token == self.record.token)
+                {
+                    return Ok(());
+                }
+                let reason = lost_to(stored.map(|s| s.record).as_ref());
+                self.lost.send_replace(Some(reason.clone()));
+                reason
+            }
+        };
+        Err(VolumeError::Fenced { reason })
+    }
+}
+
+fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
+    let taken_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64);
+    TakeOptions {
+        claim: LeaseRecord {
+            state: LeaseState::Held,
+            epoch: 0,
+            token: uuid::Uuid::new_v4().simple().to_string(),
+            renewals: 0,
+            duration_ms: options.duration.as_millis() as u64,
+            volume_id,
+            holder: host::this_process(),
+            taken_ms,
+        },
+        takeover: options.takeover,
+        known_expired: options.known_expired.clone(),
+    }
+}
+
+async fn take(store: &Store, options: TakeOptions) -> Result<Taken, VolumeError> {
+    let mut take = Take::new(options);
+    let mut action = TakeAction::Read { wait_ms: 0 };
+    loop {
+        action = match look(store, &mut take, action).await? {
+            TakeAction::Put { record, expected } => {
+                let event = match put(store, &record, expected.as_ref()).await {
+                    Put::Accepted(version) => TakeEvent::PutAccepted(version),
+                    Put::Refused => TakeEvent::PutRefused,
+                    Put::Unknown(_) => TakeEvent::PutUnknown,
+                    Put::Failed(e) => return Err(e),
+                };
+                take.on(event)
+            }
+            TakeAction::Taken(taken) => return Ok(taken),
+            TakeAction::Refused { by, why } => return Err(held(store, &by, why)),
+            action => {
+                let reason = format!("the lease of {} cannot be written: {action:?}", store.url);
+                return Err(VolumeError::Internal(reason));
+            }
+        };
+    }
+}
+
+/// Reads and waits until something else is to be done.
+async fn look(store: &Store, take: &mut Take, mut action: TakeAction) -> Result<TakeAction, VolumeError> {
+    let this = host::this_process();
+    let started = Instant::now();
+    let mut is_announced = false;
+    while let TakeAction::Read { wait_ms } = action {
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        let event = match read(store).await? {
+            None => TakeEvent::Absent {
+                epoch_seen: catalogue::newest_epoch(store).await?,
+            },
+            Some(stored) => {
+                let holder = host::liveness(&stored.record, &this);
+                if wait_ms > 0 && !is_announced {
+                    is_announced = true;
+                    warn!(
+                        "{} is held by {}, which cannot be seen from here: waiting up to {} s to see whether it is alive \
+                         (takeover=yes does not wait)",
+                        store.url,
+                        stored.record.holder,
+                        stored.record.duration_ms.div_ceil(1000)
+                    );
+                }
+                if holder == Liveness::Ended {
+                    info!("{} held {} and has ended", stored.record.holder, store.url);
+                }
+                TakeEvent::Found {
+                    stored,
+                    holder,
+                    now_ms: started.elapsed().as_millis() as u64,
+                }
+            }
+        };
+        action = take.on(event);
+    }
+    Ok(action)
+}
+
+async fn keep(
+    store: Store,
+    mut machine: Keep,
+    mut released: oneshot::Receiver<Release>,
+    lost: watch::Sender<Option<String>>,
+) {
+    let duration = machine.duration();
+    loop {
+        let mut done = None;
+        let mut event = tokio::select! {
+            () = tokio::time::sleep(duration / 3) => KeepEvent::RenewDue,
+            asked = &mut released => match asked {
+                Ok(release) => {
+                    done = Some(release.done);
+                    KeepEvent::ReleaseWanted { is_clean: release.is_clean }
+                }
+                // Forgotten, or dropped.
+                Err(_) => return,
+            },
+        };
+        loop {
+            event = match machine.on(event) {
+                KeepAction::Wait => break,
+                KeepAction::Put { record, expected } => {
+                    let put = tokio::time::timeout(duration, put(&store, &record, Some(&expected))).await;
+                    match put.unwrap_or_else(|_| Put::Unknown("no answer in time".into())) {
+                        Put::Accepted(version) => KeepEvent::PutAccepted(version),
+                        Put::Refused => KeepEvent::PutRefused,
+                        Put::Unknown(why) => {
+                            warn!("the lease of {} could not be renewed: {why}", store.url);
+                            KeepEvent::PutUnknown
+                        }
+                        Put::Failed(e) => {
+                            warn!("the lease of {} could not be renewed: {}", store.url, e.chain());
+                            KeepEvent::PutUnknown
+                        }
+                    }
+                }
+                KeepAction::Read => match tokio::time::timeout(duration, read(&store)).await {
+                    Ok(Ok(found)) => KeepEvent::Found(found),
+                    _ => KeepEvent::ReadFailed,
+                },
+                KeepAction::Lost { to } => {
+                    lost.send_if_modified(|known| {
+                        let is_new = known.is_none();
+                        known.get_or_insert_with(|| lost_to(to.as_ref()));
+                        is_new
+                    });
+                    return;
+                }
+                KeepAction::Ended => {
+                    if let Some(done) = done {
+                        let _ = done.send(());
+                    }
+                    return;
+                }
+            };
+        }
+    }
+}
+
+enum Put {
+    Accepted(ETag),
+    Refused,
+    Unknown(String),
+    Failed(VolumeError),
+}
+
+async fn put(store: &Store, record: &LeaseRecord, expected: Option<&ETag>) -> Put {
+    let key = store.meta_key(NAME);
+    let body = match serde_json::to_vec_pretty(record) {
+        Ok(body) => body,
+        Err(e) => return Put::Failed(VolumeError::Internal(e.to_string())),
+    };
+    let written = match expected {
+        Some(version) => store.put_if_match(&key, body, version).await,
+        None => store.put_create_only(&key, body).await,
+    };
+    match written {
+        Ok(version) => Put::Accepted(version),
+        Err(e) => match e.kind {
+            StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => Put::Refused,
+            StoreErrorKind::Unreachable => Put::Unknown(e.to_string()),
+            StoreErrorKind::AccessDenied | StoreErrorKind::Other => Put::Failed(e.into()),
+        },
+    }
+}
+
+async fn read(store: &Store) -> Result<Option<Stored>, VolumeError> {
+    let key = store.meta_key(NAME);
+    let Some((body, version)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    let record = serde_json::from_slice(&body).map_err(|e| VolumeError::Corrupt {
+        what: format!("the lease {key}"),
+        reason: format!("{e}; if no server runs on the volume, delete that object"),
+    })?;
+    Ok(Some(Stored { record, version }))
+}
+
+fn held(store: &Store, by: &LeaseRecord, why: Refusal) -> VolumeError {
+    let why = match why {
+        Refusal::RunsHere => "it runs on this machine".to_owned(),
+        Refusal::Renewed { watched_ms } => format!(
+            "it renewed its lease while it was watched for {}.{} s",
+            watched_ms / 1000,
+            watched_ms % 1000 / 100
+        ),
+        Refusal::TookIt => "it took the volume just now".to_owned(),
+    };
+    VolumeError::Held {
+        url: store.url.to_string(),
+        holder: by.holder.to_string(),
+        why,
+    }
+}
+
+fn lost_to(other: Option<&LeaseRecord>) -> String {
+    match other {
+        Some(record) => format!(
+            "{} took the volume over (lease epoch {})",
+            record.holder, record.epoch
+        ),
+        None => {
+            "the volume's lease is gone: the volume was deleted, or the lease was removed by hand".to_owned()
+        }
+    }
+}

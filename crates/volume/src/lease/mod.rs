@@ -1,0 +1,30 @@
+//! One writer: the lease `<root>.meta/lease`, which says who may write to a volume.
+//!
+//! The lease is for people and for the order of owners; the conditional writes of the container are the fence. What
+//! makes them one (Invariant O1), for an old owner A and a new owner B:
+//!
+//! 1. B replaces the lease, and then, unless A had released it, rewrites the container's inode: whatever A had read of
+//!    it before is stale from then on, and every publish of A is refused.
+//! 2. *Adopt, then check*: whoever reads the stored inode to publish upon it (an open, a recovery after a failed
+//!    publish) reads the lease afterwards, and goes on only when it is its own. Were A to adopt what B wrote, it would
+//!    find B's lease.
+//!
+//! So nothing hangs on clocks: a server that was stopped for an hour, or could not renew its lease for one, may go on
+//! if nobody took the volume over meanwhile, and is refused by the container if somebody did. A renewal that fails
+//! proves nothing; one that finds another's lease ends the writing for good.
+//!
+//! [`state`] decides, [`Lease`] drives it with the store. Nothing here deletes the lease: a condition on a DELETE is
+//! ignored by some stores.
+
+mod host;
+mod keeper;
+#[cfg(test)]
+mod model_tests;
+mod record;
+pub mod state;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use keeper::NAME;
+pub use keeper::{Lease, load, probe};
+pub use record::{Holder, LeaseRecord, LeaseState};

@@ -1,0 +1,69 @@
+//! What a lease says: the object `<root>.meta/lease`, as JSON. Pure.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The process that holds a lease, told so that another one on the same machine can see whether it still runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Name of its machine.
+    pub host: String,
+    /// The machine's boot, as the kernel names it; empty where that is not known.
+    pub boot_id: String,
+    /// The process namespace, in which [`Self::pid`] counts; empty where that is not known.
+    pub pid_namespace: String,
+    /// Its process number there.
+    pub pid: u32,
+    /// When the process began, in clock ticks since the boot: tells it from a later one with its number.
+    pub started_ticks: u64,
+    /// The program's name, for people.
+    pub program: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {}) on {}", self.program, self.pid, self.host)
+    }
+}
+
+/// Whether a lease is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaseState {
+    /// The holder may be writing.
+    Held,
+    /// The holder closed the volume: nothing of it is on its way to the container any more.
+    Released,
+    /// The holder ended without knowing what of its last requests arrived: some may be on their way still.
+    Abandoned,
+}
+
+/// A lease as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// Whether it is in force.
+    pub state: LeaseState,
+    /// Counts the owners of the volume: each one's is higher than every one's before it.
+    pub epoch: u64,
+    /// Random, one a taking: tells whose lease it is.
+    pub token: String,
+    /// Counts the renewals, so that each one changes the object.
+    pub renewals: u64,
+    /// How long the lease must be seen unchanged before another may take it, in milliseconds.
+    pub duration_ms: u64,
+    /// The holder's id of the volume.
+    pub volume_id: String,
+    /// Who holds it.
+    pub holder: Holder,
+    /// When it was taken, in milliseconds since 1970-01-01 UTC, by the holder's clock. For people; nothing is decided
+    /// by it.
+    pub taken_ms: u64,
+}
+
+impl LeaseRecord {
+    /// Whether it is in force.
+    pub fn is_held(&self) -> bool {
+        self.state == LeaseState::Held
+    }
+}

@@ -1,0 +1,287 @@
+//! The machines of the lease, event by event. Their order against each other is in `model_tests`.
+
+use super::super::tests::record;
+use super::*;
+use crate::lease::LeaseState;
+
+fn version(text: &str) -> ETag {
+    ETag(text.into())
+}
+
+fn stored(record: LeaseRecord, at: &str) -> Stored {
+    Stored {
+        record,
+        version: version(at),
+    }
+}
+
+fn taker(takeover: bool, known_expired: Option<&str>) -> Take {
+    Take::new(TakeOptions {
+        claim: record("mine", 0),
+        takeover,
+        known_expired: known_expired.map(version),
+    })
+}
+
+fn found(record: LeaseRecord, at: &str, holder: Liveness, now_ms: u64) -> TakeEvent {
+    TakeEvent::Found {
+        stored: stored(record, at),
+        holder,
+        now_ms,
+    }
+}
+
+fn in_state(state: LeaseState) -> LeaseRecord {
+    LeaseRecord {
+        state,
+        ..record("other", 4)
+    }
+}
+
+fn put(epoch: u64, expected: Option<&str>) -> TakeAction {
+    TakeAction::Put {
+        record: record("mine", epoch),
+        expected: expected.map(version),
+    }
+}
+
+#[test]
+fn a_first_lease_is_created_above_every_epoch_seen() {
+    assert_eq!(
+        taker(false, None).on(TakeEvent::Absent { epoch_seen: 7 }),
+        put(8, None)
+    );
+}
+
+#[test]
+fn a_lease_that_is_free_is_replaced_at_once_and_only_a_release_is_trusted() {
+    for (lease, holder, takeover, known, is_after_release) in [
+        (LeaseState::Released, Liveness::Unknown, false, None, true),
+        (LeaseState::Abandoned, Liveness::Unknown, false, None, false),
+        (LeaseState::Held, Liveness::Ended, false, None, false),
+        (LeaseState::Held, Liveness::Unknown, true, None, false),
+        (LeaseState::Held, Liveness::Runs, true, None, false),
+        (LeaseState::Held, Liveness::Unknown, false, Some("v4"), false),
+    ] {
+        let mut take = taker(takeover, known);
+        assert_eq!(
+            take.on(found(in_state(lease), "v4", holder, 0)),
+            put(5, Some("v4")),
+            "{lease:?}"
+        );
+        let taken = take.on(TakeEvent::PutAccepted(version("v5")));
+        assert_eq!(
+            taken,
+            TakeAction::Taken(Taken {
+                stored: stored(record("mine", 5), "v5"),
+                is_after_release
+            })
+        );
+    }
+}
+
+#[test]
+fn a_holder_that_runs_here_is_respected_at_once() {
+    let action = taker(false, None).on(found(in_state(LeaseState::Held), "v4", Liveness::Runs, 0));
+    assert!(
+        matches!(
+            action,
+            TakeAction::Refused {
+                why: Refusal::RunsHere,
+                ..
+            }
+        ),
+        "{action:?}"
+    );
+}
+
+#[test]
+fn a_holder_elsewhere_is_watched_for_the_duration_of_its_lease() {
+    let held = in_state(LeaseState::Held);
+    let mut take = taker(false, Some("another version"));
+    let mut now_ms = 1000;
+    let mut looks = 0;
+    loop {
+        match take.on(found(held.clone(), "v4", Liveness::Unknown, now_ms)) {
+            TakeAction::Read { wait_ms } => now_ms += wait_ms,
+            action => {
+                assert_eq!(action, put(5, Some("v4")));
+                break;
+            }
+        }
+        looks += 1;
+    }
+    assert_eq!(
+        now_ms,
+        1000 + held.duration_ms,
+        "not before it has run out, and not later"
+    );
+    assert!(looks >= 10, "looked at often enough to see a renewal soon");
+}
+
+#[test]
+fn a_holder_seen_to_renew_is_respected() {
+    let held = in_state(LeaseState::Held);
+    let mut take = taker(false, None);
+    take.on(found(held.clone(), "v4", Liveness::Unknown, 0));
+    let action = take.on(found(held.clone(), "v5", Liveness::Unknown, 120));
+    assert_eq!(
+        action,
+        TakeAction::Refused {
+            by: held,
+            why: Refusal::Renewed { watched_ms: 120 }
+        }
+    );
+}
+
+#[test]
+fn of_two_takers_one_is_refused_whatever_it_was_told() {
+    for event in [TakeEvent::PutRefused, TakeEvent::PutUnknown] {
+        let mut take = taker(true, None);
+        take.on(found(in_state(LeaseState::Held), "v4", Liveness::Unknown, 0));
+        assert_eq!(take.on(event), TakeAction::Read { wait_ms: 0 });
+        let action = take.on(found(record("third", 5), "v5", Liveness::Unknown, 1));
+        assert!(
+            matches!(
+                action,
+                TakeAction::Refused {
+                    why: Refusal::TookIt,
+                    ..
+                }
+            ),
+            "{action:?}"
+        );
+    }
+}
+
+#[test]
+fn the_token_tells_whether_a_write_without_an_answer_was_carried_out() {
+    let mut take = taker(false, None);
+    take.on(found(in_state(LeaseState::Abandoned), "v4", Liveness::Unknown, 0));
+    take.on(TakeEvent::PutUnknown);
+    let taken = take.on(found(record("mine", 5), "v5", Liveness::Unknown, 1));
+    assert_eq!(
+        taken,
+        TakeAction::Taken(Taken {
+            stored: stored(record("mine", 5), "v5"),
+            is_after_release: false
+        })
+    );
+
+    let mut take = taker(false, None);
+    let held = in_state(LeaseState::Held);
+    for _ in 0..PUTS_MAX {
+        assert_eq!(
+            take.on(found(held.clone(), "v4", Liveness::Ended, 0)),
+            put(5, Some("v4"))
+        );
+        take.on(TakeEvent::PutUnknown);
+    }
+    assert_eq!(take.on(found(held, "v4", Liveness::Ended, 0)), TakeAction::GiveUp);
+}
+
+fn keeper() -> Keep {
+    Keep::new(stored(record("mine", 5), "v1"))
+}
+
+fn renewal(renewals: u64) -> LeaseRecord {
+    LeaseRecord {
+        renewals,
+        ..record("mine", 5)
+    }
+}
+
+#[test]
+fn a_lease_is_renewed_again_and_again() {
+    let mut keep = keeper();
+    for n in 1..4 {
+        let expected = version(&format!("v{n}"));
+        let record = renewal(n);
+        assert_eq!(keep.on(KeepEvent::RenewDue), KeepAction::Put { record, expected });
+        let next = version(&format!("v{}", n + 1));
+        assert_eq!(keep.on(KeepEvent::PutAccepted(next)), KeepAction::Wait);
+    }
+}
+
+#[test]
+fn a_store_that_is_away_takes_no_lease() {
+    let mut keep = keeper();
+    for _ in 0..3 {
+        keep.on(KeepEvent::RenewDue);
+        assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Wait);
+    }
+    keep.on(KeepEvent::RenewDue);
+    assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
+    assert_eq!(keep.on(KeepEvent::ReadFailed), KeepAction::Wait);
+    // One of the renewals without an answer had been carried out.
+    keep.on(KeepEvent::RenewDue);
+    keep.on(KeepEvent::PutRefused);
+    let own = KeepEvent::Found(Some(stored(renewal(1), "v2")));
+    assert_eq!(keep.on(own), KeepAction::Wait);
+    assert_eq!(
+        keep.on(KeepEvent::RenewDue),
+        KeepAction::Put {
+            record: renewal(2),
+            expected: version("v2")
+        }
+    );
+}
+
+#[test]
+fn anothers_lease_is_a_loss_for_good() {
+    for found in [Some(stored(record("other", 6), "v9")), None] {
+        let mut keep = keeper();
+        keep.on(KeepEvent::RenewDue);
+        keep.on(KeepEvent::PutRefused);
+        let to = found.clone().map(|s| s.record);
+        assert_eq!(keep.on(KeepEvent::Found(found)), KeepAction::Lost { to });
+        for event in [
+            KeepEvent::RenewDue,
+            KeepEvent::ReleaseWanted { is_clean: true },
+            KeepEvent::Found(Some(stored(record("mine", 5), "v1"))),
+        ] {
+            assert_eq!(keep.on(event), KeepAction::Ended);
+        }
+    }
+}
+
+#[test]
+fn a_release_keeps_the_epoch_and_says_whether_it_is_clean() {
+    for (is_clean, state) in [(true, LeaseState::Released), (false, LeaseState::Abandoned)] {
+        let mut keep = keeper();
+        let record = LeaseRecord { state, ..renewal(1) };
+        let put = KeepAction::Put {
+            record,
+            expected: version("v1"),
+        };
+        assert_eq!(keep.on(KeepEvent::ReleaseWanted { is_clean }), put);
+        assert_eq!(keep.on(KeepEvent::PutAccepted(version("v2"))), KeepAction::Ended);
+    }
+}
+
+#[test]
+fn a_release_goes_over_a_renewal_whose_answer_was_lost_and_over_nothing_else() {
+    let mut keep = keeper();
+    keep.on(KeepEvent::RenewDue);
+    keep.on(KeepEvent::PutUnknown);
+    keep.on(KeepEvent::ReleaseWanted { is_clean: true });
+    assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
+    let record = LeaseRecord {
+        state: LeaseState::Released,
+        ..renewal(2)
+    };
+    let expected = version("v2");
+    assert_eq!(
+        keep.on(KeepEvent::Found(Some(stored(renewal(1), "v2")))),
+        KeepAction::Put { record, expected }
+    );
+
+    let mut keep = keeper();
+    keep.on(KeepEvent::ReleaseWanted { is_clean: true });
+    assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Read);
+    assert_eq!(
+        keep.on(KeepEvent::ReadFailed),
+        KeepAction::Ended,
+        "a close does not wait for an outage"
+    );
+}

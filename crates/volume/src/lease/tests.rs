@@ -1,0 +1,24 @@
+//! The lease over a store in a directory: several takers in one process.
+
+use super::record::{Holder, LeaseRecord, LeaseState};
+
+/// A lease of a process on another machine.
+pub fn record(token: &str, epoch: u64) -> LeaseRecord {
+    LeaseRecord {
+        state: LeaseState::Held,
+        epoch,
+        token: token.into(),
+        renewals: 0,
+        duration_ms: 300,
+        volume_id: "id".into(),
+        holder: Holder {
+            host: "elsewhere".into(),
+            boot_id: "boot".into(),
+            pid_namespace: "pid:[1]".into(),
+            pid: 7,
+            started_ticks: 1,
+            program: "nbdkit".into(),
+        },
+        taken_ms: 0,
+    }
+}

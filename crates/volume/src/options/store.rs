@@ -1,0 +1,51 @@
+//! How a store is reached and used.
+
+/// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Address of an S3 service other than AWS, `http://` or `https://`.
+    pub endpoint_url: Option<String>,
+    /// Region of the bucket.
+    pub region: Option<String>,
+    /// Bucket in the path (`true`) or in the host name (`false`); `None` chooses by the endpoint.
+    pub path_style: Option<bool>,
+    /// Whether the bodies of uploads are part of the request's signature.
+    pub payload_signing: PayloadSigning,
+    /// Encryption by the store that every upload asks for; `None` leaves it to the bucket.
+    pub sse: Option<ServerSideEncryption>,
+    /// The KMS key for [`ServerSideEncryption::Kms`]; `None` is the account's own.
+    pub sse_kms_key_id: Option<String>,
+    /// Use a store that fails the probe of what a volume needs of it.
+    pub allow_unsafe: bool,
+}
+
+/// Encryption by the store (S3's server-side encryption).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerSideEncryption {
+    /// With keys of the store.
+    Aes256,
+    /// With a key of the key management service.
+    Kms,
+}
+
+impl ServerSideEncryption {
+    /// Its name in S3's headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aes256 => "AES256",
+            Self::Kms => "aws:kms",
+        }
+    }
+}
+
+/// Whether the bodies of uploads are signed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PayloadSigning {
+    /// Unsigned over TLS, which protects the body itself; signed over plain http.
+    #[default]
+    Auto,
+    /// Always signed.
+    Always,
+    /// Never signed, for stores and networks that are trusted.
+    Never,
+}

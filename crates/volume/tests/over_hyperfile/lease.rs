@@ -1,0 +1,286 @@
+//! The lease of real volumes: who is refused, who takes over, and what an old owner can still do.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hypernbd_volume::lease::{LeaseRecord, LeaseState};
+use hypernbd_volume::options::LeaseOptions;
+use hypernbd_volume::{ErrorKind, Volume, admin};
+
+use crate::fixture::{Fixture, pattern};
+
+const MIB: u64 = 1 << 20;
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn volume_of_16_mib() -> Fixture {
+    let f = Fixture::new();
+    f.create(16 * MIB, 4096);
+    f
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < LIMIT, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn assert_fenced(volume: &Volume) {
+    for result in [volume.flush(), volume.write(0, b"x", false), volume.flush()] {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Fenced);
+    }
+}
+
+/// A lease whose holder cannot be seen from here.
+fn elsewhere(f: &Fixture, duration: Duration) -> LeaseRecord {
+    let mut lease = f.lease().expect("a lease");
+    lease.state = LeaseState::Held;
+    lease.token = "theirs".into();
+    lease.holder.host = "far-away".into();
+    lease.holder.boot_id = "another boot".into();
+    lease.duration_ms = duration.as_millis() as u64;
+    lease
+}
+
+#[test]
+fn a_second_server_is_refused_and_told_by_whom() {
+    let f = volume_of_16_mib();
+    let first = f.open();
+    let error = f.try_open().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    let text = error.to_string();
+    let pid = format!("pid {}", std::process::id());
+    for part in [
+        &pid,
+        "runs on this machine",
+        "takeover=yes",
+        f.url.to_string().as_str(),
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    first.write(0, &pattern(1, 4096), true).unwrap();
+    let reader = f.open_read_only();
+    assert!(
+        f.read(&reader, 0, 4096) == pattern(1, 4096),
+        "readers take no lease"
+    );
+}
+
+#[test]
+fn a_closed_volume_is_free_and_every_owner_has_a_higher_epoch() {
+    let f = volume_of_16_mib();
+    assert_eq!(f.lease(), None);
+    let mut last = 0;
+    for life in 0..6 {
+        let volume = f.open();
+        let lease = f.lease().unwrap();
+        assert!(lease.is_held() && lease.epoch > last, "{lease:?}");
+        last = lease.epoch;
+        volume.write(life * 4096, &pattern(life, 4096), true).unwrap();
+        // An end of each kind; and a lease removed by hand must not make epochs go back.
+        match life % 3 {
+            0 => {
+                volume.close(LIMIT).unwrap();
+                assert_eq!(f.lease().unwrap().state, LeaseState::Released);
+            }
+            1 => {
+                drop(volume);
+                assert_eq!(f.lease().unwrap().state, LeaseState::Held);
+            }
+            _ => {
+                volume.close(LIMIT).unwrap();
+                let store = f.store().unwrap();
+                f.remove_meta(&store.meta_key("lease"));
+            }
+        }
+    }
+    let volume = f.open();
+    for life in 0..6 {
+        assert!(f.read(&volume, life * 4096, 4096) == pattern(life, 4096));
+    }
+}
+
+#[test]
+fn after_a_takeover_the_first_can_publish_nothing_even_before_the_second_does() {
+    let f = volume_of_16_mib();
+    let first = f.open();
+    first.write(0, &pattern(1, 4096), true).unwrap();
+    first.write(8192, &pattern(3, 4096), false).unwrap();
+    let second = f.take_over();
+    assert_fenced(&first);
+    assert!(f.read(&first, 0, 4096) == pattern(1, 4096), "reads go on");
+    assert!(first.close(LIMIT).is_err());
+    assert!(
+        f.lease().unwrap().is_held(),
+        "the first gave back what was not its own"
+    );
+
+    second.write(4096, &pattern(2, 4096), true).unwrap();
+    second.close(LIMIT).unwrap();
+    let third = f.open();
+    assert!(f.read(&third, 0, 4096) == pattern(1, 4096));
+    assert!(f.read(&third, 4096, 4096) == pattern(2, 4096));
+    assert!(f.read(&third, 8192, 4096).iter().all(|b| *b == 0));
+}
+
+/// The engine takes up checkpoints whose segment was stored and whose inode was not. One of an old owner that a newer
+/// owner has not seen would bring back writes that were lost long before.
+#[test]
+fn what_a_shut_out_owner_has_stored_is_never_taken_up() {
+    let f = volume_of_16_mib();
+    let first = f.open();
+    first.write(0, &pattern(1, 4096), true).unwrap();
+    first.write(0, &pattern(9, 4096), false).unwrap();
+    let second = f.take_over();
+    assert!(f.read(&second, 0, 4096) == pattern(1, 4096));
+    assert_fenced(&first);
+    let segment = f.store().unwrap().data_key("0000000002.0");
+    let is_stored = f.objects().contains(&segment);
+    assert!(
+        is_stored,
+        "the first one's checkpoint was not sent; this test shows nothing"
+    );
+    second.close(LIMIT).unwrap();
+    drop(first);
+    for _ in 0..2 {
+        let next = f.open();
+        assert!(f.read(&next, 0, 4096) == pattern(1, 4096));
+        assert!(f.read(&f.open_read_only(), 0, 4096) == pattern(1, 4096));
+        next.close(LIMIT).unwrap();
+    }
+}
+
+#[test]
+fn a_takeover_is_noticed_by_the_renewal_alone() {
+    let f = volume_of_16_mib();
+    let short = LeaseOptions {
+        duration: Duration::from_millis(300),
+        ..LeaseOptions::default()
+    };
+    let first = f.try_open_with(short).unwrap();
+    let second = f.take_over();
+    // Nothing to publish: only the renewal can notice.
+    wait_for("the first one notices", || first.flush().is_err());
+    assert_fenced(&first);
+    let text = first.flush().unwrap_err().to_string();
+    assert!(text.contains("took the volume over (lease epoch 2)"), "{text}");
+    second.write(0, &pattern(2, 4096), true).unwrap();
+}
+
+#[test]
+fn a_lease_is_renewed_while_the_volume_is_open() {
+    let f = volume_of_16_mib();
+    let short = LeaseOptions {
+        duration: Duration::from_millis(100),
+        ..LeaseOptions::default()
+    };
+    let volume = f.try_open_with(short).unwrap();
+    wait_for("five renewals", || f.lease().unwrap().renewals >= 5);
+    volume.write(0, &[1], true).unwrap();
+}
+
+#[test]
+fn a_holder_elsewhere_that_renews_no_more_is_waited_for_once() {
+    let f = volume_of_16_mib();
+    f.open().close(LIMIT).unwrap();
+    let duration = Duration::from_millis(500);
+    let lease = elsewhere(&f, duration);
+    f.put_lease(&lease);
+
+    let started = Instant::now();
+    let options = hypernbd_volume::options::VolumeOptions::default();
+    let known_expired = f
+        .run(admin::check_servable(&f.url, &f.store_options, &options))
+        .unwrap();
+    assert!(started.elapsed() >= duration, "it was not watched");
+    assert_eq!(f.lease().unwrap(), lease, "a look changes nothing");
+
+    let watched = LeaseOptions {
+        known_expired,
+        ..LeaseOptions::default()
+    };
+    // So long that the test would fail if it were watched again.
+    let volume = f.try_open_with(watched).unwrap();
+    assert_eq!(f.lease().unwrap().epoch, lease.epoch + 1);
+    volume.write(0, &[1], true).unwrap();
+}
+
+#[test]
+fn a_holder_elsewhere_that_renews_is_respected() {
+    let f = Arc::new(volume_of_16_mib());
+    f.open().close(LIMIT).unwrap();
+    let lease = elsewhere(&f, LIMIT * 10);
+    f.put_lease(&lease);
+    let store = f.store().unwrap();
+    let renewing = {
+        let key = store.meta_key("lease");
+        async move {
+            for renewals in 1.. {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let lease = LeaseRecord {
+                    renewals,
+                    ..lease.clone()
+                };
+                store
+                    .put(&key, serde_json::to_vec(&lease).unwrap())
+                    .await
+                    .unwrap();
+            }
+        }
+    };
+    let options = hypernbd_volume::options::VolumeOptions::default();
+    let refused = f.run(async {
+        tokio::select! {
+            refused = Volume::open(&f.url, &f.store_options, &options) => refused.err().unwrap(),
+            () = renewing => unreachable!(),
+        }
+    });
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    assert!(
+        refused.to_string().contains("far-away") && refused.to_string().contains("renewed"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn the_verbs_that_change_a_volume_respect_its_server_unless_told_to_take_over() {
+    let f = volume_of_16_mib();
+    let lease = LeaseOptions::default();
+    let by_force = LeaseOptions {
+        takeover: true,
+        ..LeaseOptions::default()
+    };
+    let volume = f.open();
+    volume.write(0, &pattern(1, 4096), true).unwrap();
+    let resized = f.run(admin::resize(&f.url, &f.store_options, 32 * MIB, false, &lease));
+    assert_eq!(resized.unwrap_err().kind(), ErrorKind::Busy);
+    let deleted = f.run(admin::delete(&f.url, &f.store_options, &lease));
+    assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Busy);
+    volume.write(4096, &pattern(2, 4096), true).unwrap();
+
+    f.run(admin::resize(
+        &f.url,
+        &f.store_options,
+        32 * MIB,
+        false,
+        &by_force,
+    ))
+    .unwrap();
+    volume.write(0, &pattern(3, 4096), false).unwrap();
+    assert_fenced(&volume);
+    let next = f.open();
+    assert_eq!(next.size_bytes(), 32 * MIB);
+    assert!(f.read(&next, 0, 4096) == pattern(1, 4096));
+    assert!(f.read(&next, 4096, 4096) == pattern(2, 4096));
+
+    f.run(admin::delete(&f.url, &f.store_options, &by_force)).unwrap();
+    next.write(0, &[1], false).unwrap();
+    assert!(next.flush().is_err());
+    let _ = next.close(LIMIT);
+    assert_eq!(
+        f.objects(),
+        Vec::<String>::new(),
+        "the server left something behind"
+    );
+}

@@ -1,0 +1,171 @@
+"""What docs/security.md says: no credential gets out, the least policy is enough, encryption on either side works."""
+
+import base64
+import re
+from pathlib import Path
+
+import boto3
+import pytest
+
+from support.model import pattern, read_all
+from support.process import check, run, wait_for
+from support.server import MI, PLUGIN, PROJECT
+from support.stores import BUCKET, REGION, Minio, S3Store
+
+SECURITY = PROJECT / "docs" / "security.md"
+
+
+@pytest.mark.s3_only
+def test_no_credential_gets_out(make_volume, make_server, minio, nbdkit):
+    """Not at the most talkative log level, in errors, in the command line, or in --dump-plugin."""
+    volume = make_volume()
+    secrets = [minio.secret_key, "wrong-secret-of-a-test"]
+    server = make_server(volume, env={"RUST_LOG": "trace"}).start()
+    with server.connect() as client:
+        client.pwrite(pattern(9 * MI, 1), 0)
+        client.flush()
+        client.pread(1 * MI, 30 * MI)
+    command_line = Path(f"/proc/{server.process.pid}/cmdline").read_text()
+    assert server.terminate() == 0
+    refused = make_server(volume, env={"RUST_LOG": "trace", "AWS_SECRET_ACCESS_KEY": secrets[1]})
+    refused.spawn()
+    assert refused.wait() != 0
+    texts = {
+        "log": server.log_text(),
+        "command line": command_line,
+        "log of a refusal": refused.log_text(),
+        "--dump-plugin": check(nbdkit, PLUGIN, "--dump-plugin", env=volume.store.env),
+        "--help": check(nbdkit, PLUGIN, "--help", env=volume.store.env),
+    }
+    for words in (["info", volume.url], ["probe", volume.url], ["delete", volume.url, "--yes"]):
+        done = volume.cli(*words, env={"RUST_LOG": "trace"})
+        texts[words[0]] = done.stdout + done.stderr
+        failed = volume.cli(*words, env={"RUST_LOG": "trace", "AWS_SECRET_ACCESS_KEY": secrets[1]})
+        assert failed.returncode != 0
+        texts[f"failed {words[0]}"] = failed.stdout + failed.stderr
+    assert len(texts["log"]) > 10_000, "the log says nothing, so the test shows nothing"
+    for name, text in texts.items():
+        for secret in secrets:
+            assert secret not in text, f"a secret is in {name}"
+
+
+def least_policy(volume) -> str:
+    """The policy of the documentation, for this volume."""
+    (policy,) = re.findall(r"```json\n(.*?)```", SECURITY.read_text(), re.DOTALL)
+    prefix = volume.url.removeprefix(f"s3://{BUCKET}/").rstrip("/")
+    return policy.replace("BUCKET", BUCKET).replace("PREFIX", prefix)
+
+
+def credentials_with(minio, policy: str) -> dict[str, str]:
+    """Credentials of a session that may do what the policy says and no more."""
+    sts = boto3.client(
+        "sts",
+        endpoint_url=minio.endpoint,
+        region_name=REGION,
+        aws_access_key_id=minio.access_key,
+        aws_secret_access_key=minio.secret_key,
+    )
+    session = sts.assume_role(RoleArn="arn:aws:iam::0:role/any", RoleSessionName="test", Policy=policy)
+    credentials = session["Credentials"]
+    return {
+        "AWS_ACCESS_KEY_ID": credentials["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": credentials["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": credentials["SessionToken"],
+    }
+
+
+@pytest.mark.s3_only
+def test_the_least_policy_is_enough_to_serve(make_volume, make_server, minio):
+    volume = make_volume()
+    env = credentials_with(minio, least_policy(volume))
+    server = make_server(volume, env=env)
+    for life in range(2):
+        with server.start().connect() as client:
+            client.pwrite(pattern(20 * MI, life), life * 20 * MI)
+            client.flush()
+            client.trim(1 * MI, life * 20 * MI)
+            for earlier in range(life):
+                assert client.pread(1 * MI, earlier * 20 * MI + 5 * MI) == pattern(20 * MI, earlier)[5 * MI : 6 * MI]
+            if life == 0:
+                server.kill()
+    assert server.terminate() == 0
+    assert not any(".meta/probe-" in key for key in volume.store.objects()), "the probe can clean up"
+    assert "AccessDenied" not in server.log_text()
+    resized = volume.cli("resize", volume.url, "--size", "100M", env=env)
+    assert resized.returncode == 0, resized.stderr
+    # And no more than that.
+    other = make_volume()
+    assert volume.cli("info", other.url, env=env).returncode != 0
+    assert volume.cli("delete", volume.url, "--yes", env=env).returncode != 0
+    assert volume.cli("info", volume.url, env=env).returncode == 0, "the volume is still there"
+
+
+@pytest.mark.s3_only
+def test_encryption_by_the_store_is_asked_for(make_volume, make_server, minio_program, tmp_path):
+    """MinIO encrypts where it has a key, and says of each object that it did."""
+    key = base64.b64encode(bytes(range(32))).decode()
+    minio = Minio(minio_program, tmp_path / "kms", {"MINIO_KMS_SECRET_KEY": f"test-key:{key}"})
+    minio.start()
+    try:
+        volume = make_volume(in_store=S3Store(minio))
+        make_server(volume, sse="AES256").start().terminate()
+        before = set(volume.store.objects())
+        for sse, expected in (("AES256", {"AES256"}), ("aws:kms", {"aws:kms"})):
+            server = make_server(volume, sse=sse).start()
+            with server.connect() as client:
+                client.pwrite(pattern(20 * MI, 3), 0)
+                client.flush()
+            assert server.terminate() == 0
+            written = set(volume.store.objects()) - before
+            before |= written
+            heads = {minio.client().head_object(Bucket=BUCKET, Key=key).get("ServerSideEncryption") for key in written}
+            assert len(written) >= 2 and heads == expected, (sse, written, heads)
+        with make_server(volume).start().connect() as client:
+            assert client.pread(20 * MI, 0) == pattern(20 * MI, 3)
+    finally:
+        minio.kill()
+
+
+@pytest.mark.file_only
+def test_luks_by_nbdkits_filter(make_volume, make_server, tmp_path):
+    """The lines of the documentation: formatted by qemu-img, served through the filter; the volume holds no plain text."""
+    volume = make_volume(64 * MI, 4096)
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("open sesame")
+    plain = make_server(volume).start()
+    secret = f"secret,id=key,file={passphrase}"
+    options = "key-secret=key"
+    command = ["qemu-img", "create", "-f", "luks", "--object", secret, "-o", options, plain.uri, "48M"]
+    # It measures its own speed, and gives up at once where a virtual machine's clocks are coarse.
+    wait_for(lambda: run(*command).returncode == 0, "qemu-img to format the volume")
+    assert plain.terminate() == 0
+    locked = make_server(volume, nbdkit_options=["--filter=luks"], passphrase=f"+{passphrase}").start()
+    data = pattern(2 * MI, 7)
+    with locked.connect() as client:
+        assert client.get_size() >= 40 * MI
+        client.pwrite(data, 1 * MI)
+        client.flush()
+    assert locked.terminate() == 0
+    with plain.start().connect() as client:
+        stored = read_all(client, 64 * MI)
+    assert stored.startswith(b"LUKS") and data[:4096] not in stored
+    assert plain.terminate() == 0
+    with locked.start().connect() as client:
+        assert client.pread(2 * MI, 1 * MI) == data
+
+
+@pytest.mark.s3_only
+def test_the_index_cache_is_private(make_volume, make_server, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o755)
+    server = make_server(make_volume(), node_cache_config=f"LocalDisk,{cache},32M,ReuseCache").start()
+    with server.connect() as client:
+        client.pwrite(pattern(8 * MI, 1), 0)
+        client.flush()
+        client.pread(1 * MI, 0)
+    assert server.terminate() == 0
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert files, "there is no cache, so the test shows nothing"
+    for file in files:
+        ways = [file, *(parent for parent in file.parents if cache in parent.parents)]
+        assert any(way.stat().st_mode & 0o077 == 0 for way in ways), f"{file} can be read by others"
