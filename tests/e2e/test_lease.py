@@ -9,6 +9,7 @@ import nbd
 import pytest
 
 from support.lease import lease_of, put_lease_from_elsewhere
+from support.lossy import LossyProxy, Rule
 from support.model import pattern
 from support.process import wait_for
 from support.server import MI
@@ -197,6 +198,55 @@ def test_the_verbs_that_change_a_volume_respect_its_server(make_volume, make_ser
     with server.connect() as client:
         assert client.get_size() == 32 * MI
         assert client.pread(2 * MI, 0) == pattern(1 * MI, 1) + pattern(1 * MI, 2)
+
+
+@pytest.fixture
+def proxy(minio):
+    proxy = LossyProxy(minio.endpoint)
+    yield proxy
+    proxy.close()
+
+
+LEASE_WRITE = r"^PUT \S+\.meta/lease[? ]"
+
+
+@pytest.mark.s3_only
+# The client tries three times; when all of them are lost, the lease is read back.
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_lease_whose_answer_is_lost_is_known_for_ones_own(make_volume, make_server, proxy, times):
+    server = make_server(make_volume(), endpoint_url=proxy.endpoint)
+    server.start().terminate()  # so that the store has been probed
+    rule = proxy.rule = Rule("lose", LEASE_WRITE, times_max=times)
+    server.start()
+    assert rule.hits == times, "the test has tested nothing"
+    with server.connect() as client:
+        client.pwrite(pattern(1 * MI, 1), 0)
+        client.flush()
+    assert server.terminate() == 0
+    server.start()
+    with server.connect() as client:
+        assert client.pread(1 * MI, 0) == pattern(1 * MI, 1)
+
+
+@pytest.mark.s3_only
+def test_a_lease_that_cannot_be_renewed_is_not_lost(make_volume, make_server, proxy):
+    """Nobody took the volume over: the server goes on, however long its lease has run out."""
+    volume = make_volume()
+    server = make_server(volume, endpoint_url=proxy.endpoint, lease_duration="2s").start()
+    with server.connect() as client:
+        before = lease_of(volume)["renewals"]
+        rule = proxy.rule = Rule("refuse", LEASE_WRITE)
+        started = time.monotonic()
+        while time.monotonic() - started < 5:
+            client.pwrite(pattern(1 * MI, 1), 0)
+            client.flush()
+        assert rule.hits > 2
+        assert lease_of(volume)["renewals"] == before
+        proxy.rule = None
+        wait_for(lambda: lease_of(volume)["renewals"] > before, "the lease to be renewed again")
+        client.pwrite(pattern(1 * MI, 2), 0)
+        client.flush()
+    assert "fenced" not in server.log_text()
 
 
 @pytest.mark.s3_only

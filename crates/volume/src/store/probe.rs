@@ -4,12 +4,14 @@
 //! neither is told. So before the first write through an endpoint each promise is tried with objects of a few bytes below
 //! `<root>.meta/probe-…/`, which are removed again. What passed is remembered in `<root>.meta/probe`.
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures::future::join_all;
 use log::{info, warn};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{ETag, Store, StoreError, StoreErrorKind};
@@ -41,6 +43,9 @@ struct Passed {
     endpoint: String,
     probed_ms: u64,
 }
+
+/// Unsafe stores that are used all the same, each warned of once in the life of the process.
+static WARNED_OF: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Why a check did not pass.
 enum Failure {
@@ -77,6 +82,9 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
     if matches!(store.url, VolumeUrl::File { .. }) {
         return Ok(());
     }
+    if allow_unsafe && WARNED_OF.lock().contains(store.endpoint()) {
+        return Ok(());
+    }
     let key = store.meta_key(NAME);
     let known = store.get(&key).await?;
     let passed = known.and_then(|(body, _)| serde_json::from_slice::<Passed>(&body).ok());
@@ -108,6 +116,7 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
     if !allow_unsafe {
         return Err(unsafe_store);
     }
+    WARNED_OF.lock().insert(store.endpoint().to_owned());
     warn!("USED ALL THE SAME, because of allow_unsafe_store=yes: {unsafe_store}");
     Ok(())
 }

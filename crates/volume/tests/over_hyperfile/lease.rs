@@ -1,11 +1,15 @@
 //! The lease of real volumes: who is refused, who takes over, and what an old owner can still do.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use hypernbd_volume::engine::hyper::HyperEngine;
+use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::{Engine, Ownership};
 use hypernbd_volume::lease::{LeaseRecord, LeaseState};
 use hypernbd_volume::options::LeaseOptions;
-use hypernbd_volume::{ErrorKind, Volume, admin};
+use hypernbd_volume::{ErrorKind, Volume, VolumeError, admin};
 
 use crate::fixture::{Fixture, pattern};
 
@@ -241,6 +245,47 @@ fn a_holder_elsewhere_that_renews_is_respected() {
         refused.to_string().contains("far-away") && refused.to_string().contains("renewed"),
         "{refused}"
     );
+}
+
+/// Answers as told, in order; then yes.
+struct Told(Mutex<VecDeque<bool>>);
+
+#[async_trait::async_trait]
+impl Ownership for Told {
+    async fn check(&self) -> Result<(), VolumeError> {
+        match self.0.lock().unwrap().pop_front().unwrap_or(true) {
+            true => Ok(()),
+            false => Err(VolumeError::Fenced {
+                reason: "told so".into(),
+            }),
+        }
+    }
+}
+
+/// *Adopt, then check*: the answer that counts is the one given after the stored state was read.
+#[test]
+fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
+    let f = volume_of_16_mib();
+    let store = f.store().unwrap();
+    let open = |answers: &[bool]| {
+        let told = Arc::new(Told(Mutex::new(answers.iter().copied().collect())));
+        f.run(HyperEngine::open_owned(
+            &store,
+            IndexCache::default(),
+            false,
+            told,
+        ))
+    };
+    assert_eq!(open(&[false]).err().unwrap().kind(), ErrorKind::Fenced);
+    for answers in [[true, false, true], [true, true, false]] {
+        let (engine, _) = open(&answers).unwrap();
+        let recovered = f.run(engine.recover());
+        assert_eq!(recovered.unwrap_err().kind(), ErrorKind::Fenced, "{answers:?}");
+        f.run(engine.close());
+    }
+    let (engine, _) = open(&[true, true, true]).unwrap();
+    f.run(engine.recover()).unwrap();
+    f.run(engine.close());
 }
 
 #[test]
