@@ -24,10 +24,12 @@ class Canvas:
     elements: list[str] = field(default_factory=list)
 
     def text(self, x: float, y: float, words: str, size: int = 12, anchor: str = "start", weight: str = "normal"):
+        """Words at a place; `anchor` says which end of them is there."""
         attributes = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}"'
         self.elements.append(f"<text {attributes}>{escape(words)}</text>")
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, dashes: str = "none"):
+        """A straight line."""
         place = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
         self.elements.append(f'<line {place} stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dashes}"/>')
 

@@ -1,8 +1,8 @@
 """ext4 on the volume: make it, unpack a source tree, sync, ask git for its status cold, remove the tree.
 
-nbdfuse and a loop device make a disk of the served volume. Before `git status` the server is started afresh and the file
-system mounted again, so that neither has anything in memory; the memory plugin, which would forget its contents, is only
-mounted again.
+nbdfuse and a loop device make a disk of the served volume. Before `git status` the server is started afresh and the
+file system mounted again, so that neither has anything in memory; the memory plugin, which would forget its contents,
+is only mounted again.
 """
 
 import time

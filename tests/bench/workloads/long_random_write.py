@@ -1,9 +1,9 @@
 """A minute of random 4 KiB writes over a full volume: the buffer is long full, and the store sets the pace.
 
 Every block is mapped. With 4 KiB blocks nothing has to be read, and the ceiling is what parallel PUTs carry. A larger
-block has to be completed from the store: the ceiling is one GET a block, at the concurrency the server may use, and the
-figure is the blocks the store received, so that a block written twice in one checkpoint counts once. All times include the
-last flush.
+block has to be completed from the store: the ceiling is one GET a block, at the concurrency the server may use, and
+the figure is the blocks the store received, so that a block written twice in one checkpoint counts once. All times
+include the last flush.
 """
 
 from harness.bench import figure

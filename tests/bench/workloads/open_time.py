@@ -1,8 +1,8 @@
 """Opening volumes of 1 GiB, 100 GiB and 10 TiB with a little data spread over them, and the first cold requests.
 
 The time runs from the start of nbdkit to the answer of the first read, in round trips to the store; the same start of
-nbdkit's memory plugin stands beside it. Then one client reads places it has not read before, one at a time, and asks for
-the block status of stretches of 4 GiB. Each round is a fresh server process.
+nbdkit's memory plugin stands beside it. Then one client reads places it has not read before, one at a time, and asks
+for the block status of stretches of 4 GiB. Each round is a fresh server process.
 """
 
 import random

@@ -1,7 +1,7 @@
 """Cold random 4 KiB reads while another client writes 100 MB/s to another part of the volume.
 
-The ceiling is the same pair in plain requests: 4 KiB GETs while PUTs of 8 MiB keep the same rate. Latencies are shown in
-round trips too. The writer must have kept its rate, or the reads were measured beside less than was promised.
+The ceiling is the same pair in plain requests: 4 KiB GETs while PUTs of 8 MiB keep the same rate. Latencies are shown
+in round trips too. The writer must have kept its rate, or the reads were measured beside less than was promised.
 """
 
 from concurrent.futures import ThreadPoolExecutor
