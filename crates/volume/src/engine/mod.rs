@@ -21,6 +21,7 @@ mod mark;
 pub mod memory;
 mod object;
 mod owner;
+mod placement;
 mod reads;
 pub(crate) mod touch;
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use futures::FutureExt;
 use hyperfile::block_source::BlockSource;
-use hyperfile::file::{HyperTrait, ReadPolicy};
+use hyperfile::file::HyperTrait;
 use hyperfile::ondisk::InodeRaw;
 use hyperfile::staging::Staging;
 use hyperfile::staging::s3::S3Staging;
@@ -16,23 +16,19 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::container::{self, Container};
-use super::index::{Published, Root, push};
+use super::index::{Published, Root};
 use super::index_cache::IndexCache;
 use super::mark::Mark;
-use super::object::object_of;
+use super::placement;
 use super::{Checkpoint, Ownership};
 use crate::error::VolumeError;
 use crate::geometry::{BlockIndex, Geometry};
-use crate::read::location::{LocationMap, Place, Run};
+use crate::read::location::{LocationMap, Place};
 use crate::store::Store;
 use crate::writeback::overlay::Frozen;
 
 /// Runs kept in the location map: about 16 MiB.
 const LOCATION_RUNS_MAX: usize = 256 * 1024;
-/// Blocks looked up in the index at a time.
-const LOOKUP_BLOCKS: u64 = 2048;
-/// Blocks looked up by one call at most, beyond which it answers for a part.
-const LOCATE_BLOCKS_MAX: u64 = 64 * 1024;
 /// Blocks zeroed by one checkpoint at most: each costs an index entry in memory until it is published.
 const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
 /// Blocks zeroed by one call of the engine.
@@ -206,58 +202,6 @@ impl Owner {
             .ok_or_else(|| VolumeError::Internal("the container is being recovered".into()))
     }
 
-    fn block_range_bytes(&self, blocks: &Range<u64>) -> (usize, usize) {
-        let bs = u64::from(self.geometry.block_size());
-        let start = blocks.start * bs;
-        let end = (blocks.end * bs).min(self.geometry.size_bytes());
-        (start as usize, (end - start) as usize)
-    }
-
-    /// Finds the places of blocks in the index as it is now, unpublished changes included.
-    async fn find(&mut self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
-        let bs = u64::from(self.geometry.block_size());
-        let total = self.geometry.blocks();
-        let failed =
-            |e| VolumeError::engine(format!("looking up blocks {}..{}", blocks.start, blocks.end), e);
-        let mut runs: Vec<Run> = Vec::new();
-        let mut looked_up = 0;
-        let mut at = blocks.start;
-        while at < blocks.end && looked_up < LOCATE_BLOCKS_MAX {
-            let (_, bytes_left) = self.block_range_bytes(&(at..blocks.end));
-            let container = self.container()?;
-            // Holes are skipped whole, however long.
-            let data = container.seek_data((at * bs) as usize).await.map_err(failed)?;
-            let data = data.map_or(total, |offset| offset as u64 / bs);
-            if data > at {
-                push(&mut runs, at..data, Place::Nothing, bs);
-                at = data;
-                continue;
-            }
-            let count = LOOKUP_BLOCKS.min(blocks.end - at);
-            // Planning searches the index for all the blocks at once, a level at a time; a cold index would cost the
-            // look-ups below a round trip a node.
-            let window = (at * bs, (count * bs).min(bytes_left as u64));
-            container
-                .plan_reads(&[window], &ReadPolicy::default())
-                .await
-                .map_err(failed)?;
-            for placed in container
-                .block_placement(at, count as usize)
-                .await
-                .map_err(failed)?
-            {
-                let place = placed.map_or(Place::Nothing, |(segment, offset_bytes)| Place::Stored {
-                    object: object_of(segment),
-                    offset_bytes,
-                });
-                push(&mut runs, at..at + 1, place, bs);
-                at += 1;
-            }
-            looked_up += count;
-        }
-        Ok(runs)
-    }
-
     async fn publish(&mut self, frozen: &Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {
         let started = Instant::now();
         let (zero_runs, data_runs) = frozen.with(|g| (g.zero_runs(), g.data_runs()));
@@ -266,7 +210,8 @@ impl Owner {
         for run in &zero_runs {
             let mut at = run.start;
             while at < run.end {
-                for found in self.find(at..run.end).await? {
+                let geometry = self.geometry;
+                for found in placement::find(self.container()?, geometry, at..run.end).await? {
                     at = found.blocks.end.min(run.end);
                     if found.place == Place::Nothing {
                         continue;
@@ -274,7 +219,7 @@ impl Owner {
                     let mut from = found.blocks.start;
                     while from < at {
                         let until = at.min(from + ZERO_CALL_BLOCKS);
-                        let (start, len) = self.block_range_bytes(&(from..until));
+                        let (start, len) = placement::bytes_of(self.geometry, &(from..until));
                         let zero = self.container()?.write_zero(start, len).await;
                         zero.map_err(|e| VolumeError::engine(format!("zeroing {len} bytes at {start}"), e))?;
                         zeroed += until - from;
@@ -370,12 +315,17 @@ impl Owner {
     /// Enters what was published, and the new root, in one step: before the publish is reported, and so before its
     /// generation is dropped (Invariant R1).
     async fn update_locations(&mut self, zero_runs: Vec<Range<u64>>, data_runs: Vec<Range<u64>>) {
+        let bs = u64::from(self.geometry.block_size());
         let mut changed: Vec<_> = zero_runs
             .into_iter()
             .map(|blocks| (blocks, Some(Place::Nothing)))
             .collect();
         for run in data_runs {
-            match self.places_of(run.clone()).await {
+            let Some(container) = self.container.as_mut() else {
+                changed.push((run, None));
+                continue;
+            };
+            match placement::places_of(container, bs, run.clone()).await {
                 Ok(runs) => changed.extend(runs.into_iter().map(|r| (r.blocks, Some(r.place)))),
                 // Published all the same: looked up when it is asked for.
                 Err(e) => {
@@ -388,50 +338,6 @@ impl Owner {
             }
         }
         self.enter(changed);
-    }
-
-    /// The places of blocks that were just published. The engine lays a run out in order, so where the first and the
-    /// last block lie as far apart as they should, all between them lie between.
-    async fn places_of(&mut self, blocks: Range<u64>) -> std::io::Result<Vec<Run>> {
-        let bs = u64::from(self.geometry.block_size());
-        let mut runs = Vec::new();
-        let mut at = blocks.start;
-        while at < blocks.end {
-            let first = self.place_of(at).await?;
-            let mut end = blocks.end;
-            // Halved until it is one piece: a run is cut where an object is full.
-            while end - at > 1 && self.place_of(end - 1).await? != first.advanced(end - 1 - at, bs) {
-                end = at + (end - at) / 2;
-            }
-            if cfg!(debug_assertions) {
-                for block in at..end {
-                    assert_eq!(
-                        self.place_of(block).await?,
-                        first.advanced(block - at, bs),
-                        "laid out in order"
-                    );
-                }
-            }
-            push(&mut runs, at..end, first, bs);
-            at = end;
-        }
-        Ok(runs)
-    }
-
-    async fn place_of(&mut self, block: u64) -> std::io::Result<Place> {
-        let container = self
-            .container
-            .as_mut()
-            .ok_or_else(|| std::io::Error::other("the container is being recovered"))?;
-        let placed = container.block_placement(block, 1).await?;
-        Ok(placed
-            .first()
-            .copied()
-            .flatten()
-            .map_or(Place::Nothing, |(segment, offset_bytes)| Place::Stored {
-                object: object_of(segment),
-                offset_bytes,
-            }))
     }
 
     fn enter(&mut self, changed: Vec<(Range<u64>, Option<Place>)>) {

@@ -9,6 +9,7 @@ use hypernbd_volume::engine::index_cache::IndexCache;
 use hypernbd_volume::engine::{Engine, Ownership};
 use hypernbd_volume::lease::{LeaseRecord, LeaseState};
 use hypernbd_volume::options::LeaseOptions;
+use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError, admin};
 
 use crate::fixture::{Fixture, pattern};
@@ -272,6 +273,7 @@ fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
         f.run(HyperEngine::open_owned(
             &store,
             IndexCache::default(),
+            ReadCache::none(),
             false,
             told,
         ))
