@@ -10,6 +10,7 @@ pub mod durability;
 pub mod engine;
 mod error;
 pub mod geometry;
+pub mod log;
 pub mod options;
 pub mod read;
 pub mod store;

@@ -316,6 +316,7 @@ impl Task {
                     self.deadlines
                         .push_back((Instant::now() + self.config.io_timeout, id));
                     Event::Flush {
+                        needs_checkpoint: true,
                         id,
                         is_active_dirty: self.overlay.is_active_dirty(),
                     }
