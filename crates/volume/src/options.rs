@@ -60,6 +60,10 @@ pub struct VolumeOptions {
     pub io_timeout: Duration,
     /// Cache of the container's index on a local disk.
     pub node_cache: Option<NodeCacheConfig>,
+    /// The write-ahead log, if there is to be one.
+    pub wal_url: Option<VolumeUrl>,
+    /// Give up a log that cannot be used, with the writes flushed to it since the last checkpoint.
+    pub discard_wal: bool,
     /// Refuse every write and change nothing on the store.
     pub read_only: bool,
 }
@@ -71,6 +75,8 @@ impl Default for VolumeOptions {
             checkpoint_interval: Duration::from_secs(5),
             io_timeout: Duration::from_secs(60),
             node_cache: None,
+            wal_url: None,
+            discard_wal: false,
             read_only: false,
         }
     }

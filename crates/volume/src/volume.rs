@@ -13,15 +13,19 @@ use log::{info, warn};
 use tokio::runtime::Handle;
 
 use crate::admin::{self, label};
-use crate::catalogue::{self, Catalogue, NoRecorder, Recorder};
+use crate::catalogue::{self, Catalogue, NoRecorder, Recorder, Watermarks};
 use crate::engine::Engine;
 use crate::engine::hyper::HyperEngine;
 use crate::engine::index_cache::IndexCache;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
+use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
+use crate::log::{LOG_BULK_BYTES, marker};
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::store;
 use crate::url::VolumeUrl;
+use crate::writeback::appender::DriverLog;
+use crate::writeback::backlog::Backlog;
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::generation::buffered_block_bytes;
 use crate::writeback::overlay::{Buffered, Overlay};
@@ -56,6 +60,17 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
+/// What an open volume works with besides its engine.
+#[derive(Default)]
+pub struct Parts {
+    /// Told of every publish; nobody when `None`.
+    pub recorder: Option<Arc<dyn Recorder>>,
+    /// The log, if there is one. It must be replayed already.
+    pub log: Option<DriverLog>,
+    /// The number of the first generation: above every one used before.
+    pub first_generation: u64,
+}
+
 /// An open volume.
 pub struct Volume {
     geometry: Geometry,
@@ -63,6 +78,7 @@ pub struct Volume {
     engine: Arc<dyn Engine>,
     driver: Driver,
     catalogue: Option<Arc<Catalogue>>,
+    log: Option<OpenLog>,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -94,22 +110,25 @@ impl Volume {
                 .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
             _ => IndexCache::default(),
         };
+        let begun = match &volume_id {
+            Some(volume_id) if !options.read_only => {
+                log_open::begin(&log_open::Request {
+                    store: &store,
+                    volume_id,
+                    store_options,
+                    url: options.wal_url.as_ref(),
+                    is_discard_allowed: options.discard_wal,
+                    epoch: EPOCH,
+                })
+                .await?
+            }
+            _ => {
+                warn_of_log(&store).await;
+                log_open::Begun::default()
+            }
+        };
         let (engine, state) = HyperEngine::open(&store, index_cache, options.read_only).await?;
         let geometry = engine.geometry();
-        let mut recorder: Arc<dyn Recorder> = Arc::new(NoRecorder);
-        let mut catalogue = None;
-        if !options.read_only {
-            if let Err(e) = catalogue::repair(&store, state.newest, state.modified_ms, EPOCH).await {
-                warn!(
-                    "checkpoint {} is not in the catalogue: {}",
-                    state.newest.cno,
-                    e.chain()
-                );
-            }
-            let started = Catalogue::start(store.clone(), EPOCH);
-            recorder = started.clone();
-            catalogue = Some(started);
-        }
         info!(
             "opened {url}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
             geometry.size_bytes(),
@@ -118,20 +137,75 @@ impl Volume {
             volume_id.as_deref().unwrap_or("without a label"),
             if options.read_only { ", read-only" } else { "" }
         );
-        let mut volume = Self::over(Arc::new(engine), recorder, options);
+        let mut parts = Parts::default();
+        let mut catalogue = None;
+        if !options.read_only {
+            let taken_up = catalogue::take_up(&store, state.newest, state.modified_ms, EPOCH).await;
+            let recorded = match (taken_up, &begun.log) {
+                (Err(e), None) => {
+                    warn!(
+                        "checkpoint {} is not in the catalogue: {}",
+                        state.newest.cno,
+                        e.chain()
+                    );
+                    0
+                }
+                // The watermark of the log: without it nobody knows what to replay.
+                (taken_up, _) => taken_up?,
+            };
+            let mut generation = recorded.max(begun.least_watermark);
+            if let (Some(log), Some(volume_id)) = (&begun.log, &volume_id) {
+                let recorder = Watermarks::new(store.clone(), EPOCH, log.marker.clone());
+                let replay_options = ReplayOptions {
+                    write_buffer_bytes: options.write_buffer_bytes,
+                    io_timeout: options.io_timeout,
+                };
+                generation = log.replay(&engine, &recorder, generation, &replay_options).await?;
+                log.store.trim(generation, log.store.first_sequence() - 1).await?;
+                parts.recorder = Some(Arc::new(recorder));
+                parts.log = Some(DriverLog {
+                    store: log.store.clone(),
+                    volume_id: log_open::parse_volume_id(volume_id)?,
+                    epoch: EPOCH,
+                });
+            } else {
+                let started = Catalogue::start(store.clone(), EPOCH);
+                parts.recorder = Some(started.clone());
+                catalogue = Some(started);
+            }
+            // An older owner may have used two more than it recorded.
+            parts.first_generation = generation + 3;
+        }
+        let mut volume = Self::with_parts(Arc::new(engine), parts, options);
         volume.catalogue = catalogue;
+        volume.log = begun.log;
         Ok(Arc::new(volume))
     }
 
     /// A volume over any engine, on the current runtime.
     pub fn over(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>, options: &VolumeOptions) -> Self {
+        let parts = Parts {
+            recorder: Some(recorder),
+            ..Parts::default()
+        };
+        Self::with_parts(engine, parts, options)
+    }
+
+    /// A volume over any engine and with these parts, on the current runtime.
+    pub fn with_parts(engine: Arc<dyn Engine>, parts: Parts, options: &VolumeOptions) -> Self {
         let geometry = engine.geometry();
-        let overlay = Arc::new(Overlay::new(geometry));
+        let overlay = Arc::new(match &parts.log {
+            Some(_) => Overlay::with_log(geometry, LOG_BULK_BYTES),
+            None => Overlay::new(geometry),
+        });
         let config = DriverConfig {
             checkpoint_interval: options.checkpoint_interval,
             io_timeout: options.io_timeout,
             write_buffer_bytes: options.write_buffer_bytes,
+            first_generation: parts.first_generation.max(1),
+            log: parts.log,
         };
+        let recorder = parts.recorder.unwrap_or_else(|| Arc::new(NoRecorder));
         let driver = Driver::start(overlay.clone(), engine.clone(), recorder, config);
         Self {
             geometry,
@@ -139,6 +213,7 @@ impl Volume {
             engine,
             driver,
             catalogue: None,
+            log: None,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -245,7 +320,7 @@ impl Volume {
             return Err(VolumeError::ReadOnly);
         }
         self.check_open()?;
-        self.driver.shared().check_fenced()?;
+        self.driver.check_fenced()?;
         let reserved = self.driver.wait_for_room(most_bytes)?;
         let buffered = apply();
         drop(reserved);
@@ -339,6 +414,11 @@ impl Volume {
         Ok(extents.take(if one_only { 1 } else { usize::MAX }).collect())
     }
 
+    /// How far durability is behind.
+    pub fn backlog(&self) -> Backlog {
+        self.driver.backlog()
+    }
+
     /// Asks for a checkpoint in the background.
     pub fn checkpoint_soon(&self) {
         self.driver.checkpoint_soon();
@@ -358,7 +438,7 @@ impl Volume {
             let flushed = if self.is_read_only {
                 Ok(())
             } else {
-                tokio::time::timeout_at(until, self.driver.flush())
+                tokio::time::timeout_at(until, self.driver.publish_all())
                     .await
                     .unwrap_or_else(|_| {
                         let last = "the time given for closing ran out".to_owned();
@@ -370,7 +450,8 @@ impl Volume {
                     })
             };
             let stopped = async {
-                self.driver.stop().await;
+                let last_generation = self.driver.stop().await;
+                self.finish_log(last_generation.filter(|_| flushed.is_ok())).await;
                 if let Some(catalogue) = &self.catalogue {
                     catalogue.finish().await;
                 }
@@ -385,6 +466,24 @@ impl Volume {
             }
             flushed
         })
+    }
+
+    /// The clean end of the log: only when nothing in it is needed any more.
+    async fn finish_log(&self, last_generation: Option<u64>) {
+        let (Some(log), Some(generation)) = (&self.log, last_generation) else {
+            return;
+        };
+        // A write that was let in while the last checkpoint was made may have been flushed to the log.
+        if !self.overlay.is_empty() || self.driver.check_fenced().is_err() {
+            warn!("the log is left as it is; the next opening replays it");
+            return;
+        }
+        if let Err(e) = log.finish(generation).await {
+            warn!(
+                "everything is published, but the log could not be removed: {}",
+                e.chain()
+            );
+        }
     }
 
     fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
@@ -404,5 +503,17 @@ impl Volume {
         } else {
             Ok(())
         }
+    }
+}
+
+/// A read-only opening replays nothing, and says so.
+async fn warn_of_log(store: &store::Store) {
+    match marker::load(store).await {
+        Ok(Some((marker, _))) if !marker.is_clean => warn!(
+            "the log {} may hold flushed writes that are not published: they are not seen by this read-only opening",
+            marker.url
+        ),
+        Ok(_) => {}
+        Err(e) => warn!("whether the volume has a log cannot be told: {}", e.chain()),
     }
 }

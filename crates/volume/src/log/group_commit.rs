@@ -11,8 +11,8 @@
 //! | the frozen generation, when that is too large to be logged | it is published |
 //! | a checkpoint (then the write-back machine answers it) | its changes are too large, the log is full, or an append failed or is slow |
 //!
-//! *Invariant L1*: a flush is answered with success only when no group at or before its own is missing, except those
-//! whose changes are published. A group that failed is appended again with the same number and the same bytes, for as
+//! *Invariant L1*: a flush is answered with success only when no group at or before its own is missing, or when from the
+//! first missing one on everything it covers is published. A group that failed is appended again with the same number and the same bytes, for as
 //! long as it takes; meanwhile flushes go by checkpoints. An append refused because the number is taken by somebody
 //! else's record (a seal) ends the owner: it can acknowledge nothing any more.
 
@@ -212,9 +212,9 @@ impl GroupCommit {
         self.live_bytes
     }
 
-    /// Whether no group is on its way.
+    /// Whether no group is on its way that anybody could still need.
     pub fn is_idle(&self) -> bool {
-        self.in_flight.is_empty() || self.is_fenced
+        self.is_fenced || self.in_flight.iter().all(|g| g.newest <= self.published)
     }
 
     fn flush(&mut self, id: FlushId, actions: &mut Vec<Action>) {

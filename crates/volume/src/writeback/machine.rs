@@ -16,6 +16,8 @@ pub enum Event {
         id: FlushId,
         /// Whether the active generation holds anything.
         is_active_dirty: bool,
+        /// Whether only a checkpoint will do, though there is a log.
+        needs_checkpoint: bool,
     },
     /// To the write-back machine; flushes come by [`Event::Flush`].
     Volume(state::Event),
@@ -95,15 +97,20 @@ impl Machine {
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Flush { id, is_active_dirty } => {
+            Event::Flush {
+                id,
+                is_active_dirty,
+                needs_checkpoint,
+            } => {
+                let needs_checkpoint = needs_checkpoint || self.log.is_none();
                 let flush = state::Event::Flush {
                     id,
                     is_active_dirty,
-                    needs_checkpoint: self.log.is_none(),
+                    needs_checkpoint,
                 };
                 self.volume(flush, &mut actions);
                 let is_answer = |a: &Action| matches!(a, Action::Volume(state::Action::Answer(to, _)) if *to == id);
-                if !actions.iter().any(is_answer) {
+                if !needs_checkpoint && !actions.iter().any(is_answer) {
                     self.log(group_commit::Event::Flush(id), &mut actions);
                 }
             }

@@ -263,7 +263,11 @@ impl Owner {
         let id = FlushId(self.flushes);
         self.promises.insert(id, self.unpublished());
         let is_active_dirty = !self.active.is_empty();
-        self.feed(Event::Flush { id, is_active_dirty })
+        self.feed(Event::Flush {
+            id,
+            is_active_dirty,
+            needs_checkpoint: false,
+        })
     }
 
     fn append(&mut self, store: &mut Store, nth: usize, outcome: Outcome) -> Vec<Cells> {

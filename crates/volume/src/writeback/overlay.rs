@@ -217,6 +217,12 @@ impl Overlay {
         !self.layers.read().active.is_empty()
     }
 
+    /// Whether everything is published.
+    pub fn is_empty(&self) -> bool {
+        let layers = self.layers.read();
+        layers.active.is_empty() && layers.frozen.is_none()
+    }
+
     /// Bytes buffered, active and frozen.
     pub fn total_bytes(&self) -> u64 {
         let layers = self.layers.read();
