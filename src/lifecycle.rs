@@ -44,9 +44,14 @@ pub fn check_volume() -> Result<()> {
         .enable_all()
         .build()
         .map_err(no_runtime)?;
-    runtime
+    let info = runtime
         .block_on(admin::info(&config.url, &config.store))
         .map_err(in_errno)?;
+    // Refused at the first connection that writes; only there is it known whether there is one (`nbdkit -r`).
+    let named = config.volume.wal_url.as_ref().map(ToString::to_string);
+    if let Some(wal_url) = info.wal_url.filter(|url| Some(url) != named.as_ref()) {
+        log::warn!("the volume was last written with the log {wal_url}, which backend_wal_url does not name");
+    }
     Ok(())
 }
 
@@ -64,7 +69,7 @@ pub fn start() -> Result<()> {
     log::info!(
         "serving {}: {}",
         config.url,
-        Durability::of(&config.url).sentence()
+        Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence()
     );
     *shared() = Some(Shared {
         runtime,

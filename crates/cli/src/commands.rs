@@ -8,3 +8,4 @@ pub mod file;
 pub mod info;
 pub mod resize;
 pub mod serve;
+pub mod wal;

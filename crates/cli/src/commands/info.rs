@@ -53,7 +53,12 @@ fn table(info: &VolumeInfo) -> String {
         ("format", info.format.clone()),
         ("durability", info.durability.clone()),
     ];
-    rows.iter()
+    let log = info
+        .wal_url
+        .iter()
+        .map(|url| ("log", format!("{url}, not closed cleanly or being served")));
+    rows.into_iter()
+        .chain(log)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
 }
@@ -108,6 +113,7 @@ mod tests {
             last_checkpoint: 0,
             modified_ms: 0,
             mapped_bytes: 0,
+            wal_url: None,
             durability: "words".into(),
         };
         let table = table(&info);

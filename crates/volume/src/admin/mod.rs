@@ -5,6 +5,7 @@ mod delete;
 mod info;
 pub mod label;
 mod resize;
+pub mod wal;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, delete, delete_plan};

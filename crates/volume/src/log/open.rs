@@ -144,8 +144,7 @@ pub async fn begin(request: &Request<'_>) -> Result<Begun, VolumeError> {
     let expected = unfinished.filter(|s| is_same(s));
     let Some(url) = request.url else {
         if given_up.is_some() {
-            least_watermark += DISCARDED_GENERATIONS;
-            marker::remove(request.store).await?;
+            least_watermark = give_up_marker(request.store).await?;
         }
         warn_given_up(given_up.as_deref());
         return Ok(Begun {
@@ -179,6 +178,25 @@ pub async fn begin(request: &Request<'_>) -> Result<Begun, VolumeError> {
         log: Some(log),
         least_watermark,
     })
+}
+
+/// Says in the marker that nothing of the log is needed any more. It stays, because the records may: should the same URL
+/// be used again, they are below the watermark, and so are never replayed over newer data.
+///
+/// # Errors
+/// When the store fails.
+pub async fn give_up_marker(store: &Store) -> Result<u64, VolumeError> {
+    let Some((state, etag)) = marker::load(store).await? else {
+        return Ok(0);
+    };
+    let watermark = state.watermark + DISCARDED_GENERATIONS;
+    let state = MarkerState {
+        watermark,
+        is_clean: true,
+        ..state
+    };
+    Marker::take(store, state, Some(&etag)).await?;
+    Ok(watermark)
 }
 
 fn warn_given_up(url: Option<&str>) {

@@ -123,6 +123,36 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "backend_wal_url",
+        alias: Some("backend_wal_uri"),
+        value_name: "URL",
+        default: "no log",
+        default_is_value: false,
+        help: "write-ahead log: s3://BUCKET/PREFIX/, or file:///PATH/ for a journal on this machine",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.wal_url = Some(VolumeUrl::parse(value).map_err(|error| error.reason)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "discard_wal",
+        alias: None,
+        value_name: "yes|no",
+        default: "no",
+        default_is_value: true,
+        help: "yes gives up a log that cannot be used, with the writes flushed to it since the last checkpoint",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.discard_wal = match value {
+                "yes" | "true" | "on" | "1" => true,
+                "no" | "false" | "off" | "0" => false,
+                _ => return Err("write yes or no".to_string()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "write_buffer",
         alias: None,
         value_name: "SIZE",
@@ -148,10 +178,10 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "TIME",
         default: "5s",
         default_is_value: true,
-        help: "longest time from a write to the start of its checkpoint; 100ms to 24h",
+        help: "longest time from a write to the start of its checkpoint, 30s by default with a log; 100ms to 24h",
         group: OptionGroup::Serve,
         apply: |options, value| {
-            options.volume.checkpoint_interval = duration_within(value, Duration::from_millis(100))?;
+            options.checkpoint_interval = Some(duration_within(value, Duration::from_millis(100))?);
             Ok(())
         },
     },
