@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::warn;
 use uuid::Uuid;
 
 use super::journal::Journal;
@@ -316,7 +316,7 @@ impl OpenLog {
         let mut checkpoint = None;
         for (nth, &id) in self.store.found().iter().enumerate() {
             if nth > 0 && nth % PROGRESS_GROUPS == 0 {
-                info!("replaying {}: record {nth} of {}", self.url, self.store.found().len());
+                warn!("replaying {}: record {nth} of {}", self.url, self.store.found().len());
             }
             let group = self.store.read(id).await?;
             if group.is_seal {
@@ -345,7 +345,8 @@ impl OpenLog {
             return Ok(None);
         }
         checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
-        info!(
+        // Worth saying by default: the server before this one did not end cleanly.
+        warn!(
             "replayed {groups} records of the log {}: {changes} changes, {bytes} bytes",
             self.url
         );
