@@ -288,18 +288,5 @@ impl LogStore for S3Log {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_of_groups_are_taken_for_groups() {
-        let (epoch, sequence) = (3, 12);
-        assert_eq!(
-            parse_name("0000000003/0000000012"),
-            Some(GroupId { epoch, sequence })
-        );
-        for name in ["", "3/12", "0000000003", "x/0000000003/0000000012", "0000000003/000000001x"] {
-            assert_eq!(parse_name(name), None, "{name}");
-        }
-    }
-}
+#[path = "s3_tests.rs"]
+mod tests;
