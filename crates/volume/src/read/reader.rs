@@ -235,10 +235,13 @@ impl Reader {
                     .fetch(start, len_bytes, class)
                     .await
                     .map_err(|e| Arc::from(e.chain()))?;
-                let mut at = 0;
-                for (key, page_len) in &pages {
-                    shared.cache.insert(*key, &bytes[at..at + page_len]);
-                    at += page_len;
+                // What is read to be written over would only drive out what is read again.
+                if class != Class::Background {
+                    let mut at = 0;
+                    for (key, page_len) in &pages {
+                        shared.cache.insert(*key, &bytes[at..at + page_len]);
+                        at += page_len;
+                    }
                 }
                 Ok(Fetched {
                     start: start.offset_bytes,
