@@ -110,8 +110,25 @@ impl Recorder for Catalogue {
     }
 }
 
+/// The entry of a checkpoint, if there is one. Entries never change.
+///
+/// # Errors
+/// When the store fails.
+pub async fn load(store: &Store, cno: u64) -> Result<Option<CatalogueEntry>, VolumeError> {
+    let key = store.meta_key(&entry_name(cno));
+    let Some((body, _)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&body)
+        .map(Some)
+        .map_err(|e| VolumeError::Corrupt {
+            what: format!("the catalogue's entry {key}"),
+            reason: e.to_string(),
+        })
+}
+
 /// Adds the entry of the newest published checkpoint when it is missing: the server that published it was killed
-/// before it could.
+/// before it could. `seen` is an entry that was loaded before, perhaps that one.
 ///
 /// # Errors
 /// When the store fails.
@@ -120,15 +137,12 @@ pub async fn repair(
     newest: Checkpoint,
     modified_ms: u64,
     epoch: u64,
+    seen: Option<CatalogueEntry>,
 ) -> Result<(), VolumeError> {
-    if newest.cno == 0
-        || store
-            .get(&store.meta_key(&entry_name(newest.cno)))
-            .await?
-            .is_some()
-    {
+    if newest.cno == 0 || seen.is_some_and(|seen| seen.cno == newest.cno) {
         return Ok(());
     }
+    // Create-only: where there is one, this does nothing.
     let entry = CatalogueEntry {
         cno: newest.cno,
         published_ms: modified_ms,

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use futures::join;
 use log::{info, warn};
 use tokio::runtime::Handle;
 
-use crate::admin::{self, label};
-use crate::catalogue::{self, Catalogue, NoRecorder, Recorder};
+use crate::admin;
+use crate::catalogue::{self, Catalogue, CatalogueEntry, NoRecorder, Recorder};
 use crate::engine::hyper::HyperEngine;
 use crate::engine::index_cache::IndexCache;
 use crate::engine::{Engine, Ownership, SoleOwner};
@@ -22,7 +23,7 @@ use crate::geometry::Geometry;
 use crate::lease::Lease;
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::url::VolumeUrl;
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::generation::buffered_block_bytes;
@@ -81,23 +82,24 @@ impl Volume {
         store_options: &StoreOptions,
         options: &VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
-        let store = store::connect(url, store_options).await?;
-        // A label is made only for a volume that is there: opening must not leave anything at a mistyped URL.
-        admin::info_of(&store).await?;
-        if !options.read_only {
-            store::probe::ensure(&store, store_options.allow_unsafe).await?;
-        }
-        let label = if options.read_only {
-            label::load(&store).await?
+        // Before this nothing is written: opening must not leave anything at a mistyped URL.
+        let mut looked = admin::look(url, store_options).await?;
+        let mut lease = None;
+        let mut entry_seen = None;
+        let volume_id = if options.read_only {
+            looked.volume_id()
         } else {
-            Some(label::ensure(&store).await?)
+            looked.ensure_safe(store_options.allow_unsafe).await?;
+            let id = looked.ensure_volume_id().await?;
+            let store = &looked.store;
+            let taken = Lease::take(store, id.clone(), &options.lease, looked.lease.clone());
+            let (taken, entry) = join!(taken, catalogue::load(store, looked.newest_cno));
+            lease = Some(taken?);
+            entry_seen = entry.ok().flatten();
+            Some(id)
         };
-        let volume_id = label.map(|l| l.volume_id);
-        let lease = match &volume_id {
-            Some(id) if !options.read_only => Some(Lease::take(&store, id.clone(), &options.lease).await?),
-            _ => None,
-        };
-        let opened = Self::open_owned(&store, options, volume_id, lease.clone()).await;
+        let store = looked.store;
+        let opened = Self::open_owned(&store, options, volume_id, lease.clone(), entry_seen).await;
         if let (Err(_), Some(lease)) = (&opened, lease) {
             // The engine's open may have written.
             lease.release(false).await;
@@ -110,6 +112,7 @@ impl Volume {
         options: &VolumeOptions,
         volume_id: Option<String>,
         lease: Option<Arc<Lease>>,
+        entry_seen: Option<CatalogueEntry>,
     ) -> Result<Arc<Self>, VolumeError> {
         let index_cache = match (&options.node_cache, &volume_id) {
             (Some(config), Some(id)) => IndexCache::open(config, id)
@@ -128,7 +131,9 @@ impl Volume {
         let mut recorder: Arc<dyn Recorder> = Arc::new(NoRecorder);
         let mut catalogue = None;
         if let Some(lease) = &lease {
-            if let Err(e) = catalogue::repair(store, state.newest, state.modified_ms, lease.epoch()).await {
+            let repaired =
+                catalogue::repair(store, state.newest, state.modified_ms, lease.epoch(), entry_seen);
+            if let Err(e) = repaired.await {
                 warn!(
                     "checkpoint {} is not in the catalogue: {}",
                     state.newest.cno,

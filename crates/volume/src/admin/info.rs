@@ -49,15 +49,12 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
 /// [`info`] of a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
-    let inode = load_inode(store).await?;
-    let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
-        what: format!("the volume at {url}"),
-        reason: e.to_string(),
-    })?;
-    let label = label::load(store).await?;
+    let (inode, label, lease) = futures::join!(load_inode(store), label::load(store), lease::load(store));
+    let inode = inode?;
+    let meta = meta_of(&inode, url)?;
     Ok(VolumeInfo {
         url: url.to_string(),
-        volume_id: label.map(|l| l.volume_id),
+        volume_id: label?.map(|l| l.volume_id),
         size_bytes: inode.i_size,
         block_size_bytes: meta.data_block_size as u32,
         format: format!("{:?}", meta.block_ptr_format),
@@ -66,11 +63,26 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         // Counted in sectors, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
         durability: Durability::of(url).sentence().to_owned(),
-        lease: lease::load(store).await?,
+        lease: lease?,
     })
 }
 
-async fn load_inode(store: &Store) -> Result<InodeRaw, VolumeError> {
+/// The container's geometry and format.
+///
+/// # Errors
+/// [`VolumeError::Corrupt`] when they are none that this release knows.
+pub(super) fn meta_of(inode: &InodeRaw, url: &VolumeUrl) -> Result<HyperFileMetaConfig, VolumeError> {
+    HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
+        what: format!("the volume at {url}"),
+        reason: e.to_string(),
+    })
+}
+
+/// The container's inode.
+///
+/// # Errors
+/// [`VolumeError::NotFound`] when there is none.
+pub(super) async fn load_inode(store: &Store) -> Result<InodeRaw, VolumeError> {
     let key = store.data_key("inode");
     let Some((body, _)) = store.get(&key).await? else {
         return Err(VolumeError::NotFound {

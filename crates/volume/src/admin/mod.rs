@@ -13,12 +13,13 @@ mod create;
 mod delete;
 mod info;
 pub mod label;
+mod look;
 mod resize;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, delete, delete_plan};
-pub(crate) use info::of_store as info_of;
 pub use info::{VolumeInfo, info};
+pub(crate) use look::look;
 pub use resize::resize;
 
 /// Finds the volume and looks whether a server could open it now: for writing, unless `read_only`. Changes nothing of
@@ -33,13 +34,12 @@ pub async fn check_servable(
     store_options: &StoreOptions,
     options: &VolumeOptions,
 ) -> Result<Option<ETag>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
-    info_of(&store).await?;
+    let mut looked = look(url, store_options).await?;
     if options.read_only {
         return Ok(None);
     }
-    store::probe::ensure(&store, store_options.allow_unsafe).await?;
-    lease::probe(&store, &options.lease).await
+    looked.ensure_safe(store_options.allow_unsafe).await?;
+    lease::probe(&looked.store, &options.lease, looked.lease).await
 }
 
 /// Tries what a volume needs of the store at `url`, where no volume need be. Leaves nothing behind.
@@ -61,7 +61,8 @@ async fn take_lease(
 ) -> Result<Arc<Lease>, VolumeError> {
     store::probe::ensure(store, store_options.allow_unsafe).await?;
     let label = label::ensure(store).await?;
-    Lease::take(store, label.volume_id, options).await
+    let seen = lease::stored(store).await?;
+    Lease::take(store, label.volume_id, options, seen).await
 }
 
 /// Runs an engine operation, whose futures are not `Send`, on a thread of its own and waits for it.

@@ -74,7 +74,7 @@ impl HyperEngine {
             store: store.clone(),
             index_cache: index_cache.clone(),
             is_read_only,
-            ownership,
+            ownership: ownership.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("hypernbd-owner".into())
@@ -93,9 +93,14 @@ impl HyperEngine {
         } = opened;
         let index = Index::new(store.clone(), index_cache.clone(), geometry, known.clone());
         let reader = Reader::new(Objects(staging), read_cache, geometry.block_size());
+        let reads = Reads::new(geometry, known, index, reader);
+        // Meanwhile: what a client reads first, a partition table or a superblock, and the way to all other places.
+        runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
+        // Adopt, then check (Invariant O1). The owner ends with its requests, if this fails.
+        ownership.check().await?;
         let engine = Self {
             geometry,
-            reads: Reads::new(geometry, known, index, reader),
+            reads,
             runtime,
             requests,
             index_cache,

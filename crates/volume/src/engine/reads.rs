@@ -197,7 +197,7 @@ impl Reads {
     }
 
     /// Brings a range into the cache.
-    pub(super) async fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+    async fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         if self.shared.reader.cache().memory_bytes() == 0 {
             return Ok(());
         }
@@ -225,8 +225,9 @@ impl Reads {
         (!ahead.is_empty()).then_some(ahead)
     }
 
-    /// Reads ahead what [`Self::note_read`] said.
+    /// Reads ahead, as far as the volume reaches.
     pub(super) async fn read_ahead(self, range: Range<u64>) {
+        let range = range.start..range.end.min(self.shared.geometry.size_bytes());
         if let Err(e) = self.bring(range.start, range.end - range.start).await {
             debug!("reading ahead at {}: {}", range.start, e.chain());
         }

@@ -25,6 +25,6 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use keeper::NAME;
 pub use keeper::{Lease, load, probe};
+pub(crate) use keeper::{NAME, stored};
 pub use record::{Holder, LeaseRecord, LeaseState};

@@ -50,6 +50,17 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn get(&self, key: &str) -> Result<Option<(Bytes, ETag)>, StoreError> {
+        Ok(self.get_with(key).await?.map(|(body, etag, _)| (body, etag)))
+    }
+
+    /// As [`get`](Self::get), with the object's user metadata.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get_with(
+        &self,
+        key: &str,
+    ) -> Result<Option<(Bytes, ETag, HashMap<String, String>)>, StoreError> {
         self.fetch(key, None).await
     }
 
@@ -94,7 +105,7 @@ impl Store {
         }
         let last = offset_bytes.saturating_add(len_bytes - 1);
         let range = format!("bytes={offset_bytes}-{last}");
-        let Some((bytes, _)) = self.fetch(key, Some(range)).await? else {
+        let Some((bytes, ..)) = self.fetch(key, Some(range)).await? else {
             return Ok(None);
         };
         if bytes.len() as u64 > len_bytes {
@@ -112,10 +123,14 @@ impl Store {
     /// What a GET with this Range header answers; `None` if the object does not exist.
     pub(super) async fn get_as(&self, key: &str, range: &str) -> Result<Option<Bytes>, StoreError> {
         let got = self.fetch(key, Some(range.to_owned())).await?;
-        Ok(got.map(|(bytes, _)| bytes))
+        Ok(got.map(|(bytes, ..)| bytes))
     }
 
-    async fn fetch(&self, key: &str, range: Option<String>) -> Result<Option<(Bytes, ETag)>, StoreError> {
+    async fn fetch(
+        &self,
+        key: &str,
+        range: Option<String>,
+    ) -> Result<Option<(Bytes, ETag, HashMap<String, String>)>, StoreError> {
         let mut attempt = 1;
         loop {
             let request = self
@@ -132,8 +147,9 @@ impl Store {
                 return Ok(None);
             };
             let etag = self.etag("read", key, output.e_tag)?;
+            let metadata = output.metadata.unwrap_or_default();
             match output.body.collect().await {
-                Ok(body) => return Ok(Some((body.into_bytes(), etag))),
+                Ok(body) => return Ok(Some((body.into_bytes(), etag, metadata))),
                 // The SDK repeats requests, but not bodies that break off.
                 Err(_) if attempt < ATTEMPTS_MAX => attempt += 1,
                 Err(error) => {

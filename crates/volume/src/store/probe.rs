@@ -79,16 +79,31 @@ fn hold(is_held: bool, otherwise: impl FnOnce() -> String) -> Outcome {
 /// # Errors
 /// [`VolumeError::UnsafeStore`] with what is broken, unless `allow_unsafe`, which only warns.
 pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError> {
+    if has_passed(store).await? {
+        return Ok(());
+    }
+    prove(store, allow_unsafe).await
+}
+
+/// Whether the store is known to be safe.
+///
+/// # Errors
+/// When the store fails.
+pub async fn has_passed(store: &Store) -> Result<bool, VolumeError> {
     if matches!(store.url, VolumeUrl::File { .. }) {
-        return Ok(());
+        return Ok(true);
     }
-    if allow_unsafe && WARNED_OF.lock().contains(store.endpoint()) {
-        return Ok(());
-    }
-    let key = store.meta_key(NAME);
-    let known = store.get(&key).await?;
+    let known = store.get(&store.meta_key(NAME)).await?;
     let passed = known.and_then(|(body, _)| serde_json::from_slice::<Passed>(&body).ok());
-    if passed.is_some_and(|p| p.version == VERSION && p.endpoint == store.endpoint()) {
+    Ok(passed.is_some_and(|p| p.version == VERSION && p.endpoint == store.endpoint()))
+}
+
+/// Tries a store that is not known to be safe, and remembers it when it is.
+///
+/// # Errors
+/// As [`ensure`].
+pub async fn prove(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError> {
+    if allow_unsafe && WARNED_OF.lock().contains(store.endpoint()) {
         return Ok(());
     }
     let checks = run(store).await?;
@@ -106,7 +121,7 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
                 .map_or(0, |d| d.as_millis() as u64),
         };
         let body = serde_json::to_vec(&passed).map_err(|e| VolumeError::Internal(e.to_string()))?;
-        store.put(&key, body).await?;
+        store.put(&store.meta_key(NAME), body).await?;
         return Ok(());
     }
     let unsafe_store = VolumeError::UnsafeStore {

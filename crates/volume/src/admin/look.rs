@@ -1,0 +1,84 @@
+//! The look at a volume that comes before anything is written to it, in one round trip.
+
+use futures::{join, try_join};
+
+use super::info;
+use super::label::{self, Label};
+use crate::error::VolumeError;
+use crate::lease;
+use crate::lease::state::Stored;
+use crate::options::StoreOptions;
+use crate::store::{self, Store, probe};
+use crate::url::VolumeUrl;
+
+/// What a look at a volume found. That there is one means that the volume exists.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// Where the volume is.
+    pub store: Store,
+    /// Number of its newest checkpoint then; 0 before the first.
+    pub newest_cno: u64,
+    /// Its lease, if there is one.
+    pub lease: Option<Stored>,
+    label: Option<Label>,
+    is_store_proved: Result<bool, VolumeError>,
+}
+
+/// Looks at the volume. Everything is asked for at once, before it is known that the store answers, and nothing is
+/// changed.
+///
+/// # Errors
+/// What [`store::connect`] says, before all else; [`VolumeError::NotFound`] when there is no volume.
+pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Looked, VolumeError> {
+    let store = store::unproved(url, options).await?;
+    let asked = async {
+        let asked = join!(
+            info::load_inode(&store),
+            label::load(&store),
+            lease::stored(&store),
+            probe::has_passed(&store),
+        );
+        Ok(asked)
+    };
+    // The check of the store first: its errors say best what is wrong.
+    let ((), (inode, label, lease, is_store_proved)) = try_join!(store.check(), asked)?;
+    let inode = inode?;
+    info::meta_of(&inode, url)?;
+    Ok(Looked {
+        newest_cno: inode.i_last_cno,
+        lease: lease?,
+        label: label?,
+        is_store_proved,
+        store,
+    })
+}
+
+impl Looked {
+    /// Makes sure that the store keeps what a volume needs of it, before the first write.
+    ///
+    /// # Errors
+    /// As [`probe::ensure`].
+    pub async fn ensure_safe(&mut self, allow_unsafe: bool) -> Result<(), VolumeError> {
+        match std::mem::replace(&mut self.is_store_proved, Ok(true)) {
+            Ok(true) => Ok(()),
+            Ok(false) => probe::prove(&self.store, allow_unsafe).await,
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The volume's id, if it has a label.
+    pub fn volume_id(&self) -> Option<String> {
+        self.label.as_ref().map(|l| l.volume_id.clone())
+    }
+
+    /// The volume's id; makes the label that is missing.
+    ///
+    /// # Errors
+    /// As [`label::ensure`].
+    pub async fn ensure_volume_id(&self) -> Result<String, VolumeError> {
+        match self.volume_id() {
+            Some(id) => Ok(id),
+            None => Ok(label::ensure(&self.store).await?.volume_id),
+        }
+    }
+}
