@@ -8,6 +8,7 @@ use super::label;
 use crate::durability::Durability;
 use crate::error::VolumeError;
 use crate::lease::{self, LeaseRecord};
+use crate::log::marker;
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
@@ -31,6 +32,9 @@ pub struct VolumeInfo {
     pub modified_ms: u64,
     /// Bytes of blocks that were ever written and not trimmed by a resize; an upper bound of the live data.
     pub mapped_bytes: u64,
+    /// The write-ahead log it was last served with, unless that was ended cleanly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wal_url: Option<String>,
     /// What a flush means.
     pub durability: String,
     /// The lease: who may write to the volume, or was the last that might. None before it is first served.
@@ -49,9 +53,19 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
 /// [`info`] of a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
-    let (inode, label, lease) = futures::join!(load_inode(store), label::load(store), lease::load(store));
+    let (inode, label, lease, marker) = futures::join!(
+        load_inode(store),
+        label::load(store),
+        lease::load(store),
+        marker::load(store)
+    );
     let inode = inode?;
     let meta = meta_of(&inode, url)?;
+    let wal_url = marker?
+        .map(|(marker, _)| marker)
+        .filter(|m| !m.is_clean)
+        .map(|m| m.url);
+    let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
     Ok(VolumeInfo {
         url: url.to_string(),
         volume_id: label?.map(|l| l.volume_id),
@@ -62,7 +76,8 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
         // Counted in sectors, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
-        durability: Durability::of(url).sentence().to_owned(),
+        wal_url,
+        durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
         lease: lease?,
     })
 }

@@ -7,6 +7,7 @@ use super::label::{self, Label};
 use crate::error::VolumeError;
 use crate::lease;
 use crate::lease::state::Stored;
+use crate::log::marker::{self, MarkerState};
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
 use crate::url::VolumeUrl;
@@ -20,8 +21,10 @@ pub(crate) struct Looked {
     pub newest_cno: u64,
     /// Its lease, if there is one.
     pub lease: Option<Stored>,
+    /// The marker of its log, if there is one. It may be another once the lease is taken.
+    pub marker: Result<Option<MarkerState>, VolumeError>,
     label: Option<Label>,
-    is_store_proved: Result<bool, VolumeError>,
+    is_store_proved: bool,
 }
 
 /// Looks at the volume. Everything is asked for at once, before it is known that the store answers, and nothing is
@@ -36,19 +39,21 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
             info::load_inode(&store),
             label::load(&store),
             lease::stored(&store),
+            marker::load(&store),
             probe::has_passed(&store),
         );
         Ok(asked)
     };
     // The check of the store first: its errors say best what is wrong.
-    let ((), (inode, label, lease, is_store_proved)) = try_join!(store.check(), asked)?;
+    let ((), (inode, label, lease, marker, is_store_proved)) = try_join!(store.check(), asked)?;
     let inode = inode?;
     info::meta_of(&inode, url)?;
     Ok(Looked {
         newest_cno: inode.i_last_cno,
         lease: lease?,
         label: label?,
-        is_store_proved,
+        marker: marker.map(|found| found.map(|(marker, _)| marker)),
+        is_store_proved: is_store_proved.unwrap_or(false),
         store,
     })
 }
@@ -58,12 +63,11 @@ impl Looked {
     ///
     /// # Errors
     /// As [`probe::ensure`].
-    pub async fn ensure_safe(&mut self, allow_unsafe: bool) -> Result<(), VolumeError> {
-        match std::mem::replace(&mut self.is_store_proved, Ok(true)) {
-            Ok(true) => Ok(()),
-            Ok(false) => probe::prove(&self.store, allow_unsafe).await,
-            Err(e) => Err(e),
+    pub async fn ensure_safe(&self, allow_unsafe: bool) -> Result<(), VolumeError> {
+        if self.is_store_proved {
+            return Ok(());
         }
+        probe::ensure(&self.store, allow_unsafe).await
     }
 
     /// The volume's id, if it has a label.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::VolumeError;
 use crate::lease::{self, Lease};
+use crate::log::open::check_marker;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, ETag, Store};
@@ -15,11 +16,12 @@ mod info;
 pub mod label;
 mod look;
 mod resize;
+pub mod wal;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, delete, delete_plan};
 pub use info::{VolumeInfo, info};
-pub(crate) use look::look;
+pub(crate) use look::{Looked, look};
 pub use resize::resize;
 
 /// Finds the volume and looks whether a server could open it now: for writing, unless `read_only`. Changes nothing of
@@ -28,17 +30,22 @@ pub use resize::resize;
 ///
 /// # Errors
 /// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take the
-/// lease's duration to find out.
+/// lease's duration to find out; [`VolumeError::Log`] when it has a log that is not the one named.
 pub async fn check_servable(
     url: &VolumeUrl,
     store_options: &StoreOptions,
     options: &VolumeOptions,
 ) -> Result<Option<ETag>, VolumeError> {
-    let mut looked = look(url, store_options).await?;
+    let looked = look(url, store_options).await?;
     if options.read_only {
         return Ok(None);
     }
     looked.ensure_safe(store_options.allow_unsafe).await?;
+    check_marker(
+        looked.marker?.as_ref(),
+        options.wal_url.as_ref(),
+        options.discard_wal,
+    )?;
     lease::probe(&looked.store, &options.lease, looked.lease).await
 }
 

@@ -79,31 +79,10 @@ fn hold(is_held: bool, otherwise: impl FnOnce() -> String) -> Outcome {
 /// # Errors
 /// [`VolumeError::UnsafeStore`] with what is broken, unless `allow_unsafe`, which only warns.
 pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError> {
-    if has_passed(store).await? {
+    if allow_unsafe && WARNED_OF.lock().contains(store.endpoint()) {
         return Ok(());
     }
-    prove(store, allow_unsafe).await
-}
-
-/// Whether the store is known to be safe.
-///
-/// # Errors
-/// When the store fails.
-pub async fn has_passed(store: &Store) -> Result<bool, VolumeError> {
-    if matches!(store.url, VolumeUrl::File { .. }) {
-        return Ok(true);
-    }
-    let known = store.get(&store.meta_key(NAME)).await?;
-    let passed = known.and_then(|(body, _)| serde_json::from_slice::<Passed>(&body).ok());
-    Ok(passed.is_some_and(|p| p.version == VERSION && p.endpoint == store.endpoint()))
-}
-
-/// Tries a store that is not known to be safe, and remembers it when it is.
-///
-/// # Errors
-/// As [`ensure`].
-pub async fn prove(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError> {
-    if allow_unsafe && WARNED_OF.lock().contains(store.endpoint()) {
+    if has_passed(store).await? {
         return Ok(());
     }
     let checks = run(store).await?;
@@ -134,6 +113,19 @@ pub async fn prove(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError>
     WARNED_OF.lock().insert(store.endpoint().to_owned());
     warn!("USED ALL THE SAME, because of allow_unsafe_store=yes: {unsafe_store}");
     Ok(())
+}
+
+/// Whether the store is known to be safe.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn has_passed(store: &Store) -> Result<bool, VolumeError> {
+    if matches!(store.url, VolumeUrl::File { .. }) {
+        return Ok(true);
+    }
+    let known = store.get(&store.meta_key(NAME)).await?;
+    let passed = known.and_then(|(body, _)| serde_json::from_slice::<Passed>(&body).ok());
+    Ok(passed.is_some_and(|p| p.version == VERSION && p.endpoint == store.endpoint()))
 }
 
 /// Tries every promise.

@@ -1,0 +1,201 @@
+//! Opening a volume: find it, take its lease, shut older owners out of its log, open its container, replay.
+
+use std::sync::Arc;
+
+use futures::join;
+use log::{info, warn};
+
+use super::{Parts, Volume};
+use crate::admin::{self, Looked};
+use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
+use crate::engine::hyper::{HyperEngine, OpenState};
+use crate::engine::index_cache::IndexCache;
+use crate::engine::{Engine, Ownership, SoleOwner};
+use crate::error::VolumeError;
+use crate::lease::Lease;
+use crate::log::marker::{self, MarkerState};
+use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
+use crate::options::{StoreOptions, VolumeOptions};
+use crate::read::cache::ReadCache;
+use crate::store::Store;
+use crate::url::VolumeUrl;
+use crate::writeback::appender::DriverLog;
+
+impl Volume {
+    /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`] when there is none; nothing is ever created by an open. [`VolumeError::Held`] when
+    /// another server has it open for writing. [`VolumeError::Log`] for a log that must not be ignored and cannot be
+    /// used.
+    pub async fn open(
+        url: &VolumeUrl,
+        store_options: &StoreOptions,
+        options: &VolumeOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
+        // Before this nothing is written: opening must not leave anything at a mistyped URL.
+        let looked = admin::look(url, store_options).await?;
+        if options.read_only {
+            return open_read_only(looked, options).await;
+        }
+        looked.ensure_safe(store_options.allow_unsafe).await?;
+        let volume_id = looked.ensure_volume_id().await?;
+        let store = &looked.store;
+        let (lease, entry) = join!(
+            Lease::take(store, volume_id.clone(), &options.lease, looked.lease),
+            // Entries never change: it is found now or, if there is a newer one by then, later.
+            catalogue::load_entry(store, looked.newest_cno)
+        );
+        let lease = lease?;
+        let request = log_open::Request {
+            store,
+            volume_id: &volume_id,
+            store_options,
+            url: options.wal_url.as_ref(),
+            is_discard_allowed: options.discard_wal,
+            epoch: lease.epoch(),
+        };
+        let opened = open_owned(&request, options, &lease, entry.ok().flatten()).await;
+        if opened.is_err() {
+            // The engine's open may have written.
+            lease.release(false).await;
+        }
+        opened
+    }
+}
+
+async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
+    let volume_id = looked.volume_id();
+    warn_of_log(looked.marker);
+    let (engine, _) = open_engine(&looked.store, options, volume_id.as_deref(), Arc::new(SoleOwner)).await?;
+    Ok(Arc::new(Volume::with_parts(
+        Arc::new(engine),
+        Parts::default(),
+        options,
+    )))
+}
+
+async fn open_owned(
+    request: &log_open::Request<'_>,
+    options: &VolumeOptions,
+    lease: &Arc<Lease>,
+    entry_seen: Option<CatalogueEntry>,
+) -> Result<Arc<Volume>, VolumeError> {
+    let &log_open::Request {
+        store,
+        volume_id,
+        epoch,
+        ..
+    } = request;
+    let engine = open_engine(store, options, Some(volume_id), lease.clone());
+    let (begun, (engine, state)) = if request.url.is_some() {
+        // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
+        let begun = log_open::begin(request, marker::load(store).await?).await?;
+        (begun, engine.await?)
+    } else {
+        // No log to replay. One that is there is refused, or given up.
+        let (found, engine) = join!(marker::load(store), engine);
+        (log_open::begin(request, found?).await?, engine?)
+    };
+    let recorded = match (
+        catalogue::take_up(store, state.newest, state.modified_ms, epoch, entry_seen).await,
+        &begun.log,
+    ) {
+        (Err(e), None) => {
+            let cno = state.newest.cno;
+            warn!("checkpoint {cno} is not in the catalogue: {}", e.chain());
+            0
+        }
+        // The watermark of the log: without it nobody knows what to replay.
+        (taken_up, _) => taken_up?,
+    };
+    let watermark = recorded.max(begun.least_watermark);
+    let mut parts = Parts::default();
+    let mut catalogue = None;
+    let generation = match &begun.log {
+        Some(log) => {
+            let owner = DriverLog {
+                store: log.store.clone(),
+                volume_id: log_open::parse_volume_id(volume_id)?,
+                epoch,
+            };
+            let (generation, recorder) = replay(store, options, log, &owner, &engine, watermark).await?;
+            parts.recorder = Some(Arc::new(recorder));
+            parts.log = Some(owner);
+            generation
+        }
+        None => {
+            let started = Catalogue::start(store.clone(), epoch);
+            parts.recorder = Some(started.clone());
+            catalogue = Some(started);
+            watermark
+        }
+    };
+    // An older owner may have used two more than it recorded.
+    parts.first_generation = generation + 3;
+    let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
+    volume.catalogue = catalogue;
+    volume.log = begun.log;
+    volume.driver.fence_when(lease.lost());
+    volume.lease = Some(lease.clone());
+    Ok(Arc::new(volume))
+}
+
+/// Replays the log and makes it part of the volume. Returns the newest generation used.
+async fn replay(
+    store: &Store,
+    options: &VolumeOptions,
+    log: &OpenLog,
+    owner: &DriverLog,
+    engine: &HyperEngine,
+    watermark: u64,
+) -> Result<(u64, Watermarks), VolumeError> {
+    let recorder = Watermarks::new(store.clone(), owner.epoch, log.marker.clone());
+    let replay_options = ReplayOptions {
+        write_buffer_bytes: options.write_buffer_bytes,
+        io_timeout: options.io_timeout,
+    };
+    let generation = log.replay(engine, &recorder, watermark, &replay_options).await?;
+    log.store.trim(generation, log.store.first_sequence() - 1).await?;
+    Ok((generation, recorder))
+}
+
+async fn open_engine(
+    store: &Store,
+    options: &VolumeOptions,
+    volume_id: Option<&str>,
+    ownership: Arc<dyn Ownership>,
+) -> Result<(HyperEngine, OpenState), VolumeError> {
+    let index_cache = match (&options.node_cache, volume_id) {
+        (Some(config), Some(id)) => IndexCache::open(config, id)
+            .await
+            .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
+        _ => IndexCache::default(),
+    };
+    let read_cache = ReadCache::open(&options.read_cache, volume_id).await;
+    let (engine, state) =
+        HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership).await?;
+    let geometry = engine.geometry();
+    info!(
+        "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
+        store.url,
+        geometry.size_bytes(),
+        geometry.block_size(),
+        state.newest.cno,
+        volume_id.unwrap_or("without a label"),
+        if options.read_only { ", read-only" } else { "" }
+    );
+    Ok((engine, state))
+}
+
+/// A read-only opening replays nothing, and says so.
+fn warn_of_log(marker: Result<Option<MarkerState>, VolumeError>) {
+    match marker {
+        Ok(Some(marker)) if !marker.is_clean => warn!(
+            "the log {} may hold flushed writes that are not published: they are not seen by this read-only opening",
+            marker.url
+        ),
+        Ok(_) => {}
+        Err(e) => warn!("whether the volume has a log cannot be told: {}", e.chain()),
+    }
+}
