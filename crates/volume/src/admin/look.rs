@@ -4,6 +4,7 @@ use futures::{join, try_join};
 
 use super::info;
 use super::label::{self, Label};
+use crate::engine::Mark;
 use crate::error::VolumeError;
 use crate::lease;
 use crate::lease::state::Stored;
@@ -17,8 +18,8 @@ use crate::url::VolumeUrl;
 pub(crate) struct Looked {
     /// Where the volume is.
     pub store: Store,
-    /// Number of its newest checkpoint then; 0 before the first.
-    pub newest_cno: u64,
+    /// What was published then.
+    pub newest: Mark,
     /// Its lease, if there is one.
     pub lease: Option<Stored>,
     /// The marker of its log, if there is one. It may be another once the lease is taken.
@@ -49,7 +50,7 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
     let inode = inode?;
     info::meta_of(&inode, url)?;
     Ok(Looked {
-        newest_cno: inode.i_last_cno,
+        newest: Mark::of_inode(&inode),
         lease: lease?,
         label: label?,
         marker: marker.map(|found| found.map(|(marker, _)| marker)),

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,7 +15,7 @@ use super::index::Index;
 use super::index_cache::IndexCache;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
-use super::{Checkpoint, Engine, Ownership, SoleOwner};
+use super::{Checkpoint, Engine, Mark, Ownership, SoleOwner};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
@@ -38,6 +39,8 @@ pub struct HyperEngine {
 pub struct OpenState {
     /// The newest published checkpoint.
     pub newest: Checkpoint,
+    /// What tells this state from any other.
+    pub mark: Mark,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC.
     pub modified_ms: u64,
 }
@@ -53,10 +56,12 @@ impl HyperEngine {
         read_cache: ReadCache,
         is_read_only: bool,
     ) -> Result<(Self, OpenState), VolumeError> {
-        Self::open_owned(store, index_cache, read_cache, is_read_only, Arc::new(SoleOwner)).await
+        let ownership = Arc::new(SoleOwner);
+        Self::open_owned(store, index_cache, read_cache, is_read_only, ownership, None).await
     }
 
-    /// As [`Self::open`], of a container that others may take over.
+    /// As [`Self::open`], of a container that others may take over. `seen` is a state that was stored before this call:
+    /// when it is the one that is adopted, the ownership need not be asked for once more.
     ///
     /// # Errors
     /// As [`Self::open`]; [`VolumeError::Fenced`] when it was taken over meanwhile.
@@ -66,6 +71,7 @@ impl HyperEngine {
         read_cache: ReadCache,
         is_read_only: bool,
         ownership: Arc<dyn Ownership>,
+        seen: Option<Mark>,
     ) -> Result<(Self, OpenState), VolumeError> {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
@@ -83,12 +89,22 @@ impl HyperEngine {
                 move || runtime.block_on(owner::run(owner, inbox, opened))
             })
             .map_err(|e| VolumeError::engine("starting the owner thread", e))?;
-        let opened = wait.await.map_err(|_| thread_ended())??;
+        // Adopt, then check (Invariant O1). Most often what is adopted was read before, and then this check, of now, is
+        // one that comes after. The owner ends with its requests, if one fails.
+        let early_check = async {
+            match seen {
+                Some(_) => ownership.check().await,
+                None => Ok(()),
+            }
+        };
+        let (opened, early_check) = join!(wait, early_check);
+        let opened = opened.map_err(|_| thread_ended())??;
         let Opened {
             known,
             geometry,
             staging,
             newest,
+            mark,
             modified_ms,
         } = opened;
         let index = Index::new(store.clone(), index_cache.clone(), geometry, known.clone());
@@ -96,8 +112,10 @@ impl HyperEngine {
         let reads = Reads::new(geometry, known, index, reader);
         // Meanwhile: what a client reads first, a partition table or a superblock, and the way to all other places.
         runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
-        // Adopt, then check (Invariant O1). The owner ends with its requests, if this fails.
-        ownership.check().await?;
+        early_check?;
+        if seen != Some(mark) {
+            ownership.check().await?;
+        }
         let engine = Self {
             geometry,
             reads,
@@ -106,7 +124,12 @@ impl HyperEngine {
             index_cache,
             thread: Mutex::new(Some(thread)),
         };
-        Ok((engine, OpenState { newest, modified_ms }))
+        let state = OpenState {
+            newest,
+            mark,
+            modified_ms,
+        };
+        Ok((engine, state))
     }
 
     async fn ask<R>(

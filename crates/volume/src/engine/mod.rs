@@ -25,6 +25,8 @@ mod placement;
 mod reads;
 pub(crate) mod touch;
 
+pub use mark::Mark;
+
 /// A published checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {

@@ -62,6 +62,7 @@ pub(super) struct Opened {
     pub geometry: Geometry,
     pub staging: S3Staging,
     pub newest: Checkpoint,
+    pub mark: Mark,
     pub modified_ms: u64,
 }
 
@@ -107,6 +108,7 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
                 geometry: owner.geometry,
                 staging: owner.staging.clone(),
                 newest,
+                mark: owner.published,
                 modified_ms,
             };
             if opened.send(Ok(state)).is_err() {

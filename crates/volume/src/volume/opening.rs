@@ -10,7 +10,7 @@ use crate::admin::{self, Looked};
 use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
-use crate::engine::{Engine, Ownership, SoleOwner};
+use crate::engine::{Engine, Mark, Ownership, SoleOwner};
 use crate::error::VolumeError;
 use crate::lease::Lease;
 use crate::log::marker::{self, MarkerState};
@@ -44,7 +44,7 @@ impl Volume {
         let (lease, entry) = join!(
             Lease::take(store, volume_id.clone(), &options.lease, looked.lease),
             // Entries never change: it is found now or, if there is a newer one by then, later.
-            catalogue::load_entry(store, looked.newest_cno)
+            catalogue::load_entry(store, looked.newest.cno)
         );
         let lease = lease?;
         let request = log_open::Request {
@@ -55,7 +55,7 @@ impl Volume {
             is_discard_allowed: options.discard_wal,
             epoch: lease.epoch(),
         };
-        let opened = open_owned(&request, options, &lease, entry.ok().flatten()).await;
+        let opened = open_owned(&request, options, &lease, looked.newest, entry.ok().flatten()).await;
         if opened.is_err() {
             // The engine's open may have written.
             lease.release(false).await;
@@ -67,7 +67,14 @@ impl Volume {
 async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
     let volume_id = looked.volume_id();
     warn_of_log(looked.marker);
-    let (engine, _) = open_engine(&looked.store, options, volume_id.as_deref(), Arc::new(SoleOwner)).await?;
+    let (engine, _) = open_engine(
+        &looked.store,
+        options,
+        volume_id.as_deref(),
+        Arc::new(SoleOwner),
+        None,
+    )
+    .await?;
     Ok(Arc::new(Volume::with_parts(
         Arc::new(engine),
         Parts::default(),
@@ -79,6 +86,7 @@ async fn open_owned(
     request: &log_open::Request<'_>,
     options: &VolumeOptions,
     lease: &Arc<Lease>,
+    seen: Mark,
     entry_seen: Option<CatalogueEntry>,
 ) -> Result<Arc<Volume>, VolumeError> {
     let &log_open::Request {
@@ -87,7 +95,7 @@ async fn open_owned(
         epoch,
         ..
     } = request;
-    let engine = open_engine(store, options, Some(volume_id), lease.clone());
+    let engine = open_engine(store, options, Some(volume_id), lease.clone(), Some(seen));
     let (begun, (engine, state)) = if request.url.is_some() {
         // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
         let begun = log_open::begin(request, marker::load(store).await?).await?;
@@ -165,6 +173,7 @@ async fn open_engine(
     options: &VolumeOptions,
     volume_id: Option<&str>,
     ownership: Arc<dyn Ownership>,
+    seen: Option<Mark>,
 ) -> Result<(HyperEngine, OpenState), VolumeError> {
     let index_cache = match (&options.node_cache, volume_id) {
         (Some(config), Some(id)) => IndexCache::open(config, id)
@@ -174,7 +183,7 @@ async fn open_engine(
     };
     let read_cache = ReadCache::open(&options.read_cache, volume_id).await;
     let (engine, state) =
-        HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership).await?;
+        HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership, seen).await?;
     let geometry = engine.geometry();
     info!(
         "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",

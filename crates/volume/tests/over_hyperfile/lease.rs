@@ -268,7 +268,7 @@ impl Ownership for Told {
 fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
     let f = volume_of_16_mib();
     let store = f.store().unwrap();
-    let open = |answers: &[bool]| {
+    let open_after = |seen, answers: &[bool]| {
         let told = Arc::new(Told(Mutex::new(answers.iter().copied().collect())));
         f.run(HyperEngine::open_owned(
             &store,
@@ -276,8 +276,10 @@ fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
             ReadCache::none(),
             false,
             told,
+            seen,
         ))
     };
+    let open = |answers: &[bool]| open_after(None, answers);
     assert_eq!(open(&[false]).err().unwrap().kind(), ErrorKind::Fenced);
     for answers in [[true, false, true], [true, true, false]] {
         let (engine, _) = open(&answers).unwrap();
@@ -285,9 +287,20 @@ fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
         assert_eq!(recovered.unwrap_err().kind(), ErrorKind::Fenced, "{answers:?}");
         f.run(engine.close());
     }
-    let (engine, _) = open(&[true, true, true]).unwrap();
+    let (engine, before) = open(&[true, true, true]).unwrap();
     f.run(engine.recover()).unwrap();
     f.run(engine.close());
+
+    // What was read before the check need not be checked again; what came since must be.
+    let (engine, _) = open_after(Some(before.mark), &[true, false]).unwrap();
+    f.run(engine.close());
+    let refused = open_after(Some(before.mark), &[false, true]).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    let volume = f.open();
+    volume.write(0, b"x", true).unwrap();
+    volume.close(LIMIT).unwrap();
+    let refused = open_after(Some(before.mark), &[true, false]).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Fenced, "another state was adopted");
 }
 
 #[test]
