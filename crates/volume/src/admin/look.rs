@@ -4,7 +4,7 @@ use futures::{join, try_join};
 
 use super::info;
 use super::label::{self, Label};
-use crate::engine::Mark;
+use crate::engine::StoredState;
 use crate::error::VolumeError;
 use crate::lease;
 use crate::lease::state::Stored;
@@ -19,7 +19,7 @@ pub(crate) struct Looked {
     /// Where the volume is.
     pub store: Store,
     /// What was published then.
-    pub newest: Mark,
+    pub newest: StoredState,
     /// Its lease, if there is one.
     pub lease: Option<Stored>,
     /// The marker of its log, if there is one. It may be another once the lease is taken.
@@ -50,7 +50,7 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
     let inode = inode?;
     info::meta_of(&inode, url)?;
     Ok(Looked {
-        newest: Mark::of_inode(&inode),
+        newest: StoredState::of_inode(&inode),
         lease: lease?,
         label: label?,
         marker: marker.map(|found| found.map(|(marker, _)| marker)),
@@ -59,7 +59,25 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
     })
 }
 
+/// What an open may start from that comes some time after a look: it holds as long as the lease is still that one,
+/// because nobody changes or deletes a volume without taking the lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    pub(crate) volume_id: String,
+    pub(crate) newest: StoredState,
+    pub(crate) lease: Stored,
+}
+
 impl Looked {
+    /// What is handed on to an open, if the volume has a label and a lease already.
+    pub fn sighting(&self) -> Option<Sighting> {
+        Some(Sighting {
+            volume_id: self.volume_id()?,
+            newest: self.newest,
+            lease: self.lease.clone()?,
+        })
+    }
+
     /// Makes sure that the store keeps what a volume needs of it, before the first write.
     ///
     /// # Errors

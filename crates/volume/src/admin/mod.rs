@@ -7,7 +7,7 @@ use crate::lease::{self, Lease};
 use crate::log::open::check_marker;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
-use crate::store::{self, ETag, Store};
+use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 
 mod create;
@@ -21,12 +21,13 @@ pub mod wal;
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, delete, delete_plan};
 pub use info::{VolumeInfo, info};
+pub use look::Sighting;
 pub(crate) use look::{Looked, look};
 pub use resize::resize;
 
 /// Finds the volume and looks whether a server could open it now: for writing, unless `read_only`. Changes nothing of
 /// it; a store that was not probed yet is.
-/// Returns the lease that was watched, for [`LeaseOptions::known_expired`].
+/// Returns what was seen, for [`LeaseOptions::sighting`].
 ///
 /// # Errors
 /// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take the
@@ -35,18 +36,19 @@ pub async fn check_servable(
     url: &VolumeUrl,
     store_options: &StoreOptions,
     options: &VolumeOptions,
-) -> Result<Option<ETag>, VolumeError> {
+) -> Result<Option<Sighting>, VolumeError> {
     let looked = look(url, store_options).await?;
     if options.read_only {
         return Ok(None);
     }
     looked.ensure_safe(store_options.allow_unsafe).await?;
-    check_marker(
-        looked.marker?.as_ref(),
-        options.wal_url.as_ref(),
-        options.discard_wal,
-    )?;
-    lease::probe(&looked.store, &options.lease, looked.lease).await
+    let sighting = looked.sighting();
+    let Looked {
+        store, lease, marker, ..
+    } = looked;
+    check_marker(marker?.as_ref(), options.wal_url.as_ref(), options.discard_wal)?;
+    let takeable = lease::probe(&store, &options.lease, lease).await?;
+    Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }
 
 /// Tries what a volume needs of the store at `url`, where no volume need be. Leaves nothing behind.

@@ -11,11 +11,11 @@ use futures::join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::index::Index;
+use super::index::{self, Index};
 use super::index_cache::IndexCache;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
-use super::{Checkpoint, Engine, Mark, Ownership, SoleOwner};
+use super::{Checkpoint, Engine, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
@@ -39,8 +39,8 @@ pub struct HyperEngine {
 pub struct OpenState {
     /// The newest published checkpoint.
     pub newest: Checkpoint,
-    /// What tells this state from any other.
-    pub mark: Mark,
+    /// The state as it was stored.
+    pub stored: StoredState,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC.
     pub modified_ms: u64,
 }
@@ -60,8 +60,8 @@ impl HyperEngine {
         Self::open_owned(store, index_cache, read_cache, is_read_only, ownership, None).await
     }
 
-    /// As [`Self::open`], of a container that others may take over. `seen` is a state that was stored before this call:
-    /// when it is the one that is adopted, the ownership need not be asked for once more.
+    /// As [`Self::open`], of a container that others may take over. `seen` is a state that was stored before this call.
+    /// When it is the one that is adopted, the ownership need not be asked for once more, and the index is warm.
     ///
     /// # Errors
     /// As [`Self::open`]; [`VolumeError::Fenced`] when it was taken over meanwhile.
@@ -71,7 +71,7 @@ impl HyperEngine {
         read_cache: ReadCache,
         is_read_only: bool,
         ownership: Arc<dyn Ownership>,
-        seen: Option<Mark>,
+        seen: Option<StoredState>,
     ) -> Result<(Self, OpenState), VolumeError> {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
@@ -97,23 +97,36 @@ impl HyperEngine {
                 None => Ok(()),
             }
         };
+        let warming = seen.map(|seen| {
+            let warm = index::warm(store.clone(), index_cache.in_memory(), seen.root);
+            runtime.spawn(warm)
+        });
         let (opened, early_check) = join!(wait, early_check);
         let opened = opened.map_err(|_| thread_ended())??;
         let Opened {
             known,
             geometry,
-            staging,
             newest,
             mark,
             modified_ms,
         } = opened;
+        let stored = StoredState {
+            mark,
+            root: known.lock().root,
+        };
         let index = Index::new(store.clone(), index_cache.clone(), geometry, known.clone());
-        let reader = Reader::new(Objects(staging), read_cache, geometry.block_size());
+        let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
         let reads = Reads::new(geometry, known, index, reader);
         // Meanwhile: what a client reads first, a partition table or a superblock, and the way to all other places.
         runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
         early_check?;
-        if seen != Some(mark) {
+        if seen != Some(stored) {
+            if let Some(warming) = warming {
+                // It need not even be of the same volume, if that one was deleted and made again.
+                warming.abort();
+                let _ = warming.await;
+                index_cache.clear_memory();
+            }
             ownership.check().await?;
         }
         let engine = Self {
@@ -126,7 +139,7 @@ impl HyperEngine {
         };
         let state = OpenState {
             newest,
-            mark,
+            stored,
             modified_ms,
         };
         Ok((engine, state))

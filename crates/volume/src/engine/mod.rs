@@ -25,6 +25,7 @@ mod placement;
 mod reads;
 pub(crate) mod touch;
 
+pub use index::StoredState;
 pub use mark::Mark;
 
 /// A published checkpoint.

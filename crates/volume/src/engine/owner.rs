@@ -60,7 +60,6 @@ pub(super) struct Config {
 pub(super) struct Opened {
     pub known: Arc<Mutex<Published>>,
     pub geometry: Geometry,
-    pub staging: S3Staging,
     pub newest: Checkpoint,
     pub mark: Mark,
     pub modified_ms: u64,
@@ -106,7 +105,6 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
             let state = Opened {
                 known: owner.known.clone(),
                 geometry: owner.geometry,
-                staging: owner.staging.clone(),
                 newest,
                 mark: owner.published,
                 modified_ms,

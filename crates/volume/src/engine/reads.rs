@@ -4,9 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use hyperfile::staging::Staging;
-use hyperfile::staging::s3::S3Staging;
+use hyperfile::segment::Segment;
 use log::debug;
 use parking_lot::Mutex;
 
@@ -18,6 +16,7 @@ use crate::read::gate::Class;
 use crate::read::location::{Place, Run};
 use crate::read::reader::{ObjectSource, Reader, Stored};
 use crate::read::window::Windows;
+use crate::store::{Frames, Store};
 use crate::writeback::overlay::Frozen;
 
 /// Blocks looked up at least at a time, so that a stream of reads seldom needs a look-up.
@@ -44,24 +43,25 @@ struct Shared {
 }
 
 /// Objects of a container.
-pub(super) struct Objects(pub S3Staging);
+pub(super) struct Objects(pub Store);
 
 #[async_trait]
 impl ObjectSource for Objects {
-    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Bytes, VolumeError> {
-        let segment = segment_of(object);
-        let mut bytes = vec![0; len_bytes as usize];
-        let read = self
-            .0
-            .load_range(segment, offset_bytes as usize, &mut bytes)
-            .await;
-        read.map_err(|e| {
+    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
+        let name = Segment::segid_to_staging_file_id(segment_of(object));
+        let failed = |e| {
             VolumeError::engine(
-                format!("reading {len_bytes} bytes at {offset_bytes} of object {segment}"),
+                format!("reading {len_bytes} bytes at {offset_bytes} of object {name}"),
                 e,
             )
-        })?;
-        Ok(bytes.into())
+        };
+        let read = self
+            .0
+            .get_frames(&self.0.data_key(&name), offset_bytes, len_bytes)
+            .await;
+        let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the object is missing");
+        read.map_err(|e| failed(std::io::Error::other(e)))?
+            .ok_or_else(|| failed(missing()))
     }
 }
 

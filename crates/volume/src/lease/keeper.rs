@@ -85,10 +85,44 @@ impl Lease {
     ) -> Result<Arc<Self>, VolumeError> {
         let options = take_options(options, volume_id);
         let held = HeldHere::new(&options.claim.token);
+        let taken = take(store, options, seen).await?;
+        Self::begin(store, taken, held).await
+    }
+
+    /// As [`Self::take`], with one request, if the lease is `seen` still and may be taken. `None` if not, or if that cannot
+    /// be told; then nothing is known.
+    pub(crate) async fn take_unchanged(
+        store: &Store,
+        volume_id: String,
+        options: &LeaseOptions,
+        seen: Stored,
+    ) -> Option<Arc<Self>> {
+        let options = take_options(options, volume_id);
+        let held = HeldHere::new(&options.claim.token);
+        let mut take = Take::new(options);
+        let found = TakeEvent::Found {
+            holder: host::liveness(&seen.record, &host::this_process()),
+            stored: seen,
+            now_ms: 0,
+        };
+        let TakeAction::Put { record, expected } = take.on(found) else {
+            return None;
+        };
+        let Put::Accepted(version) = put(store, &record, expected.as_ref()).await else {
+            return None;
+        };
+        match take.on(TakeEvent::PutAccepted(version)) {
+            TakeAction::Taken(taken) => Self::begin(store, taken, held).await.ok(),
+            _ => None,
+        }
+    }
+
+    /// From the moment that it is stored.
+    async fn begin(store: &Store, taken: Taken, held: HeldHere) -> Result<Arc<Self>, VolumeError> {
         let Taken {
             stored,
             is_after_release,
-        } = take(store, options, seen).await?;
+        } = taken;
         info!(
             "holding the lease of {}, epoch {}",
             store.url, stored.record.epoch
@@ -186,7 +220,7 @@ fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
             taken_ms,
         },
         takeover: options.takeover,
-        known_expired: options.known_expired.clone(),
+        known_expired: options.sighting.as_ref().map(|s| s.lease.version.clone()),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod durable;
 mod error;
+mod frames;
 mod local;
 mod multipart;
 mod object_file;
@@ -27,6 +28,7 @@ use std::time::SystemTime;
 use aws_sdk_s3::Client;
 
 pub use error::{StoreError, StoreErrorKind};
+pub use frames::Frames;
 
 use crate::options::StoreOptions;
 use crate::url::VolumeUrl;

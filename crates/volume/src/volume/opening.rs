@@ -10,14 +10,14 @@ use crate::admin::{self, Looked};
 use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
-use crate::engine::{Engine, Mark, Ownership, SoleOwner};
+use crate::engine::{Engine, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
 use crate::lease::Lease;
 use crate::log::marker::{self, MarkerState};
 use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 use crate::writeback::appender::DriverLog;
 
@@ -33,35 +33,100 @@ impl Volume {
         store_options: &StoreOptions,
         options: &VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
-        // Before this nothing is written: opening must not leave anything at a mistyped URL.
-        let looked = admin::look(url, store_options).await?;
-        if options.read_only {
-            return open_read_only(looked, options).await;
-        }
-        looked.ensure_safe(store_options.allow_unsafe).await?;
-        let volume_id = looked.ensure_volume_id().await?;
-        let store = &looked.store;
-        let (lease, entry) = join!(
-            Lease::take(store, volume_id.clone(), &options.lease, looked.lease),
-            // Entries never change: it is found now or, if there is a newer one by then, later.
-            catalogue::load_entry(store, looked.newest.cno)
-        );
-        let lease = lease?;
-        let request = log_open::Request {
+        let begun = match begin_sighted(url, store_options, options).await? {
+            Some(begun) => begun,
+            None => {
+                let looked = admin::look(url, store_options).await?;
+                if options.read_only {
+                    return open_read_only(looked, options).await;
+                }
+                begin(looked, store_options, options).await?
+            }
+        };
+        let Begun {
             store,
+            volume_id,
+            lease,
+            seen,
+            entry,
+        } = begun;
+        let request = log_open::Request {
+            store: &store,
             volume_id: &volume_id,
             store_options,
             url: options.wal_url.as_ref(),
             is_discard_allowed: options.discard_wal,
             epoch: lease.epoch(),
         };
-        let opened = open_owned(&request, options, &lease, looked.newest, entry.ok().flatten()).await;
+        let opened = open_owned(&request, options, &lease, seen, entry).await;
         if opened.is_err() {
             // The engine's open may have written.
             lease.release(false).await;
         }
         opened
     }
+}
+
+/// A volume whose lease is held.
+struct Begun {
+    store: Store,
+    volume_id: String,
+    lease: Arc<Lease>,
+    /// What was stored before the lease was taken.
+    seen: StoredState,
+    /// The catalogue's entry of that, if there is one. Entries never change.
+    entry: Option<CatalogueEntry>,
+}
+
+/// Takes the lease of a volume that was looked at. Before that look nothing is written: opening must not leave anything at
+/// a mistyped URL.
+async fn begin(
+    looked: Looked,
+    store_options: &StoreOptions,
+    options: &VolumeOptions,
+) -> Result<Begun, VolumeError> {
+    looked.ensure_safe(store_options.allow_unsafe).await?;
+    let volume_id = looked.ensure_volume_id().await?;
+    let (store, seen) = (looked.store, looked.newest);
+    let (lease, entry) = join!(
+        Lease::take(&store, volume_id.clone(), &options.lease, looked.lease),
+        catalogue::load_entry(&store, seen.mark.cno)
+    );
+    Ok(Begun {
+        lease: lease?,
+        entry: entry.ok().flatten(),
+        store,
+        volume_id,
+        seen,
+    })
+}
+
+/// The same for a volume that was seen before, without another look: the lease is taken only if it is still the one seen.
+/// `None` when it is not, or when a store that is not known to keep conditions makes that mean nothing.
+async fn begin_sighted(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    options: &VolumeOptions,
+) -> Result<Option<Begun>, VolumeError> {
+    let Some(sighting) = &options.lease.sighting else {
+        return Ok(None);
+    };
+    if options.read_only || store_options.allow_unsafe {
+        return Ok(None);
+    }
+    let store = store::unproved(url, store_options).await?;
+    let (volume_id, seen) = (sighting.volume_id.clone(), sighting.newest);
+    let (lease, entry) = join!(
+        Lease::take_unchanged(&store, volume_id.clone(), &options.lease, sighting.lease.clone()),
+        catalogue::load_entry(&store, seen.mark.cno)
+    );
+    Ok(lease.map(|lease| Begun {
+        store,
+        volume_id,
+        lease,
+        seen,
+        entry: entry.ok().flatten(),
+    }))
 }
 
 async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
@@ -86,7 +151,7 @@ async fn open_owned(
     request: &log_open::Request<'_>,
     options: &VolumeOptions,
     lease: &Arc<Lease>,
-    seen: Mark,
+    seen: StoredState,
     entry_seen: Option<CatalogueEntry>,
 ) -> Result<Arc<Volume>, VolumeError> {
     let &log_open::Request {
@@ -173,7 +238,7 @@ async fn open_engine(
     options: &VolumeOptions,
     volume_id: Option<&str>,
     ownership: Arc<dyn Ownership>,
-    seen: Option<Mark>,
+    seen: Option<StoredState>,
 ) -> Result<(HyperEngine, OpenState), VolumeError> {
     let index_cache = match (&options.node_cache, volume_id) {
         (Some(config), Some(id)) => IndexCache::open(config, id)
