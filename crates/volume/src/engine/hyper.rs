@@ -187,6 +187,10 @@ impl Engine for HyperEngine {
         self.reads.block_runs(blocks).await
     }
 
+    fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        self.reads.block_runs_at_once(blocks)
+    }
+
     async fn publish(&self, frozen: Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {
         let published = self
             .ask(|reply| Request::Publish {

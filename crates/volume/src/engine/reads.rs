@@ -238,10 +238,14 @@ impl Reads {
         blocks: Range<u64>,
     ) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
         let runs = self.locate(blocks, EXTENT_LOOKUPS).await?;
-        Ok(runs
-            .into_iter()
-            .map(|r| (r.blocks, r.place != Place::Nothing))
-            .collect())
+        Ok(runs.into_iter().map(is_data).collect())
+    }
+
+    /// As [`Self::block_runs`], of the whole range, if all of it is known.
+    pub(super) fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
+        let is_all = runs.last().is_some_and(|r| r.blocks.end >= blocks.end);
+        is_all.then(|| runs.into_iter().map(is_data).collect())
     }
 
     /// Puts what was just published into the cache, unless it is so much that it would drive out the rest.
@@ -270,4 +274,8 @@ impl Reads {
             }
         });
     }
+}
+
+fn is_data(run: Run) -> (Range<u64>, bool) {
+    (run.blocks, run.place != Place::Nothing)
 }
