@@ -117,8 +117,6 @@ impl HyperEngine {
         let index = Index::new(store.clone(), index_cache.clone(), geometry, known.clone());
         let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
         let reads = Reads::new(geometry, known, index, reader);
-        // Meanwhile: what a client reads first, a partition table or a superblock, and the way to all other places.
-        runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
         early_check?;
         if seen != Some(stored) {
             if let Some(warming) = warming {
@@ -129,6 +127,8 @@ impl HyperEngine {
             }
             ownership.check().await?;
         }
+        // What a client reads first: a partition table or a superblock.
+        runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
         let engine = Self {
             geometry,
             reads,
