@@ -1,6 +1,7 @@
 //! How this project opens Hyperfile containers: one configuration, for the engine and for the admin verbs.
 
 use std::io;
+use std::sync::Arc;
 
 use hyperfile::config::{
     FlushConflictPolicy, HyperFileConfig, HyperFileConfigBuilder, HyperFileMetaConfig, HyperFileRuntimeConfig,
@@ -80,11 +81,26 @@ pub async fn open(
 ) -> io::Result<(Container, S3Staging)> {
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
-    let staging = S3Staging::from(&store.client, config.staging.clone(), config.runtime.clone()).await?;
+    let staging = staging(store, &config);
     let loader = staging.to_block_loader();
     let flags = if is_read_only { read_only() } else { read_write() };
     let container = Container::open(staging.clone(), loader, index_cache, config, flags).await?;
     Ok((container, staging))
+}
+
+/// What `S3Staging::from` makes, without its asking whether the inode exists: the open reads it next.
+fn staging(store: &Store, config: &HyperFileConfig) -> S3Staging {
+    S3Staging {
+        client: store.client.clone(),
+        bucket: store.bucket.clone(),
+        root_path: store.root.clone(),
+        root_path_slash: store.data_key(""),
+        inode_file: store.data_key("inode"),
+        config: config.staging.clone(),
+        runtime_config: config.runtime.clone(),
+        interceptor: None,
+        read_timing: Arc::default(),
+    }
 }
 
 /// No access times: with them every read would dirty the inode, and every flush would send it.

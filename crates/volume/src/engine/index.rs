@@ -14,11 +14,13 @@ use btree_ondisk::bmap::BMap;
 use bytes::Bytes;
 use futures::FutureExt;
 use hyperfile::meta_format::BlockPtrFormat;
+use hyperfile::ondisk::InodeRaw;
 use hyperfile::segment::Segment;
 use hyperfile::{BMapUserData, BlockPtr};
 use parking_lot::Mutex;
 
 use super::index_cache::IndexCache;
+use super::mark::Mark;
 use super::object::object_of;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
@@ -38,9 +40,26 @@ const LOOKUP_BLOCKS: u64 = 2048;
 const LOOKUP_BLOCKS_MAX: u64 = 64 * 1024;
 
 /// The root of a container's index, as its inode holds it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(8))]
 pub(super) struct Root(pub hyperfile::ondisk::BMapRawType);
+
+/// A state that was stored, as its inode says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredState {
+    /// What tells it from any other.
+    pub mark: Mark,
+    pub(super) root: Root,
+}
+
+impl StoredState {
+    pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
+        Self {
+            mark: Mark::of_inode(raw),
+            root: Root(raw.i_bmap),
+        }
+    }
+}
 
 /// What is known of the published state: changed by the owner alone, in one step with each publish.
 #[derive(Debug)]
@@ -57,6 +76,19 @@ pub(super) struct Index {
     geometry: Geometry,
     cache: IndexCache,
     loader: NodeLoader,
+}
+
+/// Brings the way to the first block into the memory of `cache`: most of it is the way to all other blocks.
+pub(super) async fn warm(store: Store, cache: IndexCache, root: Root) {
+    let loader = NodeLoader {
+        store,
+        cache: cache.clone(),
+        flights: SingleFlight::default(),
+    };
+    match BMap::<'_, u64, BlockPtr, BlockPtr, _, _>::read(&root.0, NODE_BYTES, loader, cache) {
+        Ok(tree) => drop(tree.lookup_batch(&[0]).await),
+        Err(e) => log::debug!("the index is not fetched ahead: {e}"),
+    }
 }
 
 /// A look-up under way; one that is given up is taken off the books.

@@ -60,8 +60,8 @@ pub(super) struct Config {
 pub(super) struct Opened {
     pub known: Arc<Mutex<Published>>,
     pub geometry: Geometry,
-    pub staging: S3Staging,
     pub newest: Checkpoint,
+    pub mark: Mark,
     pub modified_ms: u64,
 }
 
@@ -96,7 +96,8 @@ struct Owner {
     known: Arc<Mutex<Published>>,
 }
 
-/// Opens the container, says how that went, and serves requests until told to close.
+/// Opens the container, says how that went, and serves requests until told to close. Who is told must check the ownership
+/// before the first request: what was opened is adopted by now.
 pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Request>, opened: Reply<Opened>) {
     let mut owner = match open(config).await {
         Ok((owner, modified_ms)) => {
@@ -104,8 +105,8 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
             let state = Opened {
                 known: owner.known.clone(),
                 geometry: owner.geometry,
-                staging: owner.staging.clone(),
                 newest,
+                mark: owner.published,
                 modified_ms,
             };
             if opened.send(Ok(state)).is_err() {
@@ -146,8 +147,6 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
                 std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
                 _ => VolumeError::engine(format!("opening the volume at {url}"), e),
             })?;
-    // Adopt, then check (Invariant O1).
-    config.ownership.check().await?;
     let stat = container.stat();
     let block_size = u32::try_from(stat.st_blksize)
         .ok()

@@ -26,14 +26,9 @@ pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
         let not_found = || VolumeError::NotFound {
             url: store.url.to_string(),
         };
-        let info = store.head(&key).await?.ok_or_else(not_found)?;
-        let (body, etag) = store.get(&key).await?.ok_or_else(not_found)?;
-        if etag != info.etag {
-            continue;
-        }
+        let (body, etag, metadata) = store.get_with(&key).await?.ok_or_else(not_found)?;
         let body = later(&key, &body)?;
-        let metadata = info
-            .metadata
+        let metadata = metadata
             .into_iter()
             .filter(|(name, _)| name == METADATA_KEPT)
             .collect();

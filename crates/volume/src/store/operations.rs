@@ -10,6 +10,7 @@ use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::Bytes;
 
 use super::error::status_of;
+use super::frames::Frames;
 use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind};
 
 /// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
@@ -50,7 +51,19 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn get(&self, key: &str) -> Result<Option<(Bytes, ETag)>, StoreError> {
-        self.fetch(key, None).await
+        Ok(self.get_with(key).await?.map(|(body, etag, _)| (body, etag)))
+    }
+
+    /// As [`get`](Self::get), with the object's user metadata.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get_with(
+        &self,
+        key: &str,
+    ) -> Result<Option<(Bytes, ETag, HashMap<String, String>)>, StoreError> {
+        let found = self.fetch(key, None).await?;
+        Ok(found.map(|(frames, etag, metadata)| (frames.together(), etag, metadata)))
     }
 
     /// `len_bytes` bytes at `offset_bytes` of the object; `None` if it does not exist.
@@ -63,9 +76,23 @@ impl Store {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Option<Bytes>, StoreError> {
-        let found = self.get_within(key, offset_bytes, len_bytes).await?;
-        if let Some(bytes) = &found
-            && bytes.len() as u64 != len_bytes
+        let found = self.get_frames(key, offset_bytes, len_bytes).await?;
+        Ok(found.map(Frames::together))
+    }
+
+    /// As [`get_range`](Self::get_range), without putting the bytes together.
+    ///
+    /// # Errors
+    /// As [`get_range`](Self::get_range).
+    pub async fn get_frames(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<Frames>, StoreError> {
+        let found = self.frames_within(key, offset_bytes, len_bytes).await?;
+        if let Some(frames) = &found
+            && frames.len() as u64 != len_bytes
         {
             let detail = format!("the object ends within {len_bytes} bytes at {offset_bytes}");
             return Err(StoreError::new(
@@ -89,12 +116,22 @@ impl Store {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Option<Bytes>, StoreError> {
+        let found = self.frames_within(key, offset_bytes, len_bytes).await?;
+        Ok(found.map(Frames::together))
+    }
+
+    async fn frames_within(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<Frames>, StoreError> {
         if len_bytes == 0 {
-            return Ok(Some(Bytes::new()));
+            return Ok(Some(Frames::default()));
         }
         let last = offset_bytes.saturating_add(len_bytes - 1);
         let range = format!("bytes={offset_bytes}-{last}");
-        let Some((bytes, _)) = self.fetch(key, Some(range)).await? else {
+        let Some((bytes, ..)) = self.fetch(key, Some(range)).await? else {
             return Ok(None);
         };
         if bytes.len() as u64 > len_bytes {
@@ -112,10 +149,14 @@ impl Store {
     /// What a GET with this Range header answers; `None` if the object does not exist.
     pub(super) async fn get_as(&self, key: &str, range: &str) -> Result<Option<Bytes>, StoreError> {
         let got = self.fetch(key, Some(range.to_owned())).await?;
-        Ok(got.map(|(bytes, _)| bytes))
+        Ok(got.map(|(frames, ..)| frames.together()))
     }
 
-    async fn fetch(&self, key: &str, range: Option<String>) -> Result<Option<(Bytes, ETag)>, StoreError> {
+    async fn fetch(
+        &self,
+        key: &str,
+        range: Option<String>,
+    ) -> Result<Option<(Frames, ETag, HashMap<String, String>)>, StoreError> {
         let mut attempt = 1;
         loop {
             let request = self
@@ -132,8 +173,9 @@ impl Store {
                 return Ok(None);
             };
             let etag = self.etag("read", key, output.e_tag)?;
+            let metadata = output.metadata.unwrap_or_default();
             match output.body.collect().await {
-                Ok(body) => return Ok(Some((body.into_bytes(), etag))),
+                Ok(body) => return Ok(Some((Frames::take(body), etag, metadata))),
                 // The SDK repeats requests, but not bodies that break off.
                 Err(_) if attempt < ATTEMPTS_MAX => attempt += 1,
                 Err(error) => {
