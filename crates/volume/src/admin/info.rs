@@ -1,11 +1,11 @@
 //! `info`: what a volume is.
 
 use hyperfile::config::HyperFileMetaConfig;
-use hyperfile::ondisk::InodeRaw;
 use serde::Serialize;
 
 use super::label;
 use crate::durability::Durability;
+use crate::engine::inode;
 use crate::error::VolumeError;
 use crate::lease::{self, LeaseRecord};
 use crate::options::StoreOptions;
@@ -49,7 +49,7 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
 /// [`info`] of a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
-    let inode = load_inode(store).await?;
+    let (inode, _) = inode::load(store).await?;
     let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
         what: format!("the volume at {url}"),
         reason: e.to_string(),
@@ -68,24 +68,4 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         durability: Durability::of(url).sentence().to_owned(),
         lease: lease::load(store).await?,
     })
-}
-
-async fn load_inode(store: &Store) -> Result<InodeRaw, VolumeError> {
-    let key = store.data_key("inode");
-    let Some((body, _)) = store.get(&key).await? else {
-        return Err(VolumeError::NotFound {
-            url: store.url.to_string(),
-        });
-    };
-    let mut raw = InodeRaw::default();
-    let slot = raw.as_mut_u8_slice();
-    if body.len() != slot.len() {
-        let reason = format!("it has {} bytes instead of {}", body.len(), slot.len());
-        return Err(VolumeError::Corrupt {
-            what: format!("the volume's inode {key}"),
-            reason,
-        });
-    }
-    slot.copy_from_slice(&body);
-    Ok(raw)
 }

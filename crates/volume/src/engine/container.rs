@@ -9,16 +9,16 @@ use hyperfile::file::file::HyperFile;
 use hyperfile::file::flags::{FileFlags, HyperFileFlags};
 use hyperfile::file::mode::{FileMode, HyperFileMode};
 use hyperfile::meta_format::BlockPtrFormat;
-use hyperfile::meta_loader::s3::S3BlockLoader;
 use hyperfile::staging::Staging;
 use hyperfile::staging::config::StagingConfig;
 use hyperfile::staging::s3::S3Staging;
 
 use super::index_cache::IndexCache;
+use super::loader::NodeLoader;
 use crate::store::Store;
 
 /// The container type used throughout. Not `Send`: it lives on the thread that opened it.
-pub type Container = HyperFile<'static, S3Staging, S3BlockLoader, IndexCache>;
+pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
 
 /// Uploads of one publish: pieces of this size ...
 const UPLOAD_PIECE_BYTES: usize = 5 << 20;
@@ -63,7 +63,7 @@ pub async fn create(store: &Store, block_size_bytes: u32) -> io::Result<Containe
     };
     let config = config(store, &meta);
     let staging = S3Staging::create(&store.client, config.staging.clone(), config.runtime.clone()).await?;
-    let loader = staging.to_block_loader();
+    let loader = Staging::<NodeLoader>::to_block_loader(&staging);
     let mode = HyperFileMode::from_mode(FileMode::default_file());
     Container::new(staging, loader, IndexCache::default(), config, read_write(), mode).await
 }
@@ -80,7 +80,7 @@ pub async fn open(
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
     let staging = S3Staging::from(&store.client, config.staging.clone(), config.runtime.clone()).await?;
-    let loader = staging.to_block_loader();
+    let loader = NodeLoader::new(store.clone(), Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
     let container = Container::open(staging.clone(), loader, index_cache, config, flags).await?;
     Ok((container, staging))

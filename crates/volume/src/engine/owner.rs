@@ -8,8 +8,6 @@ use std::time::Instant;
 use futures::FutureExt;
 use hyperfile::block_source::BlockSource;
 use hyperfile::file::HyperTrait;
-use hyperfile::ondisk::InodeRaw;
-use hyperfile::staging::Staging;
 use hyperfile::staging::s3::S3Staging;
 use log::{debug, info, warn};
 use parking_lot::Mutex;
@@ -19,8 +17,7 @@ use super::container::{self, Container};
 use super::index::{Published, Root};
 use super::index_cache::IndexCache;
 use super::mark::Mark;
-use super::placement;
-use super::{Checkpoint, Ownership};
+use super::{Checkpoint, Ownership, inode, placement};
 use crate::error::VolumeError;
 use crate::geometry::{BlockIndex, Geometry};
 use crate::read::location::{LocationMap, Place};
@@ -373,11 +370,7 @@ impl Owner {
     async fn recover(&mut self) -> Result<(), VolumeError> {
         let failed = |e| VolumeError::engine("recovering after a failed publish", e);
         self.config.ownership.check().await?;
-        let mut raw = InodeRaw::default();
-        self.staging
-            .load_inode(raw.as_mut_u8_slice())
-            .await
-            .map_err(failed)?;
+        let (raw, _) = inode::load(&self.config.store).await?;
         let stored = Mark::of_inode(&raw);
         if !self.is_own(stored) {
             return Err(self.foreign(stored));

@@ -11,6 +11,7 @@ use log::debug;
 use parking_lot::Mutex;
 
 use super::index::{Index, Published};
+use super::loader::NodeLoader;
 use super::object::segment_of;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
@@ -51,10 +52,8 @@ impl ObjectSource for Objects {
     async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Bytes, VolumeError> {
         let segment = segment_of(object);
         let mut bytes = vec![0; len_bytes as usize];
-        let read = self
-            .0
-            .load_range(segment, offset_bytes as usize, &mut bytes)
-            .await;
+        let read =
+            Staging::<NodeLoader>::load_range(&self.0, segment, offset_bytes as usize, &mut bytes).await;
         read.map_err(|e| {
             VolumeError::engine(
                 format!("reading {len_bytes} bytes at {offset_bytes} of object {segment}"),

@@ -13,6 +13,7 @@ mod operations;
 pub mod probe;
 mod s3;
 mod scratch;
+pub(crate) mod seal;
 mod signing;
 mod sse;
 #[cfg(test)]
@@ -143,6 +144,22 @@ impl Store {
             url: url.clone(),
             endpoint: path.display().to_string().into(),
             dir: Some(dir),
+        }
+    }
+
+    /// The store that a client of the engine reads, for reading only.
+    pub(crate) fn of_client(client: &Client, bucket: &str, root: &str) -> Self {
+        let url = VolumeUrl::S3 {
+            bucket: bucket.to_string(),
+            prefix: root.to_string(),
+        };
+        Self {
+            client: client.clone(),
+            bucket: bucket.to_string(),
+            root: root.to_string(),
+            endpoint: "the store".into(),
+            url,
+            dir: None,
         }
     }
 

@@ -10,7 +10,7 @@ use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::Bytes;
 
 use super::error::status_of;
-use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind};
+use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind, seal};
 
 /// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
 const WRITE_MARK: &str = "hypernbd-write";
@@ -50,6 +50,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn get(&self, key: &str) -> Result<Option<(Bytes, ETag)>, StoreError> {
+        let got = self.fetch(key, None).await?;
+        Ok(got.map(|(bytes, info)| (bytes, info.etag)))
+    }
+
+    /// The object's data and what a HEAD would say of it; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get_with_info(&self, key: &str) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
         self.fetch(key, None).await
     }
 
@@ -92,9 +101,23 @@ impl Store {
         if len_bytes == 0 {
             return Ok(Some(Bytes::new()));
         }
-        let last = offset_bytes.saturating_add(len_bytes - 1);
+        let got = self.get_within_info(key, offset_bytes, len_bytes).await?;
+        Ok(got.map(|(bytes, _)| bytes))
+    }
+
+    /// As [`get_within`](Self::get_within), with what a HEAD would say of the object.
+    ///
+    /// # Errors
+    /// As [`get_within`](Self::get_within).
+    pub async fn get_within_info(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
+        let last = offset_bytes.saturating_add(len_bytes.max(1) - 1);
         let range = format!("bytes={offset_bytes}-{last}");
-        let Some((bytes, _)) = self.fetch(key, Some(range)).await? else {
+        let Some((bytes, info)) = self.fetch(key, Some(range)).await? else {
             return Ok(None);
         };
         if bytes.len() as u64 > len_bytes {
@@ -106,7 +129,7 @@ impl Store {
                 detail,
             ));
         }
-        Ok(Some(bytes))
+        Ok(Some((bytes, info)))
     }
 
     /// What a GET with this Range header answers; `None` if the object does not exist.
@@ -115,7 +138,12 @@ impl Store {
         Ok(got.map(|(bytes, _)| bytes))
     }
 
-    async fn fetch(&self, key: &str, range: Option<String>) -> Result<Option<(Bytes, ETag)>, StoreError> {
+    /// Bytes that are those that were written, as far as check values say (`seal`).
+    async fn fetch(
+        &self,
+        key: &str,
+        range: Option<String>,
+    ) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
         let mut attempt = 1;
         loop {
             let request = self
@@ -131,24 +159,36 @@ impl Store {
             let Some(output) = absent_is_none(sent)? else {
                 return Ok(None);
             };
-            let etag = self.etag("read", key, output.e_tag)?;
-            match output.body.collect().await {
-                Ok(body) => return Ok(Some((body.into_bytes(), etag))),
-                // The SDK repeats requests, but not bodies that break off.
-                Err(_) if attempt < ATTEMPTS_MAX => attempt += 1,
+            let mut info = ObjectInfo {
+                size_bytes: 0,
+                etag: self.etag("read", key, output.e_tag)?,
+                last_modified: time(output.last_modified.as_ref()),
+                metadata: output.metadata.unwrap_or_default(),
+            };
+            // The SDK repeats requests, but not those whose bodies break off, or are damaged on their way.
+            let (kind, detail) = match output.body.collect().await.map(|body| body.into_bytes()) {
+                Ok(bytes) => match check(&info.metadata, output.content_range.as_deref(), &bytes) {
+                    Ok(size_bytes) => {
+                        info.size_bytes = size_bytes;
+                        return Ok(Some((bytes, info)));
+                    }
+                    Err(reason) => {
+                        let detail = format!("what {} sends is damaged: {reason}", self.endpoint);
+                        (StoreErrorKind::Corrupt, detail)
+                    }
+                },
                 Err(error) => {
                     let detail = format!(
                         "the answer of {} broke off {attempt} times ({error})",
                         self.endpoint
                     );
-                    return Err(StoreError::new(
-                        "read",
-                        self.target(key),
-                        StoreErrorKind::Unreachable,
-                        detail,
-                    ));
+                    (StoreErrorKind::Unreachable, detail)
                 }
+            };
+            if attempt == ATTEMPTS_MAX {
+                return Err(StoreError::new("read", self.target(key), kind, detail));
             }
+            attempt += 1;
         }
     }
 
@@ -357,6 +397,19 @@ impl Store {
             StoreError::new(operation, self.target(key), StoreErrorKind::Other, detail)
         })
     }
+}
+
+/// Checks an answer by its object's check values, if it has any. The size of the object.
+fn check(
+    metadata: &HashMap<String, String>,
+    content_range: Option<&str>,
+    bytes: &[u8],
+) -> Result<u64, String> {
+    let (offset_bytes, object_bytes) = seal::place_of(content_range, bytes.len() as u64)?;
+    if let Some(seal) = metadata.get(seal::METADATA_KEY) {
+        seal::verify(seal, offset_bytes, bytes, object_bytes)?;
+    }
+    Ok(object_bytes)
 }
 
 fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
