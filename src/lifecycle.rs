@@ -76,7 +76,7 @@ pub fn start() -> Result<()> {
     log::info!(
         "serving {}: {}",
         config.url,
-        Durability::of(&config.url).sentence()
+        Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence()
     );
     *shared() = Some(Shared {
         runtime,

@@ -9,3 +9,4 @@ pub mod info;
 pub mod probe;
 pub mod resize;
 pub mod serve;
+pub mod wal;

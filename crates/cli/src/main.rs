@@ -8,7 +8,7 @@ mod output;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{completions, create, delete, file, info, probe, resize, serve};
+use commands::{completions, create, delete, file, info, probe, resize, serve, wal};
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
 use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
@@ -46,6 +46,9 @@ enum Command {
     Resize(resize::Args),
     /// Delete a volume with everything in it
     Delete(delete::Args),
+    /// Look at a volume's write-ahead log, replay it, or give it up
+    #[command(subcommand)]
+    Wal(wal::Command),
     /// The same as hypercli's file commands: create-opt, set-len, delete
     #[command(subcommand)]
     File(file::Command),
@@ -82,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Probe(args) => runtime.block_on(probe::run(&args, &store))?,
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
+        Command::Wal(command) => runtime.block_on(wal::run(&command, &store))?,
         Command::File(command) => runtime.block_on(file::run(&command, &store))?,
         Command::Completions(args) => completions::run::<Cli>(&args)?,
     }

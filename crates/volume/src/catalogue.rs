@@ -1,18 +1,21 @@
 //! The catalogue of published checkpoints: one small create-only object each, `<root>.meta/checkpoints/<cno>`.
 //!
 //! The container's own objects do not tell what was really published (a failed publish leaves objects that look
-//! alike), so this is the list to trust. Without a log nobody waits for an entry; an entry missing at the end is
-//! added when the volume is opened.
+//! alike), so this is the list to trust. Each entry carries the generation it holds, which is the watermark of the log:
+//! with a log a publish is reported only once its entry is written ([`Watermarks`]). Without one nobody waits for an entry
+//! ([`Catalogue`]); one missing at the end is added when the volume is opened.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
 use log::warn;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::Checkpoint;
 use crate::error::VolumeError;
+use crate::log::marker::Marker;
 use crate::store::{Store, StoreErrorKind};
 
 /// One published checkpoint.
@@ -26,23 +29,35 @@ pub struct CatalogueEntry {
     pub size_bytes: u64,
     /// The owner's epoch.
     pub epoch: u64,
+    /// The generation it holds, and all before it: the watermark of the log. 0 in entries of releases without a log.
+    #[serde(default)]
+    pub generation: u64,
     /// Whether the entry was added later, by an open that found it missing; its time is then the container's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_repaired: bool,
 }
 
-/// Told of every publish. Must not block.
+/// Told of every publish.
+#[async_trait]
 pub trait Recorder: Send + Sync {
-    /// A checkpoint was published.
-    fn published(&self, checkpoint: Checkpoint);
+    /// A generation was published, as a checkpoint unless it changed nothing. The publish is reported to nobody before
+    /// this returns.
+    ///
+    /// # Errors
+    /// Only where the record is the watermark of a log: it is tried again as a publish is. [`VolumeError::Fenced`] when
+    /// another owner has recorded the checkpoint.
+    async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError>;
 }
 
 /// Records nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct NoRecorder;
 
+#[async_trait]
 impl Recorder for NoRecorder {
-    fn published(&self, _: Checkpoint) {}
+    async fn published(&self, _: u64, _: Option<Checkpoint>) -> Result<(), VolumeError> {
+        Ok(())
+    }
 }
 
 /// The key of an entry below the volume's `.meta/`.
@@ -97,46 +112,101 @@ impl Catalogue {
     }
 }
 
+#[async_trait]
 impl Recorder for Catalogue {
-    fn published(&self, checkpoint: Checkpoint) {
-        let entry = CatalogueEntry {
-            cno: checkpoint.cno,
-            published_ms: now_ms(),
-            size_bytes: checkpoint.size_bytes,
-            epoch: self.epoch,
-            is_repaired: false,
-        };
-        let _ = self.messages.send(Message::Entry(entry));
+    async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError> {
+        if let Some(checkpoint) = checkpoint {
+            let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
+            let _ = self.messages.send(Message::Entry(entry));
+        }
+        Ok(())
     }
 }
 
-/// Adds the entry of the newest published checkpoint when it is missing: the server that published it was killed
-/// before it could.
+/// Writes entries before the publishes are reported: they are the watermark of a log.
+#[derive(Debug)]
+pub struct Watermarks {
+    store: Store,
+    epoch: u64,
+    marker: Arc<Marker>,
+}
+
+impl Watermarks {
+    /// For the owner of this epoch. `marker` takes the watermark of publishes that made no checkpoint.
+    pub fn new(store: Store, epoch: u64, marker: Arc<Marker>) -> Self {
+        Self { store, epoch, marker }
+    }
+}
+
+#[async_trait]
+impl Recorder for Watermarks {
+    async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError> {
+        let Some(checkpoint) = checkpoint else {
+            return self.marker.raise_watermark(generation).await;
+        };
+        let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
+        if write_entry(&self.store, &entry).await? {
+            return Ok(());
+        }
+        // An earlier attempt's answer was lost, or the next owner was faster: it has then replayed what this one would
+        // now call published.
+        match load_entry(&self.store, entry.cno).await? {
+            Some(there)
+                if there.generation == generation && there.epoch == self.epoch && !there.is_repaired =>
+            {
+                Ok(())
+            }
+            _ => Err(VolumeError::Fenced {
+                reason: format!("checkpoint {} was recorded by another server", entry.cno),
+            }),
+        }
+    }
+}
+
+impl CatalogueEntry {
+    fn of(checkpoint: Checkpoint, generation: u64, epoch: u64) -> Self {
+        Self {
+            cno: checkpoint.cno,
+            published_ms: now_ms(),
+            size_bytes: checkpoint.size_bytes,
+            epoch,
+            generation,
+            is_repaired: false,
+        }
+    }
+}
+
+/// Makes sure that the newest published checkpoint has an entry, and returns the generation it says is published. An
+/// entry is missing when the server that published was killed before it could write it; the one added then says no more
+/// than the entry before it did.
 ///
 /// # Errors
 /// When the store fails.
-pub async fn repair(
+pub async fn take_up(
     store: &Store,
     newest: Checkpoint,
     modified_ms: u64,
     epoch: u64,
-) -> Result<(), VolumeError> {
-    if newest.cno == 0
-        || store
-            .get(&store.meta_key(&entry_name(newest.cno)))
-            .await?
-            .is_some()
-    {
-        return Ok(());
+) -> Result<u64, VolumeError> {
+    if newest.cno == 0 {
+        return Ok(0);
     }
-    let entry = CatalogueEntry {
-        cno: newest.cno,
-        published_ms: modified_ms,
-        size_bytes: newest.size_bytes,
-        epoch,
-        is_repaired: true,
-    };
-    write_entry(store, &entry).await
+    loop {
+        if let Some(entry) = load_entry(store, newest.cno).await? {
+            return Ok(entry.generation);
+        }
+        let entry = CatalogueEntry {
+            cno: newest.cno,
+            published_ms: modified_ms,
+            size_bytes: newest.size_bytes,
+            epoch,
+            generation: generation_before(store, newest.cno).await?,
+            is_repaired: true,
+        };
+        if write_entry(store, &entry).await? {
+            return Ok(entry.generation);
+        }
+    }
 }
 
 /// The epoch of the newest checkpoint; 0 where there is none. For a volume whose lease is gone.
@@ -155,15 +225,41 @@ pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
     Ok(0)
 }
 
-async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<(), VolumeError> {
+/// The generation of the newest entry before that of `cno`.
+async fn generation_before(store: &Store, cno: u64) -> Result<u64, VolumeError> {
+    let prefix = store.meta_key("checkpoints/");
+    let listed = store.list(&prefix).await?;
+    let known = listed
+        .iter()
+        .filter_map(|o| o.key.strip_prefix(&prefix)?.parse().ok());
+    match known.filter(|known: &u64| *known < cno).max() {
+        Some(known) => Ok(load_entry(store, known).await?.map_or(0, |e| e.generation)),
+        None => Ok(0),
+    }
+}
+
+async fn load_entry(store: &Store, cno: u64) -> Result<Option<CatalogueEntry>, VolumeError> {
+    let key = store.meta_key(&entry_name(cno));
+    let Some((body, _)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&body)
+        .map(Some)
+        .map_err(|e| VolumeError::Corrupt {
+            what: format!("the catalogue entry {key}"),
+            reason: e.to_string(),
+        })
+}
+
+/// `false` when there is an entry already.
+async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<bool, VolumeError> {
     let body = serde_json::to_vec(entry).map_err(|e| VolumeError::Internal(e.to_string()))?;
     match store
         .put_create_only(&store.meta_key(&entry_name(entry.cno)), body)
         .await
     {
-        // An earlier attempt's answer was lost; the entry is there.
-        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(()),
-        other => Ok(other.map(|_| ())?),
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
+        other => Ok(other.map(|_| true)?),
     }
 }
 
@@ -172,3 +268,7 @@ fn now_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_millis() as u64)
 }
+
+#[cfg(test)]
+#[path = "catalogue_tests.rs"]
+mod tests;

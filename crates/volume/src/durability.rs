@@ -7,27 +7,35 @@ use crate::url::VolumeUrl;
 pub enum Durability {
     /// Volume on S3, no log.
     S3,
-    /// Volume in a local directory.
+    /// Volume in a local directory, no log.
     LocalDirectory,
+    /// A log on S3.
+    S3Log,
+    /// A journal on the server's machine.
+    Journal,
 }
 
 impl Durability {
     /// Every class, in the order of the documentation's table.
-    pub const ALL: [Self; 2] = [Self::S3, Self::LocalDirectory];
+    pub const ALL: [Self; 4] = [Self::S3, Self::S3Log, Self::Journal, Self::LocalDirectory];
 
-    /// The class of a volume at this URL.
-    pub fn of(url: &VolumeUrl) -> Self {
-        match url {
-            VolumeUrl::S3 { .. } => Self::S3,
-            VolumeUrl::File { .. } => Self::LocalDirectory,
+    /// The class of a volume at this URL, with this log.
+    pub fn of(url: &VolumeUrl, wal_url: Option<&VolumeUrl>) -> Self {
+        match (url, wal_url) {
+            (_, Some(VolumeUrl::S3 { .. })) => Self::S3Log,
+            (_, Some(VolumeUrl::File { .. })) => Self::Journal,
+            (VolumeUrl::S3 { .. }, None) => Self::S3,
+            (VolumeUrl::File { .. }, None) => Self::LocalDirectory,
         }
     }
 
-    /// Short name, fit for a key: `s3`, `file`.
+    /// Short name, fit for a key: `s3`, `file`, `s3_log`, `file_log`.
     pub fn name(self) -> &'static str {
         match self {
             Self::S3 => "s3",
             Self::LocalDirectory => "file",
+            Self::S3Log => "s3_log",
+            Self::Journal => "file_log",
         }
     }
 
@@ -43,6 +51,15 @@ impl Durability {
                  killing the server loses only writes after the last flush or checkpoint, \
                  losing the machine's disk loses the volume"
             }
+            Self::S3Log => {
+                "a flush or FUA reply means a log record, or a checkpoint, stored on S3; \
+                 losing the server or its machine loses only writes after the last flush or checkpoint"
+            }
+            Self::Journal => {
+                "a flush or FUA reply means a journal record synced (fdatasync) on this machine, or a checkpoint; \
+                 killing the server loses only writes after the last flush or checkpoint, \
+                 losing the machine's disk loses the writes after the last checkpoint"
+            }
         }
     }
 }
@@ -52,14 +69,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_class_follows_the_scheme() {
-        for (url, class) in [
-            ("s3://bucket/vol/", Durability::S3),
-            ("file:///vol/", Durability::LocalDirectory),
+    fn the_class_follows_the_schemes() {
+        let (s3, file) = ("s3://bucket/vol/", "file:///vol/");
+        for (url, wal, class) in [
+            (s3, None, Durability::S3),
+            (file, None, Durability::LocalDirectory),
+            (s3, Some(s3), Durability::S3Log),
+            (file, Some(s3), Durability::S3Log),
+            (s3, Some(file), Durability::Journal),
         ] {
-            assert_eq!(Durability::of(&VolumeUrl::parse(url).unwrap()), class);
-            assert!(url.starts_with(class.name()));
+            let wal = wal.map(|wal| VolumeUrl::parse(wal).unwrap());
+            assert_eq!(
+                Durability::of(&VolumeUrl::parse(url).unwrap(), wal.as_ref()),
+                class
+            );
             assert!(class.sentence().starts_with("a flush or FUA reply means"));
+        }
+    }
+
+    #[test]
+    fn the_documentation_has_every_class() {
+        let page = include_str!("../../../docs/durability.md");
+        for class in Durability::ALL {
+            assert!(page.contains(&format!("`{}`", class.name())), "{}", class.name());
         }
     }
 }

@@ -132,6 +132,24 @@ pub enum VolumeError {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// The local journal cannot be used.
+    #[error("the journal in {path} cannot be used: {reason}")]
+    Journal {
+        /// Its directory.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The volume's log cannot be used, and must not be ignored.
+    #[error("the write-ahead log {url} may hold flushed writes of this volume: {reason}; {advice}")]
+    Log {
+        /// The log's URL.
+        url: String,
+        /// Why it cannot be used.
+        reason: String,
+        /// What to do, and what that gives up.
+        advice: &'static str,
+    },
     /// What is stored makes no sense.
     #[error("{what} is corrupt: {reason}")]
     Corrupt {
@@ -170,6 +188,8 @@ impl VolumeError {
             Self::Engine { .. } => ErrorKind::Store,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::BufferFull { .. } => ErrorKind::BufferFull,
+            Self::Journal { .. } => ErrorKind::LocalDisk,
+            Self::Log { .. } => ErrorKind::InvalidInput,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::Closed => ErrorKind::Closed,
             Self::Internal(_) => ErrorKind::Internal,

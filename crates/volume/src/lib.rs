@@ -11,6 +11,7 @@ pub mod engine;
 mod error;
 pub mod geometry;
 pub mod lease;
+pub mod log;
 pub mod options;
 pub mod read;
 pub mod store;

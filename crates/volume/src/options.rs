@@ -24,6 +24,11 @@ pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
 /// The most `write_buffer`: a larger one is a slip of the pen.
 pub const WRITE_BUFFER_MOST_BYTES: u64 = 1 << 40;
 
+/// `checkpoint_interval` unless it is given.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+/// The same with a log, which makes flushes durable in between.
+pub const CHECKPOINT_INTERVAL_WITH_LOG: Duration = Duration::from_secs(30);
+
 /// What is logged unless `RUST_LOG` says otherwise.
 pub const LOG_FILTER_DEFAULT: &str = "warn";
 
@@ -44,6 +49,10 @@ pub struct VolumeOptions {
     pub node_cache: Option<NodeCacheConfig>,
     /// Cache of published data.
     pub read_cache: ReadCacheConfig,
+    /// The write-ahead log, if there is to be one.
+    pub wal_url: Option<VolumeUrl>,
+    /// Give up a log that cannot be used, with the writes flushed to it since the last checkpoint.
+    pub discard_wal: bool,
     /// Refuse every write and change nothing on the store.
     pub read_only: bool,
     /// How the volume is kept from other servers.
@@ -54,10 +63,12 @@ impl Default for VolumeOptions {
     fn default() -> Self {
         Self {
             write_buffer_bytes: 512 * MIB,
-            checkpoint_interval: Duration::from_secs(5),
+            checkpoint_interval: CHECKPOINT_INTERVAL,
             io_timeout: Duration::from_secs(60),
             node_cache: None,
             read_cache: ReadCacheConfig::default(),
+            wal_url: None,
+            discard_wal: false,
             read_only: false,
             lease: LeaseOptions::default(),
         }
@@ -135,19 +146,17 @@ pub enum OptionError {
     /// No volume named.
     #[error("the parameter backend_url is missing: name the volume, as in backend_url=s3://bucket/volume/")]
     MissingUrl,
-    /// A key of the write-ahead log.
+    /// The log's URL and the volume's name the same place.
     #[error(
-        "parameter \"{key}\": the write-ahead log is not available in this release; remove the parameter \
-         (without it, a flush is durable on S3 when it is answered)"
+        "backend_wal_url={wal} lies within the volume {volume}, or the volume within it: give the log a prefix of its own"
     )]
-    NoLog {
-        /// The key as given.
-        key: String,
+    LogInVolume {
+        /// The log's URL.
+        wal: VolumeUrl,
+        /// The volume's URL.
+        volume: VolumeUrl,
     },
 }
-
-/// Keys of the write-ahead log, refused until there is one.
-const LOG_KEYS: [&str; 2] = ["backend_wal_url", "backend_wal_uri"];
 
 /// Reads `key=value` parameters one at a time.
 #[derive(Debug, Default)]
@@ -158,6 +167,7 @@ pub struct ServeOptions {
     volume: VolumeOptions,
     cache_dir: Option<PathBuf>,
     cache_disk_bytes: Option<u64>,
+    checkpoint_interval: Option<Duration>,
     runtime_threads: Option<usize>,
     thread_model: ThreadModelOption,
     warnings: Vec<String>,
@@ -170,9 +180,6 @@ impl ServeOptions {
     /// [`OptionError`] for unknown and repeated keys, and for values that cannot be used.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
         let name = key.replace('-', "_");
-        if LOG_KEYS.contains(&name.as_str()) {
-            return Err(OptionError::NoLog { key: key.to_string() });
-        }
         let spec = find_option(&name).ok_or_else(|| OptionError::Unknown {
             key: key.to_string(),
             suggestion: table::nearest(&name),
@@ -195,17 +202,30 @@ impl ServeOptions {
     /// Ends the reading: what was not given takes its default.
     ///
     /// # Errors
-    /// [`OptionError::MissingUrl`] when no volume was named, [`OptionError::Missing`] when a parameter needs another.
+    /// [`OptionError::MissingUrl`] when no volume was named, [`OptionError::Missing`] when a parameter needs another,
+    /// [`OptionError::LogInVolume`].
     pub fn finish(mut self) -> Result<ServeConfig, OptionError> {
-        self.volume.read_cache.disk = read_cache::disk(
-            self.volume.read_cache.memory_bytes,
+        let url = self.url.clone().ok_or(OptionError::MissingUrl)?;
+        let store = self.store()?;
+        let mut volume = self.volume;
+        if let Some(wal) = volume.wal_url.as_ref().filter(|wal| overlap(wal, &url)) {
+            let wal = wal.clone();
+            return Err(OptionError::LogInVolume { wal, volume: url });
+        }
+        let by_default = match volume.wal_url {
+            Some(_) => CHECKPOINT_INTERVAL_WITH_LOG,
+            None => CHECKPOINT_INTERVAL,
+        };
+        volume.checkpoint_interval = self.checkpoint_interval.unwrap_or(by_default);
+        volume.read_cache.disk = read_cache::disk(
+            volume.read_cache.memory_bytes,
             self.cache_dir.take(),
             self.cache_disk_bytes,
         )?;
         Ok(ServeConfig {
-            url: self.url.clone().ok_or(OptionError::MissingUrl)?,
-            store: self.store()?,
-            volume: self.volume,
+            url,
+            store,
+            volume,
             runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
             thread_model: self.thread_model,
             warnings: self.warnings,
@@ -232,294 +252,16 @@ impl ServeOptions {
     }
 }
 
+/// Whether one of two places lies within the other.
+fn overlap(a: &VolumeUrl, b: &VolumeUrl) -> bool {
+    let (a, b) = (a.to_string(), b.to_string());
+    a.starts_with(&b) || b.starts_with(&a)
+}
+
 /// One thread a processor; two at least, so that a busy one does not hold up the other's requests.
 fn default_runtime_threads() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get().max(2))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const URL: (&str, &str) = ("backend_url", "s3://bucket/vol/");
-
-    fn read(pairs: &[(&str, &str)]) -> Result<ServeConfig, OptionError> {
-        let mut options = ServeOptions::default();
-        for (key, value) in pairs {
-            options.set(key, value)?;
-        }
-        options.finish()
-    }
-
-    fn bad_value(key: &str, value: &str) -> String {
-        let error = read(&[URL, (key, value)]).expect_err(key);
-        assert!(matches!(error, OptionError::BadValue { .. }), "{error}");
-        let text = error.to_string();
-        assert!(
-            text.contains(key) && text.contains(&format!("\"{value}\"")),
-            "{text}"
-        );
-        text
-    }
-
-    #[test]
-    fn the_url_alone_gives_the_defaults() {
-        let config = read(&[URL]).unwrap();
-        assert_eq!(
-            config.url,
-            VolumeUrl::S3 {
-                bucket: "bucket".into(),
-                prefix: "vol".into()
-            }
-        );
-        assert_eq!(config.store, StoreOptions::default());
-        assert_eq!(config.volume, VolumeOptions::default());
-        assert_eq!(config.thread_model, ThreadModelOption::Auto);
-        assert!(config.runtime_threads >= 2);
-        assert!(config.warnings.is_empty());
-    }
-
-    #[test]
-    fn the_defaults_written_in_the_table_are_the_defaults() {
-        for spec in OPTIONS.iter().filter(|spec| spec.default_is_value) {
-            let given = read(&[URL, (spec.key, spec.default)]).unwrap();
-            assert_eq!(given, read(&[URL]).unwrap(), "{}", spec.key);
-        }
-    }
-
-    #[test]
-    fn every_key_takes_effect_in_every_spelling() {
-        for (hyphens, threads) in [(false, 3), (true, 5)] {
-            let spell = |key: &str| {
-                if hyphens {
-                    key.replace('_', "-")
-                } else {
-                    key.to_string()
-                }
-            };
-            let threads_text = threads.to_string();
-            let pairs = [
-                ("backend_uri", "file:///srv/vol"),
-                ("node_cache_config", "LocalDisk,/var/cache/a,b,64M,ReuseCache"),
-                ("write_buffer", "64M"),
-                ("checkpoint_interval", "500ms"),
-                ("endpoint_url", "http://127.0.0.1:9000"),
-                ("region", "eu-west-1"),
-                ("path_style", "yes"),
-                ("payload_signing", "never"),
-                ("sse", "aws:kms"),
-                ("sse_kms_key_id", "alias/disks"),
-                ("allow_unsafe_store", "yes"),
-                ("runtime_threads", &threads_text),
-                ("io_timeout", "2m"),
-                ("lease_duration", "10s"),
-                ("takeover", "yes"),
-                ("thread_model", "serialize_requests"),
-                ("cache_memory", "32M"),
-                ("cache_dir", "/var/cache/pages"),
-                ("cache_disk", "1G"),
-            ];
-            assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
-            let mut options = ServeOptions::default();
-            for (key, value) in pairs {
-                options.set(&spell(key), value).unwrap();
-            }
-            let config = options.finish().unwrap();
-            let expected = ServeConfig {
-                url: VolumeUrl::File {
-                    path: "/srv/vol".into(),
-                },
-                store: StoreOptions {
-                    endpoint_url: Some("http://127.0.0.1:9000".into()),
-                    region: Some("eu-west-1".into()),
-                    path_style: Some(true),
-                    payload_signing: PayloadSigning::Never,
-                    sse: Some(ServerSideEncryption::Kms),
-                    sse_kms_key_id: Some("alias/disks".into()),
-                    allow_unsafe: true,
-                },
-                volume: VolumeOptions {
-                    write_buffer_bytes: 64 * MIB,
-                    checkpoint_interval: Duration::from_millis(500),
-                    io_timeout: Duration::from_secs(120),
-                    node_cache: Some(NodeCacheConfig {
-                        path: "/var/cache/a,b".into(),
-                        size_bytes: 64 * MIB,
-                        strategy: NodeCacheStrategy::ReuseCache,
-                    }),
-                    read_cache: ReadCacheConfig {
-                        memory_bytes: 32 * MIB,
-                        disk: Some(ReadCacheDisk {
-                            dir: "/var/cache/pages".into(),
-                            size_bytes: 1 << 30,
-                        }),
-                    },
-                    read_only: false,
-                    lease: LeaseOptions {
-                        duration: Duration::from_secs(10),
-                        takeover: true,
-                        known_expired: None,
-                    },
-                },
-                runtime_threads: threads,
-                thread_model: ThreadModelOption::SerializeRequests,
-                warnings: vec![],
-            };
-            assert_eq!(config, expected);
-        }
-    }
-
-    #[test]
-    fn unknown_keys_are_refused_with_the_nearest() {
-        for (key, suggestion) in [
-            ("backend-ulr", Some("backend_url")),
-            ("write_bufer", Some("write_buffer")),
-            ("endpoint", Some("endpoint_url")),
-            ("Region", Some("region")),
-            ("zzz", None),
-        ] {
-            let error = read(&[URL, (key, "1")]).unwrap_err();
-            assert_eq!(
-                error,
-                OptionError::Unknown {
-                    key: key.into(),
-                    suggestion
-                }
-            );
-            let text = error.to_string();
-            assert!(
-                text.contains(&format!("\"{key}\"")) && text.contains("checkpoint_interval"),
-                "{text}"
-            );
-            assert_eq!(text.contains("did you mean"), suggestion.is_some(), "{text}");
-        }
-    }
-
-    #[test]
-    fn repeated_keys_are_refused_under_every_name() {
-        for second in ["backend_url", "backend-url", "backend_uri", "backend-uri"] {
-            let error = read(&[URL, (second, "s3://bucket/other/")]).unwrap_err();
-            assert_eq!(
-                error,
-                OptionError::Repeated {
-                    key: "backend_url",
-                    alias: Some("backend_uri")
-                }
-            );
-            assert!(error.to_string().contains("backend_uri"));
-        }
-        let error = read(&[URL, ("region", "a"), ("region", "a")]).unwrap_err();
-        assert_eq!(
-            error,
-            OptionError::Repeated {
-                key: "region",
-                alias: None
-            }
-        );
-    }
-
-    #[test]
-    fn the_log_is_refused_not_ignored() {
-        for key in ["backend_wal_url", "backend_wal_uri", "backend-wal-url"] {
-            let error = read(&[URL, (key, "s3://bucket/wal/")]).unwrap_err();
-            assert_eq!(error, OptionError::NoLog { key: key.into() });
-            assert!(error.to_string().contains("remove the parameter"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_volume_must_be_named() {
-        assert_eq!(read(&[("region", "x")]), Err(OptionError::MissingUrl));
-    }
-
-    #[test]
-    fn bad_values_say_what_to_write() {
-        for (key, value, part) in [
-            ("backend_url", "ftp://x/y", "s3://"),
-            ("write_buffer", "15M", "16M"),
-            ("write_buffer", "1E", "1T"),
-            ("write_buffer", "lots", "as in 64K"),
-            ("checkpoint_interval", "0", "100ms"),
-            ("checkpoint_interval", "2000h", "24h"),
-            ("io_timeout", "10ms", "1s"),
-            ("endpoint_url", "127.0.0.1:9000", "http://"),
-            ("endpoint_url", "http://", "http://"),
-            ("region", "", "eu-west-1"),
-            ("region", "a b", "eu-west-1"),
-            ("path_style", "maybe", "auto, yes or no"),
-            ("payload_signing", "sometimes", "auto, always or never"),
-            ("lease_duration", "1s", "2s"),
-            ("takeover", "maybe", "yes or no"),
-            ("allow_unsafe_store", "maybe", "yes or no"),
-            ("sse", "yes", "AES256 or aws:kms"),
-            ("sse_kms_key_id", "", "aws:kms"),
-            ("sse_kms_key_id", "alias/a", "sse=aws:kms"),
-            ("runtime_threads", "0", "1 to 256"),
-            ("runtime_threads", "many", "1 to 256"),
-            ("thread_model", "fast", "serialize_requests"),
-            (
-                "node_cache_config",
-                "LocalDisk,/tmp/x,64M",
-                "TYPE,PATH,SIZE,STRATEGY",
-            ),
-        ] {
-            if key == "backend_url" {
-                let text = read(&[(key, value)]).unwrap_err().to_string();
-                assert!(text.contains(part) && text.contains(key), "{text}");
-                continue;
-            }
-            let text = bad_value(key, value);
-            assert!(text.contains(part), "{text}");
-        }
-    }
-
-    #[test]
-    fn the_seeds_node_cache_example_works_with_one_warning() {
-        let config = read(&[
-            URL,
-            ("node_cache_config", "LocalDisk,/tmp/hypernbd/,16777216,Recreate"),
-        ])
-        .unwrap();
-        let cache = config.volume.node_cache.unwrap();
-        assert_eq!(cache.size_bytes, NODE_CACHE_LEAST_BYTES);
-        assert_eq!(config.warnings.len(), 1);
-        assert!(config.warnings[0].contains("16777216") && config.warnings[0].contains("32 MiB"));
-    }
-
-    #[test]
-    fn the_documentation_lists_these_keys_and_defaults() {
-        let documented: Vec<(&str, &str)> = include_str!("../../../docs/parameters.md")
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `"))
-            .map(|row| {
-                let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
-                (cells.next().unwrap(), cells.next().unwrap())
-            })
-            .collect();
-        let known: Vec<(&str, &str)> = OPTIONS.iter().map(|spec| (spec.key, spec.default)).collect();
-        assert_eq!(documented, known);
-    }
-
-    #[test]
-    fn the_man_page_lists_these_keys() {
-        let documented: Vec<&str> = include_str!("../../../docs/man/nbdkit-hypernbd-plugin.1")
-            .lines()
-            .filter_map(|line| line.strip_prefix("\\fB")?.split_once('='))
-            .map(|(key, _)| key)
-            .filter(|key| !key.contains('\\'))
-            .collect();
-        assert_eq!(
-            documented,
-            OPTIONS.iter().map(|spec| spec.key).collect::<Vec<_>>()
-        );
-    }
-
-    #[test]
-    fn the_help_has_one_line_a_key() {
-        let help = config_help();
-        assert_eq!(help.lines().count(), OPTIONS.len());
-        for (line, spec) in help.lines().zip(OPTIONS) {
-            assert!(line.contains(spec.key) && line.contains(spec.help), "{line}");
-        }
-    }
-}
+mod tests;

@@ -9,24 +9,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use log::{info, warn};
+use log::warn;
 use tokio::runtime::Handle;
 
-use crate::admin::{self, label};
-use crate::catalogue::{self, Catalogue, NoRecorder, Recorder};
-use crate::engine::hyper::HyperEngine;
-use crate::engine::index_cache::IndexCache;
-use crate::engine::{Engine, Ownership, SoleOwner};
+use crate::catalogue::{Catalogue, NoRecorder, Recorder};
+use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::lease::Lease;
-use crate::options::{StoreOptions, VolumeOptions};
-use crate::read::cache::ReadCache;
-use crate::store::{self, Store};
-use crate::url::VolumeUrl;
+use crate::log::LOG_BULK_BYTES;
+use crate::log::open::OpenLog;
+use crate::options::VolumeOptions;
+use crate::writeback::appender::DriverLog;
+use crate::writeback::backlog::Backlog;
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::generation::buffered_block_bytes;
 use crate::writeback::overlay::{Buffered, Overlay};
+
+mod opening;
 
 /// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
@@ -56,6 +56,17 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
+/// What an open volume works with besides its engine.
+#[derive(Default)]
+pub struct Parts {
+    /// Told of every publish; nobody when `None`.
+    pub recorder: Option<Arc<dyn Recorder>>,
+    /// The log, if there is one. It must be replayed already.
+    pub log: Option<DriverLog>,
+    /// The number of the first generation: above every one used before.
+    pub first_generation: u64,
+}
+
 /// An open volume.
 pub struct Volume {
     geometry: Geometry,
@@ -64,6 +75,7 @@ pub struct Volume {
     driver: Driver,
     catalogue: Option<Arc<Catalogue>>,
     lease: Option<Arc<Lease>>,
+    log: Option<OpenLog>,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -71,101 +83,30 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
-    ///
-    /// # Errors
-    /// [`VolumeError::NotFound`] when there is none; nothing is ever created by an open. [`VolumeError::Held`] when
-    /// another server has it open for writing.
-    pub async fn open(
-        url: &VolumeUrl,
-        store_options: &StoreOptions,
-        options: &VolumeOptions,
-    ) -> Result<Arc<Self>, VolumeError> {
-        let store = store::connect(url, store_options).await?;
-        // A label is made only for a volume that is there: opening must not leave anything at a mistyped URL.
-        admin::info_of(&store).await?;
-        if !options.read_only {
-            store::probe::ensure(&store, store_options.allow_unsafe).await?;
-        }
-        let label = if options.read_only {
-            label::load(&store).await?
-        } else {
-            Some(label::ensure(&store).await?)
-        };
-        let volume_id = label.map(|l| l.volume_id);
-        let lease = match &volume_id {
-            Some(id) if !options.read_only => Some(Lease::take(&store, id.clone(), &options.lease).await?),
-            _ => None,
-        };
-        let opened = Self::open_owned(&store, options, volume_id, lease.clone()).await;
-        if let (Err(_), Some(lease)) = (&opened, lease) {
-            // The engine's open may have written.
-            lease.release(false).await;
-        }
-        opened
-    }
-
-    async fn open_owned(
-        store: &Store,
-        options: &VolumeOptions,
-        volume_id: Option<String>,
-        lease: Option<Arc<Lease>>,
-    ) -> Result<Arc<Self>, VolumeError> {
-        let index_cache = match (&options.node_cache, &volume_id) {
-            (Some(config), Some(id)) => IndexCache::open(config, id)
-                .await
-                .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
-            _ => IndexCache::default(),
-        };
-        let ownership: Arc<dyn Ownership> = match &lease {
-            Some(lease) => lease.clone(),
-            None => Arc::new(SoleOwner),
-        };
-        let read_cache = ReadCache::open(&options.read_cache, volume_id.as_deref()).await;
-        let (engine, state) =
-            HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership).await?;
-        let geometry = engine.geometry();
-        let mut recorder: Arc<dyn Recorder> = Arc::new(NoRecorder);
-        let mut catalogue = None;
-        if let Some(lease) = &lease {
-            if let Err(e) = catalogue::repair(store, state.newest, state.modified_ms, lease.epoch()).await {
-                warn!(
-                    "checkpoint {} is not in the catalogue: {}",
-                    state.newest.cno,
-                    e.chain()
-                );
-            }
-            let started = Catalogue::start(store.clone(), lease.epoch());
-            recorder = started.clone();
-            catalogue = Some(started);
-        }
-        info!(
-            "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
-            store.url,
-            geometry.size_bytes(),
-            geometry.block_size(),
-            state.newest.cno,
-            volume_id.as_deref().unwrap_or("without a label"),
-            if options.read_only { ", read-only" } else { "" }
-        );
-        let mut volume = Self::over(Arc::new(engine), recorder, options);
-        volume.catalogue = catalogue;
-        if let Some(lease) = &lease {
-            volume.driver.fence_when(lease.lost());
-        }
-        volume.lease = lease;
-        Ok(Arc::new(volume))
-    }
-
     /// A volume over any engine, on the current runtime.
     pub fn over(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>, options: &VolumeOptions) -> Self {
+        let parts = Parts {
+            recorder: Some(recorder),
+            ..Parts::default()
+        };
+        Self::with_parts(engine, parts, options)
+    }
+
+    /// A volume over any engine and with these parts, on the current runtime.
+    pub fn with_parts(engine: Arc<dyn Engine>, parts: Parts, options: &VolumeOptions) -> Self {
         let geometry = engine.geometry();
-        let overlay = Arc::new(Overlay::new(geometry));
+        let overlay = Arc::new(match &parts.log {
+            Some(_) => Overlay::with_log(geometry, LOG_BULK_BYTES),
+            None => Overlay::new(geometry),
+        });
         let config = DriverConfig {
             checkpoint_interval: options.checkpoint_interval,
             io_timeout: options.io_timeout,
             write_buffer_bytes: options.write_buffer_bytes,
+            first_generation: parts.first_generation.max(1),
+            log: parts.log,
         };
+        let recorder = parts.recorder.unwrap_or_else(|| Arc::new(NoRecorder));
         let driver = Driver::start(overlay.clone(), engine.clone(), recorder, config);
         Self {
             geometry,
@@ -174,6 +115,7 @@ impl Volume {
             driver,
             catalogue: None,
             lease: None,
+            log: None,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -287,7 +229,7 @@ impl Volume {
             return Err(VolumeError::ReadOnly);
         }
         self.check_open()?;
-        self.driver.shared().check_fenced()?;
+        self.driver.check_fenced()?;
         let reserved = self.driver.wait_for_room(most_bytes)?;
         let buffered = apply();
         drop(reserved);
@@ -380,6 +322,11 @@ impl Volume {
         Ok(extents.take(if one_only { 1 } else { usize::MAX }).collect())
     }
 
+    /// How far durability is behind.
+    pub fn backlog(&self) -> Backlog {
+        self.driver.backlog()
+    }
+
     /// Asks for a checkpoint in the background.
     pub fn checkpoint_soon(&self) {
         self.driver.checkpoint_soon();
@@ -399,7 +346,7 @@ impl Volume {
             let flushed = if self.is_read_only {
                 Ok(())
             } else {
-                tokio::time::timeout_at(until, self.driver.flush())
+                tokio::time::timeout_at(until, self.driver.publish_all())
                     .await
                     .unwrap_or_else(|_| {
                         let last = "the time given for closing ran out".to_owned();
@@ -411,7 +358,8 @@ impl Volume {
                     })
             };
             let stopped = async {
-                self.driver.stop().await;
+                let last_generation = self.driver.stop().await;
+                self.finish_log(last_generation.filter(|_| flushed.is_ok())).await;
                 if let Some(catalogue) = &self.catalogue {
                     catalogue.finish().await;
                 }
@@ -435,6 +383,24 @@ impl Volume {
             }
             flushed
         })
+    }
+
+    /// The clean end of the log: only when nothing in it is needed any more.
+    async fn finish_log(&self, last_generation: Option<u64>) {
+        let (Some(log), Some(generation)) = (&self.log, last_generation) else {
+            return;
+        };
+        // A write that was let in while the last checkpoint was made may have been flushed to the log.
+        if !self.overlay.is_empty() || self.driver.check_fenced().is_err() {
+            warn!("the log is left as it is; the next opening replays it");
+            return;
+        }
+        if let Err(e) = log.finish(generation).await {
+            warn!(
+                "everything is published, but the log could not be removed: {}",
+                e.chain()
+            );
+        }
     }
 
     fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {

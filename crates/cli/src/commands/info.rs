@@ -55,7 +55,12 @@ fn table(info: &VolumeInfo) -> String {
         ("durability", info.durability.clone()),
         ("held by", held_by(info.lease.as_ref())),
     ];
-    rows.iter()
+    let log = info
+        .wal_url
+        .iter()
+        .map(|url| ("log", format!("{url}, not closed cleanly or being served")));
+    rows.into_iter()
+        .chain(log)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
 }
@@ -122,6 +127,7 @@ mod tests {
             last_checkpoint: 0,
             modified_ms: 0,
             mapped_bytes: 0,
+            wal_url: None,
             durability: "words".into(),
             lease: None,
         };

@@ -248,7 +248,7 @@ fn announcement(address: &Address, config: &ServeConfig) -> String {
         "Serving {url} on {address} until Ctrl-C.\n{warning}On this volume {durability}.\n\n\
          Connect from another terminal:\n\n{lines}\n",
         url = config.url,
-        durability = Durability::of(&config.url).sentence(),
+        durability = Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence(),
         lines = address.connect_lines(config.volume.io_timeout),
     )
 }

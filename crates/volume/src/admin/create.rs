@@ -75,7 +75,7 @@ pub async fn create(
     }
     if let Err(e) = label::ensure(&store).await {
         // Half a volume is worse than none.
-        if let Err(undo) = delete::remove(&store, None).await {
+        if let Err(undo) = delete::remove(&store, store_options, None).await {
             log::warn!("could not remove the half-made volume at {url}: {}", undo.chain());
         }
         return Err(e);

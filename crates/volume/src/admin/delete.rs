@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use serde::Serialize;
 
-use super::{info, label};
+use super::{info, label, wal};
 use crate::error::{ErrorKind, VolumeError};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions};
@@ -63,7 +63,8 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
 /// Deletes the volume: its inode first, so that what an interruption leaves is no volume any more, its label last, so
 /// that the deletion can be taken up again.
 ///
-/// Objects below the root that are not a container's are left alone.
+/// The write-ahead log that the volume was last served with goes too, where it can be reached. Objects below the root
+/// that are not a container's are left alone.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none, [`VolumeError::Held`] when a server has it open for writing.
@@ -89,16 +90,22 @@ pub async fn delete(
             None
         }
     };
-    remove(&store, lease.as_deref()).await?;
+    remove(&store, store_options, lease.as_deref()).await?;
     Ok(plan)
 }
 
 /// Removes what belongs to the volume.
-pub(super) async fn remove(store: &Store, lease: Option<&Lease>) -> Result<(), VolumeError> {
+pub(super) async fn remove(
+    store: &Store,
+    store_options: &StoreOptions,
+    lease: Option<&Lease>,
+) -> Result<(), VolumeError> {
     let inode = store.data_key(INODE);
     let label = store.meta_key(label::NAME);
     let lease_key = store.meta_key(lease::NAME);
     store.delete(&inode).await?;
+    // While the marker and the label still tell which log it is.
+    wal::remove_log(store, store_options).await;
     let rest = objects(store)
         .await?
         .into_iter()

@@ -8,6 +8,7 @@ use crate::durability::Durability;
 use crate::engine::inode;
 use crate::error::VolumeError;
 use crate::lease::{self, LeaseRecord};
+use crate::log::marker;
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
@@ -31,6 +32,9 @@ pub struct VolumeInfo {
     pub modified_ms: u64,
     /// Bytes of blocks that were ever written and not trimmed by a resize; an upper bound of the live data.
     pub mapped_bytes: u64,
+    /// The write-ahead log it was last served with, unless that was ended cleanly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wal_url: Option<String>,
     /// What a flush means.
     pub durability: String,
     /// The lease: who may write to the volume, or was the last that might. None before it is first served.
@@ -55,6 +59,9 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         reason: e.to_string(),
     })?;
     let label = label::load(store).await?;
+    let marker = marker::load(store).await?.map(|(marker, _)| marker);
+    let wal_url = marker.filter(|m| !m.is_clean).map(|m| m.url);
+    let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
     Ok(VolumeInfo {
         url: url.to_string(),
         volume_id: label.map(|l| l.volume_id),
@@ -65,7 +72,8 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
         // Counted in sectors, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
-        durability: Durability::of(url).sentence().to_owned(),
+        wal_url,
+        durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
         lease: lease::load(store).await?,
     })
 }

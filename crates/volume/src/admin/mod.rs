@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::error::VolumeError;
 use crate::lease::{self, Lease};
+use crate::log::marker;
+use crate::log::open::check_marker;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, ETag, Store};
@@ -14,6 +16,7 @@ mod delete;
 mod info;
 pub mod label;
 mod resize;
+pub mod wal;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, delete, delete_plan};
@@ -27,7 +30,7 @@ pub use resize::resize;
 ///
 /// # Errors
 /// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take the
-/// lease's duration to find out.
+/// lease's duration to find out; [`VolumeError::Log`] when it has a log that is not the one named.
 pub async fn check_servable(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -38,6 +41,8 @@ pub async fn check_servable(
     if options.read_only {
         return Ok(None);
     }
+    let marker = marker::load(&store).await?.map(|(marker, _)| marker);
+    check_marker(marker.as_ref(), options.wal_url.as_ref(), options.discard_wal)?;
     store::probe::ensure(&store, store_options.allow_unsafe).await?;
     lease::probe(&store, &options.lease).await
 }

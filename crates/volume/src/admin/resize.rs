@@ -23,6 +23,12 @@ pub async fn resize(
 ) -> Result<VolumeInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let before = info::of_store(&store).await?;
+    if let Some(wal_url) = &before.wal_url {
+        return Err(VolumeError::InvalidInput(format!(
+            "{url} was not closed cleanly, and its log {wal_url} may hold flushed writes: publish them first with \
+             hypernbd wal replay {url}, then resize"
+        )));
+    }
     check_size(new_size_bytes, before.block_size_bytes)?;
     if new_size_bytes < before.size_bytes && !allow_shrink {
         return Err(VolumeError::InvalidInput(format!(

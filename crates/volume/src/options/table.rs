@@ -168,6 +168,32 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "backend_wal_url",
+        alias: Some("backend_wal_uri"),
+        value_name: "URL",
+        default: "no log",
+        default_is_value: false,
+        help: "write-ahead log: s3://BUCKET/PREFIX/, or file:///PATH/ for a journal on this machine",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.wal_url = Some(VolumeUrl::parse(value).map_err(|error| error.reason)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "discard_wal",
+        alias: None,
+        value_name: "yes|no",
+        default: "no",
+        default_is_value: true,
+        help: "yes gives up a log that cannot be used, with the writes flushed to it since the last checkpoint",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.discard_wal = yes_or_no(value)?;
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "write_buffer",
         alias: None,
         value_name: "SIZE",
@@ -193,10 +219,10 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "TIME",
         default: "5s",
         default_is_value: true,
-        help: "longest time from a write to the start of its checkpoint; 100ms to 24h",
+        help: "longest time from a write to the start of its checkpoint, 30s by default with a log; 100ms to 24h",
         group: OptionGroup::Serve,
         apply: |options, value| {
-            options.volume.checkpoint_interval = duration_within(value, Duration::from_millis(100))?;
+            options.checkpoint_interval = Some(duration_within(value, Duration::from_millis(100))?);
             Ok(())
         },
     },
@@ -234,19 +260,6 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
-        key: "lease_duration",
-        alias: None,
-        value_name: "TIME",
-        default: "30s",
-        default_is_value: true,
-        help: "how long another server watches this one's lease before it takes it for dead; 2s to 24h",
-        group: OptionGroup::Serve,
-        apply: |options, value| {
-            options.volume.lease.duration = duration_within(value, Duration::from_secs(2))?;
-            Ok(())
-        },
-    },
-    OptionSpec {
         key: "cache_dir",
         alias: None,
         value_name: "DIR",
@@ -274,6 +287,19 @@ pub const OPTIONS: &[OptionSpec] = &[
                 return Err("too small; write 64M or more".to_string());
             }
             options.cache_disk_bytes = Some(bytes);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "lease_duration",
+        alias: None,
+        value_name: "TIME",
+        default: "30s",
+        default_is_value: true,
+        help: "how long another server watches this one's lease before it takes it for dead; 2s to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.lease.duration = duration_within(value, Duration::from_secs(2))?;
             Ok(())
         },
     },

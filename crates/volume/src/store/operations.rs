@@ -339,17 +339,36 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; some objects may be gone then.
     pub async fn delete_prefix(&self, prefix: &str) -> Result<usize, StoreError> {
-        let fail = |kind, detail| StoreError::new("delete", self.target(prefix), kind, detail);
         if prefix.len() < 2 || !prefix.ends_with('/') {
-            let detail =
-                "a prefix to delete must end with a slash, so that it names no neighbours".to_string();
-            return Err(fail(StoreErrorKind::Other, detail));
+            let detail = "a prefix to delete must end with a slash, so that it names no neighbours";
+            return Err(StoreError::new(
+                "delete",
+                self.target(prefix),
+                StoreErrorKind::Other,
+                detail,
+            ));
         }
-        let entries = self.list(prefix).await?;
-        for batch in entries.chunks(DELETE_KEYS_MAX) {
+        let keys: Vec<String> = self
+            .list(prefix)
+            .await?
+            .into_iter()
+            .map(|entry| entry.key)
+            .collect();
+        self.delete_keys(&keys).await?;
+        Ok(keys.len())
+    }
+
+    /// Removes these objects, many a request; nothing happens where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`]; some objects may be gone then, not necessarily the first.
+    pub async fn delete_keys(&self, keys: &[String]) -> Result<(), StoreError> {
+        let Some(first) = keys.first() else { return Ok(()) };
+        let fail = |kind, detail| StoreError::new("delete", self.target(first), kind, detail);
+        for batch in keys.chunks(DELETE_KEYS_MAX) {
             let identifiers = batch
                 .iter()
-                .map(|entry| ObjectIdentifier::builder().key(&entry.key).build());
+                .map(|key| ObjectIdentifier::builder().key(key).build());
             let delete = identifiers
                 .collect::<Result<Vec<_>, _>>()
                 .and_then(|objects| Delete::builder().set_objects(Some(objects)).quiet(true).build())
@@ -361,19 +380,19 @@ impl Store {
                 .delete(delete)
                 .send()
                 .await;
-            let output = sent.map_err(|error| self.error("delete", prefix, error))?;
-            if let [first, ..] = output.errors() {
-                let code = first.code().unwrap_or("an error without a code");
+            let output = sent.map_err(|error| self.error("delete", first, error))?;
+            if let [refused, ..] = output.errors() {
+                let code = refused.code().unwrap_or("an error without a code");
                 let kind = if code == "AccessDenied" {
                     StoreErrorKind::AccessDenied
                 } else {
                     StoreErrorKind::Other
                 };
-                let key = first.key().unwrap_or("a key");
+                let key = refused.key().unwrap_or("a key");
                 return Err(fail(kind, format!("{} answers {code} for {key}", self.endpoint)));
             }
         }
-        Ok(entries.len())
+        Ok(())
     }
 
     pub(super) fn error<E>(

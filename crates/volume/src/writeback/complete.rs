@@ -11,7 +11,7 @@ use crate::geometry::Geometry;
 const COMPLETIONS_IN_FLIGHT: usize = 64;
 
 /// Reads what partly written blocks lack from the published state, many at once, so that whole blocks are published.
-pub(super) async fn complete_partial_blocks(engine: &dyn Engine, frozen: &Frozen) -> Result<(), VolumeError> {
+pub(crate) async fn complete_partial_blocks(engine: &dyn Engine, frozen: &Frozen) -> Result<(), VolumeError> {
     let geometry: Geometry = engine.geometry();
     let partial = frozen.with(|g| g.partial_blocks());
     let mut reads = futures::stream::iter(partial)

@@ -1,33 +1,37 @@
-//! The async shell around the write-back state machine: feeds it events, carries out its actions.
+//! The async shell around the write-back machines: feeds them events, carries out their actions.
 //!
-//! One task per volume owns the machine. Publishes run beside it, so that flushes expire and writes go on while the
-//! store is slow. Nothing here decides anything; see [`super::state`].
+//! One task per volume owns the machines. Publishes and appends run beside it, so that flushes expire and writes go on
+//! while the store is slow. Nothing here decides anything; see [`super::machine`].
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use log::{info, warn};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::complete::complete_partial_blocks;
-use super::overlay::{Frozen, Overlay};
-use super::state::{Action, Event, FlushAnswer, FlushId, GenerationId, PublishEnd, WriteBack};
-use super::throttle::Throttle;
+use super::appender::{Appender, DriverLog};
+use super::backlog::{Backlog, Since};
+use super::machine::{self, Machine};
+use super::overlay::{Buffered, Frozen, Overlay};
+use super::pressure::{Pressure, Reservation};
+use super::publish::Publisher;
+use super::state::{Action, Event, FlushAnswer, FlushId, GenerationId, PublishEnd};
 use crate::catalogue::Recorder;
-use crate::engine::{Checkpoint, Engine};
+use crate::engine::Engine;
 use crate::error::VolumeError;
+use crate::log::AppendError;
+use crate::log::group_commit::{AppendEnd, Event as LogEvent};
 
 /// First wait after a failed publish; doubled by each further failure.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait between attempts.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Times and sizes the driver works by.
-#[derive(Debug, Clone, Copy)]
+/// What a driver works by.
+#[derive(Clone)]
 pub struct DriverConfig {
     /// Age of a generation at which it is published.
     pub checkpoint_interval: Duration,
@@ -35,90 +39,65 @@ pub struct DriverConfig {
     pub io_timeout: Duration,
     /// The most bytes buffered, active and frozen together.
     pub write_buffer_bytes: u64,
+    /// The number of the first generation: above every one used before.
+    pub first_generation: u64,
+    /// The log, if there is one. The overlay must then keep account for it.
+    pub log: Option<DriverLog>,
 }
 
-impl DriverConfig {
-    /// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth
-    /// when nothing is gained by waiting, so that the line is busy from early on.
-    fn is_large_enough(&self, bytes: u64, is_streaming: bool) -> bool {
-        let part = if is_streaming { 8 } else { 2 };
-        bytes >= self.write_buffer_bytes / part
-    }
+/// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth when
+/// nothing is gained by waiting, so that the line is busy from early on.
+fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
+    let part = if is_streaming { 8 } else { 2 };
+    bytes >= write_buffer_bytes / part
 }
 
 #[derive(Debug)]
-enum Command {
-    Event(Event),
-    Flush(oneshot::Sender<Result<(), VolumeError>>),
-    PublishEnded(Result<Option<Checkpoint>, VolumeError>),
+pub(super) enum Command {
+    Event(machine::Event),
+    Flush {
+        needs_checkpoint: bool,
+        answer: oneshot::Sender<Result<(), VolumeError>>,
+    },
+    PublishEnded(Result<(), VolumeError>),
+    AppendEnded {
+        sequence: u64,
+        result: Result<(), AppendError>,
+    },
     CheckpointWanted,
-    Stop(oneshot::Sender<()>),
+    Stop(oneshot::Sender<GenerationId>),
 }
 
-#[derive(Debug, Default)]
-struct Room {
-    /// Counts the generations dropped, so that a waiting writer can tell that one was.
-    published: u64,
-    /// Bytes that writers were let in with and have not buffered yet.
-    reserved_bytes: u64,
-}
+/// The way back to the driver's task; weak, so that the task ends with the last handle.
+#[derive(Debug, Clone)]
+pub(super) struct Commands(mpsc::WeakUnboundedSender<Command>);
 
-/// Room in the write buffer for one change, given back when the change is made.
-#[derive(Debug)]
-pub struct Reservation<'a> {
-    shared: &'a Shared,
-    bytes: u64,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        self.shared.room.0.lock().reserved_bytes -= self.bytes;
-    }
-}
-
-/// What writers and the driver share.
-#[derive(Debug)]
-pub struct Shared {
-    /// Why the volume is fenced, once it is.
-    fenced: Mutex<Option<String>>,
-    is_fenced: AtomicBool,
-    throttle: Mutex<Throttle>,
-    /// When the publish under way is expected to end.
-    room_expected: Mutex<std::time::Instant>,
-    /// When the writers as a whole have paid for what they buffered.
-    paid_until: Mutex<std::time::Instant>,
-    room: (Mutex<Room>, Condvar),
-    last_failure: Mutex<String>,
-}
-
-impl Shared {
-    /// The error of a fenced volume, if it is one.
-    pub fn check_fenced(&self) -> Result<(), VolumeError> {
-        if !self.is_fenced.load(Ordering::Acquire) {
-            return Ok(());
+impl Commands {
+    pub fn send(&self, command: Command) {
+        if let Some(commands) = self.0.upgrade() {
+            let _ = commands.send(command);
         }
-        Err(VolumeError::Fenced {
-            reason: self.fenced.lock().clone().unwrap_or_default(),
-        })
     }
 
-    /// Notes why the volume is fenced and says so, the first time.
-    fn note_fenced(&self, reason: String) {
-        let mut fenced = self.fenced.lock();
-        if fenced.is_none() {
-            log::error!("fenced: {reason}; writes and flushes fail from now on, reads go on");
-            *fenced = Some(reason);
-        }
+    pub fn send_later(&self, wait: Duration, command: Command) {
+        let commands = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            commands.send(command);
+        });
     }
 }
 
 /// Handle to the driver of one volume. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Driver {
     commands: mpsc::UnboundedSender<Command>,
-    shared: Arc<Shared>,
+    pressure: Arc<Pressure>,
     overlay: Arc<Overlay>,
-    config: DriverConfig,
+    since: Arc<Mutex<Since>>,
+    has_log: bool,
+    io_timeout: Duration,
+    write_buffer_bytes: u64,
 }
 
 impl Driver {
@@ -130,91 +109,70 @@ impl Driver {
         config: DriverConfig,
     ) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
-            fenced: Mutex::default(),
-            is_fenced: AtomicBool::new(false),
-            throttle: Mutex::new(Throttle::new(config.write_buffer_bytes)),
-            room_expected: Mutex::new(std::time::Instant::now()),
-            paid_until: Mutex::new(std::time::Instant::now()),
-            room: Default::default(),
-            last_failure: Mutex::default(),
-        });
         let driver = Self {
             commands: commands.clone(),
-            shared: shared.clone(),
+            pressure: Arc::new(Pressure::new(config.write_buffer_bytes)),
             overlay: overlay.clone(),
-            config,
+            since: Arc::default(),
+            has_log: config.log.is_some(),
+            io_timeout: config.io_timeout,
+            write_buffer_bytes: config.write_buffer_bytes,
         };
+        let back = Commands(commands.downgrade());
+        let first = GenerationId(config.first_generation);
+        let group_commit = config
+            .log
+            .as_ref()
+            .map(|l| l.group_commit(GenerationId(first.0 - 1)));
         let task = Task {
-            machine: WriteBack::default(),
+            machine: Machine::new(first, group_commit),
             overlay,
-            engine,
-            recorder,
+            publisher: Arc::new(Publisher::new(engine, recorder)),
+            appender: config.log.clone().map(|log| Appender::new(log, back.clone())),
             config,
-            shared,
-            commands: commands.downgrade(),
+            pressure: driver.pressure.clone(),
+            since: driver.since.clone(),
+            commands: back,
             flushes: HashMap::new(),
             deadlines: VecDeque::new(),
             next_flush: 0,
             frozen: None,
+            active: first,
             publish_started: None,
+            last_failure: String::new(),
         };
         tokio::spawn(task.run(inbox));
         driver
     }
 
-    /// What writers need to know.
-    pub fn shared(&self) -> &Shared {
-        &self.shared
+    /// The error of a fenced volume, if it is one.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`].
+    pub fn check_fenced(&self) -> Result<(), VolumeError> {
+        self.pressure.check_fenced()
     }
 
     /// Says that a change was taken into the overlay, and slows the caller by what it buffered.
     ///
     /// Blocks the calling thread; never call it on the runtime.
-    pub fn buffered(&self, change: super::overlay::Buffered) {
+    pub fn buffered(&self, change: Buffered) {
         if change.is_first {
-            let _ = self.commands.send(Command::Event(Event::Dirtied));
+            self.send(Event::Dirtied);
         }
         // Looked at each time another eighth of the buffer is filled, not at every write.
-        let eighths = |bytes: u64| bytes / (self.config.write_buffer_bytes / 8).max(1);
+        let eighths = |bytes: u64| bytes / (self.write_buffer_bytes / 8).max(1);
         let is_next_eighth = eighths(change.active_bytes) > eighths(change.active_bytes - change.added_bytes);
         if is_next_eighth
-            && self
-                .config
-                .is_large_enough(change.active_bytes, change.is_streaming)
+            && is_large_enough(self.write_buffer_bytes, change.active_bytes, change.is_streaming)
         {
-            let _ = self.commands.send(Command::Event(Event::Grown));
+            self.send(Event::Grown);
         }
-        self.slow_down(change);
+        self.pressure.slow_down(change);
     }
 
-    fn slow_down(&self, change: super::overlay::Buffered) {
-        // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
-        // ones would alternate, and a large one is a long wait.
-        let fill = change.total_bytes.max(2 * change.active_bytes);
-        let now = std::time::Instant::now();
-        let (delay, longest) = {
-            let throttle = self.shared.throttle.lock();
-            if fill <= throttle.soft_bytes() {
-                return;
-            }
-            let room_in = self.shared.room_expected.lock().saturating_duration_since(now);
-            let delay = throttle.delay(change.added_bytes, fill, room_in);
-            (delay, throttle.longest_wait(fill, room_in))
-        };
-        let until = {
-            let mut paid_until = self.shared.paid_until.lock();
-            // What nobody has to wait for is forgiven; carried on, it would stop everybody once waits may be long.
-            *paid_until = ((*paid_until).max(now) + delay).min(now + longest);
-            *paid_until
-        };
-        let (room, is_published) = &self.shared.room;
-        let mut room = room.lock();
-        let seen = room.published;
-        while !delay.is_zero()
-            && room.published == seen
-            && !is_published.wait_until(&mut room, until).timed_out()
-        {}
+    fn send(&self, event: Event) {
+        let _ = self.commands.send(Command::Event(machine::Event::Volume(event)));
     }
 
     /// Waits until the buffer has room for a change that adds at most `bytes`. Blocks the calling thread.
@@ -222,48 +180,44 @@ impl Driver {
     /// # Errors
     /// [`VolumeError::BufferFull`] after `io_timeout`, [`VolumeError::Fenced`].
     pub fn wait_for_room(&self, bytes: u64) -> Result<Reservation<'_>, VolumeError> {
-        let capacity = self.config.write_buffer_bytes;
-        // A change larger than the buffer is let in once half of it is free.
-        let needed = bytes.min(capacity / 2);
-        let until = std::time::Instant::now() + self.config.io_timeout;
-        let (room, is_published) = &self.shared.room;
-        let mut room = room.lock();
-        while self.overlay.total_bytes() + room.reserved_bytes + needed > capacity {
-            self.shared.check_fenced()?;
-            let _ = self.commands.send(Command::Event(Event::Grown));
-            if is_published.wait_until(&mut room, until).timed_out() {
-                return Err(VolumeError::BufferFull {
-                    capacity_bytes: capacity,
-                    waited: self.config.io_timeout,
-                });
-            }
-        }
-        room.reserved_bytes += bytes;
-        Ok(Reservation {
-            shared: &self.shared,
-            bytes,
-        })
+        self.pressure
+            .wait_for_room(&self.overlay, bytes, self.io_timeout, || self.send(Event::Grown))
+    }
+
+    /// Resolves once everything taken into the overlay before the call is durable: in the log, or published.
+    ///
+    /// # Errors
+    /// [`VolumeError::Timeout`] after `io_timeout` (the data is kept and retried), [`VolumeError::Fenced`].
+    pub async fn flush(&self) -> Result<(), VolumeError> {
+        self.flush_to(false).await
     }
 
     /// Resolves once everything taken into the overlay before the call is published.
     ///
     /// # Errors
-    /// [`VolumeError::Timeout`] after `io_timeout` (the data is kept and retried), [`VolumeError::Fenced`].
-    pub async fn flush(&self) -> Result<(), VolumeError> {
+    /// As [`Self::flush`].
+    pub async fn publish_all(&self) -> Result<(), VolumeError> {
+        self.flush_to(true).await
+    }
+
+    async fn flush_to(&self, needs_checkpoint: bool) -> Result<(), VolumeError> {
         let (answer, answered) = oneshot::channel();
         self.commands
-            .send(Command::Flush(answer))
+            .send(Command::Flush {
+                needs_checkpoint,
+                answer,
+            })
             .map_err(|_| VolumeError::Closed)?;
         answered.await.map_err(|_| VolumeError::Closed)?
     }
 
     /// Ends all writing for good once `lost` resolves to a reason: another server took the volume over.
     pub fn fence_when(&self, lost: impl Future<Output = Option<String>> + Send + 'static) {
-        let (commands, shared) = (self.commands.downgrade(), self.shared.clone());
+        let (commands, pressure) = (Commands(self.commands.downgrade()), self.pressure.clone());
         tokio::spawn(async move {
             if let Some(reason) = lost.await {
-                shared.note_fenced(reason);
-                send(&commands, Command::Event(Event::Fenced));
+                pressure.note_fenced(reason);
+                commands.send(Command::Event(machine::Event::Volume(Event::Fenced)));
             }
         });
     }
@@ -273,38 +227,47 @@ impl Driver {
         let _ = self.commands.send(Command::CheckpointWanted);
     }
 
-    /// Ends the driver's task. A publish under way is waited for.
-    pub async fn stop(&self) {
+    /// What is not yet where it is to be.
+    pub fn backlog(&self) -> Backlog {
+        self.since.lock().backlog(&self.overlay, self.has_log)
+    }
+
+    /// Ends the driver's task, after the publish and the appends under way. Returns the number of the generation that
+    /// was active; `None` when it had ended already.
+    pub async fn stop(&self) -> Option<u64> {
         let (stopped, wait) = oneshot::channel();
-        if self.commands.send(Command::Stop(stopped)).is_ok() {
-            let _ = wait.await;
-        }
+        self.commands.send(Command::Stop(stopped)).ok()?;
+        wait.await.ok().map(|generation| generation.0)
     }
 }
 
 struct Task {
-    machine: WriteBack,
+    machine: Machine,
     overlay: Arc<Overlay>,
-    engine: Arc<dyn Engine>,
-    recorder: Arc<dyn Recorder>,
+    publisher: Arc<Publisher>,
+    appender: Option<Appender>,
     config: DriverConfig,
-    shared: Arc<Shared>,
-    /// Weak, so that the task ends with the last handle.
-    commands: mpsc::WeakUnboundedSender<Command>,
+    pressure: Arc<Pressure>,
+    since: Arc<Mutex<Since>>,
+    commands: Commands,
     flushes: HashMap<FlushId, oneshot::Sender<Result<(), VolumeError>>>,
     /// Ascending, because every flush waits equally long.
     deadlines: VecDeque<(Instant, FlushId)>,
     next_flush: u64,
-    frozen: Option<Arc<Frozen>>,
+    frozen: Option<(GenerationId, Arc<Frozen>)>,
+    /// The number of what the overlay has as its active generation now.
+    active: GenerationId,
     publish_started: Option<Instant>,
+    last_failure: String,
 }
 
 impl Task {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
-        let mut stopping: Option<oneshot::Sender<()>> = None;
+        let mut stopping: Option<oneshot::Sender<GenerationId>> = None;
         loop {
-            if let Some(stopped) = stopping.take_if(|_| self.publish_started.is_none()) {
-                let _ = stopped.send(());
+            let is_quiet = self.publish_started.is_none() && self.machine.is_log_idle();
+            if let Some(stopped) = stopping.take_if(|_| is_quiet) {
+                let _ = stopped.send(self.active);
                 return;
             }
             let deadline = self.deadlines.front().map(|(at, _)| *at);
@@ -313,7 +276,7 @@ impl Task {
                 command = inbox.recv() => command,
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     let (_, id) = self.deadlines.pop_front().expect("a deadline was due");
-                    Some(Command::Event(Event::FlushExpired(id)))
+                    Some(Command::Event(machine::Event::Volume(Event::FlushExpired(id))))
                 }
             };
             let event = match command {
@@ -322,75 +285,122 @@ impl Task {
                     stopping = Some(stopped);
                     continue;
                 }
-                Some(Command::Event(event)) => event,
-                Some(Command::CheckpointWanted) => Event::CheckpointWanted {
+                Some(command) => self.event_of(command),
+            };
+            self.feed(event);
+        }
+    }
+
+    fn event_of(&mut self, command: Command) -> machine::Event {
+        match command {
+            Command::Event(event) => {
+                if event == machine::Event::Volume(Event::Dirtied) {
+                    self.since.lock().active.get_or_insert_with(Instant::now);
+                }
+                event
+            }
+            Command::CheckpointWanted => machine::Event::Volume(Event::CheckpointWanted {
+                is_active_dirty: self.overlay.is_active_dirty(),
+            }),
+            Command::Flush {
+                needs_checkpoint,
+                answer,
+            } => {
+                self.next_flush += 1;
+                let id = FlushId(self.next_flush);
+                self.flushes.insert(id, answer);
+                self.deadlines
+                    .push_back((Instant::now() + self.config.io_timeout, id));
+                machine::Event::Flush {
+                    id,
                     is_active_dirty: self.overlay.is_active_dirty(),
-                },
-                Some(Command::Flush(answer)) => {
-                    self.next_flush += 1;
-                    let id = FlushId(self.next_flush);
-                    self.flushes.insert(id, answer);
-                    self.deadlines
-                        .push_back((Instant::now() + self.config.io_timeout, id));
-                    Event::Flush {
-                        id,
-                        is_active_dirty: self.overlay.is_active_dirty(),
+                    needs_checkpoint,
+                }
+            }
+            Command::PublishEnded(result) => {
+                machine::Event::Volume(Event::PublishEnded(self.publish_ended(result)))
+            }
+            Command::AppendEnded { sequence, result } => {
+                let end = self.append_ended(result);
+                machine::Event::Log(LogEvent::AppendEnded { sequence, end })
+            }
+            Command::Stop(_) => unreachable!("seen to by the loop"),
+        }
+    }
+
+    fn feed(&mut self, event: machine::Event) {
+        let mut todo: VecDeque<machine::Action> = self.machine.on(event).into();
+        while let Some(action) = todo.pop_front() {
+            match action {
+                machine::Action::Volume(action) => self.carry_out(action),
+                machine::Action::Snapshot { sequence } => {
+                    if let Some(appender) = &mut self.appender {
+                        let frozen = self.frozen.as_ref().map(|(id, _)| *id);
+                        let taken = appender.snapshot(sequence, &self.overlay, frozen, self.active);
+                        let event = machine::Event::Log(LogEvent::Snapshot(taken));
+                        todo.extend(self.machine.on(event));
                     }
                 }
-                Some(Command::PublishEnded(result)) => Event::PublishEnded(self.publish_ended(result)),
-            };
-            for action in self.machine.on(event) {
-                self.carry_out(action);
+                other => {
+                    if let Some(appender) = &mut self.appender {
+                        match other {
+                            machine::Action::Append { sequence } => appender.append(sequence),
+                            machine::Action::ArmAppendRetry { sequence, attempt } => {
+                                appender.retry_later(sequence, attempt);
+                            }
+                            machine::Action::Forget { sequence } => appender.forget(sequence),
+                            machine::Action::TrimLog(generation) => appender.trim(generation),
+                            machine::Action::Volume(_) | machine::Action::Snapshot { .. } => {}
+                        }
+                    }
+                }
             }
+        }
+        if let Some(appender) = &self.appender {
+            let mut since = self.since.lock();
+            since.log_bytes = self.machine.live_log_bytes();
+            since.log = appender.oldest();
         }
     }
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Freeze(_) => self.frozen = Some(self.overlay.freeze()),
+            Action::Freeze(id) => {
+                self.frozen = Some((id, self.overlay.freeze()));
+                self.active = GenerationId(id.0 + 1);
+                let mut since = self.since.lock();
+                since.frozen = since.active.take();
+            }
             Action::Publish { generation, attempt } => self.publish(generation, attempt),
             Action::DropFrozen(_) => {
                 self.frozen = None;
                 let dropped = self.overlay.drop_frozen();
                 // Freeing some 10^5 blocks takes a while, and the next publish should not wait for it.
                 tokio::task::spawn_blocking(move || drop(dropped));
-                *self.shared.paid_until.lock() = std::time::Instant::now();
-                self.wake_writers();
+                self.since.lock().frozen = None;
+                self.pressure.dropped();
                 // The next generation may have grown past the mark while this one was published.
                 let (bytes, is_streaming) = self.overlay.active();
-                if self.config.is_large_enough(bytes, is_streaming) {
-                    send(&self.commands, Command::Event(Event::Grown));
+                if is_large_enough(self.config.write_buffer_bytes, bytes, is_streaming) {
+                    let grown = machine::Event::Volume(Event::Grown);
+                    self.commands.send(Command::Event(grown));
                 }
             }
             Action::ArmAge(generation) => {
-                self.send_later(self.config.checkpoint_interval, Event::AgeDue(generation));
+                let due = machine::Event::Volume(Event::AgeDue(generation));
+                self.commands
+                    .send_later(self.config.checkpoint_interval, Command::Event(due));
             }
             Action::ArmRetry { attempt } => {
                 let wait = RETRY_WAIT
                     .saturating_mul(1 << (attempt - 1).min(16))
                     .min(RETRY_WAIT_MAX);
-                self.send_later(wait, Event::RetryDue);
+                let due = machine::Event::Volume(Event::RetryDue);
+                self.commands.send_later(wait, Command::Event(due));
             }
             Action::Answer(id, answer) => self.answer(id, answer),
-            Action::Fence => {
-                self.shared.is_fenced.store(true, Ordering::Release);
-                self.wake_writers();
-            }
+            Action::Fence => self.pressure.fence(),
         }
-    }
-
-    fn wake_writers(&self) {
-        let (room, is_published) = &self.shared.room;
-        room.lock().published += 1;
-        is_published.notify_all();
-    }
-
-    fn send_later(&self, wait: Duration, event: Event) {
-        let commands = self.commands.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            send(&commands, Command::Event(event));
-        });
     }
 
     fn answer(&mut self, id: FlushId, answer: FlushAnswer) {
@@ -400,13 +410,11 @@ impl Task {
         };
         let result = match answer {
             FlushAnswer::Durable => Ok(()),
-            FlushAnswer::Fenced => self.shared.check_fenced(),
+            FlushAnswer::Fenced => Err(self.pressure.fenced_error()),
             FlushAnswer::TimedOut => {
-                let last = self.shared.last_failure.lock().clone();
-                let last = if last.is_empty() {
-                    "none, the store is slow".to_owned()
-                } else {
-                    last
+                let last = match self.last_failure.as_str() {
+                    "" => "none, the store is slow".to_owned(),
+                    last => last.to_owned(),
                 };
                 Err(VolumeError::Timeout {
                     operation: "flush",
@@ -420,70 +428,63 @@ impl Task {
     }
 
     fn publish(&mut self, generation: GenerationId, attempt: u32) {
-        let Some(frozen) = self.frozen.clone() else {
+        let Some((_, frozen)) = self.frozen.clone() else {
             debug_assert!(false, "published before it was frozen");
             return;
         };
         self.publish_started = Some(Instant::now());
-        let takes = self
-            .shared
-            .throttle
-            .lock()
-            .publish_estimate(frozen.with(|g| g.buffered_bytes()));
-        *self.shared.room_expected.lock() = std::time::Instant::now() + takes;
-        let (engine, commands) = (self.engine.clone(), self.commands.clone());
+        self.pressure.publish_began(frozen.with(|g| g.buffered_bytes()));
+        let (publisher, commands) = (self.publisher.clone(), self.commands.clone());
         tokio::spawn(async move {
             // The inner task isolates a panic of the engine: it becomes a failed publish.
-            let publish = tokio::spawn(async move {
-                if attempt > 0 {
-                    engine.recover().await?;
-                }
-                complete_partial_blocks(engine.as_ref(), &frozen).await?;
-                engine.publish(frozen).await
-            });
+            let publish = tokio::spawn(async move { publisher.publish(frozen, generation, attempt).await });
             let result = publish
                 .await
                 .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())));
             log::debug!("generation {}: {result:?}", generation.0);
-            send(&commands, Command::PublishEnded(result));
+            commands.send(Command::PublishEnded(result));
         });
     }
 
-    fn publish_ended(&mut self, result: Result<Option<Checkpoint>, VolumeError>) -> PublishEnd {
+    fn publish_ended(&mut self, result: Result<(), VolumeError>) -> PublishEnd {
         let took = self
             .publish_started
             .take()
             .map(|at| at.elapsed())
             .unwrap_or_default();
         match result {
-            Ok(checkpoint) => {
-                let had_failed = !std::mem::take(&mut *self.shared.last_failure.lock()).is_empty();
-                if had_failed {
+            Ok(()) => {
+                if !std::mem::take(&mut self.last_failure).is_empty() {
                     info!("the store takes data again: everything kept so far is published");
                 }
-                let bytes = self.frozen.as_ref().map_or(0, |f| f.with(|g| g.buffered_bytes()));
-                self.shared.throttle.lock().published(bytes, took);
-                if let Some(checkpoint) = checkpoint {
-                    self.recorder.published(checkpoint);
-                }
+                let frozen = self.frozen.as_ref();
+                let bytes = frozen.map_or(0, |(_, f)| f.with(|g| g.buffered_bytes()));
+                self.pressure.published(bytes, took);
                 PublishEnd::Published
             }
             Err(VolumeError::Fenced { reason }) => {
-                self.shared.note_fenced(reason);
+                self.pressure.note_fenced(reason);
                 PublishEnd::Fenced
             }
             Err(e) => {
                 let text = e.chain();
                 warn!("a checkpoint could not be published (the data is kept and tried again): {text}");
-                *self.shared.last_failure.lock() = text;
+                self.last_failure = text;
                 PublishEnd::Failed
             }
         }
     }
-}
 
-fn send(commands: &mpsc::WeakUnboundedSender<Command>, command: Command) {
-    if let Some(commands) = commands.upgrade() {
-        let _ = commands.send(command);
+    fn append_ended(&mut self, result: Result<(), AppendError>) -> AppendEnd {
+        let Some(appender) = &mut self.appender else {
+            return AppendEnd::Failed;
+        };
+        let (end, reason) = appender.ended(result);
+        match (end, reason) {
+            (AppendEnd::Fenced, reason) => self.pressure.note_fenced(reason.unwrap_or_default()),
+            (_, Some(reason)) => self.last_failure = reason,
+            _ => {}
+        }
+        end
     }
 }

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::generation::{Generation, PreparedWrite, Replaced};
+use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
+use super::unlogged::Unlogged;
 use crate::geometry::{BlockIndex, Geometry};
+use crate::log::record::Content;
 
 /// A generation that takes no more writes. It is still completed (see [`Generation::complete`]), hence the lock.
 #[derive(Debug)]
@@ -36,6 +38,30 @@ impl Frozen {
 struct Layers {
     active: Generation,
     frozen: Option<Arc<Frozen>>,
+    /// What the log lacks of the active generation; `None` without a log.
+    active_unlogged: Option<Unlogged>,
+    /// What the log lacks of the frozen generation.
+    frozen_unlogged: Option<Unlogged>,
+}
+
+/// What a generation has for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForLog {
+    /// The log has all of it.
+    Nothing,
+    /// These changes: offset in bytes from the volume's start, and what is there.
+    Changes(Vec<(u64, Content)>),
+    /// More than is logged at once.
+    TooLarge,
+}
+
+/// What both generations have for the log, as of one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnloggedChanges {
+    /// Of the frozen generation. [`ForLog::TooLarge`] leaves the active one's changes to be logged all the same.
+    pub frozen: ForLog,
+    /// Of the active generation. When it is too large nothing was taken of the frozen one either.
+    pub active: ForLog,
 }
 
 /// What a change did to the buffered amount.
@@ -60,43 +86,76 @@ pub struct Overlay {
     layers: RwLock<Layers>,
     /// Bytes of the frozen generation, so that writers need not take its lock.
     frozen_bytes: Mutex<u64>,
+    /// The account of an empty generation; `None` without a log.
+    no_unlogged: Option<Unlogged>,
 }
 
 impl Overlay {
     /// An empty overlay.
     pub fn new(geometry: Geometry) -> Self {
+        Self::following(geometry, None)
+    }
+
+    /// An empty overlay that keeps account of what a log lacks: of each generation up to `log_bulk_bytes`.
+    pub fn with_log(geometry: Geometry, log_bulk_bytes: u64) -> Self {
+        Self::following(geometry, Some(Unlogged::new(log_bulk_bytes)))
+    }
+
+    fn following(geometry: Geometry, unlogged: Option<Unlogged>) -> Self {
         let layers = Layers {
             active: Generation::new(geometry),
             frozen: None,
+            frozen_unlogged: unlogged.clone(),
+            active_unlogged: unlogged.clone(),
         };
         Self {
             geometry,
             layers: RwLock::new(layers),
             frozen_bytes: Mutex::new(0),
+            no_unlogged: unlogged,
         }
     }
 
     /// Takes a write in; it is visible to every reader when this returns.
     pub fn write(&self, offset_bytes: u64, data: &[u8]) -> Buffered {
         let prepared = PreparedWrite::new(self.geometry, offset_bytes, data);
-        self.change(|active| active.write(prepared))
+        let range = offset_bytes..offset_bytes + data.len() as u64;
+        self.change(|layers| {
+            if let Some(unlogged) = &mut layers.active_unlogged {
+                unlogged.written(range);
+            }
+            layers.active.write(prepared)
+        })
     }
 
     /// Zeroes every byte of the range.
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Buffered {
-        self.change(|active| active.zero(offset_bytes, len_bytes))
+        self.change(|layers| {
+            if let Some(unlogged) = &mut layers.active_unlogged {
+                unlogged.zeroed(offset_bytes..offset_bytes + len_bytes);
+            }
+            layers.active.zero(offset_bytes, len_bytes)
+        })
     }
 
     /// Drops the whole blocks of the range.
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Buffered {
-        self.change(|active| active.trim(offset_bytes, len_bytes))
+        self.change(|layers| {
+            if let Some(unlogged) = &mut layers.active_unlogged {
+                let blocks = self.geometry.whole_blocks(offset_bytes, len_bytes);
+                let block_size = u64::from(self.geometry.block_size());
+                let end = (blocks.end * block_size).min(self.geometry.size_bytes());
+                unlogged.zeroed(blocks.start * block_size..end);
+            }
+            layers.active.trim(offset_bytes, len_bytes)
+        })
     }
 
-    fn change(&self, apply: impl FnOnce(&mut Generation) -> Replaced) -> Buffered {
+    fn change(&self, apply: impl FnOnce(&mut Layers) -> Replaced) -> Buffered {
         let mut layers = self.layers.write();
         let was_empty = layers.active.is_empty();
         let before = layers.active.buffered_bytes();
-        let replaced = apply(&mut layers.active);
+        let replaced = apply(&mut layers);
         let active_bytes = layers.active.buffered_bytes();
         let is_first = was_empty && !layers.active.is_empty();
         let total_bytes = active_bytes + *self.frozen_bytes.lock();
@@ -158,6 +217,12 @@ impl Overlay {
         !self.layers.read().active.is_empty()
     }
 
+    /// Whether everything is published.
+    pub fn is_empty(&self) -> bool {
+        let layers = self.layers.read();
+        layers.active.is_empty() && layers.frozen.is_none()
+    }
+
     /// Bytes buffered, active and frozen.
     pub fn total_bytes(&self) -> u64 {
         let layers = self.layers.read();
@@ -182,6 +247,7 @@ impl Overlay {
         );
         let active = std::mem::replace(&mut layers.active, Generation::new(self.geometry));
         *self.frozen_bytes.lock() = active.buffered_bytes();
+        layers.frozen_unlogged = std::mem::replace(&mut layers.active_unlogged, self.no_unlogged.clone());
         let frozen = Arc::new(Frozen::new(active));
         layers.frozen = Some(frozen.clone());
         frozen
@@ -191,8 +257,68 @@ impl Overlay {
     pub fn drop_frozen(&self) -> Option<Arc<Frozen>> {
         let mut layers = self.layers.write();
         *self.frozen_bytes.lock() = 0;
+        layers.frozen_unlogged = self.no_unlogged.clone();
         layers.frozen.take()
     }
+
+    /// Takes what the log lacks: it counts as logged from now on, so it must be logged, or published.
+    pub fn take_unlogged(&self) -> UnloggedChanges {
+        let mut layers = self.layers.write();
+        let layers = &mut *layers;
+        let is_too_large =
+            |unlogged: &Option<Unlogged>| unlogged.as_ref().is_some_and(Unlogged::is_too_large);
+        if is_too_large(&layers.active_unlogged) {
+            return UnloggedChanges {
+                frozen: ForLog::Nothing,
+                active: ForLog::TooLarge,
+            };
+        }
+        let frozen = if is_too_large(&layers.frozen_unlogged) {
+            ForLog::TooLarge
+        } else {
+            match &layers.frozen {
+                Some(frozen) => frozen.with(|g| changes(g, layers.frozen_unlogged.as_mut())),
+                None => ForLog::Nothing,
+            }
+        };
+        UnloggedChanges {
+            frozen,
+            active: changes(&layers.active, layers.active_unlogged.as_mut()),
+        }
+    }
+
+    /// About how many bytes the log lacks; 0 without a log.
+    pub fn unlogged_bytes(&self) -> u64 {
+        let layers = self.layers.read();
+        let both = [&layers.active_unlogged, &layers.frozen_unlogged];
+        both.into_iter().flatten().map(Unlogged::data_bytes).sum()
+    }
+}
+
+/// The changes to a generation that its account names.
+fn changes(generation: &Generation, unlogged: Option<&mut Unlogged>) -> ForLog {
+    let Some(unlogged) = unlogged.filter(|u| !u.is_empty()) else {
+        return ForLog::Nothing;
+    };
+    let (data, zeros) = unlogged.take();
+    let zeros = zeros.into_iter().map(|r| {
+        let len_bytes = r.end - r.start;
+        (r.start, Content::Zero { len_bytes })
+    });
+    let data = data.into_iter().map(|r| {
+        let mut bytes = vec![0; (r.end - r.start) as usize];
+        let missing = generation.read(r.start, &mut bytes);
+        assert!(
+            missing.is_empty(),
+            "what was written is in the generation that took it in"
+        );
+        if is_zero(&bytes) {
+            let len_bytes = bytes.len() as u64;
+            return (r.start, Content::Zero { len_bytes });
+        }
+        (r.start, Content::Data(bytes.into()))
+    });
+    ForLog::Changes(zeros.chain(data).collect())
 }
 
 #[cfg(test)]
@@ -254,6 +380,74 @@ mod tests {
                 }
             }
         }
+    }
+
+    proptest! {
+        /// What was taken for the log, laid over the published bytes in order, is the volume as of the last taking.
+        #[test]
+        fn the_log_gets_every_change(
+            ops in prop::collection::vec((0..8u8, 0..SIZE, 0..9_000u64, 0..=255u8), 1..60),
+        ) {
+            let overlay = Overlay::with_log(Geometry::new(SIZE, 4096), 1 << 30);
+            let mut logged = vec![0u8; SIZE as usize];
+            let mut model = logged.clone();
+            for (op, at, len, value) in ops {
+                let len = len.min(SIZE - at);
+                let range = at as usize..(at + len) as usize;
+                match op {
+                    0 | 1 => {
+                        overlay.write(at, &vec![value; len as usize]);
+                        model[range].fill(value);
+                    }
+                    2 => {
+                        overlay.zero(at, len);
+                        model[range].fill(0);
+                    }
+                    3 => {
+                        overlay.trim(at, len);
+                        for b in Geometry::new(SIZE, 4096).whole_blocks(at, len) {
+                            model[(b * 4096) as usize..((b + 1) * 4096).min(SIZE) as usize].fill(0);
+                        }
+                    }
+                    4 if overlay.layers.read().frozen.is_none() => {
+                        overlay.freeze();
+                    }
+                    _ => {
+                        let taken = overlay.take_unlogged();
+                        for part in [taken.frozen, taken.active] {
+                            let ForLog::Changes(changes) = part else { continue };
+                            for (at, content) in changes {
+                                let to = at as usize..(at + content.len_bytes()) as usize;
+                                match content {
+                                    Content::Data(bytes) => logged[to].copy_from_slice(&bytes),
+                                    Content::Zero { .. } => logged[to].fill(0),
+                                }
+                            }
+                        }
+                        prop_assert!(logged == model);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn too_much_is_not_taken() {
+        let overlay = Overlay::with_log(GEOMETRY(), 64 << 10);
+        overlay.write(0, &[1; 4096]);
+        overlay.freeze();
+        overlay.write(8192, &[2; 128 << 10]);
+        let taken = overlay.take_unlogged();
+        assert_eq!((taken.frozen, taken.active), (ForLog::Nothing, ForLog::TooLarge));
+        overlay.drop_frozen();
+        overlay.freeze();
+        overlay.write(0, &[3; 100]);
+        let taken = overlay.take_unlogged();
+        assert_eq!(taken.frozen, ForLog::TooLarge);
+        let ForLog::Changes(changes) = taken.active else {
+            panic!("{taken:?}")
+        };
+        assert_eq!(changes, [(0, Content::Data(vec![3; 100].into()))]);
     }
 
     const GEOMETRY: fn() -> Geometry = || Geometry::new(1 << 20, 4096);

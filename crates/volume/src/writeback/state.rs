@@ -1,7 +1,8 @@
 //! When the unpublished writes of a volume are frozen, published and retried, and which flush is answered when
 //! (pure: events in, actions out, no clock, no I/O).
 //!
-//! Generations are numbered from 1. One generation is one checkpoint; at most one is frozen, and it stays frozen until
+//! Generations are numbered from 1, and go on over restarts. With a log a flush waits without asking for a checkpoint,
+//! until the log (`crate::log::group_commit`) has answered it, or says that a checkpoint is needed after all. One generation is one checkpoint; at most one is frozen, and it stays frozen until
 //! its publish has succeeded.
 //!
 //! | phase | frozen generation | leaves it |
@@ -55,14 +56,20 @@ pub enum Event {
         id: FlushId,
         /// Whether the active generation holds anything.
         is_active_dirty: bool,
+        /// Whether a checkpoint is to start for it; otherwise it waits for one, unless a log is faster.
+        needs_checkpoint: bool,
     },
+    /// A flush that came without needing a checkpoint needs one after all.
+    FlushNeedsCheckpoint(FlushId),
+    /// A flush was answered elsewhere: the log has what it covers.
+    FlushGone(FlushId),
     /// A flush has waited as long as it may.
     FlushExpired(FlushId),
     /// The publish under way ended.
     PublishEnded(PublishEnd),
     /// The wait after a failed publish is over.
     RetryDue,
-    /// Another writer is known to have taken the volume over.
+    /// Another writer is known to have taken the volume over, or sealed its log.
     Fenced,
 }
 
@@ -125,17 +132,32 @@ pub struct WriteBack {
 
 impl Default for WriteBack {
     fn default() -> Self {
+        Self::starting_at(GenerationId(1))
+    }
+}
+
+impl WriteBack {
+    /// With `first` as the number of the first generation.
+    pub fn starting_at(first: GenerationId) -> Self {
         Self {
-            active: GenerationId(1),
+            active: first,
             is_active_dirty: false,
             phase: Phase::Idle,
             is_wanted: false,
             waiting: Vec::new(),
         }
     }
-}
 
-impl WriteBack {
+    /// Whether the active generation is known to hold anything.
+    pub fn is_active_dirty(&self) -> bool {
+        self.is_active_dirty
+    }
+
+    /// The number of the active generation.
+    pub fn active(&self) -> GenerationId {
+        self.active
+    }
+
     /// Takes an event in and says what is to be done.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -153,7 +175,18 @@ impl WriteBack {
                 }
                 self.retry_now(&mut actions);
             }
-            Event::Flush { id, is_active_dirty } => self.flush(id, is_active_dirty, &mut actions),
+            Event::Flush {
+                id,
+                is_active_dirty,
+                needs_checkpoint,
+            } => self.flush(id, is_active_dirty, needs_checkpoint, &mut actions),
+            Event::FlushNeedsCheckpoint(id) => {
+                if let Some((_, waits_for)) = self.waiting.iter().find(|(w, _)| *w == id) {
+                    self.is_wanted |= *waits_for == self.active;
+                    self.retry_now(&mut actions);
+                }
+            }
+            Event::FlushGone(id) => self.waiting.retain(|(w, _)| *w != id),
             Event::FlushExpired(id) => {
                 if let Some(at) = self.waiting.iter().position(|(w, _)| *w == id) {
                     self.waiting.remove(at);
@@ -184,21 +217,29 @@ impl WriteBack {
         }
     }
 
-    fn flush(&mut self, id: FlushId, is_active_dirty: bool, actions: &mut Vec<Action>) {
+    fn flush(
+        &mut self,
+        id: FlushId,
+        is_active_dirty: bool,
+        needs_checkpoint: bool,
+        actions: &mut Vec<Action>,
+    ) {
         if self.phase == Phase::Fenced {
             actions.push(Action::Answer(id, FlushAnswer::Fenced));
             return;
         }
         if is_active_dirty {
             self.dirtied(actions);
-            self.is_wanted = true;
+            self.is_wanted |= needs_checkpoint;
             self.waiting.push((id, self.active));
         } else if let Some(frozen) = self.frozen() {
             self.waiting.push((id, frozen));
         } else {
             actions.push(Action::Answer(id, FlushAnswer::Durable));
         }
-        self.retry_now(actions);
+        if needs_checkpoint {
+            self.retry_now(actions);
+        }
     }
 
     fn retry_now(&mut self, actions: &mut Vec<Action>) {

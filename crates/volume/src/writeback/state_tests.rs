@@ -130,6 +130,7 @@ impl World {
                 self.feed(Event::Flush {
                     id,
                     is_active_dirty: !self.active.is_empty(),
+                    needs_checkpoint: true,
                 });
             }
             Step::Age => {
@@ -247,6 +248,7 @@ fn flushes_that_wait_together_share_one_publish() {
     let first = m.on(Event::Flush {
         id: FlushId(1),
         is_active_dirty: true,
+        needs_checkpoint: true,
     });
     assert_eq!(
         first,
@@ -263,7 +265,8 @@ fn flushes_that_wait_together_share_one_publish() {
         assert_eq!(
             m.on(Event::Flush {
                 id: FlushId(id),
-                is_active_dirty: true
+                is_active_dirty: true,
+                needs_checkpoint: true,
             }),
             []
         );
@@ -292,7 +295,8 @@ fn a_flush_of_nothing_is_answered_at_once() {
     assert_eq!(
         m.on(Event::Flush {
             id,
-            is_active_dirty: false
+            is_active_dirty: false,
+            needs_checkpoint: true,
         }),
         [Action::Answer(id, FlushAnswer::Durable)]
     );
@@ -305,6 +309,7 @@ fn a_flush_after_a_failed_publish_tries_again_at_once() {
     m.on(Event::Flush {
         id: FlushId(1),
         is_active_dirty: true,
+        needs_checkpoint: true,
     });
     assert_eq!(
         m.on(Event::PublishEnded(PublishEnd::Failed)),
@@ -317,7 +322,8 @@ fn a_flush_after_a_failed_publish_tries_again_at_once() {
     assert_eq!(
         m.on(Event::Flush {
             id: FlushId(2),
-            is_active_dirty: false
+            is_active_dirty: false,
+            needs_checkpoint: true,
         }),
         [Action::Publish {
             generation: GenerationId(1),
@@ -333,6 +339,7 @@ fn a_lost_lease_fences_in_every_phase_and_no_publish_under_way_answers_a_flush()
         m.on(Event::Flush {
             id: FlushId(id),
             is_active_dirty: true,
+            needs_checkpoint: true,
         })
     };
     let fence_with = |m: &mut WriteBack, waiting: &[u64]| {
@@ -350,7 +357,11 @@ fn a_lost_lease_fences_in_every_phase_and_no_publish_under_way_answers_a_flush()
         for is_active_dirty in [false, true] {
             let id = FlushId(9);
             assert_eq!(
-                m.on(Event::Flush { id, is_active_dirty }),
+                m.on(Event::Flush {
+                    id,
+                    is_active_dirty,
+                    needs_checkpoint: false
+                }),
                 [Action::Answer(id, FlushAnswer::Fenced)]
             );
         }

@@ -1,0 +1,139 @@
+//! The write-ahead log of a volume that is not being served: look at it, replay it, give it up.
+
+use serde::Serialize;
+
+use super::label;
+use crate::error::VolumeError;
+use crate::log::journal::Journal;
+use crate::log::marker::{self, MarkerState};
+use crate::log::open::{give_up_marker, parse_volume_id};
+use crate::log::{LogStore, s3};
+use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use crate::store::{self, Store};
+use crate::url::VolumeUrl;
+use crate::volume::Volume;
+
+/// What is known of a volume's log.
+#[derive(Debug, Clone, Serialize)]
+pub struct WalInfo {
+    /// The volume's URL.
+    pub url: String,
+    /// What the volume's marker says; none when the last server ended cleanly, or had no log.
+    pub log: Option<MarkerState>,
+    /// Objects of the log, the ends of older servers' parts included; not told of a journal.
+    pub records: Option<u64>,
+}
+
+/// Looks at a volume's log. Changes nothing.
+///
+/// # Errors
+/// [`VolumeError::NotFound`] when there is no volume; when the log's bucket cannot be reached.
+pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalInfo, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    super::info_of(&store).await?;
+    let log = marker::load(&store).await?.map(|(marker, _)| marker);
+    let log = log.filter(|marker| !marker.is_clean);
+    let records = match log.as_ref().map(|marker| VolumeUrl::parse(&marker.url)) {
+        Some(Ok(wal_url @ VolumeUrl::S3 { .. })) => {
+            let log = store::connect(&wal_url, store_options).await?;
+            Some(s3::list(&log).await?.len() as u64)
+        }
+        _ => None,
+    };
+    Ok(WalInfo {
+        url: url.to_string(),
+        log,
+        records,
+    })
+}
+
+/// Publishes what a log holds and removes it. `wal_url` may be left out: the volume knows it. Returns whether there was
+/// a log.
+///
+/// # Errors
+/// As opening the volume. Nothing is lost then.
+pub async fn replay(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    wal_url: Option<&VolumeUrl>,
+    lease: &LeaseOptions,
+) -> Result<bool, VolumeError> {
+    let found = info(url, store_options).await?;
+    let Some(marker) = found.log else {
+        return Ok(false);
+    };
+    let known = VolumeUrl::parse(&marker.url).map_err(|e| VolumeError::InvalidInput(e.to_string()))?;
+    let options = VolumeOptions {
+        wal_url: Some(wal_url.cloned().unwrap_or(known)),
+        lease: lease.clone(),
+        ..VolumeOptions::default()
+    };
+    let volume = Volume::open(url, store_options, &options).await?;
+    // Closing blocks its thread.
+    tokio::task::spawn_blocking(move || volume.close(options.io_timeout))
+        .await
+        .map_err(|e| VolumeError::Internal(e.to_string()))??;
+    Ok(true)
+}
+
+/// Gives a log up: what was flushed to it since the last checkpoint is lost. Its records are removed where they can be
+/// reached. Returns whether there was a log.
+///
+/// # Errors
+/// [`VolumeError::NotFound`] when there is no volume, [`VolumeError::Held`] when a server has it open for writing; when
+/// its store fails.
+pub async fn discard(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    lease_options: &LeaseOptions,
+) -> Result<bool, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    super::info_of(&store).await?;
+    if marker::load(&store).await?.is_none() {
+        return Ok(false);
+    }
+    let lease = super::take_lease(&store, store_options, lease_options).await?;
+    let given_up = async {
+        // First the marker, so that a log half removed is never replayed.
+        give_up_marker(&store).await?;
+        if remove_log(&store, store_options).await {
+            marker::remove(&store).await?;
+        }
+        Ok(true)
+    }
+    .await;
+    lease.release(given_up.is_ok()).await;
+    given_up
+}
+
+/// Removes the records of the log that the volume's marker names. `false` when that failed, which is said in the log.
+pub(super) async fn remove_log(store: &Store, store_options: &StoreOptions) -> bool {
+    let removed = async {
+        let Some((marker, _)) = marker::load(store).await? else {
+            return Ok(());
+        };
+        let Some(label) = label::load(store).await? else {
+            return Ok(());
+        };
+        let volume_id = parse_volume_id(&label.volume_id)?;
+        let url = VolumeUrl::parse(&marker.url).map_err(|e| VolumeError::InvalidInput(e.to_string()))?;
+        match &url {
+            VolumeUrl::S3 { .. } => {
+                let log = store::connect(&url, store_options).await?;
+                s3::remove_all(&log, volume_id).await.map(drop)
+            }
+            VolumeUrl::File { path } => {
+                let id = marker.journal_id.clone().unwrap_or_default();
+                Journal::open(path, volume_id, Some(id)).await?.clear().await
+            }
+        }
+    };
+    let removed: Result<(), VolumeError> = removed.await;
+    if let Err(e) = &removed {
+        log::warn!(
+            "the records of the volume's log could not be removed: {}",
+            e.chain()
+        );
+    }
+    removed.is_ok()
+}

@@ -1,0 +1,416 @@
+//! Opening a volume that has a log, or is to have one, before the first client.
+//!
+//! 1. The marker says whether there is a log. One with records is never ignored.
+//! 2. The log is opened: older owners are shut out. From here on they acknowledge nothing.
+//! 3. The marker is taken over, so that they cannot raise the watermark either.
+//! 4. The container is opened, and its newest checkpoint entered in the catalogue: that is the watermark.
+//! 5. Groups above the watermark are applied, published and recorded under a new generation.
+//! 6. Old groups are removed.
+//!
+//! A crash at any of these leaves a volume that the next opening finds as this one did, or further.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::warn;
+use uuid::Uuid;
+
+use super::LogStore;
+use super::journal::Journal;
+use super::marker::{self, Marker, MarkerState};
+use super::record::{Content, Entry};
+use super::replay::Replay;
+use super::s3::{self, S3Log};
+use crate::catalogue::Recorder;
+use crate::engine::Engine;
+use crate::error::VolumeError;
+use crate::options::StoreOptions;
+use crate::store::{self, ETag, Store};
+use crate::url::VolumeUrl;
+use crate::writeback::complete::complete_partial_blocks;
+use crate::writeback::overlay::Overlay;
+
+/// Generations of a log that is given up may be anything up to this much above the newest one known.
+const DISCARDED_GENERATIONS: u64 = 1 << 32;
+/// Wait before a failed publish of a replay is tried again.
+const RETRY_WAIT: Duration = Duration::from_millis(500);
+/// A line of progress about every so many groups.
+const PROGRESS_GROUPS: usize = 1000;
+
+const ADVICE_NAME_IT: &str = "name it with backend_wal_url, or give up the writes flushed to it since the last \
+     checkpoint with discard_wal=yes";
+const ADVICE_GIVE_UP: &str = "make it available again, or give up the writes flushed to it since the last checkpoint \
+     with discard_wal=yes";
+
+/// What an opening needs to know.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The volume's store.
+    pub store: &'a Store,
+    /// The volume's id.
+    pub volume_id: &'a str,
+    /// How stores are reached.
+    pub store_options: &'a StoreOptions,
+    /// The log's URL, if there is to be a log.
+    pub url: Option<&'a VolumeUrl>,
+    /// Whether a log that cannot be used is given up.
+    pub is_discard_allowed: bool,
+    /// This owner's epoch.
+    pub epoch: u64,
+}
+
+/// A log that older owners are shut out of.
+pub struct OpenLog {
+    /// Its groups.
+    pub store: Arc<dyn LogStore>,
+    /// The volume's marker, taken over.
+    pub marker: Arc<Marker>,
+    /// Its URL.
+    pub url: VolumeUrl,
+    /// Whether what was found is to be removed, not replayed.
+    is_discarded: bool,
+    is_discard_allowed: bool,
+}
+
+/// What steps 1 to 3 found.
+#[derive(Default)]
+pub struct Begun {
+    /// The log, if the volume is to have one.
+    pub log: Option<OpenLog>,
+    /// The watermark says at least this, whatever the catalogue says.
+    pub least_watermark: u64,
+}
+
+/// The error for a log that belongs to another volume.
+pub fn foreign_log(url: &VolumeUrl, there: Uuid, this: Uuid) -> VolumeError {
+    VolumeError::InvalidInput(format!(
+        "the log at {url} belongs to volume {there}, this is volume {this}; give each volume a log URL of its own"
+    ))
+}
+
+/// A volume's id as it stands in its log.
+///
+/// # Errors
+/// [`VolumeError::Corrupt`] for a label that holds no UUID.
+pub fn parse_volume_id(id: &str) -> Result<Uuid, VolumeError> {
+    Uuid::parse_str(id).map_err(|e| VolumeError::Corrupt {
+        what: "the volume's label".into(),
+        reason: format!("\"{id}\": {e}"),
+    })
+}
+
+/// What the marker allows.
+///
+/// # Errors
+/// [`VolumeError::Log`] for a log that would be ignored, with the way out.
+pub fn check_marker(
+    marker: Option<&MarkerState>,
+    url: Option<&VolumeUrl>,
+    is_discard_allowed: bool,
+) -> Result<(), VolumeError> {
+    let Some(marker) = marker.filter(|m| !m.is_clean) else {
+        return Ok(());
+    };
+    let is_same = url.is_some_and(|url| url.to_string() == marker.url);
+    if is_same || is_discard_allowed {
+        return Ok(());
+    }
+    let reason = match url {
+        Some(url) => format!("backend_wal_url names another one, {url}"),
+        None => "it is not named".to_owned(),
+    };
+    Err(VolumeError::Log {
+        url: marker.url.clone(),
+        reason: format!("{reason} (it was last open on {})", marker.host),
+        advice: ADVICE_NAME_IT,
+    })
+}
+
+/// Steps 1 to 3.
+///
+/// # Errors
+/// [`VolumeError::Log`] for a log that must not be ignored and cannot be used; what the log's place fails with.
+pub async fn begin(request: &Request<'_>) -> Result<Begun, VolumeError> {
+    let found = marker::load(request.store).await?;
+    let (state, etag) = match &found {
+        Some((state, etag)) => (Some(state), Some(etag)),
+        None => (None, None),
+    };
+    check_marker(state, request.url, request.is_discard_allowed)?;
+    let mut least_watermark = state.map_or(0, |s| s.watermark);
+    let unfinished = state.filter(|s| !s.is_clean);
+    let is_same = |s: &MarkerState| request.url.is_some_and(|url| url.to_string() == s.url);
+    let mut given_up = unfinished.filter(|s| !is_same(s)).map(|s| s.url.clone());
+    let expected = unfinished.filter(|s| is_same(s));
+    let Some(url) = request.url else {
+        if given_up.is_some() {
+            least_watermark = give_up_marker(request.store).await?;
+        }
+        warn_given_up(given_up.as_deref());
+        return Ok(Begun {
+            log: None,
+            least_watermark,
+        });
+    };
+    let opened = match open_store(request, url, expected).await {
+        Err(e @ VolumeError::Log { .. }) if request.is_discard_allowed => {
+            warn!("{}", e.chain());
+            given_up = Some(url.to_string());
+            open_store(request, url, None).await?
+        }
+        other => other?,
+    };
+    let (store, journal_id) = opened;
+    let is_discarded = given_up.is_some();
+    if is_discarded {
+        least_watermark += DISCARDED_GENERATIONS;
+    }
+    warn_given_up(given_up.as_deref());
+    let marker = take_marker(request, url, journal_id, least_watermark, etag).await?;
+    let log = OpenLog {
+        store,
+        marker: Arc::new(marker),
+        url: url.clone(),
+        is_discarded,
+        is_discard_allowed: request.is_discard_allowed,
+    };
+    Ok(Begun {
+        log: Some(log),
+        least_watermark,
+    })
+}
+
+/// Says in the marker that nothing of the log is needed any more. It stays, because the records may: should the same URL
+/// be used again, they are below the watermark, and so are never replayed over newer data.
+///
+/// # Errors
+/// When the store fails.
+pub async fn give_up_marker(store: &Store) -> Result<u64, VolumeError> {
+    let Some((state, etag)) = marker::load(store).await? else {
+        return Ok(0);
+    };
+    let watermark = state.watermark + DISCARDED_GENERATIONS;
+    let state = MarkerState {
+        watermark,
+        is_clean: true,
+        ..state
+    };
+    Marker::take(store, state, Some(&etag)).await?;
+    Ok(watermark)
+}
+
+fn warn_given_up(url: Option<&str>) {
+    if let Some(url) = url {
+        warn!("discard_wal=yes: the writes flushed to the log {url} since the last checkpoint are given up");
+    }
+}
+
+async fn take_marker(
+    request: &Request<'_>,
+    url: &VolumeUrl,
+    journal_id: Option<String>,
+    watermark: u64,
+    before: Option<&ETag>,
+) -> Result<Marker, VolumeError> {
+    let state = MarkerState {
+        url: url.to_string(),
+        volume_id: request.volume_id.to_owned(),
+        host: marker::host(),
+        journal_id,
+        epoch: request.epoch,
+        opened_ms: marker::now_ms(),
+        watermark,
+        is_clean: false,
+    };
+    Marker::take(request.store, state, before).await
+}
+
+/// Opens the log at `url`. `expected` is the marker of an unfinished log that must be there.
+async fn open_store(
+    request: &Request<'_>,
+    url: &VolumeUrl,
+    expected: Option<&MarkerState>,
+) -> Result<(Arc<dyn LogStore>, Option<String>), VolumeError> {
+    let volume_id = parse_volume_id(request.volume_id)?;
+    let unusable = |reason: String| VolumeError::Log {
+        url: url.to_string(),
+        reason,
+        advice: ADVICE_GIVE_UP,
+    };
+    match url {
+        VolumeUrl::S3 { .. } => {
+            let log = store::connect(url, request.store_options).await?;
+            if expected.is_some() && s3::list(&log).await?.is_empty() {
+                return Err(unusable("it is empty: its objects were removed".into()));
+            }
+            let log = S3Log::open(log, volume_id, request.epoch).await?;
+            Ok((Arc::new(log), None))
+        }
+        VolumeUrl::File { path } => {
+            let expected_id = expected.map(|s| s.journal_id.clone().unwrap_or_default());
+            let opened = Journal::open(path, volume_id, expected_id).await;
+            let journal = opened.map_err(|e| match (e, expected) {
+                (VolumeError::Journal { reason, .. }, Some(marker)) => unusable(format!(
+                    "{reason} (this is host {}, it was last open on {})",
+                    marker::host(),
+                    marker.host
+                )),
+                (e @ VolumeError::Corrupt { .. }, _) => unusable(e.to_string()),
+                (e, _) => e,
+            })?;
+            let id = journal.id().to_owned();
+            Ok((Arc::new(journal), Some(id)))
+        }
+    }
+}
+
+impl OpenLog {
+    /// Step 5: applies, publishes and records what is above `watermark`. Returns the newest generation used.
+    ///
+    /// # Errors
+    /// When the log or the store fails; nothing is lost then, and the next opening does it again.
+    pub async fn replay(
+        &self,
+        engine: &dyn Engine,
+        recorder: &dyn Recorder,
+        watermark: u64,
+        options: &ReplayOptions,
+    ) -> Result<u64, VolumeError> {
+        if self.is_discarded {
+            self.store.remove_found().await?;
+            return Ok(watermark);
+        }
+        match self.apply(engine, watermark, options).await {
+            Ok(None) => Ok(watermark),
+            Ok(Some((newest, checkpoint))) => {
+                // Above every generation that may be on its way somewhere: an older owner has two beyond the watermark.
+                let generation = newest + 2;
+                recorder.published(generation, checkpoint).await?;
+                Ok(generation)
+            }
+            Err(e @ VolumeError::Corrupt { .. }) if self.is_discard_allowed => {
+                warn!("{}", e.chain());
+                warn_given_up(Some(&self.url.to_string()));
+                self.store.remove_found().await?;
+                Ok(watermark + DISCARDED_GENERATIONS)
+            }
+            Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Log {
+                url: self.url.to_string(),
+                reason: e.chain(),
+                advice: ADVICE_GIVE_UP,
+            }),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Applies and publishes. `None` when there was nothing to apply.
+    async fn apply(
+        &self,
+        engine: &dyn Engine,
+        watermark: u64,
+        options: &ReplayOptions,
+    ) -> Result<Option<(u64, Option<crate::engine::Checkpoint>)>, VolumeError> {
+        let mut replay = Replay::new(watermark);
+        let overlay = Overlay::new(engine.geometry());
+        let (mut groups, mut changes, mut bytes) = (0, 0, 0);
+        let mut checkpoint = None;
+        for (nth, &id) in self.store.found().iter().enumerate() {
+            if nth > 0 && nth % PROGRESS_GROUPS == 0 {
+                warn!(
+                    "replaying {}: record {nth} of {}",
+                    self.url,
+                    self.store.found().len()
+                );
+            }
+            let group = self.store.read(id).await?;
+            if group.is_seal {
+                continue;
+            }
+            let corrupt = |reason: String| VolumeError::Corrupt {
+                what: format!("the log {}", self.url),
+                reason,
+            };
+            let entries = replay.next(group).map_err(|e| corrupt(e.to_string()))?;
+            groups += usize::from(!entries.is_empty());
+            for entry in entries {
+                if !engine
+                    .geometry()
+                    .contains(entry.offset_bytes, entry.content.len_bytes())
+                {
+                    return Err(corrupt(format!("record {id:?} reaches past the volume's end")));
+                }
+                changes += 1;
+                bytes += entry.content.len_bytes();
+                apply_entry(&overlay, &entry);
+            }
+            // Publishing a part early is harmless: the next opening applies all of it again.
+            if overlay.total_bytes() > options.write_buffer_bytes / 2 {
+                checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
+            }
+        }
+        if changes == 0 {
+            return Ok(None);
+        }
+        checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
+        // Worth saying by default: the server before this one did not end cleanly.
+        warn!(
+            "replayed {groups} records of the log {}: {changes} changes, {bytes} bytes",
+            self.url
+        );
+        Ok(Some((replay.newest_generation(), checkpoint)))
+    }
+
+    /// The clean end: nothing unpublished is left, and `generation` was the last one.
+    ///
+    /// # Errors
+    /// When the store or the log fails; what is left is then in the way of nobody.
+    pub async fn finish(&self, generation: u64) -> Result<(), VolumeError> {
+        self.marker.set_clean(generation).await?;
+        self.store.clear().await?;
+        self.marker.remove().await
+    }
+}
+
+/// How a replay is published.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplayOptions {
+    /// Memory for unpublished changes, in bytes.
+    pub write_buffer_bytes: u64,
+    /// How long a failing store is tried.
+    pub io_timeout: Duration,
+}
+
+fn apply_entry(overlay: &Overlay, entry: &Entry) {
+    match &entry.content {
+        Content::Data(bytes) => overlay.write(entry.offset_bytes, bytes),
+        Content::Zero { len_bytes } => overlay.zero(entry.offset_bytes, *len_bytes),
+    };
+}
+
+async fn publish(
+    engine: &dyn Engine,
+    overlay: &Overlay,
+    options: &ReplayOptions,
+) -> Result<Option<crate::engine::Checkpoint>, VolumeError> {
+    let frozen = overlay.freeze();
+    let until = tokio::time::Instant::now() + options.io_timeout;
+    let checkpoint = loop {
+        let published = async {
+            complete_partial_blocks(engine, &frozen).await?;
+            engine.publish(frozen.clone()).await
+        };
+        match published.await {
+            Ok(checkpoint) => break checkpoint,
+            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
+            Err(e) if tokio::time::Instant::now() >= until => return Err(e),
+            Err(e) => warn!(
+                "a replay could not be published and is tried again: {}",
+                e.chain()
+            ),
+        }
+        tokio::time::sleep(RETRY_WAIT).await;
+        engine.recover().await?;
+    };
+    overlay.drop_frozen();
+    Ok(checkpoint)
+}

@@ -1,0 +1,119 @@
+//! The decoder against everything it may be given. `fuzz/` has the same as a target for cargo-fuzz.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let content = prop_oneof![
+        prop::collection::vec(any::<u8>(), 1..300).prop_map(|b| Content::Data(b.into())),
+        (1..1u64 << 40).prop_map(|len_bytes| Content::Zero { len_bytes }),
+    ];
+    (any::<u64>(), 0..1u64 << 50, content).prop_map(|(generation, offset_bytes, content)| Entry {
+        generation,
+        offset_bytes,
+        content,
+    })
+}
+
+fn group() -> impl Strategy<Value = Group> {
+    (
+        any::<u128>(),
+        any::<u64>(),
+        any::<u64>(),
+        prop::collection::vec(entry(), 0..6),
+    )
+        .prop_map(|(id, epoch, sequence, entries)| Group {
+            volume_id: Uuid::from_u128(id),
+            epoch,
+            sequence,
+            is_seal: false,
+            entries,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn what_is_encoded_is_decoded(group in group(), tail in prop::collection::vec(any::<u8>(), 0..50)) {
+        let bytes = group.encode();
+        prop_assert_eq!(Group::decode(&bytes), Ok(group.clone()));
+        let longer: Bytes = [&bytes[..], &tail].concat().into();
+        prop_assert_eq!(Group::decode_prefix(&longer), Ok((group, bytes.len())));
+        prop_assert_eq!(Group::decode(&longer).is_ok(), tail.is_empty());
+    }
+
+    /// A change of one bit anywhere is noticed, and so is every cut.
+    #[test]
+    fn no_flipped_bit_and_no_cut_gets_through(group in group(), at in any::<prop::sample::Index>(), bit in 0..8u8) {
+        let bytes = group.encode();
+        let at = at.index(bytes.len());
+        let mut flipped = bytes.to_vec();
+        flipped[at] ^= 1 << bit;
+        prop_assert!(Group::decode(&flipped.into()).is_err());
+        prop_assert!(Group::decode(&bytes.slice(..at)).is_err());
+    }
+
+    /// Two groups mixed are neither of them, unless the mixture is one of them.
+    #[test]
+    fn a_torn_group_is_none(a in group(), b in group(), at in any::<prop::sample::Index>()) {
+        let (a, b) = (a.encode(), b.encode());
+        let at = at.index(a.len().min(b.len()) + 1);
+        let torn: Bytes = [&a[..at], &b[at..]].concat().into();
+        if torn != b && torn != a {
+            prop_assert!(Group::decode(&torn).is_err());
+        }
+    }
+
+    #[test]
+    fn noise_is_refused(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert!(Group::decode(&noise.into()).is_err());
+    }
+
+    /// With right checksums: fields that make no sense must neither panic nor be taken at their word.
+    #[test]
+    fn impossible_fields_are_refused(
+        group in group(),
+        at in 8..76usize,
+        value in any::<u64>(),
+        body_at in any::<prop::sample::Index>(),
+        body_value in any::<u64>(),
+    ) {
+        let mut bytes = group.encode().to_vec();
+        let end = (at + 8).min(HEADER_BYTES - 4);
+        bytes[at..end].copy_from_slice(&value.to_le_bytes()[..end - at]);
+        if bytes.len() >= HEADER_BYTES + 8 {
+            let at = HEADER_BYTES + body_at.index(bytes.len() - HEADER_BYTES - 7);
+            bytes[at..at + 8].copy_from_slice(&body_value.to_le_bytes());
+        }
+        let body_crc = crc32c(&bytes[HEADER_BYTES..]);
+        bytes[64..68].copy_from_slice(&body_crc.to_le_bytes());
+        let header_crc = crc32c(&bytes[..HEADER_BYTES - 4]);
+        bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&header_crc.to_le_bytes());
+        let bytes = Bytes::from(bytes);
+        if let Ok(decoded) = Group::decode(&bytes) {
+            prop_assert_eq!(decoded.encode(), bytes, "what is accepted is what would have been written");
+        }
+    }
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    let seal = Group::seal(Uuid::from_u128(7), 3, 9);
+    let bytes = seal.encode();
+    assert_eq!(bytes.len(), HEADER_BYTES);
+    assert_eq!(Group::decode(&bytes), Ok(seal));
+    assert_eq!(Group::decode(&bytes.slice(..70)), Err(RecordError::Truncated));
+    let mut other = bytes.to_vec();
+    other[8] = 2;
+    let crc = crc32c(&other[..HEADER_BYTES - 4]);
+    other[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+    let error = Group::decode(&other.into()).unwrap_err();
+    assert_eq!(error, RecordError::Version(2));
+    assert!(error.to_string().contains("version 1"), "{error}");
+    assert_eq!(
+        Group::decode(&Bytes::from(vec![0; 200])),
+        Err(RecordError::NotARecord)
+    );
+}

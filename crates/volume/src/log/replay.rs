@@ -1,0 +1,157 @@
+//! What of a log is applied when a volume is opened, and where its end is sealed (pure).
+//!
+//! *Invariant L2*: the groups with changes of generations above the watermark, applied in order over the published
+//! state, bring back every flushed write, and replace none by an older one:
+//!
+//! * A group's changes are the bytes as they were at its snapshot, so a later group has the newer ones.
+//! * Groups are removed only when the watermark covers them, and generations never fall from one group to the next. So
+//!   what is left to apply is all there was after the published state, or more of what no flush has covered.
+//! * Applying twice is the same as applying once.
+
+use super::record::{Entry, Group};
+
+/// Groups that an owner has on their way at once, at most. Part of the format: the next owner seals what may still
+/// arrive.
+pub const IN_FLIGHT_MAX: u64 = 8;
+
+/// The numbers to seal so that nothing an older owner still sends can be acknowledged: the gaps among the numbers it may
+/// have on their way, and the one after the last. `found` are the numbers stored, ascending.
+pub fn numbers_to_seal(found: &[u64]) -> Vec<u64> {
+    let (Some(first), Some(last)) = (found.first(), found.last()) else {
+        return vec![1];
+    };
+    let from = (last + 1).saturating_sub(IN_FLIGHT_MAX).max(*first);
+    (from..=last + 1)
+        .filter(|n| found.binary_search(n).is_err())
+        .collect()
+}
+
+/// A log that contradicts itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// Groups must be fed in order.
+    #[error("record {sequence} of epoch {epoch} comes after a later one")]
+    OutOfOrder {
+        /// The group's epoch.
+        epoch: u64,
+        /// The group's number.
+        sequence: u64,
+    },
+    /// A later group tells of an older generation.
+    #[error(
+        "record {sequence} of epoch {epoch} is of generation {generation}, the one before it of a later one"
+    )]
+    GenerationFell {
+        /// The group's epoch.
+        epoch: u64,
+        /// The group's number.
+        sequence: u64,
+        /// Its newest generation.
+        generation: u64,
+    },
+}
+
+/// A replay in progress.
+#[derive(Debug)]
+pub struct Replay {
+    watermark: u64,
+    last: Option<(u64, u64)>,
+    newest_generation: u64,
+}
+
+impl Replay {
+    /// Over a published state that holds every generation up to `watermark`.
+    pub fn new(watermark: u64) -> Self {
+        Self {
+            watermark,
+            last: None,
+            newest_generation: watermark,
+        }
+    }
+
+    /// What to apply of the next group.
+    ///
+    /// # Errors
+    /// [`ReplayError`]: nothing of the log may be trusted then.
+    pub fn next(&mut self, group: Group) -> Result<Vec<Entry>, ReplayError> {
+        let (epoch, sequence) = (group.epoch, group.sequence);
+        if self.last.is_some_and(|last| last >= (epoch, sequence)) {
+            return Err(ReplayError::OutOfOrder { epoch, sequence });
+        }
+        self.last = Some((epoch, sequence));
+        let generation = group.newest_generation();
+        if generation > self.watermark && generation < self.newest_generation {
+            return Err(ReplayError::GenerationFell {
+                epoch,
+                sequence,
+                generation,
+            });
+        }
+        self.newest_generation = self.newest_generation.max(generation);
+        let watermark = self.watermark;
+        let mut entries = group.entries;
+        entries.retain(|e| e.generation > watermark);
+        Ok(entries)
+    }
+
+    /// The highest generation seen, the watermark included.
+    pub fn newest_generation(&self) -> u64 {
+        self.newest_generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::log::record::Content;
+
+    fn group(epoch: u64, sequence: u64, generations: &[u64]) -> Group {
+        let entries = generations.iter().map(|&generation| Entry {
+            generation,
+            offset_bytes: sequence * 100,
+            content: Content::Zero { len_bytes: 1 },
+        });
+        Group {
+            entries: entries.collect(),
+            ..Group::seal(Uuid::nil(), epoch, sequence)
+        }
+    }
+
+    #[test]
+    fn only_generations_above_the_watermark_are_applied() {
+        let mut replay = Replay::new(4);
+        let mut generations = |g| -> Vec<u64> {
+            let entries = replay.next(g).unwrap();
+            entries.into_iter().map(|e| e.generation).collect()
+        };
+        assert_eq!(generations(group(1, 7, &[3, 4])), [0u64; 0]);
+        assert_eq!(generations(group(1, 8, &[4, 5])), [5]);
+        assert_eq!(generations(group(1, 9, &[])), [0u64; 0], "a seal");
+        assert_eq!(generations(group(2, 1, &[6])), [6]);
+        assert_eq!(replay.newest_generation(), 6);
+    }
+
+    #[test]
+    fn a_log_out_of_order_is_refused() {
+        let mut replay = Replay::new(0);
+        replay.next(group(2, 3, &[5])).unwrap();
+        let (epoch, sequence) = (2, 3);
+        assert_eq!(
+            replay.next(group(2, 3, &[5])),
+            Err(ReplayError::OutOfOrder { epoch, sequence })
+        );
+        let error = replay.next(group(2, 4, &[4])).unwrap_err();
+        assert!(error.to_string().contains("record 4 of epoch 2"), "{error}");
+    }
+
+    #[test]
+    fn seals_close_the_gaps_that_may_still_be_filled() {
+        assert_eq!(numbers_to_seal(&[]), [1]);
+        assert_eq!(numbers_to_seal(&[1]), [2]);
+        assert_eq!(numbers_to_seal(&[1, 2, 4, 6]), [3, 5, 7]);
+        assert_eq!(numbers_to_seal(&[10, 100, 102]), [95, 96, 97, 98, 99, 101, 103]);
+        assert_eq!(numbers_to_seal(&[98, 100]), [99, 101]);
+    }
+}

@@ -1,0 +1,312 @@
+//! The log in a bucket: one object a group, `<prefix>/<epoch>/<number>`, ten digits each.
+//!
+//! Numbers are dense and objects are only ever created, never replaced. So an owner can be shut out: the next one creates
+//! the number that comes next, and the gaps before it, as *seals*; the older owner's PUT of any of them is refused, and
+//! behind it it may acknowledge nothing (Invariant L1). Each owner begins its own part with a seal, which stays until the
+//! log is cleared, so a log that was opened is never empty.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use log::{debug, warn};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::record::Group;
+use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
+use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use crate::error::VolumeError;
+use crate::store::{Store, StoreErrorKind};
+
+/// Groups not yet published beyond which flushes go by checkpoints, in bytes.
+const CAPACITY_BYTES: u64 = 512 << 20;
+/// Rounds of sealing: each is repeated only because an older owner wrote one more group meanwhile.
+const SEAL_ROUNDS_MAX: usize = 1000;
+
+/// A log on S3.
+#[derive(Debug)]
+pub struct S3Log {
+    store: Store,
+    volume_id: Uuid,
+    epoch: u64,
+    found: Vec<GroupId>,
+    first_sequence: u64,
+    /// Groups stored, with the highest generation of each. Those found count as 0: they are removed with the first.
+    stored: Mutex<BTreeMap<GroupId, u64>>,
+}
+
+impl S3Log {
+    /// Seals what older owners left and begins this owner's part.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] for the log of another volume, [`VolumeError::Fenced`] when a later owner has it.
+    pub async fn open(store: Store, volume_id: Uuid, epoch: u64) -> Result<Self, VolumeError> {
+        let mut log = Self {
+            store,
+            volume_id,
+            epoch,
+            found: Vec::new(),
+            first_sequence: 0,
+            stored: Mutex::default(),
+        };
+        for _ in 0..SEAL_ROUNDS_MAX {
+            let found = log.list().await?;
+            if let Some(own_last) = log.seal(&found).await? {
+                log.begin(own_last).await?;
+                log.found = log.list().await?;
+                // Seals stay until the log is cleared.
+                return Ok(log);
+            }
+        }
+        Err(VolumeError::Fenced {
+            reason: format!("another server goes on writing to the log at {}", log.store.url),
+        })
+    }
+
+    /// What is there, ascending.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list(&self) -> Result<Vec<GroupId>, VolumeError> {
+        list(&self.store).await
+    }
+
+    /// Seals every part. `None` when an older owner was faster somewhere; else the last number of this epoch's part.
+    async fn seal(&self, found: &[GroupId]) -> Result<Option<u64>, VolumeError> {
+        let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for id in found {
+            parts.entry(id.epoch).or_default().push(id.sequence);
+        }
+        if let Some((&later, _)) = parts.range(self.epoch + 1..).next() {
+            return Err(VolumeError::Fenced {
+                reason: format!(
+                    "a later server (epoch {later}, this one is {}) has the log",
+                    self.epoch
+                ),
+            });
+        }
+        let mut own_last = 0;
+        for (epoch, numbers) in parts {
+            let Some(&last) = numbers.last() else { continue };
+            // Before anything is written: it may be the log of another volume, with a server of its own.
+            let tail = self
+                .read(GroupId {
+                    epoch,
+                    sequence: last,
+                })
+                .await?;
+            if tail.is_seal && tail.epoch > epoch {
+                continue;
+            }
+            for sequence in numbers_to_seal(&numbers) {
+                if !self.create_seal(GroupId { epoch, sequence }).await? {
+                    return Ok(None);
+                }
+            }
+            if epoch == self.epoch {
+                own_last = last + 1;
+            }
+        }
+        Ok(Some(own_last))
+    }
+
+    /// Begins this owner's part, beyond what an owner of the same epoch may still have on its way.
+    async fn begin(&mut self, own_last: u64) -> Result<(), VolumeError> {
+        let sequence = if own_last == 0 {
+            1
+        } else {
+            own_last + IN_FLIGHT_MAX
+        };
+        let epoch = self.epoch;
+        if !self.create_seal(GroupId { epoch, sequence }).await? {
+            return Err(VolumeError::Fenced {
+                reason: format!("another server has just opened the log at {}", self.store.url),
+            });
+        }
+        self.first_sequence = sequence + 1;
+        Ok(())
+    }
+
+    /// `false` when there is something under this number.
+    async fn create_seal(&self, id: GroupId) -> Result<bool, VolumeError> {
+        let seal = Group::seal(self.volume_id, self.epoch, id.sequence).encode();
+        match self.store.put_create_only(&key(&self.store, id), seal).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn corrupt(&self, id: GroupId, reason: impl ToString) -> VolumeError {
+        VolumeError::Corrupt {
+            what: format!(
+                "the log record s3://{}/{}",
+                self.store.bucket,
+                key(&self.store, id)
+            ),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+fn key(store: &Store, id: GroupId) -> String {
+    store.data_key(&format!("{:010}/{:010}", id.epoch, id.sequence))
+}
+
+fn parse_name(name: &str) -> Option<GroupId> {
+    let number = |s: &str| (s.len() == 10).then(|| s.parse().ok()).flatten();
+    let (epoch, sequence) = name.split_once('/')?;
+    Some(GroupId {
+        epoch: number(epoch)?,
+        sequence: number(sequence)?,
+    })
+}
+
+/// The groups and seals below a prefix, ascending. Other objects are left alone.
+///
+/// # Errors
+/// When the store fails.
+pub async fn list(store: &Store) -> Result<Vec<GroupId>, VolumeError> {
+    let root = store.data_key("");
+    let listed = store.list(&root).await?;
+    let mut found: Vec<_> = listed
+        .iter()
+        .filter_map(|o| parse_name(o.key.strip_prefix(&root)?))
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Removes every group and seal below a prefix, if they are of this volume; tells how many there were.
+///
+/// # Errors
+/// When the store fails, and for the log of another volume.
+pub async fn remove_all(store: &Store, volume_id: Uuid) -> Result<usize, VolumeError> {
+    let found = list(store).await?;
+    if let Some(last) = found.last() {
+        read(store, *last, volume_id).await?;
+    }
+    let keys: Vec<String> = found.iter().map(|id| key(store, *id)).collect();
+    store.delete_keys(&keys).await?;
+    Ok(keys.len())
+}
+
+async fn read(store: &Store, id: GroupId, volume_id: Uuid) -> Result<Group, VolumeError> {
+    let what = || format!("the log record s3://{}/{}", store.bucket, key(store, id));
+    let corrupt = |reason: String| VolumeError::Corrupt { what: what(), reason };
+    let Some((bytes, _)) = store.get(&key(store, id)).await? else {
+        return Err(corrupt("it was removed while it was read".into()));
+    };
+    let group = Group::decode(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    if group.volume_id != volume_id {
+        return Err(super::open::foreign_log(&store.url, group.volume_id, volume_id));
+    }
+    Ok(group)
+}
+
+#[async_trait]
+impl LogStore for S3Log {
+    fn found(&self) -> &[GroupId] {
+        &self.found
+    }
+
+    fn first_sequence(&self) -> u64 {
+        self.first_sequence
+    }
+
+    fn depth(&self) -> usize {
+        IN_FLIGHT_MAX as usize
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        CAPACITY_BYTES
+    }
+
+    async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
+        let group = read(&self.store, id, self.volume_id).await?;
+        // A seal has its maker's epoch, in whoever's part it stands.
+        if group.sequence != id.sequence || (group.epoch != id.epoch && !group.is_seal) {
+            let reason = format!("it calls itself {} of epoch {}", group.sequence, group.epoch);
+            return Err(self.corrupt(id, reason));
+        }
+        if !group.is_seal {
+            self.stored.lock().insert(id, group.newest_generation());
+        }
+        Ok(group)
+    }
+
+    async fn append(&self, group: &EncodedGroup) -> Result<(), AppendError> {
+        let id = GroupId {
+            epoch: self.epoch,
+            sequence: group.sequence,
+        };
+        let key = key(&self.store, id);
+        match self.store.put_create_only(&key, group.bytes.clone()).await {
+            Ok(_) => {}
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
+                // An earlier attempt of ours, whose answer was lost, or a seal.
+                let there = self
+                    .store
+                    .get(&key)
+                    .await
+                    .map_err(|e| AppendError::Failed(e.into()))?;
+                match there {
+                    Some((bytes, _)) if bytes == group.bytes => {}
+                    Some(_) => {
+                        let reason = format!("another server sealed the log at {}", self.store.url);
+                        return Err(AppendError::Fenced(reason));
+                    }
+                    None => {
+                        let reason = format!("the log record {key} appeared and vanished");
+                        return Err(AppendError::Fenced(reason));
+                    }
+                }
+            }
+            Err(e) => return Err(AppendError::Failed(e.into())),
+        }
+        self.stored.lock().insert(id, group.newest_generation);
+        Ok(())
+    }
+
+    async fn trim(&self, generation: u64, acknowledged: u64) -> Result<(), VolumeError> {
+        let old: BTreeSet<GroupId> = {
+            let stored = self.stored.lock();
+            let is_old = |id: &GroupId, newest: u64| {
+                newest <= generation && (id.epoch < self.epoch || id.sequence < acknowledged)
+            };
+            stored
+                .iter()
+                .filter(|(id, newest)| is_old(id, **newest))
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        let keys: Vec<String> = old.iter().map(|id| key(&self.store, *id)).collect();
+        self.store.delete_keys(&keys).await?;
+        debug!("{} groups removed from the log", keys.len());
+        self.stored.lock().retain(|id, _| !old.contains(id));
+        Ok(())
+    }
+
+    async fn remove_found(&self) -> Result<(), VolumeError> {
+        let own_seal = GroupId {
+            epoch: self.epoch,
+            sequence: self.first_sequence - 1,
+        };
+        let found = self.found.iter().filter(|id| **id != own_seal);
+        let keys: Vec<String> = found.map(|id| key(&self.store, *id)).collect();
+        self.stored.lock().clear();
+        Ok(self.store.delete_keys(&keys).await?)
+    }
+
+    async fn clear(&self) -> Result<(), VolumeError> {
+        let removed = remove_all(&self.store, self.volume_id).await?;
+        if removed == 0 {
+            warn!("the log at {} was removed while it was in use", self.store.url);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "s3_tests.rs"]
+mod tests;

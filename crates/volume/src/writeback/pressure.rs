@@ -1,0 +1,179 @@
+//! Back-pressure: the room in the write buffer, and how writers wait for it. Blocks the calling threads; never call it on
+//! the runtime.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::overlay::{Buffered, Overlay};
+use super::throttle::Throttle;
+use crate::error::VolumeError;
+
+#[derive(Debug, Default)]
+struct Room {
+    /// Counts the generations dropped, so that a waiting writer can tell that one was.
+    published: u64,
+    /// Bytes that writers were let in with and have not buffered yet.
+    reserved_bytes: u64,
+}
+
+/// Room in the write buffer for one change, given back when the change is made.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    pressure: &'a Pressure,
+    bytes: u64,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.pressure.room.0.lock().reserved_bytes -= self.bytes;
+    }
+}
+
+/// What writers and the driver share.
+#[derive(Debug)]
+pub struct Pressure {
+    capacity_bytes: u64,
+    /// Why the volume is fenced, once it is.
+    fenced: Mutex<Option<String>>,
+    is_fenced: AtomicBool,
+    throttle: Mutex<Throttle>,
+    /// When the publish under way is expected to end.
+    room_expected: Mutex<Instant>,
+    /// When the writers as a whole have paid for what they buffered.
+    paid_until: Mutex<Instant>,
+    room: (Mutex<Room>, Condvar),
+}
+
+impl Pressure {
+    /// For a write buffer of `capacity_bytes`.
+    pub fn new(capacity_bytes: u64) -> Self {
+        Self {
+            capacity_bytes,
+            fenced: Mutex::default(),
+            is_fenced: AtomicBool::new(false),
+            throttle: Mutex::new(Throttle::new(capacity_bytes)),
+            room_expected: Mutex::new(Instant::now()),
+            paid_until: Mutex::new(Instant::now()),
+            room: Default::default(),
+        }
+    }
+
+    /// The error of a fenced volume, if it is one.
+    pub fn check_fenced(&self) -> Result<(), VolumeError> {
+        if !self.is_fenced.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(self.fenced_error())
+    }
+
+    /// The error with the reason noted last.
+    pub(super) fn fenced_error(&self) -> VolumeError {
+        VolumeError::Fenced {
+            reason: self.fenced.lock().clone().unwrap_or_default(),
+        }
+    }
+
+    /// Notes why the volume is fenced and says so, the first time.
+    pub(super) fn note_fenced(&self, reason: String) {
+        let mut fenced = self.fenced.lock();
+        if fenced.is_none() {
+            log::error!("fenced: {reason}; writes and flushes fail from now on, reads go on");
+            *fenced = Some(reason);
+        }
+    }
+
+    /// Every writer is refused from now on.
+    pub(super) fn fence(&self) {
+        self.is_fenced.store(true, Ordering::Release);
+        self.wake_writers();
+    }
+
+    /// A publish of `bytes` has begun.
+    pub(super) fn publish_began(&self, bytes: u64) {
+        let takes = self.throttle.lock().publish_estimate(bytes);
+        *self.room_expected.lock() = Instant::now() + takes;
+    }
+
+    /// A publish of `bytes` succeeded.
+    pub(super) fn published(&self, bytes: u64, took: Duration) {
+        self.throttle.lock().published(bytes, took);
+    }
+
+    /// A generation was dropped: there is room again.
+    pub(super) fn dropped(&self) {
+        *self.paid_until.lock() = Instant::now();
+        self.wake_writers();
+    }
+
+    fn wake_writers(&self) {
+        let (room, is_published) = &self.room;
+        room.lock().published += 1;
+        is_published.notify_all();
+    }
+
+    /// Slows the caller by what its change buffered.
+    pub fn slow_down(&self, change: Buffered) {
+        // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
+        // ones would alternate, and a large one is a long wait.
+        let fill = change.total_bytes.max(2 * change.active_bytes);
+        let now = Instant::now();
+        let (delay, longest) = {
+            let throttle = self.throttle.lock();
+            if fill <= throttle.soft_bytes() {
+                return;
+            }
+            let room_in = self.room_expected.lock().saturating_duration_since(now);
+            let delay = throttle.delay(change.added_bytes, fill, room_in);
+            (delay, throttle.longest_wait(fill, room_in))
+        };
+        let until = {
+            let mut paid_until = self.paid_until.lock();
+            // What nobody has to wait for is forgiven; carried on, it would stop everybody once waits may be long.
+            *paid_until = ((*paid_until).max(now) + delay).min(now + longest);
+            *paid_until
+        };
+        let (room, is_published) = &self.room;
+        let mut room = room.lock();
+        let seen = room.published;
+        while !delay.is_zero()
+            && room.published == seen
+            && !is_published.wait_until(&mut room, until).timed_out()
+        {}
+    }
+
+    /// Waits until the buffer has room for a change that adds at most `bytes`.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFull`] after `timeout`, [`VolumeError::Fenced`].
+    pub fn wait_for_room(
+        &self,
+        overlay: &Overlay,
+        bytes: u64,
+        timeout: Duration,
+        ask_for_room: impl Fn(),
+    ) -> Result<Reservation<'_>, VolumeError> {
+        let capacity = self.capacity_bytes;
+        // A change larger than the buffer is let in once half of it is free.
+        let needed = bytes.min(capacity / 2);
+        let until = Instant::now() + timeout;
+        let (room, is_published) = &self.room;
+        let mut room = room.lock();
+        while overlay.total_bytes() + room.reserved_bytes + needed > capacity {
+            self.check_fenced()?;
+            ask_for_room();
+            if is_published.wait_until(&mut room, until).timed_out() {
+                return Err(VolumeError::BufferFull {
+                    capacity_bytes: capacity,
+                    waited: timeout,
+                });
+            }
+        }
+        room.reserved_bytes += bytes;
+        Ok(Reservation {
+            pressure: self,
+            bytes,
+        })
+    }
+}

@@ -1,0 +1,53 @@
+"""kill -9 under four writers with a log: on S3, in a journal, and on a store that refuses and loses requests."""
+
+import random
+
+import pytest
+
+from support.lossy import LossyProxy, Rule
+from support.server import KI
+from support.stamps import SIZE, kill_and_check
+
+pytestmark = pytest.mark.s3_only
+ANY_WRITE = r"^(PUT|POST|DELETE) "
+
+
+def wal_url(kind: str, store, tmp_path) -> str:
+    return store.url("log") if kind == "s3" else f"file://{tmp_path}/journal/"
+
+
+@pytest.mark.parametrize("kind", ["s3", "journal"])
+@pytest.mark.parametrize("interval", ["150ms", "1h"])
+def test_flushed_writes_survive_kill_9(make_volume, make_server, store, tmp_path, seed, kind, interval):
+    """With checkpoints in between, and with the log alone."""
+    url = wal_url(kind, store, tmp_path)
+    server = make_server(make_volume(SIZE, 64 * KI), backend_wal_url=url, checkpoint_interval=interval)
+    flushes = kill_and_check(server.start(), seed, rounds=8)
+    assert flushes > 100, f"only {flushes} flushes: the test has tested next to nothing"
+
+
+@pytest.mark.parametrize("kind", ["s3", "journal"])
+def test_on_a_store_that_loses_answers(make_volume, make_server, store, minio, tmp_path, seed, kind):
+    """One write in ten is carried out without an answer or refused, log and volume alike."""
+    proxy = LossyProxy(minio.endpoint)
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(
+        volume,
+        backend_wal_url=wal_url(kind, store, tmp_path),
+        endpoint_url=proxy.endpoint,
+        checkpoint_interval="300ms",
+    )
+    rng = random.Random(seed)
+    try:
+        for action in ("lose", "refuse"):
+            server.start()
+            proxy.rule = Rule(action, ANY_WRITE, probability=0.1, rng=random.Random(rng.random()))
+            kill_and_check(server, rng.randrange(1 << 30), rounds=3, life_s=2.0)
+            server.kill()
+            proxy.rule = None
+            with_all_well = server.start().terminate()
+            assert with_all_well == 0
+            volume = make_volume(SIZE, 64 * KI)
+            server.volume = volume
+    finally:
+        proxy.close()
