@@ -3,6 +3,7 @@
 use hyperfile::config::HyperFileMetaConfig;
 use hyperfile::ondisk::InodeRaw;
 
+use super::node;
 use crate::error::VolumeError;
 use crate::store::{ObjectInfo, Store, StoreError, StoreErrorKind};
 
@@ -11,6 +12,8 @@ const NAME: &str = "inode";
 const NS_A_SECOND: u32 = 1_000_000_000;
 /// The largest size a volume may have: NBD counts in signed 64 bits.
 const SIZE_MAX_BYTES: u64 = i64::MAX as u64;
+/// The end of the last year with four digits, in seconds since 1970.
+const YEAR_9999_S: u64 = 253_402_300_799;
 
 /// The stored inode, and what the store knows of its object.
 ///
@@ -57,7 +60,12 @@ fn check(raw: &InodeRaw) -> Result<(), String> {
             return Err(format!("one of its times has {ns} nanoseconds"));
         }
     }
-    Ok(())
+    // Whoever converts these times, to milliseconds for one, counts on their being times.
+    if raw.i_mtime > YEAR_9999_S {
+        return Err(format!("it was changed {} s after 1970", raw.i_mtime));
+    }
+    node::check_root(&raw.i_bmap)
+        .map_err(|reason| format!("the root of the index in it is damaged: {reason}"))
 }
 
 fn corrupt(store: &Store, reason: String) -> VolumeError {
@@ -90,13 +98,15 @@ mod tests {
             ..InodeRaw::default()
         };
         assert!(decode(good.as_u8_slice()).is_ok());
-        let wrong: [(&str, fn(&mut InodeRaw)); 6] = [
+        let wrong: [(&str, fn(&mut InodeRaw)); 8] = [
             ("format", |raw| raw.i_meta_config ^= 0xFF),
             ("past", |raw| raw.i_last_cno = 10),
             ("counter", |raw| raw.i_last_seq |= 1 << 40),
             ("small file", |raw| raw.i_flags |= InodeRaw::FLAG_INLINE),
             ("size", |raw| raw.i_size |= 1 << 63),
             ("nanoseconds", |raw| raw.i_mtime_nsec = 1 << 31),
+            ("after 1970", |raw| raw.i_mtime |= 1 << 62),
+            ("root", |raw| raw.i_bmap[0..2].fill(0xFF)),
         ];
         for (why, damage) in wrong {
             let mut raw = good;

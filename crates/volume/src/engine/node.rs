@@ -9,8 +9,6 @@ use hyperfile::meta_format::BlockPtrFormat;
 pub(super) const NODE_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 8;
 const SLOT_BYTES: usize = 8;
-/// Keys, and values, that a node has room for.
-const CAPACITY: usize = (NODE_BYTES - HEADER_BYTES) / (2 * SLOT_BYTES);
 const FLAG_LARGE: u8 = 1;
 const FLAG_LEAF: u8 = 2;
 const LEAF_LEVEL: u8 = 1;
@@ -24,6 +22,29 @@ pub(super) fn check(node: &[u8]) -> Result<(), String> {
     if node.len() != NODE_BYTES {
         return Err(format!("it has {} bytes", node.len()));
     }
+    check_entries(node, 1)
+}
+
+/// As [`check`], for the root of an index, which the inode holds: a small node, or pointers alone, block by block.
+///
+/// # Errors
+/// What is wrong.
+pub(super) fn check_root(root: &[u8]) -> Result<(), String> {
+    if root[0] & FLAG_LARGE != 0 {
+        return check_entries(root, 0);
+    }
+    for index in 0..(root.len() - HEADER_BYTES) / SLOT_BYTES {
+        let pointer = slot(root, index);
+        if !BlockPtrFormat::is_invalid_value(&pointer) && !names_data(pointer) {
+            return Err(format!("its pointer {pointer:#x} names no object"));
+        }
+    }
+    Ok(())
+}
+
+fn check_entries(node: &[u8], count_min: usize) -> Result<(), String> {
+    // Keys, and values, that there is room for.
+    let capacity = (node.len() - HEADER_BYTES) / (2 * SLOT_BYTES);
     let (flags, level) = (node[0], node[1]);
     let count = usize::from(u16::from_le_bytes([node[2], node[3]]));
     let is_leaf = level == LEAF_LEVEL;
@@ -33,32 +54,35 @@ pub(super) fn check(node: &[u8]) -> Result<(), String> {
     {
         return Err(format!("its flags are {flags:#x} at level {level}"));
     }
-    if !(1..=CAPACITY).contains(&count) {
+    if !(count_min..=capacity).contains(&count) {
         return Err(format!("it claims {count} entries"));
     }
-    let slot = |index: usize| {
-        let at = HEADER_BYTES + index * SLOT_BYTES;
-        let mut bytes = [0; SLOT_BYTES];
-        bytes.copy_from_slice(&node[at..at + SLOT_BYTES]);
-        u64::from_le_bytes(bytes)
-    };
     for index in 0..count {
-        if index > 0 && slot(index - 1) >= slot(index) {
-            return Err(format!(
-                "its keys {} and {} are out of order",
-                slot(index - 1),
-                slot(index)
-            ));
+        if index > 0 && slot(node, index - 1) >= slot(node, index) {
+            let (before, key) = (slot(node, index - 1), slot(node, index));
+            return Err(format!("its keys {before} and {key} are out of order"));
         }
-        let pointer = slot(CAPACITY + index);
-        let is_zero_block = is_leaf && BlockPtrFormat::is_zero_block(&pointer);
-        let names_an_object =
-            BlockPtrFormat::is_on_staging(&pointer) && BlockPtrFormat::decode_segid(&pointer).seq_id() != 0;
-        if !is_zero_block && !names_an_object {
+        let pointer = slot(node, capacity + index);
+        if !names_an_object(pointer) && !(is_leaf && names_data(pointer)) {
             return Err(format!("its pointer {pointer:#x} names no object"));
         }
     }
     Ok(())
+}
+
+fn slot(node: &[u8], index: usize) -> u64 {
+    let at = HEADER_BYTES + index * SLOT_BYTES;
+    let mut bytes = [0; SLOT_BYTES];
+    bytes.copy_from_slice(&node[at..at + SLOT_BYTES]);
+    u64::from_le_bytes(bytes)
+}
+
+fn names_an_object(pointer: u64) -> bool {
+    BlockPtrFormat::is_on_staging(&pointer) && BlockPtrFormat::decode_segid(&pointer).seq_id() != 0
+}
+
+fn names_data(pointer: u64) -> bool {
+    BlockPtrFormat::is_zero_block(&pointer) || names_an_object(pointer)
 }
 
 #[cfg(test)]
@@ -66,6 +90,9 @@ mod tests {
     use hyperfile::SegmentId;
 
     use super::*;
+
+    /// Keys, and values, that a node has room for.
+    const CAPACITY: usize = 255;
 
     fn node(level: u8, entries: &[(u64, u64)]) -> Vec<u8> {
         let mut node = vec![0; NODE_BYTES];
@@ -125,5 +152,24 @@ mod tests {
             let found = check(&bad).unwrap_err();
             assert!(found.contains(why), "{found}");
         }
+    }
+    #[test]
+    fn roots_are_small_nodes_or_pointers_alone() {
+        let mut empty = [0; 56];
+        empty[0] = FLAG_LEAF;
+        assert_eq!(check_root(&empty), Ok(()));
+        let mut direct = empty;
+        direct[16..24].copy_from_slice(&pointer(4).to_le_bytes());
+        assert_eq!(check_root(&direct), Ok(()));
+        direct[23] ^= 0x40;
+        assert!(check_root(&direct).unwrap_err().contains("names no object"));
+        let mut large = [0; 56];
+        (large[0], large[1], large[2]) = (FLAG_LARGE, 2, 1);
+        large[32..40].copy_from_slice(&pointer(4).to_le_bytes());
+        assert_eq!(check_root(&large), Ok(()));
+        large[1] = 130;
+        assert!(check_root(&large).unwrap_err().contains("level 130"));
+        (large[1], large[2]) = (2, 4);
+        assert!(check_root(&large).unwrap_err().contains("4 entries"));
     }
 }
