@@ -14,6 +14,7 @@ use hyperfile::staging::config::StagingConfig;
 use hyperfile::staging::s3::S3Staging;
 
 use super::index_cache::IndexCache;
+use super::index_seal::IndexSeals;
 use super::loader::NodeLoader;
 use crate::store::Store;
 
@@ -80,7 +81,8 @@ pub async fn open(
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
     let staging = S3Staging::from(&store.client, config.staging.clone(), config.runtime.clone()).await?;
-    let loader = NodeLoader::new(store.clone(), Some(index_cache.clone()));
+    let seals = IndexSeals::new(store.clone());
+    let loader = NodeLoader::new(store.clone(), seals, Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
     let container = Container::open(staging.clone(), loader, index_cache, config, flags).await?;
     Ok((container, staging))

@@ -16,6 +16,7 @@ use hyperfile::meta_format::BlockPtrFormat;
 use parking_lot::Mutex;
 
 use super::index_cache::IndexCache;
+use super::index_seal::IndexSeals;
 use super::loader::{NodeLoader, format_of};
 use super::node::NODE_BYTES;
 use super::object::object_of;
@@ -69,11 +70,12 @@ impl Drop for Lookup<'_> {
 impl Index {
     pub(super) fn new(
         store: Store,
+        seals: IndexSeals,
         cache: IndexCache,
         geometry: Geometry,
         published: Arc<Mutex<Published>>,
     ) -> Self {
-        let loader = NodeLoader::new(store.clone(), Some(cache.clone()));
+        let loader = NodeLoader::new(store.clone(), seals, Some(cache.clone()));
         Self {
             store,
             published,

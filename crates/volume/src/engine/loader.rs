@@ -12,10 +12,11 @@ use hyperfile::segment::Segment;
 use hyperfile::{BMapUserData, BlockPtr};
 
 use super::index_cache::IndexCache;
+use super::index_seal::IndexSeals;
 use super::node::{self, NODE_BYTES};
 use super::object::object_of;
 use crate::read::single_flight::SingleFlight;
-use crate::store::{Store, StoreErrorKind, seal};
+use crate::store::{Store, StoreError, StoreErrorKind, seal};
 
 /// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not. What has
 /// check values has one for each such piece.
@@ -28,6 +29,7 @@ const FETCHES_IN_FLIGHT: usize = 16;
 #[derive(Clone)]
 pub(crate) struct NodeLoader {
     store: Store,
+    seals: IndexSeals,
     cache: Option<IndexCache>,
     flights: SingleFlight<(u64, u64), Fetched>,
 }
@@ -37,8 +39,9 @@ type Fetched = Result<Bytes, Arc<str>>;
 
 impl NodeLoader {
     /// A loader that gives the neighbours of what it fetches to `cache`.
-    pub(super) fn new(store: Store, cache: Option<IndexCache>) -> Self {
+    pub(super) fn new(store: Store, seals: IndexSeals, cache: Option<IndexCache>) -> Self {
         Self {
+            seals,
             store,
             cache,
             flights: SingleFlight::default(),
@@ -50,14 +53,24 @@ impl NodeLoader {
         let offset = offset as u64;
         let start = offset - offset % FETCH_BYTES;
         let name = Segment::segid_to_staging_file_id(segment);
-        let (store, key) = (self.store.clone(), self.store.data_key(&name));
+        let (store, seals) = (self.store.clone(), self.seals.clone());
+        let (key, object) = (self.store.data_key(&name), name.clone());
         let fetched = self
             .flights
             .run((object_of(segment), start), async move {
-                match store.get_within(&key, start, FETCH_BYTES).await {
+                let fetched = async {
+                    let got = store.get_within_info(&key, start, FETCH_BYTES).await?;
+                    if let Some((bytes, info)) = &got {
+                        seals.verify(&object, info, start, bytes).await?;
+                    }
+                    Ok(got.map(|(bytes, _)| bytes))
+                };
+                match fetched.await {
                     Ok(Some(bytes)) => Ok(Ok(bytes)),
                     Ok(None) => Err(format!("the object {key} is missing").into()),
-                    Err(e) if e.kind == StoreErrorKind::Corrupt => Ok(Err(e.to_string().into())),
+                    Err::<_, StoreError>(e) if e.kind == StoreErrorKind::Corrupt => {
+                        Ok(Err(e.to_string().into()))
+                    }
                     Err(e) => Err(e.to_string().into()),
                 }
             })

@@ -17,6 +17,7 @@ use hyperfile::staging::s3::S3Staging;
 use hyperfile::staging::{Staging, StagingIntercept};
 use hyperfile::{BlockPtr, Cno, SegmentId};
 
+use super::index_seal::IndexSeals;
 use super::inode;
 use super::loader::NodeLoader;
 use crate::error::VolumeError;
@@ -61,7 +62,7 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
 
 /// Looks whether an object of `object_bytes` can have the index that its header claims: the engine takes as much memory
 /// as the header says.
-fn check_claims(header: &SegmentHeader, object_bytes: u64) -> Result<(), String> {
+pub(super) fn check_claims(header: &SegmentHeader, object_bytes: u64) -> Result<(), String> {
     if !header.has_magic() {
         return Err("it does not begin as a segment does".into());
     }
@@ -117,7 +118,8 @@ impl Staging<NodeLoader> for S3Staging {
     }
 
     fn to_block_loader(&self) -> NodeLoader {
-        NodeLoader::new(store_of(self), None)
+        let store = store_of(self);
+        NodeLoader::new(store.clone(), IndexSeals::new(store), None)
     }
 
     // What follows is the engine's own.

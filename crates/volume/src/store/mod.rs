@@ -195,6 +195,11 @@ impl Store {
         }
     }
 
+    /// The error for an object whose bytes are not what was written.
+    pub(crate) fn corrupt(&self, key: &str, reason: impl Into<String>) -> StoreError {
+        StoreError::new("use", self.target(key), StoreErrorKind::Corrupt, reason)
+    }
+
     fn target(&self, key: &str) -> String {
         match &self.url {
             VolumeUrl::S3 { bucket, .. } => format!("s3://{bucket}/{key}"),

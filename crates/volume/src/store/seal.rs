@@ -12,6 +12,8 @@ use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use crc_fast::CrcAlgorithm;
 use futures::FutureExt;
 
+use super::ObjectInfo;
+
 /// Size of a window in bytes.
 pub(crate) const WINDOW_BYTES: u64 = 128 << 10;
 /// Name of the user metadata: the windows' CRC-32C one after another, as 8 hexadecimal digits each.
@@ -69,8 +71,13 @@ fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
+/// Whether an object carries check values.
+pub(crate) fn is_sealed(info: &ObjectInfo) -> bool {
+    info.metadata.contains_key(METADATA_KEY)
+}
+
 /// The check values of an object.
-fn seal(bytes: &[u8]) -> String {
+pub(crate) fn seal(bytes: &[u8]) -> String {
     let windows = bytes.chunks(WINDOW_BYTES as usize);
     windows.map(|window| format!("{:08x}", crc32c(window))).collect()
 }
@@ -79,7 +86,7 @@ fn seal(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn verify(seal: &str, offset_bytes: u64, bytes: &[u8], object_bytes: u64) -> Result<(), String> {
+pub(crate) fn verify(seal: &str, offset_bytes: u64, bytes: &[u8], object_bytes: u64) -> Result<(), String> {
     let windows = object_bytes.div_ceil(WINDOW_BYTES);
     if seal.len() as u64 != windows * DIGITS as u64 {
         return Err(format!("its check values are not those of {object_bytes} bytes"));

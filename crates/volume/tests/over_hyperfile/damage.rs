@@ -1,6 +1,7 @@
 //! What becomes of a flipped bit in every kind of stored object: docs/operations.md states these outcomes.
 
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -19,9 +20,8 @@ use super::fixture::{Fixture, pattern};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-/// What check values are of.
+/// What check values are of, in bytes.
 const WINDOW: usize = 128 << 10;
-const SEAL: &str = "x-amz-meta-hypernbd-crc32c";
 
 /// What a reader of the whole volume gets.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -34,14 +34,13 @@ enum Outcome {
     Wrong,
 }
 
-/// One object of a volume, to be damaged again and again.
+/// One object of a volume, to be damaged again and again, in its file.
 struct Victim<'a> {
     fixture: &'a Fixture,
     store: Store,
     key: String,
     body: Vec<u8>,
-    /// Its check values, if it keeps any.
-    seal: Option<String>,
+    is_sealed: bool,
     expected: Vec<u8>,
 }
 
@@ -55,41 +54,40 @@ impl<'a> Victim<'a> {
             store,
             key,
             body: body.to_vec(),
-            seal: info.metadata.get("hypernbd-crc32c").cloned(),
+            is_sealed: info.metadata.contains_key("hypernbd-crc32c"),
             expected: expected.to_vec(),
         }
     }
 
     /// As another program would have stored it: without check values.
     fn made_elsewhere(mut self) -> Self {
-        self.seal = None;
-        self
-    }
-
-    fn put(&self, body: Vec<u8>) {
-        let seal = self.seal.clone();
         let request = self.store.client.put_object();
         let request = request.bucket(&self.store.bucket).key(&self.key);
         let sent = request
-            .body(ByteStream::from(body))
+            .body(ByteStream::from(self.body.clone()))
             .customize()
-            .mutate_request(move |request| {
-                request.headers_mut().remove(SEAL);
-                if let Some(seal) = &seal {
-                    request.headers_mut().insert(SEAL, seal.clone());
-                }
+            .mutate_request(|request| {
+                request.headers_mut().remove("x-amz-meta-hypernbd-crc32c");
             })
             .send();
         self.fixture.run(sent).unwrap();
+        self.is_sealed = false;
+        self
+    }
+
+    /// Changes the object's bytes where they are stored, behind the store's back.
+    fn overwrite(&self, at: usize, bytes: &[u8]) {
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(self.fixture.object_file(&self.key));
+        file.unwrap().write_all_at(bytes, at as u64).unwrap();
     }
 
     fn with_bit_flipped(&self, at: usize) -> Outcome {
-        let mut body = self.body.clone();
         // Another bit at each place, so that all are tried.
-        body[at] ^= 1 << (at * 7 % 8);
-        self.put(body);
+        self.overwrite(at, &[self.body[at] ^ 1 << (at * 7 % 8)]);
         let read = catch_unwind(AssertUnwindSafe(|| self.fixture.run(read_all(&self.store))));
-        self.put(self.body.clone());
+        self.overwrite(at, &self.body[at..=at]);
         match read.unwrap_or_else(|_| panic!("a panic got out, with byte {at} of {} flipped", self.key)) {
             Ok(bytes) if bytes == self.expected => Outcome::Right,
             Ok(_) => Outcome::Wrong,
@@ -144,14 +142,12 @@ fn volume(writes: &[(u64, usize)]) -> (Fixture, Vec<u8>) {
 fn every_flipped_bit_in_an_inode_is_found() {
     let (f, expected) = volume(&[(0, 1 << 20)]);
     let inode = Victim::new(&f, "inode", &expected);
-    assert!(inode.seal.is_some());
+    assert!(inode.is_sealed);
     for at in 0..inode.body.len() {
         assert_eq!(inode.with_bit_flipped(at), Outcome::Refused, "byte {at}");
     }
     // And it is said what is wrong, by whoever looks.
-    let mut body = inode.body.clone();
-    body[100] ^= 1;
-    inode.put(body);
+    inode.overwrite(100, &[!inode.body[100]]);
     let e = f.run(admin::info(&f.url, &f.store_options)).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Corrupt);
     assert!(
@@ -166,7 +162,7 @@ fn every_flipped_bit_in_an_index_put_in_one_piece_is_found() {
     let (f, expected) = volume(&[(0, 4 << 20), (MIB, 8192)]);
     for name in ["0000000001.0", "0000000002.0"] {
         let segment = Victim::new(&f, name, &expected);
-        assert!(segment.seal.is_some());
+        assert!(segment.is_sealed);
         let (summary, index, data) = segment.layout();
         assert!(!index.is_empty(), "{name} has no index");
         for at in summary.step_by(173).chain(index.clone().step_by(59)) {
@@ -190,12 +186,39 @@ fn every_flipped_bit_in_an_index_put_in_one_piece_is_found() {
     }
 }
 
+/// An object uploaded in parts has no room for check values; those of its index are put beside the container.
+#[test]
+fn every_flipped_bit_in_an_index_uploaded_in_parts_is_found() {
+    let (f, expected) = volume(&[(0, 10 << 20), (MIB, 8192)]);
+    assert_eq!(
+        f.meta_objects("index/").len(),
+        1,
+        "one for the object that needs it"
+    );
+    let segment = Victim::new(&f, "0000000001.0", &expected);
+    assert!(!segment.is_sealed, "put in one piece");
+    let (_, index, _) = segment.layout();
+    for at in index.step_by(97) {
+        assert_eq!(segment.with_bit_flipped(at), Outcome::Refused, "byte {at}");
+    }
+    // They are of one write of the object, and say nothing of any other.
+    let segment = segment.made_elsewhere();
+    let [.., wrong] = segment.tally(segment.layout().1.step_by(97));
+    assert!(
+        wrong > 0,
+        "an object put anew was judged by what is known of the one before"
+    );
+}
+
 /// Without check values only the layout tells: what is measured here is in docs/operations.md.
 #[test]
 fn what_is_found_in_an_index_without_check_values() {
     let (f, expected) = volume(&[(0, 10 << 20)]);
     let segment = Victim::new(&f, "0000000001.0", &expected);
-    assert!(segment.seal.is_none(), "uploaded in parts");
+    assert!(!segment.is_sealed, "uploaded in parts");
+    for key in f.meta_objects("index/") {
+        f.remove_meta(&key);
+    }
     let (summary, index, data) = segment.layout();
     let [right, ..] = segment.tally(summary.clone().step_by(997));
     assert_eq!(right, summary.step_by(997).count(), "nobody reads the summary");
@@ -236,9 +259,7 @@ fn what_is_found_in_an_inode_made_elsewhere() {
 fn a_garbled_segment_header_takes_nobody_down() {
     let (f, expected) = volume(&[(0, 2 << 20), (MIB, 8192)]);
     let segment = Victim::new(&f, "0000000001.0", &expected).made_elsewhere();
-    let mut body = segment.body.clone();
-    body[..SegmentHeader::size()].fill(0xFF);
-    segment.put(body);
+    segment.overwrite(0, &[0xFF; 256][..SegmentHeader::size().min(256)]);
     assert!(
         f.run(read_all(&segment.store)).unwrap() == expected,
         "reads do not need it"
@@ -269,22 +290,8 @@ fn a_damaged_index_is_not_built_upon() {
             Arc::new(Frozen::new(generation))
         };
         let (engine, before) = open().await.unwrap();
-        let mut body = segment.body.clone();
-        body[index.start + 2100] ^= 4;
-        let put = segment
-            .store
-            .client
-            .put_object()
-            .bucket(&segment.store.bucket)
-            .key(&segment.key);
-        let seal = segment.seal.clone().unwrap();
-        let put = put
-            .body(ByteStream::from(body))
-            .customize()
-            .mutate_request(move |request| {
-                request.headers_mut().insert(SEAL, seal.clone());
-            });
-        put.send().await.unwrap();
+        let at = index.start + 2100;
+        segment.overwrite(at, &[segment.body[at] ^ 4]);
         let frozen = write(&engine);
         let e = engine.publish(frozen.clone()).await.unwrap_err();
         assert!(e.chain().contains("damaged"), "{}", e.chain());
