@@ -374,10 +374,10 @@ pub(super) fn copy_exactly(mut from: impl io::Read, to: &mut File, len_bytes: u6
 
 /// What the disk says, as S3 says it.
 pub(super) fn disk_error(verb: &str, path: &Path, error: io::Error) -> S3Error {
-    S3Error::with_message(
-        S3ErrorCode::InternalError,
-        format!("cannot {verb} {}: {error}", path.display()),
-    )
+    let what = format!("cannot {verb} {}: {error}", path.display());
+    // Logged here, because the engine's own messages give the code alone.
+    log::error!("{what}");
+    S3Error::with_message(S3ErrorCode::InternalError, what)
 }
 
 fn create_dir_synced(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
