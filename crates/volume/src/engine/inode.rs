@@ -98,7 +98,8 @@ mod tests {
             ..InodeRaw::default()
         };
         assert!(decode(good.as_u8_slice()).is_ok());
-        let wrong: [(&str, fn(&mut InodeRaw)); 8] = [
+        type Damage = fn(&mut InodeRaw);
+        let wrong: [(&str, Damage); 8] = [
             ("format", |raw| raw.i_meta_config ^= 0xFF),
             ("past", |raw| raw.i_last_cno = 10),
             ("counter", |raw| raw.i_last_seq |= 1 << 40),

@@ -63,7 +63,8 @@ fn check_entries(node: &[u8], count_min: usize) -> Result<(), String> {
             return Err(format!("its keys {before} and {key} are out of order"));
         }
         let pointer = slot(node, capacity + index);
-        if !names_an_object(pointer) && !(is_leaf && names_data(pointer)) {
+        let is_valid = names_an_object(pointer) || (is_leaf && names_data(pointer));
+        if !is_valid {
             return Err(format!("its pointer {pointer:#x} names no object"));
         }
     }

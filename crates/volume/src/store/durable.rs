@@ -18,6 +18,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -388,7 +389,8 @@ fn create_dir_synced(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
         return Err(io::Error::from(ErrorKind::NotFound));
     };
     create_dir_synced(parent, disk)?;
-    match fs::create_dir(dir) {
+    // For its owner's eyes only: what is stored is in the clear.
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }

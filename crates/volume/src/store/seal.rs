@@ -173,7 +173,7 @@ mod tests {
         fn a_flipped_bit_is_seen_in_a_window_that_is_covered(
             len in 1usize..400_000, start in 0usize..400_000, count in 0usize..400_000, flip in 0usize..400_000, bit in 0u8..8,
         ) {
-            let mut object: Vec<u8> = (0..len).map(|i| (i * 31 >> 3) as u8).collect();
+            let mut object: Vec<u8> = (0..len).map(|i| ((i * 31) >> 3) as u8).collect();
             let seal = seal(&object);
             let start = start % len;
             let end = (start + count).min(len);
