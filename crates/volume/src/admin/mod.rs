@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use crate::error::VolumeError;
 use crate::lease::{self, Lease};
-use crate::log::marker;
-use crate::log::open::check_marker;
+use crate::log::open as log_open;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, ETag, Store};
@@ -41,8 +40,13 @@ pub async fn check_servable(
     if options.read_only {
         return Ok(None);
     }
-    let marker = marker::load(&store).await?.map(|(marker, _)| marker);
-    check_marker(marker.as_ref(), options.wal_url.as_ref(), options.discard_wal)?;
+    log_open::check(
+        &store,
+        store_options,
+        options.wal_url.as_ref(),
+        options.discard_wal,
+    )
+    .await?;
     store::probe::ensure(&store, store_options.allow_unsafe).await?;
     lease::probe(&store, &options.lease).await
 }

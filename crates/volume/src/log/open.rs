@@ -103,7 +103,7 @@ pub fn parse_volume_id(id: &str) -> Result<Uuid, VolumeError> {
 ///
 /// # Errors
 /// [`VolumeError::Log`] for a log that would be ignored, with the way out.
-pub fn check_marker(
+fn check_marker(
     marker: Option<&MarkerState>,
     url: Option<&VolumeUrl>,
     is_discard_allowed: bool,
@@ -124,6 +124,40 @@ pub fn check_marker(
         reason: format!("{reason} (it was last open on {})", marker.host),
         advice: ADVICE_NAME_IT,
     })
+}
+
+/// Looks whether an opening would find the log it needs; changes nothing. A journal is looked at by the opening alone.
+///
+/// # Errors
+/// As [`begin`].
+pub async fn check(
+    store: &Store,
+    store_options: &StoreOptions,
+    url: Option<&VolumeUrl>,
+    is_discard_allowed: bool,
+) -> Result<(), VolumeError> {
+    let marker = marker::load(store).await?.map(|(marker, _)| marker);
+    check_marker(marker.as_ref(), url, is_discard_allowed)?;
+    if let Some(url @ VolumeUrl::S3 { .. }) = url {
+        let log = store::connect(url, store_options).await?;
+        let is_expected = marker.is_some_and(|m| !m.is_clean && m.url == url.to_string());
+        if is_expected && !is_discard_allowed && s3::list(&log).await?.is_empty() {
+            return Err(emptied(url));
+        }
+    }
+    Ok(())
+}
+
+fn unusable(url: &VolumeUrl, reason: String) -> VolumeError {
+    VolumeError::Log {
+        url: url.to_string(),
+        reason,
+        advice: ADVICE_GIVE_UP,
+    }
+}
+
+fn emptied(url: &VolumeUrl) -> VolumeError {
+    unusable(url, "it is empty: its objects were removed".into())
 }
 
 /// Steps 1 to 3.
@@ -232,16 +266,11 @@ async fn open_store(
     expected: Option<&MarkerState>,
 ) -> Result<(Arc<dyn LogStore>, Option<String>), VolumeError> {
     let volume_id = parse_volume_id(request.volume_id)?;
-    let unusable = |reason: String| VolumeError::Log {
-        url: url.to_string(),
-        reason,
-        advice: ADVICE_GIVE_UP,
-    };
     match url {
         VolumeUrl::S3 { .. } => {
             let log = store::connect(url, request.store_options).await?;
             if expected.is_some() && s3::list(&log).await?.is_empty() {
-                return Err(unusable("it is empty: its objects were removed".into()));
+                return Err(emptied(url));
             }
             let log = S3Log::open(log, volume_id, request.epoch).await?;
             Ok((Arc::new(log), None))
@@ -250,12 +279,15 @@ async fn open_store(
             let expected_id = expected.map(|s| s.journal_id.clone().unwrap_or_default());
             let opened = Journal::open(path, volume_id, expected_id).await;
             let journal = opened.map_err(|e| match (e, expected) {
-                (VolumeError::Journal { reason, .. }, Some(marker)) => unusable(format!(
-                    "{reason} (this is host {}, it was last open on {})",
-                    marker::host(),
-                    marker.host
-                )),
-                (e @ VolumeError::Corrupt { .. }, _) => unusable(e.to_string()),
+                (VolumeError::Journal { reason, .. }, Some(marker)) => unusable(
+                    url,
+                    format!(
+                        "{reason} (this is host {}, it was last open on {})",
+                        marker::host(),
+                        marker.host
+                    ),
+                ),
+                (e @ VolumeError::Corrupt { .. }, _) => unusable(url, e.to_string()),
                 (e, _) => e,
             })?;
             let id = journal.id().to_owned();
