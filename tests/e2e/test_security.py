@@ -9,8 +9,8 @@ import pytest
 
 from support.model import pattern, read_all
 from support.process import check, run, wait_for
-from support.server import MI, PLUGIN, PROJECT
-from support.stores import BUCKET, REGION, Minio, S3Store
+from support.server import KI, MI, PLUGIN, PROJECT
+from support.stores import BUCKET, REGION, FileStore, Minio, S3Store
 
 SECURITY = PROJECT / "docs" / "security.md"
 
@@ -154,18 +154,28 @@ def test_luks_by_nbdkits_filter(make_volume, make_server, tmp_path):
         assert client.pread(2 * MI, 1 * MI) == data
 
 
-@pytest.mark.s3_only
-def test_the_index_cache_is_private(make_volume, make_server, tmp_path):
-    cache = tmp_path / "cache"
-    cache.mkdir(mode=0o755)
-    server = make_server(make_volume(), node_cache_config=f"LocalDisk,{cache},32M,ReuseCache").start()
+@pytest.mark.file_only
+def test_what_is_kept_on_this_machine_is_private(make_volume, make_server, tmp_path):
+    """A local volume, the caches and a journal, all made by the server, below a directory that is open to all."""
+    local = tmp_path / "local"
+    local.mkdir(mode=0o755)
+    parameters = {
+        "backend_wal_url": f"file://{local}/journal/",
+        "cache_dir": str(local / "data"),
+        "cache_disk": "64M",
+        "node_cache_config": f"LocalDisk,{local}/nodes,32M,ReuseCache",
+    }
+    volume = make_volume(in_store=FileStore(local))
+    server = make_server(volume, **parameters).start()
     with server.connect() as client:
         client.pwrite(pattern(8 * MI, 1), 0)
         client.flush()
-        client.pread(1 * MI, 0)
+        client.pwrite(pattern(8 * KI, 1), 0)
+        client.flush()
+        for kind in ("journal", "data", "nodes", "volume-1"):
+            files = [path for path in (local / kind).rglob("*") if path.is_file()]
+            assert files, f"there is nothing in {kind}, so the test shows nothing"
+            for file in files:
+                ways = [file, *(parent for parent in file.parents if local in parent.parents)]
+                assert any(way.stat().st_mode & 0o077 == 0 for way in ways), f"{file} can be read by others"
     assert server.terminate() == 0
-    files = [path for path in cache.rglob("*") if path.is_file()]
-    assert files, "there is no cache, so the test shows nothing"
-    for file in files:
-        ways = [file, *(parent for parent in file.parents if cache in parent.parents)]
-        assert any(way.stat().st_mode & 0o077 == 0 for way in ways), f"{file} can be read by others"

@@ -182,6 +182,7 @@ impl VolumeError {
                 StoreErrorKind::NotFound => ErrorKind::NotFound,
                 StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,
                 StoreErrorKind::PreconditionFailed => ErrorKind::AlreadyExists,
+                StoreErrorKind::Corrupt => ErrorKind::Corrupt,
                 StoreErrorKind::Unreachable | StoreErrorKind::Other => ErrorKind::Store,
             },
             Self::Engine { .. } => ErrorKind::Store,

@@ -101,6 +101,19 @@ class Writer(threading.Thread):
         assert sequence <= self.sent.get(offset, 0), f"at {offset} is a write that was never sent"
 
 
+def check_all(client, writers: list[Writer]) -> None:
+    """Every sector after a restart against what the writers were promised."""
+    for offset in range(0, SIZE, 1 * MI):
+        piece = client.pread(1 * MI, offset)
+        for at in range(0, 1 * MI, SECTOR):
+            owner = writers[(offset + at) // SECTOR % CLIENTS]
+            found = read_stamp(piece[at : at + SECTOR], offset + at)
+            owner.check(offset + at, found)
+            # What survived is what is there now; later lives build on it.
+            if found:
+                owner.promised[offset + at] = found[1]
+
+
 def kill_and_check(server, seed: int, rounds: int, life_s: float = 1.0) -> int:
     """Four writers on a started server of a volume of SIZE, killed at random moments and started again; returns how
     many flushes were answered."""
@@ -125,14 +138,6 @@ def kill_and_check(server, seed: int, rounds: int, life_s: float = 1.0) -> int:
 
         server.start()
         with server.connect() as client:
-            for offset in range(0, SIZE, 1 * MI):
-                piece = client.pread(1 * MI, offset)
-                for at in range(0, 1 * MI, SECTOR):
-                    owner = writers[(offset + at) // SECTOR % CLIENTS]
-                    found = read_stamp(piece[at : at + SECTOR], offset + at)
-                    owner.check(offset + at, found)
-                    # What survived is what is there now; later lives build on it.
-                    if found:
-                        owner.promised[offset + at] = found[1]
+            check_all(client, writers)
     assert flushed_total > 0, "no flush was ever answered: the test has tested nothing"
     return flushes

@@ -1,11 +1,11 @@
 //! `info`: what a volume is.
 
 use hyperfile::config::HyperFileMetaConfig;
-use hyperfile::ondisk::InodeRaw;
 use serde::Serialize;
 
 use super::label;
 use crate::durability::Durability;
+use crate::engine::inode;
 use crate::error::VolumeError;
 use crate::lease::{self, LeaseRecord};
 use crate::log::marker;
@@ -54,13 +54,16 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
     let (inode, label, lease, marker) = futures::join!(
-        load_inode(store),
+        inode::load(store),
         label::load(store),
         lease::load(store),
         marker::load(store)
     );
-    let inode = inode?;
-    let meta = meta_of(&inode, url)?;
+    let (inode, _) = inode?;
+    let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
+        what: format!("the volume at {url}"),
+        reason: e.to_string(),
+    })?;
     let wal_url = marker?
         .map(|(marker, _)| marker)
         .filter(|m| !m.is_clean)
@@ -80,39 +83,4 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
         lease: lease?,
     })
-}
-
-/// The container's geometry and format.
-///
-/// # Errors
-/// [`VolumeError::Corrupt`] when they are none that this release knows.
-pub(super) fn meta_of(inode: &InodeRaw, url: &VolumeUrl) -> Result<HyperFileMetaConfig, VolumeError> {
-    HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
-        what: format!("the volume at {url}"),
-        reason: e.to_string(),
-    })
-}
-
-/// The container's inode.
-///
-/// # Errors
-/// [`VolumeError::NotFound`] when there is none.
-pub(super) async fn load_inode(store: &Store) -> Result<InodeRaw, VolumeError> {
-    let key = store.data_key("inode");
-    let Some((body, _)) = store.get(&key).await? else {
-        return Err(VolumeError::NotFound {
-            url: store.url.to_string(),
-        });
-    };
-    let mut raw = InodeRaw::default();
-    let slot = raw.as_mut_u8_slice();
-    if body.len() != slot.len() {
-        let reason = format!("it has {} bytes instead of {}", body.len(), slot.len());
-        return Err(VolumeError::Corrupt {
-            what: format!("the volume's inode {key}"),
-            reason,
-        });
-    }
-    slot.copy_from_slice(&body);
-    Ok(raw)
 }

@@ -2,9 +2,8 @@
 
 use futures::{join, try_join};
 
-use super::info;
 use super::label::{self, Label};
-use crate::engine::StoredState;
+use crate::engine::{StoredState, inode as stored_inode};
 use crate::error::VolumeError;
 use crate::lease;
 use crate::lease::state::Stored;
@@ -37,7 +36,7 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
     let store = store::unproved(url, options).await?;
     let asked = async {
         let asked = join!(
-            info::load_inode(&store),
+            stored_inode::load(&store),
             label::load(&store),
             lease::stored(&store),
             marker::load(&store),
@@ -47,8 +46,7 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
     };
     // The check of the store first: its errors say best what is wrong.
     let ((), (inode, label, lease, marker, is_store_proved)) = try_join!(store.check(), asked)?;
-    let inode = inode?;
-    info::meta_of(&inode, url)?;
+    let (inode, _) = inode?;
     Ok(Looked {
         newest: StoredState::of_inode(&inode),
         lease: lease?,

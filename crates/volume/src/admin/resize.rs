@@ -42,7 +42,7 @@ pub async fn resize(
         let resized = super::on_owner_thread({
             let (store, lease) = (store.clone(), lease.clone());
             move || async move {
-                let (mut container, _) = container::open(&store, IndexCache::default(), false).await?;
+                let mut container = container::open(&store, IndexCache::default(), false).await?;
                 // Adopt, then check (Invariant O1).
                 lease.check().await.map_err(std::io::Error::other)?;
                 container.truncate(new_size_bytes as usize).await

@@ -10,16 +10,17 @@ use hyperfile::file::file::HyperFile;
 use hyperfile::file::flags::{FileFlags, HyperFileFlags};
 use hyperfile::file::mode::{FileMode, HyperFileMode};
 use hyperfile::meta_format::BlockPtrFormat;
-use hyperfile::meta_loader::s3::S3BlockLoader;
 use hyperfile::staging::Staging;
 use hyperfile::staging::config::StagingConfig;
 use hyperfile::staging::s3::S3Staging;
 
 use super::index_cache::IndexCache;
+use super::index_seal::IndexSeals;
+use super::loader::NodeLoader;
 use crate::store::Store;
 
 /// The container type used throughout. Not `Send`: it lives on the thread that opened it.
-pub type Container = HyperFile<'static, S3Staging, S3BlockLoader, IndexCache>;
+pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
 
 /// Uploads of one publish: pieces of this size ...
 const UPLOAD_PIECE_BYTES: usize = 5 << 20;
@@ -65,7 +66,7 @@ pub async fn create(store: &Store, block_size_bytes: u32) -> io::Result<Containe
     };
     let config = config(store, &meta);
     let staging = S3Staging::create(&store.client, config.staging.clone(), config.runtime.clone()).await?;
-    let loader = staging.to_block_loader();
+    let loader = Staging::<NodeLoader>::to_block_loader(&staging);
     let mode = HyperFileMode::from_mode(FileMode::default_file());
     Container::new(staging, loader, IndexCache::default(), config, read_write(), mode).await
 }
@@ -74,18 +75,14 @@ pub async fn create(store: &Store, block_size_bytes: u32) -> io::Result<Containe
 ///
 /// # Errors
 /// `NotFound` when there is none, `InvalidData` when its format is unknown.
-pub async fn open(
-    store: &Store,
-    index_cache: IndexCache,
-    is_read_only: bool,
-) -> io::Result<(Container, S3Staging)> {
+pub async fn open(store: &Store, index_cache: IndexCache, is_read_only: bool) -> io::Result<Container> {
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
     let staging = staging(store, &config);
-    let loader = staging.to_block_loader();
+    let seals = IndexSeals::new(store.clone());
+    let loader = NodeLoader::new(store.clone(), seals, Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
-    let container = Container::open(staging.clone(), loader, index_cache, config, flags).await?;
-    Ok((container, staging))
+    Container::open(staging, loader, index_cache, config, flags).await
 }
 
 /// What `S3Staging::from` makes, without its asking whether the inode exists: the open reads it next.

@@ -5,14 +5,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::index::{self, Index};
 use super::index_cache::IndexCache;
+use super::index_seal::IndexSeals;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
 use super::{Checkpoint, Engine, Ownership, SoleOwner, StoredState};
@@ -24,6 +27,11 @@ use crate::read::reader::Reader;
 use crate::store::Store;
 use crate::writeback::overlay::Frozen;
 
+/// Publishes of no more than this are put in one piece, index and all: their objects carry their own check values.
+const ONE_PIECE_BYTES: u64 = 2 << 20;
+/// Time that check values still under way get when the volume is closed.
+const SEALING_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// A volume's container.
 pub struct HyperEngine {
     geometry: Geometry,
@@ -31,6 +39,8 @@ pub struct HyperEngine {
     runtime: tokio::runtime::Handle,
     requests: mpsc::UnboundedSender<Request>,
     index_cache: IndexCache,
+    seals: IndexSeals,
+    sealing: Mutex<JoinSet<()>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -114,7 +124,14 @@ impl HyperEngine {
             mark,
             root: known.lock().root,
         };
-        let index = Index::new(store.clone(), index_cache.clone(), geometry, known.clone());
+        let seals = IndexSeals::new(store.clone());
+        let index = Index::new(
+            store.clone(),
+            seals.clone(),
+            index_cache.clone(),
+            geometry,
+            known.clone(),
+        );
         let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
         let reads = Reads::new(geometry, known, index, reader);
         early_check?;
@@ -135,6 +152,8 @@ impl HyperEngine {
             runtime,
             requests,
             index_cache,
+            seals,
+            sealing: Mutex::default(),
             thread: Mutex::new(Some(thread)),
         };
         let state = OpenState {
@@ -199,6 +218,13 @@ impl Engine for HyperEngine {
             })
             .await?;
         self.reads.keep(&frozen);
+        if let Some(published) = published
+            && frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES
+        {
+            let mut sealing = self.sealing.lock();
+            while sealing.try_join_next().is_some() {}
+            sealing.spawn_on(self.seals.clone().seal(published.cno), &self.runtime);
+        }
         Ok(published)
     }
 
@@ -215,6 +241,9 @@ impl Engine for HyperEngine {
         if let Some(thread) = thread {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        let mut sealing = std::mem::take(&mut *self.sealing.lock());
+        let sealed = async { while sealing.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(SEALING_TIME_MAX, sealed).await;
         self.index_cache.close().await;
         self.reads.close().await;
     }

@@ -9,31 +9,24 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use btree_ondisk::BlockLoader;
 use btree_ondisk::bmap::BMap;
-use bytes::Bytes;
 use futures::FutureExt;
+use hyperfile::BlockPtr;
 use hyperfile::meta_format::BlockPtrFormat;
 use hyperfile::ondisk::InodeRaw;
-use hyperfile::segment::Segment;
-use hyperfile::{BMapUserData, BlockPtr};
 use parking_lot::Mutex;
 
 use super::index_cache::IndexCache;
+use super::index_seal::IndexSeals;
+use super::loader::{NodeLoader, format_of};
 use super::mark::Mark;
+use super::node::NODE_BYTES;
 use super::object::object_of;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::location::{LocationMap, LookupId, Place, Run};
-use crate::read::single_flight::SingleFlight;
 use crate::store::Store;
 
-/// Size of an index node in bytes; the format has no other.
-const NODE_BYTES: usize = 4096;
-/// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not.
-const FETCH_BYTES: u64 = 32 * NODE_BYTES as u64;
-/// Nodes of one level fetched at once by one look-up.
-const FETCHES_IN_FLIGHT: usize = 16;
 /// Blocks looked up at a time.
 const LOOKUP_BLOCKS: u64 = 2048;
 /// Blocks one look-up answers for at most, holes not counted.
@@ -72,6 +65,7 @@ pub(super) struct Published {
 
 /// The published index, for any number of look-ups at once.
 pub(super) struct Index {
+    store: Store,
     published: Arc<Mutex<Published>>,
     geometry: Geometry,
     cache: IndexCache,
@@ -80,11 +74,7 @@ pub(super) struct Index {
 
 /// Brings the way to the first block into the memory of `cache`: most of it is the way to all other blocks.
 pub(super) async fn warm(store: Store, cache: IndexCache, root: Root) {
-    let loader = NodeLoader {
-        store,
-        cache: cache.clone(),
-        flights: SingleFlight::default(),
-    };
+    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store), Some(cache.clone()));
     match BMap::<'_, u64, BlockPtr, BlockPtr, _, _>::read(&root.0, NODE_BYTES, loader, cache) {
         Ok(tree) => drop(tree.lookup_batch(&[0]).await),
         Err(e) => log::debug!("the index is not fetched ahead: {e}"),
@@ -108,16 +98,14 @@ impl Drop for Lookup<'_> {
 impl Index {
     pub(super) fn new(
         store: Store,
+        seals: IndexSeals,
         cache: IndexCache,
         geometry: Geometry,
         published: Arc<Mutex<Published>>,
     ) -> Self {
-        let loader = NodeLoader {
-            store,
-            cache: cache.clone(),
-            flights: SingleFlight::default(),
-        };
+        let loader = NodeLoader::new(store.clone(), seals, Some(cache.clone()));
         Self {
+            store,
             published,
             geometry,
             cache,
@@ -144,7 +132,13 @@ impl Index {
             .boxed()
             .await
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "the index is damaged")))
-            .map_err(|e| VolumeError::engine(what, e))?;
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::InvalidData => VolumeError::Corrupt {
+                    what: format!("the index of the volume at {}", self.store.url),
+                    reason: format!("{what}: {e}"),
+                },
+                _ => VolumeError::engine(what, e),
+            })?;
         let id = lookup.id.take();
         Ok(id.map_or_else(Vec::new, |id| {
             self.published.lock().locations.end_lookup(id, found)
@@ -187,12 +181,6 @@ impl Index {
     }
 }
 
-fn format_of(user_data: u32) -> io::Result<BlockPtrFormat> {
-    // Checked before it is taken for the enumeration it should be.
-    BlockPtrFormat::try_from_u8(user_data as u8)?;
-    Ok(BMapUserData::from_u32(user_data).blk_ptr_format)
-}
-
 fn place_of(pointer: BlockPtr, format: BlockPtrFormat) -> io::Result<Place> {
     if BlockPtrFormat::is_zero_block(&pointer) {
         return Ok(Place::Nothing);
@@ -221,82 +209,4 @@ pub(super) fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_
         return;
     }
     runs.push(Run { blocks, place });
-}
-
-/// Fetches index nodes from the store, with their neighbours, each once however many look-ups want it.
-#[derive(Clone)]
-struct NodeLoader {
-    store: Store,
-    cache: IndexCache,
-    flights: SingleFlight<(u64, u64), Bytes>,
-}
-
-impl NodeLoader {
-    async fn load(&self, pointer: BlockPtr, node: &mut [u8], format: BlockPtrFormat) -> io::Result<()> {
-        let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
-        let offset = offset as u64;
-        let start = offset - offset % FETCH_BYTES;
-        let name = Segment::segid_to_staging_file_id(segment);
-        let (store, key) = (self.store.clone(), self.store.data_key(&name));
-        let fetched = self
-            .flights
-            .run((object_of(segment), start), async move {
-                match store.get_within(&key, start, FETCH_BYTES).await {
-                    Ok(Some(bytes)) => Ok(bytes),
-                    Ok(None) => Err(format!("the object {key} is missing").into()),
-                    Err(e) => Err(e.to_string().into()),
-                }
-            })
-            .await
-            .map_err(|e| io::Error::other(e.to_string()))?;
-        let at = (offset - start) as usize;
-        let Some(bytes) = fetched.get(at..at + node.len()) else {
-            let reason = format!("the object {name} ends before its index node at {offset}");
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
-        };
-        node.copy_from_slice(bytes);
-        for (index, bytes) in fetched.chunks_exact(NODE_BYTES).enumerate() {
-            let place = (start as usize) + index * NODE_BYTES;
-            self.cache
-                .keep(BlockPtrFormat::encode(segment, place, 0, &format), bytes);
-        }
-        Ok(())
-    }
-}
-
-impl BlockLoader<BlockPtr> for NodeLoader {
-    async fn read(
-        &self,
-        pointer: BlockPtr,
-        node: &mut [u8],
-        user_data: u32,
-    ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
-        self.load(pointer, node, format_of(user_data)?).await?;
-        Ok(Vec::new())
-    }
-
-    async fn read_batch(
-        &self,
-        pointers: &[BlockPtr],
-        nodes: &mut [Vec<u8>],
-        user_data: u32,
-    ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
-        use futures::stream::{self, StreamExt, TryStreamExt};
-        let format = format_of(user_data)?;
-        // Made first and then run: mapped inside the stream, the future would not be seen to be `Send`.
-        let loads: Vec<_> = pointers
-            .iter()
-            .zip(nodes.iter_mut())
-            .map(|(&pointer, node)| self.load(pointer, node, format))
-            .collect();
-        stream::iter(loads)
-            .buffer_unordered(FETCHES_IN_FLIGHT)
-            .try_collect::<()>()
-            .await?;
-        Ok(Vec::new())
-    }
-
-    fn dup_from_new_path(self, _: &str) -> Self {
-        self
-    }
 }

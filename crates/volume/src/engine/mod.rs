@@ -17,12 +17,17 @@ pub mod fault;
 pub mod hyper;
 mod index;
 pub mod index_cache;
+mod index_seal;
+pub(crate) mod inode;
+mod loader;
 mod mark;
 pub mod memory;
+mod node;
 mod object;
 mod owner;
 mod placement;
 mod reads;
+mod staging;
 pub(crate) mod touch;
 
 pub use index::StoredState;

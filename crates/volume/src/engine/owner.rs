@@ -8,9 +8,6 @@ use std::time::Instant;
 use futures::FutureExt;
 use hyperfile::block_source::BlockSource;
 use hyperfile::file::HyperTrait;
-use hyperfile::ondisk::InodeRaw;
-use hyperfile::staging::Staging;
-use hyperfile::staging::s3::S3Staging;
 use log::{debug, info, warn};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -19,8 +16,7 @@ use super::container::{self, Container};
 use super::index::{Published, Root};
 use super::index_cache::IndexCache;
 use super::mark::Mark;
-use super::placement;
-use super::{Checkpoint, Ownership};
+use super::{Checkpoint, Ownership, inode, placement};
 use crate::error::VolumeError;
 use crate::geometry::{BlockIndex, Geometry};
 use crate::read::location::{LocationMap, Place};
@@ -84,7 +80,6 @@ impl BlockSource for FrozenSource {
 struct Owner {
     config: Config,
     geometry: Geometry,
-    staging: S3Staging,
     /// `None` after a panic inside the engine, until a recovery opens it anew.
     container: Option<Container>,
     /// The state published last, by this owner or before it.
@@ -140,13 +135,12 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
 
 async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let url = config.store.url.to_string();
-    let (container, staging) =
-        container::open(&config.store, config.index_cache.clone(), config.is_read_only)
-            .await
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
-                _ => VolumeError::engine(format!("opening the volume at {url}"), e),
-            })?;
+    let container = container::open(&config.store, config.index_cache.clone(), config.is_read_only)
+        .await
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
+            _ => VolumeError::engine(format!("opening the volume at {url}"), e),
+        })?;
     let stat = container.stat();
     let block_size = u32::try_from(stat.st_blksize)
         .ok()
@@ -169,7 +163,6 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         known: Arc::new(Mutex::new(known)),
         config,
         geometry,
-        staging,
         container: Some(container),
         published,
         attempted: Vec::new(),
@@ -372,11 +365,7 @@ impl Owner {
     async fn recover(&mut self) -> Result<(), VolumeError> {
         let failed = |e| VolumeError::engine("recovering after a failed publish", e);
         self.config.ownership.check().await?;
-        let mut raw = InodeRaw::default();
-        self.staging
-            .load_inode(raw.as_mut_u8_slice())
-            .await
-            .map_err(failed)?;
+        let (raw, _) = inode::load(&self.config.store).await?;
         let stored = Mark::of_inode(&raw);
         if !self.is_own(stored) {
             return Err(self.foreign(stored));
@@ -385,7 +374,7 @@ impl Owner {
             Some(container) => container.discard_unflushed().await.map_err(failed)?,
             None => {
                 let (store, cache) = (&self.config.store, self.config.index_cache.clone());
-                let (container, _) = container::open(store, cache, self.config.is_read_only)
+                let container = container::open(store, cache, self.config.is_read_only)
                     .await
                     .map_err(failed)?;
                 self.container = Some(container);

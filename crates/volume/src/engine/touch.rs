@@ -5,6 +5,7 @@
 
 use hyperfile::ondisk::InodeRaw;
 
+use super::inode;
 use crate::error::VolumeError;
 use crate::store::{Store, StoreErrorKind};
 
@@ -23,16 +24,14 @@ const METADATA_KEPT: &str = hyperfile::compaction::METADATA_KEY;
 pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
     let key = store.data_key("inode");
     for _ in 0..ATTEMPTS_MAX {
-        let not_found = || VolumeError::NotFound {
-            url: store.url.to_string(),
-        };
-        let (body, etag, metadata) = store.get_with(&key).await?.ok_or_else(not_found)?;
-        let body = later(&key, &body)?;
-        let metadata = metadata
+        let (raw, info) = inode::load(store).await?;
+        let body = later(raw);
+        let metadata = info
+            .metadata
             .into_iter()
             .filter(|(name, _)| name == METADATA_KEPT)
             .collect();
-        match store.put_if_match_with(&key, body, &etag, metadata).await {
+        match store.put_if_match_with(&key, body, &info.etag, metadata).await {
             Ok(_) => return Ok(()),
             Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {}
             Err(e) => return Err(e.into()),
@@ -44,27 +43,20 @@ pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
 }
 
 /// The inode with its time of change one nanosecond later.
-fn later(key: &str, body: &[u8]) -> Result<Vec<u8>, VolumeError> {
-    let mut raw = InodeRaw::default();
-    let slot = raw.as_mut_u8_slice();
-    if body.len() != slot.len() {
-        return Err(VolumeError::Corrupt {
-            what: format!("the volume's inode {key}"),
-            reason: format!("it has {} bytes instead of {}", body.len(), slot.len()),
-        });
-    }
-    slot.copy_from_slice(body);
+fn later(mut raw: InodeRaw) -> Vec<u8> {
     raw.i_mtime_nsec += 1;
     if raw.i_mtime_nsec >= NS_A_SECOND {
         raw.i_mtime_nsec = 0;
         raw.i_mtime += 1;
     }
-    Ok(raw.as_u8_slice().to_vec())
+    raw.as_u8_slice().to_vec()
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use hyperfile::config::HyperFileMetaConfig;
 
     use super::*;
     use crate::options::StoreOptions;
@@ -96,6 +88,8 @@ mod tests {
         for (ns, later_s, later_ns) in [(5, 1000, 6), (NS_A_SECOND - 1, 1001, 0)] {
             let mut raw = InodeRaw {
                 i_size: 7,
+                i_meta_config: HyperFileMetaConfig::default().as_u32(),
+                i_last_seq: 3,
                 i_last_cno: 3,
                 i_mtime: 1000,
                 i_mtime_nsec: ns,

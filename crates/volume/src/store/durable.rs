@@ -18,6 +18,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -374,10 +375,10 @@ pub(super) fn copy_exactly(mut from: impl io::Read, to: &mut File, len_bytes: u6
 
 /// What the disk says, as S3 says it.
 pub(super) fn disk_error(verb: &str, path: &Path, error: io::Error) -> S3Error {
-    S3Error::with_message(
-        S3ErrorCode::InternalError,
-        format!("cannot {verb} {}: {error}", path.display()),
-    )
+    let what = format!("cannot {verb} {}: {error}", path.display());
+    // Logged here, because the engine's own messages give the code alone.
+    log::error!("{what}");
+    S3Error::with_message(S3ErrorCode::InternalError, what)
 }
 
 fn create_dir_synced(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
@@ -388,7 +389,8 @@ fn create_dir_synced(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
         return Err(io::Error::from(ErrorKind::NotFound));
     };
     create_dir_synced(parent, disk)?;
-    match fs::create_dir(dir) {
+    // For its owner's eyes only: what is stored is in the clear.
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }

@@ -18,6 +18,8 @@ pub enum StoreErrorKind {
     /// No answer, a cut-off answer, or a store that is overloaded or failing (429, 5xx): worth trying again. Whether
     /// a write that ended so was carried out is not known.
     Unreachable,
+    /// What came back is not what was written.
+    Corrupt,
     /// Anything else.
     Other,
 }

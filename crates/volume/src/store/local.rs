@@ -31,6 +31,7 @@ use super::durable::{Condition, ObjectDir, OpenObject, Page, copy_exactly, read_
 use super::multipart;
 use super::object_file::ObjectHeader;
 use super::scratch::Upload;
+use super::seal::Seal;
 
 /// The only bucket.
 pub(super) const BUCKET: &str = "local";
@@ -54,6 +55,7 @@ pub(super) fn client(dir: Arc<ObjectDir>) -> Client {
         .force_path_style(true)
         .allow_no_auth()
         .http_client(s3s_aws::Client::from(service(dir).build()))
+        .interceptor(Seal)
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

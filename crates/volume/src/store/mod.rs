@@ -14,6 +14,7 @@ mod operations;
 pub mod probe;
 mod s3;
 mod scratch;
+pub(crate) mod seal;
 mod signing;
 mod sse;
 #[cfg(test)]
@@ -169,6 +170,22 @@ impl Store {
         }
     }
 
+    /// The store that a client of the engine reads, for reading only.
+    pub(crate) fn of_client(client: &Client, bucket: &str, root: &str) -> Self {
+        let url = VolumeUrl::S3 {
+            bucket: bucket.to_string(),
+            prefix: root.to_string(),
+        };
+        Self {
+            client: client.clone(),
+            bucket: bucket.to_string(),
+            root: root.to_string(),
+            endpoint: "the store".into(),
+            url,
+            dir: None,
+        }
+    }
+
     /// The key of an object of the container.
     pub fn data_key(&self, name: &str) -> String {
         format!("{}/{name}", self.root)
@@ -199,6 +216,11 @@ impl Store {
             Ok(Err(error)) => Err(fail(error.message().unwrap_or("unknown failure").to_string())),
             Err(panic) => Err(fail(panic.to_string())),
         }
+    }
+
+    /// The error for an object whose bytes are not what was written.
+    pub(crate) fn corrupt(&self, key: &str, reason: impl Into<String>) -> StoreError {
+        StoreError::new("use", self.target(key), StoreErrorKind::Corrupt, reason)
     }
 
     fn target(&self, key: &str) -> String {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::error::status_of;
 use super::frames::Frames;
-use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind};
+use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind, seal};
 
 /// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
 const WRITE_MARK: &str = "hypernbd-write";
@@ -51,19 +51,17 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn get(&self, key: &str) -> Result<Option<(Bytes, ETag)>, StoreError> {
-        Ok(self.get_with(key).await?.map(|(body, etag, _)| (body, etag)))
+        let got = self.fetch(key, None).await?;
+        Ok(got.map(|(frames, info)| (frames.together(), info.etag)))
     }
 
-    /// As [`get`](Self::get), with the object's user metadata.
+    /// The object's data and what a HEAD would say of it; `None` if it does not exist.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn get_with(
-        &self,
-        key: &str,
-    ) -> Result<Option<(Bytes, ETag, HashMap<String, String>)>, StoreError> {
-        let found = self.fetch(key, None).await?;
-        Ok(found.map(|(frames, etag, metadata)| (frames.together(), etag, metadata)))
+    pub async fn get_with_info(&self, key: &str) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
+        let got = self.fetch(key, None).await?;
+        Ok(got.map(|(frames, info)| (frames.together(), info)))
     }
 
     /// `len_bytes` bytes at `offset_bytes` of the object; `None` if it does not exist.
@@ -90,7 +88,11 @@ impl Store {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Option<Frames>, StoreError> {
-        let found = self.frames_within(key, offset_bytes, len_bytes).await?;
+        if len_bytes == 0 {
+            return Ok(Some(Frames::default()));
+        }
+        let found = self.fetch_within(key, offset_bytes, len_bytes).await?;
+        let found = found.map(|(frames, _)| frames);
         if let Some(frames) = &found
             && frames.len() as u64 != len_bytes
         {
@@ -116,22 +118,36 @@ impl Store {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Option<Bytes>, StoreError> {
-        let found = self.frames_within(key, offset_bytes, len_bytes).await?;
-        Ok(found.map(Frames::together))
+        if len_bytes == 0 {
+            return Ok(Some(Bytes::new()));
+        }
+        let got = self.get_within_info(key, offset_bytes, len_bytes).await?;
+        Ok(got.map(|(bytes, _)| bytes))
     }
 
-    async fn frames_within(
+    /// As [`get_within`](Self::get_within), with what a HEAD would say of the object.
+    ///
+    /// # Errors
+    /// As [`get_within`](Self::get_within).
+    pub async fn get_within_info(
         &self,
         key: &str,
         offset_bytes: u64,
         len_bytes: u64,
-    ) -> Result<Option<Frames>, StoreError> {
-        if len_bytes == 0 {
-            return Ok(Some(Frames::default()));
-        }
-        let last = offset_bytes.saturating_add(len_bytes - 1);
+    ) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
+        let got = self.fetch_within(key, offset_bytes, len_bytes).await?;
+        Ok(got.map(|(frames, info)| (frames.together(), info)))
+    }
+
+    async fn fetch_within(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<(Frames, ObjectInfo)>, StoreError> {
+        let last = offset_bytes.saturating_add(len_bytes.max(1) - 1);
         let range = format!("bytes={offset_bytes}-{last}");
-        let Some((bytes, ..)) = self.fetch(key, Some(range)).await? else {
+        let Some((bytes, info)) = self.fetch(key, Some(range)).await? else {
             return Ok(None);
         };
         if bytes.len() as u64 > len_bytes {
@@ -143,20 +159,21 @@ impl Store {
                 detail,
             ));
         }
-        Ok(Some(bytes))
+        Ok(Some((bytes, info)))
     }
 
     /// What a GET with this Range header answers; `None` if the object does not exist.
     pub(super) async fn get_as(&self, key: &str, range: &str) -> Result<Option<Bytes>, StoreError> {
         let got = self.fetch(key, Some(range.to_owned())).await?;
-        Ok(got.map(|(frames, ..)| frames.together()))
+        Ok(got.map(|(frames, _)| frames.together()))
     }
 
+    /// Bytes that are those that were written, as far as check values say (`seal`).
     async fn fetch(
         &self,
         key: &str,
         range: Option<String>,
-    ) -> Result<Option<(Frames, ETag, HashMap<String, String>)>, StoreError> {
+    ) -> Result<Option<(Frames, ObjectInfo)>, StoreError> {
         let mut attempt = 1;
         loop {
             let request = self
@@ -172,25 +189,36 @@ impl Store {
             let Some(output) = absent_is_none(sent)? else {
                 return Ok(None);
             };
-            let etag = self.etag("read", key, output.e_tag)?;
-            let metadata = output.metadata.unwrap_or_default();
-            match output.body.collect().await {
-                Ok(body) => return Ok(Some((Frames::take(body), etag, metadata))),
-                // The SDK repeats requests, but not bodies that break off.
-                Err(_) if attempt < ATTEMPTS_MAX => attempt += 1,
+            let mut info = ObjectInfo {
+                size_bytes: 0,
+                etag: self.etag("read", key, output.e_tag)?,
+                last_modified: time(output.last_modified.as_ref()),
+                metadata: output.metadata.unwrap_or_default(),
+            };
+            // The SDK repeats requests, but not those whose bodies break off, or are damaged on their way.
+            let (kind, detail) = match output.body.collect().await.map(Frames::take) {
+                Ok(bytes) => match check(&info.metadata, output.content_range.as_deref(), &bytes) {
+                    Ok(size_bytes) => {
+                        info.size_bytes = size_bytes;
+                        return Ok(Some((bytes, info)));
+                    }
+                    Err(reason) => {
+                        let detail = format!("what {} sends is damaged: {reason}", self.endpoint);
+                        (StoreErrorKind::Corrupt, detail)
+                    }
+                },
                 Err(error) => {
                     let detail = format!(
                         "the answer of {} broke off {attempt} times ({error})",
                         self.endpoint
                     );
-                    return Err(StoreError::new(
-                        "read",
-                        self.target(key),
-                        StoreErrorKind::Unreachable,
-                        detail,
-                    ));
+                    (StoreErrorKind::Unreachable, detail)
                 }
+            };
+            if attempt == ATTEMPTS_MAX {
+                return Err(StoreError::new("read", self.target(key), kind, detail));
             }
+            attempt += 1;
         }
     }
 
@@ -418,6 +446,19 @@ impl Store {
             StoreError::new(operation, self.target(key), StoreErrorKind::Other, detail)
         })
     }
+}
+
+/// Checks an answer by its object's check values, if it has any. The size of the object.
+fn check(
+    metadata: &HashMap<String, String>,
+    content_range: Option<&str>,
+    bytes: &Frames,
+) -> Result<u64, String> {
+    let (offset_bytes, object_bytes) = seal::place_of(content_range, bytes.len() as u64)?;
+    if let Some(seal) = metadata.get(seal::METADATA_KEY) {
+        seal::verify_frames(seal, offset_bytes, bytes, object_bytes)?;
+    }
+    Ok(object_bytes)
 }
 
 fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {

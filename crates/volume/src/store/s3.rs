@@ -17,6 +17,7 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 
+use super::seal::Seal;
 use super::signing::SignPayload;
 use super::sse::Encrypt;
 use super::{Store, StoreError, StoreErrorKind};
@@ -134,8 +135,9 @@ async fn load(
 }
 
 pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
-    let mut builder =
-        aws_sdk_s3::config::Builder::from(config).interceptor(SignPayload(options.payload_signing));
+    let mut builder = aws_sdk_s3::config::Builder::from(config)
+        .interceptor(Seal)
+        .interceptor(SignPayload(options.payload_signing));
     if let Some(encrypt) = Encrypt::from_options(options) {
         builder = builder.interceptor(encrypt);
     }

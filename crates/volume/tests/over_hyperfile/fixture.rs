@@ -163,6 +163,11 @@ impl Fixture {
         self.run(store.put(&store.data_key(name), "x")).unwrap();
     }
 
+    /// The file of an object; its data comes first.
+    pub fn object_file(&self, key: &str) -> PathBuf {
+        self.dir.path().join("vol/objects").join(key.replace('/', "%2F"))
+    }
+
     /// Cuts every stored file in half.
     pub fn damage_everything(&self) {
         for file in std::fs::read_dir(self.dir.path().join("vol/objects")).unwrap() {

@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 mod container;
+mod damage;
 mod fixture;
 mod lease;
 mod recovery;

@@ -231,9 +231,11 @@ async fn user_metadata_comes_back_and_is_copied() {
             .await
             .unwrap();
         let info = store.head(&from).await.unwrap().unwrap();
+        // Its own, and the check value that every object has.
+        let seal = (seal::METADATA_KEY.into(), "aed87dd1".into());
         assert_eq!(
             info.metadata,
-            HashMap::from([("hf-write".into(), "01HX/y z".into())])
+            HashMap::from([("hf-write".into(), "01HX/y z".into()), seal])
         );
         let got = store
             .client
@@ -269,7 +271,8 @@ async fn user_metadata_comes_back_and_is_copied() {
 
         // An overwrite without metadata leaves none behind.
         store.put(&from, "plain").await.unwrap();
-        assert_eq!(store.head(&from).await.unwrap().unwrap().metadata, HashMap::new());
+        let metadata = store.head(&from).await.unwrap().unwrap().metadata;
+        assert_eq!(metadata.keys().collect::<Vec<_>>(), [seal::METADATA_KEY]);
         store.delete_prefix(&store.data_key("")).await.unwrap();
     }
 }

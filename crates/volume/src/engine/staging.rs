@@ -1,0 +1,211 @@
+//! The engine's access to its objects, with what it reads of a container checked first.
+//!
+//! The engine asks its staging for everything it reads but data. All that is passed on as it is, but for the inode, the
+//! headers of segments and the loader of index nodes: those are checked where the engine would believe them.
+
+use std::io;
+
+use hyperfile::compaction::{METADATA_KEY, PendingCompaction, StoredCompaction};
+use hyperfile::config::HyperFileMetaConfig;
+use hyperfile::file::ReadTiming;
+use hyperfile::inode::{FlushInodeFlag, OnDiskState};
+use hyperfile::meta_loader::s3::S3BlockLoader;
+use hyperfile::ondisk::SegmentHeader;
+use hyperfile::segment::{Segment, Writer};
+use hyperfile::staging::config::StagingConfig;
+use hyperfile::staging::s3::S3Staging;
+use hyperfile::staging::{Staging, StagingIntercept};
+use hyperfile::{BlockPtr, Cno, SegmentId};
+
+use super::index_seal::IndexSeals;
+use super::inode;
+use super::loader::NodeLoader;
+use crate::error::VolumeError;
+use crate::store::{Store, StoreError, StoreErrorKind, seal};
+
+/// The engine's own staging.
+type Plain = S3BlockLoader;
+
+fn store_of(staging: &S3Staging) -> Store {
+    Store::of_client(&staging.client, &staging.bucket, &staging.root_path)
+}
+
+fn io_error(e: &StoreError) -> io::Error {
+    let kind = match e.kind {
+        StoreErrorKind::NotFound => io::ErrorKind::NotFound,
+        StoreErrorKind::Corrupt => io::ErrorKind::InvalidData,
+        StoreErrorKind::AccessDenied => io::ErrorKind::PermissionDenied,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, e.to_string())
+}
+
+/// The header at an object's start, where it does not claim more than the object has.
+async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<SegmentHeader> {
+    let store = store_of(staging);
+    let key = store.data_key(&Segment::segid_to_staging_file_id(object));
+    // A whole window, for its check value.
+    let got = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await;
+    let Some((bytes, info)) = got.map_err(|e| io_error(&e))? else {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("there is no object {key}"),
+        ));
+    };
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, format!("{key}: {reason}"));
+    let bytes = bytes.get(..SegmentHeader::size());
+    let header =
+        SegmentHeader::from_slice(bytes.ok_or_else(|| invalid("it is too short for a segment".into()))?);
+    check_claims(&header, info.size_bytes).map_err(invalid)?;
+    Ok(header)
+}
+
+/// Looks whether an object of `object_bytes` can have the index that its header claims: the engine takes as much memory
+/// as the header says.
+pub(super) fn check_claims(header: &SegmentHeader, object_bytes: u64) -> Result<(), String> {
+    if !header.has_magic() {
+        return Err("it does not begin as a segment does".into());
+    }
+    if u32::from(header.s_meta_blk_shift) != super::node::NODE_BYTES.ilog2() {
+        return Err(format!(
+            "its header claims index nodes of 2^{} bytes",
+            header.s_meta_blk_shift
+        ));
+    }
+    let index_bytes = u64::from(header.s_nmetablk) << header.s_meta_blk_shift;
+    let claimed = (header.aligned_ss_bytes() as u64).saturating_add(index_bytes);
+    if claimed > object_bytes {
+        return Err(format!(
+            "its header claims an index of {claimed} bytes, the object has {object_bytes}"
+        ));
+    }
+    Ok(())
+}
+
+impl Staging<NodeLoader> for S3Staging {
+    async fn load_inode(&self, buf: &mut [u8]) -> io::Result<Option<OnDiskState>> {
+        let (raw, info) = inode::load(&store_of(self)).await.map_err(|e| match &e {
+            VolumeError::Store(e) => io_error(e),
+            VolumeError::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, e.to_string()),
+            _ => io::Error::new(io::ErrorKind::InvalidData, e.to_string()),
+        })?;
+        let written = info.last_modified.duration_since(std::time::UNIX_EPOCH);
+        buf.copy_from_slice(&raw.as_u8_slice()[..buf.len()]);
+        Ok(Some(OnDiskState {
+            checksum: info.etag.0.replace('"', ""),
+            timestamp: written.map_or(0, |t| t.as_secs() as i64),
+            compaction: StoredCompaction::from_metadata(info.metadata.get(METADATA_KEY).map(String::as_str)),
+        }))
+    }
+
+    async fn load_segment_header(&self, object: SegmentId, stream: bool) -> io::Result<SegmentHeader> {
+        if stream {
+            // Checked by the engine against the object's length and name.
+            return Staging::<Plain>::load_segment_header(self, object, stream).await;
+        }
+        header_of(self, object).await
+    }
+
+    async fn fetch_index_nodes(
+        &self,
+        object: SegmentId,
+        user_data: u32,
+    ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
+        if !super::loader::format_of(user_data)?.is_stream() {
+            header_of(self, object).await?;
+        }
+        Staging::<Plain>::fetch_index_nodes(self, object, user_data).await
+    }
+
+    fn to_block_loader(&self) -> NodeLoader {
+        let store = store_of(self);
+        NodeLoader::new(store.clone(), IndexSeals::new(store), None)
+    }
+
+    // What follows is the engine's own.
+
+    fn read_timing(&self) -> &ReadTiming {
+        Staging::<Plain>::read_timing(self)
+    }
+
+    async fn load_inode_from_segment(
+        &self,
+        buf: &mut [u8],
+        segment: SegmentId,
+    ) -> io::Result<Option<OnDiskState>> {
+        Staging::<Plain>::load_inode_from_segment(self, buf, segment).await
+    }
+
+    async fn load_segment_timestamp(&self, segment: SegmentId) -> io::Result<(i64, i64)> {
+        Staging::<Plain>::load_segment_timestamp(self, segment).await
+    }
+
+    async fn object_time(&self, object: SegmentId) -> io::Result<(i64, i64)> {
+        Staging::<Plain>::object_time(self, object).await
+    }
+
+    async fn segment_exists(&self, segment: SegmentId) -> io::Result<bool> {
+        Staging::<Plain>::segment_exists(self, segment).await
+    }
+
+    async fn parts_of(&self, cno: Cno) -> io::Result<Vec<u16>> {
+        Staging::<Plain>::parts_of(self, cno).await
+    }
+
+    async fn flush_inode(
+        &self,
+        buf: &[u8],
+        state: &Option<OnDiskState>,
+        flag: FlushInodeFlag,
+        compaction: Option<&PendingCompaction>,
+    ) -> io::Result<Option<OnDiskState>> {
+        Staging::<Plain>::flush_inode(self, buf, state, flag, compaction).await
+    }
+
+    async fn remove_inode(&self, state: &Option<OnDiskState>) -> io::Result<()> {
+        Staging::<Plain>::remove_inode(self, state).await
+    }
+
+    async fn load_data_block(
+        &self,
+        segment: SegmentId,
+        segment_offset: usize,
+        offset: usize,
+        block_size: usize,
+        buf: &mut [u8],
+    ) -> io::Result<()> {
+        Staging::<Plain>::load_data_block(self, segment, segment_offset, offset, block_size, buf).await
+    }
+
+    async fn load_range(&self, segment: SegmentId, offset: usize, buf: &mut [u8]) -> io::Result<()> {
+        Staging::<Plain>::load_range(self, segment, offset, buf).await
+    }
+
+    fn new_segwr(&self, segment: SegmentId, config: &HyperFileMetaConfig) -> Writer<Self> {
+        Staging::<Plain>::new_segwr(self, segment, config)
+    }
+
+    fn new_segwr_at(&self, segment: SegmentId, config: &HyperFileMetaConfig) -> Writer<Self> {
+        Staging::<Plain>::new_segwr_at(self, segment, config)
+    }
+
+    fn dir_filename(&self) -> (&str, &str) {
+        Staging::<Plain>::dir_filename(self)
+    }
+
+    fn root_path(&self) -> &str {
+        Staging::<Plain>::root_path(self)
+    }
+
+    fn config(&self) -> &StagingConfig {
+        Staging::<Plain>::config(self)
+    }
+
+    async fn unlink(&self) -> io::Result<()> {
+        Staging::<Plain>::unlink(self).await
+    }
+
+    fn interceptor(&mut self, interceptor: impl StagingIntercept<Self> + 'static) {
+        Staging::<Plain>::interceptor(self, interceptor);
+    }
+}

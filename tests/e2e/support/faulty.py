@@ -1,0 +1,213 @@
+"""A proxy before an S3 server that fails as stores and networks do: by request, by answer, and by whole outages.
+
+It takes requests and answers apart, so that a fault can hit the answer to one kind of request, in its body too.
+"""
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+ERRORS = {
+    "500": (500, "InternalError"),
+    "503": (503, "ServiceUnavailable"),
+    "slow-down": (503, "SlowDown"),
+    "429": (429, "TooManyRequests"),
+    "expired": (403, "ExpiredToken"),
+}
+TRICKLE_PIECES = 16
+TRICKLE_S = 0.8
+
+
+@dataclass
+class Fault:
+    """What goes wrong (a key of `ERRORS`, or a method of `FaultyProxy`), and with which requests."""
+
+    kind: str
+    where: str = ""  # searched in the request line, as in "PUT /bucket/key?query HTTP/1.1"
+    times_max: int | None = None
+    hits: list[str] = field(default_factory=list)
+
+    def applies(self, line: str) -> bool:
+        if (self.times_max is not None and len(self.hits) >= self.times_max) or not re.search(self.where, line):
+            return False
+        self.hits.append(line)
+        return True
+
+
+@dataclass
+class Message:
+    """A request or an answer."""
+
+    head: bytes
+    body: bytes
+
+    @property
+    def line(self) -> str:
+        return self.head.split(b"\r\n", 1)[0].decode(errors="replace")
+
+    def header(self, name: str) -> str | None:
+        found = re.search(rb"(?im)^" + name.encode() + rb":[ \t]*(.*?)\r$", self.head)
+        return found[1].decode() if found else None
+
+
+class Stream:
+    """HTTP messages from a socket, whole ones only."""
+
+    def __init__(self, connection: socket.socket):
+        self.socket = connection
+        self.buffer = b""
+
+    def _more(self) -> None:
+        piece = self.socket.recv(1 << 18)
+        if not piece:
+            raise ConnectionError("closed")
+        self.buffer += piece
+
+    def _take(self, length: int) -> bytes:
+        while len(self.buffer) < length:
+            self._more()
+        taken, self.buffer = self.buffer[:length], self.buffer[length:]
+        return taken
+
+    def _take_until(self, end: bytes) -> bytes:
+        while end not in self.buffer:
+            self._more()
+        return self._take(self.buffer.index(end) + len(end))
+
+    def message(self, has_body: bool = True) -> Message:
+        """The next message; `has_body` is false for the answer to a HEAD."""
+        message = Message(self._take_until(b"\r\n\r\n"), b"")
+        if not has_body or re.match(r"HTTP/1.1 (1\d\d|204|304) ", message.line):
+            return message
+        if message.header("transfer-encoding") == "chunked":
+            while True:
+                size = self._take_until(b"\r\n")
+                message.body += size + self._take(int(size, 16) + 2)
+                if int(size, 16) == 0:
+                    return message
+        message.body = self._take(int(message.header("content-length") or 0))
+        return message
+
+
+class FaultyProxy:
+    """Forwards to `endpoint`; requests that `fault` applies to go wrong. `heal` ends it."""
+
+    def __init__(self, endpoint: str):
+        address = urlsplit(endpoint)
+        self.upstream = (address.hostname, address.port)
+        self.fault: Fault | None = None
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+        self.healed = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fail(self, fault: Fault) -> Fault:
+        """From now on `fault` is in force."""
+        self.healed.clear()
+        self.fault = fault
+        return fault
+
+    def heal(self) -> None:
+        """Forwards everything; what hangs is let go."""
+        self.fault = None
+        self.healed.set()
+
+    def close(self) -> None:
+        """Takes no more connections."""
+        self.heal()
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            requests, answers = Stream(client), Stream(server)
+            while True:
+                head = requests.message(has_body=False)
+                if head.header("expect"):
+                    client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request = Message(head.head, requests._take(int(head.header("content-length") or 0)))
+                with self.lock:
+                    self.requests.append(request.line)
+                    fault = self.fault if self.fault and self.fault.applies(request.line) else None
+                if fault and fault.kind in ERRORS:
+                    client.sendall(refusal(*ERRORS[fault.kind], has_body=not request.line.startswith("HEAD")))
+                    continue
+                if fault and fault.kind in ("reset_before", "hang", "outage"):
+                    return getattr(self, fault.kind)(client)
+                server.sendall(request.head + request.body)
+                answer = answers.message(has_body=not request.line.startswith("HEAD"))
+                while answer.line.startswith("HTTP/1.1 1"):
+                    answer = answers.message(has_body=not request.line.startswith("HEAD"))
+                if fault:
+                    if getattr(self, fault.kind)(client, answer):
+                        return
+                else:
+                    client.sendall(answer.head + answer.body)
+
+    # Before a request is carried out.
+
+    def reset_before(self, client: socket.socket) -> None:
+        reset(client)
+
+    def outage(self, client: socket.socket) -> None:
+        client.close()
+
+    def hang(self, client: socket.socket) -> None:
+        self.healed.wait()
+        reset(client)
+
+    # After it was.
+
+    def reset_after(self, client: socket.socket, _: Message) -> bool:
+        reset(client)
+        return True
+
+    def truncate(self, client: socket.socket, answer: Message) -> bool:
+        client.sendall(answer.head + answer.body[: len(answer.body) // 2])
+        return True
+
+    def corrupt(self, client: socket.socket, answer: Message) -> bool:
+        body = bytearray(answer.body)
+        if body and re.match(r"HTTP/1.1 20[06] ", answer.line):
+            body[len(body) // 2] ^= 0x10
+        client.sendall(answer.head + bytes(body))
+        return False
+
+    def trickle(self, client: socket.socket, answer: Message) -> bool:
+        data = answer.head + answer.body
+        step = -(-len(data) // TRICKLE_PIECES)
+        for at in range(0, len(data), step):
+            client.sendall(data[at : at + step])
+            time.sleep(TRICKLE_S / TRICKLE_PIECES)
+        return False
+
+
+def refusal(status: int, code: str, has_body: bool) -> bytes:
+    """An S3 error."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>of a test</Message></Error>".encode()
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + (body if has_body else b"")
+
+
+def reset(client: socket.socket) -> None:
+    """Ends a connection with RST."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()

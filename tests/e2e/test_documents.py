@@ -1,0 +1,27 @@
+"""What the documents name exists."""
+
+import re
+
+import pytest
+
+from support.server import PROJECT
+
+OPERATIONS = PROJECT / "docs" / "operations.md"
+PLACES = {".py": PROJECT / "tests" / "e2e", ".rs": PROJECT / "crates" / "volume"}
+NAMED = sorted(set(re.findall(r"`(\w+\.(?:py|rs))::(\w+)`", OPERATIONS.read_text())))
+
+
+@pytest.mark.parametrize("file, name", NAMED)
+def test_every_test_that_operations_names_exists(file, name):
+    (path,) = PLACES[file[-3:]].rglob(file)
+    found = re.search(rf"^ *(async )?(def|fn) {name}\(", path.read_text(), re.MULTILINE)
+    assert found, f"there is no {name} in {file}"
+
+
+def test_every_failure_is_shown_by_a_test():
+    rows = [line for line in OPERATIONS.read_text().splitlines() if line.startswith("|")]
+    failures = [row for row in rows if not row.startswith("|---") and "shown by" not in row]
+    assert len(failures) > 20 and len(NAMED) > 20
+    for row in failures:
+        last = row.strip("| ").rsplit("|", 1)[-1]
+        assert "::" in last or "durability.md" in last, f"nothing shows this: {row}"

@@ -1,0 +1,156 @@
+"""A mounted file system lives through the death of its server: QEMU reconnects, and sends again what was under way.
+
+What a server has acknowledged and not yet made durable dies with it, and no client sends that again. So a server is
+killed either while the file system is frozen, or with every write made durable before it is answered.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import signal
+import threading
+
+import nbd
+import pytest
+
+from support.blockdev import BlockDevice, why_not
+from support.process import check, spawn, wait_for
+from support.server import KI, MI
+
+reason = why_not()
+pytestmark = [
+    pytest.mark.skipif(reason is not None, reason=reason or ""),
+    pytest.mark.file_only,
+]
+
+LIMIT_S = 240
+
+
+@contextlib.contextmanager
+def reconnecting(server, directory):
+    """A block device on a client that waits a minute for its server to come back."""
+    socket = server.directory / "qemu"
+    image = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={server.socket},file.reconnect-delay=60"
+    command = ["qemu-nbd", "--persistent", "--discard=unmap", "--socket", str(socket), "--image-opts", image]
+    client = spawn(command, directory / "qemu-nbd.log", env={}, limit_s=LIMIT_S)
+    try:
+        wait_for(socket.exists, "qemu-nbd to listen")
+        device = BlockDevice(f"nbd+unix:///?socket={socket}", directory / "device")
+        try:
+            yield device
+        finally:
+            device.close()
+    finally:
+        client.kill()
+        client.wait()
+
+
+class Writer(threading.Thread):
+    """Writes files, each synced; remembers the digests."""
+
+    def __init__(self, directory, seed: int):
+        super().__init__(daemon=True)
+        self.directory = directory
+        self.rng = random.Random(seed)
+        self.done = threading.Event()
+        self.written: dict[str, str] = {}
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.done.is_set():
+                content = self.rng.randbytes(self.rng.randint(1, 60 * KI))
+                name = f"file-{self.rng.randrange(60)}"
+                self.written.pop(name, None)
+                with open(self.directory / name, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self.written[name] = hashlib.sha256(content).hexdigest()
+        except Exception as error:  # handed to the main thread
+            self.failure = error
+
+    def wait_for_more(self) -> None:
+        """Until it has written some more files."""
+        before = dict(self.written)
+        wait_for(lambda: self.failure or len(dict(self.written).items() - before.items()) >= 5, "files to be written")
+        assert self.failure is None, self.failure
+
+    def finish(self) -> dict[str, str]:
+        self.done.set()
+        self.join(LIMIT_S)
+        assert self.failure is None, self.failure
+        assert not self.is_alive()
+        return self.written
+
+
+def compare(directory, expected: dict[str, str]) -> None:
+    for name, digest in expected.items():
+        assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_a_frozen_file_system_lives_through_a_restart(make_volume, make_server, tmp_path, seed):
+    """The planned way: freeze, kill, start, thaw. The writer is held up meanwhile, and sees no error."""
+    server = make_server(make_volume(64 * MI), checkpoint_interval="1h").start()
+    with reconnecting(server, tmp_path) as device:
+        check("mkfs.ext4", "-q", device.path)
+        mounted = device.mount()
+        writer = Writer(mounted, seed)
+        writer.start()
+        for _ in range(3):
+            writer.wait_for_more()
+            check("fsfreeze", "--freeze", mounted)
+            try:
+                server.kill()
+                server.start()
+            finally:
+                check("fsfreeze", "--unfreeze", mounted)
+        writer.wait_for_more()
+        expected = writer.finish()
+        device.unmount()
+        check("e2fsck", "-fn", device.path)
+        compare(device.mount(), expected)
+
+
+def test_a_busy_file_system_lives_through_kill_9_when_every_write_is_durable(make_volume, make_server, tmp_path, seed):
+    """The unplanned way needs a log on a local disk, and nbdkit's fua filter: no acknowledged write can be lost."""
+    server = make_server(
+        make_volume(64 * MI),
+        nbdkit_options=["--filter=fua"],
+        fuamode="force",
+        backend_wal_url=f"file://{tmp_path}/journal/",
+    ).start()
+    with reconnecting(server, tmp_path) as device:
+        check("mkfs.ext4", "-q", device.path)
+        mounted = device.mount()
+        writer = Writer(mounted, seed)
+        writer.start()
+        for _ in range(3):
+            writer.wait_for_more()
+            server.kill()
+            server.start()
+        writer.wait_for_more()
+        expected = writer.finish()
+        device.unmount()
+        check("e2fsck", "-fn", device.path)
+        compare(device.mount(), expected)
+
+
+def test_sigterm_does_not_wait_out_a_client_that_stays(make_volume, make_server):
+    """Why the ways above kill: nbdkit answers "shutting down" to each request of a client that stays, and waits for it."""
+    server = make_server(make_volume(16 * MI)).start()
+    client = server.handle()
+    client.pwrite(b"kept", 0)
+    server.process.send_signal(signal.SIGTERM)
+    with pytest.raises(nbd.Error) as caught:
+        for _ in range(1000):
+            client.pwrite(b"refused", 4 * KI)
+            client.flush()
+    assert caught.value.errnum == errno.ESHUTDOWN
+    assert server.is_running()
+    client.shutdown()
+    assert server.wait() == 0
+    with server.start().connect() as again:
+        assert again.pread(4, 0) == b"kept"
