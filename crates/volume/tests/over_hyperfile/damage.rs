@@ -165,7 +165,7 @@ fn every_flipped_bit_in_an_index_put_in_one_piece_is_found() {
         assert!(segment.is_sealed);
         let (summary, index, data) = segment.layout();
         assert!(!index.is_empty(), "{name} has no index");
-        for at in summary.step_by(173).chain(index.clone().step_by(59)) {
+        for at in summary.step_by(397).chain(index.clone().step_by(131)) {
             assert_eq!(
                 segment.with_bit_flipped(at),
                 Outcome::Refused,
@@ -198,12 +198,12 @@ fn every_flipped_bit_in_an_index_uploaded_in_parts_is_found() {
     let segment = Victim::new(&f, "0000000001.0", &expected);
     assert!(!segment.is_sealed, "put in one piece");
     let (_, index, _) = segment.layout();
-    for at in index.step_by(97) {
+    for at in index.step_by(331) {
         assert_eq!(segment.with_bit_flipped(at), Outcome::Refused, "byte {at}");
     }
     // They are of one write of the object, and say nothing of any other.
     let segment = segment.made_elsewhere();
-    let [.., wrong] = segment.tally(segment.layout().1.step_by(97));
+    let [.., wrong] = segment.tally(segment.layout().1.step_by(331));
     assert!(
         wrong > 0,
         "an object put anew was judged by what is known of the one before"
