@@ -189,13 +189,13 @@ def test_a_damaged_answer_about_the_volume_is_never_used(make_volume, make_serve
 
 
 def test_changed_data_on_a_plain_line_is_not_noticed(served, proxy):
-    """What cannot be detected, measured: the container has no checksums of data, and S3 none of ranges. TLS has."""
+    """What cannot be detected, measured: S3 has no checksums of ranges, and ours are of 128 KiB. TLS has."""
     data = pattern(1 * MI, 1)
     with served.connect() as client:
         client.pwrite(data, 0)
         client.flush()
         assert client.pread(1 * MI, 0) == data  # the index is known from here on
         fault = proxy.fail(Fault("corrupt", READS, times_max=1))
-        wrong = client.pread(1 * MI, 0)
+        wrong = client.pread(4 * KI, 0)
         assert len(fault.hits) == 1
         assert sum(a != b for a, b in zip(wrong, data)) == 1, "if this fails, docs/security.md promises too little"
