@@ -48,7 +48,9 @@ pub async fn check_servable(
     )
     .await?;
     store::probe::ensure(&store, store_options.allow_unsafe).await?;
-    lease::probe(&store, &options.lease).await
+    let expired = lease::probe(&store, &options.lease).await?;
+    log_open::check_unlocked(options.wal_url.as_ref()).await?;
+    Ok(expired)
 }
 
 /// Tries what a volume needs of the store at `url`, where no volume need be. Leaves nothing behind.

@@ -29,6 +29,7 @@ pub struct S3Log {
     store: Store,
     volume_id: Uuid,
     epoch: u64,
+    is_given_up: bool,
     found: Vec<GroupId>,
     first_sequence: u64,
     /// Groups stored, with the highest generation of each. Those found count as 0: they are removed with the first.
@@ -36,25 +37,38 @@ pub struct S3Log {
 }
 
 impl S3Log {
-    /// Seals what older owners left and begins this owner's part.
+    /// Seals what older owners left and begins this owner's part. With `is_given_up` nothing of what they left is needed,
+    /// so damage is no reason to stop.
     ///
     /// # Errors
     /// [`VolumeError::InvalidInput`] for the log of another volume, [`VolumeError::Fenced`] when a later owner has it.
-    pub async fn open(store: Store, volume_id: Uuid, epoch: u64) -> Result<Self, VolumeError> {
+    pub async fn open(
+        store: Store,
+        volume_id: Uuid,
+        epoch: u64,
+        is_given_up: bool,
+    ) -> Result<Self, VolumeError> {
         let mut log = Self {
             store,
             volume_id,
             epoch,
+            is_given_up,
             found: Vec::new(),
             first_sequence: 0,
             stored: Mutex::default(),
         };
         for _ in 0..SEAL_ROUNDS_MAX {
-            let found = log.list().await?;
-            if let Some(own_last) = log.seal(&found).await? {
-                log.begin(own_last).await?;
-                log.found = log.list().await?;
-                // Seals stay until the log is cleared.
+            let mut found = log.list().await?;
+            if let Some(own_last) = log.seal(&mut found).await? {
+                let own_seal = log.begin(own_last).await?;
+                // What has arrived since lies beyond a seal: nobody can acknowledge it, and the gap before it is no
+                // damage. It is read only because it may tell that another volume has begun its log here.
+                for id in log.list().await? {
+                    if id != own_seal && found.binary_search(&id).is_err() {
+                        log.read(id).await?;
+                    }
+                }
+                log.found = found;
                 return Ok(log);
             }
         }
@@ -71,13 +85,20 @@ impl S3Log {
         list(&self.store).await
     }
 
-    /// Seals every part. `None` when an older owner was faster somewhere; else the last number of this epoch's part.
-    async fn seal(&self, found: &[GroupId]) -> Result<Option<u64>, VolumeError> {
+    /// Seals every part, and adds the seals to `found`. `None` when an older owner was faster somewhere; else the last
+    /// number of this epoch's part.
+    async fn seal(&self, found: &mut Vec<GroupId>) -> Result<Option<u64>, VolumeError> {
         let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for id in found {
+        for id in found.iter() {
             parts.entry(id.epoch).or_default().push(id.sequence);
         }
-        if let Some((&later, _)) = parts.range(self.epoch + 1..).next() {
+        if let Some((&later, numbers)) = parts.range(self.epoch + 1..).next() {
+            // It may be the log of another volume.
+            let id = GroupId {
+                epoch: later,
+                sequence: numbers[0],
+            };
+            self.read(id).await?;
             return Err(VolumeError::Fenced {
                 reason: format!(
                     "a later server (epoch {later}, this one is {}) has the log",
@@ -89,42 +110,46 @@ impl S3Log {
         for (epoch, numbers) in parts {
             let Some(&last) = numbers.last() else { continue };
             // Before anything is written: it may be the log of another volume, with a server of its own.
-            let tail = self
-                .read(GroupId {
-                    epoch,
-                    sequence: last,
-                })
-                .await?;
-            if tail.is_seal && tail.epoch > epoch {
-                continue;
+            let id = GroupId {
+                epoch,
+                sequence: last,
+            };
+            match self.read(id).await {
+                Ok(tail) if tail.is_seal && tail.epoch > epoch => continue,
+                Err(VolumeError::Corrupt { .. }) if self.is_given_up => {}
+                tail => drop(tail?),
             }
             for sequence in numbers_to_seal(&numbers) {
-                if !self.create_seal(GroupId { epoch, sequence }).await? {
+                let id = GroupId { epoch, sequence };
+                if !self.create_seal(id).await? {
                     return Ok(None);
                 }
+                found.push(id);
             }
             if epoch == self.epoch {
                 own_last = last + 1;
             }
         }
+        found.sort_unstable();
         Ok(Some(own_last))
     }
 
-    /// Begins this owner's part, beyond what an owner of the same epoch may still have on its way.
-    async fn begin(&mut self, own_last: u64) -> Result<(), VolumeError> {
+    /// Begins this owner's part, beyond what an owner of the same epoch may still have on its way; returns its seal.
+    async fn begin(&mut self, own_last: u64) -> Result<GroupId, VolumeError> {
         let sequence = if own_last == 0 {
             1
         } else {
             own_last + IN_FLIGHT_MAX
         };
         let epoch = self.epoch;
-        if !self.create_seal(GroupId { epoch, sequence }).await? {
+        let id = GroupId { epoch, sequence };
+        if !self.create_seal(id).await? {
             return Err(VolumeError::Fenced {
                 reason: format!("another server has just opened the log at {}", self.store.url),
             });
         }
         self.first_sequence = sequence + 1;
-        Ok(())
+        Ok(id)
     }
 
     /// `false` when there is something under this number.
@@ -288,11 +313,9 @@ impl LogStore for S3Log {
     }
 
     async fn remove_found(&self) -> Result<(), VolumeError> {
-        let own_seal = GroupId {
-            epoch: self.epoch,
-            sequence: self.first_sequence - 1,
-        };
-        let found = self.found.iter().filter(|id| **id != own_seal);
+        // The last of each part is a seal by now, which an older owner that is still alive must find.
+        let lasts: BTreeMap<u64, u64> = self.found.iter().map(|id| (id.epoch, id.sequence)).collect();
+        let found = self.found.iter().filter(|id| lasts[&id.epoch] != id.sequence);
         let keys: Vec<String> = found.map(|id| key(&self.store, *id)).collect();
         self.stored.lock().clear();
         Ok(self.store.delete_keys(&keys).await?)

@@ -26,7 +26,7 @@ impl Fixture {
     }
 
     async fn open(&self, epoch: u64) -> Result<S3Log, VolumeError> {
-        S3Log::open(self.store.clone(), self.volume_id, epoch).await
+        S3Log::open(self.store.clone(), self.volume_id, epoch, false).await
     }
 
     fn group(&self, epoch: u64, sequence: u64, generation: u64) -> EncodedGroup {
@@ -135,7 +135,7 @@ async fn the_log_of_another_volume_is_refused_and_left_as_it_is() {
     let f = Fixture::new().await;
     let log = f.open(1).await.unwrap();
     let before = f.keys().await;
-    let error = S3Log::open(f.store.clone(), Uuid::from_u128(43), 1)
+    let error = S3Log::open(f.store.clone(), Uuid::from_u128(43), 1, false)
         .await
         .unwrap_err();
     let text = error.to_string();
