@@ -104,8 +104,8 @@ def fio(uri: str, **options) -> Fio:
 
 
 def fio_file(path: Path, **options) -> Fio:
-    """Runs one fio job on a file of this machine, written full before; option names and values are fio's own."""
-    return _fio(ioengine="psync", filename=path, overwrite=1, **options)
+    """Runs one fio job on a file of this machine; option names and values are fio's own."""
+    return _fio(ioengine="psync", filename=path, **options)
 
 
 def _fio(**options) -> Fio:

@@ -470,7 +470,8 @@ impl LogStore for Journal {
         self.blocking(Inner::remove_segments).await
     }
 
-    async fn clear(&self) -> Result<(), VolumeError> {
+    /// An older server cannot be alive while the directory is locked.
+    async fn clear(&self, _: bool) -> Result<(), VolumeError> {
         self.blocking(|inner| {
             inner.remove_segments()?;
             fs::remove_file(inner.path.join(LABEL))

@@ -97,9 +97,9 @@ pub trait LogStore: Send + Sync {
     /// When not all could be removed.
     async fn remove_found(&self) -> Result<(), VolumeError>;
 
-    /// Removes everything.
+    /// Removes everything; but for the seals that shut older owners out, if one of them may still be alive.
     ///
     /// # Errors
     /// When not all could be removed.
-    async fn clear(&self) -> Result<(), VolumeError>;
+    async fn clear(&self, is_older_alive: bool) -> Result<(), VolumeError>;
 }

@@ -424,13 +424,14 @@ impl OpenLog {
         Ok(Some((replay.newest_generation(), checkpoint)))
     }
 
-    /// The clean end: nothing unpublished is left, and `generation` was the last one.
+    /// The clean end: nothing unpublished is left, and `generation` was the last one. An older server that may only be
+    /// paused stays shut out.
     ///
     /// # Errors
     /// When the store or the log fails; what is left is then in the way of nobody.
-    pub async fn finish(&self, generation: u64) -> Result<(), VolumeError> {
+    pub async fn finish(&self, generation: u64, is_older_alive: bool) -> Result<(), VolumeError> {
         self.marker.set_clean(generation).await?;
-        self.store.clear().await?;
+        self.store.clear(is_older_alive).await?;
         self.marker.remove().await
     }
 }

@@ -149,8 +149,10 @@ async fn what_arrives_after_the_opening_is_never_replayed() {
     let (older, generation) = f.open(1).await.unwrap();
     let first = older.first_sequence();
     older.append(&f.group(1, first, generation, 0, 1)).await.unwrap();
-    // All of it is published, as after a quiet while; two more groups are on their way.
+    // That is replayed, and then there is nothing to replay: late groups come in either case.
     f.open(2).await.unwrap();
+    let late = f.group(1, first + 2, generation + 1, generation, 9);
+    older.append(&late).await.unwrap();
     let (older, generation) = f.open(3).await.unwrap();
     let first = older.first_sequence();
 
@@ -211,7 +213,7 @@ async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
     f.open_with(3, true).await.unwrap();
     assert_eq!(f.first_byte().await, 0);
     assert!(
-        f.watermark().await > DISCARDED_GENERATIONS,
+        f.watermark().await >= DISCARDED_GENERATIONS,
         "before anything was removed"
     );
     // The seal is still there for a server that is only paused.

@@ -89,10 +89,7 @@ proptest! {
             let at = HEADER_BYTES + body_at.index(bytes.len() - HEADER_BYTES - 7);
             bytes[at..at + 8].copy_from_slice(&body_value.to_le_bytes());
         }
-        let body_crc = crc32c(&bytes[HEADER_BYTES..]);
-        bytes[64..68].copy_from_slice(&body_crc.to_le_bytes());
-        let header_crc = crc32c(&bytes[..HEADER_BYTES - 4]);
-        bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&header_crc.to_le_bytes());
+        fix_checksums(&mut bytes);
         let bytes = Bytes::from(bytes);
         if let Ok(decoded) = Group::decode(&bytes) {
             prop_assert_eq!(decoded.encode(), bytes, "what is accepted is what would have been written");

@@ -34,6 +34,8 @@ pub struct S3Log {
     first_sequence: u64,
     /// Groups stored, with the highest generation of each. Those found count as 0: they are removed with the first.
     stored: Mutex<BTreeMap<GroupId, u64>>,
+    /// Seals seen in older owners' parts.
+    seals: Mutex<BTreeSet<GroupId>>,
 }
 
 impl S3Log {
@@ -56,6 +58,7 @@ impl S3Log {
             found: Vec::new(),
             first_sequence: 0,
             stored: Mutex::default(),
+            seals: Mutex::default(),
         };
         for _ in 0..SEAL_ROUNDS_MAX {
             let mut found = log.list().await?;
@@ -156,10 +159,24 @@ impl S3Log {
     async fn create_seal(&self, id: GroupId) -> Result<bool, VolumeError> {
         let seal = Group::seal(self.volume_id, self.epoch, id.sequence).encode();
         match self.store.put_create_only(&key(&self.store, id), seal).await {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                self.note_seal(id);
+                Ok(true)
+            }
             Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
             Err(e) => Err(e.into()),
         }
+    }
+
+    fn note_seal(&self, id: GroupId) {
+        if id.epoch < self.epoch {
+            self.seals.lock().insert(id);
+        }
+    }
+
+    async fn remove(&self, ids: &[GroupId]) -> Result<(), VolumeError> {
+        let keys: Vec<String> = ids.iter().map(|id| key(&self.store, *id)).collect();
+        Ok(self.store.delete_keys(&keys).await?)
     }
 
     fn corrupt(&self, id: GroupId, reason: impl ToString) -> VolumeError {
@@ -254,8 +271,9 @@ impl LogStore for S3Log {
             let reason = format!("it calls itself {} of epoch {}", group.sequence, group.epoch);
             return Err(self.corrupt(id, reason));
         }
-        if !group.is_seal {
-            self.stored.lock().insert(id, group.newest_generation());
+        match group.is_seal {
+            true => self.note_seal(id),
+            false => drop(self.stored.lock().insert(id, group.newest_generation())),
         }
         Ok(group)
     }
@@ -305,28 +323,28 @@ impl LogStore for S3Log {
                 .map(|(id, _)| *id)
                 .collect()
         };
-        let keys: Vec<String> = old.iter().map(|id| key(&self.store, *id)).collect();
-        self.store.delete_keys(&keys).await?;
-        debug!("{} groups removed from the log", keys.len());
+        self.remove(&Vec::from_iter(old.iter().copied())).await?;
+        debug!("{} groups removed from the log", old.len());
         self.stored.lock().retain(|id, _| !old.contains(id));
         Ok(())
     }
 
     async fn remove_found(&self) -> Result<(), VolumeError> {
-        // The last of each part is a seal by now, which an older owner that is still alive must find.
-        let lasts: BTreeMap<u64, u64> = self.found.iter().map(|id| (id.epoch, id.sequence)).collect();
-        let found = self.found.iter().filter(|id| lasts[&id.epoch] != id.sequence);
-        let keys: Vec<String> = found.map(|id| key(&self.store, *id)).collect();
+        let mut found = self.found.clone();
+        found.retain(|id| !self.seals.lock().contains(id));
         self.stored.lock().clear();
-        Ok(self.store.delete_keys(&keys).await?)
+        self.remove(&found).await
     }
 
-    async fn clear(&self) -> Result<(), VolumeError> {
-        let removed = remove_all(&self.store, self.volume_id).await?;
-        if removed == 0 {
+    async fn clear(&self, is_older_alive: bool) -> Result<(), VolumeError> {
+        let mut all = self.list().await?;
+        if all.is_empty() {
             warn!("the log at {} was removed while it was in use", self.store.url);
         }
-        Ok(())
+        if is_older_alive {
+            all.retain(|id| !self.seals.lock().contains(id));
+        }
+        self.remove(&all).await
     }
 }
 
