@@ -28,7 +28,11 @@ fuzz_target!(|input: &[u8]| {
             at += 1;
             continue;
         };
-        assert_eq!(group.encode(), log.slice(at..at + len), "what is accepted is what would have been written");
+        assert_eq!(
+            group.encode(),
+            log.slice(at..at + len),
+            "what is accepted is what would have been written"
+        );
         let (epoch, sequence) = (group.epoch, group.sequence);
         if replay.next(GroupId { epoch, sequence }, group).is_err() {
             return;
