@@ -1,13 +1,15 @@
 """The write-ahead log: parameters, what it leaves behind, refusals with their way out, and its commands."""
 
 import json
+import os
 import shutil
+import signal
 
 import nbd
 import pytest
 
 from support.model import pattern
-from support.process import run, wait_for
+from support.process import check, run, wait_for
 from support.server import KI, MI, PLUGIN
 
 
@@ -237,8 +239,6 @@ def test_two_servers_and_one_journal(make_volume, make_server, tmp_path):
         client.pwrite(b"still", 0)
         client.flush()
         assert client.pread(5, 0) == b"still"
-        # The lease can be taken by force, a directory that is in use cannot.
-        assert "another server has it open" in refused(make_server(volume, backend_wal_url=url, takeover="yes"))
     assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o700
     assert all(f.stat().st_mode & 0o777 == 0o600 for f in (tmp_path / "journal").iterdir())
 
@@ -275,3 +275,130 @@ def test_old_records_are_removed(make_volume, make_server, store):
             client.pwrite(pattern(4 * KI, number), 4 * KI * number)
             client.flush()
         wait_for(lambda: sum("/log/" in key for key in store.objects()) < 20, "old records to be removed")
+
+
+def test_a_takeover_leaves_a_server_with_its_journal_alone(make_volume, make_server, tmp_path):
+    """The journal cannot be taken from it, so its lease is not: else it would be shut out and nobody could serve."""
+    volume = make_volume()
+    parameters = {"backend_wal_url": f"file://{tmp_path}/journal/", "checkpoint_interval": "1h"}
+    first = make_server(volume, **parameters).start()
+    with first.connect() as client:
+        client.pwrite(pattern(4 * KI, 1), 0)
+        client.flush()
+        assert "another server has it open" in refused(make_server(volume, takeover="yes", **parameters))
+        replayed = volume.cli("wal", "replay", volume.url, "--takeover")
+        assert replayed.returncode != 0 and "another server has it open" in replayed.stderr, replayed.stderr
+        client.pwrite(pattern(4 * KI, 2), 0)
+        client.flush()
+        client.pwrite(pattern(4 * KI, 3), 1 * MI)
+    assert first.terminate() == 0, "it can still publish"
+    plain = make_server(volume).start()
+    with plain.connect() as client:
+        assert client.pread(4 * KI, 0) == pattern(4 * KI, 2)
+        assert client.pread(4 * KI, 1 * MI) == pattern(4 * KI, 3)
+
+
+def held_with_a_flushed_write(make_volume, make_server, wal_url):
+    """A running server whose log alone has a write, and a client of it."""
+    server = make_server(make_volume(), backend_wal_url=wal_url, checkpoint_interval="1h").start()
+    client = server.handle()
+    client.pwrite(pattern(4 * KI, 1), 0)
+    client.flush()
+    return server, client
+
+
+@pytest.mark.s3_only
+def test_the_commands_respect_the_server_unless_told_otherwise(make_volume, make_server, store):
+    url = store.url("log")
+    server, client = held_with_a_flushed_write(make_volume, make_server, url)
+    volume = server.volume
+    for verb in (["replay"], ["discard", "--yes"]):
+        done = volume.cli("wal", *verb, volume.url)
+        assert done.returncode != 0, verb
+        assert f"pid {server.process.pid}" in done.stderr and "--takeover" in done.stderr, done.stderr
+    client.pwrite(pattern(4 * KI, 2), 4 * KI)
+    client.flush()
+
+    replayed = volume.cli("wal", "replay", volume.url, "--takeover")
+    assert replayed.returncode == 0, replayed.stderr
+    client.pwrite(pattern(4 * KI, 9), 0)
+    with pytest.raises(nbd.Error):
+        client.flush()
+    server.kill()
+    server.start()
+    with server.connect() as client:
+        assert client.pread(8 * KI, 0) == pattern(4 * KI, 1) + pattern(4 * KI, 2)
+
+
+@pytest.mark.s3_only
+def test_a_log_is_discarded_under_its_server(make_volume, make_server, store):
+    """What the server had flushed is given up, as was asked for; what it would flush next is not acknowledged."""
+    server, client = held_with_a_flushed_write(make_volume, make_server, store.url("log"))
+    volume = server.volume
+    done = volume.cli("wal", "discard", volume.url, "--yes", "--takeover")
+    assert done.returncode == 0, done.stderr
+    client.pwrite(pattern(4 * KI, 9), 0)
+    with pytest.raises(nbd.Error):
+        client.flush()
+    server.kill()
+    plain = make_server(volume).start()
+    with plain.connect() as client:
+        assert client.pread(4 * KI, 0) == bytes(4 * KI)
+
+
+@pytest.mark.s3_only
+@pytest.mark.parametrize("second_ends_cleanly", [False, True])
+def test_a_paused_server_acknowledges_nothing_after_its_successor(
+    make_volume, make_server, store, second_ends_cleanly
+):
+    """It is stopped with SIGSTOP, taken over from, and wakes up when the other one has ended, too."""
+    volume = make_volume()
+    parameters = {"backend_wal_url": store.url("log"), "checkpoint_interval": "1h"}
+    first = make_server(volume, **parameters).start()
+    paused = first.handle()
+    paused.pwrite(pattern(4 * KI, 1), 0)
+    paused.flush()
+    first.process.send_signal(signal.SIGSTOP)
+    second = make_server(volume, takeover="yes", **parameters).start()
+    with second.connect() as client:
+        assert client.pread(4 * KI, 0) == pattern(4 * KI, 1)
+        client.pwrite(pattern(4 * KI, 2), 4 * KI)
+        client.flush()
+    if second_ends_cleanly:
+        assert second.terminate() == 0
+    else:
+        second.kill()
+    first.process.send_signal(signal.SIGCONT)
+    with pytest.raises(nbd.Error):
+        paused.pwrite(pattern(4 * KI, 3), 0)
+        paused.flush()
+    first.kill()
+    second.start()
+    with second.connect() as client:
+        assert client.pread(8 * KI, 0) == pattern(4 * KI, 1) + pattern(4 * KI, 2)
+
+
+@pytest.mark.file_only
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_under_the_journal_loses_nothing(make_volume, make_server, tmp_path):
+    """The disk takes one segment and not two, and is full of something else in the end: flushes go by checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    check("mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", disk)
+    try:
+        volume = make_volume()
+        server = make_server(volume, backend_wal_url=f"file://{disk}/journal/", checkpoint_interval="1h").start()
+        with server.connect() as client:
+            for number in range(12):
+                client.pwrite(pattern(3 * MI, number), 3 * MI * number)
+                client.flush()
+        assert "takes no records" in server.log_text(), "the disk was not full: the test has tested nothing"
+        server.kill()
+        server.start()
+        with server.connect() as client:
+            for number in range(12):
+                assert client.pread(3 * MI, 3 * MI * number) == pattern(3 * MI, number), number
+        assert server.terminate() == 0
+    finally:
+        server.kill()
+        check("umount", "--lazy", disk)

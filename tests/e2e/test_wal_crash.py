@@ -28,7 +28,8 @@ def test_flushed_writes_survive_kill_9(make_volume, make_server, store, tmp_path
 
 @pytest.mark.parametrize("kind", ["s3", "journal"])
 def test_on_a_store_that_loses_answers(make_volume, make_server, store, minio, tmp_path, seed, kind):
-    """One write in ten is carried out without an answer or refused, log and volume alike."""
+    """One write in ten is carried out without an answer, refused, or carried out late, which may be after the server was
+    killed and the next one has begun: log and volume alike."""
     proxy = LossyProxy(minio.endpoint)
     volume = make_volume(SIZE, 64 * KI)
     server = make_server(
@@ -39,7 +40,7 @@ def test_on_a_store_that_loses_answers(make_volume, make_server, store, minio, t
     )
     rng = random.Random(seed)
     try:
-        for action in ("lose", "refuse"):
+        for action in ("lose", "refuse", "delay"):
             server.start()
             proxy.rule = Rule(action, ANY_WRITE, probability=0.1, rng=random.Random(rng.random()))
             kill_and_check(server, rng.randrange(1 << 30), rounds=3, life_s=2.0)

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::Checkpoint;
 use crate::error::VolumeError;
-use crate::log::marker::Marker;
+use crate::log::marker::{self, Marker};
 use crate::store::{Store, StoreErrorKind};
 
 /// One published checkpoint.
@@ -213,20 +213,22 @@ pub async fn take_up(
     }
 }
 
-/// The epoch of the newest checkpoint; 0 where there is none. For a volume whose lease is gone.
+/// The newest epoch that checkpoints and log tell of; 0 where there are none. For a volume whose lease is gone.
 ///
 /// # Errors
 /// When the store fails.
 pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
+    // The log's owner may have published nothing yet.
+    let of_log = marker::load(store).await?.map_or(0, |(marker, _)| marker.epoch);
     let entries = store.list(&store.meta_key("checkpoints/")).await?;
     for entry in entries.iter().rev() {
         if let Some((body, _)) = store.get(&entry.key).await?
             && let Ok(entry) = serde_json::from_slice::<CatalogueEntry>(&body)
         {
-            return Ok(entry.epoch);
+            return Ok(entry.epoch.max(of_log));
         }
     }
-    Ok(0)
+    Ok(of_log)
 }
 
 /// The generation of the newest entry before that of `cno`.

@@ -68,6 +68,18 @@ async fn a_watermark_cannot_be_written_behind_the_next_owners_back() {
     }
 }
 
+/// A lease that somebody removed is made again above the log's owner, who may have published nothing yet.
+#[tokio::test]
+async fn the_newest_epoch_is_that_of_log_or_catalogue() {
+    let (_dir, store) = store().await;
+    assert_eq!(newest_epoch(&store).await.unwrap(), 0);
+    let older = watermarks(&store, 3).await;
+    assert_eq!(newest_epoch(&store).await.unwrap(), 3);
+    older.published(5, Some(checkpoint(1))).await.unwrap();
+    let _newer = watermarks(&store, 4).await;
+    assert_eq!(newest_epoch(&store).await.unwrap(), 4);
+}
+
 #[test]
 fn entries_of_earlier_releases_are_read() {
     let entry: CatalogueEntry =

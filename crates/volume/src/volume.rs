@@ -76,6 +76,8 @@ pub struct Volume {
     catalogue: Option<Arc<Catalogue>>,
     lease: Option<Arc<Lease>>,
     log: Option<OpenLog>,
+    /// Whether the lease was to be taken whoever held it: that server may only be paused.
+    is_forced: bool,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -116,6 +118,7 @@ impl Volume {
             catalogue: None,
             lease: None,
             log: None,
+            is_forced: options.lease.takeover,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -398,7 +401,7 @@ impl Volume {
             warn!("the log is left as it is; the next opening replays it");
             return;
         }
-        if let Err(e) = log.finish(generation).await {
+        if let Err(e) = log.finish(generation, self.is_forced).await {
             warn!(
                 "everything is published, but the log could not be removed: {}",
                 e.chain()

@@ -177,6 +177,13 @@ class Bench:
         path.mkdir()
         return path
 
+    def wal_urls(self) -> dict[str, str]:
+        """A place for a new log of each kind, by its name: in the store, where that is S3, and in a directory."""
+        urls = {"journal": f"file://{self.scratch()}/journal/"}
+        if self._proxy is not None:
+            urls = {"S3 log": f"s3://{BUCKET}/log-{next(self._numbers)}/", **urls}
+        return urls
+
     def memory(self, size_bytes: int, wait: bool = True) -> Nbdkit:
         """nbdkit's memory plugin on the same nbdkit: the ceiling of the transport."""
         return Nbdkit(self.nbdkit, self.directory, "memory", [f"size={size_bytes}"], wait=wait)

@@ -100,7 +100,16 @@ class Fio:
 
 def fio(uri: str, **options) -> Fio:
     """Runs one fio job on the nbd engine; option names and values are fio's own."""
-    command = [programs.system("fio"), "--name=bench", "--ioengine=nbd", f"--uri={uri}", "--output-format=json"]
+    return _fio(ioengine="nbd", uri=uri, **options)
+
+
+def fio_file(path: Path, **options) -> Fio:
+    """Runs one fio job on a file of this machine; option names and values are fio's own."""
+    return _fio(ioengine="psync", filename=path, **options)
+
+
+def _fio(**options) -> Fio:
+    command = [programs.system("fio"), "--name=bench", "--output-format=json", "--group_reporting"]
     command += [f"--{name}={value}" for name, value in options.items()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     start = result.stdout.find("{")  # the engine writes a line of its own first

@@ -13,12 +13,16 @@ NAMES = [
     "unpublished_read",
     "long_random_write",
     "write_flush",
+    "wal_flush",
+    "wal_group",
+    "wal_seq_write",
     "write_stall",
     "paced_write",
     "mixed",
     "copy_in",
     "open_time",
     "filesystem",
+    "wal_database",
     "memory_use",
 ]
 

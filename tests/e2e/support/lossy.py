@@ -8,6 +8,7 @@ import random
 import re
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -21,10 +22,13 @@ REFUSAL = (
 class Rule:
     """Which requests go wrong, and how."""
 
-    action: str  # "lose": carried out, the answer is lost; "refuse": 503, not carried out
+    # "lose": carried out, the answer is lost; "refuse": 503, not carried out; "delay": carried out after `delay_s`, if
+    # the client does not wait so long even after it has gone
+    action: str
     pattern: str  # searched in the request line, as in "PUT /bucket/key?query HTTP/1.1"
     probability: float = 1.0
     times_max: int | None = None
+    delay_s: float = 1.0
     hits: int = 0
     rng: random.Random = field(default_factory=random.Random)
 
@@ -63,14 +67,14 @@ class LossyProxy:
                 return
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    def _action(self, piece: bytes) -> str | None:
-        """What is to happen to the request that starts in `piece`, if one does and a rule matches."""
+    def _rule(self, piece: bytes) -> Rule | None:
+        """The rule for the request that starts in `piece`, if one does and the rule matches."""
         line = piece.split(b"\r\n", 1)[0]
         if not line.endswith(b" HTTP/1.1"):
             return None
         with self.lock:
             rule = self.rule
-            return rule.action if rule and rule.applies(line.decode(errors="replace")) else None
+            return rule if rule and rule.applies(line.decode(errors="replace")) else None
 
     def _serve(self, client: socket.socket) -> None:
         # Clients of HTTP/1.1 wait for an answer before the next request: a request starts where a piece does.
@@ -80,7 +84,10 @@ class LossyProxy:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._answers, args=(server, client, losing), daemon=True).start()
             while piece := client.recv(1 << 18):
-                action = self._action(piece)
+                rule = self._rule(piece)
+                action = rule and rule.action
+                if action == "delay":
+                    time.sleep(rule.delay_s)
                 if action == "refuse":
                     client.sendall(REFUSAL)
                     client.shutdown(socket.SHUT_RDWR)

@@ -47,6 +47,7 @@ class Writer(threading.Thread):
         self.rng = random.Random(seed * CLIENTS + number)
         self.sectors = [at for at in range(0, SIZE, SECTOR) if (at // SECTOR) % CLIENTS == number]
         self.sequence = 0
+        self.born = 0  # sequence at the start of this life of the server
         self.flushes = 0  # answered with success, in this life of the server
         self.sent: dict[int, int] = {}  # offset -> newest sequence sent
         self.answered: dict[int, int] = {}  # offset -> newest sequence answered
@@ -57,7 +58,7 @@ class Writer(threading.Thread):
     def again(self, server) -> "Writer":
         """The same client, with its memory, for the next life of the server."""
         successor = Writer(self.number, self.rng.randrange(1 << 30))
-        successor.sequence = self.sequence
+        successor.sequence = successor.born = self.sequence
         successor.sent, successor.promised = self.sent, self.promised
         successor.answered = dict(self.promised)
         successor.server = server
@@ -98,6 +99,9 @@ class Writer(threading.Thread):
         author, sequence = found
         assert author == self.number, f"the sector at {offset} is client {author}'s"
         assert sequence >= promised, f"at {offset} flushed write {promised} was replaced by the older {sequence}"
+        # Nothing of an earlier life comes back over what was there when this one began.
+        was_there = self.promised.get(offset) == sequence
+        assert sequence > self.born or was_there, f"at {offset} the earlier write {sequence} came back"
         assert sequence <= self.sent.get(offset, 0), f"at {offset} is a write that was never sent"
 
 

@@ -105,7 +105,7 @@ pub(super) async fn remove(
     let lease_key = store.meta_key(lease::NAME);
     store.delete(&inode).await?;
     // While the marker and the label still tell which log it is.
-    wal::remove_log(store, store_options).await;
+    wal::remove_log(store, store_options, None).await;
     let rest = objects(store)
         .await?
         .into_iter()

@@ -54,6 +54,7 @@ pub async fn check_servable(
     )
     .await?;
     let takeable = lease::probe(&store, &options.lease, lease).await?;
+    log_open::check_unlocked(options.wal_url.as_ref()).await?;
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }
 

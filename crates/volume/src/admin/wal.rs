@@ -4,10 +4,12 @@ use serde::Serialize;
 
 use super::label;
 use crate::error::VolumeError;
+use crate::lease::Lease;
+use crate::log::LogStore;
 use crate::log::journal::Journal;
 use crate::log::marker::{self, MarkerState};
 use crate::log::open::{give_up_marker, parse_volume_id};
-use crate::log::{LogStore, s3};
+use crate::log::s3::{self, S3Log};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
@@ -96,7 +98,7 @@ pub async fn discard(
     let given_up = async {
         // First the marker, so that a log half removed is never replayed.
         give_up_marker(&store).await?;
-        if remove_log(&store, store_options).await {
+        if remove_log(&store, store_options, Some((&lease, lease_options.takeover))).await {
             marker::remove(&store).await?;
         }
         Ok(true)
@@ -106,8 +108,13 @@ pub async fn discard(
     given_up
 }
 
-/// Removes the records of the log that the volume's marker names. `false` when that failed, which is said in the log.
-pub(super) async fn remove_log(store: &Store, store_options: &StoreOptions) -> bool {
+/// Removes the records of the log that the volume's marker names. With a lease older servers are shut out first, and
+/// stay so if one may be alive. `false` when it failed, which is said in the log.
+pub(super) async fn remove_log(
+    store: &Store,
+    store_options: &StoreOptions,
+    owner: Option<(&Lease, bool)>,
+) -> bool {
     let removed = async {
         let Some((marker, _)) = marker::load(store).await? else {
             return Ok(());
@@ -120,11 +127,17 @@ pub(super) async fn remove_log(store: &Store, store_options: &StoreOptions) -> b
         match &url {
             VolumeUrl::S3 { .. } => {
                 let log = store::connect(&url, store_options).await?;
-                s3::remove_all(&log, volume_id).await.map(drop)
+                match owner {
+                    Some((lease, is_older_alive)) => {
+                        let log = S3Log::open(log, volume_id, lease.epoch(), true).await?;
+                        log.clear(is_older_alive).await
+                    }
+                    None => s3::remove_all(&log, volume_id).await.map(drop),
+                }
             }
             VolumeUrl::File { path } => {
                 let id = marker.journal_id.clone().unwrap_or_default();
-                Journal::open(path, volume_id, Some(id)).await?.clear().await
+                Journal::open(path, volume_id, Some(id)).await?.clear(false).await
             }
         }
     };

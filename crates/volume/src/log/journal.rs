@@ -29,6 +29,7 @@ use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::error::VolumeError;
 
 const LABEL: &str = "journal.json";
+const NEW_LABEL: &str = "journal.json.new";
 const SUFFIX: &str = "log";
 /// Size of a segment in bytes; a group is at most a little more than half of it.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -123,10 +124,7 @@ impl Journal {
             made.map_err(|e| failed(&path, "making the directory", &e))?;
         }
         let dir = File::open(&path).map_err(|e| failed(&path, "opening the directory", &e))?;
-        lock(&dir).map_err(|e| match e.kind() {
-            ErrorKind::WouldBlock => fail("another server has it open".into()),
-            _ => failed(&path, "locking the directory", &e),
-        })?;
+        lock(&path, &dir)?;
         let label = match fs::read(path.join(LABEL)) {
             Ok(text) => serde_json::from_slice::<Label>(&text).map_err(|e| fail(format!("{LABEL}: {e}")))?,
             Err(e) if e.kind() == ErrorKind::NotFound && expected.is_none() => {
@@ -165,6 +163,22 @@ impl Journal {
         })
     }
 
+    /// Looks whether a journal in `path` could be opened as far as other servers go; changes nothing.
+    ///
+    /// # Errors
+    /// [`VolumeError::Journal`] when another server has it open.
+    pub async fn check_unlocked(path: &Path) -> Result<(), VolumeError> {
+        let path = path.to_path_buf();
+        let look = move || match File::open(&path) {
+            Ok(dir) => lock(&path, &dir),
+            // Whatever else is wrong the opening finds out.
+            Err(_) => Ok(()),
+        };
+        tokio::task::spawn_blocking(look)
+            .await
+            .map_err(|e| VolumeError::Internal(e.to_string()))?
+    }
+
     /// The identity that the volume's marker repeats.
     pub fn id(&self) -> &str {
         &self.journal_id
@@ -181,24 +195,32 @@ impl Journal {
     }
 }
 
-fn lock(dir: &File) -> io::Result<()> {
+/// Locks the directory for as long as `dir` is open.
+fn lock(path: &Path, dir: &File) -> Result<(), VolumeError> {
     dir.try_lock().map_err(|e| match e {
-        fs::TryLockError::WouldBlock => ErrorKind::WouldBlock.into(),
-        fs::TryLockError::Error(e) => e,
+        fs::TryLockError::WouldBlock => VolumeError::Journal {
+            path: path.display().to_string(),
+            reason: "another server has it open".into(),
+        },
+        fs::TryLockError::Error(e) => failed(path, "locking the directory", &e),
     })
 }
 
 fn make_label(path: &Path, dir: &File, volume_id: Uuid) -> io::Result<Label> {
-    if let Some(other) = fs::read_dir(path)?.next() {
-        let text = format!("it holds other files ({})", other?.file_name().display());
-        return Err(io::Error::other(text));
+    for other in fs::read_dir(path)? {
+        let name = other?.file_name();
+        // A server may have been killed while it made the label; a disk's root has its own directory.
+        if name != NEW_LABEL && name != "lost+found" {
+            let text = format!("it holds other files ({})", name.display());
+            return Err(io::Error::other(text));
+        }
     }
     let label = Label {
         version: 1,
         volume_id: volume_id.to_string(),
         journal_id: Uuid::new_v4().to_string(),
     };
-    let temporary = path.join("journal.json.new");
+    let temporary = path.join(NEW_LABEL);
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -249,7 +271,7 @@ impl Inner {
                 used_bytes: SEGMENT_BYTES,
                 newest_generation,
                 // One that is cut short was being made when the server was killed.
-                is_broken: bytes.len() as u64 != SEGMENT_BYTES,
+                is_broken: (bytes.len() as u64) < SEGMENT_BYTES,
             });
         }
         segments.all.sort_unstable_by_key(|s| s.number);
@@ -415,8 +437,12 @@ impl LogStore for Journal {
         1
     }
 
+    fn stored_bytes(&self, len_bytes: u64) -> u64 {
+        len_bytes.next_multiple_of(ALIGN_BYTES)
+    }
+
     fn capacity_bytes(&self) -> u64 {
-        // Records are padded, and segments not filled to the end.
+        // Segments are not filled to the end.
         SEGMENT_BYTES * SEGMENTS_MAX as u64 / 4 * 3
     }
 
@@ -444,7 +470,8 @@ impl LogStore for Journal {
         self.blocking(Inner::remove_segments).await
     }
 
-    async fn clear(&self) -> Result<(), VolumeError> {
+    /// An older server cannot be alive while the directory is locked.
+    async fn clear(&self, _: bool) -> Result<(), VolumeError> {
         self.blocking(|inner| {
             inner.remove_segments()?;
             fs::remove_file(inner.path.join(LABEL))

@@ -196,6 +196,16 @@ fn a_segment_cut_short_while_it_was_made_is_passed_over() {
     assert!(f.segment(3).exists());
 }
 
+/// A disk's root has a directory of its own, and a server may have been killed while it made the label.
+#[test]
+fn a_journal_is_made_beside_what_is_nobodys() {
+    let f = Fixture::new();
+    fs::create_dir_all(f.path().join("lost+found")).unwrap();
+    fs::write(f.path().join(NEW_LABEL), "{\"vers").unwrap();
+    f.open().unwrap();
+    f.open().unwrap();
+}
+
 #[test]
 fn only_the_right_journal_is_opened() {
     let f = Fixture::new();

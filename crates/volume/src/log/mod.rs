@@ -55,7 +55,7 @@ pub enum AppendError {
 /// Where the groups of one volume are kept, opened by its owner.
 #[async_trait]
 pub trait LogStore: Send + Sync {
-    /// What was found at the opening, ascending, seals included. An older owner can add nothing more.
+    /// What older owners left, ascending, seals included, as found at the opening. They can add nothing more.
     fn found(&self) -> &[GroupId];
 
     /// The number of the first group of this owner.
@@ -64,8 +64,13 @@ pub trait LogStore: Send + Sync {
     /// Appends that may be under way at once.
     fn depth(&self) -> usize;
 
-    /// The size beyond which flushes go by checkpoints, in bytes.
+    /// The size beyond which flushes go by checkpoints, in bytes as told by [`Self::stored_bytes`].
     fn capacity_bytes(&self) -> u64;
+
+    /// What a group of this length takes, in bytes.
+    fn stored_bytes(&self, len_bytes: u64) -> u64 {
+        len_bytes
+    }
 
     /// A group found at the opening.
     ///
@@ -86,15 +91,15 @@ pub trait LogStore: Send + Sync {
     /// When not all could be removed; the next call tries again.
     async fn trim(&self, generation: u64, acknowledged: u64) -> Result<(), VolumeError>;
 
-    /// Removes what was found at the opening, unread.
+    /// Removes what was found at the opening, unread; not the seals that shut older owners out.
     ///
     /// # Errors
     /// When not all could be removed.
     async fn remove_found(&self) -> Result<(), VolumeError>;
 
-    /// Removes everything.
+    /// Removes everything; but for the seals that shut older owners out, if one of them may still be alive.
     ///
     /// # Errors
     /// When not all could be removed.
-    async fn clear(&self) -> Result<(), VolumeError>;
+    async fn clear(&self, is_older_alive: bool) -> Result<(), VolumeError>;
 }

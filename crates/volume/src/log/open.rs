@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt};
 use log::warn;
 use uuid::Uuid;
 
@@ -36,6 +37,8 @@ const DISCARDED_GENERATIONS: u64 = 1 << 32;
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// A line of progress about every so many groups.
 const PROGRESS_GROUPS: usize = 1000;
+/// Groups read at once; each has at most a few MiB.
+const READS_AT_ONCE: usize = 16;
 
 const ADVICE_NAME_IT: &str = "name it with backend_wal_url, or give up the writes flushed to it since the last \
      checkpoint with discard_wal=yes";
@@ -126,7 +129,8 @@ fn check_marker(
     })
 }
 
-/// Looks whether an opening that finds this marker would find the log it needs; changes nothing. A journal is looked at by the opening alone.
+/// Looks whether an opening that finds this marker would find the log it needs; changes nothing. Into a journal only the
+/// opening looks.
 ///
 /// # Errors
 /// As [`begin`].
@@ -145,6 +149,18 @@ pub async fn check(
         }
     }
     Ok(())
+}
+
+/// Looks whether the journal, if it is to be one, is free. Before the volume's lease is taken from a server that has the
+/// journal open: that one would be shut out, and this one could not serve.
+///
+/// # Errors
+/// [`VolumeError::Journal`] when another server has it open.
+pub async fn check_unlocked(url: Option<&VolumeUrl>) -> Result<(), VolumeError> {
+    match url {
+        Some(VolumeUrl::File { path }) => Journal::check_unlocked(path).await,
+        _ => Ok(()),
+    }
 }
 
 fn unusable(url: &VolumeUrl, reason: String) -> VolumeError {
@@ -184,11 +200,11 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
             least_watermark,
         });
     };
-    let opened = match open_store(request, url, expected).await {
+    let opened = match open_store(request, url, expected, false).await {
         Err(e @ VolumeError::Log { .. }) if request.is_discard_allowed => {
             warn!("{}", e.chain());
             given_up = Some(url.to_string());
-            open_store(request, url, None).await?
+            open_store(request, url, None, true).await?
         }
         other => other?,
     };
@@ -257,11 +273,13 @@ async fn take_marker(
     Marker::take(request.store, state, before).await
 }
 
-/// Opens the log at `url`. `expected` is the marker of an unfinished log that must be there.
+/// Opens the log at `url`. `expected` is the marker of an unfinished log that must be there; `is_given_up` says that
+/// nothing of what is there is needed.
 async fn open_store(
     request: &Request<'_>,
     url: &VolumeUrl,
     expected: Option<&MarkerState>,
+    is_given_up: bool,
 ) -> Result<(Arc<dyn LogStore>, Option<String>), VolumeError> {
     let volume_id = parse_volume_id(request.volume_id)?;
     match url {
@@ -270,7 +288,11 @@ async fn open_store(
             if expected.is_some() && s3::list(&log).await?.is_empty() {
                 return Err(emptied(url));
             }
-            let log = S3Log::open(log, volume_id, request.epoch).await?;
+            let opened = S3Log::open(log, volume_id, request.epoch, is_given_up).await;
+            let log = opened.map_err(|e| match e {
+                VolumeError::Corrupt { .. } => unusable(url, e.to_string()),
+                e => e,
+            })?;
             Ok((Arc::new(log), None))
         }
         VolumeUrl::File { path } => {
@@ -311,7 +333,13 @@ impl OpenLog {
             return Ok(watermark);
         }
         match self.apply(engine, watermark, options).await {
-            Ok(None) => Ok(watermark),
+            Ok(None) if self.store.found().is_empty() => Ok(watermark),
+            // An older owner may still have groups on its way, beyond the gap that was sealed. They must not be applied
+            // by a later opening, over what this one shows: an owner has two generations beyond the watermark at most.
+            Ok(None) => {
+                recorder.published(watermark + 2, None).await?;
+                Ok(watermark + 2)
+            }
             Ok(Some((newest, checkpoint))) => {
                 // Above every generation that may be on its way somewhere: an older owner has two beyond the watermark.
                 let generation = newest + 2;
@@ -321,8 +349,11 @@ impl OpenLog {
             Err(e @ VolumeError::Corrupt { .. }) if self.is_discard_allowed => {
                 warn!("{}", e.chain());
                 warn_given_up(Some(&self.url.to_string()));
+                // First the watermark: a log of which a part is removed must never be replayed.
+                let generation = watermark + DISCARDED_GENERATIONS;
+                recorder.published(generation, None).await?;
                 self.store.remove_found().await?;
-                Ok(watermark + DISCARDED_GENERATIONS)
+                Ok(generation)
             }
             Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Log {
                 url: self.url.to_string(),
@@ -344,7 +375,13 @@ impl OpenLog {
         let overlay = Overlay::new(engine.geometry());
         let (mut groups, mut changes, mut bytes) = (0, 0, 0);
         let mut checkpoint = None;
-        for (nth, &id) in self.store.found().iter().enumerate() {
+        let reads = self
+            .store
+            .found()
+            .iter()
+            .map(|&id| async move { (id, self.store.read(id).await) });
+        let mut reads = stream::iter(reads).buffered(READS_AT_ONCE).enumerate();
+        while let Some((nth, (id, group))) = reads.next().await {
             if nth > 0 && nth % PROGRESS_GROUPS == 0 {
                 warn!(
                     "replaying {}: record {nth} of {}",
@@ -352,15 +389,11 @@ impl OpenLog {
                     self.store.found().len()
                 );
             }
-            let group = self.store.read(id).await?;
-            if group.is_seal {
-                continue;
-            }
             let corrupt = |reason: String| VolumeError::Corrupt {
                 what: format!("the log {}", self.url),
                 reason,
             };
-            let entries = replay.next(group).map_err(|e| corrupt(e.to_string()))?;
+            let entries = replay.next(id, group?).map_err(|e| corrupt(e.to_string()))?;
             groups += usize::from(!entries.is_empty());
             for entry in entries {
                 if !engine
@@ -390,13 +423,14 @@ impl OpenLog {
         Ok(Some((replay.newest_generation(), checkpoint)))
     }
 
-    /// The clean end: nothing unpublished is left, and `generation` was the last one.
+    /// The clean end: nothing unpublished is left, and `generation` was the last one. An older server that may only be
+    /// paused stays shut out.
     ///
     /// # Errors
     /// When the store or the log fails; what is left is then in the way of nobody.
-    pub async fn finish(&self, generation: u64) -> Result<(), VolumeError> {
+    pub async fn finish(&self, generation: u64, is_older_alive: bool) -> Result<(), VolumeError> {
         self.marker.set_clean(generation).await?;
-        self.store.clear().await?;
+        self.store.clear(is_older_alive).await?;
         self.marker.remove().await
     }
 }
@@ -444,3 +478,7 @@ async fn publish(
     overlay.drop_frozen();
     Ok(checkpoint)
 }
+
+#[cfg(test)]
+#[path = "open_tests.rs"]
+mod tests;

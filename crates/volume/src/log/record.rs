@@ -3,7 +3,8 @@
 //! ```text
 //! header, 80 bytes, little endian
 //!   magic "hnbd-wal" · version u32 · flags u32 (1: a seal) · volume id, 16 bytes · epoch u64 · sequence u64
-//!   · entry count u32 · 0 u32 · body length u64 · CRC-32C of the body u32 · 0 u64 · CRC-32C of the header u32
+//!   · entry count u32 · 0 u32 · body length u64 · CRC-32C of the body u32 · generation before u64
+//!   · CRC-32C of the header u32
 //! body
 //!   entries of 32 bytes: generation u64 · offset u64 · length u64 · kind u64 (0: zeros, 1: data)
 //!   the data of the entries of kind 1, one after another
@@ -84,6 +85,9 @@ pub struct Group {
     pub sequence: u64,
     /// Marks the beginning of an owner's log and the end of its predecessor's; has no entries.
     pub is_seal: bool,
+    /// The highest generation in its owner's groups before it, 0 for the first one: when that is published, they may
+    /// have been removed; when it is not, they must be there.
+    pub after_generation: u64,
     /// The changes, in the order they are to be applied.
     pub entries: Vec<Entry>,
 }
@@ -119,6 +123,7 @@ impl Group {
             epoch,
             sequence,
             is_seal: true,
+            after_generation: 0,
             entries: Vec::new(),
         }
     }
@@ -164,7 +169,7 @@ impl Group {
         fields.put_u32_le(0);
         fields.put_u64_le(body.len() as u64);
         fields.put_u32_le(body_crc);
-        fields.put_u64_le(0);
+        fields.put_u64_le(self.after_generation);
         let header_crc = crc32c(&header[..HEADER_BYTES - 4]);
         header[HEADER_BYTES - 4..].copy_from_slice(&header_crc.to_le_bytes());
         out.freeze()
@@ -206,6 +211,7 @@ impl Group {
             epoch: header.epoch,
             sequence: header.sequence,
             is_seal: header.is_seal,
+            after_generation: header.after_generation,
             entries,
         };
         Ok((group, end))
@@ -222,6 +228,7 @@ pub struct Header {
     /// See [`Group::sequence`].
     pub sequence: u64,
     is_seal: bool,
+    after_generation: u64,
     entry_count: usize,
     body_bytes: usize,
     body_crc: u32,
@@ -248,7 +255,6 @@ impl Header {
         let (flags, entry_count, body_bytes) = (u32_at(h, 12), u32_at(h, 48), u64_at(h, 56));
         let is_possible = flags & !FLAG_SEAL == 0
             && u32_at(h, 52) == 0
-            && u64_at(h, 68) == 0
             && body_bytes <= BODY_MAX_BYTES
             && u64::from(entry_count) * ENTRY_BYTES as u64 <= body_bytes;
         if !is_possible {
@@ -261,6 +267,7 @@ impl Header {
             epoch: u64_at(h, 32),
             sequence: u64_at(h, 40),
             is_seal: flags & FLAG_SEAL != 0,
+            after_generation: u64_at(h, 68),
             entry_count: entry_count as usize,
             body_bytes: body_bytes as usize,
             body_crc: u32_at(h, 64),
@@ -304,6 +311,19 @@ fn decode_entries(body: &Bytes, count: usize) -> Result<Vec<Entry>, RecordError>
         return Err(RecordError::Malformed);
     }
     Ok(entries)
+}
+
+/// Makes the checksums of the group that `bytes` start with right, whatever they say otherwise; for tests and fuzzing.
+pub fn fix_checksums(bytes: &mut [u8]) {
+    let Some(header) = bytes.get(..HEADER_BYTES) else {
+        return;
+    };
+    let body_bytes = usize::try_from(u64_at(header, 56)).unwrap_or(usize::MAX);
+    let end = HEADER_BYTES.saturating_add(body_bytes).min(bytes.len());
+    let body_crc = crc32c(&bytes[HEADER_BYTES..end]);
+    bytes[64..68].copy_from_slice(&body_crc.to_le_bytes());
+    let header_crc = crc32c(&bytes[..HEADER_BYTES - 4]);
+    bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&header_crc.to_le_bytes());
 }
 
 fn crc32c(bytes: &[u8]) -> u32 {

@@ -7,7 +7,10 @@
 //! * Groups are removed only when the watermark covers them, and generations never fall from one group to the next. So
 //!   what is left to apply is all there was after the published state, or more of what no flush has covered.
 //! * Applying twice is the same as applying once.
+//! * A group that is gone without having been published is noticed: the one after it says up to which generation those
+//!   before it go. Only the end of the log has none after it; there a seal stands where older owners had one.
 
+use super::GroupId;
 use super::record::{Entry, Group};
 
 /// Groups that an owner has on their way at once, at most. Part of the format: the next owner seals what may still
@@ -49,13 +52,21 @@ pub enum ReplayError {
         /// Its newest generation.
         generation: u64,
     },
+    /// Groups with changes that are not published were removed or damaged.
+    #[error("what comes before record {sequence} of epoch {epoch} is missing, and not published")]
+    Missing {
+        /// The epoch of the group after the gap.
+        epoch: u64,
+        /// Its number.
+        sequence: u64,
+    },
 }
 
 /// A replay in progress.
 #[derive(Debug)]
 pub struct Replay {
     watermark: u64,
-    last: Option<(u64, u64)>,
+    last: Option<GroupId>,
     newest_generation: u64,
 }
 
@@ -69,16 +80,24 @@ impl Replay {
         }
     }
 
-    /// What to apply of the next group.
+    /// What to apply of the next group or seal, which is stored as `id`.
     ///
     /// # Errors
     /// [`ReplayError`]: nothing of the log may be trusted then.
-    pub fn next(&mut self, group: Group) -> Result<Vec<Entry>, ReplayError> {
-        let (epoch, sequence) = (group.epoch, group.sequence);
-        if self.last.is_some_and(|last| last >= (epoch, sequence)) {
+    pub fn next(&mut self, id: GroupId, group: Group) -> Result<Vec<Entry>, ReplayError> {
+        let GroupId { epoch, sequence } = id;
+        let before = self.last;
+        if before.is_some_and(|before| before >= id) {
             return Err(ReplayError::OutOfOrder { epoch, sequence });
         }
-        self.last = Some((epoch, sequence));
+        self.last = Some(id);
+        if group.is_seal {
+            return Ok(Vec::new());
+        }
+        let is_next = before.is_some_and(|b| (b.epoch, b.sequence + 1) == (epoch, sequence));
+        if !is_next && group.after_generation > self.watermark {
+            return Err(ReplayError::Missing { epoch, sequence });
+        }
         let generation = group.newest_generation();
         if generation > self.watermark && generation < self.newest_generation {
             return Err(ReplayError::GenerationFell {
@@ -107,6 +126,11 @@ mod tests {
     use super::*;
     use crate::log::record::Content;
 
+    fn next(replay: &mut Replay, group: Group) -> Result<Vec<Entry>, ReplayError> {
+        let (epoch, sequence) = (group.epoch, group.sequence);
+        replay.next(GroupId { epoch, sequence }, group)
+    }
+
     fn group(epoch: u64, sequence: u64, generations: &[u64]) -> Group {
         let entries = generations.iter().map(|&generation| Entry {
             generation,
@@ -114,6 +138,7 @@ mod tests {
             content: Content::Zero { len_bytes: 1 },
         });
         Group {
+            is_seal: false,
             entries: entries.collect(),
             ..Group::seal(Uuid::nil(), epoch, sequence)
         }
@@ -123,12 +148,12 @@ mod tests {
     fn only_generations_above_the_watermark_are_applied() {
         let mut replay = Replay::new(4);
         let mut generations = |g| -> Vec<u64> {
-            let entries = replay.next(g).unwrap();
+            let entries = next(&mut replay, g).unwrap();
             entries.into_iter().map(|e| e.generation).collect()
         };
         assert_eq!(generations(group(1, 7, &[3, 4])), [0u64; 0]);
         assert_eq!(generations(group(1, 8, &[4, 5])), [5]);
-        assert_eq!(generations(group(1, 9, &[])), [0u64; 0], "a seal");
+        assert_eq!(generations(group(1, 9, &[])), [0u64; 0], "nothing");
         assert_eq!(generations(group(2, 1, &[6])), [6]);
         assert_eq!(replay.newest_generation(), 6);
     }
@@ -136,14 +161,51 @@ mod tests {
     #[test]
     fn a_log_out_of_order_is_refused() {
         let mut replay = Replay::new(0);
-        replay.next(group(2, 3, &[5])).unwrap();
+        next(&mut replay, group(2, 3, &[5])).unwrap();
         let (epoch, sequence) = (2, 3);
         assert_eq!(
-            replay.next(group(2, 3, &[5])),
+            next(&mut replay, group(2, 3, &[5])),
             Err(ReplayError::OutOfOrder { epoch, sequence })
         );
-        let error = replay.next(group(2, 4, &[4])).unwrap_err();
+        let error = next(&mut replay, group(2, 4, &[4])).unwrap_err();
         assert!(error.to_string().contains("record 4 of epoch 2"), "{error}");
+    }
+
+    /// Group 3 of generation 5 is gone: harmless when that is published, or a seal stands there (it was never
+    /// acknowledged then).
+    #[test]
+    fn a_missing_group_is_noticed_unless_it_was_published() {
+        let after = |sequence, after_generation| Group {
+            after_generation,
+            ..group(1, sequence, &[6])
+        };
+        for (watermark, is_sealed, is_refused) in [
+            (4, false, true),
+            (5, false, false),
+            (4, true, false),
+            (6, false, false),
+        ] {
+            let mut replay = Replay::new(watermark);
+            next(&mut replay, group(1, 2, &[5])).unwrap();
+            if is_sealed {
+                let (epoch, sequence) = (1, 3);
+                let seal = Group::seal(Uuid::nil(), 2, sequence);
+                assert_eq!(replay.next(GroupId { epoch, sequence }, seal), Ok(Vec::new()));
+            }
+            let refused = ReplayError::Missing {
+                epoch: 1,
+                sequence: 4,
+            };
+            let first = next(&mut replay, after(4, 5));
+            assert_eq!(
+                first.as_ref().err(),
+                is_refused.then_some(&refused),
+                "{watermark} {is_sealed}"
+            );
+        }
+        // Of the first groups, too.
+        assert!(next(&mut Replay::new(4), after(2, 5)).is_err());
+        assert!(next(&mut Replay::new(4), after(2, 4)).is_ok());
     }
 
     #[test]

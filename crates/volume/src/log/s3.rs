@@ -29,32 +29,49 @@ pub struct S3Log {
     store: Store,
     volume_id: Uuid,
     epoch: u64,
+    is_given_up: bool,
     found: Vec<GroupId>,
     first_sequence: u64,
     /// Groups stored, with the highest generation of each. Those found count as 0: they are removed with the first.
     stored: Mutex<BTreeMap<GroupId, u64>>,
+    /// Seals seen in older owners' parts.
+    seals: Mutex<BTreeSet<GroupId>>,
 }
 
 impl S3Log {
-    /// Seals what older owners left and begins this owner's part.
+    /// Seals what older owners left and begins this owner's part. With `is_given_up` nothing of what they left is needed,
+    /// so damage is no reason to stop.
     ///
     /// # Errors
     /// [`VolumeError::InvalidInput`] for the log of another volume, [`VolumeError::Fenced`] when a later owner has it.
-    pub async fn open(store: Store, volume_id: Uuid, epoch: u64) -> Result<Self, VolumeError> {
+    pub async fn open(
+        store: Store,
+        volume_id: Uuid,
+        epoch: u64,
+        is_given_up: bool,
+    ) -> Result<Self, VolumeError> {
         let mut log = Self {
             store,
             volume_id,
             epoch,
+            is_given_up,
             found: Vec::new(),
             first_sequence: 0,
             stored: Mutex::default(),
+            seals: Mutex::default(),
         };
         for _ in 0..SEAL_ROUNDS_MAX {
-            let found = log.list().await?;
-            if let Some(own_last) = log.seal(&found).await? {
-                log.begin(own_last).await?;
-                log.found = log.list().await?;
-                // Seals stay until the log is cleared.
+            let mut found = log.list().await?;
+            if let Some(own_last) = log.seal(&mut found).await? {
+                let own_seal = log.begin(own_last).await?;
+                // What has arrived since lies beyond a seal: nobody can acknowledge it, and the gap before it is no
+                // damage. It is read only because it may tell that another volume has begun its log here.
+                for id in log.list().await? {
+                    if id != own_seal && found.binary_search(&id).is_err() {
+                        log.read(id).await?;
+                    }
+                }
+                log.found = found;
                 return Ok(log);
             }
         }
@@ -71,13 +88,20 @@ impl S3Log {
         list(&self.store).await
     }
 
-    /// Seals every part. `None` when an older owner was faster somewhere; else the last number of this epoch's part.
-    async fn seal(&self, found: &[GroupId]) -> Result<Option<u64>, VolumeError> {
+    /// Seals every part, and adds the seals to `found`. `None` when an older owner was faster somewhere; else the last
+    /// number of this epoch's part.
+    async fn seal(&self, found: &mut Vec<GroupId>) -> Result<Option<u64>, VolumeError> {
         let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for id in found {
+        for id in found.iter() {
             parts.entry(id.epoch).or_default().push(id.sequence);
         }
-        if let Some((&later, _)) = parts.range(self.epoch + 1..).next() {
+        if let Some((&later, numbers)) = parts.range(self.epoch + 1..).next() {
+            // It may be the log of another volume.
+            let id = GroupId {
+                epoch: later,
+                sequence: numbers[0],
+            };
+            self.read(id).await?;
             return Err(VolumeError::Fenced {
                 reason: format!(
                     "a later server (epoch {later}, this one is {}) has the log",
@@ -89,52 +113,70 @@ impl S3Log {
         for (epoch, numbers) in parts {
             let Some(&last) = numbers.last() else { continue };
             // Before anything is written: it may be the log of another volume, with a server of its own.
-            let tail = self
-                .read(GroupId {
-                    epoch,
-                    sequence: last,
-                })
-                .await?;
-            if tail.is_seal && tail.epoch > epoch {
-                continue;
+            let id = GroupId {
+                epoch,
+                sequence: last,
+            };
+            match self.read(id).await {
+                Ok(tail) if tail.is_seal && tail.epoch > epoch => continue,
+                Err(VolumeError::Corrupt { .. }) if self.is_given_up => {}
+                tail => drop(tail?),
             }
             for sequence in numbers_to_seal(&numbers) {
-                if !self.create_seal(GroupId { epoch, sequence }).await? {
+                let id = GroupId { epoch, sequence };
+                if !self.create_seal(id).await? {
                     return Ok(None);
                 }
+                found.push(id);
             }
             if epoch == self.epoch {
                 own_last = last + 1;
             }
         }
+        found.sort_unstable();
         Ok(Some(own_last))
     }
 
-    /// Begins this owner's part, beyond what an owner of the same epoch may still have on its way.
-    async fn begin(&mut self, own_last: u64) -> Result<(), VolumeError> {
+    /// Begins this owner's part, beyond what an owner of the same epoch may still have on its way; returns its seal.
+    async fn begin(&mut self, own_last: u64) -> Result<GroupId, VolumeError> {
         let sequence = if own_last == 0 {
             1
         } else {
             own_last + IN_FLIGHT_MAX
         };
         let epoch = self.epoch;
-        if !self.create_seal(GroupId { epoch, sequence }).await? {
+        let id = GroupId { epoch, sequence };
+        if !self.create_seal(id).await? {
             return Err(VolumeError::Fenced {
                 reason: format!("another server has just opened the log at {}", self.store.url),
             });
         }
         self.first_sequence = sequence + 1;
-        Ok(())
+        Ok(id)
     }
 
     /// `false` when there is something under this number.
     async fn create_seal(&self, id: GroupId) -> Result<bool, VolumeError> {
         let seal = Group::seal(self.volume_id, self.epoch, id.sequence).encode();
         match self.store.put_create_only(&key(&self.store, id), seal).await {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                self.note_seal(id);
+                Ok(true)
+            }
             Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
             Err(e) => Err(e.into()),
         }
+    }
+
+    fn note_seal(&self, id: GroupId) {
+        if id.epoch < self.epoch {
+            self.seals.lock().insert(id);
+        }
+    }
+
+    async fn remove(&self, ids: &[GroupId]) -> Result<(), VolumeError> {
+        let keys: Vec<String> = ids.iter().map(|id| key(&self.store, *id)).collect();
+        Ok(self.store.delete_keys(&keys).await?)
     }
 
     fn corrupt(&self, id: GroupId, reason: impl ToString) -> VolumeError {
@@ -229,8 +271,9 @@ impl LogStore for S3Log {
             let reason = format!("it calls itself {} of epoch {}", group.sequence, group.epoch);
             return Err(self.corrupt(id, reason));
         }
-        if !group.is_seal {
-            self.stored.lock().insert(id, group.newest_generation());
+        match group.is_seal {
+            true => self.note_seal(id),
+            false => drop(self.stored.lock().insert(id, group.newest_generation())),
         }
         Ok(group)
     }
@@ -280,30 +323,28 @@ impl LogStore for S3Log {
                 .map(|(id, _)| *id)
                 .collect()
         };
-        let keys: Vec<String> = old.iter().map(|id| key(&self.store, *id)).collect();
-        self.store.delete_keys(&keys).await?;
-        debug!("{} groups removed from the log", keys.len());
+        self.remove(&Vec::from_iter(old.iter().copied())).await?;
+        debug!("{} groups removed from the log", old.len());
         self.stored.lock().retain(|id, _| !old.contains(id));
         Ok(())
     }
 
     async fn remove_found(&self) -> Result<(), VolumeError> {
-        let own_seal = GroupId {
-            epoch: self.epoch,
-            sequence: self.first_sequence - 1,
-        };
-        let found = self.found.iter().filter(|id| **id != own_seal);
-        let keys: Vec<String> = found.map(|id| key(&self.store, *id)).collect();
+        let mut found = self.found.clone();
+        found.retain(|id| !self.seals.lock().contains(id));
         self.stored.lock().clear();
-        Ok(self.store.delete_keys(&keys).await?)
+        self.remove(&found).await
     }
 
-    async fn clear(&self) -> Result<(), VolumeError> {
-        let removed = remove_all(&self.store, self.volume_id).await?;
-        if removed == 0 {
+    async fn clear(&self, is_older_alive: bool) -> Result<(), VolumeError> {
+        let mut all = self.list().await?;
+        if all.is_empty() {
             warn!("the log at {} was removed while it was in use", self.store.url);
         }
-        Ok(())
+        if is_older_alive {
+            all.retain(|id| !self.seals.lock().contains(id));
+        }
+        self.remove(&all).await
     }
 }
 

@@ -26,7 +26,7 @@ impl Fixture {
     }
 
     async fn open(&self, epoch: u64) -> Result<S3Log, VolumeError> {
-        S3Log::open(self.store.clone(), self.volume_id, epoch).await
+        S3Log::open(self.store.clone(), self.volume_id, epoch, false).await
     }
 
     fn group(&self, epoch: u64, sequence: u64, generation: u64) -> EncodedGroup {
@@ -135,7 +135,7 @@ async fn the_log_of_another_volume_is_refused_and_left_as_it_is() {
     let f = Fixture::new().await;
     let log = f.open(1).await.unwrap();
     let before = f.keys().await;
-    let error = S3Log::open(f.store.clone(), Uuid::from_u128(43), 1)
+    let error = S3Log::open(f.store.clone(), Uuid::from_u128(43), 1, false)
         .await
         .unwrap_err();
     let text = error.to_string();
@@ -171,8 +171,55 @@ async fn only_published_groups_are_removed_and_in_the_end_everything() {
     );
     log.trim(9, first + 4).await.unwrap();
     assert_eq!(left().await, [first + 4], "the newest tells where the log ends");
-    log.clear().await.unwrap();
+    log.clear(false).await.unwrap();
     assert_eq!(f.keys().await, ["notes.txt"]);
+}
+
+/// Invariant L1: after the clean end of an owner that took over by force, a paused one wakes up.
+#[tokio::test]
+async fn an_owner_that_may_be_alive_stays_shut_out_of_a_log_that_is_cleared() {
+    let f = Fixture::new().await;
+    let older = f.open(1).await.unwrap();
+    let first = older.first_sequence();
+    // The first of two on their way has not arrived.
+    older.append(&f.group(1, first + 1, 1)).await.unwrap();
+    let newer = f.open(2).await.unwrap();
+    newer
+        .append(&f.group(2, newer.first_sequence(), 9))
+        .await
+        .unwrap();
+    newer.clear(true).await.unwrap();
+    for n in [first, first + 2] {
+        assert!(is_fenced(&older.append(&f.group(1, n, 1)).await), "{n}");
+    }
+    assert_eq!(
+        f.keys().await.len(),
+        2,
+        "the seals and nothing else: {:?}",
+        f.keys().await
+    );
+    // So is it for the next one, who finds them.
+    f.open(3).await.unwrap().clear(true).await.unwrap();
+    assert!(is_fenced(&older.append(&f.group(1, first + 2, 1)).await));
+    f.open(4).await.unwrap().clear(false).await.unwrap();
+    assert!(f.keys().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_damaged_last_record_is_in_the_way_only_of_those_who_need_it() {
+    let f = Fixture::new().await;
+    let log = f.open(1).await.unwrap();
+    let id = GroupId {
+        epoch: 1,
+        sequence: log.first_sequence(),
+    };
+    log.append(&f.group(1, id.sequence, 1)).await.unwrap();
+    f.store.put(&key(&f.store, id), "damaged").await.unwrap();
+    assert!(matches!(f.open(2).await, Err(VolumeError::Corrupt { .. })));
+    let resigned = S3Log::open(f.store.clone(), f.volume_id, 3, true).await.unwrap();
+    resigned.remove_found().await.unwrap();
+    assert!(!f.keys().await.contains(&"0000000001/0000000002".to_owned()));
+    f.open(4).await.unwrap();
 }
 
 #[tokio::test]

@@ -33,6 +33,9 @@ impl Volume {
         store_options: &StoreOptions,
         options: &VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
+        if !options.read_only {
+            log_open::check_unlocked(options.wal_url.as_ref()).await?;
+        }
         let begun = match begin_sighted(url, store_options, options).await? {
             Some(begun) => begun,
             None => {
@@ -185,7 +188,7 @@ async fn open_owned(
     let watermark = recorded.max(begun.least_watermark);
     let mut parts = Parts::default();
     let mut catalogue = None;
-    let generation = match &begun.log {
+    parts.first_generation = match &begun.log {
         Some(log) => {
             let owner = DriverLog {
                 store: log.store.clone(),
@@ -195,17 +198,17 @@ async fn open_owned(
             let (generation, recorder) = replay(store, options, log, &owner, &engine, watermark).await?;
             parts.recorder = Some(Arc::new(recorder));
             parts.log = Some(owner);
-            generation
+            // The replay has gone beyond what an older owner may have on its way to the log.
+            generation + 1
         }
         None => {
             let started = Catalogue::start(store.clone(), epoch);
             parts.recorder = Some(started.clone());
             catalogue = Some(started);
-            watermark
+            // An older owner may have used two more than it recorded.
+            watermark + 3
         }
     };
-    // An older owner may have used two more than it recorded.
-    parts.first_generation = generation + 3;
     let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
     volume.catalogue = catalogue;
     volume.log = begun.log;

@@ -50,6 +50,8 @@ pub(super) struct Appender {
     commands: Commands,
     /// Groups on their way.
     groups: HashMap<u64, EncodedGroup>,
+    /// The newest generation in a group so far.
+    newest: u64,
     /// The last number below which no group is missing.
     acknowledged: u64,
     /// When the groups that a replay would need were made, with the newest generation of each.
@@ -64,6 +66,7 @@ impl Appender {
             log,
             commands,
             groups: HashMap::new(),
+            newest: 0,
             acknowledged,
             made: VecDeque::new(),
             failures: 0,
@@ -100,16 +103,15 @@ impl Appender {
             return Snapshot::Nothing { behind };
         }
         let group = Group {
+            is_seal: false,
+            after_generation: self.newest,
             entries,
             ..Group::seal(self.log.volume_id, self.log.epoch, sequence)
         };
         let newest = GenerationId(group.newest_generation());
-        let bytes = Group {
-            is_seal: false,
-            ..group
-        }
-        .encode();
-        let len_bytes = bytes.len() as u64;
+        self.newest = newest.0;
+        let bytes = group.encode();
+        let len_bytes = self.log.store.stored_bytes(bytes.len() as u64);
         let encoded = EncodedGroup {
             sequence,
             newest_generation: newest.0,

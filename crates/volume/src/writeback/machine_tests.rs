@@ -6,15 +6,18 @@
 //!
 //! * *L1*: whoever acknowledges a flush, the owner or an older one, what it covers is in the state that the newest
 //!   owner sees: never is a flush acknowledged past a gap, or after the log was sealed.
-//! * *L2*: after a crash at any step and a replay, no cell has a number older than a flush has covered.
+//! * *L2*: after a crash at any step and a replay, no cell has a number older than a flush has covered, and none has
+//!   one that an older owner sent and the owner did not show: nobody's late writes come back over what clients read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::log::GroupId;
 use crate::log::group_commit::{AppendEnd, Snapshot};
-use crate::log::replay::{IN_FLIGHT_MAX, numbers_to_seal};
+use crate::log::record::{Content, Entry, Group};
+use crate::log::replay::{IN_FLIGHT_MAX, Replay, numbers_to_seal};
 use crate::writeback::state::{FlushAnswer, PublishEnd};
 
 type Cells = BTreeMap<u8, u64>;
@@ -67,12 +70,27 @@ enum ZombieStep {
 struct Record {
     is_seal: bool,
     owner: u32,
+    after: GenerationId,
     entries: Vec<(GenerationId, u8, u64)>,
 }
 
 impl Record {
     fn newest(&self) -> GenerationId {
         self.entries.iter().map(|e| e.0).max().unwrap_or(GenerationId(0))
+    }
+
+    fn group(&self, sequence: u64) -> Group {
+        let entries = self.entries.iter().map(|(generation, cell, value)| Entry {
+            generation: generation.0,
+            offset_bytes: u64::from(*cell),
+            content: Content::Data(value.to_le_bytes().to_vec().into()),
+        });
+        Group {
+            is_seal: self.is_seal,
+            after_generation: self.after.0,
+            entries: entries.collect(),
+            ..Group::seal(uuid::Uuid::nil(), 0, sequence)
+        }
     }
 }
 
@@ -105,6 +123,7 @@ struct Owner {
     frozen_unlogged: BTreeSet<u8>,
     is_frozen_bulk: bool,
     groups: BTreeMap<u64, Record>,
+    newest: GenerationId,
     appends: Vec<u64>,
     append_retries: Vec<u64>,
     /// Whether a publish is under way, and whether only its watermark is missing.
@@ -132,6 +151,7 @@ impl Owner {
             frozen_unlogged: BTreeSet::new(),
             is_frozen_bulk: false,
             groups: BTreeMap::new(),
+            newest: GenerationId(0),
             appends: Vec::new(),
             append_retries: Vec::new(),
             is_publishing: false,
@@ -239,6 +259,7 @@ impl Owner {
         let record = Record {
             is_seal: false,
             owner: self.id,
+            after: std::mem::replace(&mut self.newest, newest),
             entries,
         };
         self.groups.insert(sequence, record);
@@ -339,6 +360,9 @@ struct World {
     written: u64,
     owners: u32,
     promised: Cells,
+    /// What the owner showed when it was opened, and what was written to it since.
+    shown: Cells,
+    own: BTreeSet<u64>,
 }
 
 impl World {
@@ -353,6 +377,8 @@ impl World {
             written: 0,
             owners: 0,
             promised: Cells::new(),
+            shown: Cells::new(),
+            own: BTreeSet::new(),
         }
     }
 
@@ -382,6 +408,7 @@ impl World {
         let acknowledged = match step {
             Step::Write(cell) => {
                 self.written += 1;
+                self.own.insert(self.written);
                 owner.write(cell, self.written)
             }
             Step::Flush => owner.flush(),
@@ -485,6 +512,15 @@ impl World {
                 visible.get(cell)
             );
         }
+        for (cell, value) in &visible {
+            assert!(
+                self.own.contains(value) || self.shown.get(cell) == Some(value),
+                "L2: cell {cell} has {value} of an older owner, the last one showed {:?}",
+                self.shown.get(cell)
+            );
+        }
+        self.shown = visible;
+        self.own.clear();
     }
 
     /// `None` when it was killed after `steps` requests.
@@ -497,10 +533,12 @@ impl World {
             left > 0
         };
         self.store.owner = id;
-        loop {
-            let found: Vec<u64> = self.store.log.keys().copied().collect();
+        // What arrives after the listing beyond the seal is not looked at: nobody could have acknowledged it.
+        let found = loop {
+            let mut found: Vec<u64> = self.store.log.keys().copied().collect();
             let mut is_changed = false;
-            for sequence in numbers_to_seal(&found) {
+            let to_seal = numbers_to_seal(&found);
+            for &sequence in &to_seal {
                 is_changed |= !self.store.create(sequence, &seal(id));
                 if !alive() {
                     return None;
@@ -513,20 +551,25 @@ impl World {
                 }
             }
             if !is_changed {
-                break;
+                found.extend(to_seal);
+                break BTreeSet::from_iter(found);
             }
-        }
+        };
         let watermark = self.store.watermark;
         let mut replayed = Cells::new();
-        let mut newest = watermark;
-        for record in self.store.log.values() {
-            newest = newest.max(record.newest().0);
-            for (generation, cell, value) in &record.entries {
-                if generation.0 > watermark {
-                    replayed.insert(*cell, *value);
-                }
+        let mut replay = Replay::new(watermark);
+        for (&sequence, record) in self.store.log.iter().filter(|(s, _)| found.contains(s)) {
+            let id = GroupId { epoch: 0, sequence };
+            let entries = replay.next(id, record.group(sequence));
+            for entry in entries.expect("L2: a sound log is never refused") {
+                let Content::Data(value) = &entry.content else {
+                    unreachable!("numbers are data")
+                };
+                let value = u64::from_le_bytes(value[..].try_into().expect("a number"));
+                replayed.insert(entry.offset_bytes as u8, value);
             }
         }
+        let newest = replay.newest_generation();
         if !alive() {
             return None;
         }
@@ -534,12 +577,13 @@ impl World {
         if !alive() {
             return None;
         }
-        self.store.watermark = newest + 1;
+        // Whatever older owners still have on their way is not above it: two generations beyond theirs at most.
+        self.store.watermark = newest + 2;
         // Beyond what an older owner may still have on its way, which would take the place of a record of ours.
         let start = self.store.log.keys().last().expect("sealed") + IN_FLIGHT_MAX;
         assert!(self.store.create(start, &seal(id)));
         let next_sequence = start + 1;
-        let mut owner = Owner::new(id, GenerationId(newest + 2), next_sequence, self.depth);
+        let mut owner = Owner::new(id, GenerationId(newest + 3), next_sequence, self.depth);
         owner.acknowledged = next_sequence - 1;
         Some(owner)
     }
@@ -572,6 +616,7 @@ fn seal(owner: u32) -> Record {
     Record {
         is_seal: true,
         owner,
+        after: GenerationId(0),
         entries: Vec::new(),
     }
 }

@@ -1,0 +1,31 @@
+"""Writes of 4 KiB, each with its flush, of 16 clients at once beside those of one, with a log.
+
+The bound is for the log on S3. How much a group saves in a journal hangs on the disk: where a sync takes 0.2 ms, as on
+many virtual ones, one client is served so fast that two cores cannot carry ten times as many.
+"""
+
+from harness.loads import MIB, fio
+from harness.report import Row, Target
+
+AREA_BYTES = 64 * MIB
+CLIENTS = 16
+
+
+def run(bench):
+    def load(server, clients):
+        job = dict(rw="randwrite", bs="4k", iodepth=1, size=AREA_BYTES, fsync=1, numjobs=clients)
+        return fio(server.uri, **job, time_based=1, runtime=bench.seconds(8))
+
+    def ceiling(server):
+        return load(server, CLIENTS).iops()
+
+    memory = bench.memory_ceiling("wal_group", AREA_BYTES, ceiling)
+    rows = []
+    for kind, url in bench.wal_urls().items():
+        with bench.volume(AREA_BYTES) as volume, volume.serve(backend_wal_url=url) as server:
+            one = load(server, 1)
+            many, cost = bench.measure(server, lambda server: load(server, CLIENTS))
+        target = Target("raw", at_least=10) if kind == "S3 log" else None
+        measure = f"flushes a second, {CLIENTS} clients beside one"
+        rows.append(Row(measure, many.iops(), memory, one.iops(), target, cost, variant=kind))
+    return rows
