@@ -8,10 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use hypernbd_volume::Volume;
+use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::durability::Durability;
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
-use hypernbd_volume::store::ETag;
-use hypernbd_volume::{Volume, admin};
 use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
@@ -38,8 +38,8 @@ fn shared() -> MutexGuard<'static, Option<Shared>> {
     SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// A lease that was watched before the fork and not seen to be renewed, so that the open need not watch it again.
-static EXPIRED_LEASE: OnceCell<ETag> = OnceCell::new();
+/// What was seen of the volume before the fork, so that the open need not look, or watch its lease, again.
+static SIGHTING: OnceCell<Sighting> = OnceCell::new();
 
 /// Before the fork: finds the volume and looks whether another server holds it, so that what is wrong is said on the
 /// terminal. The runtime for it is gone on return, since threads do not survive a fork.
@@ -53,11 +53,11 @@ pub fn check_volume() -> Result<()> {
         read_only: nbdkit_ext::is_read_only_server(),
         ..config.volume.clone()
     };
-    let expired = runtime
+    let seen = runtime
         .block_on(admin::check_servable(&config.url, &config.store, &options))
         .map_err(in_errno)?;
-    if let Some(expired) = expired {
-        let _ = EXPIRED_LEASE.set(expired);
+    if let Some(seen) = seen {
+        let _ = SIGHTING.set(seen);
     }
     Ok(())
 }
@@ -107,7 +107,7 @@ pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
                 read_only: readonly,
                 ..config.volume.clone()
             };
-            options.lease.known_expired = EXPIRED_LEASE.get().cloned();
+            options.lease.sighting = SIGHTING.get().cloned();
             let open = Volume::open(&config.url, &config.store, &options);
             *slot = Some(shared.runtime.block_on(open).map_err(in_errno)?);
         }

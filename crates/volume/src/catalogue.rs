@@ -178,7 +178,7 @@ impl CatalogueEntry {
 
 /// Makes sure that the newest published checkpoint has an entry, and returns the generation it says is published. An
 /// entry is missing when the server that published was killed before it could write it; the one added then says no more
-/// than the entry before it did.
+/// than the entry before it did. `seen` is an entry that was loaded before, perhaps that one.
 ///
 /// # Errors
 /// When the store fails.
@@ -187,9 +187,13 @@ pub async fn take_up(
     newest: Checkpoint,
     modified_ms: u64,
     epoch: u64,
+    seen: Option<CatalogueEntry>,
 ) -> Result<u64, VolumeError> {
     if newest.cno == 0 {
         return Ok(0);
+    }
+    if let Some(entry) = seen.filter(|seen| seen.cno == newest.cno) {
+        return Ok(entry.generation);
     }
     loop {
         if let Some(entry) = load_entry(store, newest.cno).await? {
@@ -238,7 +242,11 @@ async fn generation_before(store: &Store, cno: u64) -> Result<u64, VolumeError> 
     }
 }
 
-async fn load_entry(store: &Store, cno: u64) -> Result<Option<CatalogueEntry>, VolumeError> {
+/// The entry of a checkpoint, if there is one. Entries never change.
+///
+/// # Errors
+/// When the store fails, or the entry is not one.
+pub(crate) async fn load_entry(store: &Store, cno: u64) -> Result<Option<CatalogueEntry>, VolumeError> {
     let key = store.meta_key(&entry_name(cno));
     let Some((body, _)) = store.get(&key).await? else {
         return Ok(None);

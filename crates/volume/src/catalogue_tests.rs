@@ -39,12 +39,12 @@ async fn watermarks(store: &Store, epoch: u64) -> Watermarks {
 #[tokio::test]
 async fn an_entry_added_later_says_no_more_than_the_one_before() {
     let (_dir, store) = store().await;
-    assert_eq!(take_up(&store, checkpoint(0), 0, 1).await.unwrap(), 0);
+    assert_eq!(take_up(&store, checkpoint(0), 0, 1, None).await.unwrap(), 0);
     let watermarks = watermarks(&store, 1).await;
     watermarks.published(5, Some(checkpoint(3))).await.unwrap();
     watermarks.published(6, Some(checkpoint(4))).await.unwrap();
-    assert_eq!(take_up(&store, checkpoint(4), 0, 1).await.unwrap(), 6);
-    assert_eq!(take_up(&store, checkpoint(9), 0, 1).await.unwrap(), 6);
+    assert_eq!(take_up(&store, checkpoint(4), 0, 1, None).await.unwrap(), 6);
+    assert_eq!(take_up(&store, checkpoint(9), 0, 1, None).await.unwrap(), 6);
     let added = load_entry(&store, 9).await.unwrap().unwrap();
     assert!(added.is_repaired && added.generation == 6);
 }
@@ -60,7 +60,7 @@ async fn a_watermark_cannot_be_written_behind_the_next_owners_back() {
         .await
         .expect("its own, once more");
     older.published(6, None).await.unwrap();
-    assert_eq!(take_up(&store, checkpoint(4), 0, 1).await.unwrap(), 5);
+    assert_eq!(take_up(&store, checkpoint(4), 0, 1, None).await.unwrap(), 5);
     let _newer = watermarks(&store, 1).await;
     for checkpoint in [Some(checkpoint(4)), None] {
         let late = older.published(7, checkpoint).await;

@@ -282,7 +282,10 @@ impl Volume {
         }
         // Unpublished first: a publish in between moves blocks down into what is looked at second.
         let unpublished = self.overlay.block_runs(blocks.clone());
-        let published = self.runtime.block_on(self.engine.block_runs(blocks.clone()))?;
+        let published = match self.engine.block_runs_at_once(blocks.clone()) {
+            Some(published) => published,
+            None => self.runtime.block_on(self.engine.block_runs(blocks.clone()))?,
+        };
         let known_end = published.last().map_or(blocks.start, |(run, _)| run.end);
         let mut kinds = rangemap::RangeMap::new();
         for (run, is_data) in published {

@@ -23,7 +23,7 @@ def run(bench):
         job = dict(rw="randwrite", bs="4k", iodepth=16, size=size)
         return fio(server.uri, **job, time_based=1, runtime=seconds)
 
-    with bench.volume(size) as volume, volume.serve(write_buffer=WRITE_BUFFER_BYTES) as server:
+    with bench.volume(size) as volume, volume.serve(write_buffer=WRITE_BUFFER_BYTES, cache_memory=0) as server:
         with watched(server) as sizes:
             _, cost = bench.measure(server, load)
     half = len(sizes) // 2

@@ -1,6 +1,7 @@
 //! `info`: what a volume is.
 
 use hyperfile::config::HyperFileMetaConfig;
+use hyperfile::ondisk::InodeRaw;
 use serde::Serialize;
 
 use super::label;
@@ -53,18 +54,22 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
 /// [`info`] of a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
-    let (inode, _) = inode::load(store).await?;
-    let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
-        what: format!("the volume at {url}"),
-        reason: e.to_string(),
-    })?;
-    let label = label::load(store).await?;
-    let marker = marker::load(store).await?.map(|(marker, _)| marker);
-    let wal_url = marker.filter(|m| !m.is_clean).map(|m| m.url);
+    let (inode, label, lease, marker) = futures::join!(
+        inode::load(store),
+        label::load(store),
+        lease::load(store),
+        marker::load(store)
+    );
+    let (inode, _) = inode?;
+    let meta = meta_of(&inode, url)?;
+    let wal_url = marker?
+        .map(|(marker, _)| marker)
+        .filter(|m| !m.is_clean)
+        .map(|m| m.url);
     let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
     Ok(VolumeInfo {
         url: url.to_string(),
-        volume_id: label.map(|l| l.volume_id),
+        volume_id: label?.map(|l| l.volume_id),
         size_bytes: inode.i_size,
         block_size_bytes: meta.data_block_size as u32,
         format: format!("{:?}", meta.block_ptr_format),
@@ -74,6 +79,17 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         mapped_bytes: inode.i_blocks.saturating_mul(512),
         wal_url,
         durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
-        lease: lease::load(store).await?,
+        lease: lease?,
+    })
+}
+
+/// The container's geometry and format.
+///
+/// # Errors
+/// [`VolumeError::Corrupt`] when they are none that this release knows.
+pub(super) fn meta_of(inode: &InodeRaw, url: &VolumeUrl) -> Result<HyperFileMetaConfig, VolumeError> {
+    HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
+        what: format!("the volume at {url}"),
+        reason: e.to_string(),
     })
 }

@@ -7,25 +7,27 @@ use crate::lease::{self, Lease};
 use crate::log::open as log_open;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
-use crate::store::{self, ETag, Store};
+use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 
 mod create;
 mod delete;
 mod info;
 pub mod label;
+mod look;
 mod resize;
 pub mod wal;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, delete, delete_plan};
-pub(crate) use info::of_store as info_of;
 pub use info::{VolumeInfo, info};
+pub use look::Sighting;
+pub(crate) use look::{Looked, look};
 pub use resize::resize;
 
 /// Finds the volume and looks whether a server could open it now: for writing, unless `read_only`. Changes nothing of
 /// it; a store that was not probed yet is.
-/// Returns the lease that was watched, for [`LeaseOptions::known_expired`].
+/// Returns what was seen, for [`LeaseOptions::sighting`].
 ///
 /// # Errors
 /// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take the
@@ -34,21 +36,25 @@ pub async fn check_servable(
     url: &VolumeUrl,
     store_options: &StoreOptions,
     options: &VolumeOptions,
-) -> Result<Option<ETag>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
-    info_of(&store).await?;
+) -> Result<Option<Sighting>, VolumeError> {
+    let looked = look(url, store_options).await?;
     if options.read_only {
         return Ok(None);
     }
+    looked.ensure_safe(store_options.allow_unsafe).await?;
+    let sighting = looked.sighting();
+    let Looked {
+        store, lease, marker, ..
+    } = looked;
     log_open::check(
-        &store,
+        marker?.as_ref(),
         store_options,
         options.wal_url.as_ref(),
         options.discard_wal,
     )
     .await?;
-    store::probe::ensure(&store, store_options.allow_unsafe).await?;
-    lease::probe(&store, &options.lease).await
+    let takeable = lease::probe(&store, &options.lease, lease).await?;
+    Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }
 
 /// Tries what a volume needs of the store at `url`, where no volume need be. Leaves nothing behind.
@@ -70,7 +76,8 @@ async fn take_lease(
 ) -> Result<Arc<Lease>, VolumeError> {
     store::probe::ensure(store, store_options.allow_unsafe).await?;
     let label = label::ensure(store).await?;
-    Lease::take(store, label.volume_id, options).await
+    let seen = lease::stored(store).await?;
+    Lease::take(store, label.volume_id, options, seen).await
 }
 
 /// Runs an engine operation, whose futures are not `Send`, on a thread of its own and waits for it.

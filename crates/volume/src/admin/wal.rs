@@ -30,7 +30,7 @@ pub struct WalInfo {
 /// [`VolumeError::NotFound`] when there is no volume; when the log's bucket cannot be reached.
 pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
-    super::info_of(&store).await?;
+    super::info::of_store(&store).await?;
     let log = marker::load(&store).await?.map(|(marker, _)| marker);
     let log = log.filter(|marker| !marker.is_clean);
     let records = match log.as_ref().map(|marker| VolumeUrl::parse(&marker.url)) {
@@ -88,7 +88,7 @@ pub async fn discard(
     lease_options: &LeaseOptions,
 ) -> Result<bool, VolumeError> {
     let store = store::connect(url, store_options).await?;
-    super::info_of(&store).await?;
+    super::info::of_store(&store).await?;
     if marker::load(&store).await?.is_none() {
         return Ok(false);
     }

@@ -1,6 +1,7 @@
 //! How this project opens Hyperfile containers: one configuration, for the engine and for the admin verbs.
 
 use std::io;
+use std::sync::Arc;
 
 use hyperfile::config::{
     FlushConflictPolicy, HyperFileConfig, HyperFileConfigBuilder, HyperFileMetaConfig, HyperFileRuntimeConfig,
@@ -24,9 +25,10 @@ pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
 /// Uploads of one publish: pieces of this size ...
 const UPLOAD_PIECE_BYTES: usize = 5 << 20;
 /// ... this many at once. Each is copied out of the generation while it is sent, so this bounds the extra memory.
-const UPLOADS_IN_FLIGHT: usize = 8;
-/// Index nodes of 4 KiB kept in memory: 24 MiB, the index of 6 GiB of data in 4 KiB blocks.
-const INDEX_NODES: usize = 6144;
+const UPLOADS_IN_FLIGHT: usize = 12;
+/// Index nodes of 4 KiB kept in memory for publishing: 8 MiB, the index of 2 GiB of data in 4 KiB blocks. Reads have
+/// their own.
+const INDEX_NODES: usize = 2048;
 /// A limit of the engine put out of reach: this project decides when to publish (hazards 1, 5, 6 and 7 of the
 /// engine: crossing one flushes inline, and rolls back what cannot be flushed).
 const OUT_OF_REACH: usize = 1 << 50;
@@ -80,12 +82,27 @@ pub async fn open(
 ) -> io::Result<(Container, S3Staging)> {
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
-    let staging = S3Staging::from(&store.client, config.staging.clone(), config.runtime.clone()).await?;
+    let staging = staging(store, &config);
     let seals = IndexSeals::new(store.clone());
     let loader = NodeLoader::new(store.clone(), seals, Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
     let container = Container::open(staging.clone(), loader, index_cache, config, flags).await?;
     Ok((container, staging))
+}
+
+/// What `S3Staging::from` makes, without its asking whether the inode exists: the open reads it next.
+fn staging(store: &Store, config: &HyperFileConfig) -> S3Staging {
+    S3Staging {
+        client: store.client.clone(),
+        bucket: store.bucket.clone(),
+        root_path: store.root.clone(),
+        root_path_slash: store.data_key(""),
+        inode_file: store.data_key("inode"),
+        config: config.staging.clone(),
+        runtime_config: config.runtime.clone(),
+        interceptor: None,
+        read_timing: Arc::default(),
+    }
 }
 
 /// No access times: with them every read would dirty the inode, and every flush would send it.

@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::index::Index;
+use super::index::{self, Index};
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
-use super::{Checkpoint, Engine, Ownership, SoleOwner};
+use super::{Checkpoint, Engine, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
@@ -48,6 +49,8 @@ pub struct HyperEngine {
 pub struct OpenState {
     /// The newest published checkpoint.
     pub newest: Checkpoint,
+    /// The state as it was stored.
+    pub stored: StoredState,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC.
     pub modified_ms: u64,
 }
@@ -63,10 +66,12 @@ impl HyperEngine {
         read_cache: ReadCache,
         is_read_only: bool,
     ) -> Result<(Self, OpenState), VolumeError> {
-        Self::open_owned(store, index_cache, read_cache, is_read_only, Arc::new(SoleOwner)).await
+        let ownership = Arc::new(SoleOwner);
+        Self::open_owned(store, index_cache, read_cache, is_read_only, ownership, None).await
     }
 
-    /// As [`Self::open`], of a container that others may take over.
+    /// As [`Self::open`], of a container that others may take over. `seen` is a state that was stored before this call.
+    /// When it is the one that is adopted, the ownership need not be asked for once more, and the index is warm.
     ///
     /// # Errors
     /// As [`Self::open`]; [`VolumeError::Fenced`] when it was taken over meanwhile.
@@ -76,6 +81,7 @@ impl HyperEngine {
         read_cache: ReadCache,
         is_read_only: bool,
         ownership: Arc<dyn Ownership>,
+        seen: Option<StoredState>,
     ) -> Result<(Self, OpenState), VolumeError> {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
@@ -84,7 +90,7 @@ impl HyperEngine {
             store: store.clone(),
             index_cache: index_cache.clone(),
             is_read_only,
-            ownership,
+            ownership: ownership.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("hypernbd-owner".into())
@@ -93,14 +99,31 @@ impl HyperEngine {
                 move || runtime.block_on(owner::run(owner, inbox, opened))
             })
             .map_err(|e| VolumeError::engine("starting the owner thread", e))?;
-        let opened = wait.await.map_err(|_| thread_ended())??;
+        // Adopt, then check (Invariant O1). Most often what is adopted was read before, and then this check, of now, is
+        // one that comes after. The owner ends with its requests, if one fails.
+        let early_check = async {
+            match seen {
+                Some(_) => ownership.check().await,
+                None => Ok(()),
+            }
+        };
+        let warming = seen.map(|seen| {
+            let warm = index::warm(store.clone(), index_cache.in_memory(), seen.root);
+            runtime.spawn(warm)
+        });
+        let (opened, early_check) = join!(wait, early_check);
+        let opened = opened.map_err(|_| thread_ended())??;
         let Opened {
             known,
             geometry,
-            staging,
             newest,
+            mark,
             modified_ms,
         } = opened;
+        let stored = StoredState {
+            mark,
+            root: known.lock().root,
+        };
         let seals = IndexSeals::new(store.clone());
         let index = Index::new(
             store.clone(),
@@ -109,10 +132,23 @@ impl HyperEngine {
             geometry,
             known.clone(),
         );
-        let reader = Reader::new(Objects(staging), read_cache, geometry.block_size());
+        let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
+        let reads = Reads::new(geometry, known, index, reader);
+        early_check?;
+        if seen != Some(stored) {
+            if let Some(warming) = warming {
+                // It need not even be of the same volume, if that one was deleted and made again.
+                warming.abort();
+                let _ = warming.await;
+                index_cache.clear_memory();
+            }
+            ownership.check().await?;
+        }
+        // What a client reads first: a partition table or a superblock.
+        runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
         let engine = Self {
             geometry,
-            reads: Reads::new(geometry, known, index, reader),
+            reads,
             runtime,
             requests,
             index_cache,
@@ -120,7 +156,12 @@ impl HyperEngine {
             sealing: Mutex::default(),
             thread: Mutex::new(Some(thread)),
         };
-        Ok((engine, OpenState { newest, modified_ms }))
+        let state = OpenState {
+            newest,
+            stored,
+            modified_ms,
+        };
+        Ok((engine, state))
     }
 
     async fn ask<R>(
@@ -163,6 +204,10 @@ impl Engine for HyperEngine {
 
     async fn block_runs(&self, blocks: Range<u64>) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
         self.reads.block_runs(blocks).await
+    }
+
+    fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        self.reads.block_runs_at_once(blocks)
     }
 
     async fn publish(&self, frozen: Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {

@@ -13,11 +13,13 @@ use btree_ondisk::bmap::BMap;
 use futures::FutureExt;
 use hyperfile::BlockPtr;
 use hyperfile::meta_format::BlockPtrFormat;
+use hyperfile::ondisk::InodeRaw;
 use parking_lot::Mutex;
 
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::loader::{NodeLoader, format_of};
+use super::mark::Mark;
 use super::node::NODE_BYTES;
 use super::object::object_of;
 use crate::error::VolumeError;
@@ -31,9 +33,26 @@ const LOOKUP_BLOCKS: u64 = 2048;
 const LOOKUP_BLOCKS_MAX: u64 = 64 * 1024;
 
 /// The root of a container's index, as its inode holds it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(8))]
 pub(super) struct Root(pub hyperfile::ondisk::BMapRawType);
+
+/// A state that was stored, as its inode says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredState {
+    /// What tells it from any other.
+    pub mark: Mark,
+    pub(super) root: Root,
+}
+
+impl StoredState {
+    pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
+        Self {
+            mark: Mark::of_inode(raw),
+            root: Root(raw.i_bmap),
+        }
+    }
+}
 
 /// What is known of the published state: changed by the owner alone, in one step with each publish.
 #[derive(Debug)]
@@ -51,6 +70,16 @@ pub(super) struct Index {
     geometry: Geometry,
     cache: IndexCache,
     loader: NodeLoader,
+}
+
+/// Brings the way to the first block into the memory of `cache`: most of it is the way to all other blocks.
+pub(super) async fn warm(store: Store, cache: IndexCache, root: Root) {
+    let seals = IndexSeals::new(store.clone());
+    let loader = NodeLoader::new(store, seals, Some(cache.clone()));
+    match BMap::<'_, u64, BlockPtr, BlockPtr, _, _>::read(&root.0, NODE_BYTES, loader, cache) {
+        Ok(tree) => drop(tree.lookup_batch(&[0]).await),
+        Err(e) => log::debug!("the index is not fetched ahead: {e}"),
+    }
 }
 
 /// A look-up under way; one that is given up is taken off the books.

@@ -76,6 +76,19 @@ impl IndexCache {
         })
     }
 
+    /// The part of it that is in memory, shared.
+    pub fn in_memory(&self) -> Self {
+        Self {
+            memory: self.memory.clone(),
+            disk: None,
+        }
+    }
+
+    /// Forgets what is in memory.
+    pub fn clear_memory(&self) {
+        self.memory.clear();
+    }
+
     /// Keeps a node that was fetched, unless it is kept already.
     pub fn keep(&self, pointer: u64, node: &[u8]) {
         if !self.memory.contains(&pointer) {

@@ -7,8 +7,8 @@ use super::container::Container;
 /// What tells one published state of the container from any other: its checkpoint number and the time of its last
 /// change, to the nanosecond, by the writer's clock. Two writers that publish the same number differ in the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mark {
-    /// Number of the newest checkpoint.
+pub struct Mark {
+    /// Number of the newest checkpoint; 0 before the first.
     pub cno: u64,
     mtime_s: i64,
     mtime_ns: i64,
@@ -16,7 +16,7 @@ pub(super) struct Mark {
 
 impl Mark {
     /// Of a stored inode.
-    pub(super) fn of_inode(raw: &InodeRaw) -> Self {
+    pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
         Self {
             cno: raw.i_last_cno,
             mtime_s: raw.i_mtime as i64,

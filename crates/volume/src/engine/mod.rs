@@ -30,6 +30,9 @@ mod reads;
 mod staging;
 pub(crate) mod touch;
 
+pub use index::StoredState;
+pub use mark::Mark;
+
 /// A published checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -94,6 +97,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Which of `blocks` hold data (`true`) and which read as zeros (`false`): contiguous runs from `blocks.start`,
     /// at least one block, perhaps not the whole range when finding out more would take long.
     async fn block_runs(&self, blocks: Range<u64>) -> Result<Vec<(Range<u64>, bool)>, VolumeError>;
+
+    /// As [`Engine::block_runs`], of the whole range, if that takes neither I/O nor waiting.
+    fn block_runs_at_once(&self, _blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        None
+    }
 
     /// Publishes a generation whose blocks are all complete. `None` when it changes nothing and nothing was sent.
     ///

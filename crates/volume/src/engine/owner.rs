@@ -8,7 +8,6 @@ use std::time::Instant;
 use futures::FutureExt;
 use hyperfile::block_source::BlockSource;
 use hyperfile::file::HyperTrait;
-use hyperfile::staging::s3::S3Staging;
 use log::{debug, info, warn};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -57,8 +56,8 @@ pub(super) struct Config {
 pub(super) struct Opened {
     pub known: Arc<Mutex<Published>>,
     pub geometry: Geometry,
-    pub staging: S3Staging,
     pub newest: Checkpoint,
+    pub mark: Mark,
     pub modified_ms: u64,
 }
 
@@ -81,7 +80,6 @@ impl BlockSource for FrozenSource {
 struct Owner {
     config: Config,
     geometry: Geometry,
-    staging: S3Staging,
     /// `None` after a panic inside the engine, until a recovery opens it anew.
     container: Option<Container>,
     /// The state published last, by this owner or before it.
@@ -93,7 +91,8 @@ struct Owner {
     known: Arc<Mutex<Published>>,
 }
 
-/// Opens the container, says how that went, and serves requests until told to close.
+/// Opens the container, says how that went, and serves requests until told to close. Who is told must check the ownership
+/// before the first request: what was opened is adopted by now.
 pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Request>, opened: Reply<Opened>) {
     let mut owner = match open(config).await {
         Ok((owner, modified_ms)) => {
@@ -101,8 +100,8 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
             let state = Opened {
                 known: owner.known.clone(),
                 geometry: owner.geometry,
-                staging: owner.staging.clone(),
                 newest,
+                mark: owner.published,
                 modified_ms,
             };
             if opened.send(Ok(state)).is_err() {
@@ -136,15 +135,12 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
 
 async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let url = config.store.url.to_string();
-    let (container, staging) =
-        container::open(&config.store, config.index_cache.clone(), config.is_read_only)
-            .await
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
-                _ => VolumeError::engine(format!("opening the volume at {url}"), e),
-            })?;
-    // Adopt, then check (Invariant O1).
-    config.ownership.check().await?;
+    let (container, _) = container::open(&config.store, config.index_cache.clone(), config.is_read_only)
+        .await
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
+            _ => VolumeError::engine(format!("opening the volume at {url}"), e),
+        })?;
     let stat = container.stat();
     let block_size = u32::try_from(stat.st_blksize)
         .ok()
@@ -167,7 +163,6 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         known: Arc::new(Mutex::new(known)),
         config,
         geometry,
-        staging,
         container: Some(container),
         published,
         attempted: Vec::new(),

@@ -4,14 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use hyperfile::staging::Staging;
-use hyperfile::staging::s3::S3Staging;
+use hyperfile::segment::Segment;
 use log::debug;
 use parking_lot::Mutex;
 
 use super::index::{Index, Published};
-use super::loader::NodeLoader;
 use super::object::segment_of;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
@@ -19,6 +16,7 @@ use crate::read::gate::Class;
 use crate::read::location::{Place, Run};
 use crate::read::reader::{ObjectSource, Reader, Stored};
 use crate::read::window::Windows;
+use crate::store::{Frames, Store};
 use crate::writeback::overlay::Frozen;
 
 /// Blocks looked up at least at a time, so that a stream of reads seldom needs a look-up.
@@ -45,22 +43,25 @@ struct Shared {
 }
 
 /// Objects of a container.
-pub(super) struct Objects(pub S3Staging);
+pub(super) struct Objects(pub Store);
 
 #[async_trait]
 impl ObjectSource for Objects {
-    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Bytes, VolumeError> {
-        let segment = segment_of(object);
-        let mut bytes = vec![0; len_bytes as usize];
-        let read =
-            Staging::<NodeLoader>::load_range(&self.0, segment, offset_bytes as usize, &mut bytes).await;
-        read.map_err(|e| {
+    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
+        let name = Segment::segid_to_staging_file_id(segment_of(object));
+        let failed = |e| {
             VolumeError::engine(
-                format!("reading {len_bytes} bytes at {offset_bytes} of object {segment}"),
+                format!("reading {len_bytes} bytes at {offset_bytes} of object {name}"),
                 e,
             )
-        })?;
-        Ok(bytes.into())
+        };
+        let read = self
+            .0
+            .get_frames(&self.0.data_key(&name), offset_bytes, len_bytes)
+            .await;
+        let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the object is missing");
+        read.map_err(|e| failed(std::io::Error::other(e)))?
+            .ok_or_else(|| failed(missing()))
     }
 }
 
@@ -196,7 +197,7 @@ impl Reads {
     }
 
     /// Brings a range into the cache.
-    pub(super) async fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+    async fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         if self.shared.reader.cache().memory_bytes() == 0 {
             return Ok(());
         }
@@ -224,8 +225,9 @@ impl Reads {
         (!ahead.is_empty()).then_some(ahead)
     }
 
-    /// Reads ahead what [`Self::note_read`] said.
+    /// Reads ahead, as far as the volume reaches.
     pub(super) async fn read_ahead(self, range: Range<u64>) {
+        let range = range.start..range.end.min(self.shared.geometry.size_bytes());
         if let Err(e) = self.bring(range.start, range.end - range.start).await {
             debug!("reading ahead at {}: {}", range.start, e.chain());
         }
@@ -236,10 +238,14 @@ impl Reads {
         blocks: Range<u64>,
     ) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
         let runs = self.locate(blocks, EXTENT_LOOKUPS).await?;
-        Ok(runs
-            .into_iter()
-            .map(|r| (r.blocks, r.place != Place::Nothing))
-            .collect())
+        Ok(runs.into_iter().map(is_data).collect())
+    }
+
+    /// As [`Self::block_runs`], of the whole range, if all of it is known.
+    pub(super) fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
+        let is_all = runs.last().is_some_and(|r| r.blocks.end >= blocks.end);
+        is_all.then(|| runs.into_iter().map(is_data).collect())
     }
 
     /// Puts what was just published into the cache, unless it is so much that it would drive out the rest.
@@ -268,4 +274,8 @@ impl Reads {
             }
         });
     }
+}
+
+fn is_data(run: Run) -> (Range<u64>, bool) {
+    (run.blocks, run.place != Place::Nothing)
 }

@@ -27,18 +27,25 @@ pub(crate) const NAME: &str = "lease";
 /// # Errors
 /// When the store fails or the lease is not one.
 pub async fn load(store: &Store) -> Result<Option<LeaseRecord>, VolumeError> {
-    Ok(read(store).await?.map(|stored| stored.record))
+    Ok(stored(store).await?.map(|stored| stored.record))
 }
 
-/// Whether the lease could be taken, by an open that comes later; changes nothing. May take the lease's duration, when
-/// its holder cannot be seen from here. Returns the lease that was watched, for
+/// Whether the lease `seen` just now could be taken, by an open that comes later; changes nothing. May take the lease's
+/// duration, when its holder cannot be seen from here. Returns the lease that was watched, for
 /// [`LeaseOptions::known_expired`], so that the open need not watch it again.
 ///
 /// # Errors
 /// [`VolumeError::Held`] when another server holds the volume.
-pub async fn probe(store: &Store, options: &LeaseOptions) -> Result<Option<ETag>, VolumeError> {
+pub async fn probe(
+    store: &Store,
+    options: &LeaseOptions,
+    seen: Option<Stored>,
+) -> Result<Option<ETag>, VolumeError> {
     let mut take = Take::new(take_options(options, String::new()));
-    match look(store, &mut take, TakeAction::Read { wait_ms: 0 }).await? {
+    match Looking::new(store, Some(seen))
+        .next(&mut take, FIRST_LOOK)
+        .await?
+    {
         TakeAction::Put { expected, .. } => Ok(expected),
         TakeAction::Refused { by, why } => Err(held(store, &by, why)),
         other => Err(VolumeError::Internal(format!("a look at the lease: {other:?}"))),
@@ -65,7 +72,8 @@ struct Release {
 }
 
 impl Lease {
-    /// Takes the lease, shuts older owners out of the container, and keeps the lease on the current runtime.
+    /// Takes the lease, shuts older owners out of the container, and keeps the lease on the current runtime. `seen` is
+    /// what was stored a moment ago.
     ///
     /// # Errors
     /// [`VolumeError::Held`] when another server holds the volume.
@@ -73,13 +81,48 @@ impl Lease {
         store: &Store,
         volume_id: String,
         options: &LeaseOptions,
+        seen: Option<Stored>,
     ) -> Result<Arc<Self>, VolumeError> {
         let options = take_options(options, volume_id);
         let held = HeldHere::new(&options.claim.token);
+        let taken = take(store, options, seen).await?;
+        Self::begin(store, taken, held).await
+    }
+
+    /// As [`Self::take`], with one request, if the lease is `seen` still and may be taken. `None` if not, or if that cannot
+    /// be told; then nothing is known.
+    pub(crate) async fn take_unchanged(
+        store: &Store,
+        volume_id: String,
+        options: &LeaseOptions,
+        seen: Stored,
+    ) -> Option<Arc<Self>> {
+        let options = take_options(options, volume_id);
+        let held = HeldHere::new(&options.claim.token);
+        let mut take = Take::new(options);
+        let found = TakeEvent::Found {
+            holder: host::liveness(&seen.record, &host::this_process()),
+            stored: seen,
+            now_ms: 0,
+        };
+        let TakeAction::Put { record, expected } = take.on(found) else {
+            return None;
+        };
+        let Put::Accepted(version) = put(store, &record, expected.as_ref()).await else {
+            return None;
+        };
+        match take.on(TakeEvent::PutAccepted(version)) {
+            TakeAction::Taken(taken) => Self::begin(store, taken, held).await.ok(),
+            _ => None,
+        }
+    }
+
+    /// From the moment that it is stored.
+    async fn begin(store: &Store, taken: Taken, held: HeldHere) -> Result<Arc<Self>, VolumeError> {
         let Taken {
             stored,
             is_after_release,
-        } = take(store, options).await?;
+        } = taken;
         info!(
             "holding the lease of {}, epoch {}",
             store.url, stored.record.epoch
@@ -145,7 +188,7 @@ impl Ownership for Lease {
         let reason = match known {
             Some(reason) => reason,
             None => {
-                let stored = read(&self.store).await?;
+                let stored = stored(&self.store).await?;
                 if stored
                     .as_ref()
                     .is_some_and(|s| s.record.token == self.record.token)
@@ -177,15 +220,16 @@ fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
             taken_ms,
         },
         takeover: options.takeover,
-        known_expired: options.known_expired.clone(),
+        known_expired: options.sighting.as_ref().map(|s| s.lease.version.clone()),
     }
 }
 
-async fn take(store: &Store, options: TakeOptions) -> Result<Taken, VolumeError> {
+async fn take(store: &Store, options: TakeOptions, seen: Option<Stored>) -> Result<Taken, VolumeError> {
     let mut take = Take::new(options);
-    let mut action = TakeAction::Read { wait_ms: 0 };
+    let mut looking = Looking::new(store, Some(seen));
+    let mut action = FIRST_LOOK;
     loop {
-        action = match look(store, &mut take, action).await? {
+        action = match looking.next(&mut take, action).await? {
             TakeAction::Put { record, expected } => {
                 let event = match put(store, &record, expected.as_ref()).await {
                     Put::Accepted(version) => TakeEvent::PutAccepted(version),
@@ -205,42 +249,67 @@ async fn take(store: &Store, options: TakeOptions) -> Result<Taken, VolumeError>
     }
 }
 
-/// Reads and waits until something else is to be done.
-async fn look(store: &Store, take: &mut Take, mut action: TakeAction) -> Result<TakeAction, VolumeError> {
-    let this = host::this_process();
-    let started = Instant::now();
-    let mut is_announced = false;
-    while let TakeAction::Read { wait_ms } = action {
-        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-        let event = match read(store).await? {
-            None => TakeEvent::Absent {
-                epoch_seen: catalogue::newest_epoch(store).await?,
-            },
-            Some(stored) => {
-                let holder = host::liveness(&stored.record, &this);
-                if wait_ms > 0 && !is_announced {
-                    is_announced = true;
-                    warn!(
-                        "{} is held by {}, which cannot be seen from here: waiting up to {} s to see whether it is alive \
-                         (takeover=yes does not wait)",
-                        store.url,
-                        stored.record.holder,
-                        stored.record.duration_ms.div_ceil(1000)
-                    );
-                }
-                if holder == Liveness::Ended {
-                    info!("{} held {} and has ended", stored.record.holder, store.url);
-                }
-                TakeEvent::Found {
-                    stored,
-                    holder,
-                    now_ms: started.elapsed().as_millis() as u64,
-                }
-            }
-        };
-        action = take.on(event);
+/// How every look at a lease begins.
+const FIRST_LOOK: TakeAction = TakeAction::Read { wait_ms: 0 };
+
+/// Reads the lease, again and again if need be.
+struct Looking<'a> {
+    store: &'a Store,
+    /// What the first look saw, if somebody has looked already.
+    seen: Option<Option<Stored>>,
+    started: Instant,
+    is_announced: bool,
+}
+
+impl<'a> Looking<'a> {
+    fn new(store: &'a Store, seen: Option<Option<Stored>>) -> Self {
+        Self {
+            store,
+            seen,
+            started: Instant::now(),
+            is_announced: false,
+        }
     }
-    Ok(action)
+
+    /// Reads and waits until something else is to be done.
+    async fn next(&mut self, take: &mut Take, mut action: TakeAction) -> Result<TakeAction, VolumeError> {
+        let (store, this) = (self.store, host::this_process());
+        while let TakeAction::Read { wait_ms } = action {
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            let seen = match self.seen.take() {
+                Some(seen) => seen,
+                None => stored(store).await?,
+            };
+            let event = match seen {
+                None => TakeEvent::Absent {
+                    epoch_seen: catalogue::newest_epoch(store).await?,
+                },
+                Some(stored) => {
+                    let holder = host::liveness(&stored.record, &this);
+                    if wait_ms > 0 && !self.is_announced {
+                        self.is_announced = true;
+                        warn!(
+                            "{} is held by {}, which cannot be seen from here: waiting up to {} s to see whether it is \
+                             alive (takeover=yes does not wait)",
+                            store.url,
+                            stored.record.holder,
+                            stored.record.duration_ms.div_ceil(1000)
+                        );
+                    }
+                    if holder == Liveness::Ended {
+                        info!("{} held {} and has ended", stored.record.holder, store.url);
+                    }
+                    TakeEvent::Found {
+                        stored,
+                        holder,
+                        now_ms: self.started.elapsed().as_millis() as u64,
+                    }
+                }
+            };
+            action = take.on(event);
+        }
+        Ok(action)
+    }
 }
 
 async fn keep(
@@ -281,7 +350,7 @@ async fn keep(
                         }
                     }
                 }
-                KeepAction::Read => match tokio::time::timeout(duration, read(&store)).await {
+                KeepAction::Read => match tokio::time::timeout(duration, stored(&store)).await {
                     Ok(Ok(found)) => KeepEvent::Found(found),
                     _ => KeepEvent::ReadFailed,
                 },
@@ -333,7 +402,11 @@ async fn put(store: &Store, record: &LeaseRecord, expected: Option<&ETag>) -> Pu
     }
 }
 
-async fn read(store: &Store) -> Result<Option<Stored>, VolumeError> {
+/// The lease as it is stored, if there is one.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) async fn stored(store: &Store) -> Result<Option<Stored>, VolumeError> {
     let key = store.meta_key(NAME);
     let Some((body, version)) = store.get(&key).await? else {
         return Ok(None);

@@ -7,7 +7,9 @@
 //!    it before is stale from then on, and every publish of A is refused.
 //! 2. *Adopt, then check*: whoever reads the stored inode to publish upon it (an open, a recovery after a failed
 //!    publish) reads the lease afterwards, and goes on only when it is its own. Were A to adopt what B wrote, it would
-//!    find B's lease.
+//!    find B's lease. An open reads the lease while the container is opened; that counts where the state adopted is one
+//!    that was read before. Whoever took over meanwhile has changed the state, if only by a nanosecond, and where it is
+//!    another the lease is read once more.
 //!
 //! So nothing hangs on clocks: a server that was stopped for an hour, or could not renew its lease for one, may go on
 //! if nobody took the volume over meanwhile, and is refused by the container if somebody did. A renewal that fails
@@ -25,6 +27,6 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use keeper::NAME;
 pub use keeper::{Lease, load, probe};
+pub(crate) use keeper::{NAME, stored};
 pub use record::{Holder, LeaseRecord, LeaseState};

@@ -149,6 +149,8 @@ struct Watch {
 struct Asked {
     record: LeaseRecord,
     expected: Option<ETag>,
+    /// The token of the lease in force that it was to replace.
+    over: Option<String>,
     is_after_release: bool,
 }
 
@@ -216,6 +218,13 @@ impl Take {
             .as_ref()
             .is_none_or(|asked| asked.expected.as_ref() == Some(version));
         if !is_as_asked_for {
+            let was_renewed = self
+                .asked
+                .as_ref()
+                .is_some_and(|a| a.over.as_ref() == Some(&record.token));
+            if self.options.takeover && was_renewed {
+                return self.put_over(&stored);
+            }
             // Who changed it is alive. Two that force their way in must not take turns for ever.
             return refused(record, Refusal::TookIt);
         }
@@ -224,7 +233,7 @@ impl Take {
             || self.asked.is_some()
             || self.options.known_expired.as_ref() == Some(version);
         if is_free {
-            return self.put(record.epoch, Some(version.clone()), false);
+            return self.put_over(&stored);
         }
         if holder == Liveness::Runs {
             return refused(record, Refusal::RunsHere);
@@ -252,6 +261,15 @@ impl Take {
         }
     }
 
+    /// In the place of a lease that is held.
+    fn put_over(&mut self, stored: &Stored) -> TakeAction {
+        let action = self.put(stored.record.epoch, Some(stored.version.clone()), false);
+        if let Some(asked) = &mut self.asked {
+            asked.over = Some(stored.record.token.clone());
+        }
+        action
+    }
+
     fn put(&mut self, epoch_seen: u64, expected: Option<ETag>, is_after_release: bool) -> TakeAction {
         self.puts += 1;
         if self.puts > PUTS_MAX {
@@ -265,6 +283,7 @@ impl Take {
         self.asked = Some(Asked {
             record: record.clone(),
             expected: expected.clone(),
+            over: None,
             is_after_release,
         });
         TakeAction::Put { record, expected }

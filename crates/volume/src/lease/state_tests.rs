@@ -54,6 +54,36 @@ fn a_first_lease_is_created_above_every_epoch_seen() {
 }
 
 #[test]
+fn a_takeover_is_not_put_off_by_a_renewal_but_by_another_takeover() {
+    let mut take = taker(true, None);
+    let held = |token: &str| LeaseRecord {
+        state: LeaseState::Held,
+        ..record(token, 4)
+    };
+    assert_eq!(
+        take.on(found(held("other"), "v4", Liveness::Runs, 0)),
+        put(5, Some("v4"))
+    );
+    assert_eq!(take.on(TakeEvent::PutRefused), TakeAction::Read { wait_ms: 0 });
+    assert_eq!(
+        take.on(found(held("other"), "v5", Liveness::Runs, 1)),
+        put(5, Some("v5"))
+    );
+    assert_eq!(take.on(TakeEvent::PutRefused), TakeAction::Read { wait_ms: 0 });
+    let third = take.on(found(held("third"), "v6", Liveness::Runs, 2));
+    assert!(
+        matches!(
+            third,
+            TakeAction::Refused {
+                why: Refusal::TookIt,
+                ..
+            }
+        ),
+        "{third:?}"
+    );
+}
+
+#[test]
 fn a_lease_that_is_free_is_replaced_at_once_and_only_a_release_is_trusted() {
     for (lease, holder, takeover, known, is_after_release) in [
         (LeaseState::Released, Liveness::Unknown, false, None, true),

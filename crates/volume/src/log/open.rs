@@ -126,18 +126,17 @@ fn check_marker(
     })
 }
 
-/// Looks whether an opening would find the log it needs; changes nothing. A journal is looked at by the opening alone.
+/// Looks whether an opening that finds this marker would find the log it needs; changes nothing. A journal is looked at by the opening alone.
 ///
 /// # Errors
 /// As [`begin`].
 pub async fn check(
-    store: &Store,
+    marker: Option<&MarkerState>,
     store_options: &StoreOptions,
     url: Option<&VolumeUrl>,
     is_discard_allowed: bool,
 ) -> Result<(), VolumeError> {
-    let marker = marker::load(store).await?.map(|(marker, _)| marker);
-    check_marker(marker.as_ref(), url, is_discard_allowed)?;
+    check_marker(marker, url, is_discard_allowed)?;
     if let Some(url @ VolumeUrl::S3 { .. }) = url {
         let log = store::connect(url, store_options).await?;
         let is_expected = marker.is_some_and(|m| !m.is_clean && m.url == url.to_string());
@@ -160,12 +159,11 @@ fn emptied(url: &VolumeUrl) -> VolumeError {
     unusable(url, "it is empty: its objects were removed".into())
 }
 
-/// Steps 1 to 3.
+/// Steps 1 to 3, with the marker that was found after the lease was taken.
 ///
 /// # Errors
 /// [`VolumeError::Log`] for a log that must not be ignored and cannot be used; what the log's place fails with.
-pub async fn begin(request: &Request<'_>) -> Result<Begun, VolumeError> {
-    let found = marker::load(request.store).await?;
+pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) -> Result<Begun, VolumeError> {
     let (state, etag) = match &found {
         Some((state, etag)) => (Some(state), Some(etag)),
         None => (None, None),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::store::ETag;
+use crate::admin::Sighting;
 
 /// How the lease of a volume is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,8 +11,8 @@ pub struct LeaseOptions {
     pub duration: Duration,
     /// Take it at once, whoever holds it.
     pub takeover: bool,
-    /// A lease that was watched for its whole duration before, see [`crate::lease::probe`].
-    pub known_expired: Option<ETag>,
+    /// What [`crate::admin::check_servable`] saw: spares the open the look, and watching the lease once more.
+    pub sighting: Option<Sighting>,
 }
 
 impl Default for LeaseOptions {
@@ -20,7 +20,7 @@ impl Default for LeaseOptions {
         Self {
             duration: Duration::from_secs(30),
             takeover: false,
-            known_expired: None,
+            sighting: None,
         }
     }
 }

@@ -125,7 +125,7 @@ fn every_key_takes_effect_in_every_spelling() {
                 lease: LeaseOptions {
                     duration: Duration::from_secs(10),
                     takeover: true,
-                    known_expired: None,
+                    sighting: None,
                 },
             },
             runtime_threads: threads,

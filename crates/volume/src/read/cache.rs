@@ -143,9 +143,9 @@ impl ReadCache {
     }
 
     /// Takes a page in.
-    pub fn insert(&self, key: PageKey, page: &[u8]) {
+    pub fn insert(&self, key: PageKey, page: Vec<u8>) {
         if let Some(pages) = &self.pages {
-            pages.insert(key, page.to_vec());
+            pages.insert(key, page);
         }
     }
 

@@ -28,7 +28,7 @@ fn config(dir: &Path) -> ReadCacheConfig {
 /// Fills far more than memory holds and waits until it is on the disk.
 async fn fill(cache: &ReadCache, count: u64) {
     for n in 0..count {
-        cache.insert(key(n), &page(n));
+        cache.insert(key(n), page(n).to_vec());
         if n % 256 == 255 {
             cache.pages.as_ref().unwrap().storage().wait().await;
         }
@@ -75,7 +75,7 @@ async fn a_directory_in_use_is_left_alone() {
     let first = ReadCache::open(&config(dir.path()), Some("one")).await;
     let second = ReadCache::open(&config(dir.path()), Some("one")).await;
     assert!(first.has_disk() && !second.has_disk());
-    second.insert(key(1), &page(1));
+    second.insert(key(1), page(1).to_vec());
     assert_eq!(
         second.load(key(1), <[u8]>::to_vec).await,
         Some(page(1)),
@@ -114,9 +114,9 @@ async fn a_disk_that_cannot_be_used_leaves_the_memory() {
     fs::write(dir.path().join("one"), "a file where a directory should be").unwrap();
     let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
     assert!(!cache.has_disk());
-    cache.insert(key(3), &page(3));
+    cache.insert(key(3), page(3).to_vec());
     assert_eq!(cache.with(key(3), <[u8]>::to_vec), Some(page(3)));
     let none = ReadCache::none();
-    none.insert(key(3), &page(3));
+    none.insert(key(3), page(3).to_vec());
     assert_eq!(none.with(key(3), <[u8]>::to_vec), None);
 }

@@ -26,8 +26,10 @@ pub struct Gate {
 
 #[derive(Debug)]
 struct Turns {
-    /// Turns that each class may hold at most; a quarter is always left to the foreground.
+    /// Turns that a class and the less urgent ones may hold at most; a quarter is always left to the foreground.
     most: [usize; CLASSES],
+    /// Turns that read-ahead may hold: its fetches are the largest, and this bounds the memory they take.
+    most_ahead: usize,
     held: [usize; CLASSES],
     waiting: [VecDeque<oneshot::Sender<()>>; CLASSES],
 }
@@ -36,7 +38,12 @@ impl Turns {
     fn can_take(&self, class: Class) -> bool {
         let all: usize = self.held.iter().sum();
         let later: usize = self.held[Class::ReadAhead as usize..].iter().sum();
-        all < self.most[0] && (class == Class::Foreground || later < self.most[class as usize])
+        match class {
+            _ if all >= self.most[0] => false,
+            Class::Foreground => true,
+            Class::ReadAhead if self.held[Class::ReadAhead as usize] >= self.most_ahead => false,
+            Class::ReadAhead | Class::Background => later < self.most[class as usize],
+        }
     }
 
     /// Hands free turns to those who wait.
@@ -79,6 +86,7 @@ impl Gate {
         Self {
             turns: Mutex::new(Turns {
                 most: [turns, later, later],
+                most_ahead: turns / 4,
                 held: [0; CLASSES],
                 waiting: Default::default(),
             }),
@@ -177,6 +185,20 @@ mod tests {
         assert!(background.as_mut().now_or_never().is_none());
         drop((first, second));
         assert!(background.as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn read_ahead_holds_a_quarter_at_most() {
+        let gate = Gate::new(16);
+        let ahead: Vec<_> = (0..8)
+            .filter_map(|_| gate.enter(Class::ReadAhead).now_or_never())
+            .collect();
+        assert_eq!(ahead.len(), 4);
+        let mut waiting = Box::pin(gate.enter(Class::ReadAhead));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert!(gate.enter(Class::Background).now_or_never().is_some());
+        drop(ahead);
+        assert!(waiting.as_mut().now_or_never().is_some());
     }
 
     #[test]

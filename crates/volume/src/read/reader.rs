@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::{join_all, select_ok};
 use parking_lot::Mutex;
 
@@ -14,11 +13,14 @@ use super::gate::{Class, Gate};
 use super::hedge::Hedge;
 use super::single_flight::{Flight, SingleFlight};
 use crate::error::VolumeError;
+use crate::store::Frames;
 
 /// Fetches in flight at once, per volume.
 const FETCHES_IN_FLIGHT: usize = 64;
-/// The largest fetch; longer runs are fetched in parallel.
+/// The largest fetch that somebody waits for; longer runs are fetched in parallel.
 const FETCH_BYTES_MAX: u64 = 1 << 20;
+/// The largest fetch ahead of the reads: fewer requests, and each costs the processors of both ends.
+const AHEAD_BYTES_MAX: u64 = 4 << 20;
 /// The largest fetch that is asked for a second time when it is slow.
 const HEDGED_BYTES_MAX: u64 = 256 << 10;
 /// The largest page: a small read of a large block fetches no more than this.
@@ -28,7 +30,7 @@ const PAGE_BYTES_MAX: u32 = 16 << 10;
 #[async_trait]
 pub trait ObjectSource: Send + Sync + 'static {
     /// `len_bytes` bytes at `offset_bytes` of an object, all of them.
-    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Bytes, VolumeError>;
+    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError>;
 }
 
 /// A run of stored bytes, and which of them are wanted. Pages are counted from the start of the run, which must be the
@@ -55,7 +57,7 @@ struct Part {
 #[derive(Clone)]
 struct Fetched {
     start: u64,
-    bytes: Bytes,
+    bytes: Frames,
 }
 
 /// Reads stored bytes through the cache.
@@ -159,7 +161,7 @@ impl Reader {
                 .await
                 .map_err(|e| VolumeError::engine("reading", std::io::Error::other(e.to_string())))?;
             let at = (part.key.offset_bytes - fetched.start) as usize;
-            if !fetched.bytes.get(at..).is_some_and(|page| copy(&part, page, to)) {
+            if !fetched.bytes.copy_to(at + part.wanted.start as usize, to) {
                 return Err(VolumeError::Internal(
                     "a fetch is shorter than what it was for".into(),
                 ));
@@ -196,7 +198,7 @@ impl Reader {
             let at = (part.key.offset_bytes - stored.run.start) as usize;
             self.shared
                 .cache
-                .insert(part.key, &bytes[at..at + part.page_len as usize]);
+                .insert(part.key, bytes[at..at + part.page_len as usize].to_vec());
         }
     }
 
@@ -207,6 +209,10 @@ impl Reader {
             return Vec::new();
         }
         let mut flights: Vec<Flight<Fetched>> = Vec::with_capacity(parts.len());
+        let most_bytes = match class {
+            Class::ReadAhead => AHEAD_BYTES_MAX,
+            Class::Foreground | Class::Background => FETCH_BYTES_MAX,
+        };
         let mut board = self.shared.flights.board();
         while flights.len() < parts.len() {
             let first = flights.len();
@@ -220,7 +226,7 @@ impl Reader {
             for part in &parts[first..] {
                 let follows = part.key.object == start.object
                     && part.key.offset_bytes == start.offset_bytes + len_bytes;
-                let fits = pages.is_empty() || len_bytes + part.page_len <= FETCH_BYTES_MAX;
+                let fits = pages.is_empty() || len_bytes + part.page_len <= most_bytes;
                 if !follows || !fits || board.get(&part.key).is_some() {
                     break;
                 }
@@ -235,10 +241,15 @@ impl Reader {
                     .fetch(start, len_bytes, class)
                     .await
                     .map_err(|e| Arc::from(e.chain()))?;
-                let mut at = 0;
-                for (key, page_len) in &pages {
-                    shared.cache.insert(*key, &bytes[at..at + page_len]);
-                    at += page_len;
+                // What is read to be written over would only drive out what is read again.
+                if class != Class::Background {
+                    let mut at = 0;
+                    for (key, page_len) in &pages {
+                        if let Some(page) = bytes.to_vec(at, *page_len) {
+                            shared.cache.insert(*key, page);
+                        }
+                        at += page_len;
+                    }
                 }
                 Ok(Fetched {
                     start: start.offset_bytes,
@@ -252,7 +263,7 @@ impl Reader {
 }
 
 impl Shared {
-    async fn fetch(&self, key: PageKey, len_bytes: u64, class: Class) -> Result<Bytes, VolumeError> {
+    async fn fetch(&self, key: PageKey, len_bytes: u64, class: Class) -> Result<Frames, VolumeError> {
         let _turn = self.gate.enter(class).await;
         let read = || self.source.read(key.object, key.offset_bytes, len_bytes);
         if class != Class::Foreground || len_bytes > HEDGED_BYTES_MAX {

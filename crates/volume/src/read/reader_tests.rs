@@ -20,7 +20,7 @@ fn byte(object: u64, at: u64) -> u8 {
 
 #[async_trait]
 impl ObjectSource for Pattern {
-    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Bytes, VolumeError> {
+    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
         self.fetches.fetch_add(1, Ordering::SeqCst);
         self.bytes.fetch_add(len_bytes, Ordering::SeqCst);
         self.door.acquire().await.unwrap().forget();
@@ -194,7 +194,7 @@ async fn a_slow_request_is_asked_again_and_the_faster_answer_taken() {
     struct Slow(AtomicUsize);
     #[async_trait]
     impl ObjectSource for Slow {
-        async fn read(&self, _: u64, _: u64, len_bytes: u64) -> Result<Bytes, VolumeError> {
+        async fn read(&self, _: u64, _: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
             // The 100th never ends.
             if self.0.fetch_add(1, Ordering::SeqCst) == 99 {
                 std::future::pending::<()>().await;

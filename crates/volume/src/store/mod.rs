@@ -6,6 +6,7 @@
 
 mod durable;
 mod error;
+mod frames;
 mod local;
 mod multipart;
 mod object_file;
@@ -28,6 +29,7 @@ use std::time::SystemTime;
 use aws_sdk_s3::Client;
 
 pub use error::{StoreError, StoreErrorKind};
+pub use frames::Frames;
 
 use crate::options::StoreOptions;
 use crate::url::VolumeUrl;
@@ -87,8 +89,18 @@ pub struct Store {
 /// Within about 15 s, a [`StoreError`]: `NotFound` for a missing bucket or directory, `AccessDenied`, `Unreachable`
 /// naming the endpoint.
 pub async fn connect(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
+    let store = unproved(url, options).await?;
+    store.check().await?;
+    Ok(store)
+}
+
+/// As [`connect`], without asking an `s3://` store whether it answers: that is left to [`Store::check`].
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn unproved(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
     match url {
-        VolumeUrl::S3 { bucket, prefix } => s3::connect(url, bucket, prefix, options).await,
+        VolumeUrl::S3 { bucket, prefix } => s3::unproved(url, bucket, prefix, options).await,
         VolumeUrl::File { path } => {
             connect_dir(url, path, |path| ObjectDir::open(path, Box::new(RealDisk))).await
         }
@@ -136,6 +148,17 @@ async fn connect_dir(
 }
 
 impl Store {
+    /// Makes sure that the store answers.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub(crate) async fn check(&self) -> Result<(), StoreError> {
+        match self.url {
+            VolumeUrl::S3 { .. } => s3::check(self).await,
+            VolumeUrl::File { .. } => Ok(()),
+        }
+    }
+
     fn of_dir(url: &VolumeUrl, dir: Arc<ObjectDir>, path: &Path) -> Self {
         Self {
             client: local::client(dir.clone()),

@@ -10,6 +10,7 @@ use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::Bytes;
 
 use super::error::status_of;
+use super::frames::Frames;
 use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind, seal};
 
 /// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
@@ -50,8 +51,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn get(&self, key: &str) -> Result<Option<(Bytes, ETag)>, StoreError> {
-        let got = self.fetch(key, None).await?;
-        Ok(got.map(|(bytes, info)| (bytes, info.etag)))
+        let got = self.fetch(key, None, true).await?;
+        Ok(got.map(|(frames, info)| (frames.together(), info.etag)))
     }
 
     /// The object's data and what a HEAD would say of it; `None` if it does not exist.
@@ -59,7 +60,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn get_with_info(&self, key: &str) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
-        self.fetch(key, None).await
+        let got = self.fetch(key, None, true).await?;
+        Ok(got.map(|(frames, info)| (frames.together(), info)))
     }
 
     /// `len_bytes` bytes at `offset_bytes` of the object; `None` if it does not exist.
@@ -72,11 +74,77 @@ impl Store {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Option<Bytes>, StoreError> {
-        let found = self.get_within(key, offset_bytes, len_bytes).await?;
-        if let Some(bytes) = &found
-            && bytes.len() as u64 != len_bytes
+        let found = self.exactly(key, offset_bytes, len_bytes, true).await?;
+        Ok(found.map(Frames::together))
+    }
+
+    /// As [`get_range`](Self::get_range), of data: neither put together nor checked by the object's check values.
+    ///
+    /// # Errors
+    /// As [`get_range`](Self::get_range).
+    pub async fn get_frames(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<Frames>, StoreError> {
+        self.exactly(key, offset_bytes, len_bytes, false).await
+    }
+
+    async fn exactly(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        is_checked: bool,
+    ) -> Result<Option<Frames>, StoreError> {
+        if len_bytes == 0 {
+            return Ok(Some(Frames::default()));
+        }
+        let found = self.within(key, offset_bytes, len_bytes, is_checked).await?;
+        if let Some((frames, _)) = &found
+            && frames.len() as u64 != len_bytes
         {
             let detail = format!("the object ends within {len_bytes} bytes at {offset_bytes}");
+            return Err(StoreError::new(
+                "read",
+                self.target(key),
+                StoreErrorKind::Other,
+                detail,
+            ));
+        }
+        Ok(found.map(|(frames, _)| frames))
+    }
+
+    /// Up to `len_bytes` bytes at `offset_bytes`, which must lie inside the object: fewer where it ends before; with what
+    /// a HEAD would say of the object. `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the store sends more than it was asked for.
+    pub async fn get_within_info(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
+        let found = self.within(key, offset_bytes, len_bytes, true).await?;
+        Ok(found.map(|(frames, info)| (frames.together(), info)))
+    }
+
+    async fn within(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        is_checked: bool,
+    ) -> Result<Option<(Frames, ObjectInfo)>, StoreError> {
+        let last = offset_bytes.saturating_add(len_bytes.max(1) - 1);
+        let range = format!("bytes={offset_bytes}-{last}");
+        let found = self.fetch(key, Some(range), is_checked).await?;
+        if let Some((frames, _)) = &found
+            && frames.len() as u64 > len_bytes
+        {
+            let detail = format!("{} sent more than bytes {offset_bytes} to {last}", self.endpoint);
             return Err(StoreError::new(
                 "read",
                 self.target(key),
@@ -87,63 +155,19 @@ impl Store {
         Ok(found)
     }
 
-    /// Up to `len_bytes` bytes at `offset_bytes`, which must lie inside the object: fewer where it ends before. `None`
-    /// if it does not exist.
-    ///
-    /// # Errors
-    /// [`StoreError`], also when the store sends more than it was asked for.
-    pub async fn get_within(
-        &self,
-        key: &str,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> Result<Option<Bytes>, StoreError> {
-        if len_bytes == 0 {
-            return Ok(Some(Bytes::new()));
-        }
-        let got = self.get_within_info(key, offset_bytes, len_bytes).await?;
-        Ok(got.map(|(bytes, _)| bytes))
-    }
-
-    /// As [`get_within`](Self::get_within), with what a HEAD would say of the object.
-    ///
-    /// # Errors
-    /// As [`get_within`](Self::get_within).
-    pub async fn get_within_info(
-        &self,
-        key: &str,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
-        let last = offset_bytes.saturating_add(len_bytes.max(1) - 1);
-        let range = format!("bytes={offset_bytes}-{last}");
-        let Some((bytes, info)) = self.fetch(key, Some(range)).await? else {
-            return Ok(None);
-        };
-        if bytes.len() as u64 > len_bytes {
-            let detail = format!("{} sent more than bytes {offset_bytes} to {last}", self.endpoint);
-            return Err(StoreError::new(
-                "read",
-                self.target(key),
-                StoreErrorKind::Other,
-                detail,
-            ));
-        }
-        Ok(Some((bytes, info)))
-    }
-
     /// What a GET with this Range header answers; `None` if the object does not exist.
     pub(super) async fn get_as(&self, key: &str, range: &str) -> Result<Option<Bytes>, StoreError> {
-        let got = self.fetch(key, Some(range.to_owned())).await?;
-        Ok(got.map(|(bytes, _)| bytes))
+        let got = self.fetch(key, Some(range.to_owned()), false).await?;
+        Ok(got.map(|(frames, ..)| frames.together()))
     }
 
-    /// Bytes that are those that were written, as far as check values say (`seal`).
+    /// Bytes that are those that were written, where they are to be checked, and as far as check values say (`seal`).
     async fn fetch(
         &self,
         key: &str,
         range: Option<String>,
-    ) -> Result<Option<(Bytes, ObjectInfo)>, StoreError> {
+        is_checked: bool,
+    ) -> Result<Option<(Frames, ObjectInfo)>, StoreError> {
         let mut attempt = 1;
         loop {
             let request = self
@@ -166,17 +190,21 @@ impl Store {
                 metadata: output.metadata.unwrap_or_default(),
             };
             // The SDK repeats requests, but not those whose bodies break off, or are damaged on their way.
-            let (kind, detail) = match output.body.collect().await.map(|body| body.into_bytes()) {
-                Ok(bytes) => match check(&info.metadata, output.content_range.as_deref(), &bytes) {
-                    Ok(size_bytes) => {
-                        info.size_bytes = size_bytes;
-                        return Ok(Some((bytes, info)));
+            let (kind, detail) = match output.body.collect().await.map(Frames::take) {
+                Ok(frames) if !is_checked => return Ok(Some((frames, info))),
+                Ok(frames) => {
+                    let bytes = frames.together();
+                    match check(&info.metadata, output.content_range.as_deref(), &bytes) {
+                        Ok(size_bytes) => {
+                            info.size_bytes = size_bytes;
+                            return Ok(Some((Frames::take(bytes), info)));
+                        }
+                        Err(reason) => {
+                            let detail = format!("what {} sends is damaged: {reason}", self.endpoint);
+                            (StoreErrorKind::Corrupt, detail)
+                        }
                     }
-                    Err(reason) => {
-                        let detail = format!("what {} sends is damaged: {reason}", self.endpoint);
-                        (StoreErrorKind::Corrupt, detail)
-                    }
-                },
+                }
                 Err(error) => {
                     let detail = format!(
                         "the answer of {} broke off {attempt} times ({error})",

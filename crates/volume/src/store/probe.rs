@@ -79,16 +79,10 @@ fn hold(is_held: bool, otherwise: impl FnOnce() -> String) -> Outcome {
 /// # Errors
 /// [`VolumeError::UnsafeStore`] with what is broken, unless `allow_unsafe`, which only warns.
 pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError> {
-    if matches!(store.url, VolumeUrl::File { .. }) {
-        return Ok(());
-    }
     if allow_unsafe && WARNED_OF.lock().contains(store.endpoint()) {
         return Ok(());
     }
-    let key = store.meta_key(NAME);
-    let known = store.get(&key).await?;
-    let passed = known.and_then(|(body, _)| serde_json::from_slice::<Passed>(&body).ok());
-    if passed.is_some_and(|p| p.version == VERSION && p.endpoint == store.endpoint()) {
+    if has_passed(store).await? {
         return Ok(());
     }
     let checks = run(store).await?;
@@ -106,7 +100,7 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
                 .map_or(0, |d| d.as_millis() as u64),
         };
         let body = serde_json::to_vec(&passed).map_err(|e| VolumeError::Internal(e.to_string()))?;
-        store.put(&key, body).await?;
+        store.put(&store.meta_key(NAME), body).await?;
         return Ok(());
     }
     let unsafe_store = VolumeError::UnsafeStore {
@@ -119,6 +113,19 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
     WARNED_OF.lock().insert(store.endpoint().to_owned());
     warn!("USED ALL THE SAME, because of allow_unsafe_store=yes: {unsafe_store}");
     Ok(())
+}
+
+/// Whether the store is known to be safe.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn has_passed(store: &Store) -> Result<bool, VolumeError> {
+    if matches!(store.url, VolumeUrl::File { .. }) {
+        return Ok(true);
+    }
+    let known = store.get(&store.meta_key(NAME)).await?;
+    let passed = known.and_then(|(body, _)| serde_json::from_slice::<Passed>(&body).ok());
+    Ok(passed.is_some_and(|p| p.version == VERSION && p.endpoint == store.endpoint()))
 }
 
 /// Tries every promise.

@@ -34,24 +34,24 @@ const READ_TIMEOUT: Duration = Duration::from_secs(70);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(90);
 /// Time a transfer may stand still.
 const STALL_GRACE: Duration = Duration::from_secs(20);
-/// Time of the request that [`connect`] makes, one attempt and all of them.
+/// Time of the request that [`check`] makes, one attempt and all of them.
 const CHECK_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 const CHECK_ATTEMPTS_MAX: u32 = 2;
-/// Time of [`connect`] as a whole, finding credentials included.
+/// Time of [`check`] as a whole, finding credentials included; and of finding the configuration.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// Reaches a volume's bucket and makes sure that it answers.
-pub(super) async fn connect(
+/// The store of a volume's bucket, not yet asked for anything.
+pub(super) async fn unproved(
     url: &VolumeUrl,
     bucket: &str,
     prefix: &str,
     options: &StoreOptions,
 ) -> Result<Store, StoreError> {
-    connect_as(url, bucket, prefix, options, None).await
+    unproved_as(url, bucket, prefix, options, None).await
 }
 
-/// As [`connect`], with the given credentials instead of those of the environment.
-async fn connect_as(
+/// As [`unproved`], with the given credentials instead of those of the environment.
+async fn unproved_as(
     url: &VolumeUrl,
     bucket: &str,
     prefix: &str,
@@ -59,28 +59,19 @@ async fn connect_as(
     credentials: Option<SharedCredentialsProvider>,
 ) -> Result<Store, StoreError> {
     let endpoint_url = options.endpoint_url.clone().or_else(endpoint_of_environment);
-    let connecting = async {
-        let config = load(options, endpoint_url.is_some(), credentials).await;
-        let store = store(url, bucket, prefix, options, endpoint_url.clone(), &config);
-        check(&store).await?;
-        Ok(store)
-    };
-    match tokio::time::timeout(CONNECT_TIME_MAX, connecting).await {
-        Ok(result) => result,
-        Err(_) => {
-            let endpoint = endpoint_url.as_deref().unwrap_or("AWS S3");
-            let detail = format!(
-                "no answer from {endpoint} within {} s; check endpoint_url, the credentials and the network",
-                CONNECT_TIME_MAX.as_secs()
-            );
-            Err(StoreError::new(
-                "connect to",
-                url,
-                StoreErrorKind::Unreachable,
-                detail,
-            ))
-        }
-    }
+    let config = load(options, endpoint_url.is_some(), credentials);
+    let config = in_time(url, endpoint_url.as_deref().unwrap_or("AWS S3"), config).await?;
+    Ok(store(url, bucket, prefix, options, endpoint_url, &config))
+}
+
+async fn in_time<R>(url: &VolumeUrl, endpoint: &str, work: impl Future<Output = R>) -> Result<R, StoreError> {
+    tokio::time::timeout(CONNECT_TIME_MAX, work).await.map_err(|_| {
+        let detail = format!(
+            "no answer from {endpoint} within {} s; check endpoint_url, the credentials and the network",
+            CONNECT_TIME_MAX.as_secs()
+        );
+        StoreError::new("connect to", url, StoreErrorKind::Unreachable, detail)
+    })
 }
 
 fn store(
@@ -167,7 +158,11 @@ pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: O
 }
 
 /// A listing of one key: needs what a volume needs anyway, and its errors, unlike a HEAD's, say what is wrong.
-async fn check(store: &Store) -> Result<(), StoreError> {
+pub(super) async fn check(store: &Store) -> Result<(), StoreError> {
+    in_time(&store.url, &store.endpoint, list_one(store)).await?
+}
+
+async fn list_one(store: &Store) -> Result<(), StoreError> {
     let request = store
         .client
         .list_objects_v2()
@@ -224,14 +219,10 @@ pub(super) mod tests {
     pub async fn connect_with_keys(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
         let (bucket, prefix) = parts(url);
         let credentials = Credentials::new("test-key-id", "test-secret", None, None, "test");
-        connect_as(
-            url,
-            bucket,
-            prefix,
-            options,
-            Some(SharedCredentialsProvider::new(credentials)),
-        )
-        .await
+        let credentials = Some(SharedCredentialsProvider::new(credentials));
+        let store = unproved_as(url, bucket, prefix, options, credentials).await?;
+        check(&store).await?;
+        Ok(store)
     }
 
     /// Connects where there are no credentials.
@@ -240,7 +231,9 @@ pub(super) mod tests {
         let profile =
             aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name("no-such-profile");
         let credentials = SharedCredentialsProvider::new(profile.build());
-        connect_as(url, bucket, prefix, options, Some(credentials)).await
+        let store = unproved_as(url, bucket, prefix, options, Some(credentials)).await?;
+        check(&store).await?;
+        Ok(store)
     }
 
     /// The store of a bucket that need not exist.

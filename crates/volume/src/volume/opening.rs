@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use futures::join;
 use log::{info, warn};
 
 use super::{Parts, Volume};
-use crate::admin::{self, label};
-use crate::catalogue::{self, Catalogue, Watermarks};
+use crate::admin::{self, Looked};
+use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
-use crate::engine::{Engine, Ownership, SoleOwner};
+use crate::engine::{Engine, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
 use crate::lease::Lease;
-use crate::log::marker;
+use crate::log::marker::{self, MarkerState};
 use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
@@ -32,16 +33,32 @@ impl Volume {
         store_options: &StoreOptions,
         options: &VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
-        let store = store::connect(url, store_options).await?;
-        // A label is made only for a volume that is there: opening must not leave anything at a mistyped URL.
-        admin::info_of(&store).await?;
-        if options.read_only {
-            return open_read_only(&store, options).await;
-        }
-        store::probe::ensure(&store, store_options.allow_unsafe).await?;
-        let volume_id = label::ensure(&store).await?.volume_id;
-        let lease = Lease::take(&store, volume_id.clone(), &options.lease).await?;
-        let opened = open_owned(&store, store_options, options, &volume_id, &lease).await;
+        let begun = match begin_sighted(url, store_options, options).await? {
+            Some(begun) => begun,
+            None => {
+                let looked = admin::look(url, store_options).await?;
+                if options.read_only {
+                    return open_read_only(looked, options).await;
+                }
+                begin(looked, store_options, options).await?
+            }
+        };
+        let Begun {
+            store,
+            volume_id,
+            lease,
+            seen,
+            entry,
+        } = begun;
+        let request = log_open::Request {
+            store: &store,
+            volume_id: &volume_id,
+            store_options,
+            url: options.wal_url.as_ref(),
+            is_discard_allowed: options.discard_wal,
+            epoch: lease.epoch(),
+        };
+        let opened = open_owned(&request, options, &lease, seen, entry).await;
         if opened.is_err() {
             // The engine's open may have written.
             lease.release(false).await;
@@ -50,10 +67,79 @@ impl Volume {
     }
 }
 
-async fn open_read_only(store: &Store, options: &VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
-    let volume_id = label::load(store).await?.map(|label| label.volume_id);
-    warn_of_log(store).await;
-    let (engine, _) = open_engine(store, options, volume_id.as_deref(), Arc::new(SoleOwner)).await?;
+/// A volume whose lease is held.
+struct Begun {
+    store: Store,
+    volume_id: String,
+    lease: Arc<Lease>,
+    /// What was stored before the lease was taken.
+    seen: StoredState,
+    /// The catalogue's entry of that, if there is one. Entries never change.
+    entry: Option<CatalogueEntry>,
+}
+
+/// Takes the lease of a volume that was looked at. Before that look nothing is written: opening must not leave anything at
+/// a mistyped URL.
+async fn begin(
+    looked: Looked,
+    store_options: &StoreOptions,
+    options: &VolumeOptions,
+) -> Result<Begun, VolumeError> {
+    looked.ensure_safe(store_options.allow_unsafe).await?;
+    let volume_id = looked.ensure_volume_id().await?;
+    let (store, seen) = (looked.store, looked.newest);
+    let (lease, entry) = join!(
+        Lease::take(&store, volume_id.clone(), &options.lease, looked.lease),
+        catalogue::load_entry(&store, seen.mark.cno)
+    );
+    Ok(Begun {
+        lease: lease?,
+        entry: entry.ok().flatten(),
+        store,
+        volume_id,
+        seen,
+    })
+}
+
+/// The same for a volume that was seen before, without another look: the lease is taken only if it is still the one seen.
+/// `None` when it is not, or when a store that is not known to keep conditions makes that mean nothing.
+async fn begin_sighted(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    options: &VolumeOptions,
+) -> Result<Option<Begun>, VolumeError> {
+    let Some(sighting) = &options.lease.sighting else {
+        return Ok(None);
+    };
+    if options.read_only || store_options.allow_unsafe {
+        return Ok(None);
+    }
+    let store = store::unproved(url, store_options).await?;
+    let (volume_id, seen) = (sighting.volume_id.clone(), sighting.newest);
+    let (lease, entry) = join!(
+        Lease::take_unchanged(&store, volume_id.clone(), &options.lease, sighting.lease.clone()),
+        catalogue::load_entry(&store, seen.mark.cno)
+    );
+    Ok(lease.map(|lease| Begun {
+        store,
+        volume_id,
+        lease,
+        seen,
+        entry: entry.ok().flatten(),
+    }))
+}
+
+async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
+    let volume_id = looked.volume_id();
+    warn_of_log(looked.marker);
+    let (engine, _) = open_engine(
+        &looked.store,
+        options,
+        volume_id.as_deref(),
+        Arc::new(SoleOwner),
+        None,
+    )
+    .await?;
     Ok(Arc::new(Volume::with_parts(
         Arc::new(engine),
         Parts::default(),
@@ -62,26 +148,30 @@ async fn open_read_only(store: &Store, options: &VolumeOptions) -> Result<Arc<Vo
 }
 
 async fn open_owned(
-    store: &Store,
-    store_options: &StoreOptions,
+    request: &log_open::Request<'_>,
     options: &VolumeOptions,
-    volume_id: &str,
     lease: &Arc<Lease>,
+    seen: StoredState,
+    entry_seen: Option<CatalogueEntry>,
 ) -> Result<Arc<Volume>, VolumeError> {
-    let epoch = lease.epoch();
-    // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
-    let begun = log_open::begin(&log_open::Request {
+    let &log_open::Request {
         store,
         volume_id,
-        store_options,
-        url: options.wal_url.as_ref(),
-        is_discard_allowed: options.discard_wal,
         epoch,
-    })
-    .await?;
-    let (engine, state) = open_engine(store, options, Some(volume_id), lease.clone()).await?;
+        ..
+    } = request;
+    let engine = open_engine(store, options, Some(volume_id), lease.clone(), Some(seen));
+    let (begun, (engine, state)) = if request.url.is_some() {
+        // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
+        let begun = log_open::begin(request, marker::load(store).await?).await?;
+        (begun, engine.await?)
+    } else {
+        // No log to replay. One that is there is refused, or given up.
+        let (found, engine) = join!(marker::load(store), engine);
+        (log_open::begin(request, found?).await?, engine?)
+    };
     let recorded = match (
-        catalogue::take_up(store, state.newest, state.modified_ms, epoch).await,
+        catalogue::take_up(store, state.newest, state.modified_ms, epoch, entry_seen).await,
         &begun.log,
     ) {
         (Err(e), None) => {
@@ -148,6 +238,7 @@ async fn open_engine(
     options: &VolumeOptions,
     volume_id: Option<&str>,
     ownership: Arc<dyn Ownership>,
+    seen: Option<StoredState>,
 ) -> Result<(HyperEngine, OpenState), VolumeError> {
     let index_cache = match (&options.node_cache, volume_id) {
         (Some(config), Some(id)) => IndexCache::open(config, id)
@@ -157,7 +248,7 @@ async fn open_engine(
     };
     let read_cache = ReadCache::open(&options.read_cache, volume_id).await;
     let (engine, state) =
-        HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership).await?;
+        HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership, seen).await?;
     let geometry = engine.geometry();
     info!(
         "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
@@ -172,9 +263,9 @@ async fn open_engine(
 }
 
 /// A read-only opening replays nothing, and says so.
-async fn warn_of_log(store: &Store) {
-    match marker::load(store).await {
-        Ok(Some((marker, _))) if !marker.is_clean => warn!(
+fn warn_of_log(marker: Result<Option<MarkerState>, VolumeError>) {
+    match marker {
+        Ok(Some(marker)) if !marker.is_clean => warn!(
             "the log {} may hold flushed writes that are not published: they are not seen by this read-only opening",
             marker.url
         ),

@@ -126,8 +126,8 @@ impl Driver {
             .map(|l| l.group_commit(GenerationId(first.0 - 1)));
         let task = Task {
             machine: Machine::new(first, group_commit),
+            publisher: Arc::new(Publisher::new(engine, recorder, overlay.clone())),
             overlay,
-            publisher: Arc::new(Publisher::new(engine, recorder)),
             appender: config.log.clone().map(|log| Appender::new(log, back.clone())),
             config,
             pressure: driver.pressure.clone(),

@@ -275,6 +275,11 @@ impl Generation {
         runs
     }
 
+    /// Whether anything of the block was written or zeroed here.
+    pub fn holds(&self, block: BlockIndex) -> bool {
+        self.blocks.contains_key(&block.0) || self.zeroed.contains(&block.0)
+    }
+
     /// The blocks written in part, with the smallest range that holds all their unwritten bytes (bytes from the
     /// block's start).
     pub fn partial_blocks(&self) -> Vec<(BlockIndex, Range<u32>)> {

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
+use futures::future::{Either, select};
 use parking_lot::Mutex;
 
-use super::complete::complete_partial_blocks;
-use super::overlay::Frozen;
+use super::complete::{complete_ahead, complete_partial_blocks};
+use super::overlay::{Frozen, Overlay};
 use super::state::GenerationId;
 use crate::catalogue::Recorder;
 use crate::engine::{Checkpoint, Engine};
@@ -15,15 +17,17 @@ use crate::error::VolumeError;
 pub(super) struct Publisher {
     engine: Arc<dyn Engine>,
     recorder: Arc<dyn Recorder>,
+    overlay: Arc<Overlay>,
     /// What is published while its record is still missing: the next attempt has only that to do.
     unrecorded: Mutex<Option<(GenerationId, Option<Checkpoint>)>>,
 }
 
 impl Publisher {
-    pub fn new(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>) -> Self {
+    pub fn new(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>, overlay: Arc<Overlay>) -> Self {
         Self {
             engine,
             recorder,
+            overlay,
             unrecorded: Mutex::default(),
         }
     }
@@ -42,8 +46,14 @@ impl Publisher {
                 if attempt > 0 {
                     self.engine.recover().await?;
                 }
-                complete_partial_blocks(self.engine.as_ref(), &frozen).await?;
-                let checkpoint = self.engine.publish(frozen).await?;
+                let engine = self.engine.as_ref();
+                complete_partial_blocks(engine, &frozen).await?;
+                let publish = engine.publish(frozen);
+                let ahead = complete_ahead(engine, &self.overlay).boxed();
+                let checkpoint = match select(publish, ahead).await {
+                    Either::Left((published, _)) => published?,
+                    Either::Right(((), publish)) => publish.await?,
+                };
                 *self.unrecorded.lock() = Some((generation, checkpoint));
                 checkpoint
             }

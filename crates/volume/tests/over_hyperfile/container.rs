@@ -163,7 +163,9 @@ fn opening_creates_nothing() {
 fn a_read_only_volume_serves_reads_and_refuses_the_rest() {
     let f = Fixture::new();
     f.create(16 * MIB, 4096);
-    f.open().write(0, &pattern(1, 4096), true).unwrap();
+    let writer = f.open();
+    writer.write(0, &pattern(1, 4096), true).unwrap();
+    writer.close(Duration::from_secs(30)).unwrap();
     let before = f.objects();
     let volume = f.open_read_only();
     assert!(f.read(&volume, 0, 4096) == pattern(1, 4096));

@@ -195,14 +195,14 @@ fn a_holder_elsewhere_that_renews_no_more_is_waited_for_once() {
 
     let started = Instant::now();
     let options = hypernbd_volume::options::VolumeOptions::default();
-    let known_expired = f
+    let sighting = f
         .run(admin::check_servable(&f.url, &f.store_options, &options))
         .unwrap();
     assert!(started.elapsed() >= duration, "it was not watched");
     assert_eq!(f.lease().unwrap(), lease, "a look changes nothing");
 
     let watched = LeaseOptions {
-        known_expired,
+        sighting,
         ..LeaseOptions::default()
     };
     // So long that the test would fail if it were watched again.
@@ -248,6 +248,50 @@ fn a_holder_elsewhere_that_renews_is_respected() {
     );
 }
 
+/// What was seen of a volume before holds as long as nobody took its lease, and no longer.
+#[test]
+fn an_open_by_an_earlier_look_finds_what_changed_since() {
+    let f = volume_of_16_mib();
+    let options = hypernbd_volume::options::VolumeOptions::default();
+    let look = || f.run(admin::check_servable(&f.url, &f.store_options, &options));
+    let open = |sighting| {
+        f.try_open_with(LeaseOptions {
+            sighting,
+            ..LeaseOptions::default()
+        })
+    };
+    assert_eq!(look().unwrap(), None, "there is no lease yet");
+    let first = open(None).unwrap();
+    first.write(0, &pattern(1, 4096), true).unwrap();
+    first.close(LIMIT).unwrap();
+
+    let seen = look().unwrap();
+    assert!(seen.is_some());
+    let second = open(seen.clone()).unwrap();
+    assert_eq!(f.lease().unwrap().epoch, 2);
+    assert!(f.read(&second, 0, 4096) == pattern(1, 4096));
+    assert_eq!(open(seen.clone()).err().unwrap().kind(), ErrorKind::Busy);
+    second.write(0, &pattern(2, 4096), true).unwrap();
+    second.close(LIMIT).unwrap();
+
+    let third = open(seen.clone()).unwrap();
+    assert_eq!(f.lease().unwrap().epoch, 3);
+    assert!(
+        f.read(&third, 0, 4096) == pattern(2, 4096),
+        "it went on from what is old"
+    );
+    third.close(LIMIT).unwrap();
+
+    let seen = look().unwrap();
+    let lease = LeaseOptions::default();
+    f.run(admin::delete(&f.url, &f.store_options, &lease)).unwrap();
+    assert_eq!(open(seen.clone()).err().unwrap().kind(), ErrorKind::NotFound);
+    f.create(16 * MIB, 4096);
+    let made_again = open(seen).unwrap();
+    assert!(f.read(&made_again, 0, 4096).iter().all(|b| *b == 0));
+    made_again.write(0, &pattern(4, 4096), true).unwrap();
+}
+
 /// Answers as told, in order; then yes.
 struct Told(Mutex<VecDeque<bool>>);
 
@@ -268,7 +312,7 @@ impl Ownership for Told {
 fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
     let f = volume_of_16_mib();
     let store = f.store().unwrap();
-    let open = |answers: &[bool]| {
+    let open_after = |seen, answers: &[bool]| {
         let told = Arc::new(Told(Mutex::new(answers.iter().copied().collect())));
         f.run(HyperEngine::open_owned(
             &store,
@@ -276,8 +320,10 @@ fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
             ReadCache::none(),
             false,
             told,
+            seen,
         ))
     };
+    let open = |answers: &[bool]| open_after(None, answers);
     assert_eq!(open(&[false]).err().unwrap().kind(), ErrorKind::Fenced);
     for answers in [[true, false, true], [true, true, false]] {
         let (engine, _) = open(&answers).unwrap();
@@ -285,9 +331,20 @@ fn what_was_adopted_is_not_used_when_the_lease_is_lost_by_then() {
         assert_eq!(recovered.unwrap_err().kind(), ErrorKind::Fenced, "{answers:?}");
         f.run(engine.close());
     }
-    let (engine, _) = open(&[true, true, true]).unwrap();
+    let (engine, before) = open(&[true, true, true]).unwrap();
     f.run(engine.recover()).unwrap();
     f.run(engine.close());
+
+    // What was read before the check need not be checked again; what came since must be.
+    let (engine, _) = open_after(Some(before.stored), &[true, false]).unwrap();
+    f.run(engine.close());
+    let refused = open_after(Some(before.stored), &[false, true]).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    let volume = f.open();
+    volume.write(0, b"x", true).unwrap();
+    volume.close(LIMIT).unwrap();
+    let refused = open_after(Some(before.stored), &[true, false]).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Fenced, "another state was adopted");
 }
 
 #[test]
