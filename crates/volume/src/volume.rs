@@ -76,8 +76,6 @@ pub struct Volume {
     catalogue: Option<Arc<Catalogue>>,
     lease: Option<Arc<Lease>>,
     log: Option<OpenLog>,
-    /// Whether the lease was to be taken whoever held it: that server may only be paused.
-    is_forced: bool,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -118,7 +116,6 @@ impl Volume {
             catalogue: None,
             lease: None,
             log: None,
-            is_forced: options.lease.takeover,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -401,7 +398,8 @@ impl Volume {
             warn!("the log is left as it is; the next opening replays it");
             return;
         }
-        if let Err(e) = log.finish(generation, self.is_forced).await {
+        let is_older_alive = self.lease.as_ref().is_some_and(|lease| lease.older_may_run());
+        if let Err(e) = log.finish(generation, is_older_alive).await {
             warn!(
                 "everything is published, but the log could not be removed: {}",
                 e.chain()

@@ -155,6 +155,11 @@ impl Lease {
         self.record.epoch
     }
 
+    /// Whether an earlier owner may still run, and not know yet that it is none any more.
+    pub fn older_may_run(&self) -> bool {
+        self.record.older_may_run
+    }
+
     /// Resolves when the lease is lost, with the reason; with none when it was dropped.
     pub fn lost(&self) -> impl Future<Output = Option<String>> + Send + use<> {
         let mut lost = self.lost.subscribe();
@@ -218,6 +223,7 @@ fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
             volume_id,
             holder: host::this_process(),
             taken_ms,
+            older_may_run: false,
         },
         takeover: options.takeover,
         known_expired: options.sighting.as_ref().map(|s| s.lease.version.clone()),

@@ -59,6 +59,9 @@ pub struct LeaseRecord {
     /// When it was taken, in milliseconds since 1970-01-01 UTC, by the holder's clock. For people; nothing is decided
     /// by it.
     pub taken_ms: u64,
+    /// An earlier owner may still run, and not know yet that it is none any more. Once so, it stays so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub older_may_run: bool,
 }
 
 impl LeaseRecord {

@@ -177,7 +177,7 @@ impl Take {
     /// Takes an event in and says what is to be done.
     pub fn on(&mut self, event: TakeEvent) -> TakeAction {
         match event {
-            TakeEvent::Absent { epoch_seen } => self.put(epoch_seen, None, false),
+            TakeEvent::Absent { epoch_seen } => self.put(epoch_seen, None, false, epoch_seen > 0),
             TakeEvent::Found {
                 stored,
                 holder,
@@ -211,7 +211,12 @@ impl Take {
         }
         if !record.is_held() {
             let is_after_release = record.state == LeaseState::Released;
-            return self.put(record.epoch, Some(version.clone()), is_after_release);
+            return self.put(
+                record.epoch,
+                Some(version.clone()),
+                is_after_release,
+                record.older_may_run,
+            );
         }
         let is_as_asked_for = self
             .asked
@@ -223,7 +228,7 @@ impl Take {
                 .as_ref()
                 .is_some_and(|a| a.over.as_ref() == Some(&record.token));
             if self.options.takeover && was_renewed {
-                return self.put_over(&stored);
+                return self.put_over(&stored, holder);
             }
             // Who changed it is alive. Two that force their way in must not take turns for ever.
             return refused(record, Refusal::TookIt);
@@ -233,7 +238,7 @@ impl Take {
             || self.asked.is_some()
             || self.options.known_expired.as_ref() == Some(version);
         if is_free {
-            return self.put_over(&stored);
+            return self.put_over(&stored, holder);
         }
         if holder == Liveness::Runs {
             return refused(record, Refusal::RunsHere);
@@ -253,7 +258,7 @@ impl Take {
             }
         };
         if watched_ms >= record.duration_ms {
-            return self.put(record.epoch, Some(version.clone()), false);
+            return self.put_over(&stored, holder);
         }
         let look_ms = (record.duration_ms / LOOKS).clamp(LOOK_MS_MIN, LOOK_MS_MAX);
         TakeAction::Read {
@@ -262,15 +267,23 @@ impl Take {
     }
 
     /// In the place of a lease that is held.
-    fn put_over(&mut self, stored: &Stored) -> TakeAction {
-        let action = self.put(stored.record.epoch, Some(stored.version.clone()), false);
+    fn put_over(&mut self, stored: &Stored, holder: Liveness) -> TakeAction {
+        let Stored { record, version } = stored;
+        let older_may_run = record.older_may_run || holder != Liveness::Ended;
+        let action = self.put(record.epoch, Some(version.clone()), false, older_may_run);
         if let Some(asked) = &mut self.asked {
             asked.over = Some(stored.record.token.clone());
         }
         action
     }
 
-    fn put(&mut self, epoch_seen: u64, expected: Option<ETag>, is_after_release: bool) -> TakeAction {
+    fn put(
+        &mut self,
+        epoch_seen: u64,
+        expected: Option<ETag>,
+        is_after_release: bool,
+        older_may_run: bool,
+    ) -> TakeAction {
         self.puts += 1;
         if self.puts > PUTS_MAX {
             return TakeAction::GiveUp;
@@ -278,6 +291,7 @@ impl Take {
         // An own write that was given up may still land, over what it was meant for: the same token makes it ours.
         let record = LeaseRecord {
             epoch: epoch_seen + 1,
+            older_may_run,
             ..self.options.claim.clone()
         };
         self.asked = Some(Asked {

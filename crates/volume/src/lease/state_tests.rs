@@ -45,11 +45,39 @@ fn put(epoch: u64, expected: Option<&str>) -> TakeAction {
     }
 }
 
+/// As [`put`], in the place of an owner that may still run.
+fn put_over_one_that_may_run(epoch: u64, expected: Option<&str>) -> TakeAction {
+    TakeAction::Put {
+        record: LeaseRecord {
+            older_may_run: true,
+            ..record("mine", epoch)
+        },
+        expected: expected.map(version),
+    }
+}
+
+/// What keeps an older owner out of a log must stay where it is not known to have ended, whoever comes after.
+#[test]
+fn that_an_older_owner_may_run_is_handed_on() {
+    for state in [LeaseState::Released, LeaseState::Abandoned, LeaseState::Held] {
+        let after = LeaseRecord {
+            older_may_run: true,
+            ..in_state(state)
+        };
+        let asked = taker(false, None).on(found(after, "v4", Liveness::Ended, 0));
+        assert_eq!(asked, put_over_one_that_may_run(5, Some("v4")), "{state:?}");
+    }
+}
+
 #[test]
 fn a_first_lease_is_created_above_every_epoch_seen() {
     assert_eq!(
+        taker(false, None).on(TakeEvent::Absent { epoch_seen: 0 }),
+        put(1, None)
+    );
+    assert_eq!(
         taker(false, None).on(TakeEvent::Absent { epoch_seen: 7 }),
-        put(8, None)
+        put_over_one_that_may_run(8, None)
     );
 }
 
@@ -62,12 +90,12 @@ fn a_takeover_is_not_put_off_by_a_renewal_but_by_another_takeover() {
     };
     assert_eq!(
         take.on(found(held("other"), "v4", Liveness::Runs, 0)),
-        put(5, Some("v4"))
+        put_over_one_that_may_run(5, Some("v4"))
     );
     assert_eq!(take.on(TakeEvent::PutRefused), TakeAction::Read { wait_ms: 0 });
     assert_eq!(
         take.on(found(held("other"), "v5", Liveness::Runs, 1)),
-        put(5, Some("v5"))
+        put_over_one_that_may_run(5, Some("v5"))
     );
     assert_eq!(take.on(TakeEvent::PutRefused), TakeAction::Read { wait_ms: 0 });
     let third = take.on(found(held("third"), "v6", Liveness::Runs, 2));
@@ -94,16 +122,28 @@ fn a_lease_that_is_free_is_replaced_at_once_and_only_a_release_is_trusted() {
         (LeaseState::Held, Liveness::Unknown, false, Some("v4"), false),
     ] {
         let mut take = taker(takeover, known);
+        let may_run = lease == LeaseState::Held && holder != Liveness::Ended;
+        let expected = if may_run {
+            put_over_one_that_may_run(5, Some("v4"))
+        } else {
+            put(5, Some("v4"))
+        };
         assert_eq!(
             take.on(found(in_state(lease), "v4", holder, 0)),
-            put(5, Some("v4")),
+            expected,
             "{lease:?}"
         );
         let taken = take.on(TakeEvent::PutAccepted(version("v5")));
         assert_eq!(
             taken,
             TakeAction::Taken(Taken {
-                stored: stored(record("mine", 5), "v5"),
+                stored: stored(
+                    LeaseRecord {
+                        older_may_run: may_run,
+                        ..record("mine", 5)
+                    },
+                    "v5"
+                ),
                 is_after_release
             })
         );
@@ -135,7 +175,7 @@ fn a_holder_elsewhere_is_watched_for_the_duration_of_its_lease() {
         match take.on(found(held.clone(), "v4", Liveness::Unknown, now_ms)) {
             TakeAction::Read { wait_ms } => now_ms += wait_ms,
             action => {
-                assert_eq!(action, put(5, Some("v4")));
+                assert_eq!(action, put_over_one_that_may_run(5, Some("v4")));
                 break;
             }
         }

@@ -20,5 +20,6 @@ pub fn record(token: &str, epoch: u64) -> LeaseRecord {
             program: "nbdkit".into(),
         },
         taken_ms: 0,
+        older_may_run: false,
     }
 }
