@@ -196,6 +196,6 @@ def test_changed_data_on_a_plain_line_is_not_noticed(served, proxy):
         client.flush()
         assert client.pread(1 * MI, 0) == data  # the index is known from here on
         fault = proxy.fail(Fault("corrupt", READS, times_max=1))
-        wrong = client.pread(4 * KI, 0)
+        wrong = client.pread(16 * KI, 0)
         assert len(fault.hits) == 1
         assert sum(a != b for a, b in zip(wrong, data)) == 1, "if this fails, docs/security.md promises too little"
