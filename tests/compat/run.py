@@ -62,12 +62,18 @@ def seaweedfs(program: str, directory: Path, port: int) -> tuple[list[str], dict
     return [*command, "-s3.config", str(config)], {}
 
 
+def versitygw(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    command = [program, "--port", f"127.0.0.1:{port}", "--access", KEY, "--secret", SECRET, "posix", str(directory)]
+    return command, {}
+
+
 # Name, program, where else to look for it, how it is started, how it tells its version.
 SERVERS = [
     ("MinIO", "minio", os.environ.get("MINIO"), minio, ["--version"]),
     ("RustFS", "rustfs", None, rustfs, ["--version"]),
     ("s3s-fs", "s3s-fs", None, s3s_fs, ["--version"]),
     ("SeaweedFS", "weed", None, seaweedfs, ["version"]),
+    ("Versity Gateway", "versitygw", None, versitygw, ["--version"]),
 ]
 
 
