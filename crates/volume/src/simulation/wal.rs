@@ -99,11 +99,11 @@ impl Log {
         }
     }
 
-    async fn open(me: &Identity, is_expected: bool) -> Result<Self, End> {
+    async fn open(me: &Identity, expected: Option<(u64, u64, bool)>) -> Result<Self, End> {
         let mut log = Self::default();
-        if is_expected && Self::list(me).await.is_empty() {
+        if expected.is_some() && Self::list(me).await.is_empty() {
             // Its owner may have ended it cleanly since the marker was read.
-            if me.marker().await.is_some_and(|m| !m.2) {
+            if me.marker().await == expected {
                 me.violate("L2: the log that the marker tells of is empty".into());
             }
             return Err(End);
@@ -216,7 +216,7 @@ pub struct Opened {
 /// `log/open.rs` and `volume/opening.rs`, once the lease is taken.
 pub async fn open(me: &Identity) -> Result<Opened, End> {
     let found = me.marker().await;
-    let mut log = Log::open(me, found.is_some_and(|f| !f.2)).await?;
+    let mut log = Log::open(me, found.filter(|f| !f.2)).await?;
     let mut marker = Marker::take(me, found.map(|f| (f.0, f.1))).await?;
     let mut engine = Engine::open(me).await?;
     let watermark = me
