@@ -85,7 +85,7 @@ def test_a_clean_stop_needs_no_log_afterwards(make_volume, make_server, wal_url,
         client.flush()
     assert server.terminate() == 0
     assert log_objects() == []
-    assert not [key for key in volume.store.objects() if key.endswith("meta/wal")]
+    assert "no log" in volume.cli("wal", "info", volume.url).stdout
     plain = make_server(volume).start()
     with plain.connect() as client:
         assert client.pread(1 * MI, 0) == pattern(1 * MI, 1)

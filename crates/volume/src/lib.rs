@@ -14,6 +14,8 @@ pub mod lease;
 pub mod log;
 pub mod options;
 pub mod read;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod units;
 pub mod url;

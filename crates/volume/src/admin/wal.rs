@@ -91,16 +91,18 @@ pub async fn discard(
 ) -> Result<bool, VolumeError> {
     let store = store::connect(url, store_options).await?;
     super::info::of_store(&store).await?;
-    if marker::load(&store).await?.is_none() {
+    if marker::load(&store)
+        .await?
+        .is_none_or(|(marker, _)| marker.is_clean)
+    {
         return Ok(false);
     }
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let given_up = async {
         // First the marker, so that a log half removed is never replayed.
         give_up_marker(&store).await?;
-        if remove_log(&store, store_options, Some((&lease, lease_options.takeover))).await {
-            marker::remove(&store).await?;
-        }
+        // What cannot be removed is never replayed: the marker stays, clean.
+        remove_log(&store, store_options, Some((&lease, lease_options.takeover))).await;
         Ok(true)
     }
     .await;

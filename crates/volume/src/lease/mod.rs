@@ -25,7 +25,7 @@ mod model_tests;
 mod record;
 pub mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use keeper::{Lease, load, probe};
 pub(crate) use keeper::{NAME, stored};

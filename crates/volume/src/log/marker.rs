@@ -53,14 +53,6 @@ pub async fn load(store: &Store) -> Result<Option<(MarkerState, ETag)>, VolumeEr
     Ok(Some((state, etag)))
 }
 
-/// Removes the marker.
-///
-/// # Errors
-/// When the store fails.
-pub async fn remove(store: &Store) -> Result<(), VolumeError> {
-    Ok(store.delete(&store.meta_key(NAME)).await?)
-}
-
 /// The name of this host, for people.
 pub fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -114,14 +106,6 @@ impl Marker {
             state.is_clean = true;
         })
         .await
-    }
-
-    /// Removes it. Nothing may be in the log any more.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn remove(&self) -> Result<(), VolumeError> {
-        remove(&self.store).await
     }
 
     async fn update(&self, change: impl FnOnce(&mut MarkerState)) -> Result<(), VolumeError> {

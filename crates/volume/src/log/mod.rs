@@ -97,7 +97,8 @@ pub trait LogStore: Send + Sync {
     /// When not all could be removed.
     async fn remove_found(&self) -> Result<(), VolumeError>;
 
-    /// Removes everything; but for the seals that shut older owners out, if one of them may still be alive.
+    /// Removes everything of this owner and older ones; but for the seals that shut those out, if one of them may still
+    /// be alive.
     ///
     /// # Errors
     /// When not all could be removed.

@@ -424,14 +424,14 @@ impl OpenLog {
     }
 
     /// The clean end: nothing unpublished is left, and `generation` was the last one. An older server that may only be
-    /// paused stays shut out.
+    /// paused stays shut out. The marker stays, clean: an older server may still have groups on their way, which its
+    /// watermark keeps from being replayed; and this one may have been overtaken, so that the marker is another's by now.
     ///
     /// # Errors
     /// When the store or the log fails; what is left is then in the way of nobody.
     pub async fn finish(&self, generation: u64, is_older_alive: bool) -> Result<(), VolumeError> {
         self.marker.set_clean(generation).await?;
-        self.store.clear(is_older_alive).await?;
-        self.marker.remove().await
+        self.store.clear(is_older_alive).await
     }
 }
 

@@ -249,3 +249,15 @@ async fn a_removal_cut_short_is_no_hole() {
     f.open(2).await.unwrap();
     assert_eq!(f.first_byte().await, 20);
 }
+
+/// An owner that was overtaken may still append to a part that is cleared and sealed: the watermark of the marker, which
+/// no checkpoint may tell of, keeps that from being replayed.
+#[tokio::test]
+async fn a_clean_end_leaves_the_watermark_behind() {
+    let f = Fixture::new().await;
+    let (open, _) = f.begin(1, false).await;
+    open.finish(7, true).await.unwrap();
+    let (state, _) = marker::load(&f.volume).await.unwrap().unwrap();
+    assert!(state.is_clean);
+    assert_eq!(state.watermark, 7);
+}

@@ -341,6 +341,8 @@ impl LogStore for S3Log {
         if all.is_empty() {
             warn!("the log at {} was removed while it was in use", self.store.url);
         }
+        // A later owner may have begun its part meanwhile.
+        all.retain(|id| id.epoch <= self.epoch);
         if is_older_alive {
             all.retain(|id| !self.seals.lock().contains(id));
         }

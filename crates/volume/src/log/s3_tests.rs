@@ -205,6 +205,26 @@ async fn an_owner_that_may_be_alive_stays_shut_out_of_a_log_that_is_cleared() {
     assert!(f.keys().await.is_empty());
 }
 
+/// An owner that stood still while it ended, and was overtaken.
+#[tokio::test]
+async fn clearing_leaves_what_a_later_owner_has_begun() {
+    let f = Fixture::new().await;
+    let older = f.open(1).await.unwrap();
+    older
+        .append(&f.group(1, older.first_sequence(), 1))
+        .await
+        .unwrap();
+    let newer = f.open(2).await.unwrap();
+    let id = GroupId {
+        epoch: 2,
+        sequence: newer.first_sequence(),
+    };
+    newer.append(&f.group(2, id.sequence, 9)).await.unwrap();
+    older.clear(false).await.unwrap();
+    let next = f.open(3).await.unwrap();
+    assert!(next.found().contains(&id), "{:?}", next.found());
+}
+
 #[tokio::test]
 async fn a_damaged_last_record_is_in_the_way_only_of_those_who_need_it() {
     let f = Fixture::new().await;

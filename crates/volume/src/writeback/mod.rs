@@ -19,6 +19,8 @@ pub(crate) mod complete;
 pub mod driver;
 pub mod generation;
 pub mod machine;
+#[cfg(test)]
+pub(crate) mod machine_world;
 pub mod overlay;
 pub mod pressure;
 pub(crate) mod publish;
