@@ -10,7 +10,8 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+
+from support.proxy import Proxy
 
 ERRORS = {
     "500": (500, "InternalError"),
@@ -94,19 +95,15 @@ class Stream:
         return message
 
 
-class FaultyProxy:
+class FaultyProxy(Proxy):
     """Forwards to `endpoint`; requests that `fault` applies to go wrong. `heal` ends it."""
 
     def __init__(self, endpoint: str):
-        address = urlsplit(endpoint)
-        self.upstream = (address.hostname, address.port)
         self.fault: Fault | None = None
         self.requests: list[str] = []
         self.lock = threading.Lock()
         self.healed = threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(endpoint)
 
     def fail(self, fault: Fault) -> Fault:
         """From now on `fault` is in force."""
@@ -122,45 +119,32 @@ class FaultyProxy:
     def close(self) -> None:
         """Takes no more connections."""
         self.heal()
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
+        super().close()
 
-    def _accept(self) -> None:
+    def serve(self, client: socket.socket, server: socket.socket) -> None:
+        requests, answers = Stream(client), Stream(server)
         while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
-            for end in (client, server):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            requests, answers = Stream(client), Stream(server)
-            while True:
-                head = requests.message(has_body=False)
-                if head.header("expect"):
-                    client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-                request = Message(head.head, requests._take(int(head.header("content-length") or 0)))
-                with self.lock:
-                    self.requests.append(request.line)
-                    fault = self.fault if self.fault and self.fault.applies(request.line) else None
-                if fault and fault.kind in ERRORS:
-                    client.sendall(refusal(*ERRORS[fault.kind], has_body=not request.line.startswith("HEAD")))
-                    continue
-                if fault and fault.kind in ("reset_before", "hang", "outage"):
-                    return getattr(self, fault.kind)(client)
-                server.sendall(request.head + request.body)
+            head = requests.message(has_body=False)
+            if head.header("expect"):
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request = Message(head.head, requests._take(int(head.header("content-length") or 0)))
+            with self.lock:
+                self.requests.append(request.line)
+                fault = self.fault if self.fault and self.fault.applies(request.line) else None
+            if fault and fault.kind in ERRORS:
+                client.sendall(refusal(*ERRORS[fault.kind], has_body=not request.line.startswith("HEAD")))
+                continue
+            if fault and fault.kind in ("reset_before", "hang", "outage"):
+                return getattr(self, fault.kind)(client)
+            server.sendall(request.head + request.body)
+            answer = answers.message(has_body=not request.line.startswith("HEAD"))
+            while answer.line.startswith("HTTP/1.1 1"):
                 answer = answers.message(has_body=not request.line.startswith("HEAD"))
-                while answer.line.startswith("HTTP/1.1 1"):
-                    answer = answers.message(has_body=not request.line.startswith("HEAD"))
-                if fault:
-                    if getattr(self, fault.kind)(client, answer):
-                        return
-                else:
-                    client.sendall(answer.head + answer.body)
+            if fault:
+                if getattr(self, fault.kind)(client, answer):
+                    return
+            else:
+                client.sendall(answer.head + answer.body)
 
     # Before a request is carried out.
 

@@ -7,46 +7,26 @@ import contextlib
 import re
 import socket
 import threading
-from urllib.parse import urlsplit
+
+from support.proxy import Proxy
 
 
-class LyingProxy:
+class LyingProxy(Proxy):
     """Forwards to `endpoint` without the headers whose names match `dropped` (a regular expression, lower case)."""
 
     def __init__(self, endpoint: str, dropped: str):
-        address = urlsplit(endpoint)
-        self.upstream = (address.hostname, address.port)
         self.dropped = re.compile(f"(?:authorization|{dropped})$")
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(endpoint)
 
-    def close(self) -> None:
-        """Takes no more connections."""
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket, server: socket.socket) -> None:
         # Clients of HTTP/1.1 wait for an answer before the next request: a request starts where a piece does.
-        with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
-            for end in (client, server):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=self._answers, args=(server, client), daemon=True).start()
-            while piece := client.recv(1 << 18):
-                if piece.split(b"\r\n", 1)[0].endswith(b" HTTP/1.1"):
-                    while b"\r\n\r\n" not in piece:
-                        piece += client.recv(1 << 18)
-                    piece = self._changed(piece)
-                server.sendall(piece)
+        threading.Thread(target=self._answers, args=(server, client), daemon=True).start()
+        while piece := client.recv(1 << 18):
+            if piece.split(b"\r\n", 1)[0].endswith(b" HTTP/1.1"):
+                while b"\r\n\r\n" not in piece:
+                    piece += client.recv(1 << 18)
+                piece = self._changed(piece)
+            server.sendall(piece)
 
     def _changed(self, request: bytes) -> bytes:
         head, body = request.split(b"\r\n\r\n", 1)

@@ -10,7 +10,8 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+
+from support.proxy import Proxy
 
 REFUSAL = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: 88\r\nConnection: close\r\n\r\n"
@@ -41,31 +42,13 @@ class Rule:
         return True
 
 
-class LossyProxy:
+class LossyProxy(Proxy):
     """Forwards to `endpoint`; requests that `rule` matches go wrong. Set `rule` to None to heal."""
 
     def __init__(self, endpoint: str):
-        address = urlsplit(endpoint)
-        self.upstream = (address.hostname, address.port)
         self.rule: Rule | None = None
         self.lock = threading.Lock()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Takes no more connections."""
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+        super().__init__(endpoint)
 
     def _rule(self, piece: bytes) -> Rule | None:
         """The rule for the request that starts in `piece`, if one does and the rule matches."""
@@ -76,25 +59,22 @@ class LossyProxy:
             rule = self.rule
             return rule if rule and rule.applies(line.decode(errors="replace")) else None
 
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket, server: socket.socket) -> None:
         # Clients of HTTP/1.1 wait for an answer before the next request: a request starts where a piece does.
         losing = threading.Event()
-        with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
-            for end in (client, server):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=self._answers, args=(server, client, losing), daemon=True).start()
-            while piece := client.recv(1 << 18):
-                rule = self._rule(piece)
-                action = rule and rule.action
-                if action == "delay":
-                    time.sleep(rule.delay_s)
-                if action == "refuse":
-                    client.sendall(REFUSAL)
-                    client.shutdown(socket.SHUT_RDWR)
-                    return
-                if action == "lose":
-                    losing.set()
-                server.sendall(piece)
+        threading.Thread(target=self._answers, args=(server, client, losing), daemon=True).start()
+        while piece := client.recv(1 << 18):
+            rule = self._rule(piece)
+            action = rule and rule.action
+            if action == "delay":
+                time.sleep(rule.delay_s)
+            if action == "refuse":
+                client.sendall(REFUSAL)
+                client.shutdown(socket.SHUT_RDWR)
+                return
+            if action == "lose":
+                losing.set()
+            server.sendall(piece)
 
     def _answers(self, server: socket.socket, client: socket.socket, losing: threading.Event) -> None:
         with contextlib.suppress(OSError):

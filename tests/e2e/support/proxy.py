@@ -1,0 +1,41 @@
+"""What the proxies before an S3 server have in common: a listener, and a thread for each connection with the server's end."""
+
+import contextlib
+import socket
+import threading
+from urllib.parse import urlsplit
+
+
+class Proxy:
+    """Takes connections at `endpoint` and hands each to `serve` with one to the server behind."""
+
+    def __init__(self, endpoint: str):
+        address = urlsplit(endpoint)
+        self.upstream = (address.hostname, address.port)
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Takes no more connections."""
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def serve(self, client: socket.socket, server: socket.socket) -> None:
+        """Carries one connection to its end; both sockets are closed afterwards."""
+        raise NotImplementedError
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.serve(client, server)
