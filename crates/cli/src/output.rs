@@ -18,3 +18,11 @@ pub fn write(text: impl Display) -> Result<()> {
 pub fn line(text: impl Display) -> Result<()> {
     write(format_args!("{text}\n"))
 }
+
+/// Asks on standard output, and whether the answer read from standard input is "yes".
+pub fn is_answered_yes(question: &str) -> Result<bool> {
+    write(format_args!("{question} Type yes: "))?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
+}

@@ -6,13 +6,13 @@
 //! ([`Catalogue`]); one missing at the end is added when the volume is opened.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use log::warn;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock::now_ms;
 use crate::engine::Checkpoint;
 use crate::error::VolumeError;
 use crate::log::marker::{self, Marker};
@@ -271,12 +271,6 @@ async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<bool, Volu
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
         other => Ok(other.map(|_| true)?),
     }
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 pub mod admin;
 pub mod catalogue;
+mod checksum;
+mod clock;
 pub mod durability;
 pub mod engine;
 mod error;

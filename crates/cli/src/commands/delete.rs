@@ -64,15 +64,11 @@ pub async fn delete(args: &Args, store: &StoreOptions, unasked: Unasked) -> Resu
 }
 
 fn confirmed(unasked: Unasked) -> Result<bool> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
+    if !std::io::stdin().is_terminal() {
         if unasked == Unasked::Delete {
             return Ok(true);
         }
         bail!("there is no terminal to ask on: add --yes to delete this volume");
     }
-    output::write("Delete it for good, with every checkpoint? Type yes: ")?;
-    let mut answer = String::new();
-    stdin.read_line(&mut answer)?;
-    Ok(answer.trim() == "yes")
+    output::is_answered_yes("Delete it for good, with every checkpoint?")
 }

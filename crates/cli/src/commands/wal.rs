@@ -105,14 +105,10 @@ async fn discard(args: &DiscardArgs, store: &StoreOptions) -> Result<()> {
         args.url
     ))?;
     if !args.yes {
-        let stdin = std::io::stdin();
-        if !stdin.is_terminal() {
+        if !std::io::stdin().is_terminal() {
             bail!("there is no terminal to ask on: add --yes to discard the log");
         }
-        output::write("Discard it? Type yes: ")?;
-        let mut answer = String::new();
-        stdin.read_line(&mut answer)?;
-        if answer.trim() != "yes" {
+        if !output::is_answered_yes("Discard it?")? {
             bail!("nothing was discarded");
         }
     }

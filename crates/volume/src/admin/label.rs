@@ -3,10 +3,9 @@
 //! The id is made when the volume is created, or at the first read-write open of a volume made elsewhere, so a volume
 //! deleted and created again at the same URL never meets caches or logs of the one before.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
 
+use crate::clock::now_ms;
 use crate::error::VolumeError;
 use crate::store::{Store, StoreErrorKind};
 
@@ -47,12 +46,9 @@ pub async fn ensure(store: &Store) -> Result<Label, VolumeError> {
     if let Some(label) = load(store).await? {
         return Ok(label);
     }
-    let created_ms = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64);
     let label = Label {
         volume_id: uuid::Uuid::new_v4().to_string(),
-        created_ms,
+        created_ms: now_ms(),
     };
     let body = serde_json::to_vec(&label).map_err(|e| VolumeError::Internal(e.to_string()))?;
     match store.put_create_only(&store.meta_key(NAME), body).await {

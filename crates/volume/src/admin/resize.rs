@@ -3,6 +3,7 @@
 use super::create::check_size;
 use super::{VolumeInfo, info};
 use crate::engine::index_cache::IndexCache;
+use crate::engine::index_seal::IndexSeals;
 use crate::engine::{Ownership, container};
 use crate::error::VolumeError;
 use crate::options::{LeaseOptions, StoreOptions};
@@ -42,7 +43,13 @@ pub async fn resize(
         let resized = super::on_owner_thread({
             let (store, lease) = (store.clone(), lease.clone());
             move || async move {
-                let mut container = container::open(&store, IndexCache::default(), false).await?;
+                let mut container = container::open(
+                    &store,
+                    IndexSeals::new(store.clone()),
+                    IndexCache::default(),
+                    false,
+                )
+                .await?;
                 // Adopt, then check (Invariant O1).
                 lease.check().await.map_err(std::io::Error::other)?;
                 container.truncate(new_size_bytes as usize).await

@@ -75,11 +75,15 @@ pub async fn create(store: &Store, block_size_bytes: u32) -> io::Result<Containe
 ///
 /// # Errors
 /// `NotFound` when there is none, `InvalidData` when its format is unknown.
-pub async fn open(store: &Store, index_cache: IndexCache, is_read_only: bool) -> io::Result<Container> {
+pub(crate) async fn open(
+    store: &Store,
+    seals: IndexSeals,
+    index_cache: IndexCache,
+    is_read_only: bool,
+) -> io::Result<Container> {
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
     let staging = staging(store, &config);
-    let seals = IndexSeals::new(store.clone());
     let loader = NodeLoader::new(store.clone(), seals, Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
     Container::open(staging, loader, index_cache, config, flags).await

@@ -86,8 +86,10 @@ impl HyperEngine {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
+        let seals = IndexSeals::new(store.clone());
         let owner = owner::Config {
             store: store.clone(),
+            seals: seals.clone(),
             index_cache: index_cache.clone(),
             is_read_only,
             ownership: ownership.clone(),
@@ -124,7 +126,6 @@ impl HyperEngine {
             mark,
             root: known.lock().root,
         };
-        let seals = IndexSeals::new(store.clone());
         let index = Index::new(
             store.clone(),
             seals.clone(),

@@ -20,6 +20,8 @@ use super::staging::check_claims;
 use crate::store::seal::{self, WINDOW_BYTES};
 use crate::store::{ObjectInfo, Store, StoreError};
 
+/// Bytes of an index read back at a time, whole windows.
+const READ_BACK_BYTES: u64 = 8 * WINDOW_BYTES;
 /// Objects whose check values are remembered; past it, all are forgotten.
 const REMEMBERED_MAX: usize = 4096;
 
@@ -36,13 +38,14 @@ struct IndexSeal {
 
 /// Check values beside the container. Clones share what they remember.
 #[derive(Clone)]
-pub(super) struct IndexSeals {
+pub(crate) struct IndexSeals {
     store: Store,
     known: Arc<Mutex<HashMap<String, Option<Arc<IndexSeal>>>>>,
 }
 
 impl IndexSeals {
-    pub(super) fn new(store: Store) -> Self {
+    /// For the container of `store`.
+    pub(crate) fn new(store: Store) -> Self {
         Self {
             store,
             known: Arc::default(),
@@ -120,16 +123,15 @@ impl IndexSeals {
         };
         let index_bytes = u64::from(header.s_nmetablk) << header.s_meta_blk_shift;
         let index_end_bytes = header.aligned_ss_bytes() as u64 + index_bytes;
-        let mut start = 0;
-        let mut crc32c = String::new();
+        let mut start = index_end_bytes.min(WINDOW_BYTES);
+        if first.len() < start as usize {
+            return Ok(false);
+        }
+        let mut crc32c = seal::seal(&first[..start as usize]);
         while start < index_end_bytes {
-            let len = WINDOW_BYTES.min(index_end_bytes - start);
-            let piece = match first.get(..len as usize).filter(|_| start == 0) {
-                Some(piece) => Bytes::copy_from_slice(piece),
-                None => match self.store.get_range(&key, start, len).await? {
-                    Some(piece) => piece,
-                    None => return Ok(false),
-                },
+            let len = READ_BACK_BYTES.min(index_end_bytes - start);
+            let Some(piece) = self.store.get_range(&key, start, len).await? else {
+                return Ok(false);
             };
             crc32c += &seal::seal(&piece);
             start += len;

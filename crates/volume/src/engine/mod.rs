@@ -17,7 +17,7 @@ pub mod fault;
 pub mod hyper;
 mod index;
 pub mod index_cache;
-mod index_seal;
+pub(crate) mod index_seal;
 pub(crate) mod inode;
 mod loader;
 mod mark;

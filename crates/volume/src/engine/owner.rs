@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::container::{self, Container};
 use super::index::{Published, Root};
 use super::index_cache::IndexCache;
+use super::index_seal::IndexSeals;
 use super::mark::Mark;
 use super::{Checkpoint, Ownership, inode, placement};
 use crate::error::VolumeError;
@@ -48,6 +49,7 @@ pub(super) enum Request {
 
 pub(super) struct Config {
     pub store: Store,
+    pub seals: IndexSeals,
     pub index_cache: IndexCache,
     pub is_read_only: bool,
     pub ownership: Arc<dyn Ownership>,
@@ -135,12 +137,17 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
 
 async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let url = config.store.url.to_string();
-    let container = container::open(&config.store, config.index_cache.clone(), config.is_read_only)
-        .await
-        .map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
-            _ => VolumeError::engine(format!("opening the volume at {url}"), e),
-        })?;
+    let container = container::open(
+        &config.store,
+        config.seals.clone(),
+        config.index_cache.clone(),
+        config.is_read_only,
+    )
+    .await
+    .map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
+        _ => VolumeError::engine(format!("opening the volume at {url}"), e),
+    })?;
     let stat = container.stat();
     let block_size = u32::try_from(stat.st_blksize)
         .ok()
@@ -374,9 +381,10 @@ impl Owner {
             Some(container) => container.discard_unflushed().await.map_err(failed)?,
             None => {
                 let (store, cache) = (&self.config.store, self.config.index_cache.clone());
-                let container = container::open(store, cache, self.config.is_read_only)
-                    .await
-                    .map_err(failed)?;
+                let container =
+                    container::open(store, self.config.seals.clone(), cache, self.config.is_read_only)
+                        .await
+                        .map_err(failed)?;
                 self.container = Some(container);
             }
         }

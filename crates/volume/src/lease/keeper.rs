@@ -1,7 +1,7 @@
 //! The lease over the store: carries out what the state machines decide.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use log::{info, warn};
@@ -14,6 +14,7 @@ use super::state::{
     Keep, KeepAction, KeepEvent, Liveness, Refusal, Stored, Take, TakeAction, TakeEvent, TakeOptions, Taken,
 };
 use crate::catalogue;
+use crate::clock::now_ms;
 use crate::engine::{Ownership, touch};
 use crate::error::VolumeError;
 use crate::options::LeaseOptions;
@@ -210,9 +211,6 @@ impl Ownership for Lease {
 }
 
 fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
-    let taken_ms = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64);
     TakeOptions {
         claim: LeaseRecord {
             state: LeaseState::Held,
@@ -222,7 +220,7 @@ fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
             duration_ms: options.duration.as_millis() as u64,
             volume_id,
             holder: host::this_process(),
-            taken_ms,
+            taken_ms: now_ms(),
             older_may_run: false,
         },
         takeover: options.takeover,

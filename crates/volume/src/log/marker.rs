@@ -3,8 +3,6 @@
 //! A log with records is never ignored: whoever opens the volume for writing finds this object first. It is there from
 //! before the first record until after the last one was removed by a clean stop.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
@@ -58,13 +56,6 @@ pub fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|name| name.trim().to_owned())
         .unwrap_or_else(|_| "unknown".to_owned())
-}
-
-/// Now, in milliseconds since 1970-01-01 UTC.
-pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64)
 }
 
 /// The marker of a log that this server has open.

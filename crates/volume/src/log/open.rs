@@ -23,6 +23,7 @@ use super::record::{Content, Entry};
 use super::replay::Replay;
 use super::s3::{self, S3Log};
 use crate::catalogue::Recorder;
+use crate::clock::now_ms;
 use crate::engine::Engine;
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
@@ -266,7 +267,7 @@ async fn take_marker(
         host: marker::host(),
         journal_id,
         epoch: request.epoch,
-        opened_ms: marker::now_ms(),
+        opened_ms: now_ms(),
         watermark,
         is_clean: false,
     };

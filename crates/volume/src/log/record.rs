@@ -16,8 +16,9 @@
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use crc_fast::CrcAlgorithm;
 use uuid::Uuid;
+
+use crate::checksum::crc32c;
 
 const MAGIC: &[u8; 8] = b"hnbd-wal";
 const VERSION: u32 = 1;
@@ -324,10 +325,6 @@ pub fn fix_checksums(bytes: &mut [u8]) {
     bytes[64..68].copy_from_slice(&body_crc.to_le_bytes());
     let header_crc = crc32c(&bytes[..HEADER_BYTES - 4]);
     bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&header_crc.to_le_bytes());
-}
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -19,6 +19,7 @@ mod signing;
 mod sse;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;

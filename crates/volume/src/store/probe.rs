@@ -5,7 +5,6 @@
 //! `<root>.meta/probe-…/`, which are removed again. What passed is remembered in `<root>.meta/probe`.
 
 use std::collections::BTreeSet;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
@@ -15,6 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{ETag, Store, StoreError, StoreErrorKind};
+use crate::clock::now_ms;
 use crate::error::VolumeError;
 use crate::url::VolumeUrl;
 
@@ -95,9 +95,7 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
         let passed = Passed {
             version: VERSION,
             endpoint: store.endpoint().to_owned(),
-            probed_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_millis() as u64),
+            probed_ms: now_ms(),
         };
         let body = serde_json::to_vec(&passed).map_err(|e| VolumeError::Internal(e.to_string()))?;
         store.put(&store.meta_key(NAME), body).await?;

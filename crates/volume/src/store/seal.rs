@@ -8,13 +8,13 @@
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
-use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
-use futures::FutureExt;
 
 use super::ObjectInfo;
 use super::frames::Frames;
+use super::upload::{has_parameter, in_one_piece};
+use crate::checksum::crc32c;
 
 /// Size of a window in bytes.
 pub(crate) const WINDOW_BYTES: u64 = 128 << 10;
@@ -49,13 +49,7 @@ impl Intercept for Seal {
         if len == 0 || len > SEALED_BYTES_MAX {
             return Ok(());
         }
-        if request.body().bytes().is_none() {
-            // The bodies of a volume are streams only in that they are pieces of memory.
-            let body = std::mem::replace(request.body_mut(), SdkBody::taken());
-            let whole = ByteStream::new(body).collect().now_or_never();
-            let whole = whole.ok_or("the body is not in memory")??;
-            *request.body_mut() = SdkBody::from(whole.into_bytes());
-        }
+        in_one_piece(request.body_mut(), "the body is not in memory")?;
         if let Some(seal) = request.body().bytes().map(seal) {
             request.headers_mut().insert(HEADER, seal);
         }
@@ -64,13 +58,7 @@ impl Intercept for Seal {
 }
 
 fn is_put_object(method: &str, uri: &str) -> bool {
-    let query = uri.split_once('?').map_or("", |(_, query)| query);
-    method == "PUT" && !query.split('&').any(|pair| pair.starts_with("uploadId="))
-}
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    // The result of a 32-bit algorithm.
-    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+    method == "PUT" && !has_parameter(uri, "uploadId")
 }
 
 /// Whether an object carries check values.

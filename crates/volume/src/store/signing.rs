@@ -8,9 +8,8 @@ use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
-use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use futures::FutureExt;
 
+use super::upload::in_one_piece;
 use crate::options::PayloadSigning;
 
 /// Interceptor that carries out the choice.
@@ -32,7 +31,7 @@ impl Intercept for SignPayload {
         "SignPayload"
     }
 
-    /// A body to sign is made one piece. The bodies of a volume are streams only in that they are pieces of memory.
+    /// A body to sign is made one piece.
     fn modify_before_retry_loop(
         &self,
         context: &mut BeforeTransmitInterceptorContextMut<'_>,
@@ -40,15 +39,13 @@ impl Intercept for SignPayload {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let request = context.request_mut();
-        if request.body().bytes().is_some() || !self.signs(request.uri()) {
+        if !self.signs(request.uri()) {
             return Ok(());
         }
-        let body = std::mem::replace(request.body_mut(), SdkBody::taken());
-        let whole = ByteStream::new(body).collect().now_or_never();
-        let whole =
-            whole.ok_or("only bodies that are in memory can be signed; set payload_signing=never")??;
-        *request.body_mut() = SdkBody::from(whole.into_bytes());
-        Ok(())
+        in_one_piece(
+            request.body_mut(),
+            "only bodies that are in memory can be signed; set payload_signing=never",
+        )
     }
 
     fn modify_before_signing(

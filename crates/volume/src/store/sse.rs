@@ -4,6 +4,7 @@ use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 
+use super::upload::has_parameter;
 use crate::options::{ServerSideEncryption, StoreOptions};
 
 /// Interceptor that adds the headers.
@@ -50,11 +51,9 @@ impl Intercept for Encrypt {
 /// PutObject, CopyObject and CreateMultipartUpload decide on encryption; S3 refuses the headers with the parts of an
 /// upload and with its end.
 fn makes_an_object(method: &str, uri: &str) -> bool {
-    let query = uri.split_once('?').map_or("", |(_, query)| query);
-    let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
     match method {
-        "PUT" => !has("uploadId"),
-        "POST" => has("uploads"),
+        "PUT" => !has_parameter(uri, "uploadId"),
+        "POST" => has_parameter(uri, "uploads"),
         _ => false,
     }
 }
