@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Checkpoint, Engine};
+use super::{Checkpoint, Engine, NextMayBegin};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::writeback::overlay::Frozen;
@@ -104,7 +104,11 @@ impl<E: Engine> Engine for FaultEngine<E> {
         self.inner.block_runs(blocks).await
     }
 
-    async fn publish(&self, frozen: Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {
+    async fn publish(
+        &self,
+        frozen: Arc<Frozen>,
+        next: Option<NextMayBegin>,
+    ) -> Result<Option<Checkpoint>, VolumeError> {
         let is_alive = self.is_alive.lock().await;
         if !*is_alive {
             *self.is_broken.lock() = true;
@@ -119,10 +123,10 @@ impl<E: Engine> Engine for FaultEngine<E> {
             *self.is_broken.lock() = true;
         }
         match fault {
-            Fault::None => self.inner.publish(frozen).await,
+            Fault::None => self.inner.publish(frozen, next).await,
             Fault::Refused => Err(Self::refused("publish")),
             Fault::AnswerLost => {
-                self.inner.publish(frozen).await?;
+                self.inner.publish(frozen, next).await?;
                 Err(Self::refused("publish (applied)"))
             }
             Fault::Fenced => Err(VolumeError::Fenced {

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::oneshot;
 
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
@@ -64,10 +65,14 @@ impl Ownership for SoleOwner {
     }
 }
 
+/// Sent to once the next publish may begin beside this one; dropped when it has to wait for this one's end.
+pub type NextMayBegin = oneshot::Sender<()>;
+
 /// The published state of one volume.
 ///
-/// One publish runs at a time; reads run at any time and see the state before or after it, never a mixture inside
-/// one block.
+/// Publishes end in the order in which they began, and one fails when the one before it does. One begins after the end
+/// of the one before it, or once that one has sent to its [`NextMayBegin`]; at most two run at a time. Reads run at any
+/// time and see the state before or after a publish, never a mixture inside one block.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     /// Size and block size.
@@ -106,9 +111,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Publishes a generation whose blocks are all complete. `None` when it changes nothing and nothing was sent.
     ///
     /// # Errors
-    /// After any error it is unknown what was stored; [`Engine::recover`] must succeed before the next publish.
-    /// [`VolumeError::Fenced`] means that another writer published.
-    async fn publish(&self, frozen: Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError>;
+    /// After any error it is unknown what was stored; [`Engine::recover`] must succeed before the next publish, and is
+    /// called only after the end of every publish. [`VolumeError::Fenced`] means that another writer published.
+    async fn publish(
+        &self,
+        frozen: Arc<Frozen>,
+        next: Option<NextMayBegin>,
+    ) -> Result<Option<Checkpoint>, VolumeError>;
 
     /// Goes back to what is stored, after proving that it is this writer's own.
     ///

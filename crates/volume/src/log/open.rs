@@ -462,7 +462,7 @@ async fn publish(
     let checkpoint = loop {
         let published = async {
             complete_partial_blocks(engine, &frozen).await?;
-            engine.publish(frozen.clone()).await
+            engine.publish(frozen.clone(), None).await
         };
         match published.await {
             Ok(checkpoint) => break checkpoint,

@@ -48,7 +48,7 @@ impl Publisher {
                 }
                 let engine = self.engine.as_ref();
                 complete_partial_blocks(engine, &frozen).await?;
-                let publish = engine.publish(frozen);
+                let publish = engine.publish(frozen, None);
                 let ahead = complete_ahead(engine, &self.overlay).boxed();
                 let checkpoint = match select(publish, ahead).await {
                     Either::Left((published, _)) => published?,

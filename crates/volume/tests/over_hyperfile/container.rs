@@ -320,7 +320,7 @@ fn a_published_generation_is_let_go() {
         generation.write(PreparedWrite::new(engine.geometry(), 0, &[1; 8192]));
         let frozen = std::sync::Arc::new(Frozen::new(generation));
         let held = std::sync::Arc::downgrade(&frozen);
-        engine.publish(frozen).await.unwrap().unwrap();
+        engine.publish(frozen, None).await.unwrap().unwrap();
         // One more question to the owner, so that it is done with the publish.
         engine.recover().await.unwrap();
         assert!(

@@ -289,10 +289,10 @@ fn a_damaged_index_is_not_built_upon() {
         let at = index.start + 2100;
         segment.overwrite(at, &[segment.body[at] ^ 4]);
         let frozen = write(&engine);
-        let e = engine.publish(frozen.clone()).await.unwrap_err();
+        let e = engine.publish(frozen.clone(), None).await.unwrap_err();
         assert!(e.chain().contains("damaged"), "{}", e.chain());
         engine.recover().await.unwrap();
-        assert!(engine.publish(frozen.clone()).await.is_err());
+        assert!(engine.publish(frozen.clone(), None).await.is_err());
         // Mended, it goes on.
         segment
             .store
@@ -300,7 +300,7 @@ fn a_damaged_index_is_not_built_upon() {
             .await
             .unwrap();
         engine.recover().await.unwrap();
-        assert!(engine.publish(frozen).await.unwrap().unwrap().cno > before.newest.cno);
+        assert!(engine.publish(frozen, None).await.unwrap().unwrap().cno > before.newest.cno);
         engine.close().await;
     });
     let found = f.run(read_all(&segment.store)).unwrap();
