@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Checkpoint, Engine, NextMayBegin};
+use super::{Beside, Checkpoint, Engine};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::writeback::overlay::Frozen;
@@ -107,8 +107,13 @@ impl<E: Engine> Engine for FaultEngine<E> {
     async fn publish(
         &self,
         frozen: Arc<Frozen>,
-        next: Option<NextMayBegin>,
+        mut beside: Beside,
     ) -> Result<Option<Checkpoint>, VolumeError> {
+        // Whatever comes, the next one may have begun.
+        if let Some(next) = beside.next.take() {
+            let _ = next.send(());
+        }
+        Beside::wait(beside.before.take()).await?;
         let is_alive = self.is_alive.lock().await;
         if !*is_alive {
             *self.is_broken.lock() = true;
@@ -123,10 +128,10 @@ impl<E: Engine> Engine for FaultEngine<E> {
             *self.is_broken.lock() = true;
         }
         match fault {
-            Fault::None => self.inner.publish(frozen, next).await,
+            Fault::None => self.inner.publish(frozen, beside).await,
             Fault::Refused => Err(Self::refused("publish")),
             Fault::AnswerLost => {
-                self.inner.publish(frozen, next).await?;
+                self.inner.publish(frozen, beside).await?;
                 Err(Self::refused("publish (applied)"))
             }
             Fault::Fenced => Err(VolumeError::Fenced {

@@ -18,7 +18,7 @@ use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
-use super::{Checkpoint, Engine, NextMayBegin, Ownership, SoleOwner, StoredState};
+use super::{Beside, Checkpoint, Engine, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
@@ -211,11 +211,7 @@ impl Engine for HyperEngine {
         self.reads.block_runs_at_once(blocks)
     }
 
-    async fn publish(
-        &self,
-        frozen: Arc<Frozen>,
-        _: Option<NextMayBegin>,
-    ) -> Result<Option<Checkpoint>, VolumeError> {
+    async fn publish(&self, frozen: Arc<Frozen>, _: Beside) -> Result<Option<Checkpoint>, VolumeError> {
         let published = self
             .ask(|reply| Request::Publish {
                 frozen: frozen.clone(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Checkpoint, Engine, NextMayBegin};
+use super::{Beside, Checkpoint, Engine};
 use crate::error::VolumeError;
 use crate::geometry::{BlockIndex, Geometry};
 use crate::writeback::overlay::Frozen;
@@ -76,11 +76,8 @@ impl Engine for MemoryEngine {
         Ok(runs)
     }
 
-    async fn publish(
-        &self,
-        frozen: Arc<Frozen>,
-        _: Option<NextMayBegin>,
-    ) -> Result<Option<Checkpoint>, VolumeError> {
+    async fn publish(&self, frozen: Arc<Frozen>, beside: Beside) -> Result<Option<Checkpoint>, VolumeError> {
+        Beside::wait(beside.before).await?;
         let mut published = self.published.lock();
         let mut is_changed = false;
         frozen.with(|generation| {

@@ -68,11 +68,38 @@ impl Ownership for SoleOwner {
 /// Sent to once the next publish may begin beside this one; dropped when it has to wait for this one's end.
 pub type NextMayBegin = oneshot::Sender<()>;
 
+/// How a publish and its neighbours go on beside each other. The default is one that is alone.
+#[derive(Debug, Default)]
+pub struct Beside {
+    /// The publish before, while it is under way. No checkpoint is made before this resolves; without `true` none is made
+    /// at all, and this publish fails.
+    pub before: Option<oneshot::Receiver<bool>>,
+    /// The publish after.
+    pub next: Option<NextMayBegin>,
+}
+
+impl Beside {
+    /// Resolves once a checkpoint may be made.
+    ///
+    /// # Errors
+    /// When the publish before failed.
+    pub async fn wait(before: Option<oneshot::Receiver<bool>>) -> Result<(), VolumeError> {
+        let is_published = match before {
+            Some(before) => before.await.unwrap_or(false),
+            None => true,
+        };
+        let reason = "the checkpoint before this one was not published";
+        is_published
+            .then_some(())
+            .ok_or_else(|| VolumeError::Internal(reason.into()))
+    }
+}
+
 /// The published state of one volume.
 ///
-/// Publishes end in the order in which they began, and one fails when the one before it does. One begins after the end
-/// of the one before it, or once that one has sent to its [`NextMayBegin`]; at most two run at a time. Reads run at any
-/// time and see the state before or after a publish, never a mixture inside one block.
+/// A publish begins after the end of the one before it, or once that one has sent to its [`NextMayBegin`]; at most two
+/// run at a time, and one fails when the one before it does. Reads run at any time and see the state before or after a
+/// publish, never a mixture inside one block.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     /// Size and block size.
@@ -113,11 +140,7 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// After any error it is unknown what was stored; [`Engine::recover`] must succeed before the next publish, and is
     /// called only after the end of every publish. [`VolumeError::Fenced`] means that another writer published.
-    async fn publish(
-        &self,
-        frozen: Arc<Frozen>,
-        next: Option<NextMayBegin>,
-    ) -> Result<Option<Checkpoint>, VolumeError>;
+    async fn publish(&self, frozen: Arc<Frozen>, beside: Beside) -> Result<Option<Checkpoint>, VolumeError>;
 
     /// Goes back to what is stored, after proving that it is this writer's own.
     ///

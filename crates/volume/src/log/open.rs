@@ -24,13 +24,14 @@ use super::replay::Replay;
 use super::s3::{self, S3Log};
 use crate::catalogue::Recorder;
 use crate::clock::now_ms;
-use crate::engine::Engine;
+use crate::engine::{Beside, Engine};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
 use crate::store::{self, ETag, Store};
 use crate::url::VolumeUrl;
 use crate::writeback::complete::complete_partial_blocks;
 use crate::writeback::overlay::Overlay;
+use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
 /// Generations of a log that is given up may be anything up to this much above the newest one known.
 const DISCARDED_GENERATIONS: u64 = 1 << 32;
@@ -336,14 +337,15 @@ impl OpenLog {
         match self.apply(engine, watermark, options).await {
             Ok(None) if self.store.found().is_empty() => Ok(watermark),
             // An older owner may still have groups on its way, beyond the gap that was sealed. They must not be applied
-            // by a later opening, over what this one shows: an owner has two generations beyond the watermark at most.
+            // by a later opening, over what this one shows: an owner has so many generations beyond the watermark.
             Ok(None) => {
-                recorder.published(watermark + 2, None).await?;
-                Ok(watermark + 2)
+                let generation = watermark + GENERATIONS_AHEAD_MAX;
+                recorder.published(generation, None).await?;
+                Ok(generation)
             }
             Ok(Some((newest, checkpoint))) => {
-                // Above every generation that may be on its way somewhere: an older owner has two beyond the watermark.
-                let generation = newest + 2;
+                // Above every generation that an older owner may have on its way somewhere.
+                let generation = newest + GENERATIONS_AHEAD_MAX;
                 recorder.published(generation, checkpoint).await?;
                 Ok(generation)
             }
@@ -462,7 +464,7 @@ async fn publish(
     let checkpoint = loop {
         let published = async {
             complete_partial_blocks(engine, &frozen).await?;
-            engine.publish(frozen.clone(), None).await
+            engine.publish(frozen.clone(), Beside::default()).await
         };
         match published.await {
             Ok(checkpoint) => break checkpoint,

@@ -201,7 +201,13 @@ impl History {
             return;
         };
         let volume = &mut serving.volume;
-        let event = match nth % 6 {
+        if nth % 7 == 6 {
+            let acknowledged = volume.next_may_begin();
+            self.acknowledge(at, acknowledged);
+            self.go_on(at);
+            return;
+        }
+        let event = match nth % 7 {
             0 => volume
                 .ages
                 .pop()

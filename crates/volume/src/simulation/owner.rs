@@ -230,11 +230,12 @@ impl Serving {
                 tasks.push(appending.boxed_local());
             }
         }
-        if self.volume.is_publishing
-            && let Some((generation, cells)) = self.volume.frozen.clone()
+        // One beside it makes its checkpoint after this one is recorded, so it is started then.
+        if let Some(oldest) = self.volume.frozen.front().filter(|f| f.is_publishing)
             && let Some(mut engine) = self.engine.take()
         {
-            let (me, attempt) = (self.me.clone(), self.volume.attempt);
+            let (me, attempt) = (self.me.clone(), oldest.attempt);
+            let (generation, cells) = (oldest.id, oldest.cells.clone());
             let publishing = async move {
                 let end = match engine.publish(&me, &cells, generation.0, attempt).await {
                     Ok(()) => PublishEnd::Published,
@@ -265,8 +266,7 @@ impl Serving {
         match done {
             Done::Published(engine, end) => {
                 self.engine = Some(engine);
-                self.volume.is_publishing = false;
-                self.volume.feed(Event::Volume(state::Event::PublishEnded(end)))
+                self.volume.publish_ended(end)
             }
             Done::Appended(sequence, group, end) => {
                 self.sent.remove(&sequence);

@@ -9,7 +9,7 @@ use crate::log::GroupId;
 use crate::log::record::Content;
 use crate::log::replay::{Replay, numbers_to_seal};
 use crate::writeback::machine_world::{Cells, Record, seal};
-use crate::writeback::state::PublishEnd;
+use crate::writeback::state::{GENERATIONS_AHEAD_MAX, PublishEnd};
 
 /// The marker as its owner wrote it last.
 pub struct Marker {
@@ -224,7 +224,11 @@ pub async fn open(me: &Identity) -> Result<Opened, End> {
         .await?
         .max(found.map_or(0, |f| f.0));
     let (cells, newest) = log.replay(me, watermark).await?;
-    let beyond = if me.defences.raise { 2 } else { 0 };
+    let beyond = if me.defences.raise {
+        GENERATIONS_AHEAD_MAX
+    } else {
+        0
+    };
     let mut generation = watermark;
     if !cells.is_empty() {
         generation = newest + beyond;

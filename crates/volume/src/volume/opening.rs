@@ -20,6 +20,7 @@ use crate::read::cache::ReadCache;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 use crate::writeback::appender::DriverLog;
+use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
 impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
@@ -205,8 +206,8 @@ async fn open_owned(
             let started = Catalogue::start(store.clone(), epoch);
             parts.recorder = Some(started.clone());
             catalogue = Some(started);
-            // An older owner may have used two more than it recorded.
-            watermark + 3
+            // An older owner may have used more than it recorded.
+            watermark + GENERATIONS_AHEAD_MAX + 1
         }
     };
     let mut volume = Volume::with_parts(Arc::new(engine), parts, options);

@@ -73,26 +73,27 @@ impl Appender {
         }
     }
 
-    /// Makes a group of what the log lacks.
+    /// Makes a group of what the log lacks; `frozen` are the frozen generations, oldest first.
     pub fn snapshot(
         &mut self,
         sequence: u64,
         overlay: &Overlay,
-        frozen: Option<GenerationId>,
+        frozen: impl Iterator<Item = GenerationId>,
         active: GenerationId,
     ) -> Snapshot {
         let taken = overlay.take_unlogged();
         let mut entries = Vec::new();
         let mut behind = None;
-        for (part, generation) in [(taken.frozen, frozen), (taken.active, Some(active))] {
+        let frozen = frozen.zip(taken.frozen);
+        for (generation, part) in frozen.chain([(active, taken.active)]) {
             match part {
                 ForLog::Nothing => {}
-                ForLog::TooLarge if generation == Some(active) => return Snapshot::TooLarge,
-                ForLog::TooLarge => behind = frozen,
+                ForLog::TooLarge if generation == active => return Snapshot::TooLarge,
+                // The newest of them is published last.
+                ForLog::TooLarge => behind = Some(generation),
                 ForLog::Changes(changes) => {
-                    let generation = generation.expect("changes are of a generation").0;
                     entries.extend(changes.into_iter().map(|(offset_bytes, content)| Entry {
-                        generation,
+                        generation: generation.0,
                         offset_bytes,
                         content,
                     }));

@@ -1,5 +1,6 @@
 //! How far durability is behind, for whoever watches the server.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -25,7 +26,8 @@ pub struct Backlog {
 #[derive(Debug, Default)]
 pub(super) struct Since {
     pub active: Option<Instant>,
-    pub frozen: Option<Instant>,
+    /// Of each frozen generation, oldest first.
+    pub frozen: VecDeque<Option<Instant>>,
     pub log_bytes: u64,
     pub log: Option<Instant>,
 }
@@ -33,9 +35,10 @@ pub(super) struct Since {
 impl Since {
     pub fn backlog(&self, overlay: &Overlay, has_log: bool) -> Backlog {
         let unpublished_bytes = overlay.total_bytes();
+        let oldest = self.frozen.iter().copied().flatten().next().or(self.active);
         Backlog {
             unpublished_bytes,
-            unpublished_age: self.frozen.or(self.active).map(|at| at.elapsed()),
+            unpublished_age: oldest.map(|at| at.elapsed()),
             unflushed_bytes: if has_log {
                 overlay.unlogged_bytes()
             } else {

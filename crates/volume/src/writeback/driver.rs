@@ -20,7 +20,7 @@ use super::pressure::{Pressure, Reservation};
 use super::publish::Publisher;
 use super::state::{Action, Event, FlushAnswer, FlushId, GenerationId, PublishEnd};
 use crate::catalogue::Recorder;
-use crate::engine::Engine;
+use crate::engine::{Beside, Engine};
 use crate::error::VolumeError;
 use crate::log::AppendError;
 use crate::log::group_commit::{AppendEnd, Event as LogEvent};
@@ -59,7 +59,10 @@ pub(super) enum Command {
         needs_checkpoint: bool,
         answer: oneshot::Sender<Result<(), VolumeError>>,
     },
-    PublishEnded(Result<(), VolumeError>),
+    PublishEnded {
+        generation: GenerationId,
+        result: Result<(), VolumeError>,
+    },
     AppendEnded {
         sequence: u64,
         result: Result<(), AppendError>,
@@ -136,9 +139,10 @@ impl Driver {
             flushes: HashMap::new(),
             deadlines: VecDeque::new(),
             next_flush: 0,
-            frozen: None,
+            frozen: VecDeque::new(),
             active: first,
-            publish_started: None,
+            newest_publish: None,
+            last_publish_ended: Instant::now(),
             last_failure: String::new(),
         };
         tokio::spawn(task.run(inbox));
@@ -241,6 +245,14 @@ impl Driver {
     }
 }
 
+/// A frozen generation.
+struct FrozenNow {
+    id: GenerationId,
+    generation: Arc<Frozen>,
+    /// When its publish began, while one is under way.
+    publish_started: Option<Instant>,
+}
+
 struct Task {
     machine: Machine,
     overlay: Arc<Overlay>,
@@ -254,10 +266,13 @@ struct Task {
     /// Ascending, because every flush waits equally long.
     deadlines: VecDeque<(Instant, FlushId)>,
     next_flush: u64,
-    frozen: Option<(GenerationId, Arc<Frozen>)>,
+    /// Oldest first.
+    frozen: VecDeque<FrozenNow>,
     /// The number of what the overlay has as its active generation now.
     active: GenerationId,
-    publish_started: Option<Instant>,
+    /// How the newest publish ended, for the one after it.
+    newest_publish: Option<oneshot::Receiver<bool>>,
+    last_publish_ended: Instant,
     last_failure: String,
 }
 
@@ -265,7 +280,7 @@ impl Task {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         let mut stopping: Option<oneshot::Sender<GenerationId>> = None;
         loop {
-            let is_quiet = self.publish_started.is_none() && self.machine.is_log_idle();
+            let is_quiet = !self.is_publishing() && self.machine.is_log_idle();
             if let Some(stopped) = stopping.take_if(|_| is_quiet) {
                 let _ = stopped.send(self.active);
                 return;
@@ -317,8 +332,9 @@ impl Task {
                     needs_checkpoint,
                 }
             }
-            Command::PublishEnded(result) => {
-                machine::Event::Volume(Event::PublishEnded(self.publish_ended(result)))
+            Command::PublishEnded { generation, result } => {
+                let end = self.publish_ended(generation, result);
+                machine::Event::Volume(Event::PublishEnded { generation, end })
             }
             Command::AppendEnded { sequence, result } => {
                 let end = self.append_ended(result);
@@ -335,7 +351,7 @@ impl Task {
                 machine::Action::Volume(action) => self.carry_out(action),
                 machine::Action::Snapshot { sequence } => {
                     if let Some(appender) = &mut self.appender {
-                        let frozen = self.frozen.as_ref().map(|(id, _)| *id);
+                        let frozen = self.frozen.iter().map(|f| f.id);
                         let taken = appender.snapshot(sequence, &self.overlay, frozen, self.active);
                         let event = machine::Event::Log(LogEvent::Snapshot(taken));
                         todo.extend(self.machine.on(event));
@@ -366,19 +382,27 @@ impl Task {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Freeze(id) => {
-                self.frozen = Some((id, self.overlay.freeze()));
+                self.frozen.push_back(FrozenNow {
+                    id,
+                    generation: self.overlay.freeze(),
+                    publish_started: None,
+                });
                 self.active = GenerationId(id.0 + 1);
                 let mut since = self.since.lock();
-                since.frozen = since.active.take();
+                let active = since.active.take();
+                since.frozen.push_back(active);
             }
             Action::Publish { generation, attempt } => self.publish(generation, attempt),
             Action::DropFrozen(_) => {
-                self.frozen = None;
-                let dropped = self.overlay.drop_frozen();
+                let dropped = (self.frozen.pop_front(), self.overlay.drop_frozen());
                 // Freeing some 10^5 blocks takes a while, and the next publish should not wait for it.
                 tokio::task::spawn_blocking(move || drop(dropped));
-                self.since.lock().frozen = None;
+                self.since.lock().frozen.pop_front();
                 self.pressure.dropped();
+                if let Some(next) = self.frozen.front().filter(|f| f.publish_started.is_some()) {
+                    let bytes = next.generation.with(|g| g.buffered_bytes());
+                    self.pressure.publish_began(bytes);
+                }
                 // The next generation may have grown past the mark while this one was published.
                 let (bytes, is_streaming) = self.overlay.active();
                 if is_large_enough(self.config.write_buffer_bytes, bytes, is_streaming) {
@@ -427,39 +451,66 @@ impl Task {
         let _ = waiting.send(result);
     }
 
+    fn is_publishing(&self) -> bool {
+        self.frozen.iter().any(|f| f.publish_started.is_some())
+    }
+
     fn publish(&mut self, generation: GenerationId, attempt: u32) {
-        let Some((_, frozen)) = self.frozen.clone() else {
+        let is_beside = self.is_publishing();
+        let Some(frozen) = self.frozen.iter_mut().find(|f| f.id == generation) else {
             debug_assert!(false, "published before it was frozen");
             return;
         };
-        self.publish_started = Some(Instant::now());
-        self.pressure.publish_began(frozen.with(|g| g.buffered_bytes()));
+        frozen.publish_started = Some(Instant::now());
+        let frozen = frozen.generation.clone();
+        if !is_beside {
+            // Room comes back with the end of the first.
+            self.pressure.publish_began(frozen.with(|g| g.buffered_bytes()));
+        }
+        let (ended, newest) = oneshot::channel();
+        let before = self.newest_publish.replace(newest).filter(|_| is_beside);
+        let (next, may_begin) = oneshot::channel();
+        let beside = Beside {
+            before,
+            next: Some(next),
+        };
+        let commands = self.commands.clone();
+        tokio::spawn(async move {
+            if may_begin.await.is_ok() {
+                let event = Event::NextMayBegin { generation, attempt };
+                commands.send(Command::Event(machine::Event::Volume(event)));
+            }
+        });
         let (publisher, commands) = (self.publisher.clone(), self.commands.clone());
         tokio::spawn(async move {
             // The inner task isolates a panic of the engine: it becomes a failed publish.
-            let publish = tokio::spawn(async move { publisher.publish(frozen, generation, attempt).await });
+            let publish =
+                tokio::spawn(async move { publisher.publish(frozen, generation, attempt, beside).await });
             let result = publish
                 .await
                 .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())));
             log::debug!("generation {}: {result:?}", generation.0);
-            commands.send(Command::PublishEnded(result));
+            let is_published = result.is_ok();
+            commands.send(Command::PublishEnded { generation, result });
+            let _ = ended.send(is_published);
         });
     }
 
-    fn publish_ended(&mut self, result: Result<(), VolumeError>) -> PublishEnd {
-        let took = self
-            .publish_started
-            .take()
-            .map(|at| at.elapsed())
-            .unwrap_or_default();
+    fn publish_ended(&mut self, generation: GenerationId, result: Result<(), VolumeError>) -> PublishEnd {
+        let frozen = self.frozen.iter_mut().find(|f| f.id == generation);
+        let (started, bytes) = frozen.map_or((None, 0), |f| {
+            let bytes = f.generation.with(|g| g.buffered_bytes());
+            (f.publish_started.take(), bytes)
+        });
+        // Beside the one before it, it had only a part of the line.
+        let began = started.map_or(self.last_publish_ended, |at| at.max(self.last_publish_ended));
+        self.last_publish_ended = Instant::now();
         match result {
             Ok(()) => {
                 if !std::mem::take(&mut self.last_failure).is_empty() {
                     info!("the store takes data again: everything kept so far is published");
                 }
-                let frozen = self.frozen.as_ref();
-                let bytes = frozen.map_or(0, |(_, f)| f.with(|g| g.buffered_bytes()));
-                self.pressure.published(bytes, took);
+                self.pressure.published(bytes, self.last_publish_ended - began);
                 PublishEnd::Published
             }
             Err(VolumeError::Fenced { reason }) => {
@@ -468,8 +519,11 @@ impl Task {
             }
             Err(e) => {
                 let text = e.chain();
-                warn!("a checkpoint could not be published (the data is kept and tried again): {text}");
-                self.last_failure = text;
+                // One beside it fails with the oldest, and has nothing new to say.
+                if self.frozen.front().is_some_and(|oldest| oldest.id == generation) {
+                    warn!("a checkpoint could not be published (the data is kept and tried again): {text}");
+                    self.last_failure = text;
+                }
                 PublishEnd::Failed
             }
         }

@@ -19,7 +19,7 @@ use crate::log::group_commit::AppendEnd;
 use crate::log::record::Content;
 use crate::log::replay::{IN_FLIGHT_MAX, Replay, numbers_to_seal};
 use crate::writeback::machine_world::{Cells, Owner, Record, seal};
-use crate::writeback::state::PublishEnd;
+use crate::writeback::state::{GENERATIONS_AHEAD_MAX, PublishEnd};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -37,6 +37,8 @@ enum Step {
     Flush,
     Append(usize, Outcome),
     Publish(Outcome),
+    /// The next publish may begin beside the one under way.
+    NextMayBegin,
     /// A request that was given up arrives.
     Land(usize),
     Delete(usize),
@@ -59,6 +61,7 @@ enum ZombieStep {
     Flush,
     Append(usize),
     Publish,
+    NextMayBegin,
     AppendRetry,
 }
 
@@ -104,36 +107,32 @@ impl Owner {
     }
 
     fn publish(&mut self, store: &mut Store, outcome: Outcome) -> Vec<Cells> {
-        if !self.is_publishing {
+        let Some(frozen) = self.frozen.front_mut().filter(|f| f.is_publishing) else {
             return Vec::new();
-        }
-        let (id, cells) = self.frozen.clone().expect("publishing");
+        };
+        let generation = frozen.id;
         let end = if store.owner != self.id {
             PublishEnd::Fenced
-        } else if !self.is_unrecorded {
+        } else if !frozen.is_unrecorded {
             if matches!(outcome, Outcome::Ok | Outcome::Lost) {
-                store.published.extend(cells);
+                store.published.extend(&frozen.cells);
             }
             if outcome == Outcome::Ok {
                 // The watermark is the next step, and nothing is reported before it.
-                self.is_unrecorded = true;
+                frozen.is_unrecorded = true;
                 return Vec::new();
             }
             PublishEnd::Failed
         } else {
             if matches!(outcome, Outcome::Ok | Outcome::Lost) {
-                store.watermark = id.0;
+                store.watermark = generation.0;
             }
             match outcome {
-                Outcome::Ok => {
-                    self.is_unrecorded = false;
-                    PublishEnd::Published
-                }
+                Outcome::Ok => PublishEnd::Published,
                 _ => PublishEnd::Failed,
             }
         };
-        self.is_publishing = false;
-        self.feed(Event::Volume(state::Event::PublishEnded(end)))
+        self.publish_ended(end)
     }
 }
 
@@ -199,6 +198,7 @@ impl World {
             Step::Flush => owner.flush(),
             Step::Append(nth, outcome) => owner.append(store, nth, outcome),
             Step::Publish(outcome) => owner.publish(store, outcome),
+            Step::NextMayBegin => owner.next_may_begin(),
             Step::Land(nth) => {
                 if !store.network.is_empty() {
                     let (sequence, record) = store.network.remove(nth % store.network.len());
@@ -262,6 +262,7 @@ impl World {
             ZombieStep::Flush => zombie.flush(),
             ZombieStep::Append(nth) => zombie.append(&mut self.store, nth, Outcome::Ok),
             ZombieStep::Publish => zombie.publish(&mut self.store, Outcome::Ok),
+            ZombieStep::NextMayBegin => zombie.next_may_begin(),
             ZombieStep::AppendRetry => match zombie.append_retries.pop() {
                 Some(sequence) => zombie.feed(Event::Log(group_commit::Event::RetryDue { sequence })),
                 None => Vec::new(),
@@ -362,13 +363,18 @@ impl World {
         if !alive() {
             return None;
         }
-        // Whatever older owners still have on their way is not above it: two generations beyond theirs at most.
-        self.store.watermark = newest + 2;
+        // Whatever older owners still have on their way is not above it.
+        self.store.watermark = newest + GENERATIONS_AHEAD_MAX;
         // Beyond what an older owner may still have on its way, which would take the place of a record of ours.
         let start = self.store.log.keys().last().expect("sealed") + IN_FLIGHT_MAX;
         assert!(self.store.create(start, &seal(id)));
         let next_sequence = start + 1;
-        let mut owner = Owner::new(id, GenerationId(newest + 3), next_sequence, self.depth);
+        let mut owner = Owner::new(
+            id,
+            GenerationId(self.store.watermark + 1),
+            next_sequence,
+            self.depth,
+        );
         owner.acknowledged = next_sequence - 1;
         Some(owner)
     }
@@ -412,6 +418,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(ZombieStep::Flush),
         (0..9usize).prop_map(ZombieStep::Append),
         Just(ZombieStep::Publish),
+        Just(ZombieStep::NextMayBegin),
         Just(ZombieStep::AppendRetry),
     ];
     prop_oneof![
@@ -419,6 +426,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Flush),
         8 => (0..9usize, outcome()).prop_map(|(n, o)| Step::Append(n, o)),
         4 => outcome().prop_map(Step::Publish),
+        3 => Just(Step::NextMayBegin),
         1 => (0..9usize).prop_map(Step::Land),
         2 => (0..9usize).prop_map(Step::Delete),
         1 => Just(Step::Age),
@@ -462,7 +470,7 @@ fn every_short_schedule_keeps_flushed_writes() {
         &[Append(1, Ok)],
         &[Append(0, Lost)],
         &[Append(0, Late), AppendRetry],
-        &[Publish(Ok)],
+        &[NextMayBegin, Publish(Ok)],
         &[Publish(Lost), Retry],
         &[Delete(0), Land(0)],
         &[Crash(2), Write(0)],

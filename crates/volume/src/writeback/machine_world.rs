@@ -1,10 +1,10 @@
 //! The model of an owner that the tests of the machines and the simulation share: the real `Machine` with an overlay of
 //! numbered cells, each write a number larger than any before it. What it wants sent is left in its fields.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::machine::{Action, Event, Machine};
-use super::state::{self, FlushAnswer, FlushId, GenerationId};
+use super::state::{self, FlushAnswer, FlushId, GenerationId, PublishEnd};
 use crate::log::group_commit::{self, GroupCommit, Snapshot};
 use crate::log::record::{Content, Entry, Group};
 use crate::log::replay::IN_FLIGHT_MAX;
@@ -43,24 +43,32 @@ impl Record {
     }
 }
 
+/// A frozen generation.
+pub struct Frozen {
+    pub id: GenerationId,
+    pub cells: Cells,
+    unlogged: BTreeSet<u8>,
+    is_bulk: bool,
+    /// Whether its publish is under way, and the attempt that it is.
+    pub is_publishing: bool,
+    pub attempt: u32,
+    /// Whether only its watermark is missing.
+    pub is_unrecorded: bool,
+}
+
 /// An owner of a volume with a log, seen from the inside: it sends nothing itself.
 pub struct Owner {
     pub id: u32,
     pub machine: Machine,
     pub active: Cells,
-    pub frozen: Option<(GenerationId, Cells)>,
+    /// Oldest first.
+    pub frozen: VecDeque<Frozen>,
     pub active_unlogged: BTreeSet<u8>,
     pub is_active_bulk: bool,
-    pub frozen_unlogged: BTreeSet<u8>,
-    pub is_frozen_bulk: bool,
     pub groups: BTreeMap<u64, Record>,
     pub newest: GenerationId,
     pub appends: Vec<u64>,
     pub append_retries: Vec<u64>,
-    /// Whether a publish is under way, and whether only its watermark is missing.
-    pub is_publishing: bool,
-    pub attempt: u32,
-    pub is_unrecorded: bool,
     pub is_retry_armed: bool,
     pub ages: Vec<GenerationId>,
     pub trimmed: GenerationId,
@@ -77,18 +85,13 @@ impl Owner {
             id,
             machine: Machine::new(first, Some(log)),
             active: Cells::new(),
-            frozen: None,
+            frozen: VecDeque::new(),
             active_unlogged: BTreeSet::new(),
             is_active_bulk: false,
-            frozen_unlogged: BTreeSet::new(),
-            is_frozen_bulk: false,
             groups: BTreeMap::new(),
             newest: GenerationId(0),
             appends: Vec::new(),
             append_retries: Vec::new(),
-            is_publishing: false,
-            attempt: 0,
-            is_unrecorded: false,
             is_retry_armed: false,
             ages: Vec::new(),
             trimmed: published,
@@ -99,7 +102,10 @@ impl Owner {
     }
 
     pub fn unpublished(&self) -> Cells {
-        let mut all = self.frozen.as_ref().map(|f| f.1.clone()).unwrap_or_default();
+        let mut all = Cells::new();
+        for frozen in &self.frozen {
+            all.extend(&frozen.cells);
+        }
         all.extend(&self.active);
         all
     }
@@ -141,21 +147,28 @@ impl Owner {
     pub fn carry_out(&mut self, action: state::Action, acknowledged: &mut Vec<Cells>) {
         match action {
             state::Action::Freeze(id) => {
-                assert!(self.frozen.is_none());
-                self.frozen = Some((id, std::mem::take(&mut self.active)));
-                self.frozen_unlogged = std::mem::take(&mut self.active_unlogged);
-                self.is_frozen_bulk = std::mem::take(&mut self.is_active_bulk);
+                assert!(self.frozen.len() < state::FROZEN_MAX);
+                self.frozen.push_back(Frozen {
+                    id,
+                    cells: std::mem::take(&mut self.active),
+                    unlogged: std::mem::take(&mut self.active_unlogged),
+                    is_bulk: std::mem::take(&mut self.is_active_bulk),
+                    is_publishing: false,
+                    attempt: 0,
+                    is_unrecorded: false,
+                });
             }
-            state::Action::Publish { attempt, .. } => {
-                assert!(!self.is_publishing);
-                self.attempt = attempt;
-                self.is_publishing = true;
+            state::Action::Publish { generation, attempt } => {
+                let at = self.frozen.iter().position(|f| f.id == generation);
+                let at = at.expect("frozen before it is published");
+                assert!(at == 0 || self.frozen[at - 1].is_publishing, "W1: in order");
+                let frozen = &mut self.frozen[at];
+                assert!(!std::mem::replace(&mut frozen.is_publishing, true));
+                frozen.attempt = attempt;
                 self.is_retry_armed = false;
             }
             state::Action::DropFrozen(id) => {
-                assert_eq!(self.frozen.take().map(|f| f.0), Some(id));
-                self.frozen_unlogged.clear();
-                self.is_frozen_bulk = false;
+                assert_eq!(self.frozen.pop_front().map(|f| f.id), Some(id));
             }
             state::Action::Answer(id, answer) => {
                 let promise = self.promises.remove(&id).expect("answered once");
@@ -169,18 +182,53 @@ impl Owner {
         }
     }
 
+    /// The publish of the oldest generation ended. One beside it fails with it.
+    pub fn publish_ended(&mut self, end: PublishEnd) -> Vec<Cells> {
+        let mut acknowledged = Vec::new();
+        let mut end = end;
+        let under_way: Vec<_> = self
+            .frozen
+            .iter()
+            .filter(|f| f.is_publishing)
+            .map(|f| f.id)
+            .collect();
+        for generation in under_way {
+            let frozen = self.frozen.iter_mut().find(|f| f.id == generation);
+            frozen.expect("under way").is_publishing = false;
+            let ended = state::Event::PublishEnded { generation, end };
+            acknowledged.extend(self.feed(Event::Volume(ended)));
+            if end == PublishEnd::Published {
+                break;
+            }
+            end = PublishEnd::Failed;
+        }
+        acknowledged
+    }
+
+    /// The next publish may begin beside the newest one, if that is under way.
+    pub fn next_may_begin(&mut self) -> Vec<Cells> {
+        match self.frozen.back() {
+            Some(newest) if newest.is_publishing => {
+                let (generation, attempt) = (newest.id, newest.attempt);
+                let event = state::Event::NextMayBegin { generation, attempt };
+                self.feed(Event::Volume(event))
+            }
+            _ => Vec::new(),
+        }
+    }
+
     pub fn snapshot(&mut self, sequence: u64) -> Snapshot {
         if self.is_active_bulk {
             return Snapshot::TooLarge;
         }
         let mut entries = Vec::new();
         let mut behind = None;
-        if let Some((id, cells)) = &self.frozen {
-            if self.is_frozen_bulk {
-                behind = Some(*id);
+        for frozen in &mut self.frozen {
+            if frozen.is_bulk {
+                behind = Some(frozen.id);
             } else {
-                let taken = std::mem::take(&mut self.frozen_unlogged);
-                entries.extend(taken.into_iter().map(|c| (*id, c, cells[&c])));
+                let taken = std::mem::take(&mut frozen.unlogged);
+                entries.extend(taken.into_iter().map(|c| (frozen.id, c, frozen.cells[&c])));
             }
         }
         let active = self.machine.active();

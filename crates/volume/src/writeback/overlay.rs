@@ -1,14 +1,16 @@
-//! The unpublished part of a volume: the active generation, and the frozen one while it is being published.
+//! The unpublished part of a volume: the active generation, and the frozen ones until they are published.
 //!
 //! *Invariant W1* lives here: bytes leave the overlay only through [`Overlay::drop_frozen`], which is called only
 //! once a checkpoint that holds them is published.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
+use super::state::FROZEN_MAX;
 use super::unlogged::Unlogged;
 use crate::geometry::{BlockIndex, Geometry};
 use crate::log::record::Content;
@@ -42,11 +44,25 @@ struct Layers {
     active: Generation,
     /// How many generations were frozen before the active one.
     freezes: u64,
-    frozen: Option<Arc<Frozen>>,
+    /// Oldest first.
+    frozen: VecDeque<FrozenLayer>,
     /// What the log lacks of the active generation; `None` without a log.
     active_unlogged: Option<Unlogged>,
-    /// What the log lacks of the frozen generation.
-    frozen_unlogged: Option<Unlogged>,
+}
+
+impl Layers {
+    /// The frozen generations, newest first: the order in which they are looked at.
+    fn frozen(&self) -> Vec<Arc<Frozen>> {
+        self.frozen.iter().rev().map(|f| f.generation.clone()).collect()
+    }
+}
+
+#[derive(Debug)]
+struct FrozenLayer {
+    generation: Arc<Frozen>,
+    buffered_bytes: u64,
+    /// What the log lacks of it.
+    unlogged: Option<Unlogged>,
 }
 
 /// What a generation has for the log.
@@ -60,12 +76,12 @@ pub enum ForLog {
     TooLarge,
 }
 
-/// What both generations have for the log, as of one moment.
+/// What all generations have for the log, as of one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnloggedChanges {
-    /// Of the frozen generation. [`ForLog::TooLarge`] leaves the active one's changes to be logged all the same.
-    pub frozen: ForLog,
-    /// Of the active generation. When it is too large nothing was taken of the frozen one either.
+    /// Of each frozen generation, oldest first. [`ForLog::TooLarge`] leaves the others' changes to be logged all the same.
+    pub frozen: Vec<ForLog>,
+    /// Of the active generation. When it is too large nothing was taken of the frozen ones either.
     pub active: ForLog,
 }
 
@@ -78,18 +94,18 @@ pub struct Buffered {
     pub added_bytes: u64,
     /// Bytes of the active generation now.
     pub active_bytes: u64,
-    /// Bytes of the active and frozen generations together, now.
+    /// Bytes of the active and the frozen generations together, now.
     pub total_bytes: u64,
     /// See [`Generation::is_streaming`].
     pub is_streaming: bool,
 }
 
-/// Active and frozen generation of one volume.
+/// Active and frozen generations of one volume.
 #[derive(Debug)]
 pub struct Overlay {
     geometry: Geometry,
     layers: RwLock<Layers>,
-    /// Bytes of the frozen generation, so that writers need not take its lock.
+    /// Bytes of the frozen generations, so that writers need not take their locks.
     frozen_bytes: Mutex<u64>,
     /// The account of an empty generation; `None` without a log.
     no_unlogged: Option<Unlogged>,
@@ -110,8 +126,7 @@ impl Overlay {
         let layers = Layers {
             active: Generation::new(geometry),
             freezes: 0,
-            frozen: None,
-            frozen_unlogged: unlogged.clone(),
+            frozen: VecDeque::new(),
             active_unlogged: unlogged.clone(),
         };
         Self {
@@ -181,39 +196,42 @@ impl Overlay {
     ///
     /// Active and frozen are looked at as of one moment, so a freeze in between can hide nothing.
     pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Vec<Range<u64>> {
-        let (missing, frozen) = {
+        let (mut missing, frozen) = {
             let layers = self.layers.read();
-            (layers.active.read(offset_bytes, out), layers.frozen.clone())
-        };
-        let Some(frozen) = frozen.filter(|_| !missing.is_empty()) else {
-            return missing;
-        };
-        frozen.with(|generation| {
-            let mut still = Vec::new();
-            for r in missing {
-                let at = (r.start - offset_bytes) as usize..(r.end - offset_bytes) as usize;
-                still.extend(generation.read(r.start, &mut out[at]));
+            let missing = layers.active.read(offset_bytes, out);
+            if missing.is_empty() || layers.frozen.is_empty() {
+                return missing;
             }
-            still
-        })
+            (missing, layers.frozen())
+        };
+        for layer in frozen {
+            missing = layer.with(|generation| {
+                let mut still = Vec::new();
+                for r in missing {
+                    let at = (r.start - offset_bytes) as usize..(r.end - offset_bytes) as usize;
+                    still.extend(generation.read(r.start, &mut out[at]));
+                }
+                still
+            });
+        }
+        missing
     }
 
     /// What is unpublished of `blocks`: runs of data (`true`) or zeros (`false`), ascending, the active generation
-    /// before the frozen one.
+    /// before the frozen ones.
     pub fn block_runs(&self, blocks: Range<u64>) -> Vec<(Range<u64>, bool)> {
         let (active, frozen) = {
             let layers = self.layers.read();
-            (layers.active.block_runs(blocks.clone()), layers.frozen.clone())
+            (layers.active.block_runs(blocks.clone()), layers.frozen())
         };
-        let below = frozen
-            .map(|f| f.with(|g| g.block_runs(blocks)))
-            .unwrap_or_default();
-        if below.is_empty() {
+        if frozen.is_empty() {
             return active;
         }
         // A partly written block over a frozen one is data either way; a zeroed block hides what is below.
         let mut merged = rangemap::RangeMap::new();
-        merged.extend(below);
+        for layer in frozen.into_iter().rev() {
+            merged.extend(layer.with(|g| g.block_runs(blocks.clone())));
+        }
         merged.extend(active);
         merged.into_iter().collect()
     }
@@ -226,7 +244,7 @@ impl Overlay {
     /// Whether everything is published.
     pub fn is_empty(&self) -> bool {
         let layers = self.layers.read();
-        layers.active.is_empty() && layers.frozen.is_none()
+        layers.active.is_empty() && layers.frozen.is_empty()
     }
 
     /// Bytes buffered, active and frozen.
@@ -241,39 +259,40 @@ impl Overlay {
         (layers.active.buffered_bytes(), layers.active.is_streaming())
     }
 
-    /// Makes the active generation the frozen one and opens an empty one.
+    /// Makes the active generation the newest frozen one and opens an empty one.
     ///
     /// # Panics
-    /// When a generation is frozen already: there is at most one, and replacing it would lose acknowledged writes.
+    /// When as many generations are frozen as may be.
     pub fn freeze(&self) -> Arc<Frozen> {
         let mut layers = self.layers.write();
         assert!(
-            layers.frozen.is_none(),
+            layers.frozen.len() < FROZEN_MAX,
             "a frozen generation is dropped only once it is published"
         );
         let active = std::mem::replace(&mut layers.active, Generation::new(self.geometry));
-        *self.frozen_bytes.lock() = active.buffered_bytes();
-        layers.frozen_unlogged = std::mem::replace(&mut layers.active_unlogged, self.no_unlogged.clone());
-        let frozen = Arc::new(Frozen::new(active));
-        layers.frozen = Some(frozen.clone());
+        let unlogged = std::mem::replace(&mut layers.active_unlogged, self.no_unlogged.clone());
+        let buffered_bytes = active.buffered_bytes();
+        *self.frozen_bytes.lock() += buffered_bytes;
+        let generation = Arc::new(Frozen::new(active));
+        layers.frozen.push_back(FrozenLayer {
+            generation: generation.clone(),
+            buffered_bytes,
+            unlogged,
+        });
         layers.freezes += 1;
-        frozen
+        generation
     }
 
     /// The partly written blocks of the active generation whose other bytes are as published, and a name for the
-    /// generation, for [`Self::complete`]. Blocks that the frozen generation holds too are left out: what lies below them
+    /// generation, for [`Self::complete`]. Blocks that a frozen generation holds too are left out: what lies below them
     /// changes when it is published.
     pub fn partial_blocks(&self) -> (u64, Vec<PartialBlock>) {
         let (name, mut partial, frozen) = {
             let layers = self.layers.read();
-            (
-                layers.freezes,
-                layers.active.partial_blocks(),
-                layers.frozen.clone(),
-            )
+            (layers.freezes, layers.active.partial_blocks(), layers.frozen())
         };
-        if let Some(frozen) = frozen {
-            frozen.with(|g| partial.retain(|(block, _)| !g.holds(*block)));
+        for layer in frozen {
+            layer.with(|g| partial.retain(|(block, _)| !g.holds(*block)));
         }
         (name, partial)
     }
@@ -287,19 +306,21 @@ impl Overlay {
                 layers.active.complete(block, in_block, bytes);
                 return;
             }
-            layers.frozen.clone().filter(|_| layers.freezes == generation + 1)
+            let newer = layers.freezes - 1 - generation;
+            let at = (layers.frozen.len() as u64).checked_sub(newer + 1);
+            at.map(|at| layers.frozen[at as usize].generation.clone())
         };
         if let Some(frozen) = frozen {
             frozen.complete(block, in_block, bytes);
         }
     }
 
-    /// Drops the frozen generation: its publish succeeded. The memory goes with the value returned.
+    /// Drops the oldest frozen generation: its publish succeeded. The memory goes with the value returned.
     pub fn drop_frozen(&self) -> Option<Arc<Frozen>> {
         let mut layers = self.layers.write();
-        *self.frozen_bytes.lock() = 0;
-        layers.frozen_unlogged = self.no_unlogged.clone();
-        layers.frozen.take()
+        let oldest = layers.frozen.pop_front()?;
+        *self.frozen_bytes.lock() -= oldest.buffered_bytes;
+        Some(oldest.generation)
     }
 
     /// Takes what the log lacks: it counts as logged from now on, so it must be logged, or published.
@@ -310,20 +331,18 @@ impl Overlay {
             |unlogged: &Option<Unlogged>| unlogged.as_ref().is_some_and(Unlogged::is_too_large);
         if is_too_large(&layers.active_unlogged) {
             return UnloggedChanges {
-                frozen: ForLog::Nothing,
+                frozen: layers.frozen.iter().map(|_| ForLog::Nothing).collect(),
                 active: ForLog::TooLarge,
             };
         }
-        let frozen = if is_too_large(&layers.frozen_unlogged) {
-            ForLog::TooLarge
-        } else {
-            match &layers.frozen {
-                Some(frozen) => frozen.with(|g| changes(g, layers.frozen_unlogged.as_mut())),
-                None => ForLog::Nothing,
+        let frozen = layers.frozen.iter_mut().map(|layer| {
+            if is_too_large(&layer.unlogged) {
+                return ForLog::TooLarge;
             }
-        };
+            layer.generation.with(|g| changes(g, layer.unlogged.as_mut()))
+        });
         UnloggedChanges {
-            frozen,
+            frozen: frozen.collect(),
             active: changes(&layers.active, layers.active_unlogged.as_mut()),
         }
     }
@@ -331,8 +350,9 @@ impl Overlay {
     /// About how many bytes the log lacks; 0 without a log.
     pub fn unlogged_bytes(&self) -> u64 {
         let layers = self.layers.read();
-        let both = [&layers.active_unlogged, &layers.frozen_unlogged];
-        both.into_iter().flatten().map(Unlogged::data_bytes).sum()
+        let frozen = layers.frozen.iter().map(|layer| &layer.unlogged);
+        let all = frozen.chain([&layers.active_unlogged]);
+        all.flatten().map(Unlogged::data_bytes).sum()
     }
 }
 

@@ -23,7 +23,7 @@ proptest! {
         let overlay = Overlay::new(Geometry::new(SIZE, 4096));
         // Published bytes on their way to complete a block: generation, block, where in it, and what was read.
         let mut on_their_way: Vec<(u64, BlockIndex, u32, Vec<u8>)> = Vec::new();
-        let mut frozen: Option<Arc<Frozen>> = None;
+        let mut frozen: VecDeque<Arc<Frozen>> = VecDeque::new();
         let mut published = vec![0u8; SIZE as usize];
         let mut model = published.clone();
         for (op, at, len, value) in ops {
@@ -38,9 +38,9 @@ proptest! {
                     overlay.zero(at, len);
                     model[range].fill(0);
                 }
-                3 if frozen.is_none() => frozen = Some(overlay.freeze()),
+                3 if frozen.len() < FROZEN_MAX => frozen.push_back(overlay.freeze()),
                 4 => {
-                    if let Some(f) = frozen.take() {
+                    if let Some(f) = frozen.pop_front() {
                         published = overlay_on(&published, |out| f.with(|g| g.read(0, out)), 0, SIZE as usize);
                         overlay.drop_frozen();
                     }
@@ -97,12 +97,12 @@ proptest! {
                         model[(b * 4096) as usize..((b + 1) * 4096).min(SIZE) as usize].fill(0);
                     }
                 }
-                4 if overlay.layers.read().frozen.is_none() => {
+                4 if overlay.layers.read().frozen.len() < FROZEN_MAX => {
                     overlay.freeze();
                 }
                 _ => {
                     let taken = overlay.take_unlogged();
-                    for part in [taken.frozen, taken.active] {
+                    for part in taken.frozen.into_iter().chain([taken.active]) {
                         let ForLog::Changes(changes) = part else { continue };
                         for (at, content) in changes {
                             let to = at as usize..(at + content.len_bytes()) as usize;
@@ -156,16 +156,27 @@ fn too_much_is_not_taken() {
     overlay.freeze();
     overlay.write(8192, &[2; 128 << 10]);
     let taken = overlay.take_unlogged();
-    assert_eq!((taken.frozen, taken.active), (ForLog::Nothing, ForLog::TooLarge));
+    assert_eq!(
+        (taken.frozen, taken.active),
+        (vec![ForLog::Nothing], ForLog::TooLarge)
+    );
     overlay.drop_frozen();
     overlay.freeze();
     overlay.write(0, &[3; 100]);
     let taken = overlay.take_unlogged();
-    assert_eq!(taken.frozen, ForLog::TooLarge);
+    assert_eq!(taken.frozen, [ForLog::TooLarge]);
     let ForLog::Changes(changes) = taken.active else {
         panic!("{taken:?}")
     };
     assert_eq!(changes, [(0, Content::Data(vec![3; 100].into()))]);
+    overlay.freeze();
+    overlay.write(0, &[4; 10]);
+    let taken = overlay.take_unlogged();
+    assert_eq!(
+        taken.frozen,
+        [ForLog::TooLarge, ForLog::Nothing],
+        "each by itself"
+    );
 }
 
 const GEOMETRY: fn() -> Geometry = || Geometry::new(1 << 20, 4096);
@@ -187,24 +198,68 @@ fn a_frozen_write_is_seen_until_it_is_dropped_and_hidden_by_a_newer_one() {
 }
 
 #[test]
-fn runs_of_both_generations_merge_with_the_newer_on_top() {
+fn runs_of_all_generations_merge_with_the_newer_on_top() {
     let overlay = Overlay::new(GEOMETRY());
     overlay.write(0, &[1; 4 * 4096]);
     overlay.freeze();
-    overlay.trim(4096, 4096);
+    overlay.trim(4096, 8192);
     overlay.write(8 * 4096, &[1]);
+    overlay.freeze();
+    overlay.write(2 * 4096, &[1]);
+    overlay.trim(8 * 4096, 4096);
     assert_eq!(
         overlay.block_runs(0..256),
-        vec![(0..1, true), (1..2, false), (2..4, true), (8..9, true)]
+        vec![(0..1, true), (1..2, false), (2..4, true), (8..9, false)]
     );
 }
 
 #[test]
-#[should_panic(expected = "only once it is published")]
-fn freezing_over_a_frozen_generation_is_refused() {
+fn frozen_generations_go_oldest_first_and_the_newer_hides_the_older() {
     let overlay = Overlay::new(GEOMETRY());
-    overlay.write(0, &[1]);
+    let of_block = buffered_block_bytes(GEOMETRY());
+    let read = |at: u64| {
+        let mut out = [0; 1];
+        overlay.read(at, &mut out).is_empty().then_some(out[0])
+    };
+    overlay.write(0, &[1; 8192]);
     overlay.freeze();
-    overlay.write(0, &[2]);
+    overlay.write(4096, &[2; 8192]);
+    let second = overlay.freeze();
+    let (generation, partial) = {
+        overlay.write(4096, &[3]);
+        overlay.write(20480, &[3]);
+        overlay.partial_blocks()
+    };
+    let named: Vec<_> = partial.iter().map(|(block, _)| block.0).collect();
+    assert_eq!(named, [5], "what a frozen one holds is not as published");
+    assert_eq!(
+        [0, 4096, 4097, 8192].map(read),
+        [Some(1), Some(3), Some(2), Some(2)]
+    );
+    overlay.drop_frozen();
+    assert_eq!([0, 4097, 8192].map(read), [None, Some(2), Some(2)]);
+    assert_eq!(overlay.total_bytes(), 4 * of_block);
     overlay.freeze();
+    overlay.complete(generation, BlockIndex(5), 1, &[9; 4095]);
+    assert_eq!(
+        read(20481),
+        Some(9),
+        "completed though it is frozen as the second by now"
+    );
+    overlay.complete(generation - 1, BlockIndex(5), 1, &[8; 4095]);
+    assert_eq!(read(20481), Some(9));
+    drop(second);
+    overlay.drop_frozen();
+    overlay.complete(generation - 1, BlockIndex(5), 1, &[8; 4095]);
+    assert_eq!([4096, 8192, 20481].map(read), [Some(3), None, Some(9)]);
+}
+
+#[test]
+#[should_panic(expected = "only once it is published")]
+fn freezing_more_than_may_be_is_refused() {
+    let overlay = Overlay::new(GEOMETRY());
+    for n in 0..=FROZEN_MAX {
+        overlay.write(0, &[n as u8]);
+        overlay.freeze();
+    }
 }

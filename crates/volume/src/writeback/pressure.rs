@@ -116,8 +116,13 @@ impl Pressure {
     /// Slows the caller by what its change buffered.
     pub fn slow_down(&self, change: Buffered) {
         // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
-        // ones would alternate, and a large one is a long wait.
-        let fill = change.total_bytes.max(2 * change.active_bytes);
+        // ones would alternate, and a large one is a long wait. A streaming one gets three eighths, since it is frozen
+        // before the one ahead of it has gone.
+        let whole = change
+            .active_bytes
+            .saturating_mul(if change.is_streaming { 8 } else { 6 })
+            / 3;
+        let fill = change.total_bytes.max(whole);
         let now = Instant::now();
         let (delay, longest) = {
             let throttle = self.throttle.lock();

@@ -10,16 +10,18 @@ use super::complete::{complete_ahead, complete_partial_blocks};
 use super::overlay::{Frozen, Overlay};
 use super::state::GenerationId;
 use crate::catalogue::Recorder;
-use crate::engine::{Checkpoint, Engine};
+use crate::engine::{Beside, Checkpoint, Engine};
 use crate::error::VolumeError;
 
-/// Publishes generations, one at a time.
+/// Publishes generations, in the order of their numbers.
 pub(super) struct Publisher {
     engine: Arc<dyn Engine>,
     recorder: Arc<dyn Recorder>,
     overlay: Arc<Overlay>,
     /// What is published while its record is still missing: the next attempt has only that to do.
     unrecorded: Mutex<Option<(GenerationId, Option<Checkpoint>)>>,
+    /// Held by the publish that completes blocks ahead.
+    ahead: tokio::sync::Mutex<()>,
 }
 
 impl Publisher {
@@ -29,6 +31,7 @@ impl Publisher {
             recorder,
             overlay,
             unrecorded: Mutex::default(),
+            ahead: tokio::sync::Mutex::default(),
         }
     }
 
@@ -38,19 +41,29 @@ impl Publisher {
         frozen: Arc<Frozen>,
         generation: GenerationId,
         attempt: u32,
+        mut beside: Beside,
     ) -> Result<(), VolumeError> {
         let published = self.unrecorded.lock().filter(|(id, _)| *id == generation);
         let checkpoint = match published {
             Some((_, checkpoint)) => checkpoint,
             None => {
+                // What lies below a partly written block may be in the generation before.
+                let is_whole = frozen.with(|g| g.partial_blocks().is_empty());
+                if !is_whole || attempt > 0 {
+                    Beside::wait(beside.before.take()).await?;
+                }
                 if attempt > 0 {
                     self.engine.recover().await?;
                 }
                 let engine = self.engine.as_ref();
                 complete_partial_blocks(engine, &frozen).await?;
-                let publish = engine.publish(frozen, None);
-                let ahead = complete_ahead(engine, &self.overlay).boxed();
-                let checkpoint = match select(publish, ahead).await {
+                // The one before is recorded by the time this one is published: at most one is not.
+                let publish = engine.publish(frozen, beside);
+                let ahead = async {
+                    let _turn = self.ahead.lock().await;
+                    complete_ahead(engine, &self.overlay).await;
+                };
+                let checkpoint = match select(publish, ahead.boxed()).await {
                     Either::Left((published, _)) => published?,
                     Either::Right(((), publish)) => publish.await?,
                 };

@@ -2,20 +2,30 @@
 //! (pure: events in, actions out, no clock, no I/O).
 //!
 //! Generations are numbered from 1, and go on over restarts. With a log a flush waits without asking for a checkpoint,
-//! until the log (`crate::log::group_commit`) has answered it, or says that a checkpoint is needed after all. One generation is one checkpoint; at most one is frozen, and it stays frozen until
-//! its publish has succeeded.
+//! until the log (`crate::log::group_commit`) has answered it, or says that a checkpoint is needed after all. One
+//! generation is one checkpoint. At most two are frozen, and each stays frozen until its publish has succeeded. They are
+//! published in the order of their numbers; the publish of the second begins beside that of the first only when the
+//! engine says that it may, which is when the line would otherwise stand idle.
 //!
-//! | phase | frozen generation | leaves it |
-//! |---|---|---|
-//! | `Idle` | none | something wants a checkpoint and the active generation is dirty → `Publishing` |
-//! | `Publishing` | being published | published → `Idle` (or at once the next); failed → `Waiting` |
-//! | `Waiting` | whole, publish failed | retry due, or a flush arrives → `Publishing` |
-//! | `Fenced` | whole if there was one, never published here again | never |
+//! | a frozen generation is | until |
+//! |---|---|
+//! | being published | published: it is dropped; failed: it is kept |
+//! | kept | it is the oldest, no publish is under way, and a retry is due, a flush arrives, or the one before it was published → being published again |
+//!
+//! A fenced volume keeps what is frozen, and publishes nothing more.
 //!
 //! *Invariant W4*: a flush is answered with success only once every generation that could hold a write replied to
 //! before it arrived is published: it waits for the generation that is active when it arrives (or, when that is
-//! empty, for the frozen one). A failed publish answers nobody: the flush goes on waiting for the retry, and is
+//! empty, for the newest frozen one). A failed publish answers nobody: the flush goes on waiting for the retry, and is
 //! answered with an error when its time is up or the volume is fenced; the data is kept either way.
+
+use std::collections::VecDeque;
+
+/// Generations that may be frozen at a time.
+pub const FROZEN_MAX: usize = 2;
+/// How far the newest generation of an owner can be beyond the newest that it recorded as published: the frozen ones and
+/// the active one. What it has on its way to the log is no further.
+pub const GENERATIONS_AHEAD_MAX: u64 = FROZEN_MAX as u64 + 1;
 
 /// Number of a generation; the first is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,8 +75,20 @@ pub enum Event {
     FlushGone(FlushId),
     /// A flush has waited as long as it may.
     FlushExpired(FlushId),
-    /// The publish under way ended.
-    PublishEnded(PublishEnd),
+    /// The publish of a generation ended.
+    PublishEnded {
+        /// Its number.
+        generation: GenerationId,
+        /// How.
+        end: PublishEnd,
+    },
+    /// The next publish may begin beside this one.
+    NextMayBegin {
+        /// The generation being published.
+        generation: GenerationId,
+        /// The attempt that it is.
+        attempt: u32,
+    },
     /// The wait after a failed publish is over.
     RetryDue,
     /// Another writer is known to have taken the volume over, or sealed its log.
@@ -89,14 +111,14 @@ pub enum FlushAnswer {
 pub enum Action {
     /// Freeze the active generation (it is dirty) under this number.
     Freeze(GenerationId),
-    /// Publish the frozen generation.
+    /// Publish a frozen generation: the oldest, or the one after it beside it.
     Publish {
         /// Its number.
         generation: GenerationId,
         /// 0 for the first attempt; above 0 the engine must be recovered first.
         attempt: u32,
     },
-    /// The frozen generation is published: drop it.
+    /// The oldest frozen generation is published: drop it.
     DropFrozen(GenerationId),
     /// Send [`Event::AgeDue`] in `checkpoint_interval`.
     ArmAge(GenerationId),
@@ -111,12 +133,25 @@ pub enum Action {
     Fence,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Idle,
-    Publishing { attempt: u32 },
-    Waiting { attempt: u32 },
-    Fenced,
+#[derive(Debug)]
+struct Frozen {
+    id: GenerationId,
+    /// Attempts that failed.
+    attempt: u32,
+    is_under_way: bool,
+    /// Whether the next publish may begin beside the one under way.
+    may_be_followed: bool,
+}
+
+impl Frozen {
+    fn publish(&mut self) -> Action {
+        self.is_under_way = true;
+        self.may_be_followed = false;
+        Action::Publish {
+            generation: self.id,
+            attempt: self.attempt,
+        }
+    }
 }
 
 /// The write-back state machine of one volume.
@@ -124,7 +159,9 @@ enum Phase {
 pub struct WriteBack {
     active: GenerationId,
     is_active_dirty: bool,
-    phase: Phase,
+    /// Oldest first.
+    frozen: VecDeque<Frozen>,
+    is_fenced: bool,
     /// A checkpoint of the active generation is wanted as soon as one can start.
     is_wanted: bool,
     waiting: Vec<(FlushId, GenerationId)>,
@@ -142,7 +179,8 @@ impl WriteBack {
         Self {
             active: first,
             is_active_dirty: false,
-            phase: Phase::Idle,
+            frozen: VecDeque::new(),
+            is_fenced: false,
             is_wanted: false,
             waiting: Vec::new(),
         }
@@ -193,7 +231,13 @@ impl WriteBack {
                     actions.push(Action::Answer(id, FlushAnswer::TimedOut));
                 }
             }
-            Event::PublishEnded(end) => self.publish_ended(end, &mut actions),
+            Event::PublishEnded { generation, end } => self.publish_ended(generation, end, &mut actions),
+            Event::NextMayBegin { generation, attempt } => {
+                let mut frozen = self.frozen.iter_mut();
+                if let Some(frozen) = frozen.find(|f| f.id == generation && f.attempt == attempt) {
+                    frozen.may_be_followed = true;
+                }
+            }
             Event::RetryDue => self.retry_now(&mut actions),
             Event::Fenced => self.fence(&mut actions),
         }
@@ -203,11 +247,7 @@ impl WriteBack {
 
     /// Whether the volume was taken over by another writer.
     pub fn is_fenced(&self) -> bool {
-        self.phase == Phase::Fenced
-    }
-
-    fn frozen(&self) -> Option<GenerationId> {
-        (self.phase != Phase::Idle).then(|| GenerationId(self.active.0 - 1))
+        self.is_fenced
     }
 
     fn dirtied(&mut self, actions: &mut Vec<Action>) {
@@ -224,7 +264,7 @@ impl WriteBack {
         needs_checkpoint: bool,
         actions: &mut Vec<Action>,
     ) {
-        if self.phase == Phase::Fenced {
+        if self.is_fenced {
             actions.push(Action::Answer(id, FlushAnswer::Fenced));
             return;
         }
@@ -232,8 +272,8 @@ impl WriteBack {
             self.dirtied(actions);
             self.is_wanted |= needs_checkpoint;
             self.waiting.push((id, self.active));
-        } else if let Some(frozen) = self.frozen() {
-            self.waiting.push((id, frozen));
+        } else if let Some(newest) = self.frozen.back() {
+            self.waiting.push((id, newest.id));
         } else {
             actions.push(Action::Answer(id, FlushAnswer::Durable));
         }
@@ -243,19 +283,25 @@ impl WriteBack {
     }
 
     fn retry_now(&mut self, actions: &mut Vec<Action>) {
-        if let (Phase::Waiting { attempt }, Some(generation)) = (self.phase, self.frozen()) {
-            self.phase = Phase::Publishing { attempt };
-            actions.push(Action::Publish { generation, attempt });
+        if self.is_fenced || self.frozen.iter().any(|f| f.is_under_way) {
+            return;
+        }
+        if let Some(oldest) = self.frozen.front_mut() {
+            actions.push(oldest.publish());
         }
     }
 
-    fn publish_ended(&mut self, end: PublishEnd, actions: &mut Vec<Action>) {
-        let (Phase::Publishing { attempt }, Some(generation)) = (self.phase, self.frozen()) else {
+    fn publish_ended(&mut self, generation: GenerationId, end: PublishEnd, actions: &mut Vec<Action>) {
+        let at = self
+            .frozen
+            .iter()
+            .position(|f| f.id == generation && f.is_under_way);
+        let Some(at) = at.filter(|_| !self.is_fenced) else {
             return;
         };
         match end {
-            PublishEnd::Published => {
-                self.phase = Phase::Idle;
+            PublishEnd::Published if at == 0 => {
+                self.frozen.pop_front();
                 actions.push(Action::DropFrozen(generation));
                 self.waiting.retain(|(id, waits_for)| {
                     let is_done = *waits_for <= generation;
@@ -264,10 +310,17 @@ impl WriteBack {
                     }
                     !is_done
                 });
+                // One that failed together with this one need not wait for a retry of its own.
+                self.retry_now(actions);
             }
-            PublishEnd::Failed => {
-                self.phase = Phase::Waiting { attempt: attempt + 1 };
-                actions.push(Action::ArmRetry { attempt: attempt + 1 });
+            // Ahead of the one before it nothing is published, whatever is said.
+            PublishEnd::Published | PublishEnd::Failed => {
+                self.frozen[at].attempt += 1;
+                self.frozen[at].is_under_way = false;
+                if self.frozen.iter().all(|f| !f.is_under_way) {
+                    let attempt = self.frozen[0].attempt;
+                    actions.push(Action::ArmRetry { attempt });
+                }
             }
             PublishEnd::Fenced => self.fence(actions),
         }
@@ -276,27 +329,35 @@ impl WriteBack {
     /// A publish under way is not waited for: it fails, or came before the new owner's open and is part of what that
     /// sees. Either way nobody is told that it succeeded.
     fn fence(&mut self, actions: &mut Vec<Action>) {
-        if self.phase == Phase::Fenced {
+        if std::mem::replace(&mut self.is_fenced, true) {
             return;
         }
-        self.phase = Phase::Fenced;
         actions.push(Action::Fence);
         let waiting = self.waiting.drain(..);
         actions.extend(waiting.map(|(id, _)| Action::Answer(id, FlushAnswer::Fenced)));
     }
 
+    fn may_freeze(&self) -> bool {
+        self.frozen.back().is_none_or(|newest| {
+            newest.is_under_way && newest.may_be_followed && self.frozen.len() < FROZEN_MAX
+        })
+    }
+
     fn start_if_wanted(&mut self, actions: &mut Vec<Action>) {
-        if self.phase == Phase::Idle && self.is_wanted && self.is_active_dirty {
+        if !self.is_fenced && self.is_wanted && self.is_active_dirty && self.may_freeze() {
             let generation = self.active;
             self.active = GenerationId(generation.0 + 1);
             self.is_active_dirty = false;
             self.is_wanted = false;
-            self.phase = Phase::Publishing { attempt: 0 };
-            actions.push(Action::Freeze(generation));
-            actions.push(Action::Publish {
-                generation,
+            let mut frozen = Frozen {
+                id: generation,
                 attempt: 0,
-            });
+                is_under_way: false,
+                may_be_followed: false,
+            };
+            actions.push(Action::Freeze(generation));
+            actions.push(frozen.publish());
+            self.frozen.push_back(frozen);
         }
     }
 }

@@ -20,6 +20,7 @@ enum Step {
     /// Applied by the store, reported as failed.
     PublishLost,
     Fence,
+    NextMayBegin,
     Retry,
     Expire,
 }
@@ -30,9 +31,9 @@ struct World {
     machine: WriteBack,
     active: Cells,
     active_id: Option<GenerationId>,
-    frozen: Option<(GenerationId, Cells)>,
+    /// Oldest first, with the attempt to publish it that is under way.
+    frozen: VecDeque<(GenerationId, Cells, Option<u32>)>,
     published: Cells,
-    is_publishing: bool,
     written: u64,
     flushes: u64,
     /// What each waiting flush covers.
@@ -40,13 +41,14 @@ struct World {
     answered: BTreeSet<FlushId>,
     ages: Vec<GenerationId>,
     is_retry_armed: bool,
+    may_follow: Option<(GenerationId, u32)>,
 }
 
 impl World {
     fn visible(&self) -> Cells {
         let mut all = self.published.clone();
-        if let Some((_, f)) = &self.frozen {
-            all.extend(f);
+        for (_, cells, _) in &self.frozen {
+            all.extend(cells);
         }
         all.extend(&self.active);
         all
@@ -57,19 +59,27 @@ impl World {
         for action in self.machine.on(event) {
             match action {
                 Action::Freeze(id) => {
-                    assert!(self.frozen.is_none(), "a frozen generation is never replaced");
+                    assert!(self.frozen.len() < FROZEN_MAX);
                     assert!(self.active_id.is_none_or(|last| id > last), "numbers grow");
                     self.active_id = Some(id);
-                    self.frozen = Some((id, std::mem::take(&mut self.active)));
+                    self.frozen
+                        .push_back((id, std::mem::take(&mut self.active), None));
                 }
-                Action::Publish { generation, .. } => {
-                    assert!(!self.is_publishing, "one publish at a time");
-                    assert_eq!(self.frozen.as_ref().map(|f| f.0), Some(generation));
-                    self.is_publishing = true;
+                Action::Publish { generation, attempt } => {
+                    let at = self.frozen.iter().position(|f| f.0 == generation);
+                    let at = at.expect("frozen before it is published");
+                    if at > 0 {
+                        let before = self.frozen[at - 1]
+                            .2
+                            .expect("W1: beside the one before it, or after it");
+                        assert_eq!(self.may_follow, Some((self.frozen[at - 1].0, before)));
+                        assert_eq!(attempt, 0, "what failed begins alone");
+                    }
+                    assert_eq!(self.frozen[at].2.replace(attempt), None, "once at a time");
                     self.is_retry_armed = false;
                 }
                 Action::DropFrozen(id) => {
-                    let (frozen_id, cells) = self.frozen.take().expect("dropped once");
+                    let (frozen_id, cells, _) = self.frozen.pop_front().expect("dropped once");
                     assert_eq!(frozen_id, id);
                     for (k, v) in cells {
                         assert!(
@@ -106,7 +116,7 @@ impl World {
     }
 
     fn apply_publish(&mut self) {
-        let (_, cells) = self.frozen.clone().expect("publishing");
+        let (_, cells, _) = self.frozen.front().expect("publishing");
         self.published.extend(cells);
     }
 
@@ -142,9 +152,10 @@ impl World {
                 is_active_dirty: !self.active.is_empty(),
             }),
             Step::PublishOk | Step::PublishLost | Step::PublishFail | Step::Fence => {
-                if !std::mem::take(&mut self.is_publishing) {
+                let Some((generation, _, Some(_))) = self.frozen.front().cloned() else {
                     return;
-                }
+                };
+                self.frozen[0].2 = None;
                 let end = match step {
                     Step::PublishOk => {
                         self.apply_publish();
@@ -157,7 +168,24 @@ impl World {
                     Step::Fence => PublishEnd::Fenced,
                     _ => PublishEnd::Failed,
                 };
-                self.feed(Event::PublishEnded(end));
+                self.feed(Event::PublishEnded { generation, end });
+                // The one beside it fails with it, and ends a little later.
+                if end != PublishEnd::Published
+                    && let Some(beside) = self.frozen.get_mut(1).filter(|f| f.2.is_some())
+                {
+                    beside.2 = None;
+                    let generation = beside.0;
+                    assert!(!self.is_retry_armed, "a retry waits for the end of both");
+                    let end = PublishEnd::Failed;
+                    self.feed(Event::PublishEnded { generation, end });
+                    assert!(self.is_retry_armed || self.machine.is_fenced());
+                }
+            }
+            Step::NextMayBegin => {
+                if let Some((generation, _, Some(attempt))) = self.frozen.back().cloned() {
+                    self.may_follow = Some((generation, attempt));
+                    self.feed(Event::NextMayBegin { generation, attempt });
+                }
             }
             Step::Retry => {
                 if std::mem::take(&mut self.is_retry_armed) {
@@ -182,7 +210,7 @@ impl World {
         }
         if !self.machine.is_fenced() {
             assert_eq!(self.published, self.visible(), "all is published in the end");
-            assert!(self.active.is_empty() && self.frozen.is_none());
+            assert!(self.active.is_empty() && self.frozen.is_empty());
         }
         assert!(self.promises.is_empty(), "every flush is answered in the end");
     }
@@ -197,6 +225,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::PublishOk),
         1 => Just(Step::PublishFail),
         1 => Just(Step::PublishLost),
+        3 => Just(Step::NextMayBegin),
         2 => Just(Step::Retry),
         1 => Just(Step::Expire),
     ]
@@ -271,9 +300,13 @@ fn flushes_that_wait_together_share_one_publish() {
             []
         );
     }
-    let ended = m.on(Event::PublishEnded(PublishEnd::Published));
+    let ended = |generation| Event::PublishEnded {
+        generation: GenerationId(generation),
+        end: PublishEnd::Published,
+    };
+    let answers = m.on(ended(1));
     assert_eq!(
-        ended,
+        answers,
         [
             Action::DropFrozen(GenerationId(1)),
             Action::Answer(FlushId(1), FlushAnswer::Durable),
@@ -284,7 +317,7 @@ fn flushes_that_wait_together_share_one_publish() {
             }
         ]
     );
-    let answers = m.on(Event::PublishEnded(PublishEnd::Published));
+    let answers = m.on(ended(2));
     assert_eq!(answers.len(), 4, "one publish answers the three: {answers:?}");
 }
 
@@ -312,7 +345,10 @@ fn a_flush_after_a_failed_publish_tries_again_at_once() {
         needs_checkpoint: true,
     });
     assert_eq!(
-        m.on(Event::PublishEnded(PublishEnd::Failed)),
+        m.on(Event::PublishEnded {
+            generation: GenerationId(1),
+            end: PublishEnd::Failed
+        }),
         [Action::ArmRetry { attempt: 1 }]
     );
     assert_eq!(
@@ -351,7 +387,14 @@ fn a_lost_lease_fences_in_every_phase_and_no_publish_under_way_answers_a_flush()
         assert_eq!(m.on(Event::Fenced), [], "once is enough");
         assert!(m.is_fenced());
         for late in [PublishEnd::Published, PublishEnd::Failed, PublishEnd::Fenced] {
-            assert_eq!(m.on(Event::PublishEnded(late)), []);
+            let generation = GenerationId(1);
+            assert_eq!(
+                m.on(Event::PublishEnded {
+                    generation,
+                    end: late
+                }),
+                []
+            );
         }
         assert_eq!(m.on(Event::RetryDue), []);
         for is_active_dirty in [false, true] {
@@ -376,6 +419,56 @@ fn a_lost_lease_fences_in_every_phase_and_no_publish_under_way_answers_a_flush()
 
     let mut waiting = WriteBack::default();
     dirty_flush(&mut waiting, 1);
-    waiting.on(Event::PublishEnded(PublishEnd::Failed));
+    waiting.on(Event::PublishEnded {
+        generation: GenerationId(1),
+        end: PublishEnd::Failed,
+    });
     fence_with(&mut waiting, &[1]);
+}
+
+#[test]
+fn the_next_begins_beside_the_one_under_way_when_it_may_and_neither_is_answered_early() {
+    let (first, second, third) = (GenerationId(1), GenerationId(2), GenerationId(3));
+    let publish = |generation, attempt| Action::Publish { generation, attempt };
+    let ended = |generation, end| Event::PublishEnded { generation, end };
+    let next = |generation, attempt| Event::NextMayBegin { generation, attempt };
+    let flush = |id: u64| Event::Flush {
+        id: FlushId(id),
+        is_active_dirty: true,
+        needs_checkpoint: true,
+    };
+    let mut m = WriteBack::default();
+    m.on(flush(1));
+    m.on(flush(2));
+    assert_eq!(m.on(next(first, 0)), [Action::Freeze(second), publish(second, 0)]);
+    m.on(flush(3));
+    assert_eq!(m.on(next(second, 0)), [], "two at most");
+    // The first fails: neither is answered, and both are published again, one after the other.
+    assert_eq!(m.on(ended(first, PublishEnd::Failed)), []);
+    assert_eq!(m.on(Event::RetryDue), [], "not while the second goes on");
+    assert_eq!(
+        m.on(ended(second, PublishEnd::Failed)),
+        [Action::ArmRetry { attempt: 1 }]
+    );
+    assert_eq!(m.on(Event::RetryDue), [publish(first, 1)]);
+    assert_eq!(
+        m.on(ended(first, PublishEnd::Published)),
+        [
+            Action::DropFrozen(first),
+            Action::Answer(FlushId(1), FlushAnswer::Durable),
+            publish(second, 1)
+        ]
+    );
+    assert_eq!(m.on(next(second, 0)), [], "said of the attempt that failed");
+    assert_eq!(m.on(next(second, 1)), [Action::Freeze(third), publish(third, 0)]);
+    // What is said of the third ahead of the second is not believed.
+    assert_eq!(m.on(ended(third, PublishEnd::Published)), []);
+    assert_eq!(
+        m.on(ended(second, PublishEnd::Published)),
+        [
+            Action::DropFrozen(second),
+            Action::Answer(FlushId(2), FlushAnswer::Durable),
+            publish(third, 1)
+        ]
+    );
 }

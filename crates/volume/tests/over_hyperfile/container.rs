@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::fixture::{Fixture, pattern};
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
-use hypernbd_volume::engine::Engine;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::options::LeaseOptions;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store;
@@ -320,7 +320,7 @@ fn a_published_generation_is_let_go() {
         generation.write(PreparedWrite::new(engine.geometry(), 0, &[1; 8192]));
         let frozen = std::sync::Arc::new(Frozen::new(generation));
         let held = std::sync::Arc::downgrade(&frozen);
-        engine.publish(frozen, None).await.unwrap().unwrap();
+        engine.publish(frozen, Beside::default()).await.unwrap().unwrap();
         // One more question to the owner, so that it is done with the publish.
         engine.recover().await.unwrap();
         assert!(

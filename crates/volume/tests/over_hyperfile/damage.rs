@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use aws_sdk_s3::primitives::ByteStream;
 use hyperfile::ondisk::SegmentHeader;
-use hypernbd_volume::engine::Engine;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store::Store;
 use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
@@ -289,10 +289,13 @@ fn a_damaged_index_is_not_built_upon() {
         let at = index.start + 2100;
         segment.overwrite(at, &[segment.body[at] ^ 4]);
         let frozen = write(&engine);
-        let e = engine.publish(frozen.clone(), None).await.unwrap_err();
+        let e = engine
+            .publish(frozen.clone(), Beside::default())
+            .await
+            .unwrap_err();
         assert!(e.chain().contains("damaged"), "{}", e.chain());
         engine.recover().await.unwrap();
-        assert!(engine.publish(frozen.clone(), None).await.is_err());
+        assert!(engine.publish(frozen.clone(), Beside::default()).await.is_err());
         // Mended, it goes on.
         segment
             .store
@@ -300,7 +303,15 @@ fn a_damaged_index_is_not_built_upon() {
             .await
             .unwrap();
         engine.recover().await.unwrap();
-        assert!(engine.publish(frozen, None).await.unwrap().unwrap().cno > before.newest.cno);
+        assert!(
+            engine
+                .publish(frozen, Beside::default())
+                .await
+                .unwrap()
+                .unwrap()
+                .cno
+                > before.newest.cno
+        );
         engine.close().await;
     });
     let found = f.run(read_all(&segment.store)).unwrap();
