@@ -160,7 +160,8 @@ async fn what_arrives_after_the_opening_is_never_replayed() {
     assert_eq!(f.first_byte().await, 1);
     let late = f.group(3, first + 1, generation, generation, 2);
     older.append(&late).await.unwrap();
-    let later = f.group(3, first + 2, generation + 1, generation, 3);
+    // With two generations frozen and none of the three recorded as published.
+    let later = f.group(3, first + 2, generation + 2, generation, 3);
     older.append(&later).await.unwrap();
     let own = Group {
         is_seal: false,

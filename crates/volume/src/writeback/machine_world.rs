@@ -237,6 +237,10 @@ impl Owner {
         let Some(newest) = entries.iter().map(|e| e.0).max() else {
             return Snapshot::Nothing { behind };
         };
+        assert!(
+            newest.0 <= self.trimmed.0 + state::GENERATIONS_AHEAD_MAX,
+            "L2: further beyond what is published than openings reckon with"
+        );
         let len_bytes = entries.len() as u64;
         let record = Record {
             is_seal: false,
