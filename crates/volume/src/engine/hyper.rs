@@ -214,21 +214,23 @@ impl Engine for HyperEngine {
     async fn publish(
         &self,
         frozen: Arc<Frozen>,
-        _: Option<NextMayBegin>,
+        next: Option<NextMayBegin>,
     ) -> Result<Option<Checkpoint>, VolumeError> {
         let published = self
             .ask(|reply| Request::Publish {
                 frozen: frozen.clone(),
+                next,
                 reply,
             })
             .await?;
-        self.reads.keep(&frozen);
-        if let Some(published) = published
-            && frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES
-        {
+        let Some(checkpoint) = published else {
+            return Ok(None);
+        };
+        self.reads.keep(&frozen, checkpoint.cno);
+        if frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES {
             let mut sealing = self.sealing.lock();
             while sealing.try_join_next().is_some() {}
-            sealing.spawn_on(self.seals.clone().seal(published.cno), &self.runtime);
+            sealing.spawn_on(self.seals.clone().seal(checkpoint.cno), &self.runtime);
         }
         Ok(published)
     }
