@@ -23,9 +23,10 @@ use crate::store::Store;
 pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
 
 /// Uploads of one publish: pieces of this size ...
-const UPLOAD_PIECE_BYTES: usize = 5 << 20;
-/// ... this many at once. Each is copied out of the generation while it is sent, so this bounds the extra memory.
-const UPLOADS_IN_FLIGHT: usize = 12;
+pub(super) const UPLOAD_PIECE_BYTES: usize = 5 << 20;
+/// ... this many at once. Each is copied out of the generation while it is sent, so this bounds the extra memory: twice
+/// as much while two publishes overlap.
+pub(super) const UPLOADS_IN_FLIGHT: usize = 8;
 /// Index nodes of 4 KiB kept in memory for publishing: 8 MiB, the index of 2 GiB of data in 4 KiB blocks. Reads have
 /// their own.
 const INDEX_NODES: usize = 2048;

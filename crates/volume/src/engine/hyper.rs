@@ -211,20 +211,22 @@ impl Engine for HyperEngine {
         self.reads.block_runs_at_once(blocks)
     }
 
-    async fn publish(&self, frozen: Arc<Frozen>, _: Beside) -> Result<Option<Checkpoint>, VolumeError> {
+    async fn publish(&self, frozen: Arc<Frozen>, beside: Beside) -> Result<Option<Checkpoint>, VolumeError> {
         let published = self
             .ask(|reply| Request::Publish {
                 frozen: frozen.clone(),
+                beside,
                 reply,
             })
             .await?;
-        self.reads.keep(&frozen);
-        if let Some(published) = published
-            && frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES
-        {
+        let Some(checkpoint) = published else {
+            return Ok(None);
+        };
+        self.reads.keep(&frozen, checkpoint.cno);
+        if frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES {
             let mut sealing = self.sealing.lock();
             while sealing.try_join_next().is_some() {}
-            sealing.spawn_on(self.seals.clone().seal(published.cno), &self.runtime);
+            sealing.spawn_on(self.seals.clone().seal(checkpoint.cno), &self.runtime);
         }
         Ok(published)
     }

@@ -20,6 +20,7 @@ mod index;
 pub mod index_cache;
 pub(crate) mod index_seal;
 pub(crate) mod inode;
+mod landing;
 mod loader;
 mod mark;
 pub mod memory;
@@ -27,7 +28,9 @@ mod node;
 mod object;
 mod owner;
 mod placement;
+mod publish;
 mod reads;
+mod source;
 mod staging;
 pub(crate) mod touch;
 

@@ -16,6 +16,11 @@ pub(super) fn segment_of(object: u64) -> SegmentId {
     }
 }
 
+/// The checkpoint that the object of a number made by [`object_of`] belongs to.
+pub(super) fn cno_of(object: u64) -> u64 {
+    object >> 32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +33,7 @@ mod tests {
             SegmentId::with_part((1 << 30) - 1, 16383),
         ] {
             assert_eq!(segment_of(object_of(s)), s);
+            assert_eq!(cno_of(object_of(s)), s.as_cno());
         }
     }
 }

@@ -1,42 +1,41 @@
-//! The thread that owns a container: locates blocks, publishes generations, recovers after a failed publish.
+//! The thread that owns a container: opens it, takes requests and the ends of landings in, recovers after a failed publish.
+//! How it publishes stands in `publish`.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures::FutureExt;
-use hyperfile::block_source::BlockSource;
 use hyperfile::file::HyperTrait;
-use log::{debug, info, warn};
+use log::{info, warn};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
 
 use super::container::{self, Container};
 use super::index::{Published, Root};
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
+use super::landing::{self, Landed, Landing};
 use super::mark::Mark;
-use super::{Checkpoint, Ownership, inode, placement};
+use super::{Beside, Checkpoint, Ownership, inode};
 use crate::error::VolumeError;
-use crate::geometry::{BlockIndex, Geometry};
+use crate::geometry::Geometry;
 use crate::read::location::{LocationMap, Place};
 use crate::store::Store;
 use crate::writeback::overlay::Frozen;
 
 /// Runs kept in the location map: about 16 MiB.
 const LOCATION_RUNS_MAX: usize = 256 * 1024;
-/// Blocks zeroed by one checkpoint at most: each costs an index entry in memory until it is published.
-const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
-/// Blocks zeroed by one call of the engine.
-const ZERO_CALL_BLOCKS: u64 = 64 * 1024;
 
-type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
+pub(super) type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
 
 /// What the owner is asked.
 pub(super) enum Request {
     Publish {
         frozen: Arc<Frozen>,
+        beside: Beside,
         reply: Reply<Option<Checkpoint>>,
     },
     Recover {
@@ -63,34 +62,35 @@ pub(super) struct Opened {
     pub modified_ms: u64,
 }
 
-/// The bytes of a frozen generation, read by the engine while it uploads them.
-struct FrozenSource(Arc<Frozen>);
+/// Blocks whose places a publish changes; `None` where the new place is not known.
+pub(super) type Changed = Vec<(Range<u64>, Option<Place>)>;
 
-impl BlockSource for FrozenSource {
-    fn read_at(&self, off: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        if self.0.with(|g| g.copy_complete(off, buf)) {
-            Ok(())
-        } else {
-            Err(std::io::Error::other(format!(
-                "{} bytes at {off} were never written",
-                buf.len()
-            )))
-        }
-    }
+/// A publish whose checkpoint is on its way to the store.
+pub(super) struct UnderWay {
+    pub landing: Landing,
+    pub mark: Mark,
+    /// What is entered once it is stored.
+    pub changed: Changed,
+    pub root: Root,
+    pub reply: Reply<Option<Checkpoint>>,
 }
 
-struct Owner {
-    config: Config,
-    geometry: Geometry,
+pub(super) struct Owner {
+    pub(super) config: Config,
+    pub(super) geometry: Geometry,
     /// `None` after a panic inside the engine, until a recovery opens it anew.
-    container: Option<Container>,
+    pub(super) container: Option<Container>,
     /// The state published last, by this owner or before it.
-    published: Mark,
+    pub(super) published: Mark,
     /// What publishes tried to store since, their outcomes unknown. All of them: a request that was given up may still
     /// be on its way, and land after a later attempt began.
-    attempted: Vec<Mark>,
+    pub(super) attempted: Vec<Mark>,
+    /// Publishes on their way, in their order. The container is ahead of what is stored by all of them.
+    pub(super) under_way: VecDeque<UnderWay>,
+    /// Since a publish failed: the container holds what is not stored, and must go back first.
+    pub(super) must_recover: bool,
     /// What reads go by.
-    known: Arc<Mutex<Published>>,
+    pub(super) known: Arc<Mutex<Published>>,
 }
 
 /// Opens the container, says how that went, and serves requests until told to close. Who is told must check the ownership
@@ -116,20 +116,25 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
             return;
         }
     };
-    while let Some(request) = inbox.recv().await {
-        match request {
-            Request::Publish { frozen, reply } => {
-                let result = AssertUnwindSafe(owner.publish(&frozen)).catch_unwind().await;
-                let _ = reply.send(owner.after(result));
-            }
-            Request::Recover { reply } => {
-                let result = AssertUnwindSafe(owner.recover()).catch_unwind().await;
-                let _ = reply.send(owner.after(result));
-            }
-            Request::Close { reply } => {
-                drop(owner);
-                let _ = reply.send(());
-                return;
+    loop {
+        tokio::select! {
+            // A publish that has ended is reported before the next one is begun.
+            biased;
+            () = owner.land_next(), if !owner.under_way.is_empty() => {}
+            request = inbox.recv() => match request {
+                Some(Request::Publish { frozen, beside, reply }) => owner.publish(&frozen, beside, reply).await,
+                Some(Request::Recover { reply }) => {
+                    owner.land_all().await;
+                    let result = AssertUnwindSafe(owner.recover()).catch_unwind().await;
+                    let _ = reply.send(owner.after(result));
+                }
+                Some(Request::Close { reply }) => {
+                    owner.land_all().await;
+                    drop(owner);
+                    let _ = reply.send(());
+                    return;
+                }
+                None => return owner.land_all().await,
             }
         }
     }
@@ -173,12 +178,14 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         container: Some(container),
         published,
         attempted: Vec::new(),
+        under_way: VecDeque::new(),
+        must_recover: false,
     };
     Ok((owner, modified_ms))
 }
 
 impl Owner {
-    fn checkpoint(&self) -> Checkpoint {
+    pub(super) fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
             cno: self.published.cno,
             size_bytes: self.geometry.size_bytes(),
@@ -186,7 +193,10 @@ impl Owner {
     }
 
     /// A panic inside the engine leaves the container in an unknown state: it is given up, and reported as a failure.
-    fn after<R>(&mut self, result: std::thread::Result<Result<R, VolumeError>>) -> Result<R, VolumeError> {
+    pub(super) fn after<R>(
+        &mut self,
+        result: std::thread::Result<Result<R, VolumeError>>,
+    ) -> Result<R, VolumeError> {
         result.unwrap_or_else(|_| {
             self.container = None;
             Err(VolumeError::Internal(
@@ -195,154 +205,70 @@ impl Owner {
         })
     }
 
-    fn container(&mut self) -> Result<&mut Container, VolumeError> {
+    pub(super) fn container(&mut self) -> Result<&mut Container, VolumeError> {
         self.container
             .as_mut()
             .ok_or_else(|| VolumeError::Internal("the container is being recovered".into()))
     }
 
-    async fn publish(&mut self, frozen: &Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {
-        let started = Instant::now();
-        let (zero_runs, data_runs) = frozen.with(|g| (g.zero_runs(), g.data_runs()));
-        let mut newest = None;
-        let mut zeroed = 0;
-        for run in &zero_runs {
-            let mut at = run.start;
-            while at < run.end {
-                let geometry = self.geometry;
-                for found in placement::find(self.container()?, geometry, at..run.end).await? {
-                    at = found.blocks.end.min(run.end);
-                    if found.place == Place::Nothing {
-                        continue;
-                    }
-                    let mut from = found.blocks.start;
-                    while from < at {
-                        let until = at.min(from + ZERO_CALL_BLOCKS);
-                        let (start, len) = placement::bytes_of(self.geometry, &(from..until));
-                        let zero = self.container()?.write_zero(start, len).await;
-                        zero.map_err(|e| VolumeError::engine(format!("zeroing {len} bytes at {start}"), e))?;
-                        zeroed += until - from;
-                        from = until;
-                    }
-                }
-                if zeroed >= ZEROED_BLOCKS_MAX {
-                    newest = Some(self.flush().await?);
-                    zeroed = 0;
-                }
-            }
+    /// Waits for the oldest publish under way and reports it. May be given up and asked again.
+    async fn land_next(&mut self) {
+        let Some(oldest) = self.under_way.front_mut() else {
+            return;
+        };
+        let ended = oldest.landing.ended().await;
+        if let Some(UnderWay {
+            mark,
+            changed,
+            root,
+            reply,
+            ..
+        }) = self.under_way.pop_front()
+        {
+            let landed = self.landed(ended, mark, changed, root);
+            self.must_recover |= landed.is_err();
+            let _ = reply.send(landed.map(Some));
         }
-        if !data_runs.is_empty() {
-            self.write_refs(frozen, &data_runs).await?;
-        }
-        let applied = started.elapsed();
-        if zeroed > 0 || !data_runs.is_empty() {
-            newest = Some(self.flush().await?);
-        }
-        // The source holds the generation: kept until the next publish, an idle volume would hold half its buffer.
-        self.container()?
-            .set_block_source(None)
-            .map_err(|e| VolumeError::engine("releasing the source", e))?;
-        let flushed = started.elapsed();
-        self.update_locations(zero_runs, data_runs).await;
-        debug!(
-            "publish of {} bytes: applied in {applied:?}, stored in {:?}, located in {:?}",
-            frozen.with(|g| g.buffered_bytes()),
-            flushed - applied,
-            started.elapsed() - flushed
-        );
-        Ok(newest)
     }
 
-    async fn write_refs(
+    /// Waits for every publish under way.
+    pub(super) async fn land_all(&mut self) {
+        while !self.under_way.is_empty() {
+            self.land_next().await;
+        }
+    }
+
+    fn landed(
         &mut self,
-        frozen: &Arc<Frozen>,
-        data_runs: &[Range<u64>],
-    ) -> Result<(), VolumeError> {
-        let bs = u64::from(self.geometry.block_size());
-        let whole_end = self.geometry.size_bytes() / bs;
-        let source: Arc<dyn BlockSource> = Arc::new(FrozenSource(frozen.clone()));
-        let container = self.container()?;
-        container
-            .set_block_source(Some(source))
-            .map_err(|e| VolumeError::engine("setting the source", e))?;
-        for run in data_runs {
-            let whole = run.start..run.end.min(whole_end);
-            if !whole.is_empty() {
-                let (start, len) = (
-                    (whole.start * bs) as usize,
-                    ((whole.end - whole.start) * bs) as usize,
-                );
-                let written = self.container()?.write_ref(start, len).await;
-                written.map_err(|e| VolumeError::engine(format!("writing {len} bytes at {start}"), e))?;
-            }
-            if run.end > whole_end {
-                // A whole block here would move the end of the volume.
-                let len = self.geometry.block_len(BlockIndex(whole_end)) as usize;
-                let start = whole_end * bs;
-                let mut bytes = vec![0; len];
-                if !frozen.with(|g| g.copy_complete(start, &mut bytes)) {
-                    return Err(VolumeError::Internal("the last block is incomplete".into()));
-                }
-                let written = self.container()?.write(start as usize, &bytes).await;
-                written.map_err(|e| VolumeError::engine(format!("writing {len} bytes at {start}"), e))?;
+        ended: Result<std::io::Result<Landed>, JoinError>,
+        mark: Mark,
+        changed: Changed,
+        root: Root,
+    ) -> Result<Checkpoint, VolumeError> {
+        let ended = ended.map_err(|e| {
+            self.container = None;
+            VolumeError::Internal(format!(
+                "storing a checkpoint ended early ({e}); the container is opened anew"
+            ))
+        })?;
+        let landed = ended.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
+        self.published = mark;
+        // Nothing from before it can be stored any more; what was begun after it can.
+        let through = self.attempted.iter().position(|&a| a == mark);
+        self.attempted.drain(..through.map_or(0, |at| at + 1));
+        if let Some(container) = &self.container {
+            landing::stored(container, landed);
+            if self.under_way.is_empty() {
+                landing::all_stored(container);
             }
         }
-        Ok(())
-    }
-
-    /// Publishes what was applied, with the flush that does not roll back.
-    async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
-        let container = self.container()?;
-        let attempted = Mark::of_container(container);
-        container.flush_timing_reset();
-        let flushed = HyperTrait::flush(container).await;
-        let took = container.flush_timing().snapshot();
-        self.attempted.push(attempted);
-        let segment = flushed.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
-        self.attempted.clear();
-        self.published = attempted.at(segment.as_cno());
-        debug!(
-            "published checkpoint {}: laid out in {} ms, uploaded in {} ms, inode in {} ms",
-            self.published.cno,
-            took.build_segment_ns / 1_000_000,
-            took.segment_done_ns / 1_000_000,
-            took.flush_inode_ns / 1_000_000
-        );
+        self.enter(changed, root);
         Ok(self.checkpoint())
     }
 
-    /// Enters what was published, and the new root, in one step: before the publish is reported, and so before its
-    /// generation is dropped (Invariant R1).
-    async fn update_locations(&mut self, zero_runs: Vec<Range<u64>>, data_runs: Vec<Range<u64>>) {
-        let bs = u64::from(self.geometry.block_size());
-        let mut changed: Vec<_> = zero_runs
-            .into_iter()
-            .map(|blocks| (blocks, Some(Place::Nothing)))
-            .collect();
-        for run in data_runs {
-            let Some(container) = self.container.as_mut() else {
-                changed.push((run, None));
-                continue;
-            };
-            match placement::places_of(container, bs, run.clone()).await {
-                Ok(runs) => changed.extend(runs.into_iter().map(|r| (r.blocks, Some(r.place)))),
-                // Published all the same: looked up when it is asked for.
-                Err(e) => {
-                    debug!(
-                        "the places of {} blocks are not known yet: {e}",
-                        run.end - run.start
-                    );
-                    changed.push((run, None));
-                }
-            }
-        }
-        self.enter(changed);
-    }
-
-    fn enter(&mut self, changed: Vec<(Range<u64>, Option<Place>)>) {
-        let Some(root) = self.container.as_ref().map(|c| Root(c.bmap_get_raw())) else {
-            return;
-        };
+    /// Enters what was published, and the root that goes with it, in one step: before the publish is reported, and so
+    /// before its generation is dropped (Invariant R1).
+    pub(super) fn enter(&self, changed: Changed, root: Root) {
         let mut known = self.known.lock();
         known.locations.publish(changed);
         known.root = root;
@@ -378,7 +304,11 @@ impl Owner {
             return Err(self.foreign(stored));
         }
         match self.container.as_mut() {
-            Some(container) => container.discard_unflushed().await.map_err(failed)?,
+            Some(container) => {
+                container.discard_unflushed().await.map_err(failed)?;
+                // Of a publish that failed before it was stored.
+                container.set_block_source(None).map_err(failed)?;
+            }
             None => {
                 let (store, cache) = (&self.config.store, self.config.index_cache.clone());
                 let container =
@@ -403,7 +333,9 @@ impl Owner {
             self.published = adopted;
             self.attempted.clear();
         }
-        self.enter(Vec::new());
+        let root = Root(self.container()?.bmap_get_raw());
+        self.enter(Vec::new(), root);
+        self.must_recover = false;
         warn!(
             "recovered to checkpoint {}; what is unpublished is published again",
             adopted.cno

@@ -9,7 +9,7 @@ use log::debug;
 use parking_lot::Mutex;
 
 use super::index::{Index, Published};
-use super::object::segment_of;
+use super::object::{cno_of, segment_of};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::gate::Class;
@@ -248,8 +248,8 @@ impl Reads {
         is_all.then(|| runs.into_iter().map(is_data).collect())
     }
 
-    /// Puts what was just published into the cache, unless it is so much that it would drive out the rest.
-    pub(super) fn keep(&self, frozen: &Frozen) {
+    /// Puts what was published as checkpoint `cno` into the cache, unless it is so much that it would drive out the rest.
+    pub(super) fn keep(&self, frozen: &Frozen, cno: u64) {
         let reader = &self.shared.reader;
         frozen.with(|generation| {
             if generation.buffered_bytes() > reader.cache().memory_bytes() / CACHE_PARTS {
@@ -258,7 +258,9 @@ impl Reads {
             let block_size = u64::from(self.shared.geometry.block_size());
             for run in generation.data_runs() {
                 let known = self.shared.known.lock().locations.known_prefix(run);
-                for known in known {
+                // A later publish may have put other bytes there, at other places.
+                let own = |place| matches!(place, Place::Stored { object, .. } if cno_of(object) == cno);
+                for known in known.into_iter().filter(|run| own(run.place)) {
                     let offset_bytes = known.blocks.start * block_size;
                     let until = (known.blocks.end * block_size).min(self.shared.geometry.size_bytes());
                     let mut bytes = vec![0; (until - offset_bytes) as usize];
