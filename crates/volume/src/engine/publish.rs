@@ -26,7 +26,7 @@ const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
 /// Blocks zeroed by one call of the engine.
 const ZERO_CALL_BLOCKS: u64 = 64 * 1024;
 /// A publish of less is over before the next one has anything to gain.
-const OVERLAP_BYTES_MIN: u64 = 16 << 20;
+const OVERLAP_BYTES_MIN: u64 = 4 << 20;
 /// Runs of blocks in a publish that goes beside another. Each may dirty nodes of the index, and those stay in memory
 /// until nothing is under way.
 const OVERLAP_RUNS_MAX: usize = 1024;

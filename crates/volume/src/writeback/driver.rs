@@ -391,6 +391,7 @@ impl Task {
                 let mut since = self.since.lock();
                 let active = since.active.take();
                 since.frozen.push_back(active);
+                self.pressure.made_room();
             }
             Action::Publish { generation, attempt } => self.publish(generation, attempt),
             Action::DropFrozen(_) => {
@@ -398,11 +399,7 @@ impl Task {
                 // Freeing some 10^5 blocks takes a while, and the next publish should not wait for it.
                 tokio::task::spawn_blocking(move || drop(dropped));
                 self.since.lock().frozen.pop_front();
-                self.pressure.dropped();
-                if let Some(next) = self.frozen.front().filter(|f| f.publish_started.is_some()) {
-                    let bytes = next.generation.with(|g| g.buffered_bytes());
-                    self.pressure.publish_began(bytes);
-                }
+                self.pressure.made_room();
                 // The next generation may have grown past the mark while this one was published.
                 let (bytes, is_streaming) = self.overlay.active();
                 if is_large_enough(self.config.write_buffer_bytes, bytes, is_streaming) {
@@ -463,10 +460,7 @@ impl Task {
         };
         frozen.publish_started = Some(Instant::now());
         let frozen = frozen.generation.clone();
-        if !is_beside {
-            // Room comes back with the end of the first.
-            self.pressure.publish_began(frozen.with(|g| g.buffered_bytes()));
-        }
+        self.pressure.publish_began(frozen.with(|g| g.buffered_bytes()));
         let (ended, newest) = oneshot::channel();
         let before = self.newest_publish.replace(newest).filter(|_| is_beside);
         let (next, may_begin) = oneshot::channel();

@@ -12,7 +12,7 @@
 //! A block is never both buffered and zeroed. Memory is counted as whole blocks from the first byte on, so a
 //! partly written block that is completed before it is published needs no memory that was not counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use rangemap::RangeSet;
@@ -95,6 +95,8 @@ pub struct Generation {
     geometry: Geometry,
     blocks: BTreeMap<u64, BufferedBlock>,
     zeroed: RangeSet<u64>,
+    /// Every block that is partly written, and perhaps some that were: so that nobody need look at all blocks.
+    partial: BTreeSet<u64>,
     /// Bytes of data taken in, those written over since included.
     taken_bytes: u64,
 }
@@ -106,6 +108,7 @@ impl Generation {
             geometry,
             blocks: BTreeMap::new(),
             zeroed: RangeSet::new(),
+            partial: BTreeSet::new(),
             taken_bytes: 0,
         }
     }
@@ -215,6 +218,10 @@ impl Generation {
         });
         entry.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
         entry.cover(range, geometry.block_len(block));
+        match entry.coverage {
+            Coverage::Full => self.partial.remove(&block.0),
+            Coverage::Partial(_) => self.partial.insert(block.0),
+        };
     }
 
     /// Copies what this generation holds of `[offset_bytes, offset_bytes + out.len())` into `out` and returns the
@@ -283,9 +290,9 @@ impl Generation {
     /// The blocks written in part, with the smallest range that holds all their unwritten bytes (bytes from the
     /// block's start).
     pub fn partial_blocks(&self) -> Vec<(BlockIndex, Range<u32>)> {
-        self.blocks
+        self.partial
             .iter()
-            .filter_map(|(&index, block)| match &block.coverage {
+            .filter_map(|&index| match &self.blocks.get(&index)?.coverage {
                 Coverage::Full => None,
                 Coverage::Partial(written) => {
                     let all = 0..self.geometry.block_len(BlockIndex(index));
@@ -314,6 +321,9 @@ impl Generation {
             }
         }
         entry.cover(range, len);
+        if entry.coverage == Coverage::Full {
+            self.partial.remove(&block.0);
+        }
         if entry.coverage == Coverage::Full && is_zero(&entry.bytes) {
             self.blocks.remove(&block.0);
             self.zeroed.insert(block.0..block.0 + 1);

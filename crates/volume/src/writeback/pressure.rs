@@ -12,8 +12,8 @@ use crate::error::VolumeError;
 
 #[derive(Debug, Default)]
 struct Room {
-    /// Counts the generations dropped, so that a waiting writer can tell that one was.
-    published: u64,
+    /// Counts the times that there was room again, so that a waiting writer can tell.
+    made: u64,
     /// Bytes that writers were let in with and have not buffered yet.
     reserved_bytes: u64,
 }
@@ -39,7 +39,7 @@ pub struct Pressure {
     fenced: Mutex<Option<String>>,
     is_fenced: AtomicBool,
     throttle: Mutex<Throttle>,
-    /// When the publish under way is expected to end.
+    /// When the publish begun last is expected to end, or to let the next one begin.
     room_expected: Mutex<Instant>,
     /// When the writers as a whole have paid for what they buffered.
     paid_until: Mutex<Instant>,
@@ -90,7 +90,7 @@ impl Pressure {
         self.wake_writers();
     }
 
-    /// A publish of `bytes` has begun.
+    /// A publish of `bytes` has begun, behind all before it.
     pub(super) fn publish_began(&self, bytes: u64) {
         let takes = self.throttle.lock().publish_estimate(bytes);
         *self.room_expected.lock() = Instant::now() + takes;
@@ -101,28 +101,25 @@ impl Pressure {
         self.throttle.lock().published(bytes, took);
     }
 
-    /// A generation was dropped: there is room again.
-    pub(super) fn dropped(&self) {
+    /// A generation was frozen or dropped: there is room again.
+    pub(super) fn made_room(&self) {
         *self.paid_until.lock() = Instant::now();
         self.wake_writers();
     }
 
     fn wake_writers(&self) {
         let (room, is_published) = &self.room;
-        room.lock().published += 1;
+        room.lock().made += 1;
         is_published.notify_all();
     }
 
     /// Slows the caller by what its change buffered.
     pub fn slow_down(&self, change: Buffered) {
         // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
-        // ones would alternate, and a large one is a long wait. A streaming one gets three eighths, since it is frozen
-        // before the one ahead of it has gone.
-        let whole = change
-            .active_bytes
-            .saturating_mul(if change.is_streaming { 8 } else { 6 })
-            / 3;
-        let fill = change.total_bytes.max(whole);
+        // ones would alternate, and a large one is a long wait. A streaming one gets a quarter: it is frozen before the
+        // one ahead of it has gone.
+        let parts = if change.is_streaming { 4 } else { 2 };
+        let fill = change.total_bytes.max(change.active_bytes.saturating_mul(parts));
         let now = Instant::now();
         let (delay, longest) = {
             let throttle = self.throttle.lock();
@@ -141,11 +138,10 @@ impl Pressure {
         };
         let (room, is_published) = &self.room;
         let mut room = room.lock();
-        let seen = room.published;
-        while !delay.is_zero()
-            && room.published == seen
-            && !is_published.wait_until(&mut room, until).timed_out()
-        {}
+        let seen = room.made;
+        while !delay.is_zero() && room.made == seen && !is_published.wait_until(&mut room, until).timed_out()
+        {
+        }
     }
 
     /// Waits until the buffer has room for a change that adds at most `bytes`.
