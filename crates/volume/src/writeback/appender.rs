@@ -8,10 +8,10 @@ use log::{info, warn};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::driver::{Command, Commands};
 use super::machine::Event;
 use super::overlay::{ForLog, Overlay};
 use super::state::GenerationId;
+use super::task::{Command, Commands};
 use crate::log::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
 use crate::log::record::{Entry, Group};
 use crate::log::{AppendError, EncodedGroup, LogStore};

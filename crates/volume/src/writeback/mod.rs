@@ -1,7 +1,7 @@
 //! Unpublished writes and when they are published.
 //!
 //! * [`generation`] (pure): one checkpoint's worth of writes at byte granularity.
-//! * [`overlay`]: the active generation and the frozen one being published, behind their locks.
+//! * [`overlay`]: the active generation and the frozen ones being published, behind their locks.
 //! * [`state`] (pure): events in, actions out; decides freeze, publish, retry and flush completion.
 //! * [`unlogged`] (pure): which changes a log does not have yet.
 //! * [`machine`] (pure): the state machine and the log's group commit as one.
@@ -11,7 +11,8 @@
 //! * `publish`: one attempt to publish a generation.
 //! * [`appender`]: the thin shell around the log.
 //! * [`backlog`]: how far durability is behind.
-//! * [`driver`]: the thin async shell that feeds the state machine and carries out what it decides.
+//! * [`driver`]: what writers and flushes ask of the driver.
+//! * `task`: the driver, a thin async shell that feeds the state machine and carries out what it decides.
 
 pub mod appender;
 pub mod backlog;
@@ -25,5 +26,6 @@ pub mod overlay;
 pub mod pressure;
 pub(crate) mod publish;
 pub mod state;
+mod task;
 pub mod throttle;
 pub mod unlogged;
