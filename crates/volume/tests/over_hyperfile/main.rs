@@ -5,6 +5,8 @@
 
 mod container;
 mod damage;
+mod faults;
 mod fixture;
 mod lease;
+mod overlap;
 mod recovery;

@@ -1,0 +1,621 @@
+//! Two publishes that overlap, against the real engine: what each object of either may meet, and what is seen meanwhile.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{Either, select};
+use hyperfile::file::hyper::Hyper;
+use hypernbd_volume::engine::hyper::HyperEngine;
+use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::{Checkpoint, Engine};
+use hypernbd_volume::lease::LeaseState;
+use hypernbd_volume::options::ReadCacheConfig;
+use hypernbd_volume::read::cache::ReadCache;
+use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
+use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::{ErrorKind, VolumeError, store};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use crate::faults::{Policy, Step, Verdict, Write, judged};
+use crate::fixture::{Fixture, pattern};
+
+const MIB: usize = 1 << 20;
+const SIZE: usize = 32 * MIB;
+/// What the two publishes write: each enough to go beside another, with blocks that both write.
+const FIRST: Range<usize> = 0..17 * MIB;
+const SECOND: Range<usize> = 8 * MIB..25 * MIB;
+/// What is there before: within the first's alone, within both, within the second's alone, in neither.
+const BEFORE: [usize; 4] = [MIB, 10 * MIB, 20 * MIB, 30 * MIB];
+/// Longer than anything takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+type Published = Result<Option<Checkpoint>, VolumeError>;
+
+/// Until when a write is held back.
+#[derive(Debug, Clone, PartialEq)]
+enum Until {
+    /// This other write was asked for.
+    Seen(Write),
+    /// [`Script::open`].
+    Opened,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Then {
+    Goes(Verdict),
+    Panics,
+}
+
+#[derive(Debug)]
+struct Rule {
+    at: Write,
+    /// So many such writes go through before.
+    skip: usize,
+    until: Until,
+    then: Then,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    seen: Vec<Write>,
+    rules: Vec<Rule>,
+    is_open: bool,
+}
+
+/// What becomes of which write; each rule is met once.
+#[derive(Debug, Default)]
+struct Script {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Script {
+    fn add(&self, at: Write, skip: usize, until: Until, then: Then) {
+        let rule = Rule {
+            at,
+            skip,
+            until,
+            then,
+        };
+        self.state.lock().rules.push(rule);
+    }
+
+    fn open(&self) {
+        self.state.lock().is_open = true;
+        self.changed.notify_all();
+    }
+
+    fn is_all_met(&self) -> bool {
+        self.state.lock().rules.is_empty()
+    }
+
+    fn inodes_put(&self) -> usize {
+        self.state.lock().seen.iter().filter(|w| w.is_inode()).count()
+    }
+
+    fn wait(&self, until: &Until) {
+        let mut state = self.state.lock();
+        let is_over = |state: &State| match until {
+            Until::Seen(write) => state.seen.contains(write),
+            Until::Opened => state.is_open,
+        };
+        while !is_over(&state) {
+            let waited = self.changed.wait_for(&mut state, LIMIT);
+            assert!(!waited.timed_out(), "{until:?} never came");
+        }
+    }
+}
+
+impl Policy for Script {
+    fn judge(&self, write: &Write) -> Verdict {
+        let rule = {
+            let mut state = self.state.lock();
+            state.seen.push(write.clone());
+            self.changed.notify_all();
+            let met = state
+                .rules
+                .iter()
+                .position(|rule| rule.at == *write && rule.skip == 0);
+            for rule in state.rules.iter_mut().filter(|rule| rule.at == *write) {
+                rule.skip = rule.skip.saturating_sub(1);
+            }
+            met.map(|at| state.rules.remove(at))
+        };
+        let Some(rule) = rule else { return Verdict::Pass };
+        tokio::task::block_in_place(|| self.wait(&rule.until));
+        match rule.then {
+            Then::Goes(verdict) => verdict,
+            Then::Panics => panic!("injected"),
+        }
+    }
+}
+
+struct Pair {
+    fixture: Fixture,
+    script: Arc<Script>,
+    engine: Arc<HyperEngine>,
+    /// What is published.
+    model: Vec<u8>,
+    /// The newest checkpoint.
+    cno: u64,
+}
+
+impl Pair {
+    fn new(block_size: u32) -> Self {
+        Self::with_cache(block_size, 0)
+    }
+
+    /// A volume with something in it, and an engine that knows nothing of it yet.
+    fn with_cache(block_size: u32, cache_bytes: u64) -> Self {
+        let fixture = Fixture::new();
+        fixture.create(SIZE as u64, block_size);
+        // There was an owner before.
+        fixture.open().close(LIMIT).unwrap();
+        let script = Arc::<Script>::default();
+        let mut model = vec![0; SIZE];
+        let published = fixture.run(async {
+            let engine = open(&fixture).await;
+            let mut before = Generation::new(engine.geometry());
+            for at in BEFORE {
+                let data = pattern(at as u64, MIB);
+                before.write(PreparedWrite::new(engine.geometry(), at as u64, &data));
+                model[at..at + MIB].copy_from_slice(&data);
+            }
+            let published = engine.publish(Arc::new(Frozen::new(before)), None).await;
+            engine.close().await;
+            published.unwrap().unwrap()
+        });
+        let engine = fixture.run(async {
+            let config = ReadCacheConfig {
+                memory_bytes: cache_bytes,
+                disk: None,
+            };
+            let store = store::connect(&fixture.url, &fixture.store_options)
+                .await
+                .unwrap();
+            let store = judged(store, script.clone());
+            let cache = ReadCache::open(&config, None).await;
+            HyperEngine::open(&store, IndexCache::default(), cache, false)
+                .await
+                .unwrap()
+                .0
+        });
+        Self {
+            fixture,
+            script,
+            engine: Arc::new(engine),
+            model,
+            cno: published.cno,
+        }
+    }
+
+    /// A generation that writes `range`, and the model with it.
+    fn generation(&self, seed: u64, range: Range<usize>, model: &mut [u8]) -> Arc<Frozen> {
+        let data = pattern(seed, range.len());
+        let mut generation = Generation::new(self.engine.geometry());
+        generation.write(PreparedWrite::new(
+            self.engine.geometry(),
+            range.start as u64,
+            &data,
+        ));
+        model[range].copy_from_slice(&data);
+        Arc::new(Frozen::new(generation))
+    }
+
+    /// The two generations, and what is there once the first of them is published, and once both are.
+    fn generations(&self) -> ([Arc<Frozen>; 2], [Vec<u8>; 2]) {
+        let mut model = self.model.clone();
+        let first = self.generation(101, FIRST, &mut model);
+        let with_first = model.clone();
+        let second = self.generation(102, SECOND, &mut model);
+        ([first, second], [with_first, model])
+    }
+
+    /// A write of the first checkpoint that comes now, or of the second, and so on.
+    fn write_of(&self, which: u64, step: Step) -> Write {
+        let object = format!("{:010}.0", self.cno + which);
+        Write { object, step }
+    }
+
+    async fn contents(&self) -> Vec<u8> {
+        let mut out = vec![0xEE; SIZE];
+        self.engine.read(0, &mut out).await.unwrap();
+        out
+    }
+
+    /// What a server that opens the volume now finds.
+    fn contents_elsewhere(&self) -> Vec<u8> {
+        self.fixture.run(async {
+            let engine = open(&self.fixture).await;
+            let mut out = vec![0xEE; SIZE];
+            engine.read(0, &mut out).await.unwrap();
+            engine.close().await;
+            out
+        })
+    }
+}
+
+async fn open(fixture: &Fixture) -> HyperEngine {
+    let store = store::connect(&fixture.url, &fixture.store_options)
+        .await
+        .unwrap();
+    let opened = HyperEngine::open(&store, IndexCache::default(), ReadCache::none(), false).await;
+    opened.unwrap().0
+}
+
+fn inode() -> Write {
+    Write {
+        object: "inode".into(),
+        step: Step::Whole,
+    }
+}
+
+/// Publishes the second as soon as it may begin, and looks that they end in their order.
+async fn publish_both(engine: &HyperEngine, [first, second]: [Arc<Frozen>; 2]) -> (Published, Published) {
+    let (next, may_begin) = oneshot::channel();
+    let mut first = engine.publish(first, Some(next));
+    match select(&mut first, may_begin).await {
+        Either::Right((Ok(()), _)) => {}
+        Either::Right((Err(_), _)) => panic!("the second may not begin"),
+        Either::Left((ended, _)) => panic!("the first ended before the second began: {ended:?}"),
+    }
+    let second = engine.publish(second, Some(oneshot::channel().0));
+    match select(first, second).await {
+        Either::Left((first, second)) => (first, second.await),
+        Either::Right((second, first)) => {
+            let first = first.now_or_never();
+            (first.expect("the first has ended when the second has"), second)
+        }
+    }
+}
+
+fn cno(published: &Published) -> u64 {
+    published.as_ref().unwrap().unwrap().cno
+}
+
+#[test]
+fn both_land_in_order_and_what_is_read_between_is_the_first() {
+    for block_size in [4096, 65536] {
+        let t = Pair::new(block_size);
+        let ([first, second], [with_first, with_both]) = t.generations();
+        // The first is not stored before the second's data is; the second is not stored before it was looked at.
+        let second_is_whole = Until::Seen(t.write_of(2, Step::Complete));
+        t.script
+            .add(inode(), 0, second_is_whole, Then::Goes(Verdict::Pass));
+        t.script.add(inode(), 1, Until::Opened, Then::Goes(Verdict::Pass));
+        t.fixture.run(async {
+            let (next, may_begin) = oneshot::channel();
+            let mut first = t.engine.publish(first, Some(next));
+            assert!(matches!(
+                select(&mut first, may_begin).await,
+                Either::Right((Ok(()), _))
+            ));
+            let second = tokio::spawn({
+                let engine = t.engine.clone();
+                async move { engine.publish(second, None).await }
+            });
+            assert_eq!(cno(&first.await), t.cno + 1);
+            assert!(t.contents().await == with_first, "{block_size}: between the two");
+            t.script.open();
+            assert_eq!(cno(&second.await.unwrap()), t.cno + 2, "numbers are dense");
+            assert!(t.contents().await == with_both, "{block_size}: after both");
+            t.engine.close().await;
+        });
+        assert!(t.script.is_all_met());
+        assert!(t.contents_elsewhere() == with_both, "{block_size}: elsewhere");
+        let found = t
+            .fixture
+            .with_hyper_opened(|mut file: Hyper<'static>| async move {
+                let mut out = vec![0; SIZE];
+                file.fs_read(0, &mut out).await.unwrap();
+                out
+            });
+        assert!(found == with_both, "{block_size}: plain Hyperfile");
+    }
+}
+
+#[test]
+fn what_the_first_keeps_in_the_cache_is_its_own() {
+    let t = Pair::with_cache(65536, 1 << 30);
+    let (generations, [_, with_both]) = t.generations();
+    t.fixture.run(async {
+        let [first, second] = generations;
+        let (next, may_begin) = oneshot::channel();
+        let mut first = t.engine.publish(first, Some(next));
+        assert!(matches!(
+            select(&mut first, may_begin).await,
+            Either::Right((Ok(()), _))
+        ));
+        assert_eq!(cno(&t.engine.publish(second, None).await), t.cno + 2);
+        // Its caller hears of the first only now.
+        assert_eq!(cno(&first.await), t.cno + 1);
+        assert!(t.contents().await == with_both);
+        t.engine.close().await;
+    });
+}
+
+/// One fault at one object of one of the two; both are tried again until they are published.
+fn survives(which: u64, step: Step, then: Then) {
+    let mut t = Pair::new(65536);
+    let (generations, [with_first, with_both]) = t.generations();
+    let at = match step {
+        Step::Whole => inode(),
+        step => t.write_of(which, step),
+    };
+    let skip = if step == Step::Whole {
+        which as usize - 1
+    } else {
+        0
+    };
+    // Not before both are under way.
+    let until = Until::Seen(t.write_of(2, Step::Create));
+    t.script.add(at.clone(), skip, until, then);
+    let what = format!("{then:?} at {step:?} of {which}");
+    t.fixture.run(async {
+        let (first, second) = publish_both(&t.engine, generations.clone()).await;
+        assert!(t.script.is_all_met(), "{what}");
+        assert_eq!(first.is_ok(), which == 2, "{what}: {first:?}");
+        assert!(second.is_err(), "{what}: {second:?}");
+        let put = if step == Step::Whole { which } else { which - 1 };
+        assert_eq!(
+            t.script.inodes_put() as u64,
+            put,
+            "{what}: no inode is put over an unknown one"
+        );
+        let left = &generations[first.is_ok() as usize..];
+        if first.is_ok() {
+            assert!(
+                t.contents().await == with_first,
+                "{what}: the first alone is published"
+            );
+        }
+        let early = t.engine.publish(left[0].clone(), None).await;
+        assert!(early.is_err(), "{what}: published without going back");
+        t.engine.recover().await.unwrap();
+        for generation in left {
+            let mut published = t.engine.publish(generation.clone(), None).await;
+            if matches!(then, Then::Panics) && published.is_err() {
+                // The container was opened anew, and meets a number of those before.
+                t.engine.recover().await.unwrap();
+                published = t.engine.publish(generation.clone(), None).await;
+            }
+            published.unwrap().unwrap();
+        }
+        assert!(t.contents().await == with_both, "{what}");
+    });
+    assert!(t.contents_elsewhere() == with_both, "{what}: elsewhere");
+    // And it goes on overlapping.
+    t.model = with_both;
+    let (generations, [_, with_both]) = t.generations();
+    let published = t.fixture.run(publish_both(&t.engine, generations));
+    assert_eq!(cno(&published.0) + 1, cno(&published.1), "{what}");
+    t.fixture.run(t.engine.close());
+    assert!(
+        t.contents_elsewhere() == with_both,
+        "{what}: elsewhere, at the end"
+    );
+}
+
+#[test]
+fn a_segment_is_refused() {
+    for which in [1, 2] {
+        survives(which, Step::Complete, Then::Goes(Verdict::Refused));
+    }
+}
+
+#[test]
+fn a_segments_answer_is_lost() {
+    for which in [1, 2] {
+        survives(which, Step::Complete, Then::Goes(Verdict::Lost));
+    }
+}
+
+#[test]
+fn an_inode_is_refused() {
+    for which in [1, 2] {
+        survives(which, Step::Whole, Then::Goes(Verdict::Refused));
+    }
+}
+
+#[test]
+fn an_inodes_answer_is_lost() {
+    for which in [1, 2] {
+        survives(which, Step::Whole, Then::Goes(Verdict::Lost));
+    }
+}
+
+#[test]
+fn the_engine_panics_on_the_way() {
+    for which in [1, 2] {
+        survives(which, Step::Whole, Then::Panics);
+        survives(which, Step::Complete, Then::Panics);
+    }
+}
+
+#[test]
+fn another_writer_comes_between() {
+    let t = Pair::new(65536);
+    let (generations, _) = t.generations();
+    let mut theirs = t.model.clone();
+    let their_generation = t.generation(7, MIB..2 * MIB, &mut theirs);
+    t.script.add(
+        t.write_of(1, Step::Complete),
+        0,
+        Until::Opened,
+        Then::Goes(Verdict::Pass),
+    );
+    t.fixture.run(async {
+        let ours = publish_both(&t.engine, generations);
+        let other = async {
+            let other = open(&t.fixture).await;
+            other.publish(their_generation, None).await.unwrap().unwrap();
+            other.close().await;
+            t.script.open();
+        };
+        let ((first, second), ()) = futures::join!(ours, other);
+        assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
+        let fenced = t.engine.recover().await.unwrap_err();
+        assert_eq!(fenced.kind(), ErrorKind::Fenced, "{fenced}");
+        t.engine.close().await;
+    });
+    assert_eq!(t.script.inodes_put(), 0);
+    assert!(t.contents_elsewhere() == theirs);
+}
+
+/// Ends a server with both segments stored, or the second's alone, and no inode.
+fn killed(first_is_stored: bool) -> Pair {
+    let t = Pair::new(65536);
+    let (generations, _) = t.generations();
+    let lost = if first_is_stored {
+        inode()
+    } else {
+        t.write_of(1, Step::Complete)
+    };
+    t.script.add(lost, 0, Until::Opened, Then::Goes(Verdict::Refused));
+    t.fixture.run(async {
+        let mut both = Box::pin(publish_both(&t.engine, generations));
+        let second = format!("{:010}.0", t.cno + 2);
+        let stored = async {
+            let store = store::connect(&t.fixture.url, &t.fixture.store_options)
+                .await
+                .unwrap();
+            let key = store.data_key(&second);
+            let first_is_there = || !first_is_stored || t.script.inodes_put() > 0;
+            while store.list(&key).await.unwrap().is_empty() || !first_is_there() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match select(&mut both, Box::pin(stored)).await {
+            Either::Right(_) => {}
+            Either::Left((ended, _)) => panic!("nobody let them end: {ended:?}"),
+        }
+        // What was held is not sent any more, and nobody goes back to what is stored.
+        t.script.open();
+        let (first, second) = both.await;
+        assert!(first.is_err() && second.is_err());
+        t.engine.close().await;
+    });
+    assert_eq!(t.script.inodes_put(), usize::from(first_is_stored));
+    t
+}
+
+#[test]
+fn whoever_takes_over_after_a_kill_has_the_state_before_and_goes_on() {
+    for first_is_stored in [true, false] {
+        let mut t = killed(first_is_stored);
+        let mut lease = t.fixture.lease().expect("a lease");
+        lease.state = LeaseState::Held;
+        lease.token = "theirs".into();
+        t.fixture.put_lease(&lease);
+        let volume = t.fixture.take_over();
+        assert!(
+            t.fixture.read(&volume, 0, SIZE) == t.model,
+            "nothing that was not flushed"
+        );
+        // Their numbers are met.
+        for round in 0..4 {
+            let at = round * 5 * MIB + 1;
+            let data = pattern(200 + round as u64, MIB);
+            volume.write(at as u64, &data, false).unwrap();
+            t.model[at..at + MIB].copy_from_slice(&data);
+            volume.flush().unwrap();
+        }
+        assert!(t.fixture.read(&volume, 0, SIZE) == t.model);
+        volume.close(LIMIT).unwrap();
+        assert!(t.contents_elsewhere() == t.model);
+    }
+}
+
+#[test]
+fn what_a_kill_left_is_taken_up_in_order_or_not_at_all() {
+    // Each checkpoint names the one that it was built on.
+    let t = killed(true);
+    assert!(t.contents_elsewhere() == t.generations().1[1], "both");
+
+    let t = killed(false);
+    assert!(t.contents_elsewhere() == t.model, "not the second on its own");
+    let (generations, [_, with_both]) = t.generations();
+    t.fixture.run(async {
+        let engine = open(&t.fixture).await;
+        let (first, second) = publish_both(&engine, generations.clone()).await;
+        assert_eq!(cno(&first), t.cno + 1, "a number that nobody used");
+        assert!(second.is_err(), "a number that is used: {second:?}");
+        engine.recover().await.unwrap();
+        let [_, second] = generations;
+        assert!(cno(&engine.publish(second, None).await) > t.cno + 2);
+        engine.close().await;
+    });
+    assert!(t.contents_elsewhere() == with_both);
+}
+
+#[test]
+fn a_publish_of_another_kind_waits_for_the_one_under_way() {
+    let t = Pair::new(65536);
+    let ([first, _], [mut model, _]) = t.generations();
+    // Zeros, and less than a block: known only once the first is published.
+    let mut other = Generation::new(t.engine.geometry());
+    other.zero(4 * MIB as u64, 2 * MIB as u64);
+    other.write(PreparedWrite::new(
+        t.engine.geometry(),
+        12 * MIB as u64,
+        &pattern(9, 65536),
+    ));
+    model[4 * MIB..6 * MIB].fill(0);
+    model[12 * MIB..][..65536].copy_from_slice(&pattern(9, 65536));
+    t.script.add(inode(), 0, Until::Opened, Then::Goes(Verdict::Pass));
+    t.fixture.run(async {
+        let (next, may_begin) = oneshot::channel();
+        let mut first = t.engine.publish(first, Some(next));
+        assert!(matches!(
+            select(&mut first, may_begin).await,
+            Either::Right((Ok(()), _))
+        ));
+        let (next, may_begin) = oneshot::channel();
+        let mut other = t.engine.publish(Arc::new(Frozen::new(other)), Some(next));
+        match select(&mut other, may_begin).await {
+            Either::Right((Err(_), _)) => {}
+            Either::Right((Ok(()), _)) => panic!("a third may begin beside it"),
+            Either::Left((ended, _)) => panic!("it did not wait for the first: {ended:?}"),
+        }
+        t.script.open();
+        assert_eq!(cno(&first.await), t.cno + 1);
+        assert_eq!(cno(&other.await), t.cno + 2);
+        assert!(t.contents().await == model);
+        t.engine.close().await;
+    });
+    assert!(t.contents_elsewhere() == model);
+}
+
+#[test]
+fn a_publish_of_another_kind_fails_with_the_one_under_way() {
+    let t = Pair::new(65536);
+    let ([first, _], _) = t.generations();
+    let mut small = t.model.clone();
+    let other = t.generation(9, 30 * MIB..31 * MIB, &mut small);
+    t.script
+        .add(inode(), 0, Until::Opened, Then::Goes(Verdict::Refused));
+    t.fixture.run(async {
+        let (next, may_begin) = oneshot::channel();
+        let mut first = t.engine.publish(first, Some(next));
+        assert!(matches!(
+            select(&mut first, may_begin).await,
+            Either::Right((Ok(()), _))
+        ));
+        let mut other_publish = t.engine.publish(other.clone(), None);
+        assert!((&mut other_publish).now_or_never().is_none());
+        // Asked for too early: it waits for both.
+        let mut recovery = t.engine.recover();
+        assert!((&mut recovery).now_or_never().is_none());
+        t.script.open();
+        assert!(first.await.is_err());
+        assert!(other_publish.await.is_err());
+        recovery.await.unwrap();
+        assert!(t.contents().await == t.model);
+        t.engine.publish(other, None).await.unwrap().unwrap();
+        t.engine.close().await;
+    });
+    assert!(t.contents_elsewhere() == small);
+}
