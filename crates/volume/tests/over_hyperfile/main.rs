@@ -9,4 +9,5 @@ mod faults;
 mod fixture;
 mod lease;
 mod overlap;
+mod pair;
 mod recovery;
