@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::faults::{LIMIT, Step, Then, Until, Verdict};
 use crate::fixture::pattern;
-use crate::pair::{MIB, Pair, SIZE, cno, inode, open, publish_both};
+use crate::pair::{MIB, Pair, SIZE, begin, cno, inode, open, publish_both};
 
 #[test]
 fn both_land_in_order_and_what_is_read_between_is_the_first() {
@@ -28,12 +28,7 @@ fn both_land_in_order_and_what_is_read_between_is_the_first() {
             .add(inode(), 0, second_is_whole, Then::Goes(Verdict::Pass));
         t.script.add(inode(), 1, Until::Opened, Then::Goes(Verdict::Pass));
         t.fixture.run(async {
-            let (next, may_begin) = oneshot::channel();
-            let mut first = t.engine.publish(first, Some(next));
-            assert!(matches!(
-                select(&mut first, may_begin).await,
-                Either::Right((Ok(()), _))
-            ));
+            let first = begin(&t.engine, first).await;
             let second = tokio::spawn({
                 let engine = t.engine.clone();
                 async move { engine.publish(second, None).await }
@@ -64,12 +59,7 @@ fn what_the_first_keeps_in_the_cache_is_its_own() {
     let (generations, [_, with_both]) = t.generations();
     t.fixture.run(async {
         let [first, second] = generations;
-        let (next, may_begin) = oneshot::channel();
-        let mut first = t.engine.publish(first, Some(next));
-        assert!(matches!(
-            select(&mut first, may_begin).await,
-            Either::Right((Ok(()), _))
-        ));
+        let first = begin(&t.engine, first).await;
         assert_eq!(cno(&t.engine.publish(second, None).await), t.cno + 2);
         // Its caller hears of the first only now.
         assert_eq!(cno(&first.await), t.cno + 1);
@@ -308,12 +298,7 @@ fn a_publish_of_another_kind_waits_for_the_one_under_way() {
     model[12 * MIB..][..65536].copy_from_slice(&pattern(9, 65536));
     t.script.add(inode(), 0, Until::Opened, Then::Goes(Verdict::Pass));
     t.fixture.run(async {
-        let (next, may_begin) = oneshot::channel();
-        let mut first = t.engine.publish(first, Some(next));
-        assert!(matches!(
-            select(&mut first, may_begin).await,
-            Either::Right((Ok(()), _))
-        ));
+        let first = begin(&t.engine, first).await;
         let (next, may_begin) = oneshot::channel();
         let mut other = t.engine.publish(Arc::new(Frozen::new(other)), Some(next));
         match select(&mut other, may_begin).await {
@@ -339,24 +324,40 @@ fn a_publish_of_another_kind_fails_with_the_one_under_way() {
     t.script
         .add(inode(), 0, Until::Opened, Then::Goes(Verdict::Refused));
     t.fixture.run(async {
-        let (next, may_begin) = oneshot::channel();
-        let mut first = t.engine.publish(first, Some(next));
-        assert!(matches!(
-            select(&mut first, may_begin).await,
-            Either::Right((Ok(()), _))
-        ));
+        let first = begin(&t.engine, first).await;
         let mut other_publish = t.engine.publish(other.clone(), None);
         assert!((&mut other_publish).now_or_never().is_none());
-        // Asked for too early: it waits for both.
-        let mut recovery = t.engine.recover();
-        assert!((&mut recovery).now_or_never().is_none());
         t.script.open();
         assert!(first.await.is_err());
         assert!(other_publish.await.is_err());
-        recovery.await.unwrap();
+        t.engine.recover().await.unwrap();
         assert!(t.contents().await == t.model);
         t.engine.publish(other, None).await.unwrap().unwrap();
         t.engine.close().await;
     });
     assert!(t.contents_elsewhere() == small);
+}
+
+#[test]
+fn going_back_waits_for_what_is_under_way() {
+    let t = Pair::new(65536);
+    let (generations, [_, with_both]) = t.generations();
+    t.script.add(inode(), 0, Until::Opened, Then::Goes(Verdict::Pass));
+    t.fixture.run(async {
+        let [first, second] = generations;
+        let first = begin(&t.engine, first).await;
+        let mut second = t.engine.publish(second, None);
+        assert!((&mut second).now_or_never().is_none());
+        // Nobody asks for it now; if somebody did, and it did not wait, it would take the ground from under both.
+        let mut recovery = t.engine.recover();
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut recovery).await;
+        assert!(early.is_err(), "it did not wait: {early:?}");
+        t.script.open();
+        assert_eq!(cno(&first.await), t.cno + 1);
+        assert_eq!(cno(&second.await), t.cno + 2);
+        recovery.await.unwrap();
+        assert!(t.contents().await == with_both);
+        t.engine.close().await;
+    });
+    assert!(t.contents_elsewhere() == with_both);
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures::FutureExt;
-use futures::future::{Either, select};
+use futures::future::{BoxFuture, Either, select};
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
 use hypernbd_volume::engine::{Checkpoint, Engine};
@@ -148,15 +148,20 @@ pub fn inode() -> Write {
     }
 }
 
+/// Publishes, up to where the next may begin.
+pub async fn begin(engine: &HyperEngine, frozen: Arc<Frozen>) -> BoxFuture<'_, Published> {
+    let (next, may_begin) = oneshot::channel();
+    let publish = engine.publish(frozen, Some(next));
+    match select(publish, may_begin).await {
+        Either::Right((Ok(()), publish)) => publish,
+        Either::Right((Err(_), _)) => panic!("the next may not begin"),
+        Either::Left((ended, _)) => panic!("it ended before the next may begin: {ended:?}"),
+    }
+}
+
 /// Publishes the second as soon as it may begin, and looks that they end in their order.
 pub async fn publish_both(engine: &HyperEngine, [first, second]: [Arc<Frozen>; 2]) -> (Published, Published) {
-    let (next, may_begin) = oneshot::channel();
-    let mut first = engine.publish(first, Some(next));
-    match select(&mut first, may_begin).await {
-        Either::Right((Ok(()), _)) => {}
-        Either::Right((Err(_), _)) => panic!("the second may not begin"),
-        Either::Left((ended, _)) => panic!("the first ended before the second began: {ended:?}"),
-    }
+    let first = begin(engine, first).await;
     let second = engine.publish(second, Some(oneshot::channel().0));
     match select(first, second).await {
         Either::Left((first, second)) => (first, second.await),
