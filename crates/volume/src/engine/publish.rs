@@ -252,12 +252,13 @@ impl Owner {
 
     /// Publishes what was applied, with the flush that does not roll back.
     async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
+        let attempted = Mark::of_container(self.container()?);
+        // Also if the engine panics.
+        self.attempted.push(attempted);
         let container = self.container()?;
-        let attempted = Mark::of_container(container);
         container.flush_timing_reset();
         let flushed = HyperTrait::flush(container).await;
         let took = container.flush_timing().snapshot();
-        self.attempted.push(attempted);
         let segment = flushed.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
         self.attempted.clear();
         self.published = attempted.at(segment.as_cno());

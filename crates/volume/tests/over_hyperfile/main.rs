@@ -5,6 +5,9 @@
 
 mod container;
 mod damage;
+mod faults;
 mod fixture;
 mod lease;
+mod overlap;
+mod pair;
 mod recovery;

@@ -5,24 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::faults::{Policy, Verdict, Write, judged};
 use crate::fixture::{Fixture, pattern};
-use aws_sdk_s3::config::interceptors::{
-    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
-};
-use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use hypernbd_volume::catalogue::NoRecorder;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
 use hypernbd_volume::options::VolumeOptions;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::{ErrorKind, Volume, store};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
-    Inode,
-    Segment,
-}
 
 /// How many of the coming writes of each object fail, before and after they are carried out.
 #[derive(Debug, Default)]
@@ -46,66 +36,19 @@ impl Faults {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Writes(Option<Target>);
-
-impl Storable for Writes {
-    type Storer = StoreReplace<Self>;
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-#[derive(Debug)]
-struct Injector(Arc<Faults>);
-
-impl Intercept for Injector {
-    fn name(&self) -> &'static str {
-        "injector"
-    }
-
-    fn read_before_transmit(
-        &self,
-        context: &BeforeTransmitInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        bag: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let request = context.request();
-        let path = request.uri().split('?').next().unwrap_or_default();
-        let target = if path.ends_with("/inode") {
-            Target::Inode
+impl Policy for Faults {
+    fn judge(&self, write: &Write) -> Verdict {
+        let (refused, lost) = if write.is_inode() {
+            (&self.inode_refused, &self.inode_lost)
         } else {
-            Target::Segment
+            (&self.segment_refused, &self.segment_lost)
         };
-        let is_write = matches!(request.method(), "PUT" | "POST") && !path.contains(".meta/");
-        let target = is_write.then_some(target);
-        bag.interceptor_state().store_put(Writes(target));
-        let refused = match target {
-            Some(Target::Inode) => self.0.take(&self.0.inode_refused),
-            Some(Target::Segment) => self.0.take(&self.0.segment_refused),
-            None => false,
-        };
-        if refused {
-            Err("injected: refused".into())
+        if self.take(refused) {
+            Verdict::Refused
+        } else if self.take(lost) {
+            Verdict::Lost
         } else {
-            Ok(())
-        }
-    }
-
-    fn read_before_deserialization(
-        &self,
-        _: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        bag: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let lost = match bag.load::<Writes>() {
-            Some(Writes(Some(Target::Inode))) => self.0.take(&self.0.inode_lost),
-            Some(Writes(Some(Target::Segment))) => self.0.take(&self.0.segment_lost),
-            _ => false,
-        };
-        if lost {
-            Err("injected: answer lost".into())
-        } else {
-            Ok(())
+            Verdict::Pass
         }
     }
 }
@@ -129,10 +72,8 @@ impl Faulty {
     fn open(&self, io_timeout: Duration) -> Volume {
         let f = &self.fixture;
         f.run(async {
-            let mut store = store::connect(&f.url, &f.store_options).await.unwrap();
-            let injector = Injector(self.faults.clone());
-            let config = store.client.config().to_builder().interceptor(injector).build();
-            store.client = aws_sdk_s3::Client::from_conf(config);
+            let store = store::connect(&f.url, &f.store_options).await.unwrap();
+            let store = judged(store, self.faults.clone());
             let (engine, _) = HyperEngine::open(&store, IndexCache::default(), ReadCache::none(), false)
                 .await
                 .unwrap();
