@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::{Either, select};
 use hyperfile::file::hyper::Hyper;
-use hypernbd_volume::engine::Engine;
+use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::lease::LeaseState;
 use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
 use hypernbd_volume::writeback::overlay::Frozen;
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::faults::{LIMIT, Step, Then, Until, Verdict};
 use crate::fixture::pattern;
-use crate::pair::{MIB, Pair, SIZE, begin, cno, inode, open, publish_both};
+use crate::pair::{MIB, Pair, SIZE, begin, beside, cno, inode, open, publish_both};
 
 #[test]
 fn both_land_in_order_and_what_is_read_between_is_the_first() {
@@ -31,7 +31,7 @@ fn both_land_in_order_and_what_is_read_between_is_the_first() {
             let first = begin(&t.engine, first).await;
             let second = tokio::spawn({
                 let engine = t.engine.clone();
-                async move { engine.publish(second, None).await }
+                async move { engine.publish(second, Beside::default()).await }
             });
             assert_eq!(cno(&first.await), t.cno + 1);
             assert!(t.contents().await == with_first, "{block_size}: between the two");
@@ -60,12 +60,48 @@ fn what_the_first_keeps_in_the_cache_is_its_own() {
     t.fixture.run(async {
         let [first, second] = generations;
         let first = begin(&t.engine, first).await;
-        assert_eq!(cno(&t.engine.publish(second, None).await), t.cno + 2);
+        assert_eq!(cno(&t.engine.publish(second, Beside::default()).await), t.cno + 2);
         // Its caller hears of the first only now.
         assert_eq!(cno(&first.await), t.cno + 1);
         assert!(t.contents().await == with_both);
         t.engine.close().await;
     });
+}
+
+/// Two checkpoints that are published and not recorded would be one too many for whoever opens the volume next.
+#[test]
+fn no_checkpoint_is_made_unless_the_one_before_is_said_to_be_recorded() {
+    for is_recorded in [Some(true), Some(false), None] {
+        let t = Pair::new(65536);
+        let ([first, second], [with_first, with_both]) = t.generations();
+        let mut with_other = with_first.clone();
+        let other = t.generation(9, 30 * MIB..31 * MIB, &mut with_other);
+        for (next, with_next) in [(second, with_both), (other, with_other)] {
+            let t = Pair::new(65536);
+            t.fixture.run(async {
+                let first = begin(&t.engine, first.clone()).await;
+                let (recorded, before) = oneshot::channel();
+                let beside = Beside {
+                    before: Some(before),
+                    next: None,
+                };
+                let next = t.engine.publish(next, beside);
+                let says = async {
+                    assert_eq!(cno(&first.await), t.cno + 1);
+                    if let Some(is_recorded) = is_recorded {
+                        recorded.send(is_recorded).unwrap();
+                    }
+                };
+                let ((), published) = futures::join!(says, next);
+                let is_recorded = is_recorded == Some(true);
+                assert_eq!(published.is_ok(), is_recorded, "{published:?}");
+                assert_eq!(t.script.inodes_put(), 1 + usize::from(is_recorded));
+                let expected = if is_recorded { &with_next } else { &with_first };
+                assert!(t.contents().await == *expected);
+                t.engine.close().await;
+            });
+        }
+    }
 }
 
 /// One fault at one object of one of the two; both are tried again until they are published.
@@ -103,15 +139,15 @@ fn survives(which: u64, step: Step, then: Then) {
                 "{what}: the first alone is published"
             );
         }
-        let early = t.engine.publish(left[0].clone(), None).await;
+        let early = t.engine.publish(left[0].clone(), Beside::default()).await;
         assert!(early.is_err(), "{what}: published without going back");
         t.engine.recover().await.unwrap();
         for generation in left {
-            let mut published = t.engine.publish(generation.clone(), None).await;
+            let mut published = t.engine.publish(generation.clone(), Beside::default()).await;
             if matches!(then, Then::Panics) && published.is_err() {
                 // The container was opened anew, and meets a number of those before.
                 t.engine.recover().await.unwrap();
-                published = t.engine.publish(generation.clone(), None).await;
+                published = t.engine.publish(generation.clone(), Beside::default()).await;
             }
             published.unwrap().unwrap();
         }
@@ -182,7 +218,11 @@ fn another_writer_comes_between() {
         let ours = publish_both(&t.engine, generations);
         let other = async {
             let other = open(&t.fixture).await;
-            other.publish(their_generation, None).await.unwrap().unwrap();
+            other
+                .publish(their_generation, Beside::default())
+                .await
+                .unwrap()
+                .unwrap();
             other.close().await;
             t.script.open();
         };
@@ -276,7 +316,7 @@ fn what_a_kill_left_is_taken_up_in_order_or_not_at_all() {
         assert!(second.is_err(), "a number that is used: {second:?}");
         engine.recover().await.unwrap();
         let [_, second] = generations;
-        assert!(cno(&engine.publish(second, None).await) > t.cno + 2);
+        assert!(cno(&engine.publish(second, Beside::default()).await) > t.cno + 2);
         engine.close().await;
     });
     assert!(t.contents_elsewhere() == with_both);
@@ -300,7 +340,7 @@ fn a_publish_of_another_kind_waits_for_the_one_under_way() {
     t.fixture.run(async {
         let first = begin(&t.engine, first).await;
         let (next, may_begin) = oneshot::channel();
-        let mut other = t.engine.publish(Arc::new(Frozen::new(other)), Some(next));
+        let mut other = t.engine.publish(Arc::new(Frozen::new(other)), beside(next));
         match select(&mut other, may_begin).await {
             Either::Right((Err(_), _)) => {}
             Either::Right((Ok(()), _)) => panic!("a third may begin beside it"),
@@ -325,14 +365,14 @@ fn a_publish_of_another_kind_fails_with_the_one_under_way() {
         .add(inode(), 0, Until::Opened, Then::Goes(Verdict::Refused));
     t.fixture.run(async {
         let first = begin(&t.engine, first).await;
-        let mut other_publish = t.engine.publish(other.clone(), None);
+        let mut other_publish = t.engine.publish(other.clone(), Beside::default());
         assert!((&mut other_publish).now_or_never().is_none());
         t.script.open();
         assert!(first.await.is_err());
         assert!(other_publish.await.is_err());
         t.engine.recover().await.unwrap();
         assert!(t.contents().await == t.model);
-        t.engine.publish(other, None).await.unwrap().unwrap();
+        t.engine.publish(other, Beside::default()).await.unwrap().unwrap();
         t.engine.close().await;
     });
     assert!(t.contents_elsewhere() == small);
@@ -346,7 +386,7 @@ fn going_back_waits_for_what_is_under_way() {
     t.fixture.run(async {
         let [first, second] = generations;
         let first = begin(&t.engine, first).await;
-        let mut second = t.engine.publish(second, None);
+        let mut second = t.engine.publish(second, Beside::default());
         assert!((&mut second).now_or_never().is_none());
         // Nobody asks for it now; if somebody did, and it did not wait, it would take the ground from under both.
         let mut recovery = t.engine.recover();

@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
-use hypernbd_volume::engine::{Checkpoint, Engine};
+use hypernbd_volume::engine::{Beside, Checkpoint, Engine, NextMayBegin};
 use hypernbd_volume::options::ReadCacheConfig;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
@@ -59,7 +59,9 @@ impl Pair {
                 before.write(PreparedWrite::new(engine.geometry(), at as u64, &data));
                 model[at..at + MIB].copy_from_slice(&data);
             }
-            let published = engine.publish(Arc::new(Frozen::new(before)), None).await;
+            let published = engine
+                .publish(Arc::new(Frozen::new(before)), Beside::default())
+                .await;
             engine.close().await;
             published.unwrap().unwrap()
         });
@@ -148,10 +150,17 @@ pub fn inode() -> Write {
     }
 }
 
+pub fn beside(next: NextMayBegin) -> Beside {
+    Beside {
+        next: Some(next),
+        ..Beside::default()
+    }
+}
+
 /// Publishes, up to where the next may begin.
 pub async fn begin(engine: &HyperEngine, frozen: Arc<Frozen>) -> BoxFuture<'_, Published> {
     let (next, may_begin) = oneshot::channel();
-    let publish = engine.publish(frozen, Some(next));
+    let publish = engine.publish(frozen, beside(next));
     match select(publish, may_begin).await {
         Either::Right((Ok(()), publish)) => publish,
         Either::Right((Err(_), _)) => panic!("the next may not begin"),
@@ -162,7 +171,7 @@ pub async fn begin(engine: &HyperEngine, frozen: Arc<Frozen>) -> BoxFuture<'_, P
 /// Publishes the second as soon as it may begin, and looks that they end in their order.
 pub async fn publish_both(engine: &HyperEngine, [first, second]: [Arc<Frozen>; 2]) -> (Published, Published) {
     let first = begin(engine, first).await;
-    let second = engine.publish(second, Some(oneshot::channel().0));
+    let second = engine.publish(second, beside(oneshot::channel().0));
     match select(first, second).await {
         Either::Left((first, second)) => (first, second.await),
         Either::Right((second, first)) => {
