@@ -116,9 +116,9 @@ impl Pressure {
     /// Slows the caller by what its change buffered.
     pub fn slow_down(&self, change: Buffered) {
         // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
-        // ones would alternate, and a large one is a long wait. A streaming one gets a quarter: it is frozen before the
+        // ones would alternate, and a large one is a long wait. A streaming one gets a third: it is frozen before the
         // one ahead of it has gone.
-        let parts = if change.is_streaming { 4 } else { 2 };
+        let parts = if change.is_streaming { 3 } else { 2 };
         let fill = change.total_bytes.max(change.active_bytes.saturating_mul(parts));
         let now = Instant::now();
         let (delay, longest) = {
