@@ -29,7 +29,7 @@ pub(super) const UPLOAD_PIECE_BYTES: usize = 5 << 20;
 pub(super) const UPLOADS_IN_FLIGHT: usize = 8;
 /// Index nodes of 4 KiB kept in memory for publishing: 8 MiB, the index of 2 GiB of data in 4 KiB blocks. Reads have
 /// their own.
-const INDEX_NODES: usize = 2048;
+pub(super) const INDEX_NODES: usize = 2048;
 /// A limit of the engine put out of reach: this project decides when to publish (hazards 1, 5, 6 and 7 of the
 /// engine: crossing one flushes inline, and rolls back what cannot be flushed).
 const OUT_OF_REACH: usize = 1 << 50;

@@ -87,6 +87,8 @@ pub(super) struct Owner {
     pub(super) attempted: Vec<Mark>,
     /// Publishes on their way, in their order. The container is ahead of what is stored by all of them.
     pub(super) under_way: VecDeque<UnderWay>,
+    /// Index nodes, at most, that the engine keeps because something was under way ever since they were laid out.
+    pub(super) nodes_kept: u64,
     /// Since a publish failed: the container holds what is not stored, and must go back first.
     pub(super) must_recover: bool,
     /// What reads go by.
@@ -179,6 +181,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         published,
         attempted: Vec::new(),
         under_way: VecDeque::new(),
+        nodes_kept: 0,
         must_recover: false,
     };
     Ok((owner, modified_ms))
@@ -260,6 +263,7 @@ impl Owner {
             landing::stored(container, landed);
             if self.under_way.is_empty() {
                 landing::all_stored(container);
+                self.nodes_kept = 0;
             }
         }
         self.enter(changed, root);
@@ -336,6 +340,7 @@ impl Owner {
         let root = Root(self.container()?.bmap_get_raw());
         self.enter(Vec::new(), root);
         self.must_recover = false;
+        self.nodes_kept = 0;
         warn!(
             "recovered to checkpoint {}; what is unpublished is published again",
             adopted.cno

@@ -10,6 +10,7 @@ use hyperfile::file::HyperTrait;
 use hyperfile::meta_format::BlockPtrFormat;
 use log::debug;
 
+use super::container::INDEX_NODES;
 use super::index::Root;
 use super::landing::{self, Landing, Predecessor};
 use super::mark::Mark;
@@ -25,6 +26,11 @@ use crate::writeback::overlay::Frozen;
 const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
 /// Blocks zeroed by one call of the engine.
 const ZERO_CALL_BLOCKS: u64 = 64 * 1024;
+/// Index nodes that publishes under way may keep in memory: 32 MiB, at least 2 GiB of data in 4 KiB blocks. Beyond that
+/// the next one waits until nothing is under way, and the engine drops what it need not keep.
+const OVERLAP_NODES_MAX: u64 = 4 * INDEX_NODES as u64;
+/// Entries of an index node that is half full.
+const NODE_ENTRIES_MIN: u64 = 127;
 /// A publish of less is over before the next one has anything to gain.
 const OVERLAP_BYTES_MIN: u64 = 4 << 20;
 /// Runs of blocks in a publish that goes beside another. Each may dirty nodes of the index, and those stay in memory
@@ -41,6 +47,18 @@ impl Owner {
         reply: Reply<Option<Checkpoint>>,
     ) {
         if let Some(data_runs) = self.stream_runs(frozen) {
+            let nodes: u64 = data_runs
+                .iter()
+                .map(|run| 2 + (run.end - run.start) / NODE_ENTRIES_MIN)
+                .sum();
+            if self.nodes_kept + nodes > OVERLAP_NODES_MAX {
+                self.land_all().await;
+                if let Err(e) = self.check_recovered() {
+                    let _ = reply.send(Err(e));
+                    return;
+                }
+            }
+            self.nodes_kept += nodes;
             let begun = self.begin(frozen, beside, data_runs);
             let begun = AssertUnwindSafe(begun).catch_unwind().await;
             match self.after(begun) {

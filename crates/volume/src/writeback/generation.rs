@@ -309,7 +309,9 @@ impl Generation {
     /// then not published at all.
     pub fn complete(&mut self, block: BlockIndex, in_block: u32, bytes: &[u8]) {
         let len = self.geometry.block_len(block);
-        let Some(entry) = self.blocks.get_mut(&block.0) else {
+        // What is whole by now stays as it is: the generation may be frozen, and its runs taken for a publish.
+        let is_partial = |b: &&mut BufferedBlock| b.coverage != Coverage::Full;
+        let Some(entry) = self.blocks.get_mut(&block.0).filter(is_partial) else {
             return;
         };
         let range = in_block..in_block + bytes.len() as u32;

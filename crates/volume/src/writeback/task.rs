@@ -166,15 +166,25 @@ impl Task {
                 }
                 Some(command) => self.event_of(command),
             };
-            self.feed(event);
+            if let Some(event) = event {
+                self.feed(event);
+            }
         }
     }
 
-    fn event_of(&mut self, command: Command) -> machine::Event {
-        match command {
+    /// `None` for what has become nothing to act on.
+    fn event_of(&mut self, command: Command) -> Option<machine::Event> {
+        Some(match command {
             Command::Event(event) => {
-                if event == machine::Event::Volume(Event::Dirtied) {
-                    self.since.lock().active.get_or_insert_with(Instant::now);
+                match event {
+                    machine::Event::Volume(Event::Dirtied) => {
+                        self.since.lock().active.get_or_insert_with(Instant::now);
+                    }
+                    // Asked for while the generation before was active: a small one would only keep the next waiting.
+                    machine::Event::Volume(Event::Grown) if self.is_publishing() && !self.is_worth_it() => {
+                        return None;
+                    }
+                    _ => {}
                 }
                 event
             }
@@ -205,7 +215,13 @@ impl Task {
                 machine::Event::Log(LogEvent::AppendEnded { sequence, end })
             }
             Command::Stop(_) => unreachable!("seen to by the loop"),
-        }
+        })
+    }
+
+    /// Whether the active generation has grown to be a good part of the buffer.
+    fn is_worth_it(&self) -> bool {
+        let (bytes, _) = self.overlay.active();
+        bytes >= self.config.write_buffer_bytes / 16
     }
 
     fn feed(&mut self, event: machine::Event) {

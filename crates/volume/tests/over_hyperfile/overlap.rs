@@ -401,3 +401,42 @@ fn going_back_waits_for_what_is_under_way() {
     });
     assert!(t.contents_elsewhere() == with_both);
 }
+
+/// Nodes of the index that nothing may drop are no more than fit in memory, however long a stream goes on.
+#[test]
+fn a_stream_waits_when_it_would_keep_too_much_of_the_index() {
+    let t = Pair::new(4096);
+    t.script.add(inode(), 0, Until::Opened, Then::Goes(Verdict::Pass));
+    let mut model = t.model.clone();
+    // Many short runs: each may be under a node of its own.
+    let scattered = |nth: usize, model: &mut [u8]| {
+        let mut generation = Generation::new(t.engine.geometry());
+        for run in 0..1024 {
+            let at = (run * 4 + nth % 3) * 8192;
+            if at + 4096 > SIZE {
+                break;
+            }
+            let data = pattern((nth * 10_000 + run) as u64, 4096);
+            generation.write(PreparedWrite::new(t.engine.geometry(), at as u64, &data));
+            model[at..at + 4096].copy_from_slice(&data);
+        }
+        Arc::new(Frozen::new(generation))
+    };
+    t.fixture.run(async {
+        let mut before = Vec::new();
+        for nth in 0..4 {
+            let publish = begin(&t.engine, scattered(nth, &mut model)).await;
+            before.push(publish);
+        }
+        let mut last = begin(&t.engine, scattered(4, &mut model)).boxed();
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut last).await;
+        assert!(early.is_err(), "it was laid out beside all the others");
+        t.script.open();
+        for (nth, publish) in before.into_iter().enumerate() {
+            assert_eq!(cno(&publish.await), t.cno + 1 + nth as u64);
+        }
+        assert_eq!(cno(&last.await.await), t.cno + 5);
+        t.engine.close().await;
+    });
+    assert!(t.contents_elsewhere() == model);
+}
