@@ -38,8 +38,17 @@ def pytest_runtest_makereport(item, call):
     """A failed test shows what its servers said."""
     report = (yield).get_result()
     if report.failed:
+        item.failed = True
         for server in getattr(item, "servers", []):
             report.sections.append((f"nbdkit on {server.volume.url}", server.log_text()[-8000:]))
+
+
+@pytest.fixture
+def tmp_path(request, tmp_path):
+    """The test's own directory, kept only when the test fails: together they would fill a disk."""
+    yield tmp_path
+    if not getattr(request.node, "failed", False):
+        shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +92,15 @@ def nbdkit(request) -> str:
 
 @pytest.fixture
 def store(request, tmp_path):
-    """An empty corner of a store of the kind asked for."""
+    """An empty corner of a store of the kind asked for, gone with the test."""
     if request.param == "s3":
-        return S3Store(request.getfixturevalue("minio"))
-    directory = tmp_path / "store"
-    directory.mkdir()
-    return FileStore(directory)
+        corner = S3Store(request.getfixturevalue("minio"))
+        yield corner
+        corner.clear()
+    else:
+        directory = tmp_path / "store"
+        directory.mkdir()
+        yield FileStore(directory)
 
 
 @pytest.fixture
@@ -105,8 +117,10 @@ def make_volume(store):
 
 
 @pytest.fixture
-def make_server(request, nbdkit):
+def make_server(request, nbdkit, tmp_path):
     """Makes servers that end with the test: `make_server(volume, parameter=value…)`, not yet started."""
+    if "store" in request.fixturenames:
+        request.getfixturevalue("store")  # which then outlives the servers
     servers = request.node.servers = []
     # Not under tmp_path: the path of a unix socket has 108 bytes at most.
     root = Path(tempfile.mkdtemp(prefix="hypernbd-"))

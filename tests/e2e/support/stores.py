@@ -133,6 +133,15 @@ class S3Store:
         """The keys of every object of every volume."""
         return set(self.objects())
 
+    def clear(self) -> None:
+        """Removes every object of this test."""
+        client = self.minio.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=self.prefix + "/")
+        for page in pages:
+            keys = [{"Key": item["Key"]} for item in page.get("Contents", [])]
+            if keys:
+                client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys, "Quiet": True})
+
 
 class FileStore:
     """Volumes in a local directory."""
