@@ -26,8 +26,8 @@ use crate::read::location::{LocationMap, Place};
 use crate::store::Store;
 use crate::writeback::overlay::Frozen;
 
-/// Runs kept in the location map: about 16 MiB.
-const LOCATION_RUNS_MAX: usize = 256 * 1024;
+/// Runs kept in the location map: about 9 MiB.
+const LOCATION_RUNS_MAX: usize = 192 * 1024;
 
 pub(super) type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
 

@@ -61,6 +61,42 @@ pub struct Run {
     pub place: Place,
 }
 
+/// A run's length in blocks and its place, in 24 bytes instead of 32: there are many.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    len: u64,
+    object: u64,
+    offset_bytes: u64,
+}
+
+impl Held {
+    /// No object's number.
+    const NOTHING: u64 = u64::MAX;
+
+    fn new(len: u64, place: Place) -> Self {
+        let (object, offset_bytes) = match place {
+            Place::Nothing => (Self::NOTHING, 0),
+            Place::Stored { object, offset_bytes } => (object, offset_bytes),
+        };
+        debug_assert!(place == Place::Nothing || object != Self::NOTHING);
+        Self {
+            len,
+            object,
+            offset_bytes,
+        }
+    }
+
+    fn place(self) -> Place {
+        match self.object {
+            Self::NOTHING => Place::Nothing,
+            object => Place::Stored {
+                object,
+                offset_bytes: self.offset_bytes,
+            },
+        }
+    }
+}
+
 /// A look-up under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LookupId(u64);
@@ -70,8 +106,8 @@ pub struct LookupId(u64);
 pub struct LocationMap {
     block_size: u64,
     runs_max: usize,
-    /// By first block: length in blocks and place.
-    runs: BTreeMap<u64, (u64, Place)>,
+    /// By first block.
+    runs: BTreeMap<u64, Held>,
     /// Where forgetting goes on, so that it passes over the whole map in turn.
     forget_from: u64,
     /// Publishes entered so far.
@@ -84,7 +120,7 @@ pub struct LocationMap {
 }
 
 impl LocationMap {
-    /// An empty map of at most `runs_max` runs (about 64 bytes each).
+    /// An empty map of at most `runs_max` runs (about 50 bytes each).
     pub fn new(block_size: u32, runs_max: usize) -> Self {
         let runs_max = runs_max.max(16);
         Self {
@@ -180,18 +216,18 @@ impl LocationMap {
         let rest = self
             .runs
             .range((std::ops::Bound::Excluded(at), std::ops::Bound::Unbounded));
-        for (&start, &(len, place)) in before.into_iter().chain(rest) {
+        for (&start, held) in before.into_iter().chain(rest) {
             if at >= blocks.end || start > at {
                 break;
             }
-            let end = start + len;
+            let end = start + held.len;
             if end <= at {
                 continue;
             }
             let until = end.min(blocks.end);
             known.push(Run {
                 blocks: at..until,
-                place: place.advanced(at - start, self.block_size),
+                place: held.place().advanced(at - start, self.block_size),
             });
             at = until;
         }
@@ -208,23 +244,28 @@ impl LocationMap {
             mut blocks,
             mut place,
         } = run;
-        if let Some((&start, &(len, before))) = self.runs.range(..blocks.start).next_back()
-            && start + len == blocks.start
-            && before.advanced(len, self.block_size) == place
+        if let Some((&start, &before)) = self.runs.range(..blocks.start).next_back()
+            && start + before.len == blocks.start
+            && before.place().advanced(before.len, self.block_size) == place
         {
             self.runs.remove(&start);
-            (blocks.start, place) = (start, before);
+            (blocks.start, place) = (start, before.place());
         }
-        if let Some(&(len, after)) = self.runs.get(&blocks.end)
-            && place.advanced(blocks.end - blocks.start, self.block_size) == after
+        if let Some(&after) = self.runs.get(&blocks.end)
+            && place.advanced(blocks.end - blocks.start, self.block_size) == after.place()
         {
             self.runs.remove(&blocks.end);
-            blocks.end += len;
+            blocks.end += after.len;
         }
-        self.runs.insert(blocks.start, (blocks.end - blocks.start, place));
+        self.hold(blocks, place);
         if self.runs.len() > self.runs_max {
             self.forget_some();
         }
+    }
+
+    fn hold(&mut self, blocks: Range<u64>, place: Place) {
+        let held = Held::new(blocks.end - blocks.start, place);
+        self.runs.insert(blocks.start, held);
     }
 
     /// Forgets what is known of `blocks`.
@@ -237,24 +278,23 @@ impl LocationMap {
         if blocks.is_empty() {
             return;
         }
-        if let Some((&start, &(len, place))) = self.runs.range(..blocks.start).next_back()
-            && start + len > blocks.start
+        if let Some((&start, &held)) = self.runs.range(..blocks.start).next_back()
+            && start + held.len > blocks.start
         {
-            self.runs.insert(start, (blocks.start - start, place));
-            self.keep_after(start, len, place, blocks.end);
+            self.hold(start..blocks.start, held.place());
+            self.keep_after(start, held, blocks.end);
         }
-        let inside: Vec<(u64, (u64, Place))> = self.runs.extract_if(blocks.clone(), |_, _| true).collect();
-        if let Some(&(start, (len, place))) = inside.last() {
-            self.keep_after(start, len, place, blocks.end);
+        let inside = self.runs.extract_if(blocks.clone(), |_, _| true).last();
+        if let Some((start, held)) = inside {
+            self.keep_after(start, held, blocks.end);
         }
     }
 
-    fn keep_after(&mut self, start: u64, len: u64, place: Place, from: u64) {
-        if start + len > from {
-            self.runs.insert(
-                from,
-                (start + len - from, place.advanced(from - start, self.block_size)),
-            );
+    fn keep_after(&mut self, start: u64, held: Held, from: u64) {
+        let end = start + held.len;
+        if end > from {
+            let place = held.place().advanced(from - start, self.block_size);
+            self.hold(from..end, place);
         }
     }
 
