@@ -185,8 +185,16 @@ impl Engine for HyperEngine {
         self.reads.read(offset_bytes, out, Class::Foreground).await
     }
 
-    async fn read_behind(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        self.reads.read(offset_bytes, out, Class::Background).await
+    fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
+        self.reads.grouped(ranges)
+    }
+
+    async fn read_near(
+        &self,
+        ranges: &[Range<u64>],
+        each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
+    ) -> Result<(), VolumeError> {
+        self.reads.read_near(ranges, each).await
     }
 
     fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {

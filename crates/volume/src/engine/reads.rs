@@ -4,11 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::future::try_join_all;
 use hyperfile::segment::Segment;
 use log::debug;
 use parking_lot::Mutex;
 
 use super::index::{Index, Published};
+use super::near;
 use super::object::{cno_of, segment_of};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
@@ -194,6 +196,67 @@ impl Reads {
             }
         }
         self.shared.reader.read(pieces, class).await
+    }
+
+    /// Ranges in groups, each to be given to [`Self::read_near`]. Of what is not known the place in the volume has to do.
+    pub(super) fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
+        let place_of = |range: &Range<u64>| {
+            let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
+            let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+            let runs = self.shared.known.lock().locations.known_prefix(blocks);
+            let stored = self.stored(&runs, offset_bytes, len_bytes).into_iter().next();
+            stored.and_then(|(_, stored)| stored).unwrap_or_else(|| Stored {
+                object: u64::MAX,
+                run: range.clone(),
+                wanted: range.clone(),
+            })
+        };
+        let pieces = ranges.iter().map(place_of).enumerate().collect();
+        let groups = near::spans(pieces).into_iter().map(|span| {
+            let numbers = span.parts.into_iter().map(|(number, _)| number);
+            numbers.map(|number| ranges[number].clone()).collect()
+        });
+        groups.collect()
+    }
+
+    /// Hands over the bytes of each range. Where they are is looked up now, so it does not matter for how long they were
+    /// thought to be near each other.
+    pub(super) async fn read_near(
+        &self,
+        ranges: &[Range<u64>],
+        each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
+    ) -> Result<(), VolumeError> {
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for (number, range) in ranges.iter().enumerate() {
+            let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
+            let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+            let runs = self.locate(blocks, u32::MAX).await?;
+            let mut stored = self.stored(&runs, offset_bytes, len_bytes);
+            if let (1, Some((_, Some(stored)))) = (stored.len(), stored.pop()) {
+                pieces.push((number, stored));
+                continue;
+            }
+            let mut bytes = vec![0; len_bytes as usize];
+            self.read(offset_bytes, &mut bytes, Class::Background).await?;
+            each(number, &bytes);
+        }
+        let reads = near::spans(pieces).into_iter().map(|span| async move {
+            let wanted = &span.stored.wanted;
+            let mut bytes = vec![0; (wanted.end - wanted.start) as usize];
+            let piece = vec![(span.stored.clone(), bytes.as_mut_slice())];
+            self.shared.reader.read(piece, Class::Background).await?;
+            Ok::<_, VolumeError>((span, bytes))
+        });
+        for (span, bytes) in try_join_all(reads).await? {
+            let start = span.stored.wanted.start;
+            for (number, wanted) in span.parts {
+                each(
+                    number,
+                    &bytes[(wanted.start - start) as usize..(wanted.end - start) as usize],
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Brings a range into the cache.

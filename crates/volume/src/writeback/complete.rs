@@ -1,10 +1,9 @@
 //! Makes partly written blocks whole: with published bytes, so that whole blocks are published.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 
 use super::overlay::{Frozen, Overlay, PartialBlock};
 use crate::engine::Engine;
@@ -15,10 +14,6 @@ use crate::geometry::BlockIndex;
 const READS_IN_FLIGHT: u64 = 64;
 /// ... fewer where blocks are so large that this much memory would be in flight.
 const BYTES_IN_FLIGHT: u64 = 16 << 20;
-/// Gaps with no more than this between them are read together ...
-const JOIN_OVER_BYTES: u64 = 64 << 10;
-/// ... up to this much.
-const JOINED_BYTES_MAX: u64 = 1 << 20;
 /// A block of the active generation is completed ahead once it stayed partly written for one to two of these: what is
 /// written in sequence is soon whole by itself.
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
@@ -61,88 +56,25 @@ pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay) {
 async fn read_gaps(
     engine: &dyn Engine,
     partial: Vec<PartialBlock>,
-    complete: impl Fn(BlockIndex, u32, &[u8]),
+    complete: impl Fn(BlockIndex, u32, &[u8]) + Sync,
 ) -> Result<(), VolumeError> {
     let block_size = u64::from(engine.geometry().block_size());
     let in_flight = (BYTES_IN_FLIGHT / block_size).clamp(1, READS_IN_FLIGHT);
-    let mut reads = futures::stream::iter(joined(partial, block_size))
-        .map(|gaps| async move {
-            let range = gaps.range(block_size);
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            let read = engine.read_behind(range.start, &mut bytes).await;
-            read.map(|()| (gaps, range.start, bytes))
+    let in_volume = |(block, gap): PartialBlock| {
+        let start = block.0 * block_size;
+        start + u64::from(gap.start)..start + u64::from(gap.end)
+    };
+    let groups = engine.grouped(partial.into_iter().map(in_volume).collect());
+    let complete = &complete;
+    futures::stream::iter(groups)
+        .map(|ranges| async move {
+            let mut each = |number: usize, bytes: &[u8]| {
+                let start = ranges[number].start;
+                complete(BlockIndex(start / block_size), (start % block_size) as u32, bytes);
+            };
+            engine.read_near(&ranges, &mut each).await
         })
-        .buffer_unordered(in_flight as usize);
-    while let Some(read) = reads.next().await {
-        let (gaps, start, bytes) = read?;
-        for (block, gap) in gaps.0 {
-            let at = (block.0 * block_size + u64::from(gap.start) - start) as usize;
-            complete(block, gap.start, &bytes[at..at + gap.len()]);
-        }
-    }
-    Ok(())
-}
-
-/// Gaps that are read as one, ascending, never none.
-#[derive(Debug, PartialEq, Eq)]
-struct Gaps(Vec<PartialBlock>);
-
-impl Gaps {
-    /// From the first to the last byte of them, in bytes from the volume's start.
-    fn range(&self, block_size: u64) -> Range<u64> {
-        let (first, last) = (&self.0[0], &self.0[self.0.len() - 1]);
-        first.0.0 * block_size + u64::from(first.1.start)..last.0.0 * block_size + u64::from(last.1.end)
-    }
-}
-
-/// Joins the gaps of blocks that follow each other: one request costs less than two.
-fn joined(partial: Vec<PartialBlock>, block_size: u64) -> Vec<Gaps> {
-    let mut all: Vec<Gaps> = Vec::new();
-    for (block, gap) in partial {
-        let start = block.0 * block_size + u64::from(gap.start);
-        let end = block.0 * block_size + u64::from(gap.end);
-        match all.last_mut() {
-            Some(gaps)
-                if gaps.0.last().is_some_and(|(last, _)| last.0 + 1 == block.0)
-                    && start - gaps.range(block_size).end <= JOIN_OVER_BYTES
-                    && end - gaps.range(block_size).start <= JOINED_BYTES_MAX =>
-            {
-                gaps.0.push((block, gap));
-            }
-            _ => all.push(Gaps(vec![(block, gap)])),
-        }
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neighbours_are_read_together_unless_much_lies_between_or_it_is_too_much() {
-        const K: u32 = 1024;
-        let at = |block: u64, gap: Range<u32>| (BlockIndex(block), gap);
-        let partial = vec![
-            at(3, 4 * K..64 * K),
-            at(4, 0..60 * K),
-            at(6, 0..64 * K),
-            at(7, 1..64 * K),
-        ];
-        let read = joined(partial.clone(), 64 << 10);
-        assert_eq!(read, [Gaps(partial[..2].to_vec()), Gaps(partial[2..].to_vec())]);
-        assert_eq!(read[0].range(64 << 10), (3 * 64 + 4) << 10..(4 * 64 + 60) << 10);
-
-        let far = vec![at(0, 0..4 * K), at(1, 4 * K..512 * K)];
-        assert_eq!(joined(far, 512 << 10).len(), 2);
-        let many: Vec<_> = (0..40).map(|block| at(block, 0..63 * K)).collect();
-        let read = joined(many.clone(), 64 << 10);
-        assert!(
-            read.len() > 1
-                && read
-                    .iter()
-                    .all(|g| g.range(64 << 10).end - g.range(64 << 10).start <= JOINED_BYTES_MAX)
-        );
-        assert_eq!(read.into_iter().flat_map(|g| g.0).collect::<Vec<_>>(), many);
-    }
+        .buffer_unordered(in_flight as usize)
+        .try_collect()
+        .await
 }
