@@ -18,6 +18,7 @@ use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::loader::NodeLoader;
 use crate::store::Store;
+use crate::store::turns::UPLOAD_TURNS;
 
 /// The container type used throughout. Not `Send`: it lives on the thread that opened it.
 pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
@@ -25,8 +26,9 @@ pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
 /// Uploads of one publish: pieces of this size ...
 pub(super) const UPLOAD_PIECE_BYTES: usize = 5 << 20;
 /// ... this many at once. Each is copied out of the generation while it is sent, so this bounds the extra memory: twice
-/// as much while two publishes overlap.
+/// as much while two publishes overlap; then they take turns.
 pub(super) const UPLOADS_IN_FLIGHT: usize = 8;
+const _: () = assert!(UPLOADS_IN_FLIGHT < UPLOAD_TURNS && UPLOAD_TURNS < 2 * UPLOADS_IN_FLIGHT);
 /// Index nodes of 4 KiB kept in memory for publishing: 8 MiB, the index of 2 GiB of data in 4 KiB blocks. Reads have
 /// their own.
 pub(super) const INDEX_NODES: usize = 2048;

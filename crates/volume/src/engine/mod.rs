@@ -24,6 +24,7 @@ mod landing;
 mod loader;
 mod mark;
 pub mod memory;
+mod near;
 mod node;
 mod object;
 mod owner;
@@ -68,6 +69,9 @@ impl Ownership for SoleOwner {
     }
 }
 
+/// What a publish takes of memory besides its generation, while another is under way; one alone takes as much.
+pub(crate) const BESIDE_BYTES: u64 = (container::UPLOAD_PIECE_BYTES * container::UPLOADS_IN_FLIGHT) as u64;
+
 /// Sent to once the next publish may begin beside this one; dropped when it has to wait for this one's end.
 pub type NextMayBegin = oneshot::Sender<()>;
 
@@ -111,9 +115,25 @@ pub trait Engine: Send + Sync + 'static {
     /// Fills `out` with the published bytes at `offset_bytes`; what was never written is zero.
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError>;
 
-    /// As [`Engine::read`], for bytes that nobody waits for: other reads come first.
-    async fn read_behind(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        self.read(offset_bytes, out).await
+    /// These ranges, none longer than a block, in groups that [`Engine::read_near`] is best asked for: what is stored
+    /// near each other. A hint, out of date at the next publish.
+    fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
+        ranges.into_iter().map(|range| vec![range]).collect()
+    }
+
+    /// Hands over the published bytes of each of these ranges, with its number among them; nobody waits for them. After
+    /// an error some may be handed over.
+    async fn read_near(
+        &self,
+        ranges: &[Range<u64>],
+        each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
+    ) -> Result<(), VolumeError> {
+        for (number, range) in ranges.iter().enumerate() {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            self.read(range.start, &mut bytes).await?;
+            each(number, &bytes);
+        }
+        Ok(())
     }
 
     /// Fills `out` if that takes neither I/O nor waiting; otherwise returns `false` and may have filled a part.

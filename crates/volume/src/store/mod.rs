@@ -19,6 +19,7 @@ mod signing;
 mod sse;
 #[cfg(test)]
 mod tests;
+pub(crate) mod turns;
 mod upload;
 
 use std::collections::HashMap;

@@ -20,7 +20,7 @@ use aws_sdk_s3::config::{
 use super::seal::Seal;
 use super::signing::SignPayload;
 use super::sse::Encrypt;
-use super::{Store, StoreError, StoreErrorKind};
+use super::{Store, StoreError, StoreErrorKind, turns};
 use crate::options::StoreOptions;
 use crate::url::VolumeUrl;
 
@@ -119,6 +119,7 @@ async fn load(
         .operation_attempt_timeout(ATTEMPT_TIMEOUT)
         .build();
     let loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(turns::client())
         .region(region.or_else(Region::from_static(DEFAULT_REGION)))
         .timeout_config(timeouts)
         .stalled_stream_protection(

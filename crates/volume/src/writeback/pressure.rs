@@ -1,6 +1,7 @@
 //! Back-pressure: the room in the write buffer, and how writers wait for it. Blocks the calling threads; never call it on
 //! the runtime.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::error::VolumeError;
 struct Room {
     /// Counts the times that there was room again, so that a waiting writer can tell.
     made: u64,
-    /// Bytes that writers were let in with and have not buffered yet.
+    /// Bytes that writers were let in with and have not buffered yet, and those of [`Taken`].
     reserved_bytes: u64,
 }
 
@@ -28,6 +29,20 @@ pub struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.pressure.room.0.lock().reserved_bytes -= self.bytes;
+    }
+}
+
+/// Room that something else than buffered changes takes, given back when this is dropped.
+#[derive(Debug)]
+pub struct Taken {
+    pressure: Arc<Pressure>,
+    bytes: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.pressure.room.0.lock().reserved_bytes -= self.bytes;
+        self.pressure.made_room();
     }
 }
 
@@ -101,7 +116,16 @@ impl Pressure {
         self.throttle.lock().published(bytes, took);
     }
 
-    /// A generation was frozen or dropped: there is room again.
+    /// Takes room: for a generation that the buffer has dropped, until its memory is free; for what an upload copies.
+    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Taken {
+        self.room.0.lock().reserved_bytes += bytes;
+        Taken {
+            pressure: self.clone(),
+            bytes,
+        }
+    }
+
+    /// A generation was frozen or is gone: there is room again.
     pub(super) fn made_room(&self) {
         *self.paid_until.lock() = Instant::now();
         self.wake_writers();
@@ -176,5 +200,47 @@ impl Pressure {
             pressure: self,
             bytes,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Geometry;
+
+    const NO_TIME: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_dropped_generation_takes_room_until_it_is_freed() {
+        let pressure = Arc::new(Pressure::new(1 << 20));
+        let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
+        let has_room = || {
+            pressure
+                .wait_for_room(&overlay, 512 << 10, NO_TIME, || {})
+                .is_ok()
+        };
+        let taken = pressure.take(768 << 10);
+        assert!(!has_room());
+        drop(taken);
+        assert!(has_room());
+    }
+
+    #[test]
+    fn room_given_back_wakes_a_writer_that_waits() {
+        let pressure = Arc::new(Pressure::new(1 << 20));
+        let taken = pressure.take(1 << 20);
+        let (asks, asked) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn({
+            let pressure = pressure.clone();
+            move || {
+                let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
+                let ask = || asks.send(()).expect("somebody listens");
+                let room = pressure.wait_for_room(&overlay, 4096, Duration::from_secs(3600), ask);
+                room.is_ok()
+            }
+        });
+        asked.recv().expect("the writer has to wait");
+        drop(taken);
+        assert!(writer.join().unwrap());
     }
 }

@@ -21,7 +21,7 @@ use super::pressure::Pressure;
 use super::publish::Publisher;
 use super::state::{Action, Event, FlushAnswer, FlushId, GenerationId, PublishEnd};
 use crate::catalogue::Recorder;
-use crate::engine::{Beside, Engine};
+use crate::engine::{BESIDE_BYTES, Beside, Engine};
 use crate::error::VolumeError;
 use crate::log::AppendError;
 use crate::log::group_commit::{AppendEnd, Event as LogEvent};
@@ -275,11 +275,18 @@ impl Task {
             }
             Action::Publish { generation, attempt } => self.publish(generation, attempt),
             Action::DropFrozen(_) => {
-                let dropped = (self.frozen.pop_front(), self.overlay.drop_frozen());
+                let dropped = self.frozen.pop_front();
+                let bytes = dropped
+                    .as_ref()
+                    .map_or(0, |f| f.generation.with(|g| g.buffered_bytes()));
+                let room = self.pressure.take(bytes);
+                let dropped = (dropped, self.overlay.drop_frozen());
                 // Freeing some 10^5 blocks takes a while, and the next publish should not wait for it.
-                tokio::task::spawn_blocking(move || drop(dropped));
+                tokio::task::spawn_blocking(move || {
+                    drop(dropped);
+                    drop(room);
+                });
                 self.since.lock().frozen.pop_front();
-                self.pressure.made_room();
                 // The next generation may have grown past the mark while this one was published.
                 let (bytes, is_streaming) = self.overlay.active();
                 if is_large_enough(self.config.write_buffer_bytes, bytes, is_streaming) {
@@ -341,6 +348,8 @@ impl Task {
         frozen.publish_started = Some(Instant::now());
         let frozen = frozen.generation.clone();
         self.pressure.publish_began(frozen.with(|g| g.buffered_bytes()));
+        let copied_bytes = BESIDE_BYTES.min(self.config.write_buffer_bytes / 8);
+        let room = is_beside.then(|| self.pressure.take(copied_bytes));
         let (ended, newest) = oneshot::channel();
         let before = self.newest_publish.replace(newest).filter(|_| is_beside);
         let (next, may_begin) = oneshot::channel();
@@ -365,6 +374,7 @@ impl Task {
                 .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())));
             log::debug!("generation {}: {result:?}", generation.0);
             let is_published = result.is_ok();
+            drop(room);
             commands.send(Command::PublishEnded { generation, result });
             let _ = ended.send(is_published);
         });
