@@ -149,6 +149,7 @@ class Bench:
             command += ["--block-size", self.block_size]
         options = [f"--{parameter.replace('_', '-')}" for parameter in self.store_parameters()]
         subprocess.run([str(word) for word in command + options], check=True, env=self.env, stdout=subprocess.DEVNULL)
+        settle()
         try:
             yield Volume(self, url, prefix)
         finally:
@@ -160,6 +161,7 @@ class Bench:
         with self.volume(size_bytes) as volume:
             with volume.serve() as server:
                 fill(server.uri, filled_bytes or size_bytes)
+            settle()
             yield volume
 
     def image(self, size_bytes: int) -> Path:
@@ -217,6 +219,7 @@ class Bench:
         """As `raw`, but measured in any case; more options of `raw-s3` may follow."""
         if self._proxy is None:
             return None
+        settle()
         try:
             return raw_s3(
                 operation,
@@ -284,6 +287,11 @@ class Bench:
         keys = [{"Key": entry["Key"]} for entry in self._objects(prefix)]
         for start in range(0, len(keys), 1000):
             self._s3.delete_objects(Bucket=BUCKET, Delete={"Objects": keys[start : start + 1000], "Quiet": True})
+
+
+def settle() -> None:
+    """Has the disk write what was left to it: whatever is measured next would pay for it."""
+    os.sync()
 
 
 def figure(raw: Raw | None, name: str) -> Sample | None:
