@@ -6,14 +6,16 @@
 //! <dir>/NNNNNNNNNN.log  segments of 16 MiB, written full of zeros once, so that a sync later changes no metadata
 //! ```
 //!
-//! Records stand at multiples of 4 KiB, numbered without gaps over all segments. A segment whose records are all
-//! published is written again from its start; what is left in it of before has lower numbers and is so told apart. The
-//! last record may be torn by a crash: it was never acknowledged, and is not replayed. A bad record with a valid later
-//! one behind it is corruption.
+//! Records stand at multiples of 4 KiB, numbered without gaps over all segments. Several may be written and synced at
+//! once, each in a segment of its own: a segment is written by one at a time, and the numbers in it ascend. A segment
+//! whose records are all published is written again from its start; what is left in it of before is published. So after
+//! a crash only the last record of a segment can be torn; it was never acknowledged, and is not replayed. A valid record
+//! behind a bad one, or behind one with a higher number, is *suspect*: left of before when it is published, else proof of
+//! damage. Every file has one description and one sync at a time, so that each sync learns of its own failure.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,44 +23,49 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::journal_label::{LABEL, Label, failed, lock, make_label};
 use super::record::{Group, HEADER_BYTES};
+use super::replay::IN_FLIGHT_MAX;
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::error::VolumeError;
 
-const LABEL: &str = "journal.json";
-const NEW_LABEL: &str = "journal.json.new";
 const SUFFIX: &str = "log";
 /// Size of a segment in bytes; a group is at most a little more than half of it.
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// Segments at most: 256 MiB.
 const SEGMENTS_MAX: usize = 16;
+/// Records written at once.
+const APPENDS_AT_ONCE: usize = 4;
+const _: () = assert!(APPENDS_AT_ONCE as u64 <= IN_FLIGHT_MAX);
 /// Records start at multiples of this, in bytes: a torn record then never shares a page with a good one.
 const ALIGN_BYTES: u64 = 4096;
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Label {
-    version: u32,
-    volume_id: String,
-    journal_id: String,
-}
 
 #[derive(Debug)]
 struct Segment {
     number: u64,
-    file: File,
+    file: Arc<File>,
     used_bytes: u64,
     newest_generation: u64,
+    /// The highest number that a record in it has or had.
+    last_sequence: u64,
+    /// A record is being written.
+    is_busy: bool,
     /// A write or sync failed: what is on disk is not known, so nothing more is written here.
     is_broken: bool,
+}
+
+impl Segment {
+    /// Whether a record with this number may be written to it.
+    fn is_writable(&self, sequence: u64) -> bool {
+        !self.is_broken && !self.is_busy && self.last_sequence < sequence
+    }
 }
 
 #[derive(Debug, Default)]
 struct Segments {
     all: Vec<Segment>,
-    current: Option<usize>,
     /// Everything up to this generation is published.
     trimmed: u64,
 }
@@ -69,6 +76,7 @@ struct Place {
     segment: u64,
     offset_bytes: u64,
     len_bytes: usize,
+    is_suspect: bool,
 }
 
 #[derive(Debug)]
@@ -88,13 +96,6 @@ pub struct Journal {
     places: BTreeMap<GroupId, Place>,
     found: Vec<GroupId>,
     first_sequence: u64,
-}
-
-fn failed(path: &Path, doing: &str, error: &io::Error) -> VolumeError {
-    VolumeError::Journal {
-        path: path.display().to_string(),
-        reason: format!("{doing}: {error}"),
-    }
 }
 
 impl Journal {
@@ -195,45 +196,6 @@ impl Journal {
     }
 }
 
-/// Locks the directory for as long as `dir` is open.
-fn lock(path: &Path, dir: &File) -> Result<(), VolumeError> {
-    dir.try_lock().map_err(|e| match e {
-        fs::TryLockError::WouldBlock => VolumeError::Journal {
-            path: path.display().to_string(),
-            reason: "another server has it open".into(),
-        },
-        fs::TryLockError::Error(e) => failed(path, "locking the directory", &e),
-    })
-}
-
-fn make_label(path: &Path, dir: &File, volume_id: Uuid) -> io::Result<Label> {
-    for other in fs::read_dir(path)? {
-        let name = other?.file_name();
-        // A server may have been killed while it made the label; a disk's root has its own directory.
-        if name != NEW_LABEL && name != "lost+found" {
-            let text = format!("it holds other files ({})", name.display());
-            return Err(io::Error::other(text));
-        }
-    }
-    let label = Label {
-        version: 1,
-        volume_id: volume_id.to_string(),
-        journal_id: Uuid::new_v4().to_string(),
-    };
-    let temporary = path.join(NEW_LABEL);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(&serde_json::to_vec(&label)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path.join(LABEL))?;
-    dir.sync_all()?;
-    Ok(label)
-}
-
 impl Inner {
     fn corrupt(&self, segment: u64, offset_bytes: u64, reason: impl ToString) -> VolumeError {
         VolumeError::Corrupt {
@@ -249,7 +211,6 @@ impl Inner {
     fn scan(&self) -> Result<BTreeMap<GroupId, Place>, VolumeError> {
         let fail = |e: io::Error| failed(&self.path, "reading the journal", &e);
         let mut places = BTreeMap::new();
-        let mut beyond: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         let mut segments = self.segments.lock();
         for entry in fs::read_dir(&self.path).map_err(fail)? {
             let path = entry.map_err(fail)?.path();
@@ -264,98 +225,105 @@ impl Inner {
                 .open(&path)
                 .map_err(fail)?;
             let bytes = Bytes::from(fs::read(&path).map_err(fail)?);
-            let newest_generation = self.scan_segment(number, &bytes, &mut places, &mut beyond)?;
+            let (last_sequence, newest_generation) = self.scan_segment(number, &bytes, &mut places)?;
             segments.all.push(Segment {
                 number,
-                file,
+                file: Arc::new(file),
                 used_bytes: SEGMENT_BYTES,
                 newest_generation,
+                last_sequence,
+                is_busy: false,
                 // One that is cut short was being made when the server was killed.
                 is_broken: (bytes.len() as u64) < SEGMENT_BYTES,
             });
         }
         segments.all.sort_unstable_by_key(|s| s.number);
-        let last = places.keys().map(|id: &GroupId| id.sequence).max().unwrap_or(0);
-        if let Some((sequence, (segment, at))) = beyond.range(last + 1..).next() {
-            let reason = format!("record {sequence} is there, but not all before it: they are damaged");
-            return Err(self.corrupt(*segment, *at, reason));
-        }
         Ok(places)
     }
 
-    /// Enters the records that follow one another from the segment's start into `places`, and valid ones after the
-    /// first bad one into `beyond`. Returns the highest generation.
+    /// Enters the valid records of a segment. Returns the highest number and the highest generation.
     fn scan_segment(
         &self,
         segment: u64,
         bytes: &Bytes,
         places: &mut BTreeMap<GroupId, Place>,
-        beyond: &mut BTreeMap<u64, (u64, u64)>,
-    ) -> Result<u64, VolumeError> {
-        let mut newest = 0;
-        let mut expected = None;
-        let mut is_chain = true;
+    ) -> Result<(u64, u64), VolumeError> {
+        let (mut last_sequence, mut newest_generation) = (0, 0);
+        let mut is_sound = true;
         let mut at = 0;
         while at + (HEADER_BYTES as u64) <= bytes.len() as u64 {
             let rest = bytes.slice(at as usize..);
             let Ok((group, len)) = Group::decode_prefix(&rest) else {
-                is_chain = false;
+                is_sound = false;
                 at += ALIGN_BYTES;
                 continue;
             };
             if group.volume_id != self.volume_id {
-                return Err(self.corrupt(segment, at, "a record of another volume"));
+                if is_sound {
+                    return Err(self.corrupt(segment, at, "a record of another volume"));
+                }
+                // A part of a torn record's data looks like one.
+                at += ALIGN_BYTES;
+                continue;
             }
-            is_chain &= expected.is_none_or(|n| n == group.sequence);
-            if is_chain {
-                expected = Some(group.sequence + 1);
-                newest = newest.max(group.newest_generation());
-                let id = GroupId {
-                    epoch: group.epoch,
-                    sequence: group.sequence,
-                };
-                let place = Place {
-                    segment,
-                    offset_bytes: at,
-                    len_bytes: len,
-                };
-                places.insert(id, place);
-            } else {
-                beyond.insert(group.sequence, (segment, at));
+            let place = Place {
+                segment,
+                offset_bytes: at,
+                len_bytes: len,
+                is_suspect: !is_sound || group.sequence <= last_sequence,
+            };
+            last_sequence = last_sequence.max(group.sequence);
+            newest_generation = newest_generation.max(group.newest_generation());
+            let id = GroupId {
+                epoch: group.epoch,
+                sequence: group.sequence,
+            };
+            // A record that was tried again may be there twice.
+            let known = places.entry(id).or_insert(place);
+            if known.is_suspect {
+                *known = place;
             }
             at += (len as u64).next_multiple_of(ALIGN_BYTES);
         }
-        Ok(newest)
+        Ok((last_sequence, newest_generation))
     }
 
     fn append(&self, group: &EncodedGroup) -> Result<(), VolumeError> {
+        let (number, file, at) = self.reserve(group)?;
+        let written = file
+            .write_all_at(&group.bytes, at)
+            .and_then(|()| file.sync_data());
+        let mut segments = self.segments.lock();
+        if let Some(segment) = segments.all.iter_mut().find(|s| s.number == number) {
+            segment.is_busy = false;
+            // After a failed sync the kernel may hold written pages for clean: only another file can be trusted.
+            segment.is_broken |= written.is_err();
+        }
+        written.map_err(|e| failed(&self.path, "writing a record", &e))
+    }
+
+    /// A place for a record, and the number of the segment, which is busy then.
+    fn reserve(&self, group: &EncodedGroup) -> Result<(u64, Arc<File>, u64), VolumeError> {
         let padded = (group.bytes.len() as u64).next_multiple_of(ALIGN_BYTES);
         let mut segments = self.segments.lock();
-        let has_room = |s: &Segment| !s.is_broken && s.used_bytes + padded <= SEGMENT_BYTES;
-        let current = match segments.current {
-            Some(current) if has_room(&segments.all[current]) => current,
-            _ => self.next_segment(&mut segments)?,
+        let is_fit = |s: &Segment| s.is_writable(group.sequence) && s.used_bytes + padded <= SEGMENT_BYTES;
+        let index = match segments.all.iter().position(is_fit) {
+            Some(index) => index,
+            None => self.next_segment(&mut segments, group.sequence)?,
         };
-        segments.current = Some(current);
-        let segment = &mut segments.all[current];
-        let written = segment
-            .file
-            .write_all_at(&group.bytes, segment.used_bytes)
-            .and_then(|()| segment.file.sync_data());
-        if let Err(e) = written {
-            // After a failed sync the kernel may hold written pages for clean: only another file can be trusted.
-            segment.is_broken = true;
-            return Err(failed(&self.path, "writing a record", &e));
-        }
+        let segment = &mut segments.all[index];
+        let at = segment.used_bytes;
         segment.used_bytes += padded;
         segment.newest_generation = segment.newest_generation.max(group.newest_generation);
-        Ok(())
+        segment.last_sequence = group.sequence;
+        segment.is_busy = true;
+        Ok((segment.number, segment.file.clone(), at))
     }
 
     /// A segment to be written from its start: one whose records are published, or a new one.
-    fn next_segment(&self, segments: &mut Segments) -> Result<usize, VolumeError> {
+    fn next_segment(&self, segments: &mut Segments, sequence: u64) -> Result<usize, VolumeError> {
         let trimmed = segments.trimmed;
-        let is_free = |s: &Segment| !s.is_broken && s.newest_generation <= trimmed;
+        let is_free = |s: &Segment| s.is_writable(sequence) && s.newest_generation <= trimmed;
         if let Some(free) = segments.all.iter().position(is_free) {
             let segment = &mut segments.all[free];
             segment.used_bytes = 0;
@@ -371,11 +339,14 @@ impl Inner {
         let made = self.make_segment(&path).inspect_err(|_| {
             let _ = fs::remove_file(&path);
         });
+        let file = made.map_err(|e| failed(&self.path, "making a segment", &e))?;
         segments.all.push(Segment {
             number,
-            file: made.map_err(|e| failed(&self.path, "making a segment", &e))?,
+            file: Arc::new(file),
             used_bytes: 0,
             newest_generation: 0,
+            last_sequence: 0,
+            is_busy: false,
             is_broken: false,
         });
         Ok(segments.all.len() - 1)
@@ -412,7 +383,6 @@ impl Inner {
 
     fn remove_segments(&self) -> Result<(), VolumeError> {
         let mut segments = self.segments.lock();
-        segments.current = None;
         while let Some(segment) = segments.all.pop() {
             let path = self.path.join(format!("{:010}.{SUFFIX}", segment.number));
             fs::remove_file(&path).map_err(|e| failed(&self.path, "removing a segment", &e))?;
@@ -429,12 +399,16 @@ impl LogStore for Journal {
         &self.found
     }
 
+    fn is_suspect(&self, id: GroupId) -> bool {
+        self.places.get(&id).is_some_and(|place| place.is_suspect)
+    }
+
     fn first_sequence(&self) -> u64 {
         self.first_sequence
     }
 
     fn depth(&self) -> usize {
-        1
+        APPENDS_AT_ONCE
     }
 
     fn stored_bytes(&self, len_bytes: u64) -> u64 {

@@ -14,6 +14,7 @@ use crate::error::VolumeError;
 
 pub mod group_commit;
 pub mod journal;
+mod journal_label;
 pub mod marker;
 pub mod open;
 pub mod record;
@@ -57,6 +58,12 @@ pub enum AppendError {
 pub trait LogStore: Send + Sync {
     /// What older owners left, ascending, seals included, as found at the opening. They can add nothing more.
     fn found(&self) -> &[GroupId];
+
+    /// Whether something damaged lies where this group should not have come after it. That is no harm when it is published:
+    /// then it may be what is left of before.
+    fn is_suspect(&self, _id: GroupId) -> bool {
+        false
+    }
 
     /// The number of the first group of this owner.
     fn first_sequence(&self) -> u64;

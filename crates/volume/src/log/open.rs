@@ -396,7 +396,14 @@ impl OpenLog {
                 what: format!("the log {}", self.url),
                 reason,
             };
-            let entries = replay.next(id, group?).map_err(|e| corrupt(e.to_string()))?;
+            let group = group?;
+            if self.store.is_suspect(id) && group.newest_generation() > watermark {
+                return Err(corrupt(format!(
+                    "what comes before record {} of epoch {} is damaged",
+                    id.sequence, id.epoch
+                )));
+            }
+            let entries = replay.next(id, group).map_err(|e| corrupt(e.to_string()))?;
             groups += usize::from(!entries.is_empty());
             for entry in entries {
                 if !engine

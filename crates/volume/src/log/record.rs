@@ -3,7 +3,7 @@
 //! ```text
 //! header, 80 bytes, little endian
 //!   magic "hnbd-wal" · version u32 · flags u32 (1: a seal) · volume id, 16 bytes · epoch u64 · sequence u64
-//!   · entry count u32 · 0 u32 · body length u64 · CRC-32C of the body u32 · generation before u64
+//!   · entry count u32 · unacknowledged u32 · body length u64 · CRC-32C of the body u32 · generation before u64
 //!   · CRC-32C of the header u32
 //! body
 //!   entries of 32 bytes: generation u64 · offset u64 · length u64 · kind u64 (0: zeros, 1: data)
@@ -29,6 +29,8 @@ pub const HEADER_BYTES: usize = 80;
 pub const ENTRY_BYTES: usize = 32;
 /// The largest body: far above what a flush is logged for, far below what would exhaust memory.
 pub const BODY_MAX_BYTES: u64 = 256 << 20;
+/// Said by a group of which none before it, of its owner, was known to be durable.
+pub const NONE_ACKNOWLEDGED: u32 = u32::MAX;
 const KIND_ZERO: u64 = 0;
 const KIND_DATA: u64 = 1;
 
@@ -89,6 +91,9 @@ pub struct Group {
     /// The highest generation in its owner's groups before it, 0 for the first one: when that is published, they may
     /// have been removed; when it is not, they must be there.
     pub after_generation: u64,
+    /// How many of the groups right before it were not known to be durable when it was made: a crash may have left it
+    /// without them. All before those were. [`NONE_ACKNOWLEDGED`]: none of its owner's was.
+    pub unacknowledged: u32,
     /// The changes, in the order they are to be applied.
     pub entries: Vec<Entry>,
 }
@@ -125,6 +130,7 @@ impl Group {
             sequence,
             is_seal: true,
             after_generation: 0,
+            unacknowledged: 0,
             entries: Vec::new(),
         }
     }
@@ -167,7 +173,7 @@ impl Group {
         fields.put_u64_le(self.epoch);
         fields.put_u64_le(self.sequence);
         fields.put_u32_le(self.entries.len() as u32);
-        fields.put_u32_le(0);
+        fields.put_u32_le(self.unacknowledged);
         fields.put_u64_le(body.len() as u64);
         fields.put_u32_le(body_crc);
         fields.put_u64_le(self.after_generation);
@@ -213,6 +219,7 @@ impl Group {
             sequence: header.sequence,
             is_seal: header.is_seal,
             after_generation: header.after_generation,
+            unacknowledged: header.unacknowledged,
             entries,
         };
         Ok((group, end))
@@ -230,6 +237,7 @@ pub struct Header {
     pub sequence: u64,
     is_seal: bool,
     after_generation: u64,
+    unacknowledged: u32,
     entry_count: usize,
     body_bytes: usize,
     body_crc: u32,
@@ -255,7 +263,6 @@ impl Header {
         }
         let (flags, entry_count, body_bytes) = (u32_at(h, 12), u32_at(h, 48), u64_at(h, 56));
         let is_possible = flags & !FLAG_SEAL == 0
-            && u32_at(h, 52) == 0
             && body_bytes <= BODY_MAX_BYTES
             && u64::from(entry_count) * ENTRY_BYTES as u64 <= body_bytes;
         if !is_possible {
@@ -269,6 +276,7 @@ impl Header {
             sequence: u64_at(h, 40),
             is_seal: flags & FLAG_SEAL != 0,
             after_generation: u64_at(h, 68),
+            unacknowledged: u32_at(h, 52),
             entry_count: entry_count as usize,
             body_bytes: body_bytes as usize,
             body_crc: u32_at(h, 64),

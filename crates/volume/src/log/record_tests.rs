@@ -21,17 +21,20 @@ fn group() -> impl Strategy<Value = Group> {
         any::<u128>(),
         any::<u64>(),
         any::<u64>(),
-        any::<u64>(),
+        any::<(u64, u32)>(),
         prop::collection::vec(entry(), 0..6),
     )
-        .prop_map(|(id, epoch, sequence, after_generation, entries)| Group {
-            volume_id: Uuid::from_u128(id),
-            epoch,
-            sequence,
-            is_seal: false,
-            after_generation,
-            entries,
-        })
+        .prop_map(
+            |(id, epoch, sequence, (after_generation, unacknowledged), entries)| Group {
+                volume_id: Uuid::from_u128(id),
+                epoch,
+                sequence,
+                is_seal: false,
+                after_generation,
+                unacknowledged,
+                entries,
+            },
+        )
 }
 
 proptest! {

@@ -8,10 +8,11 @@
 //!   what is left to apply is all there was after the published state, or more of what no flush has covered.
 //! * Applying twice is the same as applying once.
 //! * A group that is gone without having been published is noticed: the one after it says up to which generation those
-//!   before it go. Only the end of the log has none after it; there a seal stands where older owners had one.
+//!   before it go, and which of them may be missing because nobody was told of them yet. Only the end of the log has none
+//!   after it; there a seal stands where older owners had one.
 
 use super::GroupId;
-use super::record::{Entry, Group};
+use super::record::{Entry, Group, NONE_ACKNOWLEDGED};
 
 /// Groups that an owner has on their way at once, at most. Part of the format: the next owner seals what may still
 /// arrive.
@@ -67,6 +68,8 @@ pub enum ReplayError {
 pub struct Replay {
     watermark: u64,
     last: Option<GroupId>,
+    /// The first number of its epoch that is missing although it is not published. Nobody may have been told of it.
+    torn: Option<GroupId>,
     newest_generation: u64,
 }
 
@@ -76,6 +79,7 @@ impl Replay {
         Self {
             watermark,
             last: None,
+            torn: None,
             newest_generation: watermark,
         }
     }
@@ -94,8 +98,26 @@ impl Replay {
         if group.is_seal {
             return Ok(Vec::new());
         }
-        let is_next = before.is_some_and(|b| (b.epoch, b.sequence + 1) == (epoch, sequence));
-        if !is_next && group.after_generation > self.watermark {
+        let of_same_owner = before.filter(|b| b.epoch == epoch);
+        if of_same_owner.is_none() {
+            self.torn = None;
+        }
+        let next = of_same_owner.map_or(0, |b| b.sequence + 1);
+        if next != sequence && group.after_generation > self.watermark {
+            self.torn.get_or_insert(GroupId {
+                epoch,
+                sequence: next,
+            });
+        }
+        // All before these were durable.
+        let unacknowledged = match group.unacknowledged {
+            NONE_ACKNOWLEDGED => sequence,
+            count => u64::from(count),
+        };
+        if self
+            .torn
+            .is_some_and(|torn| torn.sequence + unacknowledged < sequence)
+        {
             return Err(ReplayError::Missing { epoch, sequence });
         }
         let generation = group.newest_generation();
@@ -215,5 +237,47 @@ mod tests {
         assert_eq!(numbers_to_seal(&[1, 2, 4, 6]), [3, 5, 7]);
         assert_eq!(numbers_to_seal(&[10, 100, 102]), [95, 96, 97, 98, 99, 101, 103]);
         assert_eq!(numbers_to_seal(&[98, 100]), [99, 101]);
+    }
+
+    /// Of groups on their way together a crash may leave any. One that was made after another was acknowledged says so.
+    #[test]
+    fn a_group_nobody_was_told_of_may_be_missing() {
+        let of = |sequence, unacknowledged| Group {
+            after_generation: if unacknowledged == 0 && sequence == 2 {
+                0
+            } else {
+                5
+            },
+            unacknowledged,
+            ..group(1, sequence, &[5])
+        };
+        let missing = |groups: &[(u64, u32)]| {
+            let mut replay = Replay::new(4);
+            groups.iter().any(|&(sequence, count)| {
+                let next = next(&mut replay, of(sequence, count));
+                next.is_err_and(|e| e == ReplayError::Missing { epoch: 1, sequence })
+            })
+        };
+        // The first of all is missing.
+        assert!(!missing(&[(3, NONE_ACKNOWLEDGED)]));
+        assert!(!missing(&[(3, NONE_ACKNOWLEDGED), (4, NONE_ACKNOWLEDGED)]));
+        assert!(missing(&[(3, NONE_ACKNOWLEDGED), (4, 1)]), "2 was durable");
+        // 3 is missing.
+        assert!(!missing(&[(2, 0), (4, 1)]));
+        assert!(!missing(&[(2, 0), (4, 2), (5, 2), (6, 3)]));
+        assert!(missing(&[(2, 0), (4, 0)]), "3 was durable before 4 was made");
+        assert!(
+            missing(&[(2, 0), (4, 1), (5, 1)]),
+            "3 was durable before 5 was made"
+        );
+        // 3 and 4 are.
+        assert!(!missing(&[(2, 0), (5, 2)]));
+        assert!(missing(&[(2, 0), (5, 1)]));
+        // 3 and 5 are.
+        assert!(!missing(&[(2, 0), (4, 1), (6, 3)]));
+        assert!(
+            missing(&[(2, 0), (4, 1), (6, 1)]),
+            "3 was durable before 6 was made"
+        );
     }
 }

@@ -13,7 +13,7 @@ use super::overlay::{ForLog, Overlay};
 use super::state::GenerationId;
 use super::task::{Command, Commands};
 use crate::log::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
-use crate::log::record::{Entry, Group};
+use crate::log::record::{Entry, Group, NONE_ACKNOWLEDGED};
 use crate::log::{AppendError, EncodedGroup, LogStore};
 
 /// First wait after a failed append; doubled by each further failure.
@@ -103,9 +103,15 @@ impl Appender {
         if entries.is_empty() {
             return Snapshot::Nothing { behind };
         }
+        let unacknowledged = if self.acknowledged < self.log.store.first_sequence() {
+            NONE_ACKNOWLEDGED
+        } else {
+            (sequence - 1 - self.acknowledged) as u32
+        };
         let group = Group {
             is_seal: false,
             after_generation: self.newest,
+            unacknowledged,
             entries,
             ..Group::seal(self.log.volume_id, self.log.epoch, sequence)
         };

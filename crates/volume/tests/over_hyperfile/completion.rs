@@ -59,7 +59,10 @@ fn blocks_are_completed_from_wherever_their_bytes_are() {
             volume.close(CLOSE).unwrap();
             volume = f.open();
         }
-        assert!(f.read(&volume, 0, model.len()) == model, "after checkpoint {round}");
+        assert!(
+            f.read(&volume, 0, model.len()) == model,
+            "after checkpoint {round}"
+        );
     }
     volume.close(CLOSE).unwrap();
     let volume = f.open();
