@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
 use super::journal_label::{LABEL, Label, failed, lock, make_label};
@@ -37,7 +37,7 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 /// Segments at most: 256 MiB.
 const SEGMENTS_MAX: usize = 16;
 /// Records written at once.
-const APPENDS_AT_ONCE: usize = 4;
+const APPENDS_AT_ONCE: usize = 8;
 const _: () = assert!(APPENDS_AT_ONCE as u64 <= IN_FLIGHT_MAX);
 /// Records start at multiples of this, in bytes: a torn record then never shares a page with a good one.
 const ALIGN_BYTES: u64 = 4096;
@@ -68,6 +68,8 @@ struct Segments {
     all: Vec<Segment>,
     /// Everything up to this generation is published.
     trimmed: u64,
+    /// A segment could not be made since the last checkpoint.
+    is_disk_full: bool,
 }
 
 /// Where a record is.
@@ -86,6 +88,8 @@ struct Inner {
     dir: File,
     volume_id: Uuid,
     segments: Mutex<Segments>,
+    /// A record was written, or not.
+    appended: Condvar,
 }
 
 /// A journal.
@@ -152,6 +156,7 @@ impl Journal {
             dir,
             volume_id,
             segments: Mutex::default(),
+            appended: Condvar::new(),
         };
         let places = inner.scan()?;
         let first_sequence = places.keys().map(|id| id.sequence).max().unwrap_or(0) + 1;
@@ -299,6 +304,7 @@ impl Inner {
             // After a failed sync the kernel may hold written pages for clean: only another file can be trusted.
             segment.is_broken |= written.is_err();
         }
+        self.appended.notify_all();
         written.map_err(|e| failed(&self.path, "writing a record", &e))
     }
 
@@ -306,10 +312,20 @@ impl Inner {
     fn reserve(&self, group: &EncodedGroup) -> Result<(u64, Arc<File>, u64), VolumeError> {
         let padded = (group.bytes.len() as u64).next_multiple_of(ALIGN_BYTES);
         let mut segments = self.segments.lock();
-        let is_fit = |s: &Segment| s.is_writable(group.sequence) && s.used_bytes + padded <= SEGMENT_BYTES;
-        let index = match segments.all.iter().position(is_fit) {
-            Some(index) => index,
-            None => self.next_segment(&mut segments, group.sequence)?,
+        let has_room = |s: &Segment| s.used_bytes + padded <= SEGMENT_BYTES;
+        let is_fit = |s: &Segment| s.is_writable(group.sequence) && has_room(s);
+        let index = loop {
+            if let Some(index) = segments.all.iter().position(is_fit) {
+                break index;
+            }
+            match self.next_segment(&mut segments, group.sequence) {
+                Ok(index) => break index,
+                // On a small disk they follow one another.
+                Err(_) if segments.all.iter().any(|s| s.is_busy && has_room(s)) => {
+                    self.appended.wait(&mut segments);
+                }
+                Err(e) => return Err(e),
+            }
         };
         let segment = &mut segments.all[index];
         let at = segment.used_bytes;
@@ -334,11 +350,16 @@ impl Inner {
             let full = io::Error::other("the journal is full until the next checkpoint");
             return Err(failed(&self.path, "writing a record", &full));
         }
+        if segments.is_disk_full && segments.all.iter().any(|s| s.is_busy) {
+            let full = io::Error::new(ErrorKind::StorageFull, "there was no room for another segment");
+            return Err(failed(&self.path, "making a segment", &full));
+        }
         let number = segments.all.iter().map(|s| s.number).max().unwrap_or(0) + 1;
         let path = self.path.join(format!("{number:010}.{SUFFIX}"));
         let made = self.make_segment(&path).inspect_err(|_| {
             let _ = fs::remove_file(&path);
         });
+        segments.is_disk_full = made.is_err();
         let file = made.map_err(|e| failed(&self.path, "making a segment", &e))?;
         segments.all.push(Segment {
             number,
@@ -437,6 +458,7 @@ impl LogStore for Journal {
     async fn trim(&self, generation: u64, _: u64) -> Result<(), VolumeError> {
         let mut segments = self.inner.segments.lock();
         segments.trimmed = segments.trimmed.max(generation);
+        segments.is_disk_full = false;
         Ok(())
     }
 

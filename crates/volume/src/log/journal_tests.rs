@@ -270,6 +270,32 @@ fn only_the_right_journal_is_opened() {
     assert!(error.to_string().contains("other files"), "{error}");
 }
 
+#[test]
+fn without_room_for_another_segment_records_follow_one_another() {
+    let f = Fixture::new();
+    let journal = Arc::new(f.open().unwrap());
+    let (number, _, _) = journal.inner.reserve(&f.group(1, 1, 100)).unwrap();
+    journal.inner.segments.lock().is_disk_full = true;
+    let second = std::thread::spawn({
+        let (inner, group) = (journal.inner.clone(), f.group(2, 1, 100));
+        move || inner.reserve(&group).map(|(number, _, at)| (number, at))
+    });
+    // However long it has waited by then.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(journal.inner.segments.lock().all.len(), 1);
+    journal.inner.segments.lock().all[0].is_busy = false;
+    journal.inner.appended.notify_all();
+    assert_eq!(second.join().unwrap().unwrap(), (number, ALIGN_BYTES));
+    // With nobody to wait for another one is tried.
+    journal.inner.segments.lock().all[0].is_busy = false;
+    journal.inner.append(&f.group(3, 1, 9 << 20)).unwrap();
+    journal.inner.append(&f.group(4, 1, 9 << 20)).unwrap();
+    assert_eq!(journal.inner.segments.lock().all.len(), 2);
+}
+
+/// Where a record is being written, and whether it is durable.
+type OnWay = (EncodedGroup, (u64, Arc<File>, u64), bool);
+
 /// Up to [`APPENDS_AT_ONCE`] groups on their way, acknowledged in order; now and then a generation is published. Then the
 /// machine stops: of those on their way each is there, torn or missing. Whatever was acknowledged and is not published
 /// must be replayed, and the opening must not be refused.
@@ -292,7 +318,7 @@ fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
             generations.resize(first as usize, 0);
             acknowledged = acknowledged.max(first - 1);
             let mut next = first;
-            let mut on_way: Vec<(EncodedGroup, (u64, Arc<File>, u64), bool)> = Vec::new();
+            let mut on_way: Vec<OnWay> = Vec::new();
             let mut newest_before = 0;
             for _ in 0..below(40) {
                 if on_way.len() < APPENDS_AT_ONCE && below(2) == 0 {
