@@ -19,6 +19,8 @@ from .report import Target
 BUCKET = "bench"
 REGION = "us-east-1"
 OPEN_LINE_MB_PER_S = 1000  # what a line without a limit is taken to carry, for the room on the disk
+SLOW_SYNC_US = 1000
+SLOW_JOURNAL = "journal, syncs 1 ms slower"
 QUICK = 16  # a quick run divides sizes and times by this
 
 
@@ -42,12 +44,12 @@ class Volume:
         self.url = url
         self._prefix = prefix
 
-    def serve(self, wait: bool = True, **parameters) -> Nbdkit:
+    def serve(self, wait: bool = True, more_env: dict | None = None, **parameters) -> Nbdkit:
         """nbdkit with the plugin on this volume; parameters are the plugin's own."""
         bench = self._bench
         words = [f"backend_url={self.url}", *bench.store_parameters()]
         words += [f"{key}={value}" for key, value in parameters.items()]
-        return Nbdkit(bench.nbdkit, bench.directory, bench.plugin, words, bench.env, wait)
+        return Nbdkit(bench.nbdkit, bench.directory, bench.plugin, words, bench.env | (more_env or {}), wait)
 
     def stored_bytes(self) -> int:
         """Bytes of all objects of the volume, its catalogue included."""
@@ -185,6 +187,18 @@ class Bench:
         if self._proxy is not None:
             urls = {"S3 log": f"s3://{BUCKET}/log-{next(self._numbers)}/", **urls}
         return urls
+
+    def flush_cases(self) -> list[tuple[str, str, dict]]:
+        """Where a flush can go that is logged: name, URL of a new log, and what the environment needs.
+
+        A journal twice: on this disk as it is, and as if it synced a millisecond slower.
+        """
+        cases = [(kind, url, {}) for kind, url in self.wal_urls().items()]
+        slow = {"LD_PRELOAD": str(self.once("slow sync", self._slow_sync)), "SLOW_SYNC_US": str(SLOW_SYNC_US)}
+        return [*cases, (SLOW_JOURNAL, self.wal_urls()["journal"], slow)]
+
+    def _slow_sync(self) -> Path:
+        return programs.compiled("slow_sync.c", self.directory)
 
     def memory(self, size_bytes: int, wait: bool = True) -> Nbdkit:
         """nbdkit's memory plugin on the same nbdkit: the ceiling of the transport."""

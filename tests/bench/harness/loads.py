@@ -1,6 +1,7 @@
 """Loads and what they measure: fio's nbd engine, nbdcopy, raw S3 requests."""
 
 import json
+import os
 import subprocess
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -103,15 +104,16 @@ def fio(uri: str, **options) -> Fio:
     return _fio(ioengine="nbd", uri=uri, **options)
 
 
-def fio_file(path: Path, **options) -> Fio:
+def fio_file(path: Path, more_env: dict | None = None, **options) -> Fio:
     """Runs one fio job on a file of this machine; option names and values are fio's own."""
-    return _fio(ioengine="psync", filename=path, **options)
+    return _fio(more_env, ioengine="psync", filename=path, **options)
 
 
-def _fio(**options) -> Fio:
+def _fio(more_env: dict | None = None, **options) -> Fio:
     command = [programs.system("fio"), "--name=bench", "--output-format=json", "--group_reporting"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+    env = os.environ | (more_env or {})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=env)
     start = result.stdout.find("{")  # the engine writes a line of its own first
     if result.returncode or start < 0:
         raise LoadFailed(f"fio failed: {result.stderr[-2000:] or result.stdout[-2000:]}")

@@ -42,6 +42,16 @@ def built(name: str) -> Path:
     return path
 
 
+def compiled(source: str, directory: Path) -> Path:
+    """A library made of a C file of `tests/bench/tools`, to be preloaded."""
+    library = directory / source.replace(".c", ".so")
+    flags = ["-O2", "-Wall", "-shared", "-fPIC"]
+    command = [system("cc"), *flags, "-o", library, PROJECT / "tests" / "bench" / "tools" / source, "-ldl"]
+    if subprocess.run([str(word) for word in command]).returncode:
+        raise Missing(f"{source} could not be compiled")
+    return library
+
+
 def build() -> None:
     """Builds plugin, command line and benchmark tools; quick when they are up to date.
 

@@ -68,8 +68,8 @@ pub enum ReplayError {
 pub struct Replay {
     watermark: u64,
     last: Option<GroupId>,
-    /// The first number of its epoch that is missing although it is not published. Nobody may have been told of it.
-    torn: Option<GroupId>,
+    /// The first number that is missing although it is not published. Nobody may have been told of it.
+    torn: Option<u64>,
     newest_generation: u64,
 }
 
@@ -99,25 +99,17 @@ impl Replay {
             return Ok(Vec::new());
         }
         let of_same_owner = before.filter(|b| b.epoch == epoch);
-        if of_same_owner.is_none() {
-            self.torn = None;
-        }
-        let next = of_same_owner.map_or(0, |b| b.sequence + 1);
+        let next = of_same_owner.map_or(0, |b| b.sequence.saturating_add(1));
         if next != sequence && group.after_generation > self.watermark {
-            self.torn.get_or_insert(GroupId {
-                epoch,
-                sequence: next,
-            });
+            self.torn.get_or_insert(next);
         }
         // All before these were durable.
         let unacknowledged = match group.unacknowledged {
             NONE_ACKNOWLEDGED => sequence,
             count => u64::from(count),
         };
-        if self
-            .torn
-            .is_some_and(|torn| torn.sequence + unacknowledged < sequence)
-        {
+        let is_missing = |torn: u64| torn.saturating_add(unacknowledged) < sequence;
+        if self.torn.is_some_and(is_missing) {
             return Err(ReplayError::Missing { epoch, sequence });
         }
         let generation = group.newest_generation();
