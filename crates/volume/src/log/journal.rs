@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,52 +25,13 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
-use super::journal_label::{LABEL, Label, failed, lock, make_label};
-use super::record::{Group, HEADER_BYTES};
-use super::replay::IN_FLIGHT_MAX;
+use super::journal_label::{LABEL, LABEL_VERSION, Label, failed, lock, make_label};
+use super::journal_segments::{
+    ALIGN_BYTES, APPENDS_AT_ONCE, SEGMENT_BYTES, SEGMENTS_MAX, SUFFIX, Segment, Segments,
+};
+use super::record::{Group, HEADER_BYTES, RecordError};
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::error::VolumeError;
-
-const SUFFIX: &str = "log";
-/// Size of a segment in bytes; a group is at most a little more than half of it.
-const SEGMENT_BYTES: u64 = 16 << 20;
-/// Segments at most: 256 MiB.
-const SEGMENTS_MAX: usize = 16;
-/// Records written at once.
-const APPENDS_AT_ONCE: usize = 8;
-const _: () = assert!(APPENDS_AT_ONCE as u64 <= IN_FLIGHT_MAX);
-/// Records start at multiples of this, in bytes: a torn record then never shares a page with a good one.
-const ALIGN_BYTES: u64 = 4096;
-
-#[derive(Debug)]
-struct Segment {
-    number: u64,
-    file: Arc<File>,
-    used_bytes: u64,
-    newest_generation: u64,
-    /// The highest number that a record in it has or had.
-    last_sequence: u64,
-    /// A record is being written.
-    is_busy: bool,
-    /// A write or sync failed: what is on disk is not known, so nothing more is written here.
-    is_broken: bool,
-}
-
-impl Segment {
-    /// Whether a record with this number may be written to it.
-    fn is_writable(&self, sequence: u64) -> bool {
-        !self.is_broken && !self.is_busy && self.last_sequence < sequence
-    }
-}
-
-#[derive(Debug, Default)]
-struct Segments {
-    all: Vec<Segment>,
-    /// Everything up to this generation is published.
-    trimmed: u64,
-    /// A segment could not be made since the last checkpoint.
-    is_disk_full: bool,
-}
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy)]
@@ -82,14 +43,14 @@ struct Place {
 }
 
 #[derive(Debug)]
-struct Inner {
-    path: PathBuf,
+pub(super) struct Inner {
+    pub path: PathBuf,
     /// Open, and locked.
-    dir: File,
+    pub dir: File,
     volume_id: Uuid,
-    segments: Mutex<Segments>,
+    pub segments: Mutex<Segments>,
     /// A record was written, or not.
-    appended: Condvar,
+    pub appended: Condvar,
 }
 
 /// A journal.
@@ -140,6 +101,12 @@ impl Journal {
             }
             Err(e) => return Err(failed(&path, "reading the label", &e)),
         };
+        if label.version != LABEL_VERSION {
+            return Err(fail(format!(
+                "its format version is {}; this release reads version {LABEL_VERSION}",
+                label.version
+            )));
+        }
         if label.volume_id != volume_id.to_string() {
             return Err(fail(format!(
                 "it belongs to volume {}, this is volume {volume_id}; give each volume a journal of its own",
@@ -258,10 +225,16 @@ impl Inner {
         let mut at = 0;
         while at + (HEADER_BYTES as u64) <= bytes.len() as u64 {
             let rest = bytes.slice(at as usize..);
-            let Ok((group, len)) = Group::decode_prefix(&rest) else {
-                is_sound = false;
-                at += ALIGN_BYTES;
-                continue;
+            let (group, len) = match Group::decode_prefix(&rest) {
+                Ok(found) => found,
+                Err(e @ RecordError::Version(_)) if is_sound => {
+                    return Err(self.corrupt(segment, at, e));
+                }
+                Err(_) => {
+                    is_sound = false;
+                    at += ALIGN_BYTES;
+                    continue;
+                }
             };
             if group.volume_id != self.volume_id {
                 if is_sound {
@@ -293,102 +266,6 @@ impl Inner {
         Ok((last_sequence, newest_generation))
     }
 
-    fn append(&self, group: &EncodedGroup) -> Result<(), VolumeError> {
-        let (number, file, at) = self.reserve(group)?;
-        let written = file
-            .write_all_at(&group.bytes, at)
-            .and_then(|()| file.sync_data());
-        let mut segments = self.segments.lock();
-        if let Some(segment) = segments.all.iter_mut().find(|s| s.number == number) {
-            segment.is_busy = false;
-            // After a failed sync the kernel may hold written pages for clean: only another file can be trusted.
-            segment.is_broken |= written.is_err();
-        }
-        self.appended.notify_all();
-        written.map_err(|e| failed(&self.path, "writing a record", &e))
-    }
-
-    /// A place for a record, and the number of the segment, which is busy then.
-    fn reserve(&self, group: &EncodedGroup) -> Result<(u64, Arc<File>, u64), VolumeError> {
-        let padded = (group.bytes.len() as u64).next_multiple_of(ALIGN_BYTES);
-        let mut segments = self.segments.lock();
-        let has_room = |s: &Segment| s.used_bytes + padded <= SEGMENT_BYTES;
-        let is_fit = |s: &Segment| s.is_writable(group.sequence) && has_room(s);
-        let index = loop {
-            if let Some(index) = segments.all.iter().position(is_fit) {
-                break index;
-            }
-            match self.next_segment(&mut segments, group.sequence) {
-                Ok(index) => break index,
-                // On a small disk they follow one another.
-                Err(_) if segments.all.iter().any(|s| s.is_busy && has_room(s)) => {
-                    self.appended.wait(&mut segments);
-                }
-                Err(e) => return Err(e),
-            }
-        };
-        let segment = &mut segments.all[index];
-        let at = segment.used_bytes;
-        segment.used_bytes += padded;
-        segment.newest_generation = segment.newest_generation.max(group.newest_generation);
-        segment.last_sequence = group.sequence;
-        segment.is_busy = true;
-        Ok((segment.number, segment.file.clone(), at))
-    }
-
-    /// A segment to be written from its start: one whose records are published, or a new one.
-    fn next_segment(&self, segments: &mut Segments, sequence: u64) -> Result<usize, VolumeError> {
-        let trimmed = segments.trimmed;
-        let is_free = |s: &Segment| s.is_writable(sequence) && s.newest_generation <= trimmed;
-        if let Some(free) = segments.all.iter().position(is_free) {
-            let segment = &mut segments.all[free];
-            segment.used_bytes = 0;
-            segment.newest_generation = 0;
-            return Ok(free);
-        }
-        if segments.all.len() >= SEGMENTS_MAX {
-            let full = io::Error::other("the journal is full until the next checkpoint");
-            return Err(failed(&self.path, "writing a record", &full));
-        }
-        if segments.is_disk_full && segments.all.iter().any(|s| s.is_busy) {
-            let full = io::Error::new(ErrorKind::StorageFull, "there was no room for another segment");
-            return Err(failed(&self.path, "making a segment", &full));
-        }
-        let number = segments.all.iter().map(|s| s.number).max().unwrap_or(0) + 1;
-        let path = self.path.join(format!("{number:010}.{SUFFIX}"));
-        let made = self.make_segment(&path).inspect_err(|_| {
-            let _ = fs::remove_file(&path);
-        });
-        segments.is_disk_full = made.is_err();
-        let file = made.map_err(|e| failed(&self.path, "making a segment", &e))?;
-        segments.all.push(Segment {
-            number,
-            file: Arc::new(file),
-            used_bytes: 0,
-            newest_generation: 0,
-            last_sequence: 0,
-            is_busy: false,
-            is_broken: false,
-        });
-        Ok(segments.all.len() - 1)
-    }
-
-    fn make_segment(&self, path: &Path) -> io::Result<File> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        let zeros = vec![0; 1 << 20];
-        for at in (0..SEGMENT_BYTES).step_by(zeros.len()) {
-            file.write_all_at(&zeros, at)?;
-        }
-        file.sync_all()?;
-        self.dir.sync_all()?;
-        Ok(file)
-    }
-
     fn read(&self, place: Place) -> Result<Group, VolumeError> {
         let segments = self.segments.lock();
         let Some(segment) = segments.all.iter().find(|s| s.number == place.segment) else {
@@ -400,17 +277,6 @@ impl Inner {
             .read_exact_at(&mut bytes, place.offset_bytes)
             .map_err(|e| failed(&self.path, "reading a record", &e))?;
         Group::decode(&bytes.into()).map_err(|e| self.corrupt(place.segment, place.offset_bytes, e))
-    }
-
-    fn remove_segments(&self) -> Result<(), VolumeError> {
-        let mut segments = self.segments.lock();
-        while let Some(segment) = segments.all.pop() {
-            let path = self.path.join(format!("{:010}.{SUFFIX}", segment.number));
-            fs::remove_file(&path).map_err(|e| failed(&self.path, "removing a segment", &e))?;
-        }
-        self.dir
-            .sync_all()
-            .map_err(|e| failed(&self.path, "removing segments", &e))
     }
 }
 
@@ -455,11 +321,13 @@ impl LogStore for Journal {
             .map_err(AppendError::Failed)
     }
 
-    async fn trim(&self, generation: u64, _: u64) -> Result<(), VolumeError> {
-        let mut segments = self.inner.segments.lock();
-        segments.trimmed = segments.trimmed.max(generation);
-        segments.is_disk_full = false;
-        Ok(())
+    async fn trim(&self, generation: u64, acknowledged: u64) -> Result<(), VolumeError> {
+        // The lock may be held by one who makes a segment.
+        self.blocking(move |inner| {
+            inner.trim(generation, acknowledged);
+            Ok(())
+        })
+        .await
     }
 
     async fn remove_found(&self) -> Result<(), VolumeError> {
@@ -469,6 +337,8 @@ impl LogStore for Journal {
     /// An older server cannot be alive while the directory is locked.
     async fn clear(&self, _: bool) -> Result<(), VolumeError> {
         self.blocking(|inner| {
+            inner.segments.lock().is_closed = true;
+            inner.appended.notify_all();
             inner.remove_segments()?;
             fs::remove_file(inner.path.join(LABEL))
                 .map_err(|e| failed(&inner.path, "removing the label", &e))?;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::error::VolumeError;
 
 pub(super) const LABEL: &str = "journal.json";
+pub(super) const LABEL_VERSION: u32 = 1;
 pub(super) const NEW_LABEL: &str = "journal.json.new";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ pub(super) fn make_label(path: &Path, dir: &File, volume_id: Uuid) -> io::Result
         }
     }
     let label = Label {
-        version: 1,
+        version: LABEL_VERSION,
         volume_id: volume_id.to_string(),
         journal_id: Uuid::new_v4().to_string(),
     };

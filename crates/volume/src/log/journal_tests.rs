@@ -140,7 +140,7 @@ fn published_segments_are_written_again_and_a_full_journal_says_so() {
     );
     assert_eq!(next, 2 * SEGMENTS_MAX as u64 + 1, "two to a segment");
     // The first two segments are published.
-    journal.inner.segments.lock().trimmed = 4;
+    journal.inner.trim(4, 5);
     journal.inner.append(&f.group(next, next, 3 << 20)).unwrap();
     drop(journal);
     let journal = f.open().unwrap();
@@ -158,7 +158,7 @@ fn a_torn_record_at_the_start_of_a_segment_written_again_is_no_error() {
     for n in 1..=5 {
         journal.inner.append(&f.group(n, n, 7 << 20)).unwrap();
     }
-    journal.inner.segments.lock().trimmed = 2;
+    journal.inner.trim(2, 5);
     for segment in &mut journal.inner.segments.lock().all {
         segment.used_bytes = SEGMENT_BYTES;
     }
@@ -179,7 +179,7 @@ fn a_torn_record_over_the_only_segment_is_no_error() {
     for n in 1..=2 {
         journal.inner.append(&f.group(n, n, 7 << 20)).unwrap();
     }
-    journal.inner.segments.lock().trimmed = 2;
+    journal.inner.trim(2, 3);
     journal.inner.append(&f.group(3, 3, 5 << 20)).unwrap();
     drop(journal);
     f.damage(1, 300);
@@ -293,6 +293,61 @@ fn without_room_for_another_segment_records_follow_one_another() {
     assert_eq!(journal.inner.segments.lock().all.len(), 2);
 }
 
+/// The numbers come in any order, and a checkpoint makes room for each of them.
+#[test]
+fn on_the_smallest_disk_a_record_overtaken_by_a_later_one_finds_its_place() {
+    let f = Fixture::new();
+    let journal = f.open().unwrap();
+    journal.inner.append(&f.group(2, 1, 100)).unwrap();
+    // A directory stands where the next segment would be: none can be made.
+    fs::create_dir(f.segment(2)).unwrap();
+    assert!(journal.inner.append(&f.group(1, 1, 100)).is_err());
+    journal.inner.trim(1, 0);
+    journal.inner.append(&f.group(1, 1, 100)).unwrap();
+    assert_eq!(journal.inner.segments.lock().all.len(), 1);
+}
+
+#[test]
+fn the_last_record_that_was_acknowledged_stays_while_there_is_room() {
+    let f = Fixture::new();
+    let journal = f.open().unwrap();
+    journal.inner.append(&f.group(1, 1, 10 << 20)).unwrap();
+    journal.inner.trim(1, 1);
+    journal.inner.append(&f.group(2, 2, 10 << 20)).unwrap();
+    assert!(f.segment(2).exists(), "not over the first");
+    journal.inner.trim(2, 2);
+    journal.inner.append(&f.group(3, 3, 10 << 20)).unwrap();
+    assert!(!f.segment(3).exists(), "over the first");
+}
+
+#[test]
+fn segments_that_failed_are_given_back_once_they_are_published() {
+    let f = Fixture::new();
+    let journal = f.open().unwrap();
+    for n in 1..=3 {
+        journal.inner.append(&f.group(n, n, 100)).unwrap();
+        journal.inner.segments.lock().all.last_mut().unwrap().is_broken = true;
+    }
+    journal.inner.trim(1, 3);
+    assert!(
+        !f.segment(1).exists() && f.segment(2).exists(),
+        "2 is not published"
+    );
+    journal.inner.trim(3, 3);
+    assert!(!f.segment(2).exists() && f.segment(3).exists(), "3 is the anchor");
+}
+
+#[test]
+fn nothing_is_made_in_a_journal_that_was_removed() {
+    let f = Fixture::new();
+    let journal = Arc::new(f.open().unwrap());
+    journal.inner.append(&f.group(1, 1, 100)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(journal.clear(false)).unwrap();
+    assert!(journal.inner.append(&f.group(2, 1, 100)).is_err());
+    assert_eq!(fs::read_dir(f.path()).unwrap().count(), 0);
+}
+
 /// Where a record is being written, and whether it is durable.
 type OnWay = (EncodedGroup, (u64, Arc<File>, u64), bool);
 
@@ -323,7 +378,11 @@ fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
             for _ in 0..below(40) {
                 if on_way.len() < APPENDS_AT_ONCE && below(2) == 0 {
                     generation += u64::from(below(3) == 0);
-                    let len = if below(6) == 0 { 6 << 20 } else { 1 + below(9000) };
+                    let len = 1 + if below(6) == 0 {
+                        below(14 << 20)
+                    } else {
+                        below(9000)
+                    };
                     let unacknowledged = if acknowledged < first {
                         NONE_ACKNOWLEDGED
                     } else {
@@ -367,7 +426,7 @@ fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
                 }
                 if below(8) == 0 && acknowledged >= first {
                     watermark = watermark.max(generations[acknowledged as usize].saturating_sub(below(2)));
-                    journal.inner.segments.lock().trimmed = watermark;
+                    journal.inner.trim(watermark, acknowledged);
                 }
             }
             for (group, (_, file, at), is_durable) in &on_way {

@@ -15,6 +15,7 @@ use crate::error::VolumeError;
 pub mod group_commit;
 pub mod journal;
 mod journal_label;
+mod journal_segments;
 pub mod marker;
 pub mod open;
 pub mod record;

@@ -6,8 +6,8 @@ use crate::catalogue::Watermarks;
 use crate::engine::Checkpoint;
 use crate::engine::memory::MemoryEngine;
 use crate::geometry::Geometry;
-use crate::log::EncodedGroup;
 use crate::log::record::Group;
+use crate::log::{AppendError, EncodedGroup, GroupId};
 
 const SIZE: u64 = 1 << 20;
 const OPTIONS: ReplayOptions = ReplayOptions {
@@ -261,4 +261,75 @@ async fn a_clean_end_leaves_the_watermark_behind() {
     let (state, _) = marker::load(&f.volume).await.unwrap().unwrap();
     assert!(state.is_clean);
     assert_eq!(state.watermark, 7);
+}
+
+/// A log of which one record is damaged and the one behind it is not.
+struct Damaged {
+    group: Group,
+    found: [GroupId; 1],
+}
+
+#[async_trait::async_trait]
+impl LogStore for Damaged {
+    fn found(&self) -> &[GroupId] {
+        &self.found
+    }
+
+    fn is_suspect(&self, _: GroupId) -> bool {
+        true
+    }
+
+    fn first_sequence(&self) -> u64 {
+        self.group.sequence + 1
+    }
+
+    fn depth(&self) -> usize {
+        1
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        1 << 20
+    }
+
+    async fn read(&self, _: GroupId) -> Result<Group, VolumeError> {
+        Ok(self.group.clone())
+    }
+
+    async fn append(&self, _: &EncodedGroup) -> Result<(), AppendError> {
+        Ok(())
+    }
+
+    async fn trim(&self, _: u64, _: u64) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    async fn remove_found(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    async fn clear(&self, _: bool) -> Result<(), VolumeError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_lies_behind_damage_is_refused_unless_it_is_published() {
+    let f = Fixture::new().await;
+    let (mut open, _) = f.begin(1, false).await;
+    let bytes = f.group(1, 3, 5, 0, 7).bytes;
+    let (epoch, sequence) = (1, 3);
+    open.store = Arc::new(Damaged {
+        group: Group::decode(&bytes).unwrap(),
+        found: [GroupId { epoch, sequence }],
+    });
+    let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 1, open.marker.clone()));
+    let refused = open.replay(&f.engine, &recorder, 4, &OPTIONS).await.unwrap_err();
+    let text = refused.chain();
+    assert!(
+        text.contains("before record 3 of epoch 1 is damaged") && text.contains("discard_wal=yes"),
+        "{text}"
+    );
+    assert_eq!(f.first_byte().await, 0);
+    open.replay(&f.engine, &recorder, 5, &OPTIONS).await.unwrap();
+    assert_eq!(f.first_byte().await, 0, "it was published");
 }

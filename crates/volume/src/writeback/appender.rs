@@ -216,3 +216,7 @@ impl Appender {
         self.made.front().map(|(_, at)| *at)
     }
 }
+
+#[cfg(test)]
+#[path = "appender_tests.rs"]
+mod tests;
