@@ -223,6 +223,7 @@ class Bench:
         """Plain S3 requests through the same proxy: the ceiling of the store. None without S3."""
 
         def measured():
+            settle()
             return self.raw_now(operation, size_bytes, concurrency, self.seconds(5))
 
         return self.once(f"raw {operation} {size_bytes} x {concurrency}", measured)
@@ -230,10 +231,9 @@ class Bench:
     def raw_now(
         self, operation: str, size_bytes: int, concurrency: int, seconds: float, prefix: str = "raw", **options
     ) -> Raw | None:
-        """As `raw`, but measured in any case; more options of `raw-s3` may follow."""
+        """As `raw`, but measured in any case and at once; more options of `raw-s3` may follow."""
         if self._proxy is None:
             return None
-        settle()
         try:
             return raw_s3(
                 operation,

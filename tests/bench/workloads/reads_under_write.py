@@ -6,7 +6,7 @@ in round trips too. The writer must have kept its rate, or the reads were measur
 
 from concurrent.futures import ThreadPoolExecutor
 
-from harness.bench import figure
+from harness.bench import figure, settle
 from harness.loads import GIB, MIB, fill, fio, fio_log, fio_meanwhile, fio_series
 from harness.report import Row, Target
 
@@ -56,6 +56,7 @@ def raw_pair(bench, write_s, seconds):
     """GETs of 4 KiB while PUTs go on at the writer's rate; measured once a run."""
 
     def pair():
+        settle()
         with ThreadPoolExecutor(1) as pool:
             puts = dict(size_bytes=8 * MIB, concurrency=8, mb_per_s=WRITE_MB_PER_S, prefix="raw-writer")
             writer = pool.submit(bench.raw_now, "put", seconds=write_s, **puts)

@@ -136,11 +136,9 @@ class S3Store:
     def clear(self) -> None:
         """Removes every object of this test."""
         client = self.minio.client()
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=self.prefix + "/")
-        for page in pages:
-            keys = [{"Key": item["Key"]} for item in page.get("Contents", [])]
-            if keys:
-                client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys, "Quiet": True})
+        keys = [{"Key": key} for key in self.objects()]
+        for start in range(0, len(keys), 1000):
+            client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys[start : start + 1000], "Quiet": True})
 
 
 class FileStore:

@@ -28,6 +28,8 @@ pub(super) const UPLOAD_PIECE_BYTES: usize = 5 << 20;
 /// ... this many at once. Each is copied out of the generation while it is sent, so this bounds the extra memory: twice
 /// as much while two publishes overlap; then they take turns.
 pub(super) const UPLOADS_IN_FLIGHT: usize = 8;
+/// The pieces of one publish that are in flight, together.
+pub(super) const IN_FLIGHT_BYTES: u64 = (UPLOAD_PIECE_BYTES * UPLOADS_IN_FLIGHT) as u64;
 const _: () = assert!(UPLOADS_IN_FLIGHT < UPLOAD_TURNS && UPLOAD_TURNS < 2 * UPLOADS_IN_FLIGHT);
 /// Index nodes of 4 KiB kept in memory for publishing: 8 MiB, the index of 2 GiB of data in 4 KiB blocks. Reads have
 /// their own.

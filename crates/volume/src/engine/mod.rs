@@ -70,7 +70,7 @@ impl Ownership for SoleOwner {
 }
 
 /// What a publish takes of memory besides its generation, while another is under way; one alone takes as much.
-pub(crate) const BESIDE_BYTES: u64 = (container::UPLOAD_PIECE_BYTES * container::UPLOADS_IN_FLIGHT) as u64;
+pub(crate) const BESIDE_BYTES: u64 = container::IN_FLIGHT_BYTES;
 
 /// Sent to once the next publish may begin beside this one; dropped when it has to wait for this one's end.
 pub type NextMayBegin = oneshot::Sender<()>;

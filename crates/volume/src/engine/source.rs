@@ -7,12 +7,12 @@ use hyperfile::block_source::BlockSource;
 use parking_lot::Mutex;
 
 use super::NextMayBegin;
-use super::container::{UPLOAD_PIECE_BYTES, UPLOADS_IN_FLIGHT};
+use super::container::IN_FLIGHT_BYTES;
 use crate::writeback::overlay::Frozen;
 
 /// Bytes that may be unread when the next publish may begin: those of the pieces that are in flight at a time. While
 /// they are sent, the next publish is laid out.
-const UNREAD_AT_NEXT_BYTES: u64 = (UPLOAD_PIECE_BYTES * UPLOADS_IN_FLIGHT) as u64;
+const UNREAD_AT_NEXT_BYTES: u64 = IN_FLIGHT_BYTES;
 
 /// Reads a generation, piece by piece, and tells when nearly all of it was read.
 pub(super) struct FrozenSource {

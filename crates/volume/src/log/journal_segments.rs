@@ -13,7 +13,8 @@ use super::replay::IN_FLIGHT_MAX;
 use crate::error::VolumeError;
 
 pub(super) const SUFFIX: &str = "log";
-/// Size of a segment in bytes; a group is at most a little more than half of it.
+/// Size of a segment in bytes. Two frozen generations and the active one can make a group larger than that: then its
+/// segment is, too.
 pub(super) const SEGMENT_BYTES: u64 = 16 << 20;
 /// Segments at most: 256 MiB.
 pub(super) const SEGMENTS_MAX: usize = 16;
@@ -112,7 +113,7 @@ impl Inner {
     }
 
     /// A segment to be written from its start: one whose records are published, or a new one.
-    pub(super) fn next_segment(&self, segments: &mut Segments) -> Result<usize, VolumeError> {
+    fn next_segment(&self, segments: &mut Segments) -> Result<usize, VolumeError> {
         let (trimmed, anchor) = (segments.trimmed, segments.anchor);
         let is_free = |s: &Segment| !s.is_broken && s.is_published(trimmed);
         let index = match segments
@@ -161,7 +162,7 @@ impl Inner {
         Ok(segments.all.len() - 1)
     }
 
-    pub(super) fn path_of(&self, number: u64) -> PathBuf {
+    fn path_of(&self, number: u64) -> PathBuf {
         self.path.join(format!("{number:010}.{SUFFIX}"))
     }
 

@@ -12,7 +12,7 @@ use crate::geometry::BlockIndex;
 
 /// Reads in flight at once ...
 const READS_IN_FLIGHT: u64 = 64;
-/// ... fewer where blocks are so large that this much memory would be in flight.
+/// ... fewer where blocks are so large that this much memory would be in flight, were each read by itself.
 const BYTES_IN_FLIGHT: u64 = 16 << 20;
 /// A block of the active generation is completed ahead once it stayed partly written for one to two of these: what is
 /// written in sequence is soon whole by itself.
