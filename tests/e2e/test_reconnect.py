@@ -17,7 +17,7 @@ import pytest
 
 from support.blockdev import BlockDevice, why_not
 from support.process import check, spawn, wait_for
-from support.server import KI, MI
+from support.server import KI, MI, leave
 
 reason = why_not()
 pytestmark = [
@@ -138,19 +138,23 @@ def test_a_busy_file_system_lives_through_kill_9_when_every_write_is_durable(mak
         compare(device.mount(), expected)
 
 
-def test_sigterm_does_not_wait_out_a_client_that_stays(make_volume, make_server):
-    """Why the ways above kill: nbdkit answers "shutting down" to each request of a client that stays, and waits for it."""
+def test_sigterm_refuses_a_client_that_stays(make_volume, make_server):
+    """Why the ways above kill: a client that stays is an I/O error away from its disk. What was flushed is kept."""
     server = make_server(make_volume(16 * MI)).start()
     client = server.handle()
-    client.pwrite(b"kept", 0)
+    client.pwrite(bytes([1]), 0)
+    client.flush()
     server.process.send_signal(signal.SIGTERM)
+    written, flushed = 1, 1
     with pytest.raises(nbd.Error) as caught:
-        for _ in range(1000):
-            client.pwrite(b"refused", 4 * KI)
+        while written < 250:
+            client.pwrite(bytes([written + 1]), 0)
+            written += 1
             client.flush()
-    assert caught.value.errnum == errno.ESHUTDOWN
-    assert server.is_running()
-    client.shutdown()
-    assert server.wait() == 0
+            flushed = written
+    # Each of nbdkit's threads that waits for a request answers one with the first; after those it hangs up.
+    assert caught.value.errnum in (errno.ESHUTDOWN, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN), caught.value
+    leave(client)
+    assert server.wait() == 0, server.log_text()
     with server.start().connect() as again:
-        assert again.pread(4, 0) == b"kept"
+        assert flushed <= again.pread(1, 0)[0] <= written + 1  # the last one may have been served, unanswered

@@ -8,7 +8,7 @@ import pytest
 
 from support.model import pattern, read_all
 from support.process import wait_for
-from support.server import KI, MI
+from support.server import KI, MI, leave
 
 BLOCK = 64 * KI
 
@@ -31,7 +31,7 @@ def test_sigterm_with_an_idle_client(server):
     client = server.handle()
     client.pwrite(data, 0)
     server.process.terminate()
-    client.shutdown()
+    leave(client)
     assert server.wait() == 0, server.log_text()
     server.start()
     with server.connect() as again:
@@ -71,10 +71,7 @@ def test_sigterm_with_a_busy_client(server):
                 continue
             if done:
                 acknowledged[pending.pop(cookie)] = True
-    try:
-        client.shutdown()
-    except nbd.Error:
-        pass
+    leave(client)
     assert asked_to_stop and acknowledged
     assert server.wait() == 0, server.log_text()
     server.start()

@@ -65,6 +65,12 @@ def flush_until_it_succeeds(client) -> None:
     wait_for(flushed, "a flush to succeed with the store back", limit_s=90)
 
 
+def leave(client) -> None:
+    """Disconnects, also from a server that was killed or has hung up: nbdkit told to stop may do so at any request."""
+    with contextlib.suppress(nbd.Error):
+        client.shutdown()
+
+
 def create_volume(store, size_bytes: int, block_bytes: int, name: str) -> Volume:
     """Makes a volume through the command line."""
     volume = Volume(store.url(name), store, size_bytes, block_bytes)
@@ -152,8 +158,7 @@ class Server:
         try:
             yield client
         finally:
-            with contextlib.suppress(nbd.Error):  # the test may have killed the server
-                client.shutdown()
+            leave(client)
 
     def terminate(self) -> int:
         """SIGTERM, then waits for the end; returns the exit status."""
