@@ -470,7 +470,7 @@ async fn publish(
     let until = tokio::time::Instant::now() + options.io_timeout;
     let checkpoint = loop {
         let published = async {
-            complete_partial_blocks(engine, &frozen).await?;
+            complete_partial_blocks(engine, &frozen, || {}).await?;
             engine.publish(frozen.clone(), Beside::default()).await
         };
         match published.await {

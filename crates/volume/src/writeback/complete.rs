@@ -1,9 +1,13 @@
 //! Makes partly written blocks whole: with published bytes, so that whole blocks are published.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::future::select;
 use futures::{StreamExt, TryStreamExt};
+use tokio::sync::oneshot;
 
 use super::overlay::{Frozen, Overlay, PartialBlock};
 use crate::engine::Engine;
@@ -18,45 +22,74 @@ const BYTES_IN_FLIGHT: u64 = 16 << 20;
 /// written in sequence is soon whole by itself.
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 
-/// Reads what the partly written blocks of a frozen generation lack.
+/// Reads what the partly written blocks of a frozen generation lack. Says when the last of these reads has begun.
 ///
 /// # Errors
 /// When a read fails.
-pub(crate) async fn complete_partial_blocks(engine: &dyn Engine, frozen: &Frozen) -> Result<(), VolumeError> {
+pub(crate) async fn complete_partial_blocks(
+    engine: &dyn Engine,
+    frozen: &Frozen,
+    all_begun: impl FnOnce() + Send,
+) -> Result<(), VolumeError> {
     let partial = frozen.with(|g| g.partial_blocks());
-    read_gaps(engine, partial, |block, in_block, bytes| {
-        frozen.complete(block, in_block, bytes);
-    })
-    .await
+    let complete = |block, in_block, bytes: &[u8]| frozen.complete(block, in_block, bytes);
+    read_gaps(engine, partial, complete, all_begun).await
 }
 
-/// Completes blocks of the active generation while the frozen one is being uploaded, so that its own publish finds less
-/// to do. Goes on until it is dropped, or a read fails: then the publish completes what is left, and says what is wrong.
-pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay) {
-    let mut seen = (0, BTreeSet::new());
-    loop {
-        tokio::time::sleep(SETTLED_AFTER).await;
-        let (generation, partial) = overlay.partial_blocks();
-        let blocks = partial.iter().map(|(block, _)| *block).collect();
-        let (before, settled) = std::mem::replace(&mut seen, (generation, blocks));
-        if before != generation {
-            continue;
+/// Completes blocks of the active generation, so that its own publish finds less to do: from `may_read` on, when the frozen
+/// one needs the line for its upload alone. Goes on until it is dropped, or a read fails: then the publish completes what
+/// is left, and says what is wrong.
+pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay, may_read: oneshot::Receiver<()>) {
+    let mut settling = Settling::default();
+    let watch = async {
+        loop {
+            tokio::time::sleep(SETTLED_AFTER).await;
+            settling.look(overlay);
         }
-        let settled = partial.into_iter().filter(|(block, _)| settled.contains(block));
-        let completed = read_gaps(engine, settled.collect(), |block, in_block, bytes| {
-            overlay.complete(generation, block, in_block, bytes);
-        });
-        if completed.await.is_err() {
+    };
+    select(pin!(watch), may_read).await;
+    loop {
+        let Settled { generation, partial } = std::mem::take(&mut settling.settled);
+        let complete = |block, in_block, bytes: &[u8]| overlay.complete(generation, block, in_block, bytes);
+        if read_gaps(engine, partial, complete, || {}).await.is_err() {
             return;
         }
+        tokio::time::sleep(SETTLED_AFTER).await;
+        settling.look(overlay);
     }
 }
 
-/// Reads the gaps from the published state, many at once, and hands over each.
+/// Which partly written blocks of the active generation were so at the last two looks.
+#[derive(Default)]
+struct Settling {
+    generation: u64,
+    seen: BTreeSet<BlockIndex>,
+    settled: Settled,
+}
+
+#[derive(Default)]
+struct Settled {
+    generation: u64,
+    partial: Vec<PartialBlock>,
+}
+
+impl Settling {
+    fn look(&mut self, overlay: &Overlay) {
+        let (generation, mut partial) = overlay.partial_blocks();
+        let seen = partial.iter().map(|(block, _)| *block).collect();
+        let before = std::mem::replace(&mut self.seen, seen);
+        let is_same = std::mem::replace(&mut self.generation, generation) == generation;
+        partial.retain(|(block, _)| is_same && before.contains(block));
+        self.settled = Settled { generation, partial };
+    }
+}
+
+/// Reads the gaps from the published state, many at once, and hands over each; `all_begun` is called with the last.
 async fn read_gaps(
     engine: &dyn Engine,
     partial: Vec<PartialBlock>,
     complete: impl Fn(BlockIndex, u32, &[u8]) + Sync,
+    all_begun: impl FnOnce() + Send,
 ) -> Result<(), VolumeError> {
     let block_size = u64::from(engine.geometry().block_size());
     let in_flight = (BYTES_IN_FLIGHT / block_size).clamp(1, READS_IN_FLIGHT);
@@ -66,7 +99,16 @@ async fn read_gaps(
     };
     let groups = engine.grouped(partial.into_iter().map(in_volume).collect());
     let complete = &complete;
+    let mut all_begun = Some(all_begun);
+    // Asked for one more than there are, the stream says that all of them were begun.
+    let at_the_end = futures::stream::poll_fn(move |_| {
+        if let Some(all_begun) = all_begun.take() {
+            all_begun();
+        }
+        Poll::Ready(None)
+    });
     futures::stream::iter(groups)
+        .chain(at_the_end)
         .map(|ranges| async move {
             let mut each = |number: usize, bytes: &[u8]| {
                 let start = ranges[number].start;
@@ -77,4 +119,95 @@ async fn read_gaps(
         .buffer_unordered(in_flight as usize)
         .try_collect()
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::engine::Beside;
+    use crate::engine::memory::MemoryEngine;
+    use crate::geometry::Geometry;
+
+    const BLOCK: u64 = 65536;
+
+    /// A volume whose first blocks are all sevens, and an overlay over it.
+    async fn sevens() -> (MemoryEngine, Overlay) {
+        let geometry = Geometry::new(64 * BLOCK, BLOCK as u32);
+        let (engine, overlay) = (MemoryEngine::new(geometry), Overlay::new(geometry));
+        overlay.write(0, &vec![7; 8 * BLOCK as usize]);
+        let published = engine.publish(overlay.freeze(), Beside::default()).await;
+        published.expect("it is whole");
+        overlay.drop_frozen();
+        (engine, overlay)
+    }
+
+    fn partial(overlay: &Overlay) -> Vec<u64> {
+        let (_, partial) = overlay.partial_blocks();
+        partial.into_iter().map(|(block, _)| block.0).collect()
+    }
+
+    #[tokio::test]
+    async fn it_is_said_when_the_last_read_has_begun_and_also_when_there_is_none() {
+        let (engine, overlay) = sevens().await;
+        for written in [None, Some(3)] {
+            if let Some(block) = written {
+                overlay.write(block * BLOCK + 100, b"new");
+            }
+            let frozen = overlay.freeze();
+            let mut times = 0;
+            let done = complete_partial_blocks(&engine, &frozen, || times += 1).await;
+            done.expect("it reads");
+            assert_eq!(times, 1);
+            assert!(frozen.with(|g| g.partial_blocks().is_empty()));
+            overlay.drop_frozen();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_settled_while_nothing_might_be_read_is_read_at_once() {
+        let (engine, overlay) = sevens().await;
+        overlay.write(BLOCK + 100, b"new");
+        let (may, may_read) = oneshot::channel();
+        let mut ahead = pin!(complete_ahead(&engine, &overlay, may_read));
+        assert!(tokio::time::timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        // Written since the last look: its stream may still go on.
+        overlay.write(5 * BLOCK + 100, b"new");
+        assert_eq!(partial(&overlay), [1, 5], "nothing was read yet");
+        may.send(()).expect("somebody waits");
+        assert!((&mut ahead).now_or_never().is_none());
+        assert_eq!(partial(&overlay), [5]);
+        let mut bytes = [0; 105];
+        assert!(overlay.read(BLOCK, &mut bytes).is_empty());
+        assert_eq!(bytes[98..], *b"\x07\x07new\x07\x07");
+        assert!(tokio::time::timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        assert!(partial(&overlay).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_settled_in_a_generation_frozen_since_is_completed_there_or_not_at_all() {
+        let (engine, overlay) = sevens().await;
+        overlay.write(BLOCK + 100, b"old");
+        let (may, may_read) = oneshot::channel();
+        let mut ahead = pin!(complete_ahead(&engine, &overlay, may_read));
+        assert!(tokio::time::timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        let frozen = overlay.freeze();
+        overlay.write(BLOCK + 200, b"new");
+        may.send(()).expect("somebody waits");
+        let until = Instant::now() + 4 * SETTLED_AFTER;
+        assert!(tokio::time::timeout_at(until, &mut ahead).await.is_err());
+        assert!(frozen.with(|g| g.partial_blocks().is_empty()));
+        assert!(
+            partial(&overlay).is_empty(),
+            "left out: a frozen generation holds the block"
+        );
+        let mut missing = [0; 203];
+        assert_eq!(overlay.read(BLOCK, &mut missing), []);
+        assert_eq!(
+            (&missing[98..105], &missing[198..203]),
+            (&b"\x07\x07old\x07\x07"[..], &b"\x07\x07new"[..])
+        );
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::{Either, select};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::complete::{complete_ahead, complete_partial_blocks};
 use super::overlay::{Frozen, Overlay};
@@ -56,14 +57,18 @@ impl Publisher {
                     self.engine.recover().await?;
                 }
                 let engine = self.engine.as_ref();
-                complete_partial_blocks(engine, &frozen).await?;
-                // The one before is recorded by the time this one is published: at most one is not.
-                let publish = engine.publish(frozen, beside);
+                let (all_begun, may_read) = oneshot::channel();
+                let publish = async {
+                    let all_begun = || all_begun.send(()).unwrap_or_default();
+                    complete_partial_blocks(engine, &frozen, all_begun).await?;
+                    // The one before is recorded by the time this one is published: at most one is not.
+                    engine.publish(frozen, beside).await
+                };
                 let ahead = async {
                     let _turn = self.ahead.lock().await;
-                    complete_ahead(engine, &self.overlay).await;
+                    complete_ahead(engine, &self.overlay, may_read).await;
                 };
-                let checkpoint = match select(publish, ahead.boxed()).await {
+                let checkpoint = match select(publish.boxed(), ahead.boxed()).await {
                     Either::Left((published, _)) => published?,
                     Either::Right(((), publish)) => publish.await?,
                 };
