@@ -9,7 +9,7 @@
 //! | wholly written | a buffer | all of it |
 //! | zeroed | membership of a range set | zeros |
 //!
-//! A block is never both buffered and zeroed. Memory is counted as whole blocks from the first byte on, so a
+//! A block is never both buffered and zeroed, and one that is known to be all zeros is zeroed. Memory is counted as whole blocks from the first byte on, so a
 //! partly written block that is completed before it is published needs no memory that was not counted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -218,10 +218,16 @@ impl Generation {
         });
         entry.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
         entry.cover(range, geometry.block_len(block));
-        match entry.coverage {
-            Coverage::Full => self.partial.remove(&block.0),
-            Coverage::Partial(_) => self.partial.insert(block.0),
-        };
+        if entry.coverage != Coverage::Full {
+            self.partial.insert(block.0);
+            return;
+        }
+        self.partial.remove(&block.0);
+        // Zeroed piece by piece is zeroed, too.
+        if is_zero(bytes) && is_zero(&entry.bytes) {
+            self.blocks.remove(&block.0);
+            self.zeroed.insert(block.0..block.0 + 1);
+        }
     }
 
     /// Copies what this generation holds of `[offset_bytes, offset_bytes + out.len())` into `out` and returns the

@@ -88,7 +88,10 @@ proptest! {
             let touched = model[start..end].iter().any(Option::is_some);
             let only_zeros_in_part = model[start..end].iter().any(Option::is_none)
                 && model[start..end].iter().all(|v| v.is_none_or(|v| v == 0));
-            prop_assert_eq!(runs.iter().any(|(r, _)| r.contains(&b)), touched && !only_zeros_in_part);
+            let run = runs.iter().find(|(r, _)| r.contains(&b));
+            prop_assert_eq!(run.is_some(), touched && !only_zeros_in_part);
+            let all_zeros = model[start..end].iter().all(|v| *v == Some(0));
+            prop_assert!(run.is_none_or(|(_, is_data)| *is_data != all_zeros), "zeros are no data");
         }
     }
 
@@ -165,12 +168,35 @@ fn streaming_is_whole_blocks_written_once() {
 fn what_is_whole_is_not_changed_by_a_completion_that_comes_late() {
     let geometry = Geometry::new(1 << 20, 4096);
     let mut g = Generation::new(geometry);
-    g.write(PreparedWrite::new(geometry, 0, &[0; 2048]));
-    g.write(PreparedWrite::new(geometry, 2048, &[0; 2048]));
+    g.write(PreparedWrite::new(geometry, 0, &[1; 2048]));
+    g.write(PreparedWrite::new(geometry, 2048, &[1; 2048]));
     let runs = g.data_runs();
     assert_eq!((runs.len(), &runs[0]), (1, &(0..1)));
     // Frozen by now, and its runs taken for a publish.
     g.complete(BlockIndex(0), 2048, &[7; 2048]);
     assert_eq!((g.data_runs(), g.zero_runs()), (runs, Vec::new()));
-    assert!(g.copy_complete(0, &mut [1; 4096]));
+    let mut bytes = [0; 4096];
+    assert!(g.copy_complete(0, &mut bytes));
+    assert_eq!(bytes, [1; 4096]);
+}
+
+#[test]
+fn zeroed_piece_by_piece_is_zeroed() {
+    let geometry = Geometry::new(1 << 20, 4096);
+    let is_zeroed = |g: &Generation| g.data_runs().is_empty() && g.block_runs(0..2) == [(0..1, false)];
+    let zeros = |at: u64, len: usize, g: &mut Generation| {
+        g.write(PreparedWrite::new(geometry, at, &vec![0; len]));
+    };
+    let mut g = Generation::new(geometry);
+    g.zero(0, 3000);
+    assert!(!is_zeroed(&g), "the rest is not known");
+    g.zero(500, 3596);
+    assert!(is_zeroed(&g) && g.buffered_bytes() == 0 && g.partial_blocks().is_empty());
+    zeros(17, 4, &mut g);
+    assert!(is_zeroed(&g), "zeros over zeros");
+    g.write(PreparedWrite::new(geometry, 0, &[1; 4096]));
+    zeros(0, 4095, &mut g);
+    assert!(!is_zeroed(&g), "one byte is left");
+    zeros(4095, 1, &mut g);
+    assert!(is_zeroed(&g), "written over in pieces");
 }
