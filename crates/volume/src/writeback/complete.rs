@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::select;
@@ -43,19 +42,17 @@ pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay, may_r
     let mut settling = Settling::default();
     let watch = async {
         loop {
-            tokio::time::sleep(SETTLED_AFTER).await;
-            settling.look(overlay);
+            settling.look_again(overlay).await;
         }
     };
     select(pin!(watch), may_read).await;
     loop {
-        let Settled { generation, partial } = std::mem::take(&mut settling.settled);
+        let (generation, settled) = (settling.generation, std::mem::take(&mut settling.settled));
         let complete = |block, in_block, bytes: &[u8]| overlay.complete(generation, block, in_block, bytes);
-        if read_gaps(engine, partial, complete, || {}).await.is_err() {
+        if read_gaps(engine, settled, complete, || {}).await.is_err() {
             return;
         }
-        tokio::time::sleep(SETTLED_AFTER).await;
-        settling.look(overlay);
+        settling.look_again(overlay).await;
     }
 }
 
@@ -64,27 +61,23 @@ pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay, may_r
 struct Settling {
     generation: u64,
     seen: BTreeSet<BlockIndex>,
-    settled: Settled,
-}
-
-#[derive(Default)]
-struct Settled {
-    generation: u64,
-    partial: Vec<PartialBlock>,
+    settled: Vec<PartialBlock>,
 }
 
 impl Settling {
-    fn look(&mut self, overlay: &Overlay) {
+    async fn look_again(&mut self, overlay: &Overlay) {
+        tokio::time::sleep(SETTLED_AFTER).await;
         let (generation, mut partial) = overlay.partial_blocks();
         let seen = partial.iter().map(|(block, _)| *block).collect();
         let before = std::mem::replace(&mut self.seen, seen);
         let is_same = std::mem::replace(&mut self.generation, generation) == generation;
         partial.retain(|(block, _)| is_same && before.contains(block));
-        self.settled = Settled { generation, partial };
+        self.settled = partial;
     }
 }
 
-/// Reads the gaps from the published state, many at once, and hands over each; `all_begun` is called with the last.
+/// Reads the gaps from the published state, many at once, and hands over each. `all_begun` is called once the last has
+/// begun.
 async fn read_gaps(
     engine: &dyn Engine,
     partial: Vec<PartialBlock>,
@@ -100,15 +93,13 @@ async fn read_gaps(
     let groups = engine.grouped(partial.into_iter().map(in_volume).collect());
     let complete = &complete;
     let mut all_begun = Some(all_begun);
-    // Asked for one more than there are, the stream says that all of them were begun.
-    let at_the_end = futures::stream::poll_fn(move |_| {
+    let at_the_end = std::iter::from_fn(move || {
         if let Some(all_begun) = all_begun.take() {
             all_begun();
         }
-        Poll::Ready(None)
+        None
     });
-    futures::stream::iter(groups)
-        .chain(at_the_end)
+    futures::stream::iter(groups.into_iter().chain(at_the_end))
         .map(|ranges| async move {
             let mut each = |number: usize, bytes: &[u8]| {
                 let start = ranges[number].start;
@@ -124,7 +115,8 @@ async fn read_gaps(
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
-    use tokio::time::Instant;
+    use futures::future::BoxFuture;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::engine::Beside;
@@ -142,6 +134,17 @@ mod tests {
         published.expect("it is whole");
         overlay.drop_frozen();
         (engine, overlay)
+    }
+
+    /// Blocks are looked at, three times by now, and not read before the sender says so.
+    async fn watching<'a>(
+        engine: &'a MemoryEngine,
+        overlay: &'a Overlay,
+    ) -> (oneshot::Sender<()>, BoxFuture<'a, ()>) {
+        let (may, may_read) = oneshot::channel();
+        let mut ahead = complete_ahead(engine, overlay, may_read).boxed();
+        assert!(timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        (may, ahead)
     }
 
     fn partial(overlay: &Overlay) -> Vec<u64> {
@@ -170,9 +173,7 @@ mod tests {
     async fn what_settled_while_nothing_might_be_read_is_read_at_once() {
         let (engine, overlay) = sevens().await;
         overlay.write(BLOCK + 100, b"new");
-        let (may, may_read) = oneshot::channel();
-        let mut ahead = pin!(complete_ahead(&engine, &overlay, may_read));
-        assert!(tokio::time::timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        let (may, mut ahead) = watching(&engine, &overlay).await;
         // Written since the last look: its stream may still go on.
         overlay.write(5 * BLOCK + 100, b"new");
         assert_eq!(partial(&overlay), [1, 5], "nothing was read yet");
@@ -182,7 +183,7 @@ mod tests {
         let mut bytes = [0; 105];
         assert!(overlay.read(BLOCK, &mut bytes).is_empty());
         assert_eq!(bytes[98..], *b"\x07\x07new\x07\x07");
-        assert!(tokio::time::timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        assert!(timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
         assert!(partial(&overlay).is_empty());
     }
 
@@ -190,14 +191,11 @@ mod tests {
     async fn what_settled_in_a_generation_frozen_since_is_completed_there_or_not_at_all() {
         let (engine, overlay) = sevens().await;
         overlay.write(BLOCK + 100, b"old");
-        let (may, may_read) = oneshot::channel();
-        let mut ahead = pin!(complete_ahead(&engine, &overlay, may_read));
-        assert!(tokio::time::timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        let (may, mut ahead) = watching(&engine, &overlay).await;
         let frozen = overlay.freeze();
         overlay.write(BLOCK + 200, b"new");
         may.send(()).expect("somebody waits");
-        let until = Instant::now() + 4 * SETTLED_AFTER;
-        assert!(tokio::time::timeout_at(until, &mut ahead).await.is_err());
+        assert!(timeout(4 * SETTLED_AFTER, &mut ahead).await.is_err());
         assert!(frozen.with(|g| g.partial_blocks().is_empty()));
         assert!(
             partial(&overlay).is_empty(),

@@ -9,8 +9,9 @@
 //! | wholly written | a buffer | all of it |
 //! | zeroed | membership of a range set | zeros |
 //!
-//! A block is never both buffered and zeroed, and one that is known to be all zeros is zeroed. Memory is counted as whole blocks from the first byte on, so a
-//! partly written block that is completed before it is published needs no memory that was not counted.
+//! A block is never both buffered and zeroed, and one that is known to be all zeros is zeroed. Memory is counted as whole
+//! blocks from the first byte on, so a partly written block that is completed before it is published needs no memory that
+//! was not counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -34,6 +35,15 @@ enum Coverage {
     Full,
     /// These ranges, in bytes from the block's start.
     Partial(RangeSet<u32>),
+}
+
+/// How much of a buffered block is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    InPart,
+    Whole,
+    /// All of it, and it is all zeros.
+    Zeros,
 }
 
 /// A buffered block: always `block_size` bytes, zero where nothing was written.
@@ -217,14 +227,17 @@ impl Generation {
             }
         });
         entry.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
-        entry.cover(range, geometry.block_len(block));
-        if entry.coverage != Coverage::Full {
-            self.partial.insert(block.0);
-            return;
-        }
-        self.partial.remove(&block.0);
-        // Zeroed piece by piece is zeroed, too.
-        if is_zero(bytes) && is_zero(&entry.bytes) {
+        let held = entry.cover(range, geometry.block_len(block));
+        self.note(block, held);
+    }
+
+    /// Keeps account of a buffered block some bytes of which came in.
+    fn note(&mut self, block: BlockIndex, held: Held) {
+        match held {
+            Held::InPart => self.partial.insert(block.0),
+            Held::Whole | Held::Zeros => self.partial.remove(&block.0),
+        };
+        if held == Held::Zeros {
             self.blocks.remove(&block.0);
             self.zeroed.insert(block.0..block.0 + 1);
         }
@@ -328,14 +341,8 @@ impl Generation {
                 entry.bytes[gap.start as usize..gap.end as usize].copy_from_slice(&bytes[from]);
             }
         }
-        entry.cover(range, len);
-        if entry.coverage == Coverage::Full {
-            self.partial.remove(&block.0);
-        }
-        if entry.coverage == Coverage::Full && is_zero(&entry.bytes) {
-            self.blocks.remove(&block.0);
-            self.zeroed.insert(block.0..block.0 + 1);
-        }
+        let held = entry.cover(range, len);
+        self.note(block, held);
     }
 
     /// Runs of consecutive buffered blocks, ascending. Every block must be complete before it is published.
@@ -385,12 +392,21 @@ impl Generation {
 }
 
 impl BufferedBlock {
-    fn cover(&mut self, range: Range<u32>, block_len: u32) {
+    /// These bytes came in.
+    fn cover(&mut self, range: Range<u32>, block_len: u32) -> Held {
+        let came_in = range.start as usize..range.end as usize;
         if let Coverage::Partial(written) = &mut self.coverage {
             written.insert(range);
-            if written.gaps(&(0..block_len)).next().is_none() {
-                self.coverage = Coverage::Full;
+            if written.gaps(&(0..block_len)).next().is_some() {
+                return Held::InPart;
             }
+            self.coverage = Coverage::Full;
+        }
+        // Most blocks are told by what came in.
+        if is_zero(&self.bytes[came_in]) && is_zero(&self.bytes) {
+            Held::Zeros
+        } else {
+            Held::Whole
         }
     }
 

@@ -1,8 +1,8 @@
 //! One attempt to publish a frozen generation, and to record that it is published.
 
+use std::pin::pin;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use futures::future::{Either, select};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -59,7 +59,8 @@ impl Publisher {
                 let engine = self.engine.as_ref();
                 let (all_begun, may_read) = oneshot::channel();
                 let publish = async {
-                    let all_begun = || all_begun.send(()).unwrap_or_default();
+                    // Nobody listens any more once reading ahead has failed.
+                    let all_begun = || _ = all_begun.send(());
                     complete_partial_blocks(engine, &frozen, all_begun).await?;
                     // The one before is recorded by the time this one is published: at most one is not.
                     engine.publish(frozen, beside).await
@@ -68,7 +69,7 @@ impl Publisher {
                     let _turn = self.ahead.lock().await;
                     complete_ahead(engine, &self.overlay, may_read).await;
                 };
-                let checkpoint = match select(publish.boxed(), ahead.boxed()).await {
+                let checkpoint = match select(pin!(publish), pin!(ahead)).await {
                     Either::Left((published, _)) => published?,
                     Either::Right(((), publish)) => publish.await?,
                 };
