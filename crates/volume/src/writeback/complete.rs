@@ -143,7 +143,7 @@ mod tests {
     ) -> (oneshot::Sender<()>, BoxFuture<'a, ()>) {
         let (may, may_read) = oneshot::channel();
         let mut ahead = complete_ahead(engine, overlay, may_read).boxed();
-        assert!(timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
+        assert!(timeout(SETTLED_AFTER * 7 / 2, &mut ahead).await.is_err());
         (may, ahead)
     }
 
@@ -183,8 +183,10 @@ mod tests {
         let mut bytes = [0; 105];
         assert!(overlay.read(BLOCK, &mut bytes).is_empty());
         assert_eq!(bytes[98..], *b"\x07\x07new\x07\x07");
-        assert!(timeout(3 * SETTLED_AFTER, &mut ahead).await.is_err());
-        assert!(partial(&overlay).is_empty());
+        assert!(timeout(SETTLED_AFTER * 3 / 2, &mut ahead).await.is_err());
+        assert_eq!(partial(&overlay), [5], "looked at once");
+        assert!(timeout(SETTLED_AFTER, &mut ahead).await.is_err());
+        assert!(partial(&overlay).is_empty(), "looked at twice");
     }
 
     #[tokio::test(start_paused = true)]
