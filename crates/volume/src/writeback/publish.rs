@@ -59,7 +59,7 @@ impl Publisher {
                 let engine = self.engine.as_ref();
                 let (all_begun, may_read) = oneshot::channel();
                 let publish = async {
-                    // Nobody listens any more once reading ahead has failed.
+                    // Who waits for it is here as long as this is.
                     let all_begun = || _ = all_begun.send(());
                     complete_partial_blocks(engine, &frozen, all_begun).await?;
                     // The one before is recorded by the time this one is published: at most one is not.
