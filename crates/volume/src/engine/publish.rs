@@ -268,14 +268,22 @@ impl Owner {
         Ok(())
     }
 
-    /// Publishes what was applied, with the flush that does not roll back.
+    /// Publishes what was applied: one attempt, over the inode that this owner opened or stored last.
+    ///
+    /// Not with `HyperTrait::flush`: after a 429 or a 5xx that reads the inode anew, takes another writer's for its base,
+    /// and publishes over it without asking for the lease (`refresh_bmap` in hyperfile 0.14.0). Here any failure is the
+    /// caller's, who recovers: the lease first, then the stored state, then the generation again.
     async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
         let attempted = Mark::of_container(self.container()?);
         // Also if the engine panics.
         self.attempted.push(attempted);
         let container = self.container()?;
         container.flush_timing_reset();
-        let flushed = HyperTrait::flush(container).await;
+        HyperTrait::check_writable(container)
+            .map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
+        let lock = container.flush_lock().await;
+        let flushed = container.flush_process().await;
+        container.flush_unlock(lock);
         let took = container.flush_timing().snapshot();
         let segment = flushed.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
         self.attempted.clear();

@@ -3,6 +3,7 @@
 // The layout of the nested futures of the engine and the SDK is deep.
 #![recursion_limit = "256"]
 
+mod busy_store;
 mod completion;
 mod container;
 mod damage;
