@@ -73,6 +73,17 @@ pub enum VolumeError {
         /// The volume's URL.
         url: String,
     },
+    /// What a deletion that was interrupted, or other tools, left of an earlier volume.
+    #[error(
+        "{found} is left of an earlier volume at {url}; hypernbd delete {url} ends a deletion that was interrupted; else \
+         remove what is there, or choose another URL"
+    )]
+    Leftovers {
+        /// The URL of the volume that was to be created.
+        url: String,
+        /// Key of an object that is there.
+        found: String,
+    },
     /// Another writer took the volume over.
     #[error("this server is fenced: {reason}; it will not write to the volume again")]
     Fenced {
@@ -174,7 +185,7 @@ impl VolumeError {
             Self::InvalidInput(_) => ErrorKind::InvalidInput,
             Self::ReadOnly => ErrorKind::ReadOnly,
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            Self::AlreadyExists { .. } | Self::Leftovers { .. } => ErrorKind::AlreadyExists,
             Self::Fenced { .. } => ErrorKind::Fenced,
             Self::UnsafeStore { .. } => ErrorKind::Unsupported,
             Self::Held { .. } => ErrorKind::Busy,

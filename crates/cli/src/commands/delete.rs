@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use anyhow::{Result, bail};
-use hypernbd_volume::admin;
+use hypernbd_volume::admin::{self, IfDamaged};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
@@ -24,6 +24,10 @@ pub struct Args {
     /// Delete even while a server holds the volume; that server fails from then on
     #[arg(long)]
     pub takeover: bool,
+
+    /// Delete even where damage hides whether a server holds the volume; make sure that none does
+    #[arg(long)]
+    pub damaged: bool,
 }
 
 /// What to do where nobody can be asked, since standard input is no terminal.
@@ -53,7 +57,12 @@ pub async fn delete(args: &Args, store: &StoreOptions, unasked: Unasked) -> Resu
     if !args.yes && !confirmed(unasked)? {
         bail!("nothing was deleted");
     }
-    let done = admin::delete(&args.url, store, &lease(args.takeover)).await?;
+    let if_damaged = if args.damaged {
+        IfDamaged::Delete
+    } else {
+        IfDamaged::Refuse
+    };
+    let done = admin::delete(&args.url, store, &lease(args.takeover), if_damaged).await?;
     output::line(format_args!(
         "deleted {}: {} objects, {}",
         args.url,

@@ -4,7 +4,7 @@ use super::{VolumeInfo, delete, info, label};
 use crate::engine::container;
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
-use crate::store;
+use crate::store::{self, Store, probe};
 use crate::url::VolumeUrl;
 
 /// Block size of a volume unless another is asked for; chosen by measurement (docs/benchmarking.md).
@@ -41,11 +41,15 @@ pub(super) fn check_size(size_bytes: u64, block_size_bytes: u32) -> Result<(), V
     Ok(())
 }
 
-/// Creates a volume. Nothing is left behind when it fails.
+/// Creates a volume, where nothing of an earlier one is left.
+///
+/// The label comes first and the inode, whole, last: an interruption leaves no volume, but a label that [`delete`] removes.
+///
+/// [`delete`]: super::delete()
 ///
 /// # Errors
-/// [`VolumeError::AlreadyExists`] when there is one at `url`; [`VolumeError::InvalidInput`] for a size that makes no
-/// sense, before anything is written.
+/// [`VolumeError::AlreadyExists`] when there is one at `url`; [`VolumeError::Leftovers`] when part of one is;
+/// [`VolumeError::InvalidInput`] for a size that makes no sense, before anything is written.
 pub async fn create(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -53,32 +57,68 @@ pub async fn create(
 ) -> Result<VolumeInfo, VolumeError> {
     check_size(options.size_bytes, options.block_size_bytes)?;
     let store = store::connect_for_create(url, store_options).await?;
-    let size = options.size_bytes as usize;
-    let block_size = options.block_size_bytes;
-    let created = super::on_owner_thread({
-        let store = store.clone();
-        move || async move {
-            let mut container = container::create(&store, block_size).await?;
-            if size > 0 {
-                container.truncate(size).await?;
-            }
-            Ok(())
-        }
-    })
-    .await;
-    match created {
-        Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(VolumeError::AlreadyExists { url: url.to_string() });
-        }
-        Err(e) => return Err(VolumeError::engine(format!("creating a volume at {url}"), e)),
+    if let Err(e) = check_empty(&store).await {
+        // Of a directory that was made for it.
+        store.remove_if_empty().await?;
+        return Err(e);
     }
-    if let Err(e) = label::ensure(&store).await {
-        // Half a volume is worse than none.
-        if let Err(undo) = delete::remove(&store, store_options, None).await {
-            log::warn!("could not remove the half-made volume at {url}: {}", undo.chain());
+    let label_key = store.meta_key(label::NAME);
+    let labelled = label::make(&store).await;
+    if let Err(e) = labelled {
+        if !matches!(e, VolumeError::Leftovers { .. }) {
+            undo(&store, &label_key).await;
         }
         return Err(e);
     }
-    info(url, store_options).await
+    let CreateOptions {
+        size_bytes,
+        block_size_bytes,
+    } = *options;
+    let created = super::on_owner_thread({
+        let store = store.clone();
+        move || async move { container::create(&store, block_size_bytes, size_bytes).await }
+    })
+    .await;
+    match created {
+        Ok(()) => info(url, store_options).await,
+        // Another tool was faster. The label is its volume's by now.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            Err(VolumeError::AlreadyExists { url: url.to_string() })
+        }
+        Err(e) => {
+            // The answer alone may be lost: what is there is whole then, and is removed before its label.
+            undo(&store, &store.data_key("inode")).await;
+            undo(&store, &label_key).await;
+            Err(VolumeError::engine(format!("creating a volume at {url}"), e))
+        }
+    }
+}
+
+async fn undo(store: &Store, key: &str) {
+    if let Err(e) = store.delete(key).await {
+        log::warn!("{key} is left of a volume that could not be created: {e}");
+    }
+    if let Err(e) = store.remove_if_empty().await {
+        log::warn!("the directory of a volume that could not be created is left: {e}");
+    }
+}
+
+/// Looks whether anything of a volume is there.
+async fn check_empty(store: &Store) -> Result<(), VolumeError> {
+    if store.head(&store.data_key("inode")).await?.is_some() {
+        return Err(VolumeError::AlreadyExists {
+            url: store.url.to_string(),
+        });
+    }
+    match delete::objects(store)
+        .await?
+        .into_iter()
+        .find(|o| !probe::is_memory(store, &o.key))
+    {
+        Some(object) => Err(VolumeError::Leftovers {
+            url: store.url.to_string(),
+            found: object.key,
+        }),
+        None => Ok(()),
+    }
 }

@@ -1,5 +1,7 @@
 //! `delete`: a volume and all that is kept beside it.
 
+use std::sync::Arc;
+
 use futures::StreamExt;
 use serde::Serialize;
 
@@ -7,7 +9,7 @@ use super::{info, label, wal};
 use crate::error::{ErrorKind, VolumeError};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store::{self, ObjectEntry, Store};
+use crate::store::{self, ObjectEntry, Store, StoreErrorKind, probe};
 use crate::url::VolumeUrl;
 
 const INODE: &str = "inode";
@@ -39,13 +41,18 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
     let size_bytes = match info::of_store(store).await {
         Ok(info) => info.size_bytes,
         // A deletion that was interrupted has taken the inode and left the label, which goes last.
-        Err(VolumeError::NotFound { .. }) if label::load(store).await?.is_some() => 0,
-        Err(e @ VolumeError::NotFound { .. }) => return Err(e),
+        Err(e @ VolumeError::NotFound { .. }) => {
+            if !has_leftovers(store).await? {
+                return Err(e);
+            }
+            0
+        }
         // A volume too damaged to be read can still be deleted.
-        Err(e) => {
+        Err(e) if may_be_damage(&e) => {
             log::warn!("the size of {} cannot be told: {}", store.url, e.chain());
             0
         }
+        Err(e) => return Err(e),
     };
     let mut plan = DeletePlan {
         url: store.url.to_string(),
@@ -60,6 +67,21 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
     Ok(plan)
 }
 
+/// Whether something of a volume lies beside its container, where nothing is but what this project puts there.
+async fn has_leftovers(store: &Store) -> Result<bool, VolumeError> {
+    let beside = store.list(&store.meta_key("")).await?;
+    Ok(beside.iter().any(|o| !probe::is_memory(store, &o.key)))
+}
+
+/// What becomes of a volume of which damage hides whether a server holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfDamaged {
+    /// It stays, and the caller is told.
+    Refuse,
+    /// It is deleted: the user says that no server runs on it.
+    Delete,
+}
+
 /// Deletes the volume: its inode first, so that what an interruption leaves is no volume any more, its label last, so
 /// that the deletion can be taken up again.
 ///
@@ -67,35 +89,68 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
 /// that are not a container's are left alone.
 ///
 /// # Errors
-/// [`VolumeError::NotFound`] when there is none, [`VolumeError::Held`] when a server has it open for writing.
+/// [`VolumeError::NotFound`] when there is none, [`VolumeError::Held`] when a server has it open for writing; any failure
+/// of finding that out, and then nothing is deleted.
 pub async fn delete(
     url: &VolumeUrl,
     store_options: &StoreOptions,
     lease_options: &LeaseOptions,
+    if_damaged: IfDamaged,
 ) -> Result<DeletePlan, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let plan = plan(&store).await?;
-    let lease = match super::take_lease(&store, store_options, lease_options).await {
-        Ok(lease) => Some(lease),
-        Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
-        // After a deletion that was interrupted there is no inode, and nothing to shut anybody out of.
-        Err(e) if e.kind() == ErrorKind::NotFound => None,
-        // A volume too damaged to be opened can still be deleted.
-        Err(e) => {
-            log::warn!(
-                "it cannot be told whether a server holds {}: {}",
-                store.url,
-                e.chain()
-            );
-            None
-        }
-    };
+    let lease = lease_for(&store, store_options, lease_options, if_damaged).await?;
     remove(&store, store_options, lease.as_deref()).await?;
     Ok(plan)
 }
 
+/// The lease of a volume that is to be deleted. `None` where there is none to take: after a deletion that was interrupted,
+/// and where damage is in the way and the user allows for it.
+async fn lease_for(
+    store: &Store,
+    store_options: &StoreOptions,
+    lease_options: &LeaseOptions,
+    if_damaged: IfDamaged,
+) -> Result<Option<Arc<Lease>>, VolumeError> {
+    let taken = async {
+        // Without an inode there is nothing to shut anybody out of.
+        if store.head(&store.data_key(INODE)).await?.is_none() {
+            return Ok(None);
+        }
+        super::take_lease(store, store_options, lease_options)
+            .await
+            .map(Some)
+    };
+    match taken.await {
+        Err(e) if may_be_damage(&e) && if_damaged == IfDamaged::Delete => {
+            log::warn!(
+                "deleted although damage hides whether a server holds {}: {}",
+                store.url,
+                e.chain()
+            );
+            Ok(None)
+        }
+        Err(e) if may_be_damage(&e) => Err(VolumeError::Corrupt {
+            what: format!("what tells whether a server holds {}", store.url),
+            reason: format!(
+                "{}; nothing was deleted: stop every server of the volume, then delete it with --damaged",
+                e.chain()
+            ),
+        }),
+        other => other,
+    }
+}
+
+/// Whether what is stored may be at fault, rather than the way to the store or the right to use it.
+fn may_be_damage(e: &VolumeError) -> bool {
+    match e {
+        VolumeError::Store(e) => matches!(e.kind, StoreErrorKind::Corrupt | StoreErrorKind::Other),
+        e => e.kind() == ErrorKind::Corrupt,
+    }
+}
+
 /// Removes what belongs to the volume.
-pub(super) async fn remove(
+async fn remove(
     store: &Store,
     store_options: &StoreOptions,
     lease: Option<&Lease>,
@@ -127,7 +182,7 @@ pub(super) async fn remove(
 }
 
 /// Everything stored for the volume.
-async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeError> {
+pub(super) async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeError> {
     let root = store.data_key("");
     let mut objects = store.list(&root).await?;
     objects.retain(|o| o.key.strip_prefix(&root).is_some_and(is_container_object));

@@ -46,11 +46,7 @@ pub async fn ensure(store: &Store) -> Result<Label, VolumeError> {
     if let Some(label) = load(store).await? {
         return Ok(label);
     }
-    let label = Label {
-        volume_id: uuid::Uuid::new_v4().to_string(),
-        created_ms: now_ms(),
-    };
-    let body = serde_json::to_vec(&label).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    let (label, body) = new_label()?;
     match store.put_create_only(&store.meta_key(NAME), body).await {
         Ok(_) => Ok(label),
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => load(store)
@@ -58,4 +54,30 @@ pub async fn ensure(store: &Store) -> Result<Label, VolumeError> {
             .ok_or_else(|| VolumeError::Internal("a label appeared and vanished again".into())),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Makes the label of a new volume. One that is there already is not believed.
+///
+/// # Errors
+/// [`VolumeError::Leftovers`] when there is one; when the store fails.
+pub(super) async fn make(store: &Store) -> Result<Label, VolumeError> {
+    let key = store.meta_key(NAME);
+    let (label, body) = new_label()?;
+    match store.put_create_only(&key, body).await {
+        Ok(_) => Ok(label),
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::Leftovers {
+            url: store.url.to_string(),
+            found: key,
+        }),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn new_label() -> Result<(Label, Vec<u8>), VolumeError> {
+    let label = Label {
+        volume_id: uuid::Uuid::new_v4().to_string(),
+        created_ms: now_ms(),
+    };
+    let body = serde_json::to_vec(&label).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    Ok((label, body))
 }

@@ -3,16 +3,20 @@
 use std::io;
 use std::sync::Arc;
 
+use btree_ondisk::bmap::BMap;
 use hyperfile::config::{
     FlushConflictPolicy, HyperFileConfig, HyperFileConfigBuilder, HyperFileMetaConfig, HyperFileRuntimeConfig,
 };
 use hyperfile::file::file::HyperFile;
 use hyperfile::file::flags::{FileFlags, HyperFileFlags};
 use hyperfile::file::mode::{FileMode, HyperFileMode};
+use hyperfile::inode::{FlushInodeFlag, Inode};
 use hyperfile::meta_format::BlockPtrFormat;
+use hyperfile::ondisk::InodeRaw;
 use hyperfile::staging::Staging;
 use hyperfile::staging::config::StagingConfig;
 use hyperfile::staging::s3::S3Staging;
+use hyperfile::{BMapUserData, BlockPtr};
 
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
@@ -59,11 +63,11 @@ pub fn config(store: &Store, meta: &HyperFileMetaConfig) -> HyperFileConfig {
         .build()
 }
 
-/// Creates an empty container of this block size.
+/// Creates an empty container of this block size and length, with one request: it is there whole or not at all.
 ///
 /// # Errors
 /// `AlreadyExists` when there is one.
-pub async fn create(store: &Store, block_size_bytes: u32) -> io::Result<Container> {
+pub async fn create(store: &Store, block_size_bytes: u32, size_bytes: u64) -> io::Result<()> {
     let meta = HyperFileMetaConfig {
         data_block_size: block_size_bytes as usize,
         block_ptr_format: BlockPtrFormat::PartedSegment,
@@ -72,8 +76,23 @@ pub async fn create(store: &Store, block_size_bytes: u32) -> io::Result<Containe
     let config = config(store, &meta);
     let staging = S3Staging::create(&store.client, config.staging.clone(), config.runtime.clone()).await?;
     let loader = Staging::<NodeLoader>::to_block_loader(&staging);
-    let mode = HyperFileMode::from_mode(FileMode::default_file());
-    Container::new(staging, loader, IndexCache::default(), config, read_write(), mode).await
+    let index = BMap::<u64, BlockPtr, BlockPtr, _, _>::new(
+        meta.root_size,
+        meta.meta_block_size,
+        loader,
+        IndexCache::default(),
+    )?;
+    index.set_userdata(BMapUserData::new(meta.block_ptr_format).as_u32());
+    let mut inode = Inode::default_file()
+        .with_mode(&HyperFileMode::from_mode(FileMode::default_file()))
+        .with_meta_config(&meta);
+    inode.set_size(size_bytes as usize);
+    let mut root = InodeRaw::default().i_bmap;
+    root.copy_from_slice(index.as_slice());
+    let raw = inode.to_raw(root);
+    Staging::<NodeLoader>::flush_inode(&staging, raw.as_u8_slice(), &None, FlushInodeFlag::Create, None)
+        .await?;
+    Ok(())
 }
 
 /// Opens the container; writable unless `is_read_only`.

@@ -113,6 +113,11 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
     Ok(())
 }
 
+/// Whether this is the object that remembers of a store that it is safe: it tells of no volume.
+pub(crate) fn is_memory(store: &Store, key: &str) -> bool {
+    key == store.meta_key(NAME)
+}
+
 /// Whether the store is known to be safe.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::fixture::{Fixture, pattern};
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
+use hypernbd_volume::admin::IfDamaged;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
 use hypernbd_volume::engine::{Beside, Engine};
@@ -281,8 +282,13 @@ fn creating_twice_is_refused_and_deleting_leaves_nothing() {
     f.remove("inode");
     assert_eq!(f.try_open().err().unwrap().kind(), ErrorKind::NotFound);
     f.put("not-ours.txt");
-    f.run(admin::delete(&f.url, &f.store_options, &LeaseOptions::default()))
-        .unwrap();
+    f.run(admin::delete(
+        &f.url,
+        &f.store_options,
+        &LeaseOptions::default(),
+        IfDamaged::Refuse,
+    ))
+    .unwrap();
     assert_eq!(
         f.objects(),
         ["volume/not-ours.txt"],
@@ -302,9 +308,84 @@ fn a_damaged_volume_is_refused_and_can_be_deleted() {
     f.open().write(0, &[1; 5000], true).unwrap();
     f.damage_everything();
     assert!(f.try_open().is_err());
-    f.run(admin::delete(&f.url, &f.store_options, &LeaseOptions::default()))
-        .unwrap();
+    let delete = |if_damaged| {
+        let lease = LeaseOptions::default();
+        f.run(admin::delete(&f.url, &f.store_options, &lease, if_damaged))
+    };
+    let before = f.objects();
+    let refused = delete(IfDamaged::Refuse).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    assert!(refused.to_string().contains("--damaged"), "{refused}");
+    assert_eq!(f.objects(), before, "nothing was deleted");
+    delete(IfDamaged::Delete).unwrap();
     assert_eq!(f.objects(), Vec::<String>::new());
+}
+
+/// A server may hold a volume whose lease cannot be read.
+#[test]
+fn a_volume_whose_lease_is_damaged_is_not_deleted_under_its_server() {
+    let f = Fixture::new();
+    f.create(MIB, 4096);
+    let volume = f.open();
+    volume.write(0, &pattern(1, 4096), true).unwrap();
+    let store = f.store().unwrap();
+    f.run(store.put(&store.meta_key("lease"), "{")).unwrap();
+    let lease = LeaseOptions::default();
+    let deleted = f.run(admin::delete(&f.url, &f.store_options, &lease, IfDamaged::Refuse));
+    assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(f.read(&volume, 0, 4096) == pattern(1, 4096));
+    assert!(f.objects().contains(&store.data_key("inode")));
+}
+
+/// What a deletion has left may hold the id of the volume that was, and with it the key to its caches and its log.
+#[test]
+fn no_volume_is_created_upon_what_is_left_of_another() {
+    let options = admin::CreateOptions {
+        size_bytes: MIB,
+        block_size_bytes: 4096,
+    };
+    for is_label_alone in [false, true] {
+        let f = Fixture::new();
+        f.create(MIB, 4096);
+        let volume = f.open();
+        volume.write(0, &pattern(1, 4096), true).unwrap();
+        volume.close(Duration::from_secs(30)).unwrap();
+        let id = || f.run(admin::info(&f.url, &f.store_options)).unwrap().volume_id;
+        let first_id = id();
+        // A deletion takes the inode first and the label last.
+        f.remove("inode");
+        let store = f.store().unwrap();
+        if is_label_alone {
+            for key in f.objects().iter().filter(|key| !key.ends_with("volume.json")) {
+                f.remove_meta(key);
+            }
+        }
+        let before = f.objects();
+        let refused = f
+            .run(admin::create(&f.url, &f.store_options, &options))
+            .unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+        assert!(refused.to_string().contains("hypernbd delete"), "{refused}");
+        assert_eq!(f.objects(), before, "nothing was changed");
+        let lease = LeaseOptions::default();
+        f.run(admin::delete(&f.url, &f.store_options, &lease, IfDamaged::Refuse))
+            .unwrap();
+        assert_eq!(f.objects(), Vec::<String>::new());
+        f.create(MIB, 4096);
+        assert_ne!(id(), first_id);
+        assert!(f.run(store.head(&store.meta_key("lease"))).unwrap().is_none());
+    }
+}
+
+/// The label is there before the container: a creation that was interrupted is no volume, and is cleared away as a
+/// deletion is.
+#[test]
+fn a_creation_that_was_interrupted_leaves_no_volume() {
+    let f = Fixture::new();
+    f.create(MIB, 4096);
+    f.remove("inode");
+    assert_eq!(f.try_open().err().unwrap().kind(), ErrorKind::NotFound);
+    assert_eq!(f.objects(), ["volume.meta/volume.json"]);
 }
 
 #[test]

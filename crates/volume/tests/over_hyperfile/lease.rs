@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use hypernbd_volume::admin::IfDamaged;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
 use hypernbd_volume::engine::{Engine, Ownership};
@@ -284,7 +285,8 @@ fn an_open_by_an_earlier_look_finds_what_changed_since() {
 
     let seen = look().unwrap();
     let lease = LeaseOptions::default();
-    f.run(admin::delete(&f.url, &f.store_options, &lease)).unwrap();
+    f.run(admin::delete(&f.url, &f.store_options, &lease, IfDamaged::Refuse))
+        .unwrap();
     assert_eq!(open(seen.clone()).err().unwrap().kind(), ErrorKind::NotFound);
     f.create(16 * MIB, 4096);
     let made_again = open(seen).unwrap();
@@ -359,7 +361,7 @@ fn the_verbs_that_change_a_volume_respect_its_server_unless_told_to_take_over() 
     volume.write(0, &pattern(1, 4096), true).unwrap();
     let resized = f.run(admin::resize(&f.url, &f.store_options, 32 * MIB, false, &lease));
     assert_eq!(resized.unwrap_err().kind(), ErrorKind::Busy);
-    let deleted = f.run(admin::delete(&f.url, &f.store_options, &lease));
+    let deleted = f.run(admin::delete(&f.url, &f.store_options, &lease, IfDamaged::Refuse));
     assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Busy);
     volume.write(4096, &pattern(2, 4096), true).unwrap();
 
@@ -378,7 +380,13 @@ fn the_verbs_that_change_a_volume_respect_its_server_unless_told_to_take_over() 
     assert!(f.read(&next, 0, 4096) == pattern(1, 4096));
     assert!(f.read(&next, 4096, 4096) == pattern(2, 4096));
 
-    f.run(admin::delete(&f.url, &f.store_options, &by_force)).unwrap();
+    f.run(admin::delete(
+        &f.url,
+        &f.store_options,
+        &by_force,
+        IfDamaged::Refuse,
+    ))
+    .unwrap();
     next.write(0, &[1], false).unwrap();
     assert!(next.flush().is_err());
     let _ = next.close(LIMIT);
