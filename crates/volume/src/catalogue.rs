@@ -13,16 +13,20 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::now_ms;
-use crate::engine::Checkpoint;
+use crate::engine::{Checkpoint, CheckpointId, InodeCheck};
 use crate::error::VolumeError;
 use crate::log::marker::{self, Marker};
-use crate::store::{Store, StoreErrorKind};
+use crate::store::{ETag, ObjectEntry, Store, StoreErrorKind};
 
 /// One published checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogueEntry {
     /// Number of the checkpoint in the container.
     pub cno: u64,
+    /// What tells it from others of that number: an entry speaks for a container that has this very checkpoint. None in
+    /// entries of earlier releases, until the first open of this one marks the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<InodeCheck>,
     /// When it was published, in milliseconds since 1970-01-01 UTC, by the server's clock.
     pub published_ms: u64,
     /// Size of the volume at it, in bytes.
@@ -60,9 +64,30 @@ impl Recorder for NoRecorder {
     }
 }
 
+/// Where the entries are, below the volume's `.meta/`.
+pub(crate) const ENTRIES: &str = "checkpoints/";
+
 /// The key of an entry below the volume's `.meta/`.
 pub fn entry_name(cno: u64) -> String {
-    format!("checkpoints/{cno:010}")
+    format!("{ENTRIES}{cno:010}")
+}
+
+/// The numbers that have entries, ascending.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn numbers(store: &Store) -> Result<Vec<u64>, VolumeError> {
+    let listed = store.list(&store.meta_key(ENTRIES)).await?;
+    Ok(numbers_of(store, &listed))
+}
+
+/// The numbers of the entries among these objects.
+pub(crate) fn numbers_of(store: &Store, listed: &[ObjectEntry]) -> Vec<u64> {
+    let prefix = store.meta_key(ENTRIES);
+    let name = |o: &ObjectEntry| Some(o.key.strip_prefix(&prefix)?.to_owned());
+    // A name that entries do not have is somebody else's object.
+    let number = |name: String| name.parse().ok().filter(|&n| entry_name(n).ends_with(&name));
+    listed.iter().filter_map(name).filter_map(number).collect()
 }
 
 enum Message {
@@ -146,14 +171,19 @@ impl Recorder for Watermarks {
         };
         let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
         if write_entry(&self.store, &entry).await? {
+            self.marker.newest().set(checkpoint.id);
             return Ok(());
         }
         // An earlier attempt's answer was lost, or the next owner was faster: it has then replayed what this one would
         // now call published.
         match load_entry(&self.store, entry.cno).await? {
             Some(there)
-                if there.generation == generation && there.epoch == self.epoch && !there.is_repaired =>
+                if there.generation == generation
+                    && there.epoch == self.epoch
+                    && there.check == entry.check
+                    && !there.is_repaired =>
             {
+                self.marker.newest().set(checkpoint.id);
                 Ok(())
             }
             _ => Err(VolumeError::Fenced {
@@ -166,7 +196,8 @@ impl Recorder for Watermarks {
 impl CatalogueEntry {
     fn of(checkpoint: Checkpoint, generation: u64, epoch: u64) -> Self {
         Self {
-            cno: checkpoint.cno,
+            cno: checkpoint.id.cno,
+            check: Some(checkpoint.id.check),
             published_ms: now_ms(),
             size_bytes: checkpoint.size_bytes,
             epoch,
@@ -174,42 +205,10 @@ impl CatalogueEntry {
             is_repaired: false,
         }
     }
-}
 
-/// Makes sure that the newest published checkpoint has an entry, and returns the generation it says is published. An
-/// entry is missing when the server that published was killed before it could write it; the one added then says no more
-/// than the entry before it did. `seen` is an entry that was loaded before, perhaps that one.
-///
-/// # Errors
-/// When the store fails.
-pub async fn take_up(
-    store: &Store,
-    newest: Checkpoint,
-    modified_ms: u64,
-    epoch: u64,
-    seen: Option<CatalogueEntry>,
-) -> Result<u64, VolumeError> {
-    if newest.cno == 0 {
-        return Ok(0);
-    }
-    if let Some(entry) = seen.filter(|seen| seen.cno == newest.cno) {
-        return Ok(entry.generation);
-    }
-    loop {
-        if let Some(entry) = load_entry(store, newest.cno).await? {
-            return Ok(entry.generation);
-        }
-        let entry = CatalogueEntry {
-            cno: newest.cno,
-            published_ms: modified_ms,
-            size_bytes: newest.size_bytes,
-            epoch,
-            generation: generation_before(store, newest.cno).await?,
-            is_repaired: true,
-        };
-        if write_entry(store, &entry).await? {
-            return Ok(entry.generation);
-        }
+    /// Whether it is the entry of this very checkpoint. `None` when it does not say: one of an earlier release.
+    pub(crate) fn is_of(&self, id: CheckpointId) -> Option<bool> {
+        self.check.map(|check| (self.cno, check) == (id.cno, id.check))
     }
 }
 
@@ -220,7 +219,7 @@ pub async fn take_up(
 pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
     // The log's owner may have published nothing yet.
     let of_log = marker::load(store).await?.map_or(0, |(marker, _)| marker.epoch);
-    let entries = store.list(&store.meta_key("checkpoints/")).await?;
+    let entries = store.list(&store.meta_key(ENTRIES)).await?;
     for entry in entries.iter().rev() {
         if let Some((body, _)) = store.get(&entry.key).await?
             && let Ok(entry) = serde_json::from_slice::<CatalogueEntry>(&body)
@@ -231,38 +230,57 @@ pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
     Ok(of_log)
 }
 
-/// The generation of the newest entry before that of `cno`.
-async fn generation_before(store: &Store, cno: u64) -> Result<u64, VolumeError> {
-    let prefix = store.meta_key("checkpoints/");
-    let listed = store.list(&prefix).await?;
-    let known = listed
-        .iter()
-        .filter_map(|o| o.key.strip_prefix(&prefix)?.parse().ok());
-    match known.filter(|known: &u64| *known < cno).max() {
-        Some(known) => Ok(load_entry(store, known).await?.map_or(0, |e| e.generation)),
-        None => Ok(0),
-    }
-}
-
-/// The entry of a checkpoint, if there is one. Entries never change.
+/// The entry of a checkpoint, if there is one. Entries never change, but for the mark that one of an earlier release is
+/// given.
 ///
 /// # Errors
 /// When the store fails, or the entry is not one.
 pub(crate) async fn load_entry(store: &Store, cno: u64) -> Result<Option<CatalogueEntry>, VolumeError> {
+    Ok(load_entry_with(store, cno).await?.map(|(entry, _)| entry))
+}
+
+/// As [`load_entry`], with what identifies the write of it.
+///
+/// # Errors
+/// As [`load_entry`].
+pub(crate) async fn load_entry_with(
+    store: &Store,
+    cno: u64,
+) -> Result<Option<(CatalogueEntry, ETag)>, VolumeError> {
     let key = store.meta_key(&entry_name(cno));
-    let Some((body, _)) = store.get(&key).await? else {
+    let Some((body, etag)) = store.get(&key).await? else {
         return Ok(None);
     };
-    serde_json::from_slice(&body)
-        .map(Some)
-        .map_err(|e| VolumeError::Corrupt {
-            what: format!("the catalogue entry {key}"),
-            reason: e.to_string(),
-        })
+    let corrupt = |reason: String| VolumeError::Corrupt {
+        what: format!("the catalogue entry {key}"),
+        reason,
+    };
+    let entry: CatalogueEntry = serde_json::from_slice(&body).map_err(|e| corrupt(e.to_string()))?;
+    if entry.cno != cno {
+        return Err(corrupt(format!("it is that of checkpoint {}", entry.cno)));
+    }
+    Ok(Some((entry, etag)))
+}
+
+/// Puts `entry` in the place of the one of its number that was read with `before`; one that another owner changed stays.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn replace_entry(
+    store: &Store,
+    entry: &CatalogueEntry,
+    before: &ETag,
+) -> Result<(), VolumeError> {
+    let body = serde_json::to_vec(entry).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    let key = store.meta_key(&entry_name(entry.cno));
+    match store.put_if_match(&key, body, before).await {
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(()),
+        other => Ok(other.map(drop)?),
+    }
 }
 
 /// `false` when there is an entry already.
-async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<bool, VolumeError> {
+pub(crate) async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<bool, VolumeError> {
     let body = serde_json::to_vec(entry).map_err(|e| VolumeError::Internal(e.to_string()))?;
     match store
         .put_create_only(&store.meta_key(&entry_name(entry.cno)), body)

@@ -12,6 +12,7 @@ pub mod durability;
 pub mod engine;
 mod error;
 pub mod geometry;
+pub mod history;
 pub mod lease;
 pub mod log;
 pub mod options;

@@ -36,6 +36,16 @@ pub const LOG_FILTER_DEFAULT: &str = "warn";
 /// only errors are logged, unless `RUST_LOG` names it.
 pub const LOG_MODULE_NOISY: &str = "hyperfile::s3commons";
 
+/// What becomes of the log of the volume that this one is a copy of, where its marker was copied along.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum InheritedLog {
+    /// The open is refused, and says what to do: the log is the original's.
+    #[default]
+    Refuse,
+    /// It is read and replayed into the copy, and not changed.
+    Replay,
+}
+
 /// How a volume is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeOptions {
@@ -53,6 +63,10 @@ pub struct VolumeOptions {
     pub wal_url: Option<VolumeUrl>,
     /// Give up a log that cannot be used, with the writes flushed to it since the last checkpoint.
     pub discard_wal: bool,
+    /// A volume that is found in another place than it was made in was moved, and is no copy.
+    pub adopt: bool,
+    /// What becomes of the log of the volume that this one is a copy of.
+    pub inherited_log: InheritedLog,
     /// Refuse every write and change nothing on the store.
     pub read_only: bool,
     /// How the volume is kept from other servers.
@@ -69,6 +83,8 @@ impl Default for VolumeOptions {
             read_cache: ReadCacheConfig::default(),
             wal_url: None,
             discard_wal: false,
+            adopt: false,
+            inherited_log: InheritedLog::default(),
             read_only: false,
             lease: LeaseOptions::default(),
         }

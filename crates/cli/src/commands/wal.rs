@@ -15,7 +15,7 @@ use crate::output;
 pub enum Command {
     /// Show whether a log holds writes that are not published
     Info(InfoArgs),
-    /// Publish what a log holds, and remove it
+    /// Publish what a log holds, and remove it; the log of the volume that this one is a copy of stays
     Replay(ReplayArgs),
     /// Give a log up, with the writes flushed to it since the last checkpoint
     Discard(DiscardArgs),
@@ -45,6 +45,10 @@ pub struct ReplayArgs {
     /// Replay even while a server holds the volume; that server cannot write from then on
     #[arg(long)]
     pub takeover: bool,
+
+    /// The volume was moved, and is no copy: the log is its own
+    #[arg(long)]
+    pub adopt: bool,
 }
 
 /// Arguments of `wal discard`.
@@ -67,10 +71,10 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
     match command {
         Command::Info(args) => info(args, store).await,
         Command::Replay(args) => {
-            let was_there =
-                wal::replay(&args.url, store, args.wal_url.as_ref(), &lease(args.takeover)).await?;
+            let lease = lease(args.takeover);
+            let was_there = wal::replay(&args.url, store, args.wal_url.as_ref(), &lease, args.adopt).await?;
             output::line(match was_there {
-                true => "the log is published and removed",
+                true => "the log is published",
                 false => "there is no log to replay",
             })
         }

@@ -1,7 +1,7 @@
 //! `create`: a new, empty volume.
 
 use super::{VolumeInfo, delete, info, label};
-use crate::engine::container;
+use crate::engine::{CheckpointId, container};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
@@ -63,20 +63,22 @@ pub async fn create(
         return Err(e);
     }
     let label_key = store.meta_key(label::NAME);
-    let labelled = label::make(&store).await;
+    let CreateOptions {
+        size_bytes,
+        block_size_bytes,
+    } = *options;
+    let inode = container::new_inode(&store, block_size_bytes, size_bytes)
+        .map_err(|e| VolumeError::engine(format!("creating a volume at {url}"), e))?;
+    let labelled = label::make(&store, CheckpointId::of_inode(&inode).check).await;
     if let Err(e) = labelled {
         if !matches!(e, VolumeError::Leftovers { .. }) {
             undo(&store, &label_key).await;
         }
         return Err(e);
     }
-    let CreateOptions {
-        size_bytes,
-        block_size_bytes,
-    } = *options;
     let created = super::on_owner_thread({
         let store = store.clone();
-        move || async move { container::create(&store, block_size_bytes, size_bytes).await }
+        move || async move { container::create(&store, &inode).await }
     })
     .await;
     match created {

@@ -2,8 +2,8 @@
 
 use futures::{join, try_join};
 
-use super::label::{self, Label};
-use crate::engine::{StoredState, inode as stored_inode};
+use super::label::{self, Found, Label, Unpublished};
+use crate::engine::{InodeCheck, StoredState, inode as stored_inode};
 use crate::error::VolumeError;
 use crate::lease;
 use crate::lease::state::Stored;
@@ -23,7 +23,7 @@ pub(crate) struct Looked {
     pub lease: Option<Stored>,
     /// The marker of its log, if there is one. It may be another once the lease is taken.
     pub marker: Result<Option<MarkerState>, VolumeError>,
-    label: Option<Label>,
+    label: Option<Found>,
     is_store_proved: bool,
 }
 
@@ -37,7 +37,7 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
     let asked = async {
         let asked = join!(
             stored_inode::load(&store),
-            label::load(&store),
+            label::find(&store),
             lease::stored(&store),
             marker::load(&store),
             probe::has_passed(&store),
@@ -63,15 +63,26 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
 pub struct Sighting {
     pub(crate) volume_id: String,
     pub(crate) newest: StoredState,
+    pub(crate) origin: Option<InodeCheck>,
+    pub(crate) parent: Option<String>,
     pub(crate) lease: Stored,
 }
 
 impl Looked {
-    /// What is handed on to an open, if the volume has a label and a lease already.
+    /// What is handed on to an open, if the volume has a lease already, and a label that need not be changed.
     pub fn sighting(&self) -> Option<Sighting> {
+        let is_settled = self.label.as_ref().is_some_and(|found| {
+            let label = &found.label;
+            label.place.is_some() && (label.origin.is_some() || self.newest.mark.cno > 0)
+        });
+        if !is_settled || self.is_elsewhere() {
+            return None;
+        }
         Some(Sighting {
             volume_id: self.volume_id()?,
             newest: self.newest,
+            origin: self.origin(),
+            parent: self.label.as_ref().and_then(|found| found.label.parent.clone()),
             lease: self.lease.clone()?,
         })
     }
@@ -87,19 +98,28 @@ impl Looked {
         probe::ensure(&self.store, allow_unsafe).await
     }
 
-    /// The volume's id, if it has a label.
-    pub fn volume_id(&self) -> Option<String> {
-        self.label.as_ref().map(|l| l.volume_id.clone())
+    /// The check value of the container as it was made, if the label says so.
+    pub fn origin(&self) -> Option<InodeCheck> {
+        self.label.as_ref().and_then(|found| found.label.origin)
     }
 
-    /// The volume's id; makes the label that is missing.
+    /// The volume's id, if it has a label.
+    pub fn volume_id(&self) -> Option<String> {
+        self.label.as_ref().map(|found| found.label.volume_id.clone())
+    }
+
+    /// Whether the volume is a copy, or was moved, and was not opened for writing since.
+    pub fn is_elsewhere(&self) -> bool {
+        self.label.as_ref().is_some_and(Found::is_elsewhere)
+    }
+
+    /// The volume's label, made or brought up to what is there; see [`label::settle`].
     ///
     /// # Errors
-    /// As [`label::ensure`].
-    pub async fn ensure_volume_id(&self) -> Result<String, VolumeError> {
-        match self.volume_id() {
-            Some(id) => Ok(id),
-            None => Ok(label::ensure(&self.store).await?.volume_id),
-        }
+    /// As [`label::settle`].
+    pub async fn settle_label(&mut self, adopt: bool) -> Result<Label, VolumeError> {
+        let newest = self.newest.id();
+        let unpublished = (newest.cno == 0).then_some(Unpublished(newest.check));
+        label::settle(&self.store, self.label.take(), unpublished, adopt).await
     }
 }

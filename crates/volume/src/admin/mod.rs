@@ -43,17 +43,25 @@ pub async fn check_servable(
     }
     looked.ensure_safe(store_options.allow_unsafe).await?;
     let sighting = looked.sighting();
+    let lease_options = LeaseOptions {
+        is_copied: looked.is_elsewhere(),
+        ..options.lease.clone()
+    };
     let Looked {
         store, lease, marker, ..
     } = looked;
+    let marker = marker?;
+    if lease_options.is_copied {
+        log_open::check_copied(marker.as_ref(), options)?;
+    }
     log_open::check(
-        marker?.as_ref(),
+        marker.as_ref(),
         store_options,
         options.wal_url.as_ref(),
         options.discard_wal,
     )
     .await?;
-    let takeable = lease::probe(&store, &options.lease, lease).await?;
+    let takeable = lease::probe(&store, &lease_options, lease).await?;
     log_open::check_unlocked(options.wal_url.as_ref()).await?;
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }
@@ -76,9 +84,16 @@ async fn take_lease(
     options: &LeaseOptions,
 ) -> Result<Arc<Lease>, VolumeError> {
     store::probe::ensure(store, store_options.allow_unsafe).await?;
-    let label = label::ensure(store).await?;
-    let seen = lease::stored(store).await?;
-    Lease::take(store, label.volume_id, options, seen).await
+    let (found, seen) = futures::try_join!(label::find(store), lease::stored(store))?;
+    let options = LeaseOptions {
+        is_copied: found.as_ref().is_some_and(label::Found::is_elsewhere),
+        ..options.clone()
+    };
+    let label = match found {
+        Some(found) => found.label,
+        None => label::settle(store, None, None, false).await?,
+    };
+    Lease::take(store, label.volume_id, &options, seen).await
 }
 
 /// Runs an engine operation, whose futures are not `Send`, on a thread of its own and waits for it.

@@ -10,7 +10,7 @@ use crate::log::journal::Journal;
 use crate::log::marker::{self, MarkerState};
 use crate::log::open::{give_up_marker, parse_volume_id};
 use crate::log::s3::{self, S3Log};
-use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use crate::options::{InheritedLog, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 use crate::volume::Volume;
@@ -49,8 +49,9 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalIn
     })
 }
 
-/// Publishes what a log holds and removes it. `wal_url` may be left out: the volume knows it. Returns whether there was
-/// a log.
+/// Publishes what a log holds and removes it. `wal_url` may be left out: the volume knows it. The log of a volume that this
+/// one is a copy of is read and left as it is; with `adopt` the volume was moved, and the log is its own. Returns whether
+/// there was a log.
 ///
 /// # Errors
 /// As opening the volume. Nothing is lost then.
@@ -59,6 +60,7 @@ pub async fn replay(
     store_options: &StoreOptions,
     wal_url: Option<&VolumeUrl>,
     lease: &LeaseOptions,
+    adopt: bool,
 ) -> Result<bool, VolumeError> {
     let found = info(url, store_options).await?;
     let Some(marker) = found.log else {
@@ -67,6 +69,8 @@ pub async fn replay(
     let known = VolumeUrl::parse(&marker.url).map_err(|e| VolumeError::InvalidInput(e.to_string()))?;
     let options = VolumeOptions {
         wal_url: Some(wal_url.cloned().unwrap_or(known)),
+        adopt,
+        inherited_log: InheritedLog::Replay,
         lease: lease.clone(),
         ..VolumeOptions::default()
     };
@@ -121,9 +125,20 @@ pub(super) async fn remove_log(
         let Some((marker, _)) = marker::load(store).await? else {
             return Ok(());
         };
-        let Some(label) = label::load(store).await? else {
+        let Some(found) = label::find(store).await? else {
             return Ok(());
         };
+        let is_copied = found.is_elsewhere();
+        let label = found.label;
+        if is_copied || marker.volume_id != label.volume_id {
+            // The original may be using it.
+            log::info!(
+                "the log {} stays: it is that of volume {}, of which this one is a copy",
+                marker.url,
+                marker.volume_id
+            );
+            return Ok(());
+        }
         let volume_id = parse_volume_id(&label.volume_id)?;
         let url = VolumeUrl::parse(&marker.url).map_err(|e| VolumeError::InvalidInput(e.to_string()))?;
         match &url {

@@ -63,19 +63,21 @@ pub fn config(store: &Store, meta: &HyperFileMetaConfig) -> HyperFileConfig {
         .build()
 }
 
-/// Creates an empty container of this block size and length, with one request: it is there whole or not at all.
-///
-/// # Errors
-/// `AlreadyExists` when there is one.
-pub async fn create(store: &Store, block_size_bytes: u32, size_bytes: u64) -> io::Result<()> {
-    let meta = HyperFileMetaConfig {
+fn new_meta(block_size_bytes: u32) -> HyperFileMetaConfig {
+    HyperFileMetaConfig {
         data_block_size: block_size_bytes as usize,
         block_ptr_format: BlockPtrFormat::PartedSegment,
         ..Default::default()
-    };
-    let config = config(store, &meta);
-    let staging = S3Staging::create(&store.client, config.staging.clone(), config.runtime.clone()).await?;
-    let loader = Staging::<NodeLoader>::to_block_loader(&staging);
+    }
+}
+
+/// The inode of an empty container of this block size and length, which nothing is stored of yet.
+///
+/// # Errors
+/// When the engine cannot make one.
+pub fn new_inode(store: &Store, block_size_bytes: u32, size_bytes: u64) -> io::Result<InodeRaw> {
+    let meta = new_meta(block_size_bytes);
+    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), None);
     let index = BMap::<u64, BlockPtr, BlockPtr, _, _>::new(
         meta.root_size,
         meta.meta_block_size,
@@ -89,8 +91,17 @@ pub async fn create(store: &Store, block_size_bytes: u32, size_bytes: u64) -> io
     inode.set_size(size_bytes as usize);
     let mut root = InodeRaw::default().i_bmap;
     root.copy_from_slice(index.as_slice());
-    let raw = inode.to_raw(root);
-    Staging::<NodeLoader>::flush_inode(&staging, raw.as_u8_slice(), &None, FlushInodeFlag::Create, None)
+    Ok(inode.to_raw(root))
+}
+
+/// Creates a container with this inode, with one request: it is there whole or not at all.
+///
+/// # Errors
+/// `AlreadyExists` when there is one.
+pub async fn create(store: &Store, inode: &InodeRaw) -> io::Result<()> {
+    let config = config(store, &HyperFileMetaConfig::default());
+    let staging = S3Staging::create(&store.client, config.staging.clone(), config.runtime.clone()).await?;
+    Staging::<NodeLoader>::flush_inode(&staging, inode.as_u8_slice(), &None, FlushInodeFlag::Create, None)
         .await?;
     Ok(())
 }

@@ -125,6 +125,7 @@ impl HyperEngine {
         let stored = StoredState {
             mark,
             root: known.lock().root,
+            size_bytes: geometry.size_bytes(),
         };
         let index = Index::new(
             store.clone(),
@@ -230,11 +231,11 @@ impl Engine for HyperEngine {
         let Some(checkpoint) = published else {
             return Ok(None);
         };
-        self.reads.keep(&frozen, checkpoint.cno);
+        self.reads.keep(&frozen, checkpoint.id.cno);
         if frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES {
             let mut sealing = self.sealing.lock();
             while sealing.try_join_next().is_some() {}
-            sealing.spawn_on(self.seals.clone().seal(checkpoint.cno), &self.runtime);
+            sealing.spawn_on(self.seals.clone().seal(checkpoint.id.cno), &self.runtime);
         }
         Ok(published)
     }

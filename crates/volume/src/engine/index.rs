@@ -16,6 +16,7 @@ use hyperfile::meta_format::BlockPtrFormat;
 use hyperfile::ondisk::InodeRaw;
 use parking_lot::Mutex;
 
+use super::identity::CheckpointId;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::loader::{NodeLoader, format_of};
@@ -43,6 +44,8 @@ pub struct StoredState {
     /// What tells it from any other.
     pub mark: Mark,
     pub(super) root: Root,
+    /// Size of the volume at it.
+    pub(super) size_bytes: u64,
 }
 
 impl StoredState {
@@ -50,7 +53,13 @@ impl StoredState {
         Self {
             mark: Mark::of_inode(raw),
             root: Root(raw.i_bmap),
+            size_bytes: raw.i_size,
         }
+    }
+
+    /// The checkpoint that was the newest.
+    pub fn id(&self) -> CheckpointId {
+        self.mark.id(self.size_bytes, &self.root.0)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Beside, Checkpoint, Engine};
+use super::{Beside, Checkpoint, CheckpointId, Engine, InodeCheck};
 use crate::error::VolumeError;
 use crate::geometry::{BlockIndex, Geometry};
 use crate::writeback::overlay::Frozen;
@@ -103,7 +103,10 @@ impl Engine for MemoryEngine {
         }
         published.cno += 1;
         Ok(Some(Checkpoint {
-            cno: published.cno,
+            id: CheckpointId {
+                cno: published.cno,
+                check: InodeCheck::from_bits(published.cno),
+            },
             size_bytes: self.geometry.size_bytes(),
         }))
     }

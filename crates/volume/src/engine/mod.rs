@@ -16,6 +16,7 @@ use crate::writeback::overlay::Frozen;
 pub(crate) mod container;
 pub mod fault;
 pub mod hyper;
+mod identity;
 mod index;
 pub mod index_cache;
 pub(crate) mod index_seal;
@@ -35,14 +36,16 @@ mod source;
 mod staging;
 pub(crate) mod touch;
 
+pub use identity::{CheckpointId, InodeCheck};
 pub use index::StoredState;
 pub use mark::Mark;
+pub(crate) use staging::checkpoint_stored;
 
 /// A published checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Its number in the container.
-    pub cno: u64,
+    /// Which it is.
+    pub id: CheckpointId,
     /// Size of the volume at it.
     pub size_bytes: u64,
 }

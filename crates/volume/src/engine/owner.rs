@@ -100,7 +100,7 @@ pub(super) struct Owner {
 pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Request>, opened: Reply<Opened>) {
     let mut owner = match open(config).await {
         Ok((owner, modified_ms)) => {
-            let newest = owner.checkpoint();
+            let newest = owner.checkpoint(&owner.known.lock().root);
             let state = Opened {
                 known: owner.known.clone(),
                 geometry: owner.geometry,
@@ -188,10 +188,12 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
 }
 
 impl Owner {
-    pub(super) fn checkpoint(&self) -> Checkpoint {
+    /// The checkpoint published last, of which this is the root.
+    pub(super) fn checkpoint(&self, root: &Root) -> Checkpoint {
+        let size_bytes = self.geometry.size_bytes();
         Checkpoint {
-            cno: self.published.cno,
-            size_bytes: self.geometry.size_bytes(),
+            id: self.published.id(size_bytes, &root.0),
+            size_bytes,
         }
     }
 
@@ -267,7 +269,7 @@ impl Owner {
             }
         }
         self.enter(changed, root);
-        Ok(self.checkpoint())
+        Ok(self.checkpoint(&root))
     }
 
     /// Enters what was published, and the root that goes with it, in one step: before the publish is reported, and so
@@ -284,7 +286,7 @@ impl Owner {
             || self
                 .attempted
                 .iter()
-                .any(|a| stored.cno > self.published.cno && stored.has_time_of(a))
+                .any(|a| stored.cno > self.published.cno && stored.has_times_of(a))
     }
 
     fn foreign(&self, stored: Mark) -> VolumeError {

@@ -295,7 +295,8 @@ impl Owner {
             took.segment_done_ns / 1_000_000,
             took.flush_inode_ns / 1_000_000
         );
-        Ok(self.checkpoint())
+        let root = Root(self.container()?.bmap_get_raw());
+        Ok(self.checkpoint(&root))
     }
 
     /// The places of blocks that were laid out last.

@@ -17,6 +17,7 @@ use hyperfile::staging::s3::S3Staging;
 use hyperfile::staging::{Staging, StagingIntercept};
 use hyperfile::{BlockPtr, Cno, SegmentId};
 
+use super::identity::CheckpointId;
 use super::index_seal::IndexSeals;
 use super::inode;
 use super::loader::NodeLoader;
@@ -58,6 +59,31 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
         SegmentHeader::from_slice(bytes.ok_or_else(|| invalid("it is too short for a segment".into()))?);
     check_claims(&header, info.size_bytes).map_err(invalid)?;
     Ok(header)
+}
+
+/// The checkpoint that is stored under this number, if one is. Whether it was published only an inode can tell.
+///
+/// # Errors
+/// When the store fails, or the object is damaged.
+pub(crate) async fn checkpoint_stored(store: &Store, cno: u64) -> Result<Option<CheckpointId>, VolumeError> {
+    for object in [
+        SegmentId::new_from_cno(cno).at_part(Segment::SUMMARY_PART),
+        SegmentId::new_from_cno(cno),
+    ] {
+        let key = store.data_key(&Segment::segid_to_staging_file_id(object));
+        let Some((bytes, _)) = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await? else {
+            continue;
+        };
+        let header = bytes.get(..SegmentHeader::size()).map(SegmentHeader::from_slice);
+        return match header {
+            Some(header) if header.has_magic() => Ok(Some(CheckpointId::of_inode(&header.s_inode))),
+            _ => Err(VolumeError::Corrupt {
+                what: format!("the object {key}"),
+                reason: "it does not begin as a segment does".into(),
+            }),
+        };
+    }
+    Ok(None)
 }
 
 /// Looks whether an object of `object_bytes` can have the index that its header claims: the engine takes as much memory

@@ -17,7 +17,8 @@ const NS_A_SECOND: u32 = 1_000_000_000;
 const METADATA_KEPT: &str = hyperfile::compaction::METADATA_KEY;
 
 /// Writes the inode anew. Nothing in it changes but the time of its last change, by one nanosecond, so that the old
-/// owner can tell it from what it wrote itself.
+/// owner can tell it from what it wrote itself. The time of the last write stays: it is part of what tells the checkpoint
+/// from others ([`InodeCheck`](super::InodeCheck)).
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none.
@@ -44,10 +45,10 @@ pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
 
 /// The inode with its time of change one nanosecond later.
 fn later(mut raw: InodeRaw) -> Vec<u8> {
-    raw.i_mtime_nsec += 1;
-    if raw.i_mtime_nsec >= NS_A_SECOND {
-        raw.i_mtime_nsec = 0;
-        raw.i_mtime += 1;
+    raw.i_ctime_nsec += 1;
+    if raw.i_ctime_nsec >= NS_A_SECOND {
+        raw.i_ctime_nsec = 0;
+        raw.i_ctime += 1;
     }
     raw.as_u8_slice().to_vec()
 }
@@ -91,8 +92,9 @@ mod tests {
                 i_meta_config: HyperFileMetaConfig::default().as_u32(),
                 i_last_seq: 3,
                 i_last_cno: 3,
-                i_mtime: 1000,
-                i_mtime_nsec: ns,
+                i_mtime: 7,
+                i_ctime: 1000,
+                i_ctime_nsec: ns,
                 ..InodeRaw::default()
             };
             let metadata = [(METADATA_KEPT, "1 2 3"), ("hf-write-mark", "the old owner's")];
@@ -107,7 +109,7 @@ mod tests {
                 Some("1 2 3")
             );
             assert!(!after.metadata.values().any(|v| v == "the old owner's"));
-            (raw.i_mtime, raw.i_mtime_nsec) = (later_s, later_ns);
+            (raw.i_ctime, raw.i_ctime_nsec) = (later_s, later_ns);
             let (body, _) = store.get(&key).await.unwrap().unwrap();
             assert!(body == raw.as_u8_slice());
             // The old owner's condition.

@@ -43,7 +43,7 @@ pub async fn probe(
     seen: Option<Stored>,
 ) -> Result<Option<ETag>, VolumeError> {
     let mut take = Take::new(take_options(options, String::new()));
-    match Looking::new(store, Some(seen))
+    match Looking::new(store, Some(seen), options.is_copied)
         .next(&mut take, FIRST_LOOK)
         .await?
     {
@@ -84,9 +84,10 @@ impl Lease {
         options: &LeaseOptions,
         seen: Option<Stored>,
     ) -> Result<Arc<Self>, VolumeError> {
+        let is_copied = options.is_copied;
         let options = take_options(options, volume_id);
         let held = HeldHere::new(&options.claim.token);
-        let taken = take(store, options, seen).await?;
+        let taken = take(store, options, seen, is_copied).await?;
         Self::begin(store, taken, held).await
     }
 
@@ -228,9 +229,14 @@ fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
     }
 }
 
-async fn take(store: &Store, options: TakeOptions, seen: Option<Stored>) -> Result<Taken, VolumeError> {
+async fn take(
+    store: &Store,
+    options: TakeOptions,
+    seen: Option<Stored>,
+    is_copied: bool,
+) -> Result<Taken, VolumeError> {
     let mut take = Take::new(options);
-    let mut looking = Looking::new(store, Some(seen));
+    let mut looking = Looking::new(store, Some(seen), is_copied);
     let mut action = FIRST_LOOK;
     loop {
         action = match looking.next(&mut take, action).await? {
@@ -263,15 +269,18 @@ struct Looking<'a> {
     seen: Option<Option<Stored>>,
     started: Instant,
     is_announced: bool,
+    /// See [`LeaseOptions::is_copied`].
+    is_copied: bool,
 }
 
 impl<'a> Looking<'a> {
-    fn new(store: &'a Store, seen: Option<Option<Stored>>) -> Self {
+    fn new(store: &'a Store, seen: Option<Option<Stored>>, is_copied: bool) -> Self {
         Self {
             store,
             seen,
             started: Instant::now(),
             is_announced: false,
+            is_copied,
         }
     }
 
@@ -289,7 +298,10 @@ impl<'a> Looking<'a> {
                     epoch_seen: catalogue::newest_epoch(store).await?,
                 },
                 Some(stored) => {
-                    let holder = host::liveness(&stored.record, &this);
+                    let holder = match self.is_copied {
+                        true => Liveness::Unknown,
+                        false => host::liveness(&stored.record, &this),
+                    };
                     if wait_ms > 0 && !self.is_announced {
                         self.is_announced = true;
                         warn!(

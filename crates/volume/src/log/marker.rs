@@ -6,7 +6,9 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::engine::CheckpointId;
 use crate::error::VolumeError;
+use crate::history::NewestCheckpoint;
 use crate::store::{ETag, Store, StoreErrorKind};
 
 /// The marker's name below the volume's `.meta/`.
@@ -30,6 +32,9 @@ pub struct MarkerState {
     pub opened_ms: u64,
     /// Every generation up to this one is published, whatever the catalogue says.
     pub watermark: u64,
+    /// A checkpoint that the volume has if this marker is of its history. None in markers of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointId>,
     /// Everything in the log is published; what is left there may be removed.
     #[serde(default)]
     pub is_clean: bool,
@@ -63,6 +68,7 @@ pub fn host() -> String {
 pub struct Marker {
     store: Store,
     current: Mutex<(MarkerState, ETag)>,
+    newest: NewestCheckpoint,
 }
 
 impl Marker {
@@ -74,8 +80,14 @@ impl Marker {
         let etag = write(store, &state, before).await?;
         Ok(Self {
             store: store.clone(),
+            newest: state.checkpoint.map(NewestCheckpoint::new).unwrap_or_default(),
             current: Mutex::new((state, etag)),
         })
+    }
+
+    /// The newest checkpoint that is recorded: what is written next names it.
+    pub fn newest(&self) -> &NewestCheckpoint {
+        &self.newest
     }
 
     /// Says that every generation up to this one is published.
@@ -103,6 +115,7 @@ impl Marker {
         let mut current = self.current.lock().await;
         let mut state = current.0.clone();
         change(&mut state);
+        state.checkpoint = self.newest.get().or(state.checkpoint);
         let etag = match write(&self.store, &state, Some(&current.1)).await {
             Ok(etag) => etag,
             // An earlier attempt may have been carried out though its answer was lost.

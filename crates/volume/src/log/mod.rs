@@ -21,6 +21,7 @@ pub mod open;
 pub mod record;
 pub mod replay;
 pub mod s3;
+mod unchanged;
 
 /// Changes of more than this many bytes are not logged: bulk data would be written twice.
 pub const LOG_BULK_BYTES: u64 = 8 << 20;

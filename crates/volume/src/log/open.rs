@@ -3,7 +3,8 @@
 //! 1. The marker says whether there is a log. One with records is never ignored.
 //! 2. The log is opened: older owners are shut out. From here on they acknowledge nothing.
 //! 3. The marker is taken over, so that they cannot raise the watermark either.
-//! 4. The container is opened, and its newest checkpoint entered in the catalogue: that is the watermark.
+//! 4. The container is opened, and its newest checkpoint entered in the catalogue: that is the watermark. A log that
+//!    continues a checkpoint which the container does not have is not replayed.
 //! 5. Groups above the watermark are applied, published and recorded under a new generation.
 //! 6. Old groups are removed.
 //!
@@ -19,22 +20,22 @@ use uuid::Uuid;
 use super::LogStore;
 use super::journal::Journal;
 use super::marker::{self, Marker, MarkerState};
-use super::record::{Content, Entry};
+use super::record::{Content, Entry, Group};
 use super::replay::Replay;
 use super::s3::{self, S3Log};
+use super::unchanged::Unchanged;
 use crate::catalogue::Recorder;
 use crate::clock::now_ms;
-use crate::engine::{Beside, Engine};
+use crate::engine::{Beside, CheckpointId, Engine};
 use crate::error::VolumeError;
-use crate::options::StoreOptions;
+use crate::history::{GENERATIONS_LEFT, Seen};
+use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
 use crate::store::{self, ETag, Store};
 use crate::url::VolumeUrl;
 use crate::writeback::complete::complete_partial_blocks;
 use crate::writeback::overlay::Overlay;
 use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
-/// Generations of a log that is given up may be anything up to this much above the newest one known.
-const DISCARDED_GENERATIONS: u64 = 1 << 32;
 /// Wait before a failed publish of a replay is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// A line of progress about every so many groups.
@@ -46,6 +47,11 @@ const ADVICE_NAME_IT: &str = "name it with backend_wal_url, or give up the write
      checkpoint with discard_wal=yes";
 const ADVICE_GIVE_UP: &str = "make it available again, or give up the writes flushed to it since the last checkpoint \
      with discard_wal=yes";
+const ADVICE_OTHER_HISTORY: &str = "put the volume back to the state that the log continues, or give up the writes flushed \
+     to it since then with discard_wal=yes";
+
+const ADVICE_INHERITED: &str = "publish what it holds into this volume with hypernbd wal replay, which leaves the log as it \
+     is; or give it up for this volume with discard_wal=yes; if the volume was moved and is no copy, say adopt=yes";
 
 /// What an opening needs to know.
 #[derive(Debug)]
@@ -54,6 +60,10 @@ pub struct Request<'a> {
     pub store: &'a Store,
     /// The volume's id.
     pub volume_id: &'a str,
+    /// The id of the volume that it is a copy of.
+    pub parent: Option<&'a str>,
+    /// What becomes of that one's log.
+    pub inherited: InheritedLog,
     /// How stores are reached.
     pub store_options: &'a StoreOptions,
     /// The log's URL, if there is to be a log.
@@ -62,6 +72,8 @@ pub struct Request<'a> {
     pub is_discard_allowed: bool,
     /// This owner's epoch.
     pub epoch: u64,
+    /// The volume's newest checkpoint as it was seen before the lease was taken.
+    pub newest_seen: CheckpointId,
 }
 
 /// A log that older owners are shut out of.
@@ -84,6 +96,48 @@ pub struct Begun {
     pub log: Option<OpenLog>,
     /// The watermark says at least this, whatever the catalogue says.
     pub least_watermark: u64,
+    /// The marker of a log that was not closed and is not given up.
+    unfinished: Option<MarkerState>,
+}
+
+impl Begun {
+    /// Step 4, once the container is open: a log that does not continue what the container has is given up if that is
+    /// allowed, else refused.
+    ///
+    /// # Errors
+    /// [`VolumeError::Log`]; nothing is lost then.
+    pub async fn judge(&mut self, history: &Seen) -> Result<(), VolumeError> {
+        let Some((marker, log)) = self.unfinished.as_ref().zip(self.log.as_mut()) else {
+            return Ok(());
+        };
+        let is_continued = match marker.checkpoint {
+            Some(checkpoint) => history.has(checkpoint).await?,
+            None => true,
+        };
+        if is_continued && !history.is_broken() {
+            return Ok(());
+        }
+        let reason = match marker.checkpoint {
+            Some(checkpoint) if !is_continued => history.other_history(checkpoint),
+            _ => history.left_history(),
+        };
+        if !log.is_discard_allowed {
+            return Err(other_history(&log.url, reason));
+        }
+        warn!("the log {}: {reason}", log.url);
+        warn_given_up(Some(&log.url.to_string()));
+        log.is_discarded = true;
+        self.least_watermark = self.least_watermark.saturating_add(GENERATIONS_LEFT);
+        Ok(())
+    }
+}
+
+fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
+    VolumeError::Log {
+        url: url.to_string(),
+        reason,
+        advice: ADVICE_OTHER_HISTORY,
+    }
 }
 
 /// The error for a log that belongs to another volume.
@@ -186,6 +240,11 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         Some((state, etag)) => (Some(state), Some(etag)),
         None => (None, None),
     };
+    if let Some((state, etag)) = state.zip(etag)
+        && let Some(begun) = begin_inherited(request, state, etag).await?
+    {
+        return Ok(begun);
+    }
     check_marker(state, request.url, request.is_discard_allowed)?;
     let mut least_watermark = state.map_or(0, |s| s.watermark);
     let unfinished = state.filter(|s| !s.is_clean);
@@ -198,8 +257,8 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         }
         warn_given_up(given_up.as_deref());
         return Ok(Begun {
-            log: None,
             least_watermark,
+            ..Begun::default()
         });
     };
     let opened = match open_store(request, url, expected, false).await {
@@ -213,10 +272,15 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
     let (store, journal_id) = opened;
     let is_discarded = given_up.is_some();
     if is_discarded {
-        least_watermark += DISCARDED_GENERATIONS;
+        least_watermark += GENERATIONS_LEFT;
     }
     warn_given_up(given_up.as_deref());
-    let marker = take_marker(request, url, journal_id, least_watermark, etag).await?;
+    // A log that is taken over continues what it did.
+    let checkpoint = expected
+        .filter(|_| !is_discarded)
+        .and_then(|state| state.checkpoint)
+        .unwrap_or(request.newest_seen);
+    let marker = take_marker(request, url, journal_id, least_watermark, checkpoint, etag).await?;
     let log = OpenLog {
         store,
         marker: Arc::new(marker),
@@ -225,9 +289,84 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         is_discard_allowed: request.is_discard_allowed,
     };
     Ok(Begun {
+        unfinished: expected.filter(|_| !is_discarded).cloned(),
         log: Some(log),
         least_watermark,
     })
+}
+
+fn others_log(marker: &MarkerState, what: &str) -> VolumeError {
+    VolumeError::Log {
+        url: marker.url.clone(),
+        reason: format!("it is that of volume {}, {what}", marker.volume_id),
+        advice: ADVICE_INHERITED,
+    }
+}
+
+/// Refuses a copy whose marker tells of a log that was not closed, before it gets an id of its own: until then the user can
+/// still say that the volume was moved.
+///
+/// # Errors
+/// [`VolumeError::Log`], with the choices.
+pub fn check_copied(marker: Option<&MarkerState>, options: &VolumeOptions) -> Result<(), VolumeError> {
+    let is_decided = options.adopt || options.discard_wal || options.inherited_log == InheritedLog::Replay;
+    match marker.filter(|m| !m.is_clean && !is_decided) {
+        Some(marker) => Err(others_log(marker, "of which this one is a copy")),
+        None => Ok(()),
+    }
+}
+
+/// As [`begin`], where the marker of a log that was not closed was copied along with the volume: the log is another
+/// volume's. `None` where it is this one's, or given up.
+async fn begin_inherited(
+    request: &Request<'_>,
+    state: &MarkerState,
+    etag: &ETag,
+) -> Result<Option<Begun>, VolumeError> {
+    if state.is_clean || state.volume_id == request.volume_id {
+        return Ok(None);
+    }
+    if request.is_discard_allowed {
+        return Ok(None);
+    }
+    if request.parent != Some(state.volume_id.as_str()) {
+        return Err(others_log(state, "which this one has nothing to do with"));
+    }
+    let url = match (request.inherited, request.url) {
+        (InheritedLog::Replay, Some(url)) => url,
+        _ => return Err(others_log(state, "of which this one is a copy")),
+    };
+    let volume_id = parse_volume_id(&state.volume_id)?;
+    let store: Arc<dyn LogStore> = match url {
+        VolumeUrl::S3 { .. } => {
+            let log = store::connect(url, request.store_options).await?;
+            if s3::list(&log).await?.is_empty() {
+                return Err(emptied(url));
+            }
+            Arc::new(S3Log::peek(log, volume_id).await?)
+        }
+        VolumeUrl::File { path } => Arc::new(
+            Journal::open(
+                path,
+                volume_id,
+                Some(state.journal_id.clone().unwrap_or_default()),
+            )
+            .await?,
+        ),
+    };
+    // Still the original's, so that an interrupted replay is taken up as what it is.
+    let marker = Marker::take(request.store, state.clone(), Some(etag)).await?;
+    Ok(Some(Begun {
+        log: Some(OpenLog {
+            store: Arc::new(Unchanged(store)),
+            marker: Arc::new(marker),
+            url: url.clone(),
+            is_discarded: false,
+            is_discard_allowed: false,
+        }),
+        least_watermark: state.watermark,
+        unfinished: Some(state.clone()),
+    }))
 }
 
 /// Says in the marker that nothing of the log is needed any more. It stays, because the records may: should the same URL
@@ -239,7 +378,7 @@ pub async fn give_up_marker(store: &Store) -> Result<u64, VolumeError> {
     let Some((state, etag)) = marker::load(store).await? else {
         return Ok(0);
     };
-    let watermark = state.watermark + DISCARDED_GENERATIONS;
+    let watermark = state.watermark + GENERATIONS_LEFT;
     let state = MarkerState {
         watermark,
         is_clean: true,
@@ -260,6 +399,7 @@ async fn take_marker(
     url: &VolumeUrl,
     journal_id: Option<String>,
     watermark: u64,
+    checkpoint: CheckpointId,
     before: Option<&ETag>,
 ) -> Result<Marker, VolumeError> {
     let state = MarkerState {
@@ -270,6 +410,7 @@ async fn take_marker(
         epoch: request.epoch,
         opened_ms: now_ms(),
         watermark,
+        checkpoint: Some(checkpoint),
         is_clean: false,
     };
     Marker::take(request.store, state, before).await
@@ -328,13 +469,14 @@ impl OpenLog {
         engine: &dyn Engine,
         recorder: &dyn Recorder,
         watermark: u64,
+        history: &Seen,
         options: &ReplayOptions,
     ) -> Result<u64, VolumeError> {
         if self.is_discarded {
             self.store.remove_found().await?;
             return Ok(watermark);
         }
-        match self.apply(engine, watermark, options).await {
+        match self.apply(engine, watermark, history, options).await {
             Ok(None) if self.store.found().is_empty() => Ok(watermark),
             // An older owner may still have groups on its way, beyond the gap that was sealed. They must not be applied
             // by a later opening, over what this one shows: an owner has so many generations beyond the watermark.
@@ -349,11 +491,11 @@ impl OpenLog {
                 recorder.published(generation, checkpoint).await?;
                 Ok(generation)
             }
-            Err(e @ VolumeError::Corrupt { .. }) if self.is_discard_allowed => {
+            Err(e @ (VolumeError::Corrupt { .. } | VolumeError::Log { .. })) if self.is_discard_allowed => {
                 warn!("{}", e.chain());
                 warn_given_up(Some(&self.url.to_string()));
                 // First the watermark: a log of which a part is removed must never be replayed.
-                let generation = watermark + DISCARDED_GENERATIONS;
+                let generation = watermark + GENERATIONS_LEFT;
                 recorder.published(generation, None).await?;
                 self.store.remove_found().await?;
                 Ok(generation)
@@ -372,8 +514,14 @@ impl OpenLog {
         &self,
         engine: &dyn Engine,
         watermark: u64,
+        history: &Seen,
         options: &ReplayOptions,
     ) -> Result<Option<(u64, Option<crate::engine::Checkpoint>)>, VolumeError> {
+        // The newest first: of what is refused no part must be published.
+        if let Some(&id) = self.store.found().last() {
+            self.check_base(&self.store.read(id).await?, watermark, history)
+                .await?;
+        }
         let mut replay = Replay::new(watermark);
         let overlay = Overlay::new(engine.geometry());
         let (mut groups, mut changes, mut bytes) = (0, 0, 0);
@@ -403,6 +551,7 @@ impl OpenLog {
                     id.sequence, id.epoch
                 )));
             }
+            self.check_base(&group, watermark, history).await?;
             let entries = replay.next(id, group).map_err(|e| corrupt(e.to_string()))?;
             groups += usize::from(!entries.is_empty());
             for entry in entries {
@@ -431,6 +580,23 @@ impl OpenLog {
             self.url
         );
         Ok(Some((replay.newest_generation(), checkpoint)))
+    }
+
+    /// Whether the container has the checkpoint that a group continues. One that is published already is not asked for it.
+    async fn check_base(&self, group: &Group, watermark: u64, history: &Seen) -> Result<(), VolumeError> {
+        if group.newest_generation() <= watermark {
+            return Ok(());
+        }
+        let reason = match group.base {
+            Some(base) if history.has(base).await? => return Ok(()),
+            Some(base) => history.other_history(base),
+            None if !history.is_broken() => return Ok(()),
+            None => history.left_history(),
+        };
+        Err(other_history(
+            &self.url,
+            format!("record {} of epoch {}: {reason}", group.sequence, group.epoch),
+        ))
     }
 
     /// The clean end: nothing unpublished is left, and `generation` was the last one. An older server that may only be

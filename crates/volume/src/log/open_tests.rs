@@ -3,9 +3,11 @@
 
 use super::*;
 use crate::catalogue::Watermarks;
-use crate::engine::Checkpoint;
+use crate::catalogue::{self, CatalogueEntry};
 use crate::engine::memory::MemoryEngine;
+use crate::engine::{Checkpoint, InodeCheck};
 use crate::geometry::Geometry;
+use crate::history;
 use crate::log::record::Group;
 use crate::log::{AppendError, EncodedGroup, GroupId};
 
@@ -56,6 +58,7 @@ impl Fixture {
             epoch,
             opened_ms: 0,
             watermark: self.watermark().await,
+            checkpoint: None,
             is_clean: false,
         };
         let marker = Marker::take(&self.volume, state, before.as_ref().map(|b| &b.1))
@@ -69,6 +72,17 @@ impl Fixture {
             is_discard_allowed,
         };
         (open, log)
+    }
+
+    /// That of a volume at checkpoint 3, with an entry for 2.
+    async fn history(&self) -> Seen {
+        let newest = Checkpoint {
+            id: base(3),
+            size_bytes: SIZE,
+        };
+        history::look(&self.volume, newest, history::Known::default())
+            .await
+            .unwrap()
     }
 
     async fn watermark(&self) -> u64 {
@@ -93,7 +107,13 @@ impl Fixture {
         // The engine in memory makes no checkpoints: all watermarks go into the marker.
         let recorder = IntoMarker(recorder);
         let generation = open
-            .replay(&self.engine, &recorder, self.watermark().await, &OPTIONS)
+            .replay(
+                &self.engine,
+                &recorder,
+                self.watermark().await,
+                &self.history().await,
+                &OPTIONS,
+            )
             .await?;
         Ok((log, generation + 1))
     }
@@ -129,6 +149,13 @@ impl Fixture {
         self.engine.read(0, &mut out).await.unwrap();
         assert!(out.iter().all(|b| *b == out[0]), "torn");
         out[0]
+    }
+}
+
+fn base(cno: u64) -> CheckpointId {
+    CheckpointId {
+        cno,
+        check: InodeCheck::from_bits(cno),
     }
 }
 
@@ -214,7 +241,7 @@ async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
     f.open_with(3, true).await.unwrap();
     assert_eq!(f.first_byte().await, 0);
     assert!(
-        f.watermark().await >= DISCARDED_GENERATIONS,
+        f.watermark().await >= GENERATIONS_LEFT,
         "before anything was removed"
     );
     // The seal is still there for a server that is only paused.
@@ -323,13 +350,76 @@ async fn what_lies_behind_damage_is_refused_unless_it_is_published() {
         found: [GroupId { epoch, sequence }],
     });
     let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 1, open.marker.clone()));
-    let refused = open.replay(&f.engine, &recorder, 4, &OPTIONS).await.unwrap_err();
+    let refused = open
+        .replay(&f.engine, &recorder, 4, &f.history().await, &OPTIONS)
+        .await
+        .unwrap_err();
     let text = refused.chain();
     assert!(
         text.contains("before record 3 of epoch 1 is damaged") && text.contains("discard_wal=yes"),
         "{text}"
     );
     assert_eq!(f.first_byte().await, 0);
-    open.replay(&f.engine, &recorder, 5, &OPTIONS).await.unwrap();
+    open.replay(&f.engine, &recorder, 5, &f.history().await, &OPTIONS)
+        .await
+        .unwrap();
     assert_eq!(f.first_byte().await, 0, "it was published");
+}
+
+/// Row by row what a record may continue: the volume's newest checkpoint, one it has, and none it does not have.
+#[tokio::test]
+async fn records_that_continue_another_history_are_refused_and_nothing_is_applied() {
+    let other = |cno| CheckpointId {
+        cno,
+        check: InodeCheck::from_bits(99),
+    };
+    for (base, is_refused) in [
+        (base(3), false),
+        (base(2), false),
+        (base(4), true),
+        (base(1), true),
+        (other(3), true),
+        (other(2), true),
+    ] {
+        let f = Fixture::new().await;
+        for cno in [2, 3] {
+            let entry = CatalogueEntry {
+                cno,
+                check: Some(InodeCheck::from_bits(cno)),
+                published_ms: 0,
+                size_bytes: SIZE,
+                epoch: 1,
+                generation: 0,
+                is_repaired: false,
+            };
+            assert!(catalogue::write_entry(&f.volume, &entry).await.unwrap());
+        }
+        let (log, generation) = f.open(1).await.unwrap();
+        for (n, base) in [(0, super::tests::base(3)), (1, base)] {
+            let group = Group {
+                base: Some(base),
+                ..Group::decode(&f.group(1, log.first_sequence() + n, generation, 0, 7).bytes).unwrap()
+            };
+            let group = EncodedGroup {
+                sequence: group.sequence,
+                newest_generation: generation,
+                bytes: group.encode(),
+            };
+            log.append(&group).await.unwrap();
+        }
+        let opened = f.open(2).await;
+        match opened {
+            Ok(_) => assert!(!is_refused, "{base}"),
+            Err(e) => {
+                assert!(is_refused, "{base}: {e}");
+                let text = e.chain();
+                assert!(
+                    text.contains("does not have that one") && text.contains("discard_wal=yes"),
+                    "{text}"
+                );
+                f.open_with(3, true).await.unwrap();
+            }
+        }
+        assert_eq!(f.first_byte().await, if is_refused { 0 } else { 7 }, "{base}");
+    }
 }

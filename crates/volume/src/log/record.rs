@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! header, 80 bytes, little endian
-//!   magic "hnbd-wal" · version u32 · flags u32 (1: a seal) · volume id, 16 bytes · epoch u64 · sequence u64
-//!   · entry count u32 · unacknowledged u32 · body length u64 · CRC-32C of the body u32 · generation before u64
-//!   · CRC-32C of the header u32
+//!   magic "hnbd-wal" · version u32 · flags u32 (1: a seal, 2: names a checkpoint) · volume id, 16 bytes · epoch u64
+//!   · sequence u64 · entry count u32 · unacknowledged u32 · body length u64 · CRC-32C of the body u32
+//!   · generation before u64 · CRC-32C of the header u32
 //! body
+//!   with flag 2: checkpoint number u64 · its check value u64
 //!   entries of 32 bytes: generation u64 · offset u64 · length u64 · kind u64 (0: zeros, 1: data)
 //!   the data of the entries of kind 1, one after another
 //! ```
+//!
+//! A group that names a checkpoint is of version 2, which earlier releases refuse; others are of version 1.
 //!
 //! A decoder must never take a wrong byte for a right one, whatever it is given: both parts have a checksum, every
 //! length is checked against what is there, and what is not used must be zero.
@@ -19,12 +22,17 @@ use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
 use crate::checksum::crc32c;
+use crate::engine::{CheckpointId, InodeCheck};
 
 const MAGIC: &[u8; 8] = b"hnbd-wal";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const VERSION_WITHOUT_BASE: u32 = 1;
 const FLAG_SEAL: u32 = 1;
+const FLAG_BASE: u32 = 2;
 /// Length of a group's header in bytes.
 pub const HEADER_BYTES: usize = 80;
+/// Length of the checkpoint that a group names.
+const BASE_BYTES: usize = 16;
 /// Length of one entry in bytes, its data not counted.
 pub const ENTRY_BYTES: usize = 32;
 /// The largest body: far above what a flush is logged for, far below what would exhaust memory.
@@ -94,6 +102,9 @@ pub struct Group {
     /// How many of the groups right before it were not known to be durable when it was made: a crash may have left it
     /// without them. All before those were. [`NONE_ACKNOWLEDGED`]: none of its owner's was.
     pub unacknowledged: u32,
+    /// The newest checkpoint when it was made: the changes continue that one. None in groups of earlier releases and in
+    /// seals.
+    pub base: Option<CheckpointId>,
     /// The changes, in the order they are to be applied.
     pub entries: Vec<Entry>,
 }
@@ -108,7 +119,7 @@ pub enum RecordError {
     #[error("it is no log record")]
     NotARecord,
     /// Made by another release.
-    #[error("its format version is {0}; this release reads version {VERSION}")]
+    #[error("its format version is {0}; this release reads versions 1 to {VERSION}")]
     Version(u32),
     /// A checksum does not match.
     #[error("its checksum is wrong")]
@@ -131,6 +142,7 @@ impl Group {
             is_seal: true,
             after_generation: 0,
             unacknowledged: 0,
+            base: None,
             entries: Vec::new(),
         }
     }
@@ -147,8 +159,12 @@ impl Group {
             Content::Zero { .. } => 0,
         });
         let body_bytes = self.entries.len() * ENTRY_BYTES + data_bytes.sum::<usize>();
-        let mut out = BytesMut::with_capacity(HEADER_BYTES + body_bytes);
+        let mut out = BytesMut::with_capacity(HEADER_BYTES + BASE_BYTES + body_bytes);
         out.put_bytes(0, HEADER_BYTES);
+        if let Some(base) = self.base {
+            out.put_u64_le(base.cno);
+            out.put_u64_le(base.check.to_bits());
+        }
         for e in &self.entries {
             out.put_u64_le(e.generation);
             out.put_u64_le(e.offset_bytes);
@@ -167,8 +183,12 @@ impl Group {
         let body_crc = crc32c(body);
         let mut fields = &mut header[..];
         fields.put_slice(MAGIC);
-        fields.put_u32_le(VERSION);
-        fields.put_u32_le(if self.is_seal { FLAG_SEAL } else { 0 });
+        fields.put_u32_le(match self.base {
+            Some(_) => VERSION,
+            None => VERSION_WITHOUT_BASE,
+        });
+        let is_seal = if self.is_seal { FLAG_SEAL } else { 0 };
+        fields.put_u32_le(is_seal | if self.base.is_some() { FLAG_BASE } else { 0 });
         fields.put_slice(self.volume_id.as_bytes());
         fields.put_u64_le(self.epoch);
         fields.put_u64_le(self.sequence);
@@ -209,6 +229,15 @@ impl Group {
         if crc32c(&body) != header.body_crc {
             return Err(RecordError::Checksum);
         }
+        let (base, body) = if header.has_base {
+            let id = CheckpointId {
+                cno: u64_at(&body, 0),
+                check: InodeCheck::from_bits(u64_at(&body, 8)),
+            };
+            (Some(id), body.slice(BASE_BYTES..))
+        } else {
+            (None, body)
+        };
         let entries = decode_entries(&body, header.entry_count)?;
         if header.is_seal && !entries.is_empty() {
             return Err(RecordError::Malformed);
@@ -220,6 +249,7 @@ impl Group {
             is_seal: header.is_seal,
             after_generation: header.after_generation,
             unacknowledged: header.unacknowledged,
+            base,
             entries,
         };
         Ok((group, end))
@@ -238,6 +268,7 @@ pub struct Header {
     is_seal: bool,
     after_generation: u64,
     unacknowledged: u32,
+    has_base: bool,
     entry_count: usize,
     body_bytes: usize,
     body_crc: u32,
@@ -258,13 +289,17 @@ impl Header {
         if u32_at(h, HEADER_BYTES - 4) != crc32c(&h[..HEADER_BYTES - 4]) {
             return Err(RecordError::Checksum);
         }
-        if u32_at(h, 8) != VERSION {
-            return Err(RecordError::Version(u32_at(h, 8)));
-        }
+        let base_flag = match u32_at(h, 8) {
+            VERSION => FLAG_BASE,
+            VERSION_WITHOUT_BASE => 0,
+            other => return Err(RecordError::Version(other)),
+        };
         let (flags, entry_count, body_bytes) = (u32_at(h, 12), u32_at(h, 48), u64_at(h, 56));
-        let is_possible = flags & !FLAG_SEAL == 0
+        let has_base = base_flag != 0;
+        let base_bytes = if has_base { BASE_BYTES as u64 } else { 0 };
+        let is_possible = flags & !FLAG_SEAL == base_flag
             && body_bytes <= BODY_MAX_BYTES
-            && u64::from(entry_count) * ENTRY_BYTES as u64 <= body_bytes;
+            && base_bytes + u64::from(entry_count) * ENTRY_BYTES as u64 <= body_bytes;
         if !is_possible {
             return Err(RecordError::Malformed);
         }
@@ -277,6 +312,7 @@ impl Header {
             is_seal: flags & FLAG_SEAL != 0,
             after_generation: u64_at(h, 68),
             unacknowledged: u32_at(h, 52),
+            has_base,
             entry_count: entry_count as usize,
             body_bytes: body_bytes as usize,
             body_crc: u32_at(h, 64),

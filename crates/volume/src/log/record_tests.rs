@@ -21,17 +21,21 @@ fn group() -> impl Strategy<Value = Group> {
         any::<u128>(),
         any::<u64>(),
         any::<u64>(),
-        any::<(u64, u32)>(),
+        any::<(u64, u32, Option<(u64, u64)>)>(),
         prop::collection::vec(entry(), 0..6),
     )
         .prop_map(
-            |(id, epoch, sequence, (after_generation, unacknowledged), entries)| Group {
+            |(id, epoch, sequence, (after_generation, unacknowledged, base), entries)| Group {
                 volume_id: Uuid::from_u128(id),
                 epoch,
                 sequence,
                 is_seal: false,
                 after_generation,
                 unacknowledged,
+                base: base.map(|(cno, check)| CheckpointId {
+                    cno,
+                    check: InodeCheck::from_bits(check),
+                }),
                 entries,
             },
         )
@@ -214,12 +218,12 @@ fn errors_say_what_is_wrong() {
     assert_eq!(Group::decode(&bytes), Ok(seal));
     assert_eq!(Group::decode(&bytes.slice(..70)), Err(RecordError::Truncated));
     let mut other = bytes.to_vec();
-    other[8] = 2;
+    other[8] = 3;
     let crc = crc32c(&other[..HEADER_BYTES - 4]);
     other[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
     let error = Group::decode(&other.into()).unwrap_err();
-    assert_eq!(error, RecordError::Version(2));
-    assert!(error.to_string().contains("version 1"), "{error}");
+    assert_eq!(error, RecordError::Version(3));
+    assert!(error.to_string().contains("versions 1 to 2"), "{error}");
     assert_eq!(
         Group::decode(&Bytes::from(vec![0; 200])),
         Err(RecordError::NotARecord)

@@ -80,6 +80,27 @@ impl S3Log {
         })
     }
 
+    /// What is there, for reading alone: nobody is shut out, and nothing is written.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] for the log of another volume.
+    pub async fn peek(store: Store, volume_id: Uuid) -> Result<Self, VolumeError> {
+        let found = list(&store).await?;
+        if let Some(&last) = found.last() {
+            read(&store, last, volume_id).await?;
+        }
+        Ok(Self {
+            store,
+            volume_id,
+            epoch: 0,
+            is_given_up: false,
+            found,
+            first_sequence: 1,
+            stored: Mutex::default(),
+            seals: Mutex::default(),
+        })
+    }
+
     /// What is there, ascending.
     ///
     /// # Errors

@@ -13,6 +13,9 @@ pub struct LeaseOptions {
     pub takeover: bool,
     /// What [`crate::admin::check_servable`] saw: spares the open the look, and watching the lease once more.
     pub sighting: Option<Sighting>,
+    /// The lease that is found may be that of the volume which this one is a copy of: its holder says nothing of this
+    /// volume, and only whether it is renewed does.
+    pub is_copied: bool,
 }
 
 impl Default for LeaseOptions {
@@ -21,6 +24,7 @@ impl Default for LeaseOptions {
             duration: Duration::from_secs(30),
             takeover: false,
             sighting: None,
+            is_copied: false,
         }
     }
 }

@@ -181,6 +181,19 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "adopt",
+        alias: None,
+        value_name: "yes|no",
+        default: "no",
+        default_is_value: true,
+        help: "yes says that a volume found in another place than it was made in was moved, and is no copy",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.adopt = yes_or_no(value)?;
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "discard_wal",
         alias: None,
         value_name: "yes|no",

@@ -63,6 +63,7 @@ fn every_key_takes_effect_in_every_spelling() {
             ("backend_uri", "file:///srv/vol"),
             ("backend_wal_uri", "file:///srv/wal"),
             ("discard_wal", "yes"),
+            ("adopt", "yes"),
             ("node_cache_config", "LocalDisk,/var/cache/a,b,64M,ReuseCache"),
             ("write_buffer", "64M"),
             ("checkpoint_interval", "500ms"),
@@ -114,6 +115,8 @@ fn every_key_takes_effect_in_every_spelling() {
                     path: "/srv/wal".into(),
                 }),
                 discard_wal: true,
+                adopt: true,
+                inherited_log: InheritedLog::Refuse,
                 read_cache: ReadCacheConfig {
                     memory_bytes: 32 * MIB,
                     disk: Some(ReadCacheDisk {
@@ -126,6 +129,7 @@ fn every_key_takes_effect_in_every_spelling() {
                     duration: Duration::from_secs(10),
                     takeover: true,
                     sighting: None,
+                    is_copied: false,
                 },
             },
             runtime_threads: threads,

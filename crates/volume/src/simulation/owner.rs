@@ -184,8 +184,7 @@ impl Serving {
     fn new(me: Identity, lease: Stored, opened: Opened, depth: usize) -> Self {
         let first = GenerationId(opened.generation + 1);
         let next_sequence = opened.log.first_sequence;
-        let mut volume = world::Owner::new(me.epoch as u32, first, next_sequence, depth);
-        volume.acknowledged = next_sequence - 1;
+        let volume = world::Owner::new(me.epoch as u32, first, next_sequence, depth);
         Self {
             volume,
             expected: opened.engine.published.cells.clone(),

@@ -343,7 +343,23 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectEntry>, StoreError> {
+        self.list_from(prefix, None).await
+    }
+
+    /// As [`Self::list`], of those that come after the key `after`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_after(&self, prefix: &str, after: &str) -> Result<Vec<ObjectEntry>, StoreError> {
+        let mut entries = self.list_from(prefix, Some(after.to_owned())).await?;
+        // Not every store knows the parameter.
+        entries.retain(|entry| entry.key.as_str() > after);
+        Ok(entries)
+    }
+
+    async fn list_from(&self, prefix: &str, after: Option<String>) -> Result<Vec<ObjectEntry>, StoreError> {
         let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+        let request = request.set_start_after(after);
         let mut pages = request.into_paginator().send();
         let mut entries = Vec::new();
         while let Some(page) = pages.next().await {

@@ -10,12 +10,13 @@ use crate::admin::{self, Looked};
 use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
-use crate::engine::{Engine, Ownership, SoleOwner, StoredState};
+use crate::engine::{Engine, InodeCheck, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
+use crate::history::{self, Known, Seen};
 use crate::lease::Lease;
 use crate::log::marker::{self, MarkerState};
 use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
-use crate::options::{StoreOptions, VolumeOptions};
+use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
@@ -50,6 +51,8 @@ impl Volume {
         let Begun {
             store,
             volume_id,
+            parent,
+            origin,
             lease,
             seen,
             entry,
@@ -57,12 +60,15 @@ impl Volume {
         let request = log_open::Request {
             store: &store,
             volume_id: &volume_id,
+            parent: parent.as_deref(),
+            inherited: options.inherited_log,
+            newest_seen: seen.id(),
             store_options,
             url: options.wal_url.as_ref(),
             is_discard_allowed: options.discard_wal,
             epoch: lease.epoch(),
         };
-        let opened = open_owned(&request, options, &lease, seen, entry).await;
+        let opened = open_owned(&request, options, &lease, Before { seen, entry, origin }).await;
         if opened.is_err() {
             // The engine's open may have written.
             lease.release(false).await;
@@ -75,6 +81,10 @@ impl Volume {
 struct Begun {
     store: Store,
     volume_id: String,
+    /// The id of the volume that this one is a copy of.
+    parent: Option<String>,
+    /// The check value of the container as it was made.
+    origin: Option<InodeCheck>,
     lease: Arc<Lease>,
     /// What was stored before the lease was taken.
     seen: StoredState,
@@ -85,22 +95,32 @@ struct Begun {
 /// Takes the lease of a volume that was looked at. Before that look nothing is written: opening must not leave anything at
 /// a mistyped URL.
 async fn begin(
-    looked: Looked,
+    mut looked: Looked,
     store_options: &StoreOptions,
     options: &VolumeOptions,
 ) -> Result<Begun, VolumeError> {
     looked.ensure_safe(store_options.allow_unsafe).await?;
-    let volume_id = looked.ensure_volume_id().await?;
+    let lease_options = LeaseOptions {
+        is_copied: looked.is_elsewhere(),
+        ..options.lease.clone()
+    };
+    if looked.is_elsewhere() {
+        let marker = std::mem::replace(&mut looked.marker, Ok(None))?;
+        log_open::check_copied(marker.as_ref(), options)?;
+    }
+    let label = looked.settle_label(options.adopt).await?;
     let (store, seen) = (looked.store, looked.newest);
     let (lease, entry) = join!(
-        Lease::take(&store, volume_id.clone(), &options.lease, looked.lease),
+        Lease::take(&store, label.volume_id.clone(), &lease_options, looked.lease),
         catalogue::load_entry(&store, seen.mark.cno)
     );
     Ok(Begun {
         lease: lease?,
         entry: entry.ok().flatten(),
         store,
-        volume_id,
+        volume_id: label.volume_id,
+        parent: label.parent,
+        origin: label.origin,
         seen,
     })
 }
@@ -120,6 +140,7 @@ async fn begin_sighted(
     }
     let store = store::unproved(url, store_options).await?;
     let (volume_id, seen) = (sighting.volume_id.clone(), sighting.newest);
+    let (parent, origin) = (sighting.parent.clone(), sighting.origin);
     let (lease, entry) = join!(
         Lease::take_unchanged(&store, volume_id.clone(), &options.lease, sighting.lease.clone()),
         catalogue::load_entry(&store, seen.mark.cno)
@@ -127,6 +148,8 @@ async fn begin_sighted(
     Ok(lease.map(|lease| Begun {
         store,
         volume_id,
+        parent,
+        origin,
         lease,
         seen,
         entry: entry.ok().flatten(),
@@ -151,12 +174,18 @@ async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<V
     )))
 }
 
+/// What was stored before the lease was taken.
+struct Before {
+    seen: StoredState,
+    entry: Option<CatalogueEntry>,
+    origin: Option<InodeCheck>,
+}
+
 async fn open_owned(
     request: &log_open::Request<'_>,
     options: &VolumeOptions,
     lease: &Arc<Lease>,
-    seen: StoredState,
-    entry_seen: Option<CatalogueEntry>,
+    before: Before,
 ) -> Result<Arc<Volume>, VolumeError> {
     let &log_open::Request {
         store,
@@ -164,28 +193,27 @@ async fn open_owned(
         epoch,
         ..
     } = request;
-    let engine = open_engine(store, options, Some(volume_id), lease.clone(), Some(seen));
-    let (begun, (engine, state)) = if request.url.is_some() {
+    let engine = open_engine(store, options, Some(volume_id), lease.clone(), Some(before.seen));
+    let seen_cno = before.seen.mark.cno;
+    let later = history::numbers_after(store, seen_cno);
+    let (mut begun, (engine, state), later) = if request.url.is_some() {
         // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
         let begun = log_open::begin(request, marker::load(store).await?).await?;
-        (begun, engine.await?)
+        let (engine, later) = join!(engine, later);
+        (begun, engine?, later?)
     } else {
         // No log to replay. One that is there is refused, or given up.
-        let (found, engine) = join!(marker::load(store), engine);
-        (log_open::begin(request, found?).await?, engine?)
+        let (found, engine, later) = join!(marker::load(store), engine, later);
+        (log_open::begin(request, found?).await?, engine?, later?)
     };
-    let recorded = match (
-        catalogue::take_up(store, state.newest, state.modified_ms, epoch, entry_seen).await,
-        &begun.log,
-    ) {
-        (Err(e), None) => {
-            let cno = state.newest.cno;
-            warn!("checkpoint {cno} is not in the catalogue: {}", e.chain());
-            0
-        }
-        // The watermark of the log: without it nobody knows what to replay.
-        (taken_up, _) => taken_up?,
+    let known = Known {
+        origin: before.origin,
+        entry: before.entry,
+        later: Some((seen_cno, later)),
     };
+    let history = history::look(store, state.newest, known).await?;
+    begun.judge(&history).await?;
+    let recorded = history.settle(state.modified_ms, epoch).await?;
     let watermark = recorded.max(begun.least_watermark);
     let mut parts = Parts::default();
     let mut catalogue = None;
@@ -195,8 +223,16 @@ async fn open_owned(
                 store: log.store.clone(),
                 volume_id: log_open::parse_volume_id(volume_id)?,
                 epoch,
+                newest: log.marker.newest().clone(),
             };
-            let (generation, recorder) = replay(store, options, log, &owner, &engine, watermark).await?;
+            owner.newest.set(state.newest.id);
+            let replaying = Replaying {
+                log,
+                owner: &owner,
+                history: &history,
+                watermark,
+            };
+            let (generation, recorder) = replaying.run(store, options, &engine).await?;
             parts.recorder = Some(Arc::new(recorder));
             parts.log = Some(owner);
             // The replay has gone beyond what an older owner may have on its way to the log.
@@ -218,23 +254,34 @@ async fn open_owned(
     Ok(Arc::new(volume))
 }
 
-/// Replays the log and makes it part of the volume. Returns the newest generation used.
-async fn replay(
-    store: &Store,
-    options: &VolumeOptions,
-    log: &OpenLog,
-    owner: &DriverLog,
-    engine: &HyperEngine,
+/// The replay of a log.
+struct Replaying<'a> {
+    log: &'a OpenLog,
+    owner: &'a DriverLog,
+    history: &'a Seen,
     watermark: u64,
-) -> Result<(u64, Watermarks), VolumeError> {
-    let recorder = Watermarks::new(store.clone(), owner.epoch, log.marker.clone());
-    let replay_options = ReplayOptions {
-        write_buffer_bytes: options.write_buffer_bytes,
-        io_timeout: options.io_timeout,
-    };
-    let generation = log.replay(engine, &recorder, watermark, &replay_options).await?;
-    log.store.trim(generation, log.store.first_sequence() - 1).await?;
-    Ok((generation, recorder))
+}
+
+impl Replaying<'_> {
+    /// Makes the log part of the volume. Returns the newest generation used.
+    async fn run(
+        &self,
+        store: &Store,
+        options: &VolumeOptions,
+        engine: &HyperEngine,
+    ) -> Result<(u64, Watermarks), VolumeError> {
+        let log = self.log;
+        let recorder = Watermarks::new(store.clone(), self.owner.epoch, log.marker.clone());
+        let replay_options = ReplayOptions {
+            write_buffer_bytes: options.write_buffer_bytes,
+            io_timeout: options.io_timeout,
+        };
+        let generation = log
+            .replay(engine, &recorder, self.watermark, self.history, &replay_options)
+            .await?;
+        log.store.trim(generation, log.store.first_sequence() - 1).await?;
+        Ok((generation, recorder))
+    }
 }
 
 async fn open_engine(
@@ -259,7 +306,7 @@ async fn open_engine(
         store.url,
         geometry.size_bytes(),
         geometry.block_size(),
-        state.newest.cno,
+        state.newest.id.cno,
         volume_id.unwrap_or("without a label"),
         if options.read_only { ", read-only" } else { "" }
     );

@@ -12,6 +12,7 @@ use super::machine::Event;
 use super::overlay::{ForLog, Overlay};
 use super::state::GenerationId;
 use super::task::{Command, Commands};
+use crate::history::NewestCheckpoint;
 use crate::log::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
 use crate::log::record::{Entry, Group, NONE_ACKNOWLEDGED};
 use crate::log::{AppendError, EncodedGroup, LogStore};
@@ -31,6 +32,8 @@ pub struct DriverLog {
     pub volume_id: Uuid,
     /// The owner's epoch.
     pub epoch: u64,
+    /// The checkpoint that a group made now continues.
+    pub newest: NewestCheckpoint,
 }
 
 impl DriverLog {
@@ -112,6 +115,7 @@ impl Appender {
             is_seal: false,
             after_generation: self.newest,
             unacknowledged,
+            base: self.log.newest.get(),
             entries,
             ..Group::seal(self.log.volume_id, self.log.epoch, sequence)
         };

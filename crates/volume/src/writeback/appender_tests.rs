@@ -14,6 +14,7 @@ async fn appender(path: &Path, volume_id: Uuid) -> Appender {
         store: Arc::new(journal),
         volume_id,
         epoch: 1,
+        newest: NewestCheckpoint::default(),
     };
     Appender::new(log, Commands::to(&mpsc::unbounded_channel().0))
 }

@@ -369,13 +369,12 @@ impl World {
         let start = self.store.log.keys().last().expect("sealed") + IN_FLIGHT_MAX;
         assert!(self.store.create(start, &seal(id)));
         let next_sequence = start + 1;
-        let mut owner = Owner::new(
+        let owner = Owner::new(
             id,
             GenerationId(self.store.watermark + 1),
             next_sequence,
             self.depth,
         );
-        owner.acknowledged = next_sequence - 1;
         Some(owner)
     }
 

@@ -95,7 +95,8 @@ impl Owner {
             is_retry_armed: false,
             ages: Vec::new(),
             trimmed: published,
-            acknowledged: 0,
+            // The one before it is the seal that began the part.
+            acknowledged: next_sequence - 1,
             promises: BTreeMap::new(),
             flushes: 0,
         }

@@ -309,8 +309,9 @@ fn a_damaged_index_is_not_built_upon() {
                 .await
                 .unwrap()
                 .unwrap()
+                .id
                 .cno
-                > before.newest.cno
+                > before.newest.id.cno
         );
         engine.close().await;
     });

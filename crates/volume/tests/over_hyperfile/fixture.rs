@@ -163,6 +163,15 @@ impl Fixture {
         self.run(store.put(&store.data_key(name), "x")).unwrap();
     }
 
+    /// A directory beside the volume's, or that itself.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn url_of(&self, name: &str) -> VolumeUrl {
+        VolumeUrl::parse(&format!("file://{}/", self.path_of(name).display())).unwrap()
+    }
+
     /// The file of an object; its data comes first.
     pub fn object_file(&self, key: &str) -> PathBuf {
         self.dir.path().join("vol/objects").join(key.replace('/', "%2F"))

@@ -12,4 +12,5 @@ mod fixture;
 mod lease;
 mod overlap;
 mod pair;
+mod provenance;
 mod recovery;

@@ -85,7 +85,7 @@ impl Pair {
             script,
             engine: Arc::new(engine),
             model,
-            cno: published.cno,
+            cno: published.id.cno,
         }
     }
 
@@ -182,5 +182,5 @@ pub async fn publish_both(engine: &HyperEngine, [first, second]: [Arc<Frozen>; 2
 }
 
 pub fn cno(published: &Published) -> u64 {
-    published.as_ref().unwrap().unwrap().cno
+    published.as_ref().unwrap().unwrap().id.cno
 }
