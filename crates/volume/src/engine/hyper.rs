@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use btree_ondisk::NodeCache;
 use futures::join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -18,7 +19,7 @@ use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
-use super::{Beside, Checkpoint, Engine, Ownership, SoleOwner, StoredState};
+use super::{Beside, Checkpoint, CheckpointId, Engine, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
@@ -39,6 +40,8 @@ pub struct HyperEngine {
     runtime: tokio::runtime::Handle,
     requests: mpsc::UnboundedSender<Request>,
     index_cache: IndexCache,
+    /// The checkpoint published last.
+    newest: Mutex<CheckpointId>,
     seals: IndexSeals,
     sealing: Mutex<JoinSet<()>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -137,6 +140,7 @@ impl HyperEngine {
         let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
         let reads = Reads::new(geometry, known, index, reader);
         early_check?;
+        reads.cache().note_checkpoint(newest.id);
         if seen != Some(stored) {
             if let Some(warming) = warming {
                 // It need not even be of the same volume, if that one was deleted and made again.
@@ -154,6 +158,7 @@ impl HyperEngine {
             runtime,
             requests,
             index_cache,
+            newest: Mutex::new(newest.id),
             seals,
             sealing: Mutex::default(),
             thread: Mutex::new(Some(thread)),
@@ -164,6 +169,16 @@ impl HyperEngine {
             modified_ms,
         };
         Ok((engine, state))
+    }
+
+    /// Empties the caches: what they hold may be of another history.
+    ///
+    /// # Errors
+    /// When a disk fails.
+    pub async fn empty_caches(&self) -> Result<(), VolumeError> {
+        let failed = |e| VolumeError::engine("emptying the caches", e);
+        NodeCache::reset(&self.index_cache).await.map_err(failed)?;
+        self.reads.cache().clear().await.map_err(failed)
     }
 
     async fn ask<R>(
@@ -231,6 +246,8 @@ impl Engine for HyperEngine {
         let Some(checkpoint) = published else {
             return Ok(None);
         };
+        *self.newest.lock() = checkpoint.id;
+        self.reads.cache().note_checkpoint(checkpoint.id);
         self.reads.keep(&frozen, checkpoint.id.cno);
         if frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES {
             let mut sealing = self.sealing.lock();
@@ -256,8 +273,9 @@ impl Engine for HyperEngine {
         let mut sealing = std::mem::take(&mut *self.sealing.lock());
         let sealed = async { while sealing.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(SEALING_TIME_MAX, sealed).await;
-        self.index_cache.close().await;
-        self.reads.close().await;
+        let newest = *self.newest.lock();
+        self.index_cache.close(newest).await;
+        self.reads.cache().close(newest).await;
     }
 }
 

@@ -1,8 +1,8 @@
 //! The cache of a container's index nodes: some in memory, more on a disk when `node_cache_config` says so.
 //!
 //! Nodes are keyed by their pointer, which is immutable within one volume; so every volume has a directory of its own
-//! below the one configured, named by its id, and a volume deleted and made again never meets the nodes of the one
-//! before. A failing cache is a cache that misses.
+//! below the one configured, named by its id, and is used only by a volume that has the checkpoint which the cache goes up
+//! to. A failing cache is a cache that misses.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,8 @@ use foyer::{
 use log::warn;
 use parking_lot::RwLock;
 
+use super::identity::CheckpointId;
+use crate::cache_state::CacheState;
 use crate::options::{NodeCacheConfig, NodeCacheStrategy};
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
@@ -36,6 +38,7 @@ pub struct IndexCache {
 
 struct Disk {
     nodes: RwLock<Option<Nodes>>,
+    state: CacheState,
     dir: PathBuf,
     capacity_bytes: usize,
 }
@@ -65,9 +68,11 @@ impl IndexCache {
             empty(&dir).await?;
         }
         let capacity_bytes = config.size_bytes as usize;
+        let state = CacheState::load(&dir);
         let nodes = build(&dir, capacity_bytes).await?;
         Ok(Self {
             disk: Some(Arc::new(Disk {
+                state,
                 nodes: RwLock::new(Some(nodes)),
                 dir,
                 capacity_bytes,
@@ -96,8 +101,26 @@ impl IndexCache {
         }
     }
 
+    /// The checkpoint that the disk goes up to, if there is a disk and it can be told.
+    pub(crate) fn found(&self) -> Option<CheckpointId> {
+        self.disk.as_ref()?.state.found()
+    }
+
+    /// Whether there is a disk.
+    pub(crate) fn has_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// As [`Self::shut`], of a volume that is at the checkpoint `newest`.
+    pub async fn close(&self, newest: CheckpointId) {
+        if let Some(disk) = &self.disk {
+            disk.state.note(newest, true);
+        }
+        self.shut().await;
+    }
+
     /// Writes out what is held and closes the files. The cache misses from then on.
-    pub async fn close(&self) {
+    async fn shut(&self) {
         let Some(disk) = &self.disk else { return };
         let nodes = disk.nodes.write().take();
         if let Some(nodes) = nodes {
@@ -206,7 +229,7 @@ impl NodeCache<u64> for IndexCache {
     async fn reset(&self) -> io::Result<()> {
         self.memory.clear();
         let Some(disk) = &self.disk else { return Ok(()) };
-        self.close().await;
+        self.shut().await;
         empty(&disk.dir).await?;
         let nodes = build(&disk.dir, disk.capacity_bytes).await?;
         *disk.nodes.write() = Some(nodes);
@@ -226,6 +249,13 @@ mod tests {
         }
     }
 
+    fn at(cno: u64) -> CheckpointId {
+        CheckpointId {
+            cno,
+            check: crate::engine::InodeCheck::from_bits(cno),
+        }
+    }
+
     async fn has(cache: &IndexCache, key: u64) -> bool {
         cache.load(key, &mut [0; 4096]).await.unwrap()
     }
@@ -240,7 +270,7 @@ mod tests {
         assert!(has(&cache, 7).await, "in memory");
         cache.memory.clear();
         assert!(has(&cache, 7).await, "on the disk");
-        cache.close().await;
+        cache.close(at(1)).await;
         cache.memory.clear();
         assert!(!has(&cache, 7).await, "closed");
 
@@ -253,7 +283,7 @@ mod tests {
         let after_kill = IndexCache::open(&reuse, "one").await.unwrap();
         assert!(!has(&after_kill, 7).await);
         after_kill.push(&8, &[8; 4096]);
-        after_kill.close().await;
+        after_kill.close(at(1)).await;
         let recreate = config(dir.path(), NodeCacheStrategy::Recreate);
         assert!(!has(&IndexCache::open(&recreate, "one").await.unwrap(), 8).await);
     }

@@ -14,6 +14,7 @@ use super::near;
 use super::object::{cno_of, segment_of};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
+use crate::read::cache::ReadCache;
 use crate::read::gate::Class;
 use crate::read::location::{Place, Run};
 use crate::read::reader::{ObjectSource, Reader, Stored};
@@ -86,9 +87,9 @@ impl Reads {
         }
     }
 
-    /// Stops the cache.
-    pub(super) async fn close(&self) {
-        self.shared.reader.cache().close().await;
+    /// The cache of what is read.
+    pub(super) fn cache(&self) -> &ReadCache {
+        self.shared.reader.cache()
     }
 
     /// The places of blocks from `blocks.start` on: all of them, or as far as `lookups` reach.

@@ -1,7 +1,7 @@
 //! The read cache: pages of published data in memory, and on a local disk when one is given.
 //!
-//! A page is keyed by where it is stored. Stored objects never change, so nothing here ever goes stale; a volume that is
-//! deleted and made again has another id, and with it another directory. What the disk holds is checked when it is read
+//! A page is keyed by where it is stored. Stored objects never change, so nothing here ever goes stale while the volume has
+//! one history; what the disk holds is used only by a volume that has the checkpoint which it goes up to. What the disk holds is checked when it is read
 //! (foyer keeps a checksum with each entry), so that a killed server or a bad disk costs a miss and no wrong byte.
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -16,6 +16,8 @@ use foyer::{
 };
 use log::warn;
 
+use crate::cache_state::CacheState;
+use crate::engine::CheckpointId;
 use crate::options::{ReadCacheConfig, ReadCacheDisk};
 
 /// Memory for a page besides its bytes.
@@ -66,7 +68,11 @@ pub struct ReadCache {
     memory_bytes: u64,
     /// Held as long as the disk is used.
     lock: Option<File>,
+    /// What the disk says of the volume.
+    state: Option<CacheState>,
     has_failed: AtomicBool,
+    /// The disk could not be told of a newer checkpoint: nothing more is kept.
+    is_stopped: AtomicBool,
 }
 
 impl ReadCache {
@@ -76,7 +82,9 @@ impl ReadCache {
             pages: None,
             memory_bytes: 0,
             lock: None,
+            state: None,
             has_failed: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
         }
     }
 
@@ -86,10 +94,14 @@ impl ReadCache {
             return Self::none();
         }
         let mut lock = None;
+        let mut state = None;
         let mut pages = None;
         if let (Some(disk), Some(id)) = (&config.disk, volume_id) {
             match on_disk(config, disk, id).await {
-                Ok((opened, locked)) => (pages, lock) = (Some(opened), Some(locked)),
+                Ok((opened, locked)) => {
+                    (pages, lock) = (Some(opened), Some(locked));
+                    state = Some(CacheState::load(&disk.dir.join(id)));
+                }
                 Err(e) => warn!(
                     "the read cache in {} cannot be used, it is kept in memory only: {e}",
                     disk.dir.join(id).display()
@@ -109,7 +121,9 @@ impl ReadCache {
             pages,
             memory_bytes: config.memory_bytes,
             lock,
+            state,
             has_failed: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
         }
     }
 
@@ -142,18 +156,52 @@ impl ReadCache {
         }
     }
 
+    /// The checkpoint that the disk goes up to, if there is a disk and it can be told.
+    pub(crate) fn found(&self) -> Option<CheckpointId> {
+        self.state.as_ref()?.found()
+    }
+
+    /// Empties it: it is another history's, or that cannot be told.
+    ///
+    /// # Errors
+    /// When the disk cannot be emptied; it must not be used then.
+    pub async fn clear(&self) -> io::Result<()> {
+        match &self.pages {
+            Some(pages) => pages.clear().await.map_err(io::Error::other),
+            None => Ok(()),
+        }
+    }
+
+    /// The volume is at this checkpoint: what is kept from here on is of it, or of one before.
+    pub fn note_checkpoint(&self, newest: CheckpointId) {
+        self.note(newest, false);
+    }
+
+    fn note(&self, newest: CheckpointId, is_closed: bool) {
+        if let Some(state) = &self.state
+            && !state.note(newest, is_closed)
+        {
+            self.is_stopped.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Takes a page in.
     pub fn insert(&self, key: PageKey, page: Vec<u8>) {
+        if self.is_stopped.load(Ordering::Relaxed) {
+            return;
+        }
         if let Some(pages) = &self.pages {
             pages.insert(key, page);
         }
     }
 
-    /// Writes out what is on its way to the disk, and lets the directory go.
-    pub async fn close(&self) {
+    /// Writes out what is on its way to the disk, and lets the directory go. `newest` is the checkpoint that the volume is
+    /// at.
+    pub async fn close(&self, newest: CheckpointId) {
         if let (Some(pages), Some(lock)) = (&self.pages, &self.lock) {
-            if let Err(e) = pages.close().await {
-                warn!("closing the read cache: {e}");
+            match pages.close().await {
+                Ok(()) => self.note(newest, true),
+                Err(e) => warn!("closing the read cache: {e}"),
             }
             let _ = lock.unlock();
         }

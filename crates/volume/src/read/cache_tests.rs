@@ -11,6 +11,13 @@ fn key(n: u64) -> PageKey {
     }
 }
 
+fn at(cno: u64) -> CheckpointId {
+    CheckpointId {
+        cno,
+        check: crate::engine::InodeCheck::from_bits(cno),
+    }
+}
+
 fn page(n: u64) -> Vec<u8> {
     (0..4096u64).map(|i| (n * 31 + i) as u8).collect()
 }
@@ -60,13 +67,28 @@ async fn memory_is_bounded_and_the_disk_holds_the_rest_over_a_restart() {
         "{in_memory} pages of 4 KiB in 1 MiB"
     );
     assert!(hits(&cache, 2000).await > 1800);
-    cache.close().await;
+    cache.close(at(1)).await;
     drop(cache);
     let again = ReadCache::open(&config(dir.path()), Some("one")).await;
     assert!(again.has_disk());
     assert!(hits(&again, 2000).await > 1800, "warm after a restart");
     let other = ReadCache::open(&config(dir.path()), Some("two")).await;
     assert_eq!(hits(&other, 2000).await, 0, "another volume");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_cache_holds_nothing_in_memory_or_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    fill(&cache, 2000).await;
+    cache.close(at(4)).await;
+    drop(cache);
+    let again = ReadCache::open(&config(dir.path()), Some("one")).await;
+    assert_eq!(again.found(), Some(at(4)));
+    again.clear().await.unwrap();
+    assert_eq!(hits(&again, 2000).await, 0);
+    fill(&again, 2000).await;
+    assert!(hits(&again, 2000).await > 1800, "it goes on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,7 +103,7 @@ async fn a_directory_in_use_is_left_alone() {
         Some(page(1)),
         "in memory"
     );
-    first.close().await;
+    first.close(at(1)).await;
     assert!(ReadCache::open(&config(dir.path()), Some("one")).await.has_disk());
 }
 
@@ -90,7 +112,7 @@ async fn damage_on_the_disk_costs_misses_and_no_wrong_byte() {
     let dir = tempfile::tempdir().unwrap();
     let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
     fill(&cache, 2000).await;
-    cache.close().await;
+    cache.close(at(1)).await;
     drop(cache);
     let mut damaged = 0;
     for file in fs::read_dir(dir.path().join("one").join(PAGES_NAME)).unwrap() {

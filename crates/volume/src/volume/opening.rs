@@ -1,12 +1,15 @@
 //! Opening a volume: find it, take its lease, shut older owners out of its log, open its container, replay.
 
+use std::io;
 use std::sync::Arc;
 
+use btree_ondisk::NodeCache;
 use futures::join;
 use log::{info, warn};
 
 use super::{Parts, Volume};
 use crate::admin::{self, Looked};
+use crate::cache_state;
 use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
@@ -159,13 +162,14 @@ async fn begin_sighted(
 async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
     let volume_id = looked.volume_id();
     warn_of_log(looked.marker);
-    let (engine, _) = open_engine(
-        &looked.store,
+    let (engine, _) = open_engine(EngineOf {
+        store: &looked.store,
         options,
-        volume_id.as_deref(),
-        Arc::new(SoleOwner),
-        None,
-    )
+        volume_id: volume_id.as_deref(),
+        ownership: Arc::new(SoleOwner),
+        seen: looked.newest,
+        entry: None,
+    })
     .await?;
     Ok(Arc::new(Volume::with_parts(
         Arc::new(engine),
@@ -193,7 +197,14 @@ async fn open_owned(
         epoch,
         ..
     } = request;
-    let engine = open_engine(store, options, Some(volume_id), lease.clone(), Some(before.seen));
+    let engine = open_engine(EngineOf {
+        store,
+        options,
+        volume_id: Some(volume_id),
+        ownership: lease.clone(),
+        seen: before.seen,
+        entry: before.entry.as_ref(),
+    });
     let seen_cno = before.seen.mark.cno;
     let later = history::numbers_after(store, seen_cno);
     let (mut begun, (engine, state), later) = if request.url.is_some() {
@@ -208,10 +219,15 @@ async fn open_owned(
     };
     let known = Known {
         origin: before.origin,
-        entry: before.entry,
+        entry: before.entry.clone(),
         later: Some((seen_cno, later)),
     };
     let history = history::look(store, state.newest, known).await?;
+    let seen = before.seen.id();
+    if seen != history.newest() && !history.has(seen).await? {
+        // The caches were judged by what was seen.
+        engine.empty_caches().await?;
+    }
     begun.judge(&history).await?;
     let recorded = history.settle(state.modified_ms, epoch).await?;
     let watermark = recorded.max(begun.least_watermark);
@@ -284,22 +300,71 @@ impl Replaying<'_> {
     }
 }
 
-async fn open_engine(
-    store: &Store,
-    options: &VolumeOptions,
-    volume_id: Option<&str>,
+/// What an engine is opened with.
+struct EngineOf<'a> {
+    store: &'a Store,
+    options: &'a VolumeOptions,
+    volume_id: Option<&'a str>,
     ownership: Arc<dyn Ownership>,
-    seen: Option<StoredState>,
-) -> Result<(HyperEngine, OpenState), VolumeError> {
-    let index_cache = match (&options.node_cache, volume_id) {
-        (Some(config), Some(id)) => IndexCache::open(config, id)
-            .await
-            .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
-        _ => IndexCache::default(),
-    };
-    let read_cache = ReadCache::open(&options.read_cache, volume_id).await;
-    let (engine, state) =
-        HyperEngine::open_owned(store, index_cache, read_cache, options.read_only, ownership, seen).await?;
+    /// The volume as it was looked at.
+    seen: StoredState,
+    /// The catalogue's entry of that, if it was loaded.
+    entry: Option<&'a CatalogueEntry>,
+}
+
+impl EngineOf<'_> {
+    /// The caches, emptied if they are not of this volume's history.
+    async fn caches(&self) -> Result<(IndexCache, ReadCache), VolumeError> {
+        let index_cache = match (&self.options.node_cache, self.volume_id) {
+            (Some(config), Some(id)) => IndexCache::open(config, id)
+                .await
+                .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
+            _ => IndexCache::default(),
+        };
+        let read_cache = ReadCache::open(&self.options.read_cache, self.volume_id).await;
+        let newest = self.seen.id();
+        let is_ours = |found| cache_state::is_of_volume(self.store, found, newest, self.entry);
+        let index = async {
+            if index_cache.has_disk() && !is_ours(index_cache.found()).await {
+                index_cache.reset().await?;
+            }
+            Ok(())
+        };
+        let pages = async {
+            if read_cache.has_disk() && !is_ours(read_cache.found()).await {
+                read_cache.clear().await?;
+            }
+            Ok(())
+        };
+        let (index, pages): (io::Result<()>, io::Result<()>) = join!(index, pages);
+        for (emptied, key) in [(index, "node_cache_config"), (pages, "cache_dir")] {
+            emptied.map_err(|e| VolumeError::InvalidInput(format!("{key} cannot be used: {e}")))?;
+        }
+        Ok((index_cache, read_cache))
+    }
+}
+
+async fn open_engine(of: EngineOf<'_>) -> Result<(HyperEngine, OpenState), VolumeError> {
+    let (index_cache, read_cache) = of.caches().await?;
+    let EngineOf {
+        store,
+        options,
+        volume_id,
+        ownership,
+        seen,
+        ..
+    } = of;
+    // What a read-only open has seen may be published over before it is opened, and that is no harm.
+    let expected = (!options.read_only).then_some(seen);
+    let (engine, state) = HyperEngine::open_owned(
+        store,
+        index_cache,
+        read_cache,
+        options.read_only,
+        ownership,
+        expected,
+    )
+    .await?;
     let geometry = engine.geometry();
     info!(
         "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::admin::{IfDamaged, label, wal};
-use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
+use hypernbd_volume::options::{
+    LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk, VolumeOptions,
+};
 use hypernbd_volume::{Volume, VolumeError, VolumeUrl, admin, store};
 
 use crate::fixture::{Fixture, pattern};
@@ -281,4 +283,70 @@ fn a_moved_volume_keeps_its_log() {
     let volume = l.try_open_at(&moved, options).unwrap();
     assert!(l.f.read(&volume, MIB, 8192) == pattern(2, 8192), "flushed");
     volume.close(LIMIT).unwrap();
+}
+
+/// A volume with both caches on a disk.
+fn cached_options(f: &Fixture) -> VolumeOptions {
+    VolumeOptions {
+        node_cache: Some(NodeCacheConfig {
+            path: f.path_of("nodes"),
+            size_bytes: 32 * MIB,
+            strategy: NodeCacheStrategy::ReuseCache,
+        }),
+        read_cache: ReadCacheConfig {
+            memory_bytes: 16 * MIB,
+            disk: Some(ReadCacheDisk {
+                dir: f.path_of("pages"),
+                size_bytes: 64 * MIB,
+            }),
+        },
+        ..VolumeOptions::default()
+    }
+}
+
+/// A backup is restored, written to as far as the history that was left went, and read with the caches of that one.
+#[test]
+fn caches_of_another_history_are_not_read() {
+    for is_closed in [true, false] {
+        let f = Fixture::new();
+        f.create(32 * MIB, 4096);
+        let open = || {
+            f.run(Volume::open(&f.url, &f.store_options, &cached_options(&f)))
+                .unwrap()
+        };
+        let write = |volume: &Volume, seed| {
+            volume.write(0, &pattern(seed, 8 << 20), true).unwrap();
+            assert!(f.read(volume, 0, 8 << 20) == pattern(seed, 8 << 20));
+        };
+        let end = |volume: Arc<Volume>| {
+            if is_closed {
+                volume.close(LIMIT).unwrap();
+            }
+        };
+        let volume = open();
+        write(&volume, 1);
+        volume.close(LIMIT).unwrap();
+        drop(volume);
+        copy_dir(&f.path_of("vol"), &f.path_of("backup"));
+        let volume = open();
+        write(&volume, 97);
+        end(volume);
+        restore(&f.path_of("backup"), &f.path_of("vol"), |_| true);
+        // Without the caches, so that they know nothing of it.
+        let volume = f.open();
+        write(&volume, 65);
+        volume.close(LIMIT).unwrap();
+        let volume = open();
+        assert!(
+            f.read(&volume, 0, 8 << 20) == pattern(65, 8 << 20),
+            "closed: {is_closed}"
+        );
+        // And what is published upon an index of this history is right, too.
+        volume.write(MIB + 5, b"changed", true).unwrap();
+        volume.close(LIMIT).unwrap();
+        let mut want = pattern(65, 8 << 20);
+        want[MIB as usize + 5..][..7].copy_from_slice(b"changed");
+        let volume = f.open_read_only();
+        assert!(f.read(&volume, 0, 8 << 20) == want, "closed: {is_closed}");
+    }
 }
