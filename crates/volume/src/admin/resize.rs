@@ -2,6 +2,7 @@
 
 use super::create::check_size;
 use super::{VolumeInfo, info};
+use crate::engine::guard::InodeGuard;
 use crate::engine::index_cache::IndexCache;
 use crate::engine::index_seal::IndexSeals;
 use crate::engine::{Ownership, container};
@@ -43,13 +44,16 @@ pub async fn resize(
         let resized = super::on_owner_thread({
             let (store, lease) = (store.clone(), lease.clone());
             move || async move {
+                let guard = InodeGuard::opening();
                 let mut container = container::open(
                     &store,
+                    &guard,
                     IndexSeals::new(store.clone()),
                     IndexCache::default(),
                     false,
                 )
                 .await?;
+                guard.close();
                 // Adopt, then check (Invariant O1).
                 lease.check().await.map_err(std::io::Error::other)?;
                 container.truncate(new_size_bytes as usize).await

@@ -18,6 +18,7 @@ use hyperfile::staging::config::StagingConfig;
 use hyperfile::staging::s3::S3Staging;
 use hyperfile::{BMapUserData, BlockPtr};
 
+use super::guard::InodeGuard;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::loader::NodeLoader;
@@ -106,28 +107,31 @@ pub async fn create(store: &Store, inode: &InodeRaw) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens the container; writable unless `is_read_only`.
+/// Opens the container; writable unless `is_read_only`. Whatever the engine asks of the inode from then on passes `guard`,
+/// which is to be closed once this has returned.
 ///
 /// # Errors
 /// `NotFound` when there is none, `InvalidData` when its format is unknown.
 pub(crate) async fn open(
     store: &Store,
+    guard: &InodeGuard,
     seals: IndexSeals,
     index_cache: IndexCache,
     is_read_only: bool,
 ) -> io::Result<Container> {
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
-    let staging = staging(store, &config);
+    let staging = staging(store, guard, &config);
     let loader = NodeLoader::new(store.clone(), seals, Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
     Container::open(staging, loader, index_cache, config, flags).await
 }
 
-/// What `S3Staging::from` makes, without its asking whether the inode exists: the open reads it next.
-fn staging(store: &Store, config: &HyperFileConfig) -> S3Staging {
+/// What `S3Staging::from` makes, without its asking whether the inode exists: the open reads it next. Landings take clones
+/// of it, so they are behind the same guard.
+fn staging(store: &Store, guard: &InodeGuard, config: &HyperFileConfig) -> S3Staging {
     S3Staging {
-        client: store.client.clone(),
+        client: guard.guarded(&store.client),
         bucket: store.bucket.clone(),
         root_path: store.root.clone(),
         root_path_slash: store.data_key(""),

@@ -15,6 +15,7 @@ use crate::writeback::overlay::Frozen;
 
 pub(crate) mod container;
 pub mod fault;
+pub(crate) mod guard;
 pub mod hyper;
 mod identity;
 mod index;

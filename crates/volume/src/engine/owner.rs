@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 
 use super::container::{self, Container};
+use super::guard::InodeGuard;
 use super::index::{Published, Root};
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
@@ -23,7 +24,7 @@ use super::{Beside, Checkpoint, Ownership, inode};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::location::{LocationMap, Place};
-use crate::store::Store;
+use crate::store::{ETag, Store};
 use crate::writeback::overlay::Frozen;
 
 /// Runs kept in the location map: about 9 MiB.
@@ -77,6 +78,8 @@ pub(super) struct UnderWay {
 
 pub(super) struct Owner {
     pub(super) config: Config,
+    /// Around the inode, of every container this owner opens.
+    guard: InodeGuard,
     pub(super) geometry: Geometry,
     /// `None` after a panic inside the engine, until a recovery opens it anew.
     pub(super) container: Option<Container>,
@@ -144,8 +147,10 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
 
 async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let url = config.store.url.to_string();
+    let guard = InodeGuard::opening();
     let container = container::open(
         &config.store,
+        &guard,
         config.seals.clone(),
         config.index_cache.clone(),
         config.is_read_only,
@@ -155,6 +160,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
         _ => VolumeError::engine(format!("opening the volume at {url}"), e),
     })?;
+    guard.close();
     let stat = container.stat();
     let block_size = u32::try_from(stat.st_blksize)
         .ok()
@@ -176,6 +182,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let owner = Owner {
         known: Arc::new(Mutex::new(known)),
         config,
+        guard,
         geometry,
         container: Some(container),
         published,
@@ -300,15 +307,35 @@ impl Owner {
     /// Goes back to what is stored: the one way on after a failed publish, whatever failed.
     ///
     /// A plain retry can stay refused for ever. The engine's own way back adopts whatever is stored, and may write to
-    /// it, so the state stored and the lease are proved to be ours before, and once more after.
+    /// it, so the lease is asked for and the state stored is proved to be ours first. The guard holds the engine to the
+    /// write that was proved, however often it reads the inode, and the lease is asked for once more after.
     async fn recover(&mut self) -> Result<(), VolumeError> {
-        let failed = |e| VolumeError::engine("recovering after a failed publish", e);
         self.config.ownership.check().await?;
-        let (raw, _) = inode::load(&self.config.store).await?;
+        let proved = self.prove_stored().await?;
+        self.guard.recover(&proved);
+        let went_back = self.go_back().await;
+        self.guard.close();
+        if let Err(e) = went_back {
+            // Perhaps because somebody published meanwhile; an own publish that was still on its way can be that, too.
+            self.prove_stored().await?;
+            return Err(e);
+        }
+        self.adopt().await
+    }
+
+    /// Which write of the inode is stored, if it is one of this owner's.
+    async fn prove_stored(&self) -> Result<ETag, VolumeError> {
+        let (raw, info) = inode::load(&self.config.store).await?;
         let stored = Mark::of_inode(&raw);
         if !self.is_own(stored) {
             return Err(self.foreign(stored));
         }
+        Ok(info.etag)
+    }
+
+    /// Has the container go back to what is stored.
+    async fn go_back(&mut self) -> Result<(), VolumeError> {
+        let failed = |e| VolumeError::engine("recovering after a failed publish", e);
         match self.container.as_mut() {
             Some(container) => {
                 container.discard_unflushed().await.map_err(failed)?;
@@ -317,13 +344,17 @@ impl Owner {
             }
             None => {
                 let (store, cache) = (&self.config.store, self.config.index_cache.clone());
+                let seals = self.config.seals.clone();
                 let container =
-                    container::open(store, self.config.seals.clone(), cache, self.config.is_read_only)
-                        .await
-                        .map_err(failed)?;
-                self.container = Some(container);
+                    container::open(store, &self.guard, seals, cache, self.config.is_read_only).await;
+                self.container = Some(container.map_err(failed)?);
             }
         }
+        Ok(())
+    }
+
+    /// Goes on from what the container went back to.
+    async fn adopt(&mut self) -> Result<(), VolumeError> {
         let adopted = Mark::of_container(self.container()?);
         if !self.is_own(adopted) {
             return Err(self.foreign(adopted));

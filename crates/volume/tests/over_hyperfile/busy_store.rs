@@ -93,7 +93,11 @@ fn an_upload_that_was_answered_503_is_not_published_over_the_next_owners_checkpo
     let f = Fixture::new();
     f.create(SIZE, 4096);
     let before = f.open();
-    before.write(0, &pattern(1, 4096), true).unwrap();
+    // What the first one writes is mapped already: else its engine finds no place for it in another writer's index.
+    for (at, len) in [(0, 4096), (8192, 4096), (SIZE - 512, 512)] {
+        before.write(at, &pattern(1, len), false).unwrap();
+    }
+    before.flush().unwrap();
     before.close(LIMIT).unwrap();
 
     let busy = Arc::<Busy>::default();
@@ -136,11 +140,12 @@ fn an_upload_that_was_answered_503_is_not_published_over_the_next_owners_checkpo
     f.run(first.close());
 
     let third = f.open();
-    for (at, seed, len) in [(0, 1, 4096), (4096, 3, 4096), (SIZE - 512, 4, 512)] {
+    for (at, seed, len) in [
+        (0, 1, 4096),
+        (4096, 3, 4096),
+        (8192, 1, 4096),
+        (SIZE - 512, 4, 512),
+    ] {
         assert!(f.read(&third, at, len) == pattern(seed, len), "at {at}");
     }
-    assert!(
-        f.read(&third, 8192, 4096).iter().all(|b| *b == 0),
-        "what the first one never published"
-    );
 }

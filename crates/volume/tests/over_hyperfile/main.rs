@@ -14,3 +14,4 @@ mod overlap;
 mod pair;
 mod provenance;
 mod recovery;
+mod recovery_race;

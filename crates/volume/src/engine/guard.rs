@@ -1,0 +1,404 @@
+//! Our own fence around the inode: what the engine may ask of it, and when.
+//!
+//! Whoever puts the inode decides what the volume is. The engine has paths of its own that read it anew, take whatever
+//! they find for their base and put it again; `docs/architecture.md` lists them. None of them asks for the lease. So
+//! each request of the engine's that names the inode passes here first, and one that this project did not decide on is
+//! not sent: the inode is read by an open or a recovery only, and put only over the one that this owner opened, published
+//! last, or proved to be its own. [`Rules`] is the decision; the rest carries it out.
+
+use std::sync::Arc;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::BoxError;
+use aws_smithy_types::config_bag::{Storable, StoreReplace};
+use log::warn;
+use parking_lot::Mutex;
+
+use crate::store::ETag;
+
+/// User metadata by which the engine knows a write of its own, as a header.
+const MARK_HEADER: &str = "x-amz-meta-hf-write";
+
+/// A request that the guard does not let through, or an answer that it does not hand on.
+#[derive(Debug, thiserror::Error)]
+#[error("this server's own fence refuses to {what} the inode: {why}")]
+struct Refusal {
+    what: &'static str,
+    why: &'static str,
+}
+
+/// What the engine asks of the inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Ask {
+    /// Its content.
+    Read,
+    /// Whose it is, without its content.
+    Look,
+    /// To replace it.
+    Put {
+        /// The write that must be the one stored.
+        over: Option<String>,
+        /// The mark of this write.
+        mark: Option<String>,
+    },
+    /// Anything else.
+    Other,
+}
+
+impl Storable for Ask {
+    type Storer = StoreReplace<Self>;
+}
+
+impl Ask {
+    /// What a request asks of the inode, if it names it. All that the engine keeps lies below one prefix, and nothing else
+    /// there has this name.
+    fn of_request(method: &str, uri: &str, header: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+        if !path.ends_with("/inode") {
+            return None;
+        }
+        let is_whole = query
+            .split('&')
+            .all(|parameter| parameter.is_empty() || parameter.starts_with("x-id="));
+        Some(match method {
+            "GET" if is_whole => Self::Read,
+            "HEAD" if is_whole => Self::Look,
+            "PUT" if is_whole && header("x-amz-copy-source").is_none() => Self::Put {
+                over: header("if-match").map(|etag| bare(&etag)),
+                mark: header(MARK_HEADER),
+            },
+            _ => Self::Other,
+        })
+    }
+
+    fn verb(&self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Look => "look at",
+            Self::Put { .. } => "write",
+            Self::Other => "change",
+        }
+    }
+}
+
+/// What the store answered.
+#[derive(Debug, Clone, Copy)]
+struct Answer<'a> {
+    status: u16,
+    etag: Option<&'a str>,
+    mark: Option<&'a str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The container is being opened; who opens it asks for the lease afterwards, before anything else.
+    Opening,
+    /// It is open.
+    Closed,
+    /// It goes back to what is stored, which was proved to be this owner's own.
+    Recovering,
+}
+
+/// Which requests for the inode are let through. ETags are without quotes.
+#[derive(Debug)]
+struct Rules {
+    phase: Phase,
+    /// The write of the inode that this owner builds on.
+    base: Option<String>,
+    /// The mark of the write sent last.
+    mark: Option<String>,
+    /// That write was answered with a refusal, which may be of its own resending.
+    is_refused: bool,
+}
+
+impl Rules {
+    fn opening() -> Self {
+        Self {
+            phase: Phase::Opening,
+            base: None,
+            mark: None,
+            is_refused: false,
+        }
+    }
+
+    fn recovering(&mut self, proved: &str) {
+        self.phase = Phase::Recovering;
+        self.base = Some(bare(proved));
+        self.is_refused = false;
+    }
+
+    /// Whether this may be sent.
+    fn check(&self, ask: &Ask) -> Result<(), &'static str> {
+        match ask {
+            Ask::Read if self.phase == Phase::Closed => Err("only an open or a recovery reads it"),
+            Ask::Look if !self.is_refused => Err("no write of this server's was refused"),
+            Ask::Put { over, .. } if over.is_none() || *over != self.base => {
+                Err("it is not the one that this server opened or published last that would be replaced")
+            }
+            Ask::Other => Err("it changes only whole, and only over the one before it"),
+            Ask::Read | Ask::Look | Ask::Put { .. } => Ok(()),
+        }
+    }
+
+    fn sent(&mut self, ask: &Ask) {
+        if let Ask::Put { mark, .. } = ask {
+            self.mark.clone_from(mark);
+            self.is_refused = false;
+        }
+    }
+
+    /// Whether this answer may be handed on.
+    fn answered(&mut self, ask: &Ask, answer: Answer<'_>) -> Result<(), &'static str> {
+        let is_success = (200..300).contains(&answer.status);
+        let etag = answer.etag.map(bare);
+        match ask {
+            Ask::Read if is_success && self.phase == Phase::Opening => self.base = etag,
+            Ask::Read if is_success && (etag.is_none() || etag != self.base) => {
+                return Err("another one was stored since this server proved that it is its own");
+            }
+            Ask::Put { .. } if is_success => self.base = etag,
+            Ask::Put { .. } => self.is_refused = matches!(answer.status, 409 | 412),
+            // The write had been carried out, and its answer was lost.
+            Ask::Look if is_success && answer.mark.is_some() && answer.mark == self.mark.as_deref() => {
+                self.base = etag;
+            }
+            Ask::Read | Ask::Look | Ask::Other => {}
+        }
+        Ok(())
+    }
+}
+
+fn bare(etag: &str) -> String {
+    etag.trim_matches('"').to_owned()
+}
+
+/// The guard of one owner's inode. Clones are the same guard.
+#[derive(Debug, Clone)]
+pub(crate) struct InodeGuard(Arc<Mutex<Rules>>);
+
+impl InodeGuard {
+    /// For a container that is about to be opened.
+    pub(crate) fn opening() -> Self {
+        Self(Arc::new(Mutex::new(Rules::opening())))
+    }
+
+    /// The container is open, or has gone back to what is stored.
+    pub(crate) fn close(&self) {
+        self.0.lock().phase = Phase::Closed;
+    }
+
+    /// The container goes back to what is stored, and that is this write, which was proved to be the owner's own.
+    pub(super) fn recover(&self, proved: &ETag) {
+        self.0.lock().recovering(&proved.0);
+    }
+
+    /// A client for the engine: as `client`, behind this guard.
+    pub(super) fn guarded(&self, client: &Client) -> Client {
+        let config = client.config().to_builder();
+        Client::from_conf(config.interceptor(self.clone()).build())
+    }
+
+    fn refused(ask: &Ask, why: &'static str) -> BoxError {
+        let refusal = Refusal {
+            what: ask.verb(),
+            why,
+        };
+        warn!("{refusal}");
+        refusal.into()
+    }
+}
+
+impl Intercept for InodeGuard {
+    fn name(&self) -> &'static str {
+        "InodeGuard"
+    }
+
+    /// Once a request, before it is sent for the first time: what is sent again is the same request, with the same
+    /// condition.
+    fn read_after_serialization(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let header = |name: &str| request.headers().get(name).map(str::to_owned);
+        let Some(ask) = Ask::of_request(request.method(), request.uri(), header) else {
+            return Ok(());
+        };
+        let mut rules = self.0.lock();
+        rules.check(&ask).map_err(|why| Self::refused(&ask, why))?;
+        rules.sent(&ask);
+        bag.interceptor_state().store_put(ask);
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let Some(ask) = bag.load::<Ask>() else {
+            return Ok(());
+        };
+        let headers = context.response().headers();
+        let answer = Answer {
+            status: context.response().status().as_u16(),
+            etag: headers.get("etag"),
+            mark: headers.get(MARK_HEADER),
+        };
+        let answered = self.0.lock().answered(ask, answer);
+        answered.map_err(|why| Self::refused(ask, why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(over: &str, mark: &str) -> Ask {
+        Ask::Put {
+            over: Some(over.into()),
+            mark: Some(mark.into()),
+        }
+    }
+
+    fn answer(status: u16, etag: &'static str) -> Answer<'static> {
+        Answer {
+            status,
+            etag: Some(etag),
+            mark: None,
+        }
+    }
+
+    fn marked(etag: &'static str, mark: &'static str) -> Answer<'static> {
+        Answer {
+            status: 200,
+            etag: Some(etag),
+            mark: Some(mark),
+        }
+    }
+
+    /// Asks and is answered; whether the engine gets that answer.
+    fn goes(rules: &mut Rules, ask: &Ask, answer: Answer<'_>) -> bool {
+        if rules.check(ask).is_err() {
+            return false;
+        }
+        rules.sent(ask);
+        rules.answered(ask, answer).is_ok()
+    }
+
+    /// Opened upon the write "a".
+    fn open() -> Rules {
+        let mut rules = Rules::opening();
+        assert!(goes(&mut rules, &Ask::Read, answer(200, "\"a\"")));
+        rules.phase = Phase::Closed;
+        rules
+    }
+
+    #[test]
+    fn an_open_puts_over_nothing_but_what_it_read() {
+        let mut rules = Rules::opening();
+        assert!(rules.check(&put("a", "1")).is_err(), "before anything was read");
+        assert!(goes(&mut rules, &Ask::Read, answer(200, "\"a\"")));
+        assert!(rules.check(&put("b", "1")).is_err());
+        assert!(rules.check(&put("a", "1")).is_ok());
+        assert!(goes(&mut rules, &Ask::Read, answer(200, "\"b\"")));
+        assert!(rules.check(&put("a", "1")).is_err());
+        assert!(goes(&mut rules, &put("b", "1"), answer(200, "\"c\"")));
+        assert!(rules.check(&put("c", "2")).is_ok());
+    }
+
+    #[test]
+    fn an_open_container_reads_no_inode_and_puts_over_its_own_alone() {
+        let mut rules = open();
+        assert!(rules.check(&Ask::Read).is_err());
+        assert!(rules.check(&Ask::Other).is_err());
+        let unconditional = Ask::Put {
+            over: None,
+            mark: None,
+        };
+        assert!(rules.check(&unconditional).is_err());
+        assert!(goes(&mut rules, &put("a", "1"), answer(200, "\"b\"")));
+        assert!(rules.check(&put("a", "2")).is_err(), "published upon since");
+        assert!(goes(&mut rules, &put("b", "2"), answer(503, "\"x\"")));
+        assert!(rules.check(&put("b", "3")).is_ok(), "a failure moves nothing");
+    }
+
+    #[test]
+    fn an_inode_is_looked_at_after_a_refusal_and_believed_by_its_mark() {
+        for status in [409, 412] {
+            let mut rules = open();
+            assert!(rules.check(&Ask::Look).is_err());
+            assert!(goes(&mut rules, &put("a", "1"), answer(503, "\"x\"")));
+            assert!(rules.check(&Ask::Look).is_err());
+            assert!(goes(&mut rules, &put("a", "1"), answer(status, "\"x\"")));
+            assert!(goes(&mut rules, &Ask::Look, marked("\"f\"", "foreign")));
+            assert!(
+                rules.check(&put("f", "2")).is_err(),
+                "what another wrote is not taken"
+            );
+            assert!(goes(&mut rules, &Ask::Look, answer(200, "\"f\"")));
+            assert!(rules.check(&put("f", "2")).is_err(), "nor what has no mark");
+            assert!(goes(&mut rules, &Ask::Look, marked("\"b\"", "1")));
+            assert!(rules.check(&put("b", "2")).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_recovery_takes_nothing_but_what_was_proved() {
+        let mut rules = open();
+        rules.recovering("\"p\"");
+        assert!(goes(&mut rules, &Ask::Read, answer(200, "\"p\"")));
+        assert!(!goes(&mut rules, &Ask::Read, answer(200, "\"f\"")));
+        assert!(rules.check(&put("f", "1")).is_err());
+        assert!(
+            goes(&mut rules, &Ask::Read, answer(503, "\"x\"")),
+            "no answer to judge"
+        );
+        assert!(goes(&mut rules, &put("p", "1"), answer(200, "\"q\"")));
+        assert!(goes(&mut rules, &Ask::Read, answer(200, "\"q\"")));
+        rules.phase = Phase::Closed;
+        assert!(rules.check(&Ask::Read).is_err());
+        assert!(rules.check(&put("q", "2")).is_ok());
+    }
+
+    #[test]
+    fn requests_are_told_by_method_name_and_headers() {
+        let none = |_: &str| None;
+        let inode = "http://h/bucket/volume/inode";
+        for (method, uri, expected) in [
+            ("GET", format!("{inode}?x-id=GetObject"), Some(Ask::Read)),
+            ("HEAD", inode.to_owned(), Some(Ask::Look)),
+            ("DELETE", inode.to_owned(), Some(Ask::Other)),
+            ("POST", format!("{inode}?uploads"), Some(Ask::Other)),
+            (
+                "PUT",
+                format!("{inode}?partNumber=1&uploadId=u"),
+                Some(Ask::Other),
+            ),
+            ("GET", format!("{inode}?acl"), Some(Ask::Other)),
+            ("PUT", "http://h/bucket/volume/0000000001.0".to_owned(), None),
+            (
+                "GET",
+                "http://h/bucket?list-type=2&prefix=v/inode".to_owned(),
+                None,
+            ),
+        ] {
+            assert_eq!(Ask::of_request(method, &uri, none), expected, "{method} {uri}");
+        }
+        let headers = |name: &str| match name {
+            "if-match" => Some("\"e\"".to_owned()),
+            MARK_HEADER => Some("m".to_owned()),
+            _ => None,
+        };
+        assert_eq!(Ask::of_request("PUT", inode, headers), Some(put("e", "m")));
+        let copied = |name: &str| (name == "x-amz-copy-source").then(|| "b/k".to_owned());
+        assert_eq!(Ask::of_request("PUT", inode, copied), Some(Ask::Other));
+    }
+}
