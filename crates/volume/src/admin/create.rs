@@ -4,7 +4,7 @@ use super::{VolumeInfo, delete, info, label};
 use crate::engine::{CheckpointId, container};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
-use crate::store::{self, Store, probe};
+use crate::store::{self, Directory, Store, probe};
 use crate::url::VolumeUrl;
 
 /// Block size of a volume unless another is asked for; chosen by measurement (docs/benchmarking.md).
@@ -59,7 +59,7 @@ pub async fn create(
     let store = store::connect_for_create(url, store_options).await?;
     if let Err(e) = check_empty(&store).await {
         // Of a directory that was made for it.
-        store.remove_if_empty().await?;
+        store.remove_if_empty(Directory::AsFound).await?;
         return Err(e);
     }
     let label_key = store.meta_key(label::NAME);
@@ -100,7 +100,7 @@ async fn undo(store: &Store, key: &str) {
     if let Err(e) = store.delete(key).await {
         log::warn!("{key} is left of a volume that could not be created: {e}");
     }
-    if let Err(e) = store.remove_if_empty().await {
+    if let Err(e) = store.remove_if_empty(Directory::AsFound).await {
         log::warn!("the directory of a volume that could not be created is left: {e}");
     }
 }

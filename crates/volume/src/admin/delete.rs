@@ -9,7 +9,7 @@ use super::{info, label, wal};
 use crate::error::{ErrorKind, VolumeError};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store::{self, ObjectEntry, Store, StoreErrorKind, probe};
+use crate::store::{self, Directory, ObjectEntry, Store, StoreErrorKind, probe};
 use crate::url::VolumeUrl;
 
 const INODE: &str = "inode";
@@ -177,7 +177,7 @@ async fn remove(
     }
     store.delete(&lease_key).await?;
     store.delete(&label).await?;
-    store.remove_if_empty().await?;
+    store.remove_if_empty(Directory::Removed).await?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use crate::lease::{self, Lease};
 use crate::log::open as log_open;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
-use crate::store::{self, Store};
+use crate::store::{self, Directory, Store};
 use crate::url::VolumeUrl;
 
 mod create;
@@ -73,7 +73,7 @@ pub async fn check_servable(
 pub async fn probe(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Vec<Check>, VolumeError> {
     let store = store::connect_for_create(url, store_options).await?;
     let checks = store::probe::run(&store).await;
-    store.remove_if_empty().await?;
+    store.remove_if_empty(Directory::AsFound).await?;
     Ok(checks?)
 }
 

@@ -2,9 +2,11 @@
 //! have one winner, within the process and between processes.
 //!
 //! ```text
-//! <root>/hypernbd-store   says that this is a store, and of which layout (version 1)
+//! <root>/hypernbd-store   says that this is a store, and of which layout (version 1); while it is being made, the same
+//!                         text is in <root>/hypernbd-store.new
 //! <root>/lock             flock(2) held around every "check the condition, then change the name"
 //! <root>/objects/<name>   one file an object, see `object_file`
+//! <root>/objects/.hypernbd-objects   says that these are the objects, and not an empty place where they are mounted
 //! <root>/scratch/<id>/    temporary files and open multipart uploads of one running process, see `scratch`
 //! ```
 //!
@@ -33,9 +35,17 @@ use super::scratch::{Scratch, TempFile};
 const MARKER: &str = "hypernbd-store";
 const MARKER_TEXT: &str =
     "Objects of a hypernbd volume, layout 1. Do not change anything in this directory by hand.\n";
+const NEW_MARKER: &str = "hypernbd-store.new";
+/// No object has such a name.
+const OBJECTS_MARKER: &str = ".hypernbd-objects";
 const LOCK: &str = "lock";
 const OBJECTS: &str = "objects";
 pub(super) const SCRATCH: &str = "scratch";
+
+/// The code of an object whose file is damaged; no code of S3's.
+pub(super) const DAMAGED: &str = "DamagedObject";
+/// Its status, which is all that a HEAD gets.
+pub(super) const DAMAGED_STATUS: u16 = 422;
 
 /// How files and directories are made durable.
 pub(super) trait Disk: Send + Sync {
@@ -93,6 +103,19 @@ pub(super) struct ObjectDir {
     scratch: Mutex<Option<Arc<Scratch>>>,
     /// Syncing `objects/` has failed.
     broken: AtomicBool,
+    /// `objects/` has its marker; that of a store of an earlier release gets it at the first change.
+    is_marked: AtomicBool,
+    /// Directories that were made for the store, its own among them: the innermost last.
+    made: Vec<PathBuf>,
+}
+
+/// Whether the directory of a store goes with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Directory {
+    /// It is removed, if nothing else is in it.
+    Removed,
+    /// It stays as it was found: what was not made for this store is kept.
+    AsFound,
 }
 
 impl ObjectDir {
@@ -128,6 +151,8 @@ impl ObjectDir {
             disk,
             scratch: Mutex::new(None),
             broken: AtomicBool::new(false),
+            is_marked: AtomicBool::new(root.join(OBJECTS).join(OBJECTS_MARKER).exists()),
+            made: Vec::new(),
         })
     }
 
@@ -136,28 +161,33 @@ impl ObjectDir {
     /// # Errors
     /// `DirectoryNotEmpty` when the directory holds anything else than a store.
     pub fn create(root: &Path, disk: Box<dyn Disk>) -> io::Result<Self> {
+        let mut made = Vec::new();
         if !root.join(MARKER).exists() {
-            create_dir_synced(root, &*disk)?;
+            create_dir_synced(root, &*disk, &mut made)?;
             check_unused(root)?;
-            create_dir_synced(&root.join(OBJECTS), &*disk)?;
-            create_dir_synced(&root.join(SCRATCH), &*disk)?;
-            File::options().create(true).append(true).open(root.join(LOCK))?;
-            // The marker last: a directory that has it has everything else.
-            let temp = root
-                .join(SCRATCH)
-                .join(format!("{MARKER}.{}", uuid::Uuid::new_v4().simple()));
-            let mut file = File::create_new(&temp)?;
+            // First what tells that the rest is ours, should this be interrupted.
+            let mut file = File::create(root.join(NEW_MARKER))?;
             file.write_all(MARKER_TEXT.as_bytes())?;
             disk.sync_file(&file)?;
-            fs::rename(&temp, root.join(MARKER))?;
+            create_dir_synced(&root.join(OBJECTS), &*disk, &mut Vec::new())?;
+            mark_objects(root, &*disk)?;
+            create_dir_synced(&root.join(SCRATCH), &*disk, &mut Vec::new())?;
+            File::options().create(true).append(true).open(root.join(LOCK))?;
+            // The marker last: a directory that has it has everything else.
+            match fs::rename(root.join(NEW_MARKER), root.join(MARKER)) {
+                // Somebody else made it at the same time.
+                Err(error) if error.kind() == ErrorKind::NotFound && root.join(MARKER).exists() => {}
+                renamed => renamed?,
+            }
             disk.sync_dir(&File::open(root)?)?;
         }
-        Self::open(root, disk)
+        let opened = Self::open(root, disk)?;
+        Ok(Self { made, ..opened })
     }
 
-    /// Removes the store from the disk if it holds no objects; the directory too, if nothing else is in it. Whether
-    /// it was removed.
-    pub fn remove_if_empty(&self) -> S3Result<bool> {
+    /// Removes the store from the disk if it holds no objects; the directory too, as asked for, if nothing else is in it.
+    /// Whether it was removed.
+    pub fn remove_if_empty(&self, directory: Directory) -> S3Result<bool> {
         let error = |error| disk_error("remove the store in", &self.root, error);
         drop(self.scratch.lock().take());
         let lock = File::options()
@@ -169,19 +199,58 @@ impl ObjectDir {
             return Ok(false);
         }
         fs::remove_file(self.root.join(MARKER)).map_err(error)?;
+        match fs::remove_file(self.root.join(OBJECTS).join(OBJECTS_MARKER)) {
+            Err(failed) if failed.kind() != ErrorKind::NotFound => return Err(error(failed)),
+            _ => {}
+        }
         fs::remove_dir(self.root.join(OBJECTS)).map_err(error)?;
         fs::remove_dir_all(self.root.join(SCRATCH)).map_err(error)?;
         fs::remove_file(self.root.join(LOCK)).map_err(error)?;
-        match fs::remove_dir(&self.root) {
-            Err(failed) if failed.kind() != ErrorKind::DirectoryNotEmpty => Err(error(failed)),
-            _ => Ok(true),
+        let root = [self.root.clone()];
+        let goes = match directory {
+            Directory::Removed => &root[..],
+            Directory::AsFound => &self.made,
+        };
+        for dir in goes.iter().rev() {
+            match fs::remove_dir(dir) {
+                Err(failed) if failed.kind() == ErrorKind::DirectoryNotEmpty => break,
+                other => other.map_err(error)?,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the store's directory is there, and not an empty place where it is mounted, or another one.
+    ///
+    /// # Errors
+    /// `ServiceUnavailable` when it is not: nothing can be told of any object then.
+    fn check_present(&self) -> S3Result<()> {
+        let is_root = fs::read(self.root.join(MARKER)).is_ok_and(|text| text == MARKER_TEXT.as_bytes());
+        let is_marked = || {
+            !self.is_marked.load(Ordering::Acquire) || self.root.join(OBJECTS).join(OBJECTS_MARKER).exists()
+        };
+        if is_root && is_marked() {
+            return Ok(());
+        }
+        let what = format!(
+            "the store in {} is away: its directory was unmounted, moved or removed",
+            self.root.display()
+        );
+        Err(S3Error::with_message(S3ErrorCode::ServiceUnavailable, what))
+    }
+
+    /// What an object's absence means.
+    fn absent(&self) -> S3Error {
+        match self.check_present() {
+            Ok(()) => s3_error!(NoSuchKey),
+            Err(away) => away,
         }
     }
 
     /// Opens an object for reading.
     ///
     /// # Errors
-    /// `NoSuchKey`; `InternalError` for a file that is damaged.
+    /// `NoSuchKey`; [`DAMAGED`] for a file that is damaged; `ServiceUnavailable` while the directory is away.
     pub fn get(&self, key: &str) -> S3Result<OpenObject> {
         let path = self.path(key)?;
         match File::open(&path) {
@@ -189,7 +258,7 @@ impl ObjectDir {
                 let header = ObjectHeader::read(&file).map_err(|error| disk_error("read", &path, error))?;
                 Ok(OpenObject { file, header })
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Err(s3_error!(NoSuchKey)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(self.absent()),
             Err(error) => Err(disk_error("open", &path, error)),
         }
     }
@@ -245,7 +314,8 @@ impl ObjectDir {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(disk_error("remove", &target, error));
                 }
-                _ => {}
+                Err(_) => self.check_present()?,
+                Ok(()) => {}
             }
         }
         self.sync_objects(&scratch)
@@ -298,6 +368,11 @@ impl ObjectDir {
         }
         let made = Scratch::open(&self.root, &self.root.join(LOCK), &self.root.join(OBJECTS))
             .map_err(|error| disk_error("write in", &self.root, error))?;
+        if !self.is_marked.load(Ordering::Acquire) {
+            self.check_present()?;
+            mark_objects(&self.root, &*self.disk).map_err(|error| disk_error("mark", &self.root, error))?;
+            self.is_marked.store(true, Ordering::Release);
+        }
         Ok(slot.insert(Arc::new(made)).clone())
     }
 
@@ -308,9 +383,12 @@ impl ObjectDir {
             Condition::None => true,
             Condition::Absent => {
                 let path = self.path(key)?;
-                !path
-                    .try_exists()
-                    .map_err(|error| disk_error("look at", &path, error))?
+                let exists = path.try_exists();
+                let is_absent = !exists.map_err(|error| disk_error("look at", &path, error))?;
+                if is_absent {
+                    self.check_present()?;
+                }
+                is_absent
             }
             Condition::Matches(etag) => self.get(key)?.header.etag == *etag,
         };
@@ -338,9 +416,11 @@ impl ObjectDir {
         let entries: Vec<_> = fs::read_dir(&dir)
             .and_then(Iterator::collect::<io::Result<_>>)
             .map_err(|error| disk_error("list", &dir, error))?;
+        self.check_present()?;
         Ok(entries
             .into_iter()
-            .filter_map(|entry| entry.file_name().into_string().ok()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name != OBJECTS_MARKER))
     }
 }
 
@@ -378,34 +458,55 @@ pub(super) fn disk_error(verb: &str, path: &Path, error: io::Error) -> S3Error {
     let what = format!("cannot {verb} {}: {error}", path.display());
     // Logged here, because the engine's own messages give the code alone.
     log::error!("{what}");
-    S3Error::with_message(S3ErrorCode::InternalError, what)
+    if error.kind() != ErrorKind::InvalidData {
+        return S3Error::with_message(S3ErrorCode::InternalError, what);
+    }
+    let mut damaged = S3Error::with_message(S3ErrorCode::Custom(DAMAGED.into()), what);
+    if let Ok(status) = DAMAGED_STATUS.try_into() {
+        damaged.set_status_code(status);
+    }
+    damaged
 }
 
-fn create_dir_synced(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
+/// Makes the directory and its parents; `made` gets those that were not there.
+fn create_dir_synced(dir: &Path, disk: &dyn Disk, made: &mut Vec<PathBuf>) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
     let Some(parent) = dir.parent() else {
         return Err(io::Error::from(ErrorKind::NotFound));
     };
-    create_dir_synced(parent, disk)?;
+    create_dir_synced(parent, disk, made)?;
     // For its owner's eyes only: what is stored is in the clear.
     match fs::DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+        Err(_) => {}
+        Ok(()) => made.push(dir.to_path_buf()),
     }
     disk.sync_dir(&File::open(parent)?)
 }
 
-/// A directory with things of others in it is not made a store. What an interrupted [`ObjectDir::create`] left, and a
-/// file system's `lost+found`, do not count.
+/// Makes the marker of `objects/`, durably.
+fn mark_objects(root: &Path, disk: &dyn Disk) -> io::Result<()> {
+    let objects = root.join(OBJECTS);
+    let mut file = File::create(objects.join(OBJECTS_MARKER))?;
+    file.write_all(MARKER_TEXT.as_bytes())?;
+    disk.sync_file(&file)?;
+    disk.sync_dir(&File::open(objects)?)
+}
+
+/// A directory with things of others in it is not made a store: names prove nothing. What an interrupted
+/// [`ObjectDir::create`] left is known by the text of its first file; a file system's `lost+found` does not count.
 fn check_unused(root: &Path) -> io::Result<()> {
+    let is_ours = |text: Vec<u8>| text.is_empty() || text == MARKER_TEXT.as_bytes();
+    let is_begun = fs::read(root.join(NEW_MARKER)).is_ok_and(is_ours);
     for entry in fs::read_dir(root)? {
         let name = entry?.file_name();
-        if ![OBJECTS, SCRATCH, LOCK, MARKER, "lost+found"]
-            .iter()
-            .any(|ours| name == *ours)
-        {
+        let is_made = is_begun
+            && [OBJECTS, SCRATCH, LOCK, NEW_MARKER]
+                .iter()
+                .any(|ours| name == *ours);
+        if !is_made && name != "lost+found" {
             let what = format!("the directory is not empty (it holds {name:?}); name a new or an empty one");
             return Err(io::Error::new(ErrorKind::DirectoryNotEmpty, what));
         }

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
+use super::durable::{DAMAGED, DAMAGED_STATUS};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
@@ -105,6 +106,7 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
             | "InvalidToken"
             | "RequestTimeTooSkewed",
         ) => return AccessDenied,
+        Some(DAMAGED) => return Corrupt,
         Some("SlowDown" | "InternalError" | "ServiceUnavailable" | "RequestTimeout") => return Unreachable,
         _ => {}
     }
@@ -112,6 +114,8 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
         Some(401 | 403) => AccessDenied,
         Some(404) => NotFound,
         Some(409 | 412) => PreconditionFailed,
+        // Of a `file://` store, which answers a HEAD without a code, too.
+        Some(DAMAGED_STATUS) => Corrupt,
         Some(408 | 429 | 500 | 502..=504) => Unreachable,
         _ => Other,
     }

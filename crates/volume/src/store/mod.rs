@@ -35,6 +35,7 @@ pub use frames::Frames;
 
 use crate::options::StoreOptions;
 use crate::url::VolumeUrl;
+pub(crate) use durable::Directory;
 use durable::{ObjectDir, RealDisk};
 
 /// Key prefix of the volume in a `file://` store.
@@ -203,17 +204,17 @@ impl Store {
         &self.endpoint
     }
 
-    /// For the deletion of a volume: removes the directory of a `file://` store that holds no objects any more.
-    /// Whether there was one to remove; always false for `s3://`. The store cannot be used afterwards.
+    /// Removes the `file://` store that holds no objects any more, with or without its directory. Whether there was one to
+    /// remove; always false for `s3://`. The store cannot be used afterwards.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn remove_if_empty(&self) -> Result<bool, StoreError> {
+    pub(crate) async fn remove_if_empty(&self, directory: Directory) -> Result<bool, StoreError> {
         let Some(dir) = self.dir.clone() else {
             return Ok(false);
         };
         let fail = |detail| StoreError::new("remove", &self.url, StoreErrorKind::Other, detail);
-        match tokio::task::spawn_blocking(move || dir.remove_if_empty()).await {
+        match tokio::task::spawn_blocking(move || dir.remove_if_empty(directory)).await {
             Ok(Ok(removed)) => Ok(removed),
             Ok(Err(error)) => Err(fail(error.message().unwrap_or("unknown failure").to_string())),
             Err(panic) => Err(fail(panic.to_string())),

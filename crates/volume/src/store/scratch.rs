@@ -155,6 +155,10 @@ impl Drop for TempFile {
 fn sweep(all: &Path) -> io::Result<()> {
     for entry in fs::read_dir(all)? {
         let dir = entry?.path();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        if Uuid::try_parse(&name).is_err() {
+            continue;
+        }
         let alive = match File::open(dir.join(ALIVE)) {
             Ok(alive) => Some(alive),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,

@@ -51,6 +51,8 @@ fn object_names(root: &Path) -> Vec<String> {
     };
     let mut names: Vec<String> = entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        // The marker of the directory is no object.
+        .filter(|name| !name.starts_with('.'))
         .collect();
     names.sort();
     names

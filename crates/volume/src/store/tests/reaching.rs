@@ -32,6 +32,107 @@ async fn a_directory_with_other_things_is_not_made_a_store() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
+/// Names prove nothing: what somebody else called so is kept, and the directory stays as it was found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_with_things_that_are_called_as_ours_is_not_made_a_store() {
+    for (name, is_dir) in [
+        ("scratch", true),
+        ("objects", true),
+        ("lock", false),
+        ("hypernbd-store.new", false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        if is_dir {
+            std::fs::create_dir(&path).unwrap();
+            std::fs::write(path.join("thesis.tex"), "x").unwrap();
+        } else {
+            std::fs::write(&path, "mine").unwrap();
+        }
+        let refused = connect_for_create(&file_url(dir.path()), &StoreOptions::default()).await;
+        assert!(refused.unwrap_err().to_string().contains(name));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let kept = if is_dir { path.join("thesis.tex") } else { path };
+        assert!(!std::fs::read(kept).unwrap().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_made_for_a_look_leaves_directories_as_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, first_made) in [("", None), ("a/b/c", Some("a"))] {
+        let url = file_url(&dir.path().join(path));
+        let made = connect_for_create(&url, &StoreOptions::default()).await.unwrap();
+        assert!(made.remove_if_empty(Directory::AsFound).await.unwrap());
+        assert!(dir.path().exists(), "it was there");
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "{first_made:?}"
+        );
+    }
+}
+
+/// A creation that was interrupted at any step is taken up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_half_made_is_made_whole() {
+    for steps in 1..=4 {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("hypernbd-store.new"), "").unwrap();
+        let later = ["objects", "scratch"];
+        for name in later.iter().take(steps - 1) {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        if steps == 4 {
+            std::fs::write(dir.path().join("lock"), "").unwrap();
+        }
+        let store = connect_for_create(&file_url(dir.path()), &StoreOptions::default())
+            .await
+            .unwrap();
+        store.put(&store.data_key("inode"), "x").await.unwrap();
+    }
+}
+
+/// A directory that is away for a moment (unmounted, renamed) says nothing of what is in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_absent_while_the_directory_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vol");
+    let store = connect_for_create(&file_url(&path), &StoreOptions::default())
+        .await
+        .unwrap();
+    let key = store.data_key("inode");
+    let etag = store.put(&key, "inode").await.unwrap();
+    for is_place_left in [false, true] {
+        for away in [path.clone(), path.join("objects")] {
+            let kept = dir.path().join("kept");
+            std::fs::rename(&away, &kept).unwrap();
+            if is_place_left {
+                // Where it was mounted.
+                std::fs::create_dir(&away).unwrap();
+            }
+            let missing = store.data_key("missing");
+            let answers = [
+                store.head(&key).await.map(drop),
+                store.get(&key).await.map(drop),
+                store.list("").await.map(drop),
+                store.put_if_match(&key, "later", &etag).await.map(drop),
+                store.put_create_only(&missing, "new").await.map(drop),
+                store.delete(&missing).await,
+            ];
+            for answer in answers {
+                assert_eq!(answer.unwrap_err().kind, Unreachable, "{}", away.display());
+            }
+            if is_place_left {
+                std::fs::remove_dir_all(&away).unwrap();
+            }
+            std::fs::rename(&kept, &away).unwrap();
+            assert_eq!(store.get(&key).await.unwrap().unwrap().1, etag);
+            assert!(store.get(&missing).await.unwrap().is_none());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_is_made_once_found_again_and_removed_when_empty() {
     let dir = tempfile::tempdir().unwrap();
@@ -44,9 +145,9 @@ async fn a_store_is_made_once_found_again_and_removed_when_empty() {
     for store in [&found, &again] {
         assert_eq!(store.get(&key).await.unwrap().unwrap().0, Bytes::from("inode"));
     }
-    assert!(!found.remove_if_empty().await.unwrap());
+    assert!(!found.remove_if_empty(Directory::Removed).await.unwrap());
     found.delete(&key).await.unwrap();
-    assert!(found.remove_if_empty().await.unwrap());
+    assert!(found.remove_if_empty(Directory::Removed).await.unwrap());
     assert!(!dir.path().join("a/b/vol").exists());
     assert_eq!(
         connect(&url, &StoreOptions::default()).await.unwrap_err().kind,
