@@ -29,7 +29,7 @@ async fn watermarks(store: &Store, epoch: u64) -> Watermarks {
     let before = crate::log::marker::load(store).await.unwrap();
     let state = MarkerState {
         url: "s3://bucket/log/".into(),
-        volume_id: String::new(),
+        volume_id: crate::VolumeId::from_uuid(uuid::Uuid::from_u128(42)),
         host: "here".into(),
         journal_id: None,
         epoch,

@@ -21,11 +21,14 @@ pub mod read;
 #[cfg(test)]
 mod simulation;
 pub mod store;
+mod stored_text;
 pub mod units;
 pub mod url;
 mod volume;
+mod volume_id;
 pub mod writeback;
 
 pub use error::{ErrorKind, VolumeError};
 pub use url::VolumeUrl;
 pub use volume::{Extent, ExtentKind, Volume};
+pub use volume_id::VolumeId;

@@ -71,7 +71,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
     Ok(VolumeInfo {
         url: url.to_string(),
-        volume_id: label?.map(|l| l.volume_id),
+        volume_id: label?.map(|l| l.volume_id.to_string()),
         size_bytes: inode.i_size,
         block_size_bytes: meta.data_block_size as u32,
         format: format!("{:?}", meta.block_ptr_format),

@@ -14,6 +14,7 @@ use crate::engine::InodeCheck;
 use crate::error::VolumeError;
 use crate::store::{ETag, Store, StoreErrorKind};
 use crate::url::VolumeUrl;
+use crate::volume_id::VolumeId;
 
 /// The label's name below the volume's `.meta/`.
 pub(super) const NAME: &str = "volume.json";
@@ -85,8 +86,8 @@ impl Place {
 /// The label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
-    /// A random UUID.
-    pub volume_id: String,
+    /// The volume's id.
+    pub volume_id: VolumeId,
     /// When the label was made, in milliseconds since 1970-01-01 UTC.
     pub created_ms: u64,
     /// The check value of the container as it was made, before its first checkpoint. None in labels of earlier releases
@@ -98,7 +99,7 @@ pub struct Label {
     pub place: Option<Place>,
     /// The id of the volume that this one is a copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<String>,
+    pub parent: Option<VolumeId>,
 }
 
 /// A label as it was found.
@@ -217,7 +218,7 @@ impl Found {
             label.origin = Some(check);
         }
         if self.is_elsewhere() && !adopt {
-            label.parent = Some(std::mem::replace(&mut label.volume_id, new_id()));
+            label.parent = Some(std::mem::replace(&mut label.volume_id, VolumeId::random()));
             label.created_ms = now_ms();
         }
         if label.place.is_none() || self.is_elsewhere() {
@@ -244,14 +245,10 @@ pub(super) async fn make(store: &Store, origin: InodeCheck) -> Result<Label, Vol
     }
 }
 
-fn new_id() -> String {
-    uuid::Uuid::new_v4().to_string()
-}
-
 impl Label {
     fn new(store: &Store, origin: Option<InodeCheck>) -> Result<Self, VolumeError> {
         Ok(Self {
-            volume_id: new_id(),
+            volume_id: VolumeId::random(),
             created_ms: now_ms(),
             origin,
             place: Some(Place::of(store)?),

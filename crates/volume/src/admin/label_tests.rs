@@ -43,10 +43,7 @@ async fn a_copy_gets_an_id_of_its_own_once_and_a_moved_volume_keeps_its_own() {
     assert!(find(&copied).await.unwrap().unwrap().is_elsewhere());
     let copy = settled(&copied, false).await;
     assert_ne!(copy.volume_id, made.volume_id);
-    assert_eq!(
-        (&copy.parent, copy.origin),
-        (&Some(made.volume_id.clone()), made.origin)
-    );
+    assert_eq!((&copy.parent, copy.origin), (&Some(made.volume_id), made.origin));
     assert_eq!(settled(&copied, false).await, copy, "once");
 
     let moved = copy_to(&dir.path().join("moved"), &made).await;
@@ -78,7 +75,7 @@ async fn labels_of_earlier_releases_are_marked_where_they_are_found() {
     assert!(!found.as_ref().unwrap().is_elsewhere());
     let unpublished = Some(Unpublished(origin(9)));
     let label = settle(&store, found, unpublished, false).await.unwrap();
-    assert_eq!((label.volume_id.as_str(), label.created_ms), (id, 7));
+    assert_eq!((label.volume_id.to_string().as_str(), label.created_ms), (id, 7));
     assert!(label.place.is_some() && label.parent.is_none());
     assert_eq!(label.origin, Some(origin(9)));
 }
@@ -100,4 +97,17 @@ fn places_are_told_apart_as_far_as_a_file_system_tells() {
     assert!(bucket("a", "b").is_same(&bucket("a", "b")));
     assert!(!bucket("a", "b").is_same(&bucket("a", "c")));
     assert!(!bucket("a", "b").is_same(&at(1, None)));
+}
+
+/// What is in a label names directories: nothing but an id is one.
+#[tokio::test]
+async fn a_label_with_something_else_for_an_id_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store_at(&dir.path().join("vol")).await;
+    for id in ["/etc", "../x", "", "x"] {
+        let body = format!(r#"{{"volume_id":"{id}","created_ms":7}}"#);
+        store.put(&store.meta_key(NAME), body).await.unwrap();
+        let refused = load(&store).await.unwrap_err();
+        assert!(matches!(refused, VolumeError::Corrupt { .. }), "{id}: {refused}");
+    }
 }

@@ -11,6 +11,7 @@ use crate::log::marker::{self, MarkerState};
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
 use crate::url::VolumeUrl;
+use crate::volume_id::VolumeId;
 
 /// What a look at a volume found. That there is one means that the volume exists.
 #[derive(Debug)]
@@ -61,10 +62,10 @@ pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Look
 /// because nobody changes or deletes a volume without taking the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
-    pub(crate) volume_id: String,
+    pub(crate) volume_id: VolumeId,
     pub(crate) newest: StoredState,
     pub(crate) origin: Option<InodeCheck>,
-    pub(crate) parent: Option<String>,
+    pub(crate) parent: Option<VolumeId>,
     pub(crate) lease: Stored,
 }
 
@@ -82,7 +83,7 @@ impl Looked {
             volume_id: self.volume_id()?,
             newest: self.newest,
             origin: self.origin(),
-            parent: self.label.as_ref().and_then(|found| found.label.parent.clone()),
+            parent: self.label.as_ref().and_then(|found| found.label.parent),
             lease: self.lease.clone()?,
         })
     }
@@ -104,8 +105,8 @@ impl Looked {
     }
 
     /// The volume's id, if it has a label.
-    pub fn volume_id(&self) -> Option<String> {
-        self.label.as_ref().map(|found| found.label.volume_id.clone())
+    pub fn volume_id(&self) -> Option<VolumeId> {
+        self.label.as_ref().map(|found| found.label.volume_id)
     }
 
     /// Whether the volume is a copy, or was moved, and was not opened for writing since.

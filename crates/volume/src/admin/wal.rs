@@ -8,7 +8,7 @@ use crate::lease::Lease;
 use crate::log::LogStore;
 use crate::log::journal::Journal;
 use crate::log::marker::{self, MarkerState};
-use crate::log::open::{give_up_marker, parse_volume_id};
+use crate::log::open::give_up_marker;
 use crate::log::s3::{self, S3Log};
 use crate::options::{InheritedLog, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
@@ -139,7 +139,7 @@ pub(super) async fn remove_log(
             );
             return Ok(());
         }
-        let volume_id = parse_volume_id(&label.volume_id)?;
+        let volume_id = label.volume_id.as_uuid();
         let url = VolumeUrl::parse(&marker.url).map_err(|e| VolumeError::InvalidInput(e.to_string()))?;
         match &url {
             VolumeUrl::S3 { .. } => {

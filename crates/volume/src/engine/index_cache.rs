@@ -19,6 +19,7 @@ use parking_lot::RwLock;
 use super::identity::CheckpointId;
 use crate::cache_state::CacheState;
 use crate::options::{NodeCacheConfig, NodeCacheStrategy};
+use crate::volume_id::VolumeId;
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
 const BLOCK_BYTES: usize = 16 << 20;
@@ -60,8 +61,8 @@ impl IndexCache {
     ///
     /// # Errors
     /// When the directory cannot be made or used; the text names it.
-    pub async fn open(config: &NodeCacheConfig, volume_id: &str) -> io::Result<Self> {
-        let dir = config.path.join(volume_id);
+    pub async fn open(config: &NodeCacheConfig, volume_id: VolumeId) -> io::Result<Self> {
+        let dir = config.path.join(volume_id.to_string());
         let is_trusted =
             matches!(config.strategy, NodeCacheStrategy::ReuseCache) && !dir.join(OPEN_MARKER).exists();
         if !is_trusted {
@@ -249,6 +250,10 @@ mod tests {
         }
     }
 
+    fn id(number: u128) -> VolumeId {
+        VolumeId::from_uuid(uuid::Uuid::from_u128(number))
+    }
+
     fn at(cno: u64) -> CheckpointId {
         CheckpointId {
             cno,
@@ -264,7 +269,7 @@ mod tests {
     async fn nodes_stay_with_their_volume() {
         let dir = tempfile::tempdir().unwrap();
         let reuse = config(dir.path(), NodeCacheStrategy::ReuseCache);
-        let cache = IndexCache::open(&reuse, "one").await.unwrap();
+        let cache = IndexCache::open(&reuse, id(1)).await.unwrap();
         cache.push(&7, &[7; 4096]);
         cache.nodes().unwrap().storage().wait().await;
         assert!(has(&cache, 7).await, "in memory");
@@ -274,17 +279,17 @@ mod tests {
         cache.memory.clear();
         assert!(!has(&cache, 7).await, "closed");
 
-        let other = IndexCache::open(&reuse, "two").await.unwrap();
+        let other = IndexCache::open(&reuse, id(2)).await.unwrap();
         assert!(!has(&other, 7).await, "another volume");
-        let again = IndexCache::open(&reuse, "one").await.unwrap();
+        let again = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(has(&again, 7).await, "kept");
         // Killed: not closed, so not trusted.
         std::mem::forget(again);
-        let after_kill = IndexCache::open(&reuse, "one").await.unwrap();
+        let after_kill = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(!has(&after_kill, 7).await);
         after_kill.push(&8, &[8; 4096]);
         after_kill.close(at(1)).await;
         let recreate = config(dir.path(), NodeCacheStrategy::Recreate);
-        assert!(!has(&IndexCache::open(&recreate, "one").await.unwrap(), 8).await);
+        assert!(!has(&IndexCache::open(&recreate, id(1)).await.unwrap(), 8).await);
     }
 }

@@ -20,6 +20,9 @@ use crate::error::VolumeError;
 use crate::options::LeaseOptions;
 use crate::store::{ETag, Store, StoreErrorKind};
 
+/// The longest duration that a server may be given.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// The lease's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "lease";
 
@@ -427,10 +430,15 @@ pub(crate) async fn stored(store: &Store) -> Result<Option<Stored>, VolumeError>
     let Some((body, version)) = store.get(&key).await? else {
         return Ok(None);
     };
-    let record = serde_json::from_slice(&body).map_err(|e| VolumeError::Corrupt {
+    let corrupt = |reason: String| VolumeError::Corrupt {
         what: format!("the lease {key}"),
-        reason: format!("{e}; if no server runs on the volume, delete that object"),
-    })?;
+        reason: format!("{reason}; if no server runs on the volume, delete that object"),
+    };
+    let record: LeaseRecord = serde_json::from_slice(&body).map_err(|e| corrupt(e.to_string()))?;
+    // It is waited for so long.
+    if record.duration_ms > DURATION_MAX.as_millis() as u64 {
+        return Err(corrupt(format!("it runs for {} ms", record.duration_ms)));
+    }
     Ok(Some(Stored { record, version }))
 }
 

@@ -4,20 +4,26 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::stored_text;
+
 /// The process that holds a lease, told so that another one on the same machine can see whether it still runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Name of its machine.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub host: String,
     /// The machine's boot, as the kernel names it; empty where that is not known.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub boot_id: String,
     /// The process namespace, in which [`Self::pid`] counts; empty where that is not known.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub pid_namespace: String,
     /// Its process number there.
     pub pid: u32,
     /// When the process began, in clock ticks since the boot: tells it from a later one with its number.
     pub started_ticks: u64,
     /// The program's name, for people.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub program: String,
 }
 
@@ -47,12 +53,14 @@ pub struct LeaseRecord {
     /// Counts the owners of the volume: each one's is higher than every one's before it.
     pub epoch: u64,
     /// Random, one a taking: tells whose lease it is.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub token: String,
     /// Counts the renewals, so that each one changes the object.
     pub renewals: u64,
     /// How long the lease must be seen unchanged before another may take it, in milliseconds.
     pub duration_ms: u64,
     /// The holder's id of the volume.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub volume_id: String,
     /// Who holds it.
     pub holder: Holder,

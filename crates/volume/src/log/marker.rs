@@ -10,6 +10,8 @@ use crate::engine::CheckpointId;
 use crate::error::VolumeError;
 use crate::history::NewestCheckpoint;
 use crate::store::{ETag, Store, StoreErrorKind};
+use crate::stored_text;
+use crate::volume_id::VolumeId;
 
 /// The marker's name below the volume's `.meta/`.
 pub const NAME: &str = "wal";
@@ -18,13 +20,19 @@ pub const NAME: &str = "wal";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkerState {
     /// The log's URL.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub url: String,
     /// The volume's id.
-    pub volume_id: String,
+    pub volume_id: VolumeId,
     /// The host that opened the log last.
+    #[serde(deserialize_with = "stored_text::printable")]
     pub host: String,
     /// The identity of a journal's directory; none for a log on S3.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "stored_text::printable_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub journal_id: Option<String>,
     /// The epoch of the owner.
     pub epoch: u64,

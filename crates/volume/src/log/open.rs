@@ -32,6 +32,7 @@ use crate::history::{GENERATIONS_LEFT, Seen};
 use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
 use crate::store::{self, ETag, Store};
 use crate::url::VolumeUrl;
+use crate::volume_id::VolumeId;
 use crate::writeback::complete::complete_partial_blocks;
 use crate::writeback::overlay::Overlay;
 use crate::writeback::state::GENERATIONS_AHEAD_MAX;
@@ -59,9 +60,9 @@ pub struct Request<'a> {
     /// The volume's store.
     pub store: &'a Store,
     /// The volume's id.
-    pub volume_id: &'a str,
+    pub volume_id: VolumeId,
     /// The id of the volume that it is a copy of.
-    pub parent: Option<&'a str>,
+    pub parent: Option<VolumeId>,
     /// What becomes of that one's log.
     pub inherited: InheritedLog,
     /// How stores are reached.
@@ -145,17 +146,6 @@ pub fn foreign_log(url: &VolumeUrl, there: Uuid, this: Uuid) -> VolumeError {
     VolumeError::InvalidInput(format!(
         "the log at {url} belongs to volume {there}, this is volume {this}; give each volume a log URL of its own"
     ))
-}
-
-/// A volume's id as it stands in its log.
-///
-/// # Errors
-/// [`VolumeError::Corrupt`] for a label that holds no UUID.
-pub fn parse_volume_id(id: &str) -> Result<Uuid, VolumeError> {
-    Uuid::parse_str(id).map_err(|e| VolumeError::Corrupt {
-        what: "the volume's label".into(),
-        reason: format!("\"{id}\": {e}"),
-    })
 }
 
 /// What the marker allows.
@@ -329,14 +319,14 @@ async fn begin_inherited(
     if request.is_discard_allowed {
         return Ok(None);
     }
-    if request.parent != Some(state.volume_id.as_str()) {
+    if request.parent != Some(state.volume_id) {
         return Err(others_log(state, "which this one has nothing to do with"));
     }
     let url = match (request.inherited, request.url) {
         (InheritedLog::Replay, Some(url)) => url,
         _ => return Err(others_log(state, "of which this one is a copy")),
     };
-    let volume_id = parse_volume_id(&state.volume_id)?;
+    let volume_id = state.volume_id.as_uuid();
     let store: Arc<dyn LogStore> = match url {
         VolumeUrl::S3 { .. } => {
             let log = store::connect(url, request.store_options).await?;
@@ -404,7 +394,7 @@ async fn take_marker(
 ) -> Result<Marker, VolumeError> {
     let state = MarkerState {
         url: url.to_string(),
-        volume_id: request.volume_id.to_owned(),
+        volume_id: request.volume_id,
         host: marker::host(),
         journal_id,
         epoch: request.epoch,
@@ -424,7 +414,7 @@ async fn open_store(
     expected: Option<&MarkerState>,
     is_given_up: bool,
 ) -> Result<(Arc<dyn LogStore>, Option<String>), VolumeError> {
-    let volume_id = parse_volume_id(request.volume_id)?;
+    let volume_id = request.volume_id.as_uuid();
     match url {
         VolumeUrl::S3 { .. } => {
             let log = store::connect(url, request.store_options).await?;

@@ -52,7 +52,7 @@ impl Fixture {
         let before = marker::load(&self.volume).await.unwrap();
         let state = MarkerState {
             url: self.log.url.to_string(),
-            volume_id: self.volume_id.to_string(),
+            volume_id: VolumeId::from_uuid(self.volume_id),
             host: "here".into(),
             journal_id: None,
             epoch,

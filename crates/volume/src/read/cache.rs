@@ -19,6 +19,7 @@ use log::warn;
 use crate::cache_state::CacheState;
 use crate::engine::CheckpointId;
 use crate::options::{ReadCacheConfig, ReadCacheDisk};
+use crate::volume_id::VolumeId;
 
 /// Memory for a page besides its bytes.
 const PAGE_OVERHEAD_BYTES: usize = 160;
@@ -89,7 +90,7 @@ impl ReadCache {
     }
 
     /// Opens the cache of the volume `volume_id`. A disk that cannot be used is gone without, with a warning.
-    pub async fn open(config: &ReadCacheConfig, volume_id: Option<&str>) -> Self {
+    pub async fn open(config: &ReadCacheConfig, volume_id: Option<VolumeId>) -> Self {
         if config.memory_bytes == 0 {
             return Self::none();
         }
@@ -100,11 +101,11 @@ impl ReadCache {
             match on_disk(config, disk, id).await {
                 Ok((opened, locked)) => {
                     (pages, lock) = (Some(opened), Some(locked));
-                    state = Some(CacheState::load(&disk.dir.join(id)));
+                    state = Some(CacheState::load(&disk.dir.join(id.to_string())));
                 }
                 Err(e) => warn!(
                     "the read cache in {} cannot be used, it is kept in memory only: {e}",
-                    disk.dir.join(id).display()
+                    disk.dir.join(id.to_string()).display()
                 ),
             }
         }
@@ -223,9 +224,9 @@ fn in_memory(
 async fn on_disk(
     config: &ReadCacheConfig,
     disk: &ReadCacheDisk,
-    volume_id: &str,
+    volume_id: VolumeId,
 ) -> io::Result<(Pages, File)> {
-    let dir = disk.dir.join(volume_id);
+    let dir = disk.dir.join(volume_id.to_string());
     let lock = lock(&dir)?;
     let device = FsDeviceBuilder::new(dir.join(PAGES_NAME))
         .with_capacity(disk.size_bytes as usize)

@@ -11,6 +11,10 @@ fn key(n: u64) -> PageKey {
     }
 }
 
+fn id(number: u128) -> VolumeId {
+    VolumeId::from_uuid(uuid::Uuid::from_u128(number))
+}
+
 fn at(cno: u64) -> CheckpointId {
     CheckpointId {
         cno,
@@ -57,7 +61,7 @@ async fn hits(cache: &ReadCache, count: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded_and_the_disk_holds_the_rest_over_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let cache = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     fill(&cache, 2000).await;
     let in_memory = (0..2000)
         .filter(|&n| cache.with(key(n), |_| ()).is_some())
@@ -69,21 +73,21 @@ async fn memory_is_bounded_and_the_disk_holds_the_rest_over_a_restart() {
     assert!(hits(&cache, 2000).await > 1800);
     cache.close(at(1)).await;
     drop(cache);
-    let again = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let again = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     assert!(again.has_disk());
     assert!(hits(&again, 2000).await > 1800, "warm after a restart");
-    let other = ReadCache::open(&config(dir.path()), Some("two")).await;
+    let other = ReadCache::open(&config(dir.path()), Some(id(2))).await;
     assert_eq!(hits(&other, 2000).await, 0, "another volume");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_emptied_cache_holds_nothing_in_memory_or_on_the_disk() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let cache = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     fill(&cache, 2000).await;
     cache.close(at(4)).await;
     drop(cache);
-    let again = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let again = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     assert_eq!(again.found(), Some(at(4)));
     again.clear().await.unwrap();
     assert_eq!(hits(&again, 2000).await, 0);
@@ -94,8 +98,8 @@ async fn an_emptied_cache_holds_nothing_in_memory_or_on_the_disk() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_in_use_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let first = ReadCache::open(&config(dir.path()), Some("one")).await;
-    let second = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let first = ReadCache::open(&config(dir.path()), Some(id(1))).await;
+    let second = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     assert!(first.has_disk() && !second.has_disk());
     second.insert(key(1), page(1).to_vec());
     assert_eq!(
@@ -104,18 +108,18 @@ async fn a_directory_in_use_is_left_alone() {
         "in memory"
     );
     first.close(at(1)).await;
-    assert!(ReadCache::open(&config(dir.path()), Some("one")).await.has_disk());
+    assert!(ReadCache::open(&config(dir.path()), Some(id(1))).await.has_disk());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_on_the_disk_costs_misses_and_no_wrong_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let cache = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     fill(&cache, 2000).await;
     cache.close(at(1)).await;
     drop(cache);
     let mut damaged = 0;
-    for file in fs::read_dir(dir.path().join("one").join(PAGES_NAME)).unwrap() {
+    for file in fs::read_dir(dir.path().join(id(1).to_string()).join(PAGES_NAME)).unwrap() {
         let path = file.unwrap().path();
         let mut bytes = fs::read(&path).unwrap();
         for at in (0..bytes.len()).step_by(10_007) {
@@ -126,15 +130,19 @@ async fn damage_on_the_disk_costs_misses_and_no_wrong_byte() {
     }
     assert!(damaged > 100);
     // Asserts inside that every page found is right.
-    let again = ReadCache::open(&config(dir.path()), Some("one")).await;
+    let again = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     assert!(hits(&again, 2000).await < 2000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_cannot_be_used_leaves_the_memory() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("one"), "a file where a directory should be").unwrap();
-    let cache = ReadCache::open(&config(dir.path()), Some("one")).await;
+    fs::write(
+        dir.path().join(id(1).to_string()),
+        "a file where a directory should be",
+    )
+    .unwrap();
+    let cache = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     assert!(!cache.has_disk());
     cache.insert(key(3), page(3).to_vec());
     assert_eq!(cache.with(key(3), <[u8]>::to_vec), Some(page(3)));

@@ -23,6 +23,7 @@ use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
+use crate::volume_id::VolumeId;
 use crate::writeback::appender::DriverLog;
 use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
@@ -62,8 +63,8 @@ impl Volume {
         } = begun;
         let request = log_open::Request {
             store: &store,
-            volume_id: &volume_id,
-            parent: parent.as_deref(),
+            volume_id,
+            parent,
             inherited: options.inherited_log,
             newest_seen: seen.id(),
             store_options,
@@ -83,9 +84,9 @@ impl Volume {
 /// A volume whose lease is held.
 struct Begun {
     store: Store,
-    volume_id: String,
+    volume_id: VolumeId,
     /// The id of the volume that this one is a copy of.
-    parent: Option<String>,
+    parent: Option<VolumeId>,
     /// The check value of the container as it was made.
     origin: Option<InodeCheck>,
     lease: Arc<Lease>,
@@ -114,7 +115,7 @@ async fn begin(
     let label = looked.settle_label(options.adopt).await?;
     let (store, seen) = (looked.store, looked.newest);
     let (lease, entry) = join!(
-        Lease::take(&store, label.volume_id.clone(), &lease_options, looked.lease),
+        Lease::take(&store, label.volume_id.to_string(), &lease_options, looked.lease),
         catalogue::load_entry(&store, seen.mark.cno)
     );
     Ok(Begun {
@@ -142,10 +143,15 @@ async fn begin_sighted(
         return Ok(None);
     }
     let store = store::unproved(url, store_options).await?;
-    let (volume_id, seen) = (sighting.volume_id.clone(), sighting.newest);
-    let (parent, origin) = (sighting.parent.clone(), sighting.origin);
+    let (volume_id, seen) = (sighting.volume_id, sighting.newest);
+    let (parent, origin) = (sighting.parent, sighting.origin);
     let (lease, entry) = join!(
-        Lease::take_unchanged(&store, volume_id.clone(), &options.lease, sighting.lease.clone()),
+        Lease::take_unchanged(
+            &store,
+            volume_id.to_string(),
+            &options.lease,
+            sighting.lease.clone()
+        ),
         catalogue::load_entry(&store, seen.mark.cno)
     );
     Ok(lease.map(|lease| Begun {
@@ -165,7 +171,7 @@ async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<V
     let (engine, _) = open_engine(EngineOf {
         store: &looked.store,
         options,
-        volume_id: volume_id.as_deref(),
+        volume_id,
         ownership: Arc::new(SoleOwner),
         seen: looked.newest,
         entry: None,
@@ -237,7 +243,7 @@ async fn open_owned(
         Some(log) => {
             let owner = DriverLog {
                 store: log.store.clone(),
-                volume_id: log_open::parse_volume_id(volume_id)?,
+                volume_id: volume_id.as_uuid(),
                 epoch,
                 newest: log.marker.newest().clone(),
             };
@@ -304,7 +310,7 @@ impl Replaying<'_> {
 struct EngineOf<'a> {
     store: &'a Store,
     options: &'a VolumeOptions,
-    volume_id: Option<&'a str>,
+    volume_id: Option<VolumeId>,
     ownership: Arc<dyn Ownership>,
     /// The volume as it was looked at.
     seen: StoredState,
@@ -372,7 +378,7 @@ async fn open_engine(of: EngineOf<'_>) -> Result<(HyperEngine, OpenState), Volum
         geometry.size_bytes(),
         geometry.block_size(),
         state.newest.id.cno,
-        volume_id.unwrap_or("without a label"),
+        volume_id.map_or("without a label".to_owned(), |id| id.to_string()),
         if options.read_only { ", read-only" } else { "" }
     );
     Ok((engine, state))
