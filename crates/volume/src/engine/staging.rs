@@ -15,6 +15,7 @@ use hyperfile::segment::{Segment, Writer};
 use hyperfile::staging::config::StagingConfig;
 use hyperfile::staging::s3::S3Staging;
 use hyperfile::staging::{Staging, StagingIntercept};
+use hyperfile::stream_segment::{self, StreamLayout};
 use hyperfile::{BlockPtr, Cno, SegmentId};
 
 use super::identity::CheckpointId;
@@ -71,19 +72,39 @@ pub(crate) async fn checkpoint_stored(store: &Store, cno: u64) -> Result<Option<
         SegmentId::new_from_cno(cno),
     ] {
         let key = store.data_key(&Segment::segid_to_staging_file_id(object));
-        let Some((bytes, _)) = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await? else {
+        let Some((bytes, info)) = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await? else {
             continue;
         };
         let header = bytes.get(..SegmentHeader::size()).map(SegmentHeader::from_slice);
-        return match header {
-            Some(header) if header.has_magic() => Ok(Some(CheckpointId::of_inode(&header.s_inode))),
-            _ => Err(VolumeError::Corrupt {
-                what: format!("the object {key}"),
-                reason: "it does not begin as a segment does".into(),
-            }),
+        let header = match header {
+            Some(header) if header.has_magic() && header.s_cno == cno => Some(header),
+            _ => header_at_end(store, &key, object, info.size_bytes).await?,
         };
+        let header = header.ok_or_else(|| VolumeError::Corrupt {
+            what: format!("the object {key}"),
+            reason: "it neither begins nor ends as a segment does".into(),
+        })?;
+        return Ok(Some(CheckpointId::of_inode(&header.s_inode)));
     }
     Ok(None)
+}
+
+/// The header of an object that has it at its end, as those of the stream format do.
+async fn header_at_end(
+    store: &Store,
+    key: &str,
+    object: SegmentId,
+    size_bytes: u64,
+) -> Result<Option<SegmentHeader>, VolumeError> {
+    let header_bytes = stream_segment::HEADER_SIZE as u64;
+    let Some(at) = size_bytes.checked_sub(header_bytes) else {
+        return Ok(None);
+    };
+    let Some(bytes) = store.get_range(key, at, header_bytes).await? else {
+        return Ok(None);
+    };
+    let layout = StreamLayout::from_header(size_bytes as usize, &bytes, object);
+    Ok(layout.ok().map(|layout| layout.hdr.as_segment_header()))
 }
 
 /// Looks whether an object of `object_bytes` can have the index that its header claims: the engine takes as much memory
