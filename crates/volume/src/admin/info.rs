@@ -30,7 +30,7 @@ pub struct VolumeInfo {
     pub last_checkpoint: u64,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC, by its writer's clock.
     pub modified_ms: u64,
-    /// Bytes of blocks that were ever written and not trimmed by a resize; an upper bound of the live data.
+    /// Bytes of blocks that were ever written; an upper bound of the live data.
     pub mapped_bytes: u64,
     /// The write-ahead log it was last served with, unless that was ended cleanly.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,14 +1,20 @@
 //! `resize`: another size for a volume that is not being served.
 
+use std::sync::Arc;
+
+use hyperfile::file::HyperTrait;
+
 use super::create::check_size;
 use super::{VolumeInfo, info};
 use crate::engine::guard::InodeGuard;
 use crate::engine::index_cache::IndexCache;
 use crate::engine::index_seal::IndexSeals;
-use crate::engine::{Ownership, container};
+use crate::engine::{self, Ownership, container};
 use crate::error::VolumeError;
+use crate::lease::Lease;
+use crate::log::marker;
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store;
+use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 
 /// Gives the volume a new size. A server running on it must be stopped first.
@@ -25,44 +31,125 @@ pub async fn resize(
 ) -> Result<VolumeInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let before = info::of_store(&store).await?;
-    if let Some(wal_url) = &before.wal_url {
-        return Err(VolumeError::InvalidInput(format!(
-            "{url} was not closed cleanly, and its log {wal_url} may hold flushed writes: publish them first with \
-             hypernbd wal replay {url}, then resize"
-        )));
-    }
+    check_log(url, before.wal_url.as_deref())?;
     check_size(new_size_bytes, before.block_size_bytes)?;
-    if new_size_bytes < before.size_bytes && !allow_shrink {
-        return Err(VolumeError::InvalidInput(format!(
-            "{url} has {} bytes; shrinking it to {new_size_bytes} loses what lies past that: confirm with \
-             --allow-shrink",
-            before.size_bytes
-        )));
-    }
-    if new_size_bytes != before.size_bytes {
+    let wanted = Wanted {
+        url: url.clone(),
+        size_bytes: new_size_bytes,
+        is_shrinking_allowed: allow_shrink,
+    };
+    if wanted.differs_from(before.size_bytes)? {
         let lease = super::take_lease(&store, store_options, lease_options).await?;
-        let resized = super::on_owner_thread({
-            let (store, lease) = (store.clone(), lease.clone());
-            move || async move {
-                let guard = InodeGuard::opening();
-                let mut container = container::open(
-                    &store,
-                    &guard,
-                    IndexSeals::new(store.clone()),
-                    IndexCache::default(),
-                    false,
-                )
-                .await?;
-                guard.close();
-                // Adopt, then check (Invariant O1).
-                lease.check().await.map_err(std::io::Error::other)?;
-                container.truncate(new_size_bytes as usize).await
-            }
-        })
-        .await
-        .map_err(|e| VolumeError::engine(format!("resizing {url}"), e));
+        let resized = resize_owned(&store, &lease, wanted).await;
         lease.release(resized.is_ok()).await;
         resized?;
     }
     info::of_store(&store).await
+}
+
+/// What was asked for.
+struct Wanted {
+    url: VolumeUrl,
+    size_bytes: u64,
+    is_shrinking_allowed: bool,
+}
+
+impl Wanted {
+    /// Whether a volume of `size_bytes` is to be changed.
+    fn differs_from(&self, size_bytes: u64) -> Result<bool, VolumeError> {
+        let Self {
+            url,
+            size_bytes: new_size_bytes,
+            is_shrinking_allowed,
+        } = self;
+        if *new_size_bytes < size_bytes && !is_shrinking_allowed {
+            return Err(VolumeError::InvalidInput(format!(
+                "{url} has {size_bytes} bytes; shrinking it to {new_size_bytes} loses what lies past that: confirm with \
+                 --allow-shrink"
+            )));
+        }
+        Ok(*new_size_bytes != size_bytes)
+    }
+}
+
+/// Refuses a volume whose log was not ended.
+fn check_log(url: &VolumeUrl, unfinished: Option<&str>) -> Result<(), VolumeError> {
+    match unfinished {
+        Some(wal_url) => Err(VolumeError::InvalidInput(format!(
+            "{url} was not closed cleanly, and its log {wal_url} may hold flushed writes: publish them first with \
+             hypernbd wal replay {url}, then resize"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// With the lease: what was seen before it was taken may have changed by then.
+async fn resize_owned(store: &Store, lease: &Arc<Lease>, wanted: Wanted) -> Result<(), VolumeError> {
+    let marker = marker::load(store).await?.map(|(marker, _)| marker);
+    check_log(
+        &wanted.url,
+        marker.filter(|m| !m.is_clean).map(|m| m.url).as_deref(),
+    )?;
+    let (store, lease) = (store.clone(), lease.clone());
+    super::on_owner_thread(move || async move { Ok(resize_adopted(&store, &lease, &wanted).await) })
+        .await
+        .map_err(|e| VolumeError::Internal(format!("the thread that resizes ended early: {e}")))?
+}
+
+async fn resize_adopted(store: &Store, lease: &Lease, wanted: &Wanted) -> Result<(), VolumeError> {
+    let failed = |e| VolumeError::engine(format!("resizing {}", wanted.url), e);
+    let guard = InodeGuard::opening();
+    let seals = IndexSeals::new(store.clone());
+    let mut container = container::open(store, &guard, seals, IndexCache::default(), false)
+        .await
+        .map_err(failed)?;
+    guard.close();
+    // Adopt, then check (Invariant O1).
+    lease.check().await?;
+    if wanted.differs_from(container.inode().size() as u64)? {
+        engine::resize::resize(&mut container, wanted.size_bytes)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{CreateOptions, create};
+    use crate::error::ErrorKind;
+    use crate::log::marker::{Marker, MarkerState};
+
+    /// A server may have come and gone between the first look and the lease.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_seen_before_the_lease_is_looked_at_again_under_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+        let store_options = StoreOptions::default();
+        let options = CreateOptions {
+            size_bytes: 1 << 20,
+            block_size_bytes: 4096,
+        };
+        create(&url, &store_options, &options).await.unwrap();
+        let store = store::connect(&url, &store_options).await.unwrap();
+        let lease = super::super::take_lease(&store, &store_options, &LeaseOptions::default()).await;
+        let lease = lease.unwrap();
+        let wanted = |size_bytes| Wanted {
+            url: url.clone(),
+            size_bytes,
+            is_shrinking_allowed: false,
+        };
+        let shrunk = resize_owned(&store, &lease, wanted(1 << 19)).await.unwrap_err();
+        assert_eq!(shrunk.kind(), ErrorKind::InvalidInput, "{shrunk}");
+        let state = serde_json::json!({
+            "url": "s3://bucket/log/", "volume_id": "v", "host": "h", "epoch": 1, "opened_ms": 1, "watermark": 0,
+        });
+        let state: MarkerState = serde_json::from_value(state).unwrap();
+        Marker::take(&store, state, None).await.unwrap();
+        let refused = resize_owned(&store, &lease, wanted(1 << 21)).await.unwrap_err();
+        assert!(refused.to_string().contains("wal replay"), "{refused}");
+        assert_eq!(info::of_store(&store).await.unwrap().size_bytes, 1 << 20);
+        lease.release(true).await;
+    }
 }

@@ -13,6 +13,7 @@ use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::writeback::overlay::Frozen;
 
+mod bare;
 pub(crate) mod container;
 pub mod fault;
 pub(crate) mod guard;
@@ -33,6 +34,7 @@ mod owner;
 mod placement;
 mod publish;
 mod reads;
+pub(crate) mod resize;
 mod source;
 mod staging;
 pub(crate) mod touch;

@@ -15,3 +15,4 @@ mod pair;
 mod provenance;
 mod recovery;
 mod recovery_race;
+mod resize;

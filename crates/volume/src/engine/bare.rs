@@ -1,0 +1,115 @@
+//! A checkpoint that moves no data: only its inode is another, in its size or the root of its index.
+//!
+//! It is stored as every checkpoint is, the object that holds its inode first and the inode then, so whoever finds the
+//! object alone can tell what it was built on. It has a number of its own: what was published before keeps its own size
+//! and root, and stays what it is.
+
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyperfile::file::HyperTrait;
+use hyperfile::inode::FlushInodeFlag;
+use hyperfile::meta_format::BLOCK_PTR_MAX_CHECKPOINT;
+use hyperfile::ondisk::InodeRaw;
+use hyperfile::segment::{Segment, SegmentReadWrite};
+use hyperfile::staging::Staging;
+use hyperfile::stream_segment::TailBuilder;
+
+use super::container::Container;
+use super::loader::NodeLoader;
+
+const NS_A_SECOND: u32 = 1_000_000_000;
+
+/// Publishes the state of a container that holds nothing unpublished, with its inode changed, in one attempt over the inode
+/// that the container was opened with or published last. The container is out of date then, and must be opened anew.
+///
+/// The caller adopts, then checks: it asks for the lease after the container was opened and before this.
+///
+/// # Errors
+/// After any error it is not known what was stored.
+pub(super) async fn publish(
+    container: &mut Container,
+    change: impl FnOnce(&mut InodeRaw),
+) -> io::Result<InodeRaw> {
+    HyperTrait::check_writable(container)?;
+    let lock = container.flush_lock().await;
+    let published = publish_locked(container, change).await;
+    container.flush_unlock(lock);
+    published
+}
+
+async fn publish_locked(
+    container: &mut Container,
+    change: impl FnOnce(&mut InodeRaw),
+) -> io::Result<InodeRaw> {
+    if holds_unpublished(container) {
+        return Err(io::Error::other("the container holds what is not published"));
+    }
+    if container.inode().get_last_seq().as_cno() >= BLOCK_PTR_MAX_CHECKPOINT {
+        let reason = format!("checkpoint {BLOCK_PTR_MAX_CHECKPOINT} is the last that can be numbered");
+        return Err(io::Error::other(reason));
+    }
+    let number = container.inode_mut().get_next_seq();
+    let mut raw = container.inode().to_raw(container.bmap_get_raw());
+    raw.i_last_seq = number.as_cno();
+    raw.i_last_cno = number.as_cno();
+    change(&mut raw);
+    // It has other content than the one before, and no compaction is attached to it.
+    raw.set_compacted(false);
+    raw.set_compaction_pending(false);
+    (raw.i_mtime, raw.i_mtime_nsec) = later_than((raw.i_mtime, raw.i_mtime_nsec));
+    (raw.i_ctime, raw.i_ctime_nsec) = (raw.i_mtime, raw.i_mtime_nsec);
+
+    let meta = &container.config().meta;
+    let staging = container.staging();
+    let base = container.inode().base();
+    if meta.block_ptr_format.is_stream() {
+        let object = Segment::object_of(number, meta);
+        let (node_bytes, block_bytes) = (meta.meta_block_size, meta.data_block_size);
+        let tail = TailBuilder::new(object, node_bytes, block_bytes, false, base).finish(&raw);
+        staging.done(object, &tail, tail.len()).await?;
+    } else {
+        let mut writer = Staging::<NodeLoader>::new_segwr(staging, number, meta);
+        writer.set_base(base);
+        writer.realize_ss(0, &raw);
+        writer.done().await?;
+    }
+    let over = container.inode().get_ondisk_state();
+    let bytes = raw.as_u8_slice();
+    Staging::<NodeLoader>::flush_inode(staging, bytes, over, FlushInodeFlag::Update, None).await?;
+    Ok(raw)
+}
+
+/// Whether the container has data or index nodes that are not stored.
+pub(super) fn holds_unpublished(container: &Container) -> bool {
+    container.get_data_blocks_dirty().len() > 0
+        || !container.refs_snapshot().is_empty()
+        || !container.bmap_lookup_dirty().is_empty()
+        || container.pending_parts_get().is_some()
+}
+
+/// Now, or a nanosecond after `before` where the clock is behind that. In seconds and nanoseconds since 1970-01-01 UTC.
+fn later_than(before: (u64, u32)) -> (u64, u32) {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or((0, 0), |d| (d.as_secs(), d.subsec_nanos()));
+    let next = match before.1 + 1 {
+        NS_A_SECOND.. => (before.0.saturating_add(1), 0),
+        ns => (before.0, ns),
+    };
+    now.max(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoints_time_is_never_that_of_the_one_before() {
+        let now = later_than((0, 0));
+        assert!(now.0 > 1_700_000_000, "the clock, where that is later");
+        let ahead = now.0 + 3600;
+        assert_eq!(later_than((ahead, 5)), (ahead, 6));
+        assert_eq!(later_than((ahead, NS_A_SECOND - 1)), (ahead + 1, 0));
+    }
+}

@@ -1,0 +1,95 @@
+//! Another size for a container that nobody serves.
+//!
+//! Not with the engine's own `truncate`: that one publishes with retries, which read the inode anew, and writes the inode
+//! once more after a failure.
+
+use std::io;
+
+use hyperfile::file::HyperTrait;
+
+use super::bare;
+use super::container::Container;
+use super::placement;
+use crate::geometry::Geometry;
+use crate::read::location::Place;
+
+/// Blocks cut off by one checkpoint at most: each costs an index entry in memory until it is published.
+const CUT_BLOCKS_MAX: u64 = 2 << 20;
+/// Blocks cut off by one call of the engine.
+const CUT_CALL_BLOCKS: u64 = 64 * 1024;
+
+/// Publishes the container with this size, as one checkpoint where no more than [`CUT_BLOCKS_MAX`] stored blocks lie past
+/// the new end: what an interruption leaves has the old size or the new one. The container must be opened anew then.
+///
+/// The caller adopts, then checks: it asks for the lease after the container was opened and before this.
+///
+/// # Errors
+/// After any error it is not known what was stored.
+pub(crate) async fn resize(container: &mut Container, new_size_bytes: u64) -> io::Result<()> {
+    let old_size_bytes = container.inode().size() as u64;
+    if new_size_bytes < old_size_bytes {
+        cut(container, old_size_bytes, new_size_bytes).await?;
+    }
+    if bare::holds_unpublished(container) {
+        return flush(container, new_size_bytes).await;
+    }
+    bare::publish(container, |raw| raw.i_size = new_size_bytes).await?;
+    Ok(())
+}
+
+/// Lets go of everything past the new end: a volume that grows again must read zeros there.
+async fn cut(container: &mut Container, old_size_bytes: u64, new_size_bytes: u64) -> io::Result<()> {
+    let block_bytes = container.config().meta.data_block_size as u64;
+    let geometry = u32::try_from(block_bytes)
+        .map(|bytes| Geometry::new(old_size_bytes, bytes))
+        .map_err(io::Error::other)?;
+    let kept = new_size_bytes.div_ceil(block_bytes);
+    let mut unpublished = 0;
+    let mut at = kept;
+    while at < geometry.blocks() {
+        let runs = placement::find(container, geometry, at..geometry.blocks()).await;
+        for run in runs.map_err(io::Error::other)? {
+            at = run.blocks.end;
+            if run.place == Place::Nothing {
+                continue;
+            }
+            let mut from = run.blocks.start;
+            while from < at {
+                let until = at.min(from + CUT_CALL_BLOCKS);
+                // Whole blocks, the last one too: of a part the engine would store the zeros. This may move the end of
+                // the volume, which is set before each checkpoint.
+                let (start, len) = (from * block_bytes, (until - from) * block_bytes);
+                container.write_zero(start as usize, len as usize).await?;
+                unpublished += until - from;
+                from = until;
+            }
+            if unpublished >= CUT_BLOCKS_MAX {
+                flush(container, old_size_bytes).await?;
+                unpublished = 0;
+            }
+        }
+    }
+    let end = (kept * block_bytes).min(old_size_bytes);
+    if end > new_size_bytes {
+        let last = placement::find(container, geometry, kept - 1..kept).await;
+        let is_stored = last
+            .map_err(io::Error::other)?
+            .first()
+            .is_some_and(|run| run.place != Place::Nothing);
+        if is_stored {
+            let zeros = vec![0; (end - new_size_bytes) as usize];
+            container.write(new_size_bytes as usize, &zeros).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Publishes what was applied with this size: one attempt, over the inode that the container was opened with or published
+/// last.
+async fn flush(container: &mut Container, size_bytes: u64) -> io::Result<()> {
+    container.inode_mut().set_size(size_bytes as usize);
+    let lock = container.flush_lock().await;
+    let flushed = container.flush_process().await;
+    container.flush_unlock(lock);
+    flushed.map(drop)
+}

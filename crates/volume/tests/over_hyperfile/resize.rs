@@ -1,0 +1,128 @@
+//! Sizes are changed by checkpoints of their own, which plain Hyperfile calls read as they read any other.
+
+use hyperfile::file::hyper::Hyper;
+use hyperfile::meta_format::BlockPtrFormat;
+use hypernbd_volume::admin::{self, VolumeInfo};
+use hypernbd_volume::options::LeaseOptions;
+use hypernbd_volume::{ErrorKind, VolumeError};
+
+use crate::faults::LIMIT;
+use crate::fixture::{Fixture, pattern};
+
+const FORMATS: [BlockPtrFormat; 3] = [
+    BlockPtrFormat::PartedSegment,
+    BlockPtrFormat::StreamSegment,
+    BlockPtrFormat::MicroGroup,
+];
+
+fn info(f: &Fixture) -> VolumeInfo {
+    f.run(admin::info(&f.url, &f.store_options)).unwrap()
+}
+
+fn resize(f: &Fixture, size_bytes: usize, allow_shrink: bool) -> Result<VolumeInfo, VolumeError> {
+    let lease = LeaseOptions::default();
+    f.run(admin::resize(
+        &f.url,
+        &f.store_options,
+        size_bytes as u64,
+        allow_shrink,
+        &lease,
+    ))
+}
+
+/// Its length and contents, by plain Hyperfile calls, which then write `change` at its start.
+fn elsewhere(f: &Fixture, change: Vec<u8>) -> Vec<u8> {
+    f.with_hyper_opened(move |mut file: Hyper<'static>| async move {
+        let size = file.fs_getattr().unwrap().st_size as usize;
+        let mut out = vec![0xEE; size];
+        assert_eq!(file.fs_read(0, &mut out).await.unwrap(), size);
+        file.fs_write(0, &change).await.unwrap();
+        file.fs_flush().await.unwrap();
+        out
+    })
+}
+
+/// A volume made by plain Hyperfile calls, and its contents.
+fn made_elsewhere(format: BlockPtrFormat, size: usize) -> (Fixture, Vec<u8>) {
+    let f = Fixture::new();
+    let model = pattern(1, size);
+    let written = model.clone();
+    f.with_hyper_created(4096, format, move |mut file: Hyper<'static>| async move {
+        file.fs_write(0, &written).await.unwrap();
+        file.fs_flush().await.unwrap();
+    });
+    (f, model)
+}
+
+/// What there is, to us and to plain Hyperfile calls; both go on publishing upon it.
+fn check(f: &Fixture, model: &mut [u8], seed: u64) {
+    let volume = f.open();
+    assert_eq!(volume.size_bytes() as usize, model.len());
+    assert!(f.read(&volume, 0, model.len()) == *model, "as read here");
+    let at = model.len() - 5;
+    volume.write(at as u64, &pattern(seed, 5), true).unwrap();
+    model[at..].copy_from_slice(&pattern(seed, 5));
+    volume.close(LIMIT).unwrap();
+    let change = pattern(seed + 1, 100);
+    let found = elsewhere(f, change.clone());
+    assert_eq!(found.len(), model.len());
+    assert!(found == *model, "as read elsewhere");
+    model[..100].copy_from_slice(&change);
+    let volume = f.open();
+    assert!(f.read(&volume, 0, model.len()) == *model, "as changed elsewhere");
+    volume.close(LIMIT).unwrap();
+}
+
+#[test]
+fn another_size_is_a_checkpoint_of_its_own_that_plain_hyperfile_calls_open() {
+    // Many blocks and few, with a short last one and a whole one; to sizes in the same block and in others.
+    for format in FORMATS {
+        for (size, larger, smaller) in [
+            (3 * 1024 * 1024 + 1024, 3 * 1024 * 1024 + 2000, 1024 * 1024 + 7),
+            (5 * 4096, 9 * 4096 + 1, 2 * 4096),
+            (4096 + 100, 1 << 30, 4096 + 50),
+        ] {
+            let (f, mut model) = made_elsewhere(format, size);
+            let before = info(&f);
+            let grown = resize(&f, larger, false).unwrap();
+            assert_eq!(grown.last_checkpoint, before.last_checkpoint + 1, "{format:?}");
+            assert_eq!(grown.size_bytes as usize, larger);
+            if larger < 1 << 24 {
+                model.resize(larger, 0);
+                check(&f, &mut model, 10);
+            }
+            assert_eq!(
+                resize(&f, smaller, false).unwrap_err().kind(),
+                ErrorKind::InvalidInput
+            );
+            let before = info(&f);
+            let shrunk = resize(&f, smaller, true).unwrap();
+            assert_eq!(shrunk.last_checkpoint, before.last_checkpoint + 1, "{format:?}");
+            model.truncate(smaller);
+            check(&f, &mut model, 20);
+            // What was cut off does not come back.
+            resize(&f, size, false).unwrap();
+            model.resize(size, 0);
+            check(&f, &mut model, 30);
+        }
+    }
+}
+
+/// A server killed between the two writes of a checkpoint: whoever opens the volume takes it up, as any other.
+#[test]
+fn a_size_whose_inode_was_not_stored_is_taken_up() {
+    for format in FORMATS {
+        let (f, mut model) = made_elsewhere(format, 3 * 4096 + 5);
+        let store = f.store().unwrap();
+        let key = store.data_key("inode");
+        // The first writable open labels the volume, and a takeover would change the inode.
+        f.open().close(LIMIT).unwrap();
+        let (before, _) = f.run(store.get(&key)).unwrap().unwrap();
+        resize(&f, 5 * 4096, false).unwrap();
+        f.run(store.put(&key, before)).unwrap();
+        model.resize(5 * 4096, 0);
+        let volume = f.open_read_only();
+        assert_eq!(volume.size_bytes(), 5 * 4096, "{format:?}");
+        assert!(f.read(&volume, 0, model.len()) == model);
+    }
+}
