@@ -23,7 +23,7 @@ use crate::options::VolumeOptions;
 use crate::writeback::appender::DriverLog;
 use crate::writeback::backlog::Backlog;
 use crate::writeback::driver::{Driver, DriverConfig};
-use crate::writeback::generation::buffered_block_bytes;
+use crate::writeback::generation::{RANGE_BYTES, buffered_block_bytes};
 use crate::writeback::overlay::{Buffered, Overlay};
 
 mod opening;
@@ -194,7 +194,9 @@ impl Volume {
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, data.len() as u64)?;
         let blocks = self.geometry.touched_blocks(offset_bytes, data.len() as u64);
-        let most_bytes = (blocks.end - blocks.start) * buffered_block_bytes(self.geometry);
+        // A range for each of two partly written ends, or the rest of a zeroed run that is split.
+        let most_bytes =
+            (blocks.end - blocks.start) * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
         self.change(most_bytes, fua, || self.overlay.write(offset_bytes, data))
     }
 
@@ -205,7 +207,7 @@ impl Volume {
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         // The two ends.
-        let most_bytes = 2 * buffered_block_bytes(self.geometry);
+        let most_bytes = 2 * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
         self.change(most_bytes, fua, || self.overlay.zero(offset_bytes, len_bytes))
     }
 
@@ -215,7 +217,7 @@ impl Volume {
     /// As [`Self::write`].
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        self.change(0, fua, || self.overlay.trim(offset_bytes, len_bytes))
+        self.change(RANGE_BYTES, fua, || self.overlay.trim(offset_bytes, len_bytes))
     }
 
     /// Makes a change that buffers at most `most_bytes`.

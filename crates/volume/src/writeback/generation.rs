@@ -11,7 +11,7 @@
 //!
 //! A block is never both buffered and zeroed, and one that is known to be all zeros is zeroed. Memory is counted as whole
 //! blocks from the first byte on, so a partly written block that is completed before it is published needs no memory that
-//! was not counted.
+//! was not counted. Runs of zeroed blocks and the written ranges of a block are counted too: a client can make any number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,6 +22,10 @@ use crate::geometry::{BlockIndex, Geometry};
 
 /// Memory per buffered block besides its bytes: its place in the map and the allocator's.
 const BLOCK_OVERHEAD_BYTES: u64 = 96;
+
+/// Memory counted for a run of zeroed blocks, or for one more written range of a block written in part, in bytes: its place
+/// in the set, and in the lists that a publish makes of it.
+pub const RANGE_BYTES: u64 = 128;
 
 /// Memory counted for one buffered block, in bytes.
 pub fn buffered_block_bytes(geometry: Geometry) -> u64 {
@@ -107,6 +111,8 @@ pub struct Generation {
     zeroed: RangeSet<u64>,
     /// Every block that is partly written, and perhaps some that were: so that nobody need look at all blocks.
     partial: BTreeSet<u64>,
+    /// Written ranges of all blocks that are partly written.
+    written_ranges: u64,
     /// Bytes of data taken in, those written over since included.
     taken_bytes: u64,
 }
@@ -119,6 +125,7 @@ impl Generation {
             blocks: BTreeMap::new(),
             zeroed: RangeSet::new(),
             partial: BTreeSet::new(),
+            written_ranges: 0,
             taken_bytes: 0,
         }
     }
@@ -137,7 +144,8 @@ impl Generation {
 
     /// Memory counted for this generation, in bytes: whole blocks, and what it takes to keep track of them.
     pub fn buffered_bytes(&self) -> u64 {
-        self.blocks.len() as u64 * buffered_block_bytes(self.geometry)
+        let ranges = self.zeroed.len() as u64 + self.written_ranges;
+        self.blocks.len() as u64 * buffered_block_bytes(self.geometry) + ranges * RANGE_BYTES
     }
 
     /// Takes a write in. A later write of the same bytes wins.
@@ -176,7 +184,10 @@ impl Generation {
                     self.blocks.remove(&index)
                 }
             };
-            replaced.extend(old.map(|old| old.bytes));
+            if let Some(old) = old {
+                self.written_ranges -= old.written_ranges();
+                replaced.push(old.bytes);
+            }
         }
         Replaced(replaced)
     }
@@ -201,11 +212,11 @@ impl Generation {
             return Replaced::default();
         }
         // By what is buffered, not by length: the range may name 10^9 blocks of which a handful are here.
-        let dropped = self
-            .blocks
-            .extract_if(blocks.clone(), |_, _| true)
-            .map(|(_, b)| b.bytes)
-            .collect();
+        let mut dropped = Vec::new();
+        for (_, block) in self.blocks.extract_if(blocks.clone(), |_, _| true) {
+            self.written_ranges -= block.written_ranges();
+            dropped.push(block.bytes);
+        }
         self.zeroed.insert(blocks);
         Replaced(dropped)
     }
@@ -227,7 +238,9 @@ impl Generation {
             }
         });
         entry.bytes[range.start as usize..range.end as usize].copy_from_slice(bytes);
+        let before = entry.written_ranges();
         let held = entry.cover(range, geometry.block_len(block));
+        self.written_ranges = self.written_ranges + entry.written_ranges() - before;
         self.note(block, held);
     }
 
@@ -341,7 +354,9 @@ impl Generation {
                 entry.bytes[gap.start as usize..gap.end as usize].copy_from_slice(&bytes[from]);
             }
         }
+        let before = entry.written_ranges();
         let held = entry.cover(range, len);
+        self.written_ranges = self.written_ranges + entry.written_ranges() - before;
         self.note(block, held);
     }
 
@@ -392,6 +407,14 @@ impl Generation {
 }
 
 impl BufferedBlock {
+    /// Ranges that are kept of what was written; none of a whole block.
+    fn written_ranges(&self) -> u64 {
+        match &self.coverage {
+            Coverage::Full => 0,
+            Coverage::Partial(written) => written.len() as u64,
+        }
+    }
+
     /// These bytes came in.
     fn cover(&mut self, range: Range<u32>, block_len: u32) -> Held {
         let came_in = range.start as usize..range.end as usize;

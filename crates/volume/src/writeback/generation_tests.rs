@@ -78,8 +78,11 @@ proptest! {
             prop_assert_eq!(known[i].then_some(out[i]), want, "byte {}", o as usize + i);
         }
         prop_assert!(missing.windows(2).all(|w| w[0].end < w[1].start), "joined and ascending");
-        // Accounting: whole blocks.
-        prop_assert_eq!(generation.buffered_bytes() % buffered_block_bytes(generation.geometry), 0);
+        // Accounting: whole blocks, zeroed runs, and every range that is kept of a partly written block.
+        let ranges: usize = generation.blocks.values().map(|b| b.written_ranges() as usize).sum();
+        let kept = (ranges + generation.zero_runs().len()) as u64 * RANGE_BYTES
+            + generation.blocks.len() as u64 * buffered_block_bytes(generation.geometry);
+        prop_assert_eq!(generation.buffered_bytes(), kept);
         // Runs cover exactly the touched blocks.
         let runs = generation.block_runs(0..generation.geometry.blocks());
         for b in 0..generation.geometry.blocks() {
@@ -139,7 +142,27 @@ fn zeroing_the_whole_of_a_huge_volume_is_one_range() {
     generation.write(PreparedWrite::new(geometry, 1 << 40, &[7; 8192]));
     generation.trim(0, 9 << 40);
     assert_eq!(generation.zero_runs(), vec![0..geometry.blocks()]);
-    assert_eq!(generation.buffered_bytes(), 0);
+    assert_eq!(generation.buffered_bytes(), RANGE_BYTES);
+}
+
+#[test]
+fn scattered_zeroes_and_scattered_bytes_take_memory_that_is_counted() {
+    let geometry = Geometry::new(1 << 40, 65536);
+    let mut zeroed = Generation::new(geometry);
+    for n in 0..1000 {
+        zeroed.trim(n * 2 * 65536, 65536);
+    }
+    assert_eq!(zeroed.buffered_bytes(), 1000 * RANGE_BYTES);
+    let mut bytes = Generation::new(geometry);
+    for n in 0..1000 {
+        bytes.write(PreparedWrite::new(geometry, n * 2, b"x"));
+    }
+    assert_eq!(
+        bytes.buffered_bytes(),
+        buffered_block_bytes(geometry) + 1000 * RANGE_BYTES
+    );
+    bytes.write(PreparedWrite::new(geometry, 0, &[1; 65536]));
+    assert_eq!(bytes.buffered_bytes(), buffered_block_bytes(geometry));
 }
 
 #[test]
@@ -191,7 +214,7 @@ fn zeroed_piece_by_piece_is_zeroed() {
     g.zero(0, 3000);
     assert!(!is_zeroed(&g), "the rest is not known");
     g.zero(500, 3596);
-    assert!(is_zeroed(&g) && g.buffered_bytes() == 0 && g.partial_blocks().is_empty());
+    assert!(is_zeroed(&g) && g.buffered_bytes() == RANGE_BYTES && g.partial_blocks().is_empty());
     zeros(17, 4, &mut g);
     assert!(is_zeroed(&g), "zeros over zeros");
     g.write(PreparedWrite::new(geometry, 0, &[1; 4096]));

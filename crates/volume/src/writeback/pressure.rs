@@ -207,6 +207,7 @@ impl Pressure {
 mod tests {
     use super::*;
     use crate::geometry::Geometry;
+    use crate::writeback::generation::RANGE_BYTES;
 
     const NO_TIME: Duration = Duration::from_millis(1);
 
@@ -223,6 +224,23 @@ mod tests {
         assert!(!has_room());
         drop(taken);
         assert!(has_room());
+    }
+
+    /// Runs of zeroed blocks take memory as data does: a client that makes them without end is held back.
+    #[test]
+    fn scattered_zeroes_fill_the_buffer() {
+        let pressure = Arc::new(Pressure::new(1 << 20));
+        let overlay = Overlay::new(Geometry::new(1 << 40, 4096));
+        let mut let_in = 0;
+        while pressure
+            .wait_for_room(&overlay, RANGE_BYTES, NO_TIME, || {})
+            .is_ok()
+        {
+            overlay.zero(let_in * 8192, 4096);
+            let_in += 1;
+            assert!(let_in <= (1 << 20) / RANGE_BYTES, "more than there is room for");
+        }
+        assert_eq!(let_in, (1 << 20) / RANGE_BYTES);
     }
 
     #[test]
