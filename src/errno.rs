@@ -54,6 +54,8 @@ fn errno(kind: ErrorKind) -> i32 {
         // The volume is missing where it was, or where it should not be yet: nothing a request can mend.
         ErrorKind::NotFound | ErrorKind::AlreadyExists => libc::EIO,
         ErrorKind::Store | ErrorKind::Timeout | ErrorKind::Corrupt | ErrorKind::Internal => libc::EIO,
+        // There is no room for another checkpoint, and there never will be.
+        ErrorKind::Exhausted => libc::ENOSPC,
         // Not ENOSPC: the volume has room, its store is not taking it. File systems would report a full disk.
         ErrorKind::BufferFull => libc::EIO,
         // Full or broken cannot be told apart here, and of the two only EIO claims nothing that may be false.

@@ -36,6 +36,8 @@ pub enum ErrorKind {
     Corrupt,
     /// The volume is closed.
     Closed,
+    /// A counter of the volume is at its end: it can be read, and no more be written.
+    Exhausted,
     /// Not supported.
     Unsupported,
     /// A defect in this program.
@@ -83,6 +85,17 @@ pub enum VolumeError {
         url: String,
         /// Key of an object that is there.
         found: String,
+    },
+    /// A counter of the format is at its end.
+    #[error(
+        "the volume has used all but the last of its {limit} {counter}: it can be read, and no more be written; copy it into \
+         a new volume"
+    )]
+    CountersExhausted {
+        /// What is counted.
+        counter: &'static str,
+        /// The largest number there is.
+        limit: u64,
     },
     /// Another writer took the volume over.
     #[error("this server is fenced: {reason}; it will not write to the volume again")]
@@ -202,6 +215,7 @@ impl VolumeError {
             Self::Journal { .. } => ErrorKind::LocalDisk,
             Self::Log { .. } => ErrorKind::InvalidInput,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::CountersExhausted { .. } => ErrorKind::Exhausted,
             Self::Closed => ErrorKind::Closed,
             Self::Internal(_) => ErrorKind::Internal,
         }

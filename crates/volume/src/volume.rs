@@ -232,6 +232,7 @@ impl Volume {
         }
         self.check_open()?;
         self.driver.check_fenced()?;
+        self.engine.check_write()?;
         let reserved = self.driver.wait_for_room(most_bytes)?;
         let buffered = apply();
         drop(reserved);
@@ -248,6 +249,9 @@ impl Volume {
             return Ok(());
         }
         self.check_open()?;
+        if self.overlay.total_bytes() > 0 {
+            self.engine.check_publish()?;
+        }
         self.runtime.block_on(self.driver.flush())
     }
 

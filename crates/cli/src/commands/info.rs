@@ -36,6 +36,11 @@ fn table(info: &VolumeInfo) -> String {
         0 => "none yet".to_string(),
         number => format!("{number}, {}", utc(info.modified_ms / 1000)),
     };
+    let used_percent = info.checkpoint_numbers_used * 100 / info.checkpoint_numbers_max.max(1);
+    let checkpoint = match used_percent {
+        0 => checkpoint,
+        used => format!("{checkpoint}; {used} % of all checkpoint numbers are used"),
+    };
     let rows = [
         ("volume", info.url.clone()),
         (
@@ -125,6 +130,8 @@ mod tests {
             block_size_bytes: 65536,
             format: "Parted".into(),
             last_checkpoint: 0,
+            checkpoint_numbers_used: 0,
+            checkpoint_numbers_max: (1 << 30) - 1,
             modified_ms: 0,
             mapped_bytes: 0,
             wal_url: None,

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::label;
 use crate::durability::Durability;
-use crate::engine::inode;
+use crate::engine::{inode, limits};
 use crate::error::VolumeError;
 use crate::lease::{self, LeaseRecord};
 use crate::log::marker;
@@ -28,6 +28,11 @@ pub struct VolumeInfo {
     pub format: String,
     /// Number of the newest checkpoint; 0 before the first.
     pub last_checkpoint: u64,
+    /// The newest checkpoint number used, those of publishes that failed included; of
+    /// [`CHECKPOINT_NUMBER_MAX`](crate::engine::limits::CHECKPOINT_NUMBER_MAX).
+    pub checkpoint_numbers_used: u64,
+    /// The largest checkpoint number there is.
+    pub checkpoint_numbers_max: u64,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC, by its writer's clock.
     pub modified_ms: u64,
     /// Bytes of blocks that were ever written; an upper bound of the live data.
@@ -76,6 +81,8 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         block_size_bytes: meta.data_block_size as u32,
         format: format!("{:?}", meta.block_ptr_format),
         last_checkpoint: inode.i_last_cno,
+        checkpoint_numbers_used: inode.i_last_seq,
+        checkpoint_numbers_max: limits::CHECKPOINT_NUMBER_MAX,
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
         // Counted in sectors, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),

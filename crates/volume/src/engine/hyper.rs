@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::index::{self, Index};
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
+use super::limits::CheckpointNumbers;
 use super::owner::{self, Opened, Request};
 use super::reads::{Objects, Reads};
 use super::{Beside, Checkpoint, CheckpointId, Engine, Ownership, SoleOwner, StoredState};
@@ -40,6 +41,7 @@ pub struct HyperEngine {
     runtime: tokio::runtime::Handle,
     requests: mpsc::UnboundedSender<Request>,
     index_cache: IndexCache,
+    numbers: Arc<CheckpointNumbers>,
     /// The checkpoint published last.
     newest: Mutex<CheckpointId>,
     seals: IndexSeals,
@@ -90,12 +92,14 @@ impl HyperEngine {
         let (opened, wait) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
         let seals = IndexSeals::new(store.clone());
+        let numbers = Arc::<CheckpointNumbers>::default();
         let owner = owner::Config {
             store: store.clone(),
             seals: seals.clone(),
             index_cache: index_cache.clone(),
             is_read_only,
             ownership: ownership.clone(),
+            numbers: numbers.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("hypernbd-owner".into())
@@ -158,6 +162,7 @@ impl HyperEngine {
             runtime,
             requests,
             index_cache,
+            numbers,
             newest: Mutex::new(newest.id),
             seals,
             sealing: Mutex::default(),
@@ -255,6 +260,14 @@ impl Engine for HyperEngine {
             sealing.spawn_on(self.seals.clone().seal(checkpoint.id.cno), &self.runtime);
         }
         Ok(published)
+    }
+
+    fn check_write(&self) -> Result<(), VolumeError> {
+        self.numbers.check_write()
+    }
+
+    fn check_publish(&self) -> Result<(), VolumeError> {
+        self.numbers.check_publish()
     }
 
     async fn recover(&self) -> Result<(), VolumeError> {

@@ -24,6 +24,7 @@ pub mod index_cache;
 pub(crate) mod index_seal;
 pub(crate) mod inode;
 mod landing;
+pub mod limits;
 mod loader;
 mod mark;
 pub mod memory;
@@ -170,6 +171,22 @@ pub trait Engine: Send + Sync + 'static {
     /// After any error it is unknown what was stored; [`Engine::recover`] must succeed before the next publish, and is
     /// called only after the end of every publish. [`VolumeError::Fenced`] means that another writer published.
     async fn publish(&self, frozen: Arc<Frozen>, beside: Beside) -> Result<Option<Checkpoint>, VolumeError>;
+
+    /// Whether writes may still be taken in: they could not be published for ever.
+    ///
+    /// # Errors
+    /// [`VolumeError::CountersExhausted`] when a counter of the container is near its end.
+    fn check_write(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    /// As [`Engine::check_write`], for publishing what was taken in.
+    ///
+    /// # Errors
+    /// As [`Engine::check_write`].
+    fn check_publish(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
 
     /// Goes back to what is stored, after proving that it is this writer's own.
     ///

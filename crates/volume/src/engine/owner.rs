@@ -19,6 +19,7 @@ use super::index::{Published, Root};
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::landing::{self, Landed, Landing};
+use super::limits::CheckpointNumbers;
 use super::mark::Mark;
 use super::{Beside, Checkpoint, Ownership, inode};
 use crate::error::VolumeError;
@@ -53,6 +54,8 @@ pub(super) struct Config {
     pub index_cache: IndexCache,
     pub is_read_only: bool,
     pub ownership: Arc<dyn Ownership>,
+    /// Kept up by the owner.
+    pub numbers: Arc<CheckpointNumbers>,
 }
 
 pub(super) struct Opened {
@@ -179,6 +182,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         locations: LocationMap::new(geometry.block_size(), LOCATION_RUNS_MAX),
         root: Root(container.bmap_get_raw()),
     };
+    config.numbers.note(container.inode().get_last_seq().as_cno());
     let owner = Owner {
         known: Arc::new(Mutex::new(known)),
         config,

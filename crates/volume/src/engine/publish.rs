@@ -46,6 +46,12 @@ impl Owner {
         beside: Beside,
         reply: Reply<Option<Checkpoint>>,
     ) {
+        // Before anything is applied: the engine would mask a number that is too large.
+        if let Err(e) = self.check_numbers() {
+            self.land_all().await;
+            let _ = reply.send(Err(e));
+            return;
+        }
         if let Some(data_runs) = self.stream_runs(frozen) {
             let nodes: u64 = data_runs
                 .iter()
@@ -90,6 +96,16 @@ impl Owner {
         let published = self.after(published);
         self.must_recover |= published.is_err();
         let _ = reply.send(published);
+    }
+
+    /// Whether there are checkpoint numbers left for a publish, those under way counted.
+    fn check_numbers(&self) -> Result<(), VolumeError> {
+        if let Some(container) = &self.container {
+            self.config
+                .numbers
+                .note(container.inode().get_last_seq().as_cno());
+        }
+        self.config.numbers.check_publish()
     }
 
     /// A failed publish leaves changes in the container that nobody may publish by accident.
@@ -200,6 +216,7 @@ impl Owner {
                     }
                 }
                 if zeroed >= ZEROED_BLOCKS_MAX {
+                    self.check_numbers()?;
                     newest = Some(self.flush().await?);
                     zeroed = 0;
                 }

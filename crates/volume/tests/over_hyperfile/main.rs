@@ -10,6 +10,7 @@ mod damage;
 mod faults;
 mod fixture;
 mod lease;
+mod limits;
 mod overlap;
 mod pair;
 mod provenance;

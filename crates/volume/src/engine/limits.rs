@@ -1,0 +1,85 @@
+//! What of a container's numbers can end.
+//!
+//! A block pointer is 64 bits: 30 of them name a checkpoint, 14 a part of it, 18 a place in the part in units of 4 KiB
+//! (hyperfile 0.14.0, `meta_format.rs`). The engine masks what is more in silence, so whoever publishes looks first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hyperfile::meta_format::BLOCK_PTR_MAX_CHECKPOINT;
+use log::warn;
+
+use crate::error::VolumeError;
+
+/// The largest checkpoint number that a block pointer can name.
+pub const CHECKPOINT_NUMBER_MAX: u64 = BLOCK_PTR_MAX_CHECKPOINT;
+/// Numbers kept for publishing what was taken in before writes are refused.
+const KEPT_FOR_FLUSHES: u64 = 1024;
+/// Numbers that are never used by a publish: a resize needs some, and an open may take up two that a killed server left.
+const KEPT: u64 = 64;
+/// From here on it is said.
+const WARNED: u64 = CHECKPOINT_NUMBER_MAX / 10 * 9;
+
+/// How many checkpoint numbers a container has used. Shared by the owner, who counts, and those who ask.
+#[derive(Debug, Default)]
+pub(super) struct CheckpointNumbers(AtomicU64);
+
+impl CheckpointNumbers {
+    /// This is the newest number used.
+    pub fn note(&self, newest: u64) {
+        let before = self.0.fetch_max(newest, Ordering::Relaxed);
+        if before < WARNED && newest >= WARNED {
+            warn!(
+                "{newest} of {CHECKPOINT_NUMBER_MAX} checkpoint numbers are used: near the end writes are refused; copy the \
+                 volume into a new one in time"
+            );
+        }
+    }
+
+    /// Whether writes may be taken in.
+    ///
+    /// # Errors
+    /// [`VolumeError::CountersExhausted`] near the end.
+    pub fn check_write(&self) -> Result<(), VolumeError> {
+        self.check(KEPT + KEPT_FOR_FLUSHES)
+    }
+
+    /// Whether a checkpoint may be made.
+    ///
+    /// # Errors
+    /// [`VolumeError::CountersExhausted`] at the end.
+    pub fn check_publish(&self) -> Result<(), VolumeError> {
+        self.check(KEPT)
+    }
+
+    fn check(&self, kept: u64) -> Result<(), VolumeError> {
+        if self.0.load(Ordering::Relaxed) < CHECKPOINT_NUMBER_MAX - kept {
+            return Ok(());
+        }
+        Err(VolumeError::CountersExhausted {
+            counter: "checkpoint numbers",
+            limit: CHECKPOINT_NUMBER_MAX,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn writes_end_before_flushes_do_and_both_before_the_last_number() {
+        let numbers = CheckpointNumbers::default();
+        assert!(numbers.check_write().is_ok());
+        numbers.note(CHECKPOINT_NUMBER_MAX - KEPT - KEPT_FOR_FLUSHES - 1);
+        assert!(numbers.check_write().is_ok());
+        numbers.note(CHECKPOINT_NUMBER_MAX - KEPT - KEPT_FOR_FLUSHES);
+        let refused = numbers.check_write().unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Exhausted);
+        assert!(numbers.check_publish().is_ok(), "what was taken in is published");
+        numbers.note(CHECKPOINT_NUMBER_MAX - KEPT);
+        assert!(numbers.check_publish().is_err());
+        numbers.note(7);
+        assert!(numbers.check_publish().is_err(), "it never goes back");
+    }
+}
