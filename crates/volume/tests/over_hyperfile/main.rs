@@ -7,6 +7,7 @@ mod busy_store;
 mod completion;
 mod container;
 mod damage;
+mod every_answer;
 mod faults;
 mod fixture;
 mod lease;
