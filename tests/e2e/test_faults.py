@@ -19,6 +19,7 @@ WRITES = r"^(PUT|POST) \S+/(inode|\d{10}\.\d+)[? ]"
 READS = r"^GET \S+/\d{10}\.\d+[? ]"
 
 REFUSALS = ["500", "slow-down", "429", "expired"]
+FOREIGN = ["html-404", "bare-404", "html-412", "portal"]
 BROKEN = ["reset_before", "reset_after", "hang", "outage"]
 # Of a write's answer only the headers count: one whose body is cut off, changed or slow is an answer.
 ANSWERS = ["truncate", "trickle", "corrupt"]
@@ -51,7 +52,7 @@ def write(client, model, offset: int, length: int, tag: int) -> None:
     model.write(offset, pattern(length, tag))
 
 
-@pytest.mark.parametrize("kind", REFUSALS + BROKEN)
+@pytest.mark.parametrize("kind", REFUSALS + FOREIGN + BROKEN)
 def test_a_storm_costs_nothing_that_was_flushed_or_written(served, proxy, kind):
     """As long as it lasts: EIO in time, and the buffer is served. Afterwards all is published, unasked."""
     model = Model(SIZE, 64 * KI)
@@ -80,6 +81,26 @@ def test_a_storm_costs_nothing_that_was_flushed_or_written(served, proxy, kind):
     served.start()
     with served.connect() as client:
         model.assert_same(read_all(client, SIZE), what="after the storm and a kill")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_lease_outlives_answers_that_are_not_the_stores(make_volume, make_server, proxy, kind):
+    """A proxy that says 404 for all says nothing of the lease: the server keeps the volume, and its writes."""
+    parameters = {"io_timeout": "60s", "checkpoint_interval": "1h", "lease_duration": "2s"}
+    server = make_server(make_volume(SIZE), endpoint_url=proxy.endpoint, **parameters).start()
+    model = Model(SIZE, 64 * KI)
+    with server.connect() as client:
+        write(client, model, 0, 1 * MI, 1)
+        storm = proxy.fail(Fault(kind))
+        wait_for(lambda: sum("/lease" in line for line in storm.hits) > 6, "the lease to be asked for again and again")
+        write(client, model, 2 * MI, 1 * MI, 2)
+        proxy.heal()
+        client.flush()
+        server.assert_running()
+    server.kill()
+    server.start()
+    with server.connect() as client:
+        model.assert_same(read_all(client, SIZE), what="after answers of others")
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "slow-down", "reset_before", "reset_after", *ANSWERS])

@@ -20,13 +20,20 @@ ERRORS = {
     "429": (429, "TooManyRequests"),
     "expired": (403, "ExpiredToken"),
 }
+# What a reverse proxy, an ingress or a captive portal answers while the store behind it is away.
+FOREIGN = {
+    "html-404": (404, b"<html><head><title>404 Not Found</title></head><body>nginx</body></html>"),
+    "bare-404": (404, b""),
+    "html-412": (412, b"<html>412</html>"),
+    "portal": (307, b""),
+}
 TRICKLE_PIECES = 16
 TRICKLE_S = 0.8
 
 
 @dataclass
 class Fault:
-    """What goes wrong (a key of `ERRORS`, or a method of `FaultyProxy`), and with which requests."""
+    """What goes wrong (a key of `ERRORS` or `FOREIGN`, or a method of `FaultyProxy`), and with which requests."""
 
     kind: str
     where: str = ""  # searched in the request line, as in "PUT /bucket/key?query HTTP/1.1"
@@ -131,6 +138,9 @@ class FaultyProxy(Proxy):
             with self.lock:
                 self.requests.append(request.line)
                 fault = self.fault if self.fault and self.fault.applies(request.line) else None
+            if fault and fault.kind in FOREIGN:
+                client.sendall(foreign(*FOREIGN[fault.kind], has_body=not request.line.startswith("HEAD")))
+                continue
             if fault and fault.kind in ERRORS:
                 client.sendall(refusal(*ERRORS[fault.kind], has_body=not request.line.startswith("HEAD")))
                 continue
@@ -188,6 +198,13 @@ def refusal(status: int, code: str, has_body: bool) -> bytes:
     """An S3 error."""
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>of a test</Message></Error>".encode()
     head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + (body if has_body else b"")
+
+
+def foreign(status: int, body: bytes, has_body: bool) -> bytes:
+    """An answer that is not the store's."""
+    place = "Location: http://127.0.0.1:1/login\r\n" if status == 307 else ""
+    head = f"HTTP/1.1 {status} Foreign\r\nContent-Type: text/html\r\n{place}Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + (body if has_body else b"")
 
 

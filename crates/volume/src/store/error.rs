@@ -69,7 +69,13 @@ impl StoreError {
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
-        let kind = kind_of(&error);
+        let kind = match kind_of(&error) {
+            // Of a bucket that was there when the volume was opened: nothing can be told of what is in it.
+            StoreErrorKind::NotFound if operation != CONNECT && error.code() == Some(NO_SUCH_BUCKET) => {
+                StoreErrorKind::Unreachable
+            }
+            kind => kind,
+        };
         let detail = detail_of(&error, kind, endpoint);
         Self {
             operation,
@@ -80,6 +86,10 @@ impl StoreError {
         }
     }
 }
+
+/// The operation that finds out whether the store is there.
+pub(super) const CONNECT: &str = "connect to";
+const NO_SUCH_BUCKET: &str = "NoSuchBucket";
 
 fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpResponse>) -> StoreErrorKind {
     use StoreErrorKind::*;
@@ -95,8 +105,11 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
     }
     // The code first: CompleteMultipartUpload can answer 200 with an error in the body.
     match error.code() {
-        Some("NoSuchKey" | "NoSuchBucket" | "NoSuchUpload" | "NotFound") => return NotFound,
-        Some("PreconditionFailed" | "ConditionalRequestConflict") => return PreconditionFailed,
+        Some("NoSuchKey" | NO_SUCH_BUCKET | "NoSuchUpload" | "NotFound") => return NotFound,
+        Some("PreconditionFailed") => return PreconditionFailed,
+        // Two conditional writes met: neither is known to have won, and S3 asks for another attempt.
+        // <https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html>
+        Some("ConditionalRequestConflict" | "OperationAborted") => return Unreachable,
         Some(
             "AccessDenied"
             | "AllAccessDisabled"

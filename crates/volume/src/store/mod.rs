@@ -6,6 +6,7 @@
 
 mod durable;
 mod error;
+mod foreign;
 mod frames;
 mod local;
 mod multipart;

@@ -310,7 +310,7 @@ impl Store {
             // 409 is not a refusal by what is stored: another conditional write was in progress at the same time.
             let is_conflict = status_of(&refused) == Some(409);
             let error = self.error(operation, key, refused);
-            if error.kind != StoreErrorKind::PreconditionFailed {
+            if error.kind != StoreErrorKind::PreconditionFailed && !is_conflict {
                 return Err(error);
             }
             match self.head(key).await? {

@@ -17,6 +17,8 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 
+use super::error::CONNECT;
+use super::foreign::ForeignAnswers;
 use super::seal::Seal;
 use super::signing::SignPayload;
 use super::sse::Encrypt;
@@ -138,6 +140,7 @@ async fn load(
 pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
     let mut builder = aws_sdk_s3::config::Builder::from(config)
         .interceptor(Seal)
+        .interceptor(ForeignAnswers::default())
         .interceptor(SignPayload(options.payload_signing));
     if let Some(encrypt) = Encrypt::from_options(options) {
         builder = builder.interceptor(encrypt);
@@ -183,7 +186,7 @@ async fn list_one(store: &Store) -> Result<(), StoreError> {
         .send()
         .await
         .map(drop)
-        .map_err(|error| StoreError::from_sdk("connect to", &store.url, &store.endpoint, error))
+        .map_err(|error| StoreError::from_sdk(CONNECT, &store.url, &store.endpoint, error))
 }
 
 /// The endpoint that the SDK will take from the environment.
