@@ -9,13 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyperfile::file::HyperTrait;
 use hyperfile::inode::FlushInodeFlag;
-use hyperfile::meta_format::BLOCK_PTR_MAX_CHECKPOINT;
 use hyperfile::ondisk::InodeRaw;
 use hyperfile::segment::{Segment, SegmentReadWrite};
 use hyperfile::staging::Staging;
 use hyperfile::stream_segment::TailBuilder;
 
 use super::container::Container;
+use super::limits::CHECKPOINT_NUMBER_MAX;
 use super::loader::NodeLoader;
 
 const NS_A_SECOND: u32 = 1_000_000_000;
@@ -45,10 +45,7 @@ async fn publish_locked(
     if holds_unpublished(container) {
         return Err(io::Error::other("the container holds what is not published"));
     }
-    if container.inode().get_last_seq().as_cno() >= BLOCK_PTR_MAX_CHECKPOINT {
-        let reason = format!("checkpoint {BLOCK_PTR_MAX_CHECKPOINT} is the last that can be numbered");
-        return Err(io::Error::other(reason));
-    }
+    check_number_left(container)?;
     let number = container.inode_mut().get_next_seq();
     let mut raw = container.inode().to_raw(container.bmap_get_raw());
     raw.i_last_seq = number.as_cno();
@@ -78,6 +75,21 @@ async fn publish_locked(
     let bytes = raw.as_u8_slice();
     Staging::<NodeLoader>::flush_inode(staging, bytes, over, FlushInodeFlag::Update, None).await?;
     Ok(raw)
+}
+
+/// Whether there is a number for one more checkpoint. The last one is left: a container that has used it cannot be opened,
+/// and what is beyond it the engine masks in silence.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn check_number_left(container: &Container) -> io::Result<()> {
+    if container.inode().get_last_seq().as_cno() < CHECKPOINT_NUMBER_MAX - 1 {
+        return Ok(());
+    }
+    let reason = format!(
+        "the checkpoint numbers of the volume, up to {CHECKPOINT_NUMBER_MAX}, are used up; copy it into a new one"
+    );
+    Err(io::Error::other(reason))
 }
 
 /// Whether the container has data or index nodes that are not stored.

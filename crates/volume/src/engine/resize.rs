@@ -87,6 +87,7 @@ async fn cut(container: &mut Container, old_size_bytes: u64, new_size_bytes: u64
 /// Publishes what was applied with this size: one attempt, over the inode that the container was opened with or published
 /// last.
 async fn flush(container: &mut Container, size_bytes: u64) -> io::Result<()> {
+    bare::check_number_left(container)?;
     container.inode_mut().set_size(size_bytes as usize);
     let lock = container.flush_lock().await;
     let flushed = container.flush_process().await;

@@ -2,7 +2,9 @@
 
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
+use hyperfile::ondisk::InodeRaw;
 use hypernbd_volume::admin::{self, VolumeInfo};
+use hypernbd_volume::engine::limits::CHECKPOINT_NUMBER_MAX;
 use hypernbd_volume::options::LeaseOptions;
 use hypernbd_volume::{ErrorKind, VolumeError};
 
@@ -125,4 +127,31 @@ fn a_size_whose_inode_was_not_stored_is_taken_up() {
         assert_eq!(volume.size_bytes(), 5 * 4096, "{format:?}");
         assert!(f.read(&volume, 0, model.len()) == model);
     }
+}
+
+#[test]
+fn the_last_checkpoint_number_is_left() {
+    let (f, mut model) = made_elsewhere(BlockPtrFormat::PartedSegment, 3 * 4096);
+    f.open().close(LIMIT).unwrap();
+    let store = f.store().unwrap();
+    let key = store.data_key("inode");
+    let (body, _) = f.run(store.get(&key)).unwrap().unwrap();
+    let mut raw = InodeRaw::from_u8_slice(&body);
+    raw.i_last_seq = CHECKPOINT_NUMBER_MAX - 2;
+    f.run(store.put(&key, raw.as_u8_slice().to_vec())).unwrap();
+    // This one cuts stored blocks off, which takes no more numbers than another size alone.
+    let shrunk = resize(&f, 4096, true).unwrap();
+    assert_eq!(shrunk.last_checkpoint, CHECKPOINT_NUMBER_MAX - 1);
+    let (before, _) = f.run(store.get(&key)).unwrap().unwrap();
+    for (size, allow_shrink) in [(2 * 4096, false), (2048, true)] {
+        let refused = resize(&f, size, allow_shrink).unwrap_err();
+        assert!(refused.to_string().contains("used up"), "{refused}");
+    }
+    assert_eq!(info(&f).size_bytes, 4096);
+    let (after, _) = f.run(store.get(&key)).unwrap().unwrap();
+    let roots = [before, after].map(|body| InodeRaw::from_u8_slice(&body).i_bmap);
+    assert_eq!(roots[0], roots[1]);
+    model.truncate(4096);
+    let volume = f.open_read_only();
+    assert!(f.read(&volume, 0, 4096) == model);
 }
