@@ -143,7 +143,7 @@ mod tests {
         let shrunk = resize_owned(&store, &lease, wanted(1 << 19)).await.unwrap_err();
         assert_eq!(shrunk.kind(), ErrorKind::InvalidInput, "{shrunk}");
         let state = serde_json::json!({
-            "url": "s3://bucket/log/", "volume_id": "v", "host": "h", "epoch": 1, "opened_ms": 1, "watermark": 0,
+            "url": "s3://bucket/log/", "volume_id": "423a30c5-ce77-40c3-9299-a143d31c733a", "host": "h", "epoch": 1, "opened_ms": 1, "watermark": 0,
         });
         let state: MarkerState = serde_json::from_value(state).unwrap();
         Marker::take(&store, state, None).await.unwrap();
