@@ -31,6 +31,11 @@ pub fn in_errno(failure: VolumeError) -> Error {
     error(errno(failure.kind()), failure.chain())
 }
 
+/// As [`in_errno`], of a failure that several share.
+pub fn of(failure: &VolumeError) -> Error {
+    error(errno(failure.kind()), failure.chain())
+}
+
 /// A failure with this errno. The binding panics on a NUL in the text.
 pub fn error(errno: i32, text: impl Into<String>) -> Error {
     Error::new(errno, text.into().replace('\0', "\\0"))

@@ -8,6 +8,7 @@ mod lifecycle;
 mod logging;
 mod memory;
 mod nbdkit_ext;
+mod opening;
 mod params;
 
 use std::sync::Arc;

@@ -17,10 +17,14 @@ use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::errno::{self, in_errno};
+use crate::opening::{Opening, Waiter};
 use crate::{nbdkit_ext, params};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
+
+/// How often a connection that waits for the opening looks whether the server ends.
+const OPENING_POLL: Duration = Duration::from_millis(50);
 
 /// What all connections share.
 struct Shared {
@@ -29,6 +33,9 @@ struct Shared {
     read_write: Option<Arc<Volume>>,
     /// The volume opened for read-only connections only (`nbdkit -r`): it asks the store for no write.
     read_only: Option<Arc<Volume>>,
+    /// Openings that have not ended, or whose end nobody saw yet: for writing, and for reading only. A connection waits for
+    /// one without the lock around all this, which the end of the server wants.
+    opening: [Option<Opening>; 2],
     connections: usize,
 }
 
@@ -82,6 +89,7 @@ pub fn start() -> Result<()> {
         runtime,
         read_write: None,
         read_only: None,
+        opening: [None, None],
         connections: 0,
     });
     Ok(())
@@ -92,30 +100,68 @@ pub fn start() -> Result<()> {
 /// server.
 pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
     let config = config()?;
+    loop {
+        let waiter = match look(config, readonly)? {
+            Look::Open(volume) => return Ok(volume),
+            Look::Opening(waiter) => waiter,
+        };
+        while waiter.wait(OPENING_POLL).is_none() {
+            if nbdkit_ext::is_ending() {
+                let text = "the server is shutting down, or the client has gone, while the volume is opened";
+                return Err(errno::error(libc::ESHUTDOWN, text));
+            }
+        }
+    }
+}
+
+enum Look {
+    Open(Arc<Volume>),
+    Opening(Waiter),
+}
+
+/// The volume, if it is open; else the opening, begun if there is none.
+fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
     let mut shared = shared();
     let shared = shared
         .as_mut()
         .ok_or_else(|| errno::error(libc::ESHUTDOWN, "the server is shutting down"))?;
-    if shared.read_write.is_none() {
-        let slot = if readonly {
-            &mut shared.read_only
-        } else {
-            &mut shared.read_write
+    for is_readonly in [false, true] {
+        let slot = &mut shared.opening[usize::from(is_readonly)];
+        let Some(opened) = slot.as_ref().and_then(Opening::ended) else {
+            continue;
         };
-        if slot.is_none() {
+        *slot = None;
+        match opened {
+            Ok(volume) if is_readonly => shared.read_only = Some(volume),
+            Ok(volume) => shared.read_write = Some(volume),
+            // The next connection tries again.
+            Err(e) if is_readonly == readonly => return Err(errno::of(&e)),
+            Err(_) => {}
+        }
+    }
+    let open = shared
+        .read_write
+        .as_ref()
+        .or(shared.read_only.as_ref().filter(|_| readonly));
+    if let Some(volume) = open {
+        let volume = Arc::clone(volume);
+        shared.connections += 1;
+        return Ok(Look::Open(volume));
+    }
+    let slot = &mut shared.opening[usize::from(readonly)];
+    let opening = match slot {
+        Some(opening) => opening,
+        None => {
             let mut options = VolumeOptions {
                 read_only: readonly,
                 ..config.volume.clone()
             };
             options.lease.sighting = SIGHTING.get().cloned();
-            let open = Volume::open(&config.url, &config.store, &options);
-            *slot = Some(shared.runtime.block_on(open).map_err(in_errno)?);
+            let open = move || async move { Volume::open(&config.url, &config.store, &options).await };
+            slot.insert(Opening::begin(&shared.runtime, open))
         }
-    }
-    let volume = shared.read_write.as_ref().or(shared.read_only.as_ref());
-    let volume = Arc::clone(volume.ok_or_else(|| errno::error(libc::EIO, "the volume is not open"))?);
-    shared.connections += 1;
-    Ok(volume)
+    };
+    Ok(Look::Opening(opening.waiter()))
 }
 
 /// A connection has ended. After the last one there may be nobody left who would flush: a checkpoint starts. A volume
@@ -158,6 +204,13 @@ pub fn stop() {
 
 fn stop_all() {
     let Some(all) = shared().take() else { return };
+    let late = all.opening.into_iter().flatten().filter_map(|opening| {
+        opening.give_up();
+        opening.waiter().wait(RUNTIME_END_MAX)?.ok()
+    });
+    for volume in late {
+        close(&volume);
+    }
     for volume in [all.read_write, all.read_only].into_iter().flatten() {
         close(&volume);
     }

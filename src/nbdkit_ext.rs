@@ -4,7 +4,7 @@
 //! Source of the layout: `nbdkit-plugin.h`, API version 2. New fields only ever come at its end, and `_struct_size`
 //! tells the server how many there are.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::panic::catch_unwind;
 
 use nbdkit::{Builder, Plugin, Result};
@@ -45,6 +45,8 @@ pub fn is_read_only_server() -> bool {
 }
 
 unsafe extern "C" {
+    /// `nbdkit_nanosleep(3)`: -1 when the server is shutting down or the connection has ended.
+    fn nbdkit_nanosleep(seconds: c_uint, nanoseconds: c_uint) -> c_int;
     /// `nbdkit_add_export(3)`: copies both strings.
     fn nbdkit_add_export(exports: *mut c_void, name: *const c_char, description: *const c_char) -> c_int;
 }
@@ -101,6 +103,13 @@ pub extern "C" fn plugin_init() -> *const PluginWithExtensions {
 pub fn survives_disconnects() -> bool {
     // SAFETY: a look-up by a valid C string, of which only whether it finds anything is used.
     !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"nbdkit_disconnect".as_ptr()) }.is_null()
+}
+
+/// Whether the server is shutting down, or the connection of this thread has ended. Asked by a sleep, which is the way that
+/// nbdkit tells a plugin.
+pub fn is_ending() -> bool {
+    // SAFETY: two numbers; it touches nothing of ours.
+    unsafe { nbdkit_nanosleep(0, 1_000_000) != 0 }
 }
 
 /// Refuses export names other than the one there is: a client that asks for something else must not get this.

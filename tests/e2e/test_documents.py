@@ -13,9 +13,9 @@ NAMED = sorted(set(re.findall(r"`(\w+\.(?:py|rs))::(\w+)`", OPERATIONS.read_text
 
 @pytest.mark.parametrize("file, name", NAMED)
 def test_every_test_that_operations_names_exists(file, name):
-    (path,) = PLACES[file[-3:]].rglob(file)
-    found = re.search(rf"^ *(async )?(def|fn) {name}\(", path.read_text(), re.MULTILINE)
-    assert found, f"there is no {name} in {file}"
+    texts = [path.read_text() for path in PLACES[file[-3:]].rglob(file)]
+    found = [text for text in texts if re.search(rf"^ *(async )?(def|fn) {name}\(", text, re.MULTILINE)]
+    assert len(found) == 1, f"there is no {name} in {file}, or more than one"
 
 
 def test_every_failure_is_shown_by_a_test():

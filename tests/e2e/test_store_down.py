@@ -1,6 +1,9 @@
 """The store goes away under a running server: honest errors, nothing lost, and all is well when it is back."""
 
 import json
+import os
+import threading
+from pathlib import Path
 
 import nbd
 import pytest
@@ -139,6 +142,38 @@ def test_sigterm_with_the_store_down_ends(impatient, own_minio):
     own_minio.kill()
     impatient.terminate()  # waits, with a limit
     assert "ERROR" in impatient.log_text()
+
+
+def open_sockets(pid: int) -> int:
+    """How many Unix sockets of its own a server has: the one it listens on, and one a client."""
+    known = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    return sum(link.removeprefix("socket:[").removesuffix("]") in known for link in links if link.startswith("socket:["))
+
+
+def test_sigterm_while_the_volume_is_opened_on_a_store_that_hangs(make_volume, make_server, own_minio):
+    """The first client waits for a store that takes connections and never answers; the server is told to stop."""
+    server = make_server(make_volume(), io_timeout="10m")
+    server.spawn()
+    wait_for(server.socket.exists, "nbdkit to listen")
+    own_minio.pause()
+    failed = []
+
+    def connect() -> None:
+        with pytest.raises(nbd.Error) as caught:
+            server.handle()
+        failed.append(caught.value)
+
+    # Both wait for one opening.
+    clients = [threading.Thread(target=connect) for _ in range(2)]
+    for client in clients:
+        client.start()
+    wait_for(lambda: open_sockets(server.process.pid) >= 3, "the clients to be taken in")
+    server.terminate()  # waits, with a limit
+    for client in clients:
+        client.join()
+    assert len(failed) == 2
+    own_minio.resume()
 
 
 def test_a_full_buffer_with_the_store_down(make_volume, make_server, own_minio):
