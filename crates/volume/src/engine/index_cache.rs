@@ -4,7 +4,9 @@
 //! below the one configured, named by its id, and is used only by a volume that has the checkpoint which the cache goes up
 //! to. A failing cache is a cache that misses.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +29,10 @@ const BLOCK_BYTES: usize = 16 << 20;
 const NODES_IN_MEMORY: usize = 4096;
 /// There while a cache is open; found by an open, the process before was killed and the contents are not trusted.
 const OPEN_MARKER: &str = "open";
+/// The cache's own directory in the volume's, where the read cache may have one too.
+const NODES_NAME: &str = "nodes";
+/// Locked by the server that uses it; beside that directory, which is emptied as a whole.
+const LOCK_NAME: &str = "nodes.lock";
 
 type Nodes = HybridCache<u64, Vec<u8>>;
 
@@ -42,6 +48,8 @@ struct Disk {
     state: CacheState,
     dir: PathBuf,
     capacity_bytes: usize,
+    /// Locked until the cache is closed: what is in the directory is this process's to write and to empty.
+    lock: File,
 }
 
 impl Default for IndexCache {
@@ -62,7 +70,15 @@ impl IndexCache {
     /// # Errors
     /// When the directory cannot be made or used; the text names it.
     pub async fn open(config: &NodeCacheConfig, volume_id: VolumeId) -> io::Result<Self> {
-        let dir = config.path.join(volume_id.to_string());
+        let of_volume = config.path.join(volume_id.to_string());
+        let Some(lock) = lock(&of_volume)? else {
+            warn!(
+                "the node cache in {} is used by another server: this one keeps its index nodes in memory only",
+                of_volume.display()
+            );
+            return Ok(Self::default());
+        };
+        let dir = of_volume.join(NODES_NAME);
         let is_trusted =
             matches!(config.strategy, NodeCacheStrategy::ReuseCache) && !dir.join(OPEN_MARKER).exists();
         if !is_trusted {
@@ -77,6 +93,7 @@ impl IndexCache {
                 nodes: RwLock::new(Some(nodes)),
                 dir,
                 capacity_bytes,
+                lock,
             })),
             ..Self::default()
         })
@@ -118,6 +135,10 @@ impl IndexCache {
             disk.state.note(newest, true);
         }
         self.shut().await;
+        if let Some(disk) = &self.disk {
+            // Fails only for a handle that is not a file's.
+            let _ = disk.lock.unlock();
+        }
     }
 
     /// Writes out what is held and closes the files. The cache misses from then on.
@@ -140,6 +161,33 @@ impl IndexCache {
     }
 }
 
+/// Makes the volume's directory and locks the cache of nodes in it. `None` when another server has locked it: only whoever
+/// has the lock may say whether what is there is whole.
+fn lock(of_volume: &Path) -> io::Result<Option<File>> {
+    make_dir(of_volume)?;
+    let path = of_volume.join(LOCK_NAME);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| named(&path, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(named(&path, &e)),
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| named(dir, &e))
+}
+
 async fn empty(dir: &Path) -> io::Result<()> {
     match tokio::fs::remove_dir_all(dir).await {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(named(dir, &e)),
@@ -148,12 +196,7 @@ async fn empty(dir: &Path) -> io::Result<()> {
 }
 
 async fn build(dir: &Path, capacity_bytes: usize) -> io::Result<Nodes> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| named(dir, &e))?;
+    make_dir(dir)?;
     std::fs::File::create(dir.join(OPEN_MARKER)).map_err(|e| named(dir, &e))?;
     let device = FsDeviceBuilder::new(dir)
         .with_capacity(capacity_bytes)
@@ -283,8 +326,13 @@ mod tests {
         assert!(!has(&other, 7).await, "another volume");
         let again = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(has(&again, 7).await, "kept");
+        // Another server at the same time leaves the first one's files, and what says that they are being written.
+        let beside = IndexCache::open(&reuse, id(1)).await.unwrap();
+        assert!(!beside.has_disk() && again.has_disk());
+        beside.push(&9, &[9; 4096]);
+        beside.close(at(1)).await;
         // Killed: not closed, so not trusted.
-        std::mem::forget(again);
+        drop(again);
         let after_kill = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(!has(&after_kill, 7).await);
         after_kill.push(&8, &[8; 4096]);

@@ -86,8 +86,7 @@ impl Journal {
             reason,
         };
         if expected.is_none() {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-            made.map_err(|e| failed(&path, "making the directory", &e))?;
+            make_dir(&path).map_err(|e| failed(&path, "making the directory", &e))?;
         }
         let dir = File::open(&path).map_err(|e| failed(&path, "opening the directory", &e))?;
         lock(&path, &dir)?;
@@ -166,6 +165,23 @@ impl Journal {
             .await
             .map_err(|e| VolumeError::Internal(e.to_string()))?
     }
+}
+
+/// Makes the directory and its parents, each durably: a journal whose directory is lost in a power cut is lost.
+fn make_dir(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    make_dir(parent)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    File::open(parent)?.sync_all()
 }
 
 impl Inner {

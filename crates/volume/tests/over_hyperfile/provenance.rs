@@ -115,7 +115,10 @@ fn copy_dir(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
+        if entry.file_name() == "scratch" {
+            // Temporary files of a server that is ending: they come and go.
+            std::fs::create_dir(&target).unwrap();
+        } else if entry.file_type().unwrap().is_dir() {
             copy_dir(&entry.path(), &target);
         } else {
             std::fs::copy(entry.path(), target).unwrap();
