@@ -20,6 +20,8 @@ use crate::store::{Store, StoreErrorKind};
 
 /// Groups not yet published beyond which flushes go by checkpoints, in bytes.
 const CAPACITY_BYTES: u64 = 512 << 20;
+/// The largest epoch and number that a name has digits for. Names sort as numbers do only while all have as many.
+const NUMBER_MAX: u64 = 9_999_999_999;
 /// Rounds of sealing: each is repeated only because an older owner wrote one more group meanwhile.
 const SEAL_ROUNDS_MAX: usize = 1000;
 
@@ -167,6 +169,7 @@ impl S3Log {
         };
         let epoch = self.epoch;
         let id = GroupId { epoch, sequence };
+        check_name(id)?;
         if !self.create_seal(id).await? {
             return Err(VolumeError::Fenced {
                 reason: format!("another server has just opened the log at {}", self.store.url),
@@ -214,6 +217,16 @@ impl S3Log {
 
 fn key(store: &Store, id: GroupId) -> String {
     store.data_key(&format!("{:010}/{:010}", id.epoch, id.sequence))
+}
+
+fn check_name(id: GroupId) -> Result<(), VolumeError> {
+    if id.epoch.max(id.sequence) <= NUMBER_MAX {
+        return Ok(());
+    }
+    Err(VolumeError::CountersExhausted {
+        counter: "names of log records",
+        limit: NUMBER_MAX,
+    })
 }
 
 fn parse_name(name: &str) -> Option<GroupId> {
@@ -304,6 +317,8 @@ impl LogStore for S3Log {
             epoch: self.epoch,
             sequence: group.sequence,
         };
+        // Flushes go by checkpoints from here on; the next owner has an epoch, and numbers, of its own.
+        check_name(id).map_err(AppendError::Failed)?;
         let key = key(&self.store, id);
         match self.store.put_create_only(&key, group.bytes.clone()).await {
             Ok(_) => {}

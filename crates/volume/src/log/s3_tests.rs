@@ -261,3 +261,20 @@ async fn a_damaged_record_is_an_error_that_names_it() {
         .unwrap();
     assert!(log.read(id).await.is_err());
 }
+
+/// A name of eleven digits would not be listed, and its flush would be gone.
+#[tokio::test]
+async fn a_record_that_has_no_name_is_not_acknowledged() {
+    let f = Fixture::new().await;
+    let log = f.open(1).await.unwrap();
+    let refused = log.append(&f.group(1, NUMBER_MAX + 1, 5)).await;
+    assert!(matches!(
+        refused,
+        Err(AppendError::Failed(VolumeError::CountersExhausted { .. }))
+    ));
+    log.append(&f.group(1, NUMBER_MAX, 5)).await.unwrap();
+    let last = log.list().await.unwrap().pop().unwrap();
+    assert_eq!(last.sequence, NUMBER_MAX);
+    let later = f.open(NUMBER_MAX + 1).await.err().unwrap();
+    assert!(matches!(later, VolumeError::CountersExhausted { .. }), "{later}");
+}

@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 use super::object_file::{ObjectHeader, key_of_name, name_of_key};
-use super::scratch::{Scratch, TempFile};
+use super::scratch::{self, Scratch, TempFile};
 
 const MARKER: &str = "hypernbd-store";
 const MARKER_TEXT: &str =
@@ -105,6 +105,8 @@ pub(super) struct ObjectDir {
     broken: AtomicBool,
     /// `objects/` has its marker; that of a store of an earlier release gets it at the first change.
     is_marked: AtomicBool,
+    /// Made by this handle.
+    is_new: bool,
     /// Directories that were made for the store, its own among them: the innermost last.
     made: Vec<PathBuf>,
 }
@@ -152,6 +154,7 @@ impl ObjectDir {
             scratch: Mutex::new(None),
             broken: AtomicBool::new(false),
             is_marked: AtomicBool::new(root.join(OBJECTS).join(OBJECTS_MARKER).exists()),
+            is_new: false,
             made: Vec::new(),
         })
     }
@@ -162,7 +165,8 @@ impl ObjectDir {
     /// `DirectoryNotEmpty` when the directory holds anything else than a store.
     pub fn create(root: &Path, disk: Box<dyn Disk>) -> io::Result<Self> {
         let mut made = Vec::new();
-        if !root.join(MARKER).exists() {
+        let is_new = !root.join(MARKER).exists();
+        if is_new {
             create_dir_synced(root, &*disk, &mut made)?;
             check_unused(root)?;
             // First what tells that the rest is ours, should this be interrupted.
@@ -182,7 +186,11 @@ impl ObjectDir {
             disk.sync_dir(&File::open(root)?)?;
         }
         let opened = Self::open(root, disk)?;
-        Ok(Self { made, ..opened })
+        Ok(Self {
+            made,
+            is_new,
+            ..opened
+        })
     }
 
     /// Removes the store from the disk if it holds no objects; the directory too, as asked for, if nothing else is in it.
@@ -195,17 +203,26 @@ impl ObjectDir {
             .open(self.root.join(LOCK))
             .map_err(error)?;
         lock.lock().map_err(error)?;
-        if self.names()?.next().is_some() {
+        if directory == Directory::AsFound && !self.is_new {
             return Ok(false);
         }
-        fs::remove_file(self.root.join(MARKER)).map_err(error)?;
-        match fs::remove_file(self.root.join(OBJECTS).join(OBJECTS_MARKER)) {
+        let objects = self.root.join(OBJECTS);
+        for entry in fs::read_dir(&objects).map_err(error)? {
+            // Whatever it is called.
+            if entry.map_err(error)?.file_name() != OBJECTS_MARKER {
+                return Ok(false);
+            }
+        }
+        // From here on as a store half made: an interruption leaves what a creation takes up.
+        fs::rename(self.root.join(MARKER), self.root.join(NEW_MARKER)).map_err(error)?;
+        match fs::remove_file(objects.join(OBJECTS_MARKER)) {
             Err(failed) if failed.kind() != ErrorKind::NotFound => return Err(error(failed)),
             _ => {}
         }
-        fs::remove_dir(self.root.join(OBJECTS)).map_err(error)?;
-        fs::remove_dir_all(self.root.join(SCRATCH)).map_err(error)?;
+        fs::remove_dir(objects).map_err(error)?;
+        scratch::remove(&self.root.join(SCRATCH)).map_err(error)?;
         fs::remove_file(self.root.join(LOCK)).map_err(error)?;
+        fs::remove_file(self.root.join(NEW_MARKER)).map_err(error)?;
         let root = [self.root.clone()];
         let goes = match directory {
             Directory::Removed => &root[..],

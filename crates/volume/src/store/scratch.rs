@@ -152,11 +152,33 @@ impl Drop for TempFile {
 }
 
 /// Removes the scratch directories of processes that are gone.
+/// Whether it is a scratch directory of some process: by its name, and by the file that each makes first.
+fn is_ours(dir: &Path) -> bool {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let is_named = Uuid::try_parse(&name).is_ok_and(|id| id.simple().to_string() == name);
+    // One whose process was killed right after it made it is empty.
+    let is_empty = || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+    is_named && (dir.join(ALIVE).is_file() || is_empty())
+}
+
+/// Removes the scratch directories of a store that goes, and the directory around them, unless something else is in it.
+pub(super) fn remove(all: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(all)? {
+        let dir = entry?.path();
+        if is_ours(&dir) {
+            fs::remove_dir_all(&dir)?;
+        }
+    }
+    match fs::remove_dir(all) {
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => other,
+    }
+}
+
 fn sweep(all: &Path) -> io::Result<()> {
     for entry in fs::read_dir(all)? {
         let dir = entry?.path();
-        let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        if Uuid::try_parse(&name).is_err() {
+        if !is_ours(&dir) {
             continue;
         }
         let alive = match File::open(dir.join(ALIVE)) {

@@ -73,6 +73,39 @@ async fn a_store_that_was_made_for_a_look_leaves_directories_as_they_were() {
     }
 }
 
+/// What somebody else put into a store is not removed with it, and a store that was there before is not removed by a look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_goes_leaves_what_is_not_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vol");
+    let store = connect_for_create(&file_url(&path), &StoreOptions::default())
+        .await
+        .unwrap();
+    drop(store);
+    let mine = path.join("scratch/mine");
+    let named = path
+        .join("scratch")
+        .join(uuid::Uuid::new_v4().hyphenated().to_string());
+    for foreign in [&mine, &named] {
+        std::fs::create_dir(foreign).unwrap();
+        std::fs::write(foreign.join("thesis.tex"), "x").unwrap();
+    }
+    let found = connect_for_create(&file_url(&path), &StoreOptions::default())
+        .await
+        .unwrap();
+    assert!(
+        !found.remove_if_empty(Directory::AsFound).await.unwrap(),
+        "it was there before"
+    );
+    found.put(&found.data_key("inode"), "x").await.unwrap();
+    found.delete(&found.data_key("inode")).await.unwrap();
+    assert!(found.remove_if_empty(Directory::Removed).await.unwrap());
+    for foreign in [&mine, &named] {
+        assert!(foreign.join("thesis.tex").exists(), "{}", foreign.display());
+    }
+    assert!(!path.join("objects").exists());
+}
+
 /// A creation that was interrupted at any step is taken up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_half_made_is_made_whole() {
