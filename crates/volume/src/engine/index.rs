@@ -19,19 +19,18 @@ use parking_lot::Mutex;
 use super::identity::CheckpointId;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
-use super::loader::{NodeLoader, format_of};
+use super::loader::NodeLoader;
 use super::mark::Mark;
 use super::node::NODE_BYTES;
 use super::object::object_of;
+use super::walk::Walk;
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::location::{LocationMap, LookupId, Place, Run};
 use crate::store::Store;
 
-/// Blocks looked up at a time.
-const LOOKUP_BLOCKS: u64 = 2048;
-/// Blocks one look-up answers for at most, holes not counted.
-const LOOKUP_BLOCKS_MAX: u64 = 64 * 1024;
+/// Entries of the index after which one look-up answers for a part, holes not counted.
+const LOOKUP_ENTRIES_MAX: usize = 64 * 1024;
 
 /// The root of a container's index, as its inode holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,36 +154,33 @@ impl Index {
     }
 
     async fn find(&self, root: Root, blocks: Range<u64>) -> io::Result<Vec<Run>> {
-        let tree: BMap<'_, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache> =
-            BMap::read(&root.0, NODE_BYTES, self.loader.clone(), self.cache.clone())?;
-        let format = format_of(tree.get_userdata())?;
+        let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
+        let format = walk.format()?;
         let block_size = u64::from(self.geometry.block_size());
         let mut runs = Vec::new();
         let mut at = blocks.start;
-        let mut looked_up = 0;
-        while at < blocks.end && looked_up < LOOKUP_BLOCKS_MAX {
+        let mut found = 0;
+        while at < blocks.end && found < LOOKUP_ENTRIES_MAX {
+            let part = walk.next(at..blocks.end).await?;
+            found += part.entries.len();
+            for (block, pointer) in part.entries {
+                if block > at {
+                    push(&mut runs, at..block, Place::Nothing, block_size);
+                }
+                push(
+                    &mut runs,
+                    block..block + 1,
+                    place_of(pointer, format)?,
+                    block_size,
+                );
+                at = block + 1;
+            }
             // Holes are skipped whole, however long.
-            let mapped = match tree.seek_key(&at).await {
-                Ok(key) => key.min(blocks.end),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => self.geometry.blocks().max(blocks.end),
-                Err(e) => return Err(e),
-            };
-            if mapped > at {
-                push(&mut runs, at..mapped, Place::Nothing, block_size);
-                at = mapped;
-                continue;
+            let end = part.end.min(self.geometry.blocks().max(blocks.end));
+            if end > at {
+                push(&mut runs, at..end, Place::Nothing, block_size);
+                at = end;
             }
-            let keys: Vec<u64> = (at..blocks.end.min(at + LOOKUP_BLOCKS)).collect();
-            for (block, pointer) in keys.iter().zip(tree.lookup_batch(&keys).await) {
-                let place = match pointer {
-                    Ok(pointer) => place_of(pointer, format)?,
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => Place::Nothing,
-                    Err(e) => return Err(e),
-                };
-                push(&mut runs, *block..block + 1, place, block_size);
-            }
-            at += keys.len() as u64;
-            looked_up += keys.len() as u64;
         }
         Ok(runs)
     }

@@ -39,6 +39,7 @@ pub(crate) mod resize;
 mod source;
 mod staging;
 pub(crate) mod touch;
+mod walk;
 
 pub use identity::{CheckpointId, InodeCheck};
 pub use index::StoredState;

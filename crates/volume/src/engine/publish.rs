@@ -16,6 +16,7 @@ use super::landing::{self, Landing, Predecessor};
 use super::mark::Mark;
 use super::owner::{Changed, Owner, Reply, UnderWay};
 use super::source::FrozenSource;
+use super::walk::Walk;
 use super::{Beside, Checkpoint, placement};
 use crate::error::VolumeError;
 use crate::geometry::BlockIndex;
@@ -196,29 +197,22 @@ impl Owner {
         let (zero_runs, data_runs) = frozen.with(|g| (g.zero_runs(), g.data_runs()));
         let mut newest = None;
         let mut zeroed = 0;
+        let mut walk = self.walk()?;
         for run in &zero_runs {
             let mut at = run.start;
             while at < run.end {
-                let geometry = self.geometry;
-                for found in placement::find(self.container()?, geometry, at..run.end).await? {
-                    at = found.blocks.end.min(run.end);
-                    if found.place == Place::Nothing {
-                        continue;
-                    }
-                    let mut from = found.blocks.start;
-                    while from < at {
-                        let until = at.min(from + ZERO_CALL_BLOCKS);
-                        let (start, len) = placement::bytes_of(self.geometry, &(from..until));
-                        let zero = self.container()?.write_zero(start, len).await;
-                        zero.map_err(|e| VolumeError::engine(format!("zeroing {len} bytes at {start}"), e))?;
-                        zeroed += until - from;
-                        from = until;
-                    }
+                let failed = |e| VolumeError::engine(format!("looking up blocks {at}..{}", run.end), e);
+                let part = walk.next(at..run.end).await.map_err(failed)?;
+                at = part.end;
+                for blocks in part.mapped() {
+                    self.zero(&blocks).await?;
+                    zeroed += blocks.end - blocks.start;
                 }
                 if zeroed >= ZEROED_BLOCKS_MAX {
                     self.check_numbers()?;
                     newest = Some(self.flush().await?);
                     zeroed = 0;
+                    walk = self.walk()?;
                 }
             }
         }
@@ -246,6 +240,24 @@ impl Owner {
             started.elapsed() - flushed
         );
         Ok(newest)
+    }
+
+    /// A walk over what is published.
+    fn walk(&mut self) -> Result<Walk, VolumeError> {
+        Walk::of_container(self.container()?).map_err(|e| VolumeError::engine("reading the index", e))
+    }
+
+    /// Zeroes blocks that are mapped.
+    async fn zero(&mut self, blocks: &Range<u64>) -> Result<(), VolumeError> {
+        let mut from = blocks.start;
+        while from < blocks.end {
+            let until = blocks.end.min(from + ZERO_CALL_BLOCKS);
+            let (start, len) = placement::bytes_of(self.geometry, &(from..until));
+            let zero = self.container()?.write_zero(start, len).await;
+            zero.map_err(|e| VolumeError::engine(format!("zeroing {len} bytes at {start}"), e))?;
+            from = until;
+        }
+        Ok(())
     }
 
     async fn write_refs(

@@ -10,6 +10,7 @@ use hyperfile::file::HyperTrait;
 use super::bare;
 use super::container::Container;
 use super::placement;
+use super::walk::Walk;
 use crate::geometry::Geometry;
 use crate::read::location::Place;
 
@@ -44,18 +45,16 @@ async fn cut(container: &mut Container, old_size_bytes: u64, new_size_bytes: u64
         .map(|bytes| Geometry::new(old_size_bytes, bytes))
         .map_err(io::Error::other)?;
     let kept = new_size_bytes.div_ceil(block_bytes);
+    let mut walk = Walk::of_container(container)?;
     let mut unpublished = 0;
     let mut at = kept;
     while at < geometry.blocks() {
-        let runs = placement::find(container, geometry, at..geometry.blocks()).await;
-        for run in runs.map_err(io::Error::other)? {
-            at = run.blocks.end;
-            if run.place == Place::Nothing {
-                continue;
-            }
-            let mut from = run.blocks.start;
-            while from < at {
-                let until = at.min(from + CUT_CALL_BLOCKS);
+        let part = walk.next(at..geometry.blocks()).await?;
+        at = part.end;
+        for blocks in part.mapped() {
+            let mut from = blocks.start;
+            while from < blocks.end {
+                let until = blocks.end.min(from + CUT_CALL_BLOCKS);
                 // Whole blocks, the last one too: of a part the engine would store the zeros. This may move the end of
                 // the volume, which is set before each checkpoint.
                 let (start, len) = (from * block_bytes, (until - from) * block_bytes);
@@ -63,10 +62,11 @@ async fn cut(container: &mut Container, old_size_bytes: u64, new_size_bytes: u64
                 unpublished += until - from;
                 from = until;
             }
-            if unpublished >= CUT_BLOCKS_MAX {
-                flush(container, old_size_bytes).await?;
-                unpublished = 0;
-            }
+        }
+        if unpublished >= CUT_BLOCKS_MAX {
+            flush(container, old_size_bytes).await?;
+            unpublished = 0;
+            walk = Walk::of_container(container)?;
         }
     }
     let end = (kept * block_bytes).min(old_size_bytes);

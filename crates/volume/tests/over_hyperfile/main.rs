@@ -18,3 +18,4 @@ mod provenance;
 mod recovery;
 mod recovery_race;
 mod resize;
+mod scattered;
