@@ -154,11 +154,8 @@ impl Owner {
         data_runs: Vec<Range<u64>>,
     ) -> Result<(Landing, Mark, Changed, Root), VolumeError> {
         let started = Instant::now();
-        let len_bytes = data_runs
-            .iter()
-            .map(|run| placement::bytes_of(self.geometry, run).1 as u64)
-            .sum();
-        let source = FrozenSource::new(frozen.clone(), len_bytes, beside.next);
+        let len_bytes = self.len_bytes(&data_runs);
+        let source = FrozenSource::new(frozen.clone(), 0, len_bytes, beside.next);
         self.write_refs(frozen, source, &data_runs).await?;
         let applied = started.elapsed();
         let laid = landing::lay_out(self.container()?).await;
@@ -196,7 +193,7 @@ impl Owner {
         let started = Instant::now();
         let (zero_runs, data_runs) = frozen.with(|g| (g.zero_runs(), g.data_runs()));
         let mut newest = None;
-        let mut zeroed = 0;
+        let (mut zeroed, mut steps) = (0, 0);
         let mut walk = self.walk()?;
         for run in &zero_runs {
             let mut at = run.start;
@@ -204,6 +201,9 @@ impl Owner {
                 let failed = |e| VolumeError::engine(format!("looking up blocks {at}..{}", run.end), e);
                 let part = walk.next(at..run.end).await.map_err(failed)?;
                 at = part.end;
+                // An attempt that follows one which published a part finds the same entries.
+                steps += part.entries.len() as u64;
+                frozen.progress().reached(steps);
                 for blocks in part.mapped() {
                     self.zero(&blocks).await?;
                     zeroed += blocks.end - blocks.start;
@@ -217,7 +217,7 @@ impl Owner {
             }
         }
         if !data_runs.is_empty() {
-            let source = FrozenSource::new(frozen.clone(), 0, None);
+            let source = FrozenSource::new(frozen.clone(), steps, self.len_bytes(&data_runs), None);
             self.write_refs(frozen, source, &data_runs).await?;
         }
         let applied = started.elapsed();
@@ -240,6 +240,11 @@ impl Owner {
             started.elapsed() - flushed
         );
         Ok(newest)
+    }
+
+    fn len_bytes(&self, runs: &[Range<u64>]) -> u64 {
+        let len = |run: &Range<u64>| placement::bytes_of(self.geometry, run).1 as u64;
+        runs.iter().map(len).sum()
     }
 
     /// A walk over what is published.

@@ -17,20 +17,31 @@ const UNREAD_AT_NEXT_BYTES: u64 = IN_FLIGHT_BYTES;
 /// Reads a generation, piece by piece, and tells when nearly all of it was read.
 pub(super) struct FrozenSource {
     frozen: Arc<Frozen>,
+    /// Steps of the publish before the first byte is read.
+    steps_before: u64,
+    len_bytes: u64,
     unread: Mutex<Unread>,
 }
 
 struct Unread {
-    /// A piece that is sent again is counted again: this only tells when to go on.
+    /// A piece that is sent again is counted again: this only tells when to go on, and that it goes on.
     len_bytes: u64,
     next: Option<NextMayBegin>,
 }
 
 impl FrozenSource {
-    /// A source of `len_bytes`, which sends to `next` when nearly all of them were read.
-    pub(super) fn new(frozen: Arc<Frozen>, len_bytes: u64, next: Option<NextMayBegin>) -> Self {
+    /// A source of `len_bytes`, which sends to `next` when nearly all of them were read. `steps_before` are those that the
+    /// publish took before it ([`Progress::reached`](crate::writeback::progress::Progress::reached)).
+    pub(super) fn new(
+        frozen: Arc<Frozen>,
+        steps_before: u64,
+        len_bytes: u64,
+        next: Option<NextMayBegin>,
+    ) -> Self {
         Self {
             frozen,
+            steps_before,
+            len_bytes,
             unread: Mutex::new(Unread { len_bytes, next }),
         }
     }
@@ -38,6 +49,8 @@ impl FrozenSource {
     fn note_read(&self, len_bytes: u64) {
         let mut unread = self.unread.lock();
         unread.len_bytes = unread.len_bytes.saturating_sub(len_bytes);
+        let read = self.len_bytes - unread.len_bytes;
+        self.frozen.progress().reached(self.steps_before + read);
         if unread.len_bytes <= UNREAD_AT_NEXT_BYTES
             && let Some(next) = unread.next.take()
         {
@@ -74,7 +87,7 @@ mod tests {
         let geometry = Geometry::new(64 * MIB, 65536);
         let mut generation = Generation::new(geometry);
         generation.write(PreparedWrite::new(geometry, 0, &vec![7; len_bytes as usize]));
-        FrozenSource::new(Arc::new(Frozen::new(generation)), len_bytes, next)
+        FrozenSource::new(Arc::new(Frozen::new(generation)), 0, len_bytes, next)
     }
 
     #[test]

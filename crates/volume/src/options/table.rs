@@ -245,7 +245,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "TIME",
         default: "1m",
         default_is_value: true,
-        help: "how long a request may wait for the store before it fails; 1s to 24h",
+        help: "how long a request may wait for a store that gets nothing done before it fails; 1s to 24h",
         group: OptionGroup::Serve,
         apply: |options, value| {
             options.volume.io_timeout = duration_within(value, Duration::from_secs(1))?;

@@ -7,6 +7,7 @@
 //! * [`machine`] (pure): the state machine and the log's group commit as one.
 //! * [`throttle`] (pure): how long a writer is slowed as the buffer fills.
 //! * [`pressure`]: the room in the write buffer.
+//! * [`progress`]: whether a publish gets on.
 //! * `complete`: makes partly written blocks whole.
 //! * `publish`: one attempt to publish a generation.
 //! * [`appender`]: the thin shell around the log.
@@ -24,6 +25,7 @@ pub mod machine;
 pub(crate) mod machine_world;
 pub mod overlay;
 pub mod pressure;
+pub mod progress;
 pub(crate) mod publish;
 pub mod state;
 mod task;

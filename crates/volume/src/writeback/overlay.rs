@@ -8,8 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
 
 use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
+use super::progress::Progress;
 use super::state::FROZEN_MAX;
 use super::unlogged::Unlogged;
 use crate::geometry::{BlockIndex, Geometry};
@@ -17,22 +19,34 @@ use crate::log::record::Content;
 
 /// A generation that takes no more writes. It is still completed (see [`Generation::complete`]), hence the lock.
 #[derive(Debug)]
-pub struct Frozen(RwLock<Generation>);
+pub struct Frozen {
+    generation: RwLock<Generation>,
+    progress: Progress,
+}
 
 impl Frozen {
     /// A frozen generation outside an overlay, for tests of engines.
     pub fn new(generation: Generation) -> Self {
-        Self(RwLock::new(generation))
+        Self {
+            generation: RwLock::new(generation),
+            progress: Progress::default(),
+        }
     }
 
     /// Looks at the generation.
     pub fn with<R>(&self, look: impl FnOnce(&Generation) -> R) -> R {
-        look(&self.0.read())
+        look(&self.generation.read())
     }
 
     /// Completes a partly written block with published bytes.
     pub fn complete(&self, block: BlockIndex, in_block: u32, bytes: &[u8]) {
-        self.0.write().complete(block, in_block, bytes);
+        self.generation.write().complete(block, in_block, bytes);
+        self.progress.advanced();
+    }
+
+    /// How far its publish has come.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 }
 
@@ -251,6 +265,16 @@ impl Overlay {
     pub fn total_bytes(&self) -> u64 {
         let layers = self.layers.read();
         layers.active.buffered_bytes() + *self.frozen_bytes.lock()
+    }
+
+    /// When the publish of a frozen generation got further last; `None` when none is frozen, or none has begun.
+    pub fn last_progress(&self) -> Option<Instant> {
+        let layers = self.layers.read();
+        let last = layers
+            .frozen
+            .iter()
+            .map(|layer| layer.generation.progress().last());
+        last.max().flatten()
     }
 
     /// Bytes buffered in the active generation, and whether it is streaming.

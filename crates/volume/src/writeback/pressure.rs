@@ -171,7 +171,7 @@ impl Pressure {
     /// Waits until the buffer has room for a change that adds at most `bytes`.
     ///
     /// # Errors
-    /// [`VolumeError::BufferFull`] after `timeout`, [`VolumeError::Fenced`].
+    /// [`VolumeError::BufferFull`] when no publish got further for `timeout`, [`VolumeError::Fenced`].
     pub fn wait_for_room(
         &self,
         overlay: &Overlay,
@@ -182,13 +182,18 @@ impl Pressure {
         let capacity = self.capacity_bytes;
         // A change larger than the buffer is let in once half of it is free.
         let needed = bytes.min(capacity / 2);
-        let until = Instant::now() + timeout;
+        let mut until = Instant::now() + timeout;
         let (room, is_published) = &self.room;
         let mut room = room.lock();
         while overlay.total_bytes() + room.reserved_bytes + needed > capacity {
             self.check_fenced()?;
             ask_for_room();
             if is_published.wait_until(&mut room, until).timed_out() {
+                let progress = overlay.last_progress().map(|at| at.into_std() + timeout);
+                if let Some(later) = progress.filter(|later| *later > Instant::now()) {
+                    until = later;
+                    continue;
+                }
                 return Err(VolumeError::BufferFull {
                     capacity_bytes: capacity,
                     waited: timeout,
@@ -260,5 +265,30 @@ mod tests {
         asked.recv().expect("the writer has to wait");
         drop(taken);
         assert!(writer.join().unwrap());
+    }
+
+    /// The time that a writer waits counts from the last step of a publish, which is in an hour here.
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_waits_for_a_publish_that_gets_on() {
+        let pressure = Arc::new(Pressure::new(1 << 20));
+        let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
+        let taken = pressure.take(1 << 20);
+        let has_room = |ask: &dyn Fn()| pressure.wait_for_room(&overlay, 4096, NO_TIME, ask).is_ok();
+        assert!(!has_room(&|| {}));
+        overlay.write(0, &[1; 4096]);
+        let frozen = overlay.freeze();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        frozen.progress().advanced();
+        let (asks, asked) = std::sync::mpsc::channel();
+        let store = std::thread::spawn(move || {
+            for _ in 0..2 {
+                asked
+                    .recv()
+                    .expect("the writer asks again each time that its time is over");
+            }
+            drop(taken);
+        });
+        assert!(has_room(&|| asks.send(()).expect("somebody listens")));
+        store.join().expect("it ends");
     }
 }

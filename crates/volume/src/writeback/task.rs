@@ -154,7 +154,7 @@ impl Task {
                 biased;
                 command = inbox.recv() => command,
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    let (_, id) = self.deadlines.pop_front().expect("a deadline was due");
+                    let Some(id) = self.expired() else { continue };
                     Some(Command::Event(machine::Event::Volume(Event::FlushExpired(id))))
                 }
             };
@@ -169,6 +169,19 @@ impl Task {
             if let Some(event) = event {
                 self.feed(event);
             }
+        }
+    }
+
+    /// The flush whose deadline is over. `None` while a publish gets on: the time counts from its last step.
+    fn expired(&mut self) -> Option<FlushId> {
+        let (_, id) = self.deadlines.pop_front()?;
+        let later = self.overlay.last_progress().map(|at| at + self.config.io_timeout);
+        match later.filter(|later| *later > Instant::now()) {
+            Some(later) => {
+                self.deadlines.push_front((later, id));
+                None
+            }
+            None => Some(id),
         }
     }
 
@@ -321,7 +334,7 @@ impl Task {
             FlushAnswer::Fenced => Err(self.pressure.fenced_error()),
             FlushAnswer::TimedOut => {
                 let last = match self.last_failure.as_str() {
-                    "" => "none, the store is slow".to_owned(),
+                    "" => "none, but nothing went on meanwhile: the store is slow".to_owned(),
                     last => last.to_owned(),
                 };
                 Err(VolumeError::Timeout {
