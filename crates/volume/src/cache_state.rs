@@ -17,8 +17,9 @@ use crate::engine::CheckpointId;
 use crate::store::Store;
 
 /// Name of the file in the cache's directory.
-const NAME: &str = "checkpoint";
-const NEW_NAME: &str = "checkpoint.new";
+pub(crate) const NAME: &str = "checkpoint";
+/// While it is being written.
+pub(crate) const NEW_NAME: &str = "checkpoint.new";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Written {

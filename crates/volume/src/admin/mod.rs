@@ -62,7 +62,7 @@ pub async fn check_servable(
     )
     .await?;
     let takeable = lease::probe(&store, &lease_options, lease).await?;
-    log_open::check_unlocked(options.wal_url.as_ref()).await?;
+    log_open::check_claimable(options.wal_url.as_ref()).await?;
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }
 

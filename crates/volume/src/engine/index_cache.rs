@@ -4,10 +4,7 @@
 //! below the one configured, named by its id, and is used only by a volume that has the checkpoint which the cache goes up
 //! to. A failing cache is a cache that misses.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use btree_ondisk::{NodeCache, NodeTieredCacheStats};
@@ -19,7 +16,9 @@ use log::warn;
 use parking_lot::RwLock;
 
 use super::identity::CheckpointId;
+use super::node_files::{NodeFiles, named};
 use crate::cache_state::CacheState;
+use crate::disk::RealDisk;
 use crate::options::{NodeCacheConfig, NodeCacheStrategy};
 use crate::volume_id::VolumeId;
 
@@ -27,13 +26,6 @@ use crate::volume_id::VolumeId;
 const BLOCK_BYTES: usize = 16 << 20;
 /// Nodes kept in memory: 16 MiB, the index of 4 GiB of data in 4 KiB blocks.
 const NODES_IN_MEMORY: usize = 4096;
-/// There while a cache is open; found by an open, the process before was killed and the contents are not trusted.
-const OPEN_MARKER: &str = "open";
-/// The cache's own directory in the volume's, where the read cache may have one too.
-const NODES_NAME: &str = "nodes";
-/// Locked by the server that uses it; beside that directory, which is emptied as a whole.
-const LOCK_NAME: &str = "nodes.lock";
-
 type Nodes = HybridCache<u64, Vec<u8>>;
 
 /// A cache of index nodes. Clones share it.
@@ -46,10 +38,9 @@ pub struct IndexCache {
 struct Disk {
     nodes: RwLock<Option<Nodes>>,
     state: CacheState,
-    dir: PathBuf,
     capacity_bytes: usize,
     /// Locked until the cache is closed: what is in the directory is this process's to write and to empty.
-    lock: File,
+    files: NodeFiles,
 }
 
 impl Default for IndexCache {
@@ -71,29 +62,22 @@ impl IndexCache {
     /// When the directory cannot be made or used; the text names it.
     pub async fn open(config: &NodeCacheConfig, volume_id: VolumeId) -> io::Result<Self> {
         let of_volume = config.path.join(volume_id.to_string());
-        let Some(lock) = lock(&of_volume)? else {
-            warn!(
-                "the node cache in {} is used by another server: this one keeps its index nodes in memory only",
-                of_volume.display()
-            );
+        let Some(files) = NodeFiles::lock(&of_volume, &RealDisk)? else {
             return Ok(Self::default());
         };
-        let dir = of_volume.join(NODES_NAME);
-        let is_trusted =
-            matches!(config.strategy, NodeCacheStrategy::ReuseCache) && !dir.join(OPEN_MARKER).exists();
+        let is_trusted = matches!(config.strategy, NodeCacheStrategy::ReuseCache) && files.is_closed();
         if !is_trusted {
-            empty(&dir).await?;
+            files.empty()?;
         }
         let capacity_bytes = config.size_bytes as usize;
-        let state = CacheState::load(&dir);
-        let nodes = build(&dir, capacity_bytes).await?;
+        let state = CacheState::load(files.dir());
+        let nodes = build(&files, capacity_bytes).await?;
         Ok(Self {
             disk: Some(Arc::new(Disk {
                 state,
                 nodes: RwLock::new(Some(nodes)),
-                dir,
                 capacity_bytes,
-                lock,
+                files,
             })),
             ..Self::default()
         })
@@ -136,8 +120,7 @@ impl IndexCache {
         }
         self.shut().await;
         if let Some(disk) = &self.disk {
-            // Fails only for a handle that is not a file's.
-            let _ = disk.lock.unlock();
+            disk.files.unlock();
         }
     }
 
@@ -148,10 +131,8 @@ impl IndexCache {
         if let Some(nodes) = nodes {
             nodes.memory().flush().await;
             match nodes.close().await {
-                Ok(()) => {
-                    let _ = std::fs::remove_file(disk.dir.join(OPEN_MARKER));
-                }
-                Err(e) => warn!("closing the node cache in {}: {e}", disk.dir.display()),
+                Ok(()) => disk.files.set_closed(),
+                Err(e) => warn!("closing the node cache in {}: {e}", disk.files.dir().display()),
             }
         }
     }
@@ -161,43 +142,9 @@ impl IndexCache {
     }
 }
 
-/// Makes the volume's directory and locks the cache of nodes in it. `None` when another server has locked it: only whoever
-/// has the lock may say whether what is there is whole.
-fn lock(of_volume: &Path) -> io::Result<Option<File>> {
-    make_dir(of_volume)?;
-    let path = of_volume.join(LOCK_NAME);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| named(&path, &e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(named(&path, &e)),
-    }
-}
-
-fn make_dir(dir: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| named(dir, &e))
-}
-
-async fn empty(dir: &Path) -> io::Result<()> {
-    match tokio::fs::remove_dir_all(dir).await {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(named(dir, &e)),
-        _ => Ok(()),
-    }
-}
-
-async fn build(dir: &Path, capacity_bytes: usize) -> io::Result<Nodes> {
-    make_dir(dir)?;
-    std::fs::File::create(dir.join(OPEN_MARKER)).map_err(|e| named(dir, &e))?;
+async fn build(files: &NodeFiles, capacity_bytes: usize) -> io::Result<Nodes> {
+    files.set_open()?;
+    let dir = files.dir();
     let device = FsDeviceBuilder::new(dir)
         .with_capacity(capacity_bytes)
         .build()
@@ -211,10 +158,6 @@ async fn build(dir: &Path, capacity_bytes: usize) -> io::Result<Nodes> {
         .build()
         .await
         .map_err(|e| named(dir, &e))
-}
-
-fn named(dir: &Path, e: &dyn std::fmt::Display) -> io::Error {
-    io::Error::other(format!("the node cache in {}: {e}", dir.display()))
 }
 
 impl NodeCache<u64> for IndexCache {
@@ -274,8 +217,8 @@ impl NodeCache<u64> for IndexCache {
         self.memory.clear();
         let Some(disk) = &self.disk else { return Ok(()) };
         self.shut().await;
-        empty(&disk.dir).await?;
-        let nodes = build(&disk.dir, disk.capacity_bytes).await?;
+        disk.files.empty()?;
+        let nodes = build(&disk.files, disk.capacity_bytes).await?;
         *disk.nodes.write() = Some(nodes);
         Ok(())
     }
@@ -285,7 +228,7 @@ impl NodeCache<u64> for IndexCache {
 mod tests {
     use super::*;
 
-    fn config(dir: &Path, strategy: NodeCacheStrategy) -> NodeCacheConfig {
+    fn config(dir: &std::path::Path, strategy: NodeCacheStrategy) -> NodeCacheConfig {
         NodeCacheConfig {
             path: dir.to_owned(),
             size_bytes: 2 * BLOCK_BYTES as u64,
@@ -331,7 +274,7 @@ mod tests {
         assert!(!beside.has_disk() && again.has_disk());
         beside.push(&9, &[9; 4096]);
         beside.close(at(1)).await;
-        // Killed: not closed, so not trusted.
+        // Dropped without being closed, as a server that is killed: not trusted.
         drop(again);
         let after_kill = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(!has(&after_kill, 7).await);

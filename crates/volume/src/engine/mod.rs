@@ -30,6 +30,7 @@ mod mark;
 pub mod memory;
 mod near;
 mod node;
+mod node_files;
 mod object;
 mod owner;
 mod placement;

@@ -1,7 +1,7 @@
 //! The log in a directory of this machine: the same records, one fdatasync a group.
 //!
 //! ```text
-//! <dir>/                flock(2) on it is held by the server that has the journal open
+//! <dir>/                flock(2) on it, and on the label, is held by the server that has the journal open
 //! <dir>/journal.json    which volume's it is, and an identity that the volume's marker repeats
 //! <dir>/NNNNNNNNNN.log  segments of 16 MiB, written full of zeros once, so that a sync later changes no metadata
 //! ```
@@ -14,9 +14,9 @@
 //! damage. Every file has one description and one sync at a time, so that each sync learns of its own failure.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,13 +25,15 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
-use super::journal_label::{LABEL, LABEL_VERSION, Label, failed, lock, make_label};
+use super::journal_label::{Claimed, LABEL, check_claimable, claim, failed};
 use super::journal_segments::{
     ALIGN_BYTES, APPENDS_AT_ONCE, SEGMENT_BYTES, SEGMENTS_MAX, SUFFIX, Segment, Segments,
 };
 use super::record::{Group, HEADER_BYTES, RecordError};
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use crate::disk::{Disk, RealDisk};
 use crate::error::VolumeError;
+use crate::volume_id::VolumeId;
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +49,8 @@ pub(super) struct Inner {
     pub path: PathBuf,
     /// Open, and locked.
     pub dir: File,
+    /// Locked as long as this lives.
+    _label: File,
     volume_id: Uuid,
     pub segments: Mutex<Segments>,
     /// A record was written, or not.
@@ -75,51 +79,26 @@ impl Journal {
         expected_id: Option<String>,
     ) -> Result<Self, VolumeError> {
         let path = path.to_path_buf();
-        tokio::task::spawn_blocking(move || Self::open_blocking(path, volume_id, expected_id))
+        tokio::task::spawn_blocking(move || Self::open_blocking(path, volume_id, expected_id, &RealDisk))
             .await
             .map_err(|e| VolumeError::Internal(e.to_string()))?
     }
 
-    fn open_blocking(path: PathBuf, volume_id: Uuid, expected: Option<String>) -> Result<Self, VolumeError> {
-        let fail = |reason: String| VolumeError::Journal {
-            path: path.display().to_string(),
-            reason,
-        };
-        if expected.is_none() {
-            make_dir(&path).map_err(|e| failed(&path, "making the directory", &e))?;
-        }
-        let dir = File::open(&path).map_err(|e| failed(&path, "opening the directory", &e))?;
-        lock(&path, &dir)?;
-        let label = match fs::read(path.join(LABEL)) {
-            Ok(text) => serde_json::from_slice::<Label>(&text).map_err(|e| fail(format!("{LABEL}: {e}")))?,
-            Err(e) if e.kind() == ErrorKind::NotFound && expected.is_none() => {
-                make_label(&path, &dir, volume_id).map_err(|e| failed(&path, "making the journal", &e))?
-            }
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(fail("there is no journal in it".into()));
-            }
-            Err(e) => return Err(failed(&path, "reading the label", &e)),
-        };
-        if label.version != LABEL_VERSION {
-            return Err(fail(format!(
-                "its format version is {}; this release reads version {LABEL_VERSION}",
-                label.version
-            )));
-        }
-        if label.volume_id != volume_id.to_string() {
-            return Err(fail(format!(
-                "it belongs to volume {}, this is volume {volume_id}; give each volume a journal of its own",
-                label.volume_id
-            )));
-        }
-        if expected.is_some_and(|id| id != label.journal_id) {
-            return Err(fail(
-                "it is not the journal that the volume was last written with".into(),
-            ));
-        }
+    fn open_blocking(
+        path: PathBuf,
+        volume_id: Uuid,
+        expected: Option<String>,
+        disk: &dyn Disk,
+    ) -> Result<Self, VolumeError> {
+        let Claimed {
+            dir,
+            label_file,
+            journal_id,
+        } = claim(&path, VolumeId::from_uuid(volume_id), expected.as_deref(), disk)?;
         let inner = Inner {
             path,
             dir,
+            _label: label_file,
             volume_id,
             segments: Mutex::default(),
             appended: Condvar::new(),
@@ -128,25 +107,20 @@ impl Journal {
         let first_sequence = places.keys().map(|id| id.sequence).max().unwrap_or(0) + 1;
         Ok(Self {
             inner: Arc::new(inner),
-            journal_id: label.journal_id,
+            journal_id,
             found: places.keys().copied().collect(),
             places,
             first_sequence,
         })
     }
 
-    /// Looks whether a journal in `path` could be opened as far as other servers go; changes nothing.
+    /// Looks whether a journal in `path` could be opened as far as other servers and its file system go; changes nothing.
     ///
     /// # Errors
-    /// [`VolumeError::Journal`] when another server has it open.
-    pub async fn check_unlocked(path: &Path) -> Result<(), VolumeError> {
+    /// [`VolumeError::Journal`] when another server has it open, or its file system is not fit for a journal.
+    pub async fn check_claimable(path: &Path) -> Result<(), VolumeError> {
         let path = path.to_path_buf();
-        let look = move || match File::open(&path) {
-            Ok(dir) => lock(&path, &dir),
-            // Whatever else is wrong the opening finds out.
-            Err(_) => Ok(()),
-        };
-        tokio::task::spawn_blocking(look)
+        tokio::task::spawn_blocking(move || check_claimable(&path, &RealDisk))
             .await
             .map_err(|e| VolumeError::Internal(e.to_string()))?
     }
@@ -165,23 +139,6 @@ impl Journal {
             .await
             .map_err(|e| VolumeError::Internal(e.to_string()))?
     }
-}
-
-/// Makes the directory and its parents, each durably: a journal whose directory is lost in a power cut is lost.
-fn make_dir(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let parent = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    make_dir(parent)?;
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    File::open(parent)?.sync_all()
 }
 
 impl Inner {

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::disk::tests::{Lack, Lacking, Noting};
 use crate::log::journal_label::NEW_LABEL;
 use crate::log::record::{Content, Entry, NONE_ACKNOWLEDGED};
 use crate::log::replay::Replay;
@@ -25,7 +26,7 @@ impl Fixture {
     }
 
     fn open(&self) -> Result<Journal, VolumeError> {
-        Journal::open_blocking(self.path(), self.volume_id, None)
+        Journal::open_blocking(self.path(), self.volume_id, None, &RealDisk)
     }
 
     fn group(&self, sequence: u64, generation: u64, len: usize) -> EncodedGroup {
@@ -254,20 +255,85 @@ fn only_the_right_journal_is_opened() {
     assert!(text.contains("another server has it open"), "{text}");
     let id = journal.id().to_owned();
     drop(journal);
-    let other = Journal::open_blocking(f.path(), Uuid::from_u128(43), None)
+    let other = Journal::open_blocking(f.path(), Uuid::from_u128(43), None, &RealDisk)
         .unwrap_err()
         .to_string();
     assert!(
         other.contains(&Uuid::from_u128(42).to_string()) && other.contains(&Uuid::from_u128(43).to_string()),
         "{other}"
     );
-    assert!(Journal::open_blocking(f.path(), f.volume_id, Some("another".into())).is_err());
-    Journal::open_blocking(f.path(), f.volume_id, Some(id)).unwrap();
+    assert!(Journal::open_blocking(f.path(), f.volume_id, Some("another".into()), &RealDisk).is_err());
+    Journal::open_blocking(f.path(), f.volume_id, Some(id), &RealDisk).unwrap();
     let elsewhere = f.dir.path().join("elsewhere");
-    assert!(Journal::open_blocking(elsewhere.clone(), f.volume_id, Some("x".into())).is_err());
+    assert!(Journal::open_blocking(elsewhere.clone(), f.volume_id, Some("x".into()), &RealDisk).is_err());
     assert!(!elsewhere.exists(), "nothing is made where a journal should be");
-    let error = Journal::open_blocking(f.dir.path().to_path_buf(), f.volume_id, None).unwrap_err();
+    let error = Journal::open_blocking(f.dir.path().to_path_buf(), f.volume_id, None, &RealDisk).unwrap_err();
     assert!(error.to_string().contains("other files"), "{error}");
+}
+
+#[test]
+fn no_journal_is_made_or_opened_on_a_file_system_that_is_not_fit_for_one() {
+    for lack in [
+        Lack::Exclusion,
+        Lack::Locks,
+        Lack::DirSync,
+        Lack::FileSync,
+        Lack::Renaming,
+    ] {
+        let f = Fixture::new();
+        let open = || Journal::open_blocking(f.path(), f.volume_id, None, &Lacking(lack));
+        let refused = |text: String| {
+            assert!(text.contains("the file system of "), "{lack:?}: {text}");
+            assert!(text.contains("another file system"), "{lack:?}: {text}");
+        };
+        refused(open().unwrap_err().to_string());
+        assert_eq!(
+            fs::read_dir(f.dir.path()).unwrap().count(),
+            0,
+            "{lack:?}: something was made"
+        );
+        // What can be told without making anything is told on the terminal.
+        let is_told = check_claimable(&f.path(), &Lacking(lack)).is_err();
+        assert_eq!(
+            is_told,
+            !matches!(lack, Lack::FileSync | Lack::Renaming),
+            "{lack:?}"
+        );
+        if lack == Lack::Renaming {
+            continue;
+        }
+        let id = f.open().unwrap().id().to_owned();
+        refused(open().unwrap_err().to_string());
+        assert_eq!(f.open().unwrap().id(), id, "{lack:?}: what was there was changed");
+    }
+}
+
+/// A server was killed between making the directory and syncing the one it is in.
+#[test]
+fn a_new_journal_in_a_directory_that_is_there_is_durable_with_its_parents() {
+    let f = Fixture::new();
+    fs::create_dir_all(f.path()).unwrap();
+    let disk = Noting::default();
+    Journal::open_blocking(f.path(), f.volume_id, None, &disk).unwrap();
+    for parent in [f.dir.path().join("deep"), f.dir.path().to_path_buf()] {
+        assert!(disk.has_synced(&parent), "{}", parent.display());
+    }
+}
+
+/// Locks on directories of a network file system may keep out this machine alone.
+#[test]
+fn the_label_is_locked_as_the_directory_is() {
+    let f = Fixture::new();
+    let journal = f.open().unwrap();
+    let label = File::options().write(true).open(f.path().join(LABEL)).unwrap();
+    label.try_lock().unwrap_err();
+    drop(journal);
+    label.try_lock().unwrap();
+    let refused = f.open().unwrap_err().to_string();
+    assert!(refused.contains("another server has it open"), "{refused}");
+    check_claimable(&f.path(), &RealDisk).unwrap_err();
+    drop(label);
+    f.open().unwrap();
 }
 
 #[test]

@@ -197,14 +197,14 @@ pub async fn check(
     Ok(())
 }
 
-/// Looks whether the journal, if it is to be one, is free. Before the volume's lease is taken from a server that has the
+/// Looks whether the journal, if it is to be one, is free, and on a file system that one can be on. Before the volume's lease is taken from a server that has the
 /// journal open: that one would be shut out, and this one could not serve.
 ///
 /// # Errors
-/// [`VolumeError::Journal`] when another server has it open.
-pub async fn check_unlocked(url: Option<&VolumeUrl>) -> Result<(), VolumeError> {
+/// [`VolumeError::Journal`] when it is not.
+pub async fn check_claimable(url: Option<&VolumeUrl>) -> Result<(), VolumeError> {
     match url {
-        Some(VolumeUrl::File { path }) => Journal::check_unlocked(path).await,
+        Some(VolumeUrl::File { path }) => Journal::check_claimable(path).await,
         _ => Ok(()),
     }
 }

@@ -1,8 +1,8 @@
 //! The read cache: pages of published data in memory, and on a local disk when one is given.
 //!
 //! A page is keyed by where it is stored. Stored objects never change, so nothing here ever goes stale while the volume has
-//! one history; what the disk holds is used only by a volume that has the checkpoint which it goes up to. What the disk holds is checked when it is read
-//! (foyer keeps a checksum with each entry), so that a killed server or a bad disk costs a miss and no wrong byte.
+//! one history; what the disk holds is used only by a volume that has the checkpoint which it goes up to. It is checked when
+//! it is read (foyer keeps a checksum with each entry), so that a killed server or a bad disk costs a miss and no wrong byte.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -17,6 +17,7 @@ use foyer::{
 use log::warn;
 
 use crate::cache_state::CacheState;
+use crate::disk::{Disk, RealDisk, fitness};
 use crate::engine::CheckpointId;
 use crate::options::{ReadCacheConfig, ReadCacheDisk};
 use crate::volume_id::VolumeId;
@@ -91,6 +92,10 @@ impl ReadCache {
 
     /// Opens the cache of the volume `volume_id`. A disk that cannot be used is gone without, with a warning.
     pub async fn open(config: &ReadCacheConfig, volume_id: Option<VolumeId>) -> Self {
+        Self::open_on(config, volume_id, &RealDisk).await
+    }
+
+    async fn open_on(config: &ReadCacheConfig, volume_id: Option<VolumeId>, on: &dyn Disk) -> Self {
         if config.memory_bytes == 0 {
             return Self::none();
         }
@@ -98,7 +103,7 @@ impl ReadCache {
         let mut state = None;
         let mut pages = None;
         if let (Some(disk), Some(id)) = (&config.disk, volume_id) {
-            match on_disk(config, disk, id).await {
+            match on_disk(config, disk, id, on).await {
                 Ok((opened, locked)) => {
                     (pages, lock) = (Some(opened), Some(locked));
                     state = Some(CacheState::load(&disk.dir.join(id.to_string())));
@@ -225,9 +230,10 @@ async fn on_disk(
     config: &ReadCacheConfig,
     disk: &ReadCacheDisk,
     volume_id: VolumeId,
+    on: &dyn Disk,
 ) -> io::Result<(Pages, File)> {
     let dir = disk.dir.join(volume_id.to_string());
-    let lock = lock(&dir)?;
+    let lock = lock(&dir, on)?;
     let device = FsDeviceBuilder::new(dir.join(PAGES_NAME))
         .with_capacity(disk.size_bytes as usize)
         .build()
@@ -242,22 +248,24 @@ async fn on_disk(
 }
 
 /// Makes the directory, for its owner's eyes only, and locks it.
-fn lock(dir: &Path) -> io::Result<File> {
+fn lock(dir: &Path, on: &dyn Disk) -> io::Result<File> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir.join(PAGES_NAME))?;
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(dir.join(LOCK_NAME))?;
-    file.try_lock().map_err(|e| match e {
-        std::fs::TryLockError::WouldBlock => io::Error::other("another server uses it"),
-        std::fs::TryLockError::Error(e) => e,
-    })?;
-    Ok(file)
+    let open = || {
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(dir.join(LOCK_NAME))
+    };
+    let (file, second) = (open()?, open()?);
+    match fitness::try_lock(on, &file, &second, dir)? {
+        true => Ok(file),
+        false => Err(io::Error::other("another server uses it")),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::disk::tests::{Lack, Lacking};
 
 const MIB: u64 = 1 << 20;
 
@@ -149,4 +150,15 @@ async fn a_disk_that_cannot_be_used_leaves_the_memory() {
     let none = ReadCache::none();
     none.insert(key(3), page(3).to_vec());
     assert_eq!(none.with(key(3), <[u8]>::to_vec), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_whose_locks_exclude_nobody_is_gone_without() {
+    let dir = tempfile::tempdir().unwrap();
+    for lack in [Lack::Exclusion, Lack::Locks] {
+        let cache = ReadCache::open_on(&config(dir.path()), Some(id(1)), &Lacking(lack)).await;
+        assert!(!cache.has_disk(), "{lack:?}");
+        cache.insert(key(1), page(1));
+        assert!(cache.with(key(1), |_| ()).is_some(), "{lack:?}: in memory");
+    }
 }

@@ -1,14 +1,7 @@
 //! A directory of objects: every change is on disk before it is answered, whole or not at all, and conditional writes
 //! have one winner, within the process and between processes.
 //!
-//! ```text
-//! <root>/hypernbd-store   says that this is a store, and of which layout (version 1); while it is being made, the same
-//!                         text is in <root>/hypernbd-store.new
-//! <root>/lock             flock(2) held around every "check the condition, then change the name"
-//! <root>/objects/<name>   one file an object, see `object_file`
-//! <root>/objects/.hypernbd-objects   says that these are the objects, and not an empty place where they are mounted
-//! <root>/scratch/<id>/    temporary files and open multipart uploads of one running process, see `scratch`
-//! ```
+//! What is in the directory stands in `layout`.
 //!
 //! A write goes to a temporary file, which is synced, then renamed over the object's name under the lock, then
 //! `objects/` is synced, then the answer is given. So a reader sees the old object or the new one, a process killed at
@@ -20,7 +13,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,44 +21,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
+use super::layout::{self, MARKER, MARKER_TEXT, OBJECTS, OBJECTS_MARKER};
 use super::object_file::{ObjectHeader, key_of_name, name_of_key};
-use super::scratch::{self, Scratch, TempFile};
-
-const MARKER: &str = "hypernbd-store";
-const MARKER_TEXT: &str =
-    "Objects of a hypernbd volume, layout 1. Do not change anything in this directory by hand.\n";
-const NEW_MARKER: &str = "hypernbd-store.new";
-/// No object has such a name.
-const OBJECTS_MARKER: &str = ".hypernbd-objects";
-const LOCK: &str = "lock";
-const OBJECTS: &str = "objects";
-pub(super) const SCRATCH: &str = "scratch";
+use super::scratch::{Scratch, TempFile};
+use crate::disk::{Disk, remove_dirs};
 
 /// The code of an object whose file is damaged; no code of S3's.
 pub(super) const DAMAGED: &str = "DamagedObject";
 /// Its status, which is all that a HEAD gets.
 pub(super) const DAMAGED_STATUS: u16 = 422;
-
-/// How files and directories are made durable.
-pub(super) trait Disk: Send + Sync {
-    /// The file's data and length are on disk afterwards.
-    fn sync_file(&self, file: &File) -> io::Result<()>;
-    /// The directory's entries are on disk afterwards.
-    fn sync_dir(&self, dir: &File) -> io::Result<()>;
-}
-
-/// The real thing: fdatasync(2) and fsync(2).
-pub(super) struct RealDisk;
-
-impl Disk for RealDisk {
-    fn sync_file(&self, file: &File) -> io::Result<()> {
-        file.sync_data()
-    }
-
-    fn sync_dir(&self, dir: &File) -> io::Result<()> {
-        dir.sync_all()
-    }
-}
 
 /// What must hold for a write to take place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,78 +125,43 @@ impl ObjectDir {
     /// Makes the directory (and its parents) a store, durably, unless it is one already, and opens it.
     ///
     /// # Errors
-    /// `DirectoryNotEmpty` when the directory holds anything else than a store.
+    /// `DirectoryNotEmpty` when the directory holds anything else than a store; `Unsupported` when its file system is not
+    /// fit for one, and then nothing is left of it.
     pub fn create(root: &Path, disk: Box<dyn Disk>) -> io::Result<Self> {
-        let mut made = Vec::new();
-        let is_new = !root.join(MARKER).exists();
-        if is_new {
-            create_dir_synced(root, &*disk, &mut made)?;
-            check_unused(root)?;
-            // First what tells that the rest is ours, should this be interrupted.
-            let mut file = File::create(root.join(NEW_MARKER))?;
-            file.write_all(MARKER_TEXT.as_bytes())?;
-            disk.sync_file(&file)?;
-            create_dir_synced(&root.join(OBJECTS), &*disk, &mut Vec::new())?;
-            mark_objects(root, &*disk)?;
-            create_dir_synced(&root.join(SCRATCH), &*disk, &mut Vec::new())?;
-            File::options().create(true).append(true).open(root.join(LOCK))?;
-            // The marker last: a directory that has it has everything else.
-            match fs::rename(root.join(NEW_MARKER), root.join(MARKER)) {
-                // Somebody else made it at the same time.
-                Err(error) if error.kind() == ErrorKind::NotFound && root.join(MARKER).exists() => {}
-                renamed => renamed?,
-            }
-            disk.sync_dir(&File::open(root)?)?;
-        }
+        let made = layout::make(root, &*disk)?;
         let opened = Self::open(root, disk)?;
         Ok(Self {
-            made,
-            is_new,
+            is_new: made.is_some(),
+            made: made.unwrap_or_default(),
             ..opened
         })
+    }
+
+    /// Tries whether the file system of the directory does what a store rests on. Leaves nothing behind.
+    ///
+    /// # Errors
+    /// `Unsupported` when it does not.
+    pub fn try_out(&self) -> io::Result<()> {
+        layout::try_out(&self.root, &*self.disk)
     }
 
     /// Removes the store from the disk if it holds no objects; the directory too, as asked for, if nothing else is in it.
     /// Whether it was removed.
     pub fn remove_if_empty(&self, directory: Directory) -> S3Result<bool> {
-        let error = |error| disk_error("remove the store in", &self.root, error);
         drop(self.scratch.lock().take());
-        let lock = File::options()
-            .append(true)
-            .open(self.root.join(LOCK))
-            .map_err(error)?;
-        lock.lock().map_err(error)?;
-        if directory == Directory::AsFound && !self.is_new {
+        let removed = layout::remove(&self.root, |is_empty| {
+            is_empty && (directory == Directory::Removed || self.is_new)
+        });
+        let error = |error| disk_error("remove the store in", &self.root, error);
+        if !removed.map_err(error)? {
             return Ok(false);
         }
-        let objects = self.root.join(OBJECTS);
-        for entry in fs::read_dir(&objects).map_err(error)? {
-            // Whatever it is called.
-            if entry.map_err(error)?.file_name() != OBJECTS_MARKER {
-                return Ok(false);
-            }
-        }
-        // From here on as a store half made: an interruption leaves what a creation takes up.
-        fs::rename(self.root.join(MARKER), self.root.join(NEW_MARKER)).map_err(error)?;
-        match fs::remove_file(objects.join(OBJECTS_MARKER)) {
-            Err(failed) if failed.kind() != ErrorKind::NotFound => return Err(error(failed)),
-            _ => {}
-        }
-        fs::remove_dir(objects).map_err(error)?;
-        scratch::remove(&self.root.join(SCRATCH)).map_err(error)?;
-        fs::remove_file(self.root.join(LOCK)).map_err(error)?;
-        fs::remove_file(self.root.join(NEW_MARKER)).map_err(error)?;
         let root = [self.root.clone()];
         let goes = match directory {
             Directory::Removed => &root[..],
             Directory::AsFound => &self.made,
         };
-        for dir in goes.iter().rev() {
-            match fs::remove_dir(dir) {
-                Err(failed) if failed.kind() == ErrorKind::DirectoryNotEmpty => break,
-                other => other.map_err(error)?,
-            }
-        }
+        remove_dirs(goes).map_err(error)?;
         Ok(true)
     }
 
@@ -383,11 +311,12 @@ impl ObjectDir {
         if let Some(scratch) = &*slot {
             return Ok(scratch.clone());
         }
-        let made = Scratch::open(&self.root, &self.root.join(LOCK), &self.root.join(OBJECTS))
+        let made = Scratch::open(&self.root, &*self.disk)
             .map_err(|error| disk_error("write in", &self.root, error))?;
         if !self.is_marked.load(Ordering::Acquire) {
             self.check_present()?;
-            mark_objects(&self.root, &*self.disk).map_err(|error| disk_error("mark", &self.root, error))?;
+            layout::mark_objects(&self.root, &*self.disk)
+                .map_err(|error| disk_error("mark", &self.root, error))?;
             self.is_marked.store(true, Ordering::Release);
         }
         Ok(slot.insert(Arc::new(made)).clone())
@@ -437,7 +366,7 @@ impl ObjectDir {
         Ok(entries
             .into_iter()
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| name != OBJECTS_MARKER))
+            .filter(|name| !layout::is_no_object(name)))
     }
 }
 
@@ -483,50 +412,4 @@ pub(super) fn disk_error(verb: &str, path: &Path, error: io::Error) -> S3Error {
         damaged.set_status_code(status);
     }
     damaged
-}
-
-/// Makes the directory and its parents; `made` gets those that were not there.
-fn create_dir_synced(dir: &Path, disk: &dyn Disk, made: &mut Vec<PathBuf>) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let Some(parent) = dir.parent() else {
-        return Err(io::Error::from(ErrorKind::NotFound));
-    };
-    create_dir_synced(parent, disk, made)?;
-    // For its owner's eyes only: what is stored is in the clear.
-    match fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        Err(_) => {}
-        Ok(()) => made.push(dir.to_path_buf()),
-    }
-    disk.sync_dir(&File::open(parent)?)
-}
-
-/// Makes the marker of `objects/`, durably.
-fn mark_objects(root: &Path, disk: &dyn Disk) -> io::Result<()> {
-    let objects = root.join(OBJECTS);
-    let mut file = File::create(objects.join(OBJECTS_MARKER))?;
-    file.write_all(MARKER_TEXT.as_bytes())?;
-    disk.sync_file(&file)?;
-    disk.sync_dir(&File::open(objects)?)
-}
-
-/// A directory with things of others in it is not made a store: names prove nothing. What an interrupted
-/// [`ObjectDir::create`] left is known by the text of its first file; a file system's `lost+found` does not count.
-fn check_unused(root: &Path) -> io::Result<()> {
-    let is_ours = |text: Vec<u8>| text.is_empty() || text == MARKER_TEXT.as_bytes();
-    let is_begun = fs::read(root.join(NEW_MARKER)).is_ok_and(is_ours);
-    for entry in fs::read_dir(root)? {
-        let name = entry?.file_name();
-        let is_made = is_begun
-            && [OBJECTS, SCRATCH, LOCK, NEW_MARKER]
-                .iter()
-                .any(|ours| name == *ours);
-        if !is_made && name != "lost+found" {
-            let what = format!("the directory is not empty (it holds {name:?}); name a new or an empty one");
-            return Err(io::Error::new(ErrorKind::DirectoryNotEmpty, what));
-        }
-    }
-    Ok(())
 }

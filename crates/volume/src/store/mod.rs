@@ -8,6 +8,7 @@ mod durable;
 mod error;
 mod foreign;
 mod frames;
+mod layout;
 mod local;
 mod multipart;
 mod object_file;
@@ -34,10 +35,11 @@ use aws_sdk_s3::Client;
 pub use error::{StoreError, StoreErrorKind};
 pub use frames::Frames;
 
+use crate::disk::RealDisk;
 use crate::options::StoreOptions;
 use crate::url::VolumeUrl;
 pub(crate) use durable::Directory;
-use durable::{ObjectDir, RealDisk};
+use durable::ObjectDir;
 
 /// Key prefix of the volume in a `file://` store.
 const LOCAL_ROOT: &str = "volume";
@@ -134,21 +136,26 @@ async fn connect_dir(
     let opened = tokio::task::spawn_blocking(move || open(&owned))
         .await
         .map_err(std::io::Error::other);
-    let dir = opened.and_then(|opened| opened).map_err(|error| {
-        let (kind, advice) = match error.kind() {
-            ErrorKind::NotFound => (
-                StoreErrorKind::NotFound,
-                "; correct the path, or create the volume first",
-            ),
-            ErrorKind::PermissionDenied => (
-                StoreErrorKind::AccessDenied,
-                "; check the directory's permissions",
-            ),
-            _ => (StoreErrorKind::Other, ""),
-        };
-        StoreError::new("open", url, kind, format!("{error}{advice}"))
-    })?;
+    let dir = opened
+        .and_then(|opened| opened)
+        .map_err(|error| dir_error("open", url, &error))?;
     Ok(Store::of_dir(url, Arc::new(dir), path))
+}
+
+/// What a directory says to somebody who wants to use it.
+fn dir_error(operation: &'static str, url: &VolumeUrl, error: &std::io::Error) -> StoreError {
+    let (kind, advice) = match error.kind() {
+        ErrorKind::NotFound => (
+            StoreErrorKind::NotFound,
+            "; correct the path, or create the volume first",
+        ),
+        ErrorKind::PermissionDenied => (
+            StoreErrorKind::AccessDenied,
+            "; check the directory's permissions",
+        ),
+        _ => (StoreErrorKind::Other, ""),
+    };
+    StoreError::new(operation, url, kind, format!("{error}{advice}"))
 }
 
 impl Store {
@@ -161,6 +168,19 @@ impl Store {
             VolumeUrl::S3 { .. } => s3::check(self).await,
             VolumeUrl::File { .. } => Ok(()),
         }
+    }
+
+    /// Tries whether the file system of a `file://` store does what a volume rests on; nothing to try for `s3://`.
+    ///
+    /// # Errors
+    /// [`StoreError`] that says what it does not do.
+    pub(crate) async fn try_directory(&self) -> Result<(), StoreError> {
+        let Some(dir) = self.dir.clone() else {
+            return Ok(());
+        };
+        let tried = tokio::task::spawn_blocking(move || dir.try_out()).await;
+        let tried = tried.map_err(std::io::Error::other).and_then(|tried| tried);
+        tried.map_err(|error| dir_error("write to", &self.url, &error))
     }
 
     fn of_dir(url: &VolumeUrl, dir: Arc<ObjectDir>, path: &Path) -> Self {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-use super::durable::SCRATCH;
+use super::layout::{LOCK, OBJECTS, SCRATCH};
+use crate::disk::{Disk, fitness};
 
 const ALIVE: &str = "alive";
 
@@ -51,14 +52,18 @@ pub(super) struct Part {
 }
 
 impl Scratch {
-    /// Makes a scratch directory in `root`, and removes those of processes that are gone.
-    pub fn open(root: &Path, lock: &Path, objects: &Path) -> io::Result<Self> {
-        let lock = File::options().append(true).open(lock)?;
-        let objects = File::open(objects)?;
+    /// Makes a scratch directory in the store `root`, and removes those of processes that are gone.
+    ///
+    /// # Errors
+    /// `Unsupported` where a lock excludes nobody: nothing is touched then.
+    pub fn open(root: &Path, disk: &dyn Disk) -> io::Result<Self> {
+        let open_lock = || File::options().append(true).open(root.join(LOCK));
+        let (lock, second) = (open_lock()?, open_lock()?);
+        let objects = File::open(root.join(OBJECTS))?;
         let all = root.join(SCRATCH);
         let dir = all.join(Uuid::new_v4().simple().to_string());
         // Under the lock, so that nobody finds the new directory before its `alive` is locked.
-        lock.lock()?;
+        fitness::lock(disk, &lock, &second, root)?;
         sweep(&all)?;
         fs::create_dir(&dir)?;
         let alive = File::create_new(dir.join(ALIVE))?;
@@ -151,7 +156,6 @@ impl Drop for TempFile {
     }
 }
 
-/// Removes the scratch directories of processes that are gone.
 /// Whether it is a scratch directory of some process: by its name, and by the file that each makes first.
 fn is_ours(dir: &Path) -> bool {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
@@ -175,13 +179,15 @@ pub(super) fn remove(all: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes the scratch directories of processes that are gone.
 fn sweep(all: &Path) -> io::Result<()> {
     for entry in fs::read_dir(all)? {
         let dir = entry?.path();
         if !is_ours(&dir) {
             continue;
         }
-        let alive = match File::open(dir.join(ALIVE)) {
+        // For writing: some network file systems lock no others.
+        let alive = match File::options().append(true).open(dir.join(ALIVE)) {
             Ok(alive) => Some(alive),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
             Err(error) => return Err(error),

@@ -40,7 +40,7 @@ impl Volume {
         options: &VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
         if !options.read_only {
-            log_open::check_unlocked(options.wal_url.as_ref()).await?;
+            log_open::check_claimable(options.wal_url.as_ref()).await?;
         }
         let begun = match begin_sighted(url, store_options, options).await? {
             Some(begun) => begun,

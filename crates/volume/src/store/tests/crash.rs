@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::*;
-use crate::store::durable::Disk;
+use crate::disk::Disk;
 
 /// Tells the child that it is one, and which store to write to.
 const CHILD_STORE: &str = "HYPERNBD_STORE_TEST_CHILD";
@@ -224,6 +225,81 @@ async fn a_writer_killed_between_the_steps_of_a_write_leaves_the_old_object_or_t
         assert_eq!(leftovers(&path), 0, "files of a dead process");
         assert_eq!(seed_of(&store.get(&key).await.unwrap().unwrap().0), 3);
     }
+}
+
+/// Ends its process at a call, as a kill there would.
+struct DyingDisk {
+    dies_at: usize,
+    calls: AtomicUsize,
+}
+
+impl DyingDisk {
+    fn pass(&self) {
+        if self.calls.fetch_add(1, SeqCst) == self.dies_at {
+            std::process::abort();
+        }
+    }
+}
+
+impl Disk for DyingDisk {
+    fn sync_file(&self, file: &File) -> io::Result<()> {
+        self.pass();
+        file.sync_data()
+    }
+
+    fn sync_dir(&self, dir: &File) -> io::Result<()> {
+        self.pass();
+        dir.sync_all()
+    }
+
+    fn lock(&self, file: &File) -> io::Result<()> {
+        self.pass();
+        file.lock()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.pass();
+        std::fs::rename(from, to)
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<File> {
+        self.pass();
+        File::create_new(path)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_killed_at_any_step_is_taken_up() {
+    let test = "a_creation_killed_at_any_step_is_taken_up";
+    if let Some(path) = std::env::var_os(CHILD_STORE).map(std::path::PathBuf::from) {
+        let dies_at = std::env::var(CHILD_STOPS_AT).unwrap().parse().unwrap();
+        let calls = AtomicUsize::new(0);
+        ObjectDir::create(&path, Box::new(DyingDisk { dies_at, calls })).unwrap();
+        return;
+    }
+    let mut states = std::collections::BTreeSet::new();
+    for dies_at in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vol");
+        let mut maker = child_with(test, &path, &[(CHILD_STOPS_AT, &dies_at.to_string())]);
+        let is_whole = maker.wait().unwrap().success();
+        let mut found: Vec<_> = std::fs::read_dir(&path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        found.sort();
+        states.insert(found);
+        let store = connect_for_create(&file_url(&path), &StoreOptions::default())
+            .await
+            .unwrap();
+        assert_eq!(store.list("").await.unwrap(), [], "killed at call {dies_at}");
+        store.put(&store.data_key("inode"), "x").await.unwrap();
+        assert_eq!(leftovers(&path), 0, "killed at call {dies_at}");
+        if is_whole {
+            break;
+        }
+    }
+    assert!(states.len() >= 4, "killed at too few places: {states:?}");
 }
 
 /// How many files other than `alive` there are in the scratch directories.

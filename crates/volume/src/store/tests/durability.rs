@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use parking_lot::Mutex;
 
 use super::*;
-use crate::store::durable::Disk;
+use crate::disk::Disk;
 
 /// What a [`WatchedDisk`] is told to do and has seen.
 #[derive(Default)]

@@ -12,6 +12,7 @@ mod probe;
 mod reaching;
 mod signing;
 mod sse;
+mod unfit;
 
 use std::time::Duration;
 
