@@ -45,9 +45,10 @@ fn table(info: &VolumeInfo) -> String {
         ("volume", info.url.clone()),
         (
             "id",
-            info.volume_id
-                .clone()
-                .unwrap_or_else(|| "none until it is first served for writing".to_string()),
+            info.volume_id.map_or_else(
+                || "none until it is first served for writing".to_string(),
+                |id| id.to_string(),
+            ),
         ),
         (
             "size",

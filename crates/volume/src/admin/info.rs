@@ -12,6 +12,7 @@ use crate::log::marker;
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
+use crate::volume_id::VolumeId;
 
 /// What is known of a volume without opening it.
 #[derive(Debug, Clone, Serialize)]
@@ -19,7 +20,7 @@ pub struct VolumeInfo {
     /// Its URL.
     pub url: String,
     /// Its id; none yet when it was made elsewhere and never opened for writing here.
-    pub volume_id: Option<String>,
+    pub volume_id: Option<VolumeId>,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Size of a data block in bytes.
@@ -76,7 +77,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
     Ok(VolumeInfo {
         url: url.to_string(),
-        volume_id: label?.map(|l| l.volume_id.to_string()),
+        volume_id: label?.map(|l| l.volume_id),
         size_bytes: inode.i_size,
         block_size_bytes: meta.data_block_size as u32,
         format: format!("{:?}", meta.block_ptr_format),

@@ -93,7 +93,7 @@ async fn take_lease(
         Some(found) => found.label,
         None => label::settle(store, None, None, false).await?,
     };
-    Lease::take(store, label.volume_id.to_string(), &options, seen).await
+    Lease::take(store, label.volume_id, &options, seen).await
 }
 
 /// Runs an engine operation, whose futures are not `Send`, on a thread of its own and waits for it.

@@ -19,6 +19,7 @@ use crate::engine::{Ownership, touch};
 use crate::error::VolumeError;
 use crate::options::LeaseOptions;
 use crate::store::{ETag, Store, StoreErrorKind};
+use crate::volume_id::VolumeId;
 
 /// The longest duration that a server may be given.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -45,7 +46,9 @@ pub async fn probe(
     options: &LeaseOptions,
     seen: Option<Stored>,
 ) -> Result<Option<ETag>, VolumeError> {
-    let mut take = Take::new(take_options(options, String::new()));
+    // What would be put is not.
+    let nobody = VolumeId::from_uuid(uuid::Uuid::nil());
+    let mut take = Take::new(take_options(options, nobody));
     match Looking::new(store, Some(seen), options.is_copied)
         .next(&mut take, FIRST_LOOK)
         .await?
@@ -83,7 +86,7 @@ impl Lease {
     /// [`VolumeError::Held`] when another server holds the volume.
     pub async fn take(
         store: &Store,
-        volume_id: String,
+        volume_id: VolumeId,
         options: &LeaseOptions,
         seen: Option<Stored>,
     ) -> Result<Arc<Self>, VolumeError> {
@@ -98,7 +101,7 @@ impl Lease {
     /// be told; then nothing is known.
     pub(crate) async fn take_unchanged(
         store: &Store,
-        volume_id: String,
+        volume_id: VolumeId,
         options: &LeaseOptions,
         seen: Stored,
     ) -> Option<Arc<Self>> {
@@ -214,7 +217,7 @@ impl Ownership for Lease {
     }
 }
 
-fn take_options(options: &LeaseOptions, volume_id: String) -> TakeOptions {
+fn take_options(options: &LeaseOptions, volume_id: VolumeId) -> TakeOptions {
     TakeOptions {
         claim: LeaseRecord {
             state: LeaseState::Held,

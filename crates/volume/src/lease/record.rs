@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::stored_text;
+use crate::volume_id::VolumeId;
 
 /// The process that holds a lease, told so that another one on the same machine can see whether it still runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +61,7 @@ pub struct LeaseRecord {
     /// How long the lease must be seen unchanged before another may take it, in milliseconds.
     pub duration_ms: u64,
     /// The holder's id of the volume.
-    #[serde(deserialize_with = "stored_text::printable")]
-    pub volume_id: String,
+    pub volume_id: VolumeId,
     /// Who holds it.
     pub holder: Holder,
     /// When it was taken, in milliseconds since 1970-01-01 UTC, by the holder's clock. For people; nothing is decided
@@ -76,5 +76,25 @@ impl LeaseRecord {
     /// Whether it is in force.
     pub fn is_held(&self) -> bool {
         self.state == LeaseState::Held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::record;
+    use super::*;
+
+    #[test]
+    fn a_record_that_names_no_volume_is_none() {
+        let good = serde_json::to_string(&record("token", 1)).unwrap();
+        assert_eq!(
+            serde_json::from_str::<LeaseRecord>(&good).unwrap(),
+            record("token", 1)
+        );
+        let id = record("token", 1).volume_id.to_string();
+        for wrong in ["", "../x", "/etc"] {
+            let text = good.replace(&id, wrong);
+            assert!(serde_json::from_str::<LeaseRecord>(&text).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The lease over a store in a directory: several takers in one process.
 
 use super::record::{Holder, LeaseRecord, LeaseState};
+use crate::volume_id::VolumeId;
 
 /// A lease of a process on another machine.
 pub fn record(token: &str, epoch: u64) -> LeaseRecord {
@@ -10,7 +11,7 @@ pub fn record(token: &str, epoch: u64) -> LeaseRecord {
         token: token.into(),
         renewals: 0,
         duration_ms: 300,
-        volume_id: "id".into(),
+        volume_id: VolumeId::from_uuid(uuid::Uuid::from_u128(1)),
         holder: Holder {
             host: "elsewhere".into(),
             boot_id: "boot".into(),

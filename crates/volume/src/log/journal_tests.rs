@@ -308,6 +308,20 @@ fn no_journal_is_made_or_opened_on_a_file_system_that_is_not_fit_for_one() {
     }
 }
 
+#[test]
+fn a_label_that_names_no_volume_is_refused() {
+    let f = Fixture::new();
+    drop(f.open().unwrap());
+    let label = f.path().join(LABEL);
+    let text = fs::read_to_string(&label).unwrap();
+    for wrong in ["", "../x", "/etc", "\\u001b[2J"] {
+        fs::write(&label, text.replace(&f.volume_id.to_string(), wrong)).unwrap();
+        let refused = f.open().unwrap_err().to_string();
+        assert!(refused.contains("is no volume id"), "{refused}");
+        assert!(!refused.contains('\u{1b}'), "{refused:?}");
+    }
+}
+
 /// A server was killed between making the directory and syncing the one it is in.
 #[test]
 fn a_new_journal_in_a_directory_that_is_there_is_durable_with_its_parents() {

@@ -115,7 +115,7 @@ async fn begin(
     let label = looked.settle_label(options.adopt).await?;
     let (store, seen) = (looked.store, looked.newest);
     let (lease, entry) = join!(
-        Lease::take(&store, label.volume_id.to_string(), &lease_options, looked.lease),
+        Lease::take(&store, label.volume_id, &lease_options, looked.lease),
         catalogue::load_entry(&store, seen.mark.cno)
     );
     Ok(Begun {
@@ -146,12 +146,7 @@ async fn begin_sighted(
     let (volume_id, seen) = (sighting.volume_id, sighting.newest);
     let (parent, origin) = (sighting.parent, sighting.origin);
     let (lease, entry) = join!(
-        Lease::take_unchanged(
-            &store,
-            volume_id.to_string(),
-            &options.lease,
-            sighting.lease.clone()
-        ),
+        Lease::take_unchanged(&store, volume_id, &options.lease, sighting.lease.clone()),
         catalogue::load_entry(&store, seen.mark.cno)
     );
     Ok(lease.map(|lease| Begun {
