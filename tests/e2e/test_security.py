@@ -1,7 +1,9 @@
 """What docs/security.md says: no credential gets out, the least policy is enough, encryption on either side works."""
 
 import base64
+import json
 import re
+import uuid
 from pathlib import Path
 
 import boto3
@@ -179,3 +181,53 @@ def test_what_is_kept_on_this_machine_is_private(make_volume, make_server, tmp_p
                 ways = [file, *(parent for parent in file.parents if local in parent.parents)]
                 assert any(way.stat().st_mode & 0o077 == 0 for way in ways), f"{file} can be read by others"
     assert server.terminate() == 0
+
+
+def put_beside(volume, name: str, body: bytes) -> None:
+    """Replaces an object that lies beside the volume's container, as anybody can who may write to the store."""
+    if isinstance(volume.store, S3Store):
+        key = volume.url.removeprefix(f"s3://{BUCKET}/").rstrip("/") + f".meta/{name}"
+        volume.store.minio.client().put_object(Bucket=BUCKET, Key=key, Body=body)
+        return
+    header = json.dumps({"etag": "0" * 32, "modified_ms": 0, "data_len_bytes": len(body)}).encode()
+    file = Path(volume.url.removeprefix("file://")) / "objects" / f"volume.meta%2F{name}"
+    assert file.exists()
+    file.write_bytes(body + header + len(header).to_bytes(4, "little") + b"HNBDOBJ1")
+
+
+@pytest.mark.parametrize("kind", ["relative", "empty", "absolute"])
+def test_a_label_names_no_directory_of_ours(make_volume, make_server, tmp_path, kind):
+    """Whoever can write one object of the store must not get at the files of the server's user."""
+    local = tmp_path / "local"
+    victims = [local / "x", local / "caches" / "nodes", local / "caches" / "data"]
+    for victim in victims:
+        victim.mkdir(parents=True)
+        (victim / "thesis.tex").write_text("mine")
+    wrong = {"relative": "../../x", "empty": "", "absolute": str(local / "x")}[kind]
+    parameters = {
+        "cache_dir": str(local / "caches" / "data"),
+        "cache_disk": "64M",
+        "node_cache_config": f"LocalDisk,{local}/caches/nodes,32M,Recreate",
+    }
+    volume = make_volume()
+    put_beside(volume, "volume.json", json.dumps({"volume_id": wrong, "created_ms": 1}).encode())
+    stored = volume.store.objects()
+    for options in ([], ["-r"]):
+        server = make_server(volume, nbdkit_options=options, **parameters)
+        server.spawn()
+        assert server.wait() != 0
+        for part in (f'"{wrong[:40]}" is no volume id', "volume.json"):
+            assert part in server.log_text(), server.log_text()
+    for words in (["info", volume.url], ["delete", volume.url, "--yes"], ["resize", volume.url, "--size", "128M"]):
+        done = volume.cli(*words)
+        assert done.returncode != 0 and "is no volume id" in done.stderr, (words, done.stderr)
+    # What a command remembers of the store itself is no part of the volume.
+    assert {key: tag for key, tag in volume.store.objects().items() if not key.endswith(".meta/probe")} == stored
+    left = sorted(str(path.relative_to(local)) for path in local.rglob("*") if path.is_file())
+    assert left == sorted(str(victim.relative_to(local) / "thesis.tex") for victim in victims)
+    # The same, where the label is one, makes caches there: the test would see them.
+    put_beside(volume, "volume.json", json.dumps({"volume_id": str(uuid.uuid4()), "created_ms": 1}).encode())
+    served = make_server(volume, **parameters).start()
+    assert served.terminate() == 0
+    assert len([path for path in local.rglob("*") if path.is_file()]) > len(left)
+    assert all((victim / "thesis.tex").read_text() == "mine" for victim in victims)
