@@ -4,7 +4,7 @@ use super::{VolumeInfo, delete, info, label};
 use crate::engine::{CheckpointId, container};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
-use crate::store::{self, Directory, Store, probe};
+use crate::store::{self, Directory, Store, probe, probe_objects};
 use crate::url::VolumeUrl;
 
 /// Block size of a volume unless another is asked for; chosen by measurement (docs/benchmarking.md).
@@ -112,10 +112,13 @@ async fn check_empty(store: &Store) -> Result<(), VolumeError> {
             url: store.url.to_string(),
         });
     }
+    if let Err(e) = probe_objects::sweep(store).await {
+        log::warn!("objects of earlier probes are left: {e}");
+    }
     match delete::objects(store)
         .await?
         .into_iter()
-        .find(|o| !probe::is_memory(store, &o.key))
+        .find(|o| !probe::is_own(store, o))
     {
         Some(object) => Err(VolumeError::Leftovers {
             url: store.url.to_string(),

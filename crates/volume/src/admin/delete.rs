@@ -9,7 +9,7 @@ use super::{info, label, wal};
 use crate::error::{ErrorKind, VolumeError};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store::{self, Directory, ObjectEntry, Store, StoreErrorKind, probe};
+use crate::store::{self, Directory, ObjectEntry, Store, StoreErrorKind, probe, probe_objects};
 use crate::url::VolumeUrl;
 
 const INODE: &str = "inode";
@@ -70,7 +70,7 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
 /// Whether something of a volume lies beside its container, where nothing is but what this project puts there.
 async fn has_leftovers(store: &Store) -> Result<bool, VolumeError> {
     let beside = store.list(&store.meta_key("")).await?;
-    Ok(beside.iter().any(|o| !probe::is_memory(store, &o.key)))
+    Ok(beside.iter().any(|o| !probe::is_own(store, o)))
 }
 
 /// What becomes of a volume of which damage hides whether a server holds it.
@@ -98,6 +98,7 @@ pub async fn delete(
     if_damaged: IfDamaged,
 ) -> Result<DeletePlan, VolumeError> {
     let store = store::connect(url, store_options).await?;
+    probe_objects::sweep(&store).await?;
     let plan = plan(&store).await?;
     let lease = lease_for(&store, store_options, lease_options, if_damaged).await?;
     remove(&store, store_options, lease.as_deref()).await?;
@@ -187,6 +188,8 @@ pub(super) async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeErr
     let mut objects = store.list(&root).await?;
     objects.retain(|o| o.key.strip_prefix(&root).is_some_and(is_container_object));
     objects.extend(store.list(&store.meta_key("")).await?);
+    // Of a probe that may be running: it removes them itself, or the next one does.
+    objects.retain(|o| !probe_objects::is_of_probe(store, o));
     Ok(objects)
 }
 

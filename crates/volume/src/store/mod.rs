@@ -14,6 +14,7 @@ mod multipart;
 mod object_file;
 mod operations;
 pub mod probe;
+pub(crate) mod probe_objects;
 mod s3;
 mod scratch;
 pub(crate) mod seal;

@@ -13,7 +13,8 @@ use log::{info, warn};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{ETag, Store, StoreError, StoreErrorKind};
+use super::probe_objects::{self, ATTEMPTS_MAX};
+use super::{ETag, ObjectEntry, Store, StoreError, StoreErrorKind};
 use crate::clock::now_ms;
 use crate::error::VolumeError;
 use crate::url::VolumeUrl;
@@ -24,8 +25,6 @@ const VERSION: u32 = 1;
 const NAME: &str = "probe";
 /// Writers that race for one object.
 const RACERS: usize = 8;
-/// Tries of a check that meets a store that is not reached.
-const ATTEMPTS_MAX: usize = 4;
 
 /// One promise, tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -118,9 +117,10 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
     Ok(())
 }
 
-/// Whether this is the object that remembers of a store that it is safe: it tells of no volume.
-pub(crate) fn is_memory(store: &Store, key: &str) -> bool {
-    key == store.meta_key(NAME)
+/// Whether this is one of the probes' own objects, or the one that remembers of a store that it is safe: they tell of no
+/// volume.
+pub(crate) fn is_own(store: &Store, object: &ObjectEntry) -> bool {
+    object.key == store.meta_key(NAME) || probe_objects::is_of_probe(store, object)
 }
 
 /// Whether the store is known to be safe. Of a directory nothing is remembered.
@@ -143,12 +143,14 @@ pub(crate) async fn has_passed(store: &Store) -> Result<bool, VolumeError> {
 pub async fn run(store: &Store) -> Result<Vec<Check>, StoreError> {
     let probe = Probe {
         store,
-        prefix: store.meta_key(&format!("probe-{}/", uuid::Uuid::new_v4().simple())),
+        prefix: probe_objects::new_prefix(store),
     };
     let checks = probe.all().await;
     // Whatever came of it, nothing is left behind.
     if let Err(e) = store.delete_prefix(&probe.prefix).await {
         warn!("objects of the probe are left below {}: {e}", probe.prefix);
+    } else if let Err(e) = probe_objects::sweep(store).await {
+        warn!("objects of earlier probes are left: {e}");
     }
     checks
 }

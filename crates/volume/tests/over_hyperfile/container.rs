@@ -377,6 +377,24 @@ fn no_volume_is_created_upon_what_is_left_of_another() {
     }
 }
 
+/// A probe that was killed, or is still running, tells of no volume.
+#[test]
+fn what_a_probe_left_is_no_hindrance_and_no_volume() {
+    let f = Fixture::new();
+    f.create(MIB, 4096);
+    let lease = LeaseOptions::default();
+    let delete = || f.run(admin::delete(&f.url, &f.store_options, &lease, IfDamaged::Refuse));
+    let store = f.store().unwrap();
+    let left = store.meta_key("probe-0123456789abcdef0123456789abcdef/read_back-1");
+    f.run(store.put(&left, "first")).unwrap();
+    assert_eq!(delete().unwrap().objects, 2, "inode and label");
+    assert_eq!(f.objects(), std::slice::from_ref(&left), "it may be in use");
+    assert_eq!(delete().unwrap_err().kind(), ErrorKind::NotFound);
+    f.create(MIB, 4096);
+    f.open().close(Duration::from_secs(30)).unwrap();
+    assert!(f.objects().contains(&left));
+}
+
 /// The label is there before the container: a creation that was interrupted is no volume, and is cleared away as a
 /// deletion is.
 #[test]

@@ -10,7 +10,9 @@ use aws_sdk_s3::error::BoxError;
 
 use super::*;
 use crate::error::{ErrorKind, VolumeError};
+use crate::store::object_file::ObjectHeader;
 use crate::store::probe::{self, Check};
+use crate::store::probe_objects;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lie {
@@ -22,6 +24,8 @@ enum Lie {
     IgnoresSuffixRanges,
     IgnoresRanges,
     HasOneETag,
+    /// Nothing gets through from this request on, as when the program is killed there.
+    KilledAt(u32),
 }
 
 /// Between the client and an honest store: what comes out is a store that lies.
@@ -42,7 +46,10 @@ impl Intercept for Liar {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        self.requests.fetch_add(1, Ordering::SeqCst);
+        let before = self.requests.fetch_add(1, Ordering::SeqCst);
+        if matches!(self.lie, Lie::KilledAt(request) if before >= request) {
+            return Err("killed".into());
+        }
         let request = context.request_mut();
         let is_put = request.method() == "PUT";
         let is_suffix = request
@@ -198,4 +205,89 @@ async fn a_pass_is_remembered_for_the_endpoint() {
         .map(|o| o.key)
         .collect();
     assert_eq!(keys, [tested.store.meta_key("probe")]);
+}
+
+/// Makes an object look as if it had been written some time ago.
+fn age(dir: &TempDir, key: &str, by: Duration) {
+    let name = crate::store::object_file::name_of_key(key).unwrap();
+    let path = dir.path().join("vol/objects").join(name);
+    let mut header = ObjectHeader::read(&std::fs::File::open(&path).unwrap()).unwrap();
+    header.modified_ms -= by.as_millis() as u64;
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.truncate(header.data_len_bytes as usize);
+    bytes.extend(header.encode().unwrap());
+    std::fs::write(&path, bytes).unwrap();
+}
+
+async fn keys(store: &Store) -> Vec<String> {
+    let listed = store.list("").await.unwrap();
+    listed.into_iter().map(|object| object.key).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_killed_probe_leaves_is_known_and_goes_once_it_is_old() {
+    let mut left_names = std::collections::BTreeSet::new();
+    for request in (0..).step_by(3) {
+        let (tested, _) = lying(Lie::KilledAt(request)).await;
+        let dir = tested.dir.as_ref().unwrap();
+        let ended = probe::run(&tested.store).await;
+        let honest = connect(&file_url(&dir.path().join("vol")), &StoreOptions::default())
+            .await
+            .unwrap();
+        let left = honest.list("").await.unwrap();
+        for object in &left {
+            assert!(probe::is_own(&honest, object), "{}", object.key);
+            left_names.insert(object.key.rsplit('/').next().unwrap().to_owned());
+        }
+        // Another probe may be using them.
+        probe_objects::sweep(&honest).await.unwrap();
+        assert_eq!(
+            keys(&honest).await.len(),
+            left.len(),
+            "killed at request {request}"
+        );
+        for object in &left {
+            age(dir, &object.key, Duration::from_secs(16 * 60));
+        }
+        probe_objects::sweep(&honest).await.unwrap();
+        assert_eq!(
+            keys(&honest).await,
+            Vec::<String>::new(),
+            "killed at request {request}"
+        );
+        if ended.is_ok_and(|checks| broken(&checks).is_empty()) {
+            break;
+        }
+    }
+    assert!(left_names.len() >= 9, "{left_names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_that_is_not_a_probes() {
+    let Tested { store, dir } = file_store().await;
+    let id = "0123456789abcdef0123456789abcdef";
+    let meta = |name: &str| store.meta_key(name);
+    let others = [
+        meta(&format!("probe-{id}/read_back-5")),
+        meta(&format!("probe-{id}/notes-1")),
+        meta(&format!("probe-{id}/read_back-1/x")),
+        meta(&format!("probe-{}/read_back-1", id.to_uppercase())),
+        meta("probe-1/read_back-1"),
+        store.data_key(&format!("probe-{id}/read_back-1")),
+    ];
+    for key in &others {
+        store.put(key, "x").await.unwrap();
+    }
+    let large = meta(&format!("probe-{id}/read_back-2"));
+    store.put(&large, vec![0; 257]).await.unwrap();
+    let ours = meta(&format!("probe-{id}/read_back-1"));
+    store.put(&ours, "first").await.unwrap();
+    for key in others.iter().chain([&large, &ours]) {
+        age(dir.as_ref().unwrap(), key, Duration::from_secs(3600));
+    }
+    // The next probe removes what is old.
+    assert_eq!(broken(&probe::run(&store).await.unwrap()), Vec::<&str>::new());
+    let mut expected: Vec<String> = others.into_iter().chain([large]).collect();
+    expected.sort();
+    assert_eq!(keys(&store).await, expected);
 }
