@@ -160,7 +160,9 @@ fn replace_twice(disk: &dyn Disk, source: &Path, target: &Path) -> io::Result<()
             Ok(_) => return Err(unfit(source, "makes a file anew where there is one")),
         }
         file.write_all(body)?;
-        sync_file(disk, &file, source)?;
+        if replaced.is_none() {
+            sync_file(disk, &file, source)?;
+        }
         rename(disk, source, target)?;
         if fs::read(target).ok().as_deref() != Some(body) {
             return Err(unfit(target, NO_RENAME));
