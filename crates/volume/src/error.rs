@@ -174,6 +174,21 @@ pub enum VolumeError {
         /// What to do, and what that gives up.
         advice: &'static str,
     },
+    /// An owner later than the volume's lease knows of wrote to the log: the lease was put back, and the log was not.
+    #[error(
+        "the write-ahead log {url} may hold flushed writes of this volume: servers up to the {newest}th of the volume have \
+         written to it, and by the volume's lease this one is the {own}th: the volume was restored from a backup or rolled \
+         back by another tool; put the volume back to the state that the log continues, or give up the writes flushed to \
+         it since then with discard_wal=yes"
+    )]
+    LogAhead {
+        /// The log's URL.
+        url: String,
+        /// The newest epoch in the log.
+        newest: u64,
+        /// This owner's epoch.
+        own: u64,
+    },
     /// What is stored makes no sense.
     #[error("{what} is corrupt: {reason}")]
     Corrupt {
@@ -213,7 +228,7 @@ impl VolumeError {
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::BufferFull { .. } => ErrorKind::BufferFull,
             Self::Journal { .. } => ErrorKind::LocalDisk,
-            Self::Log { .. } => ErrorKind::InvalidInput,
+            Self::Log { .. } | Self::LogAhead { .. } => ErrorKind::InvalidInput,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::CountersExhausted { .. } => ErrorKind::Exhausted,
             Self::Closed => ErrorKind::Closed,

@@ -221,7 +221,7 @@ fn take_options(options: &LeaseOptions, volume_id: VolumeId) -> TakeOptions {
     TakeOptions {
         claim: LeaseRecord {
             state: LeaseState::Held,
-            epoch: 0,
+            epoch: options.epoch_above,
             token: uuid::Uuid::new_v4().simple().to_string(),
             renewals: 0,
             duration_ms: options.duration.as_millis() as u64,

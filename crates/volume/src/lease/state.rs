@@ -131,7 +131,7 @@ pub enum Refusal {
 /// How to take a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TakeOptions {
-    /// The lease to take; its epoch is filled in.
+    /// The lease to take. Its epoch becomes the next above this one and above all that were seen.
     pub claim: LeaseRecord,
     /// Take it whoever holds it.
     pub takeover: bool,
@@ -290,7 +290,7 @@ impl Take {
         }
         // An own write that was given up may still land, over what it was meant for: the same token makes it ours.
         let record = LeaseRecord {
-            epoch: epoch_seen + 1,
+            epoch: epoch_seen.max(self.options.claim.epoch) + 1,
             older_may_run,
             ..self.options.claim.clone()
         };

@@ -355,3 +355,15 @@ fn a_release_goes_over_a_renewal_whose_answer_was_lost_and_over_nothing_else() {
         "a close does not wait for an outage"
     );
 }
+
+/// A lease that was put back with an older state of the volume knows of fewer owners than the log does.
+#[test]
+fn the_epoch_is_above_what_the_claim_says() {
+    let mut take = Take::new(TakeOptions {
+        claim: record("mine", 7),
+        takeover: false,
+        known_expired: None,
+    });
+    let action = take.on(TakeEvent::Absent { epoch_seen: 3 });
+    assert_eq!(action, put_over_one_that_may_run(8, None));
+}

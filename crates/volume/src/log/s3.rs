@@ -45,7 +45,7 @@ impl S3Log {
     /// so damage is no reason to stop.
     ///
     /// # Errors
-    /// [`VolumeError::InvalidInput`] for the log of another volume, [`VolumeError::Fenced`] when a later owner has it.
+    /// [`VolumeError::InvalidInput`] for the log of another volume, [`VolumeError::LogAhead`] when a later owner had it.
     pub async fn open(
         store: Store,
         volume_id: Uuid,
@@ -125,11 +125,11 @@ impl S3Log {
                 sequence: numbers[0],
             };
             self.read(id).await?;
-            return Err(VolumeError::Fenced {
-                reason: format!(
-                    "a later server (epoch {later}, this one is {}) has the log",
-                    self.epoch
-                ),
+            let newest = parts.keys().next_back().copied().unwrap_or(later);
+            return Err(VolumeError::LogAhead {
+                url: self.store.url.to_string(),
+                newest,
+                own: self.epoch,
             });
         }
         let mut own_last = 0;

@@ -126,7 +126,15 @@ async fn an_append_whose_answer_was_lost_is_recognised() {
 async fn an_owner_of_an_earlier_epoch_is_refused() {
     let f = Fixture::new().await;
     f.open(5).await.unwrap();
-    assert!(matches!(f.open(4).await, Err(VolumeError::Fenced { .. })));
+    let ahead = f.open(4).await;
+    assert!(matches!(
+        ahead,
+        Err(VolumeError::LogAhead {
+            newest: 5,
+            own: 4,
+            ..
+        })
+    ));
     f.open(5).await.unwrap();
 }
 

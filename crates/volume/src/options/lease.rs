@@ -16,6 +16,8 @@ pub struct LeaseOptions {
     /// The lease that is found may be that of the volume which this one is a copy of: its holder says nothing of this
     /// volume, and only whether it is renewed does.
     pub is_copied: bool,
+    /// Its epoch is above this one: the newest that a log tells of which an earlier lease of this volume was used with.
+    pub epoch_above: u64,
 }
 
 impl Default for LeaseOptions {
@@ -25,6 +27,7 @@ impl Default for LeaseOptions {
             takeover: false,
             sighting: None,
             is_copied: false,
+            epoch_above: 0,
         }
     }
 }

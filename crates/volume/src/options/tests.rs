@@ -130,6 +130,7 @@ fn every_key_takes_effect_in_every_spelling() {
                     takeover: true,
                     sighting: None,
                     is_copied: false,
+                    epoch_above: 0,
                 },
             },
             runtime_threads: threads,

@@ -42,6 +42,23 @@ impl Volume {
         if !options.read_only {
             log_open::check_claimable(options.wal_url.as_ref()).await?;
         }
+        match Self::open_once(url, store_options, options).await {
+            // The lease was put back with the volume. What is given up in the log must stay behind this owner.
+            Err(VolumeError::LogAhead { newest, .. }) if options.discard_wal => {
+                let mut options = options.clone();
+                options.lease.sighting = None;
+                options.lease.epoch_above = newest;
+                Self::open_once(url, store_options, &options).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_once(
+        url: &VolumeUrl,
+        store_options: &StoreOptions,
+        options: &VolumeOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
         let begun = match begin_sighted(url, store_options, options).await? {
             Some(begun) => begun,
             None => {
@@ -72,7 +89,13 @@ impl Volume {
             is_discard_allowed: options.discard_wal,
             epoch: lease.epoch(),
         };
-        let opened = open_owned(&request, options, &lease, Before { seen, entry, origin }).await;
+        let mut opened = open_owned(&request, options, &lease, Before { seen, entry, origin }).await;
+        if let Err(VolumeError::LogAhead { .. }) = &opened
+            // A later owner takes the lease before the log.
+            && let Err(e) = lease.check().await
+        {
+            opened = Err(e);
+        }
         if opened.is_err() {
             // The engine's open may have written.
             lease.release(false).await;
