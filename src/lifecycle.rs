@@ -22,6 +22,9 @@ use crate::{nbdkit_ext, params};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
+/// Stack of a runtime's thread: an opening runs on one, and its futures need more than the 2 MiB that are usual, above all in a build
+/// that is not optimised. What is not touched takes no memory.
+const STACK_BYTES: usize = 8 << 20;
 
 /// How often a connection that waits for the opening looks whether the server ends.
 const OPENING_POLL: Duration = Duration::from_millis(50);
@@ -77,6 +80,7 @@ pub fn start() -> Result<()> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(config.runtime_threads)
         .thread_name("hypernbd")
+        .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
         .map_err(no_runtime)?;
