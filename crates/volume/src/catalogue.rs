@@ -32,9 +32,10 @@ pub struct CatalogueEntry {
     /// Size of the volume at it, in bytes.
     pub size_bytes: u64,
     /// The owner's epoch.
+    #[serde(deserialize_with = "crate::counters::epoch")]
     pub epoch: u64,
     /// The generation it holds, and all before it: the watermark of the log. 0 in entries of releases without a log.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::counters::generation")]
     pub generation: u64,
     /// Whether the entry was added later, by an open that found it missing; its time is then the container's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

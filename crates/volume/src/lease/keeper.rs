@@ -15,6 +15,7 @@ use super::state::{
 };
 use crate::catalogue;
 use crate::clock::now_ms;
+use crate::counters::EPOCH_MAX;
 use crate::engine::{Ownership, touch};
 use crate::error::VolumeError;
 use crate::options::LeaseOptions;
@@ -246,6 +247,12 @@ async fn take(
     let mut action = FIRST_LOOK;
     loop {
         action = match looking.next(&mut take, action).await? {
+            TakeAction::Put { record, .. } if record.epoch > EPOCH_MAX => {
+                return Err(VolumeError::CountersExhausted {
+                    counter: "owners",
+                    limit: EPOCH_MAX,
+                });
+            }
             TakeAction::Put { record, expected } => {
                 let event = match put(store, &record, expected.as_ref()).await {
                     Put::Accepted(version) => TakeEvent::PutAccepted(version),

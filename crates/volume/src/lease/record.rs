@@ -52,6 +52,7 @@ pub struct LeaseRecord {
     /// Whether it is in force.
     pub state: LeaseState,
     /// Counts the owners of the volume: each one's is higher than every one's before it.
+    #[serde(deserialize_with = "crate::counters::epoch")]
     pub epoch: u64,
     /// Random, one a taking: tells whose lease it is.
     #[serde(deserialize_with = "stored_text::printable")]

@@ -35,10 +35,12 @@ pub struct MarkerState {
     )]
     pub journal_id: Option<String>,
     /// The epoch of the owner.
+    #[serde(deserialize_with = "crate::counters::epoch")]
     pub epoch: u64,
     /// When it was opened, in milliseconds since 1970-01-01 UTC.
     pub opened_ms: u64,
     /// Every generation up to this one is published, whatever the catalogue says.
+    #[serde(deserialize_with = "crate::counters::generation")]
     pub watermark: u64,
     /// A checkpoint that the volume has if this marker is of its history. None in markers of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,13 +15,14 @@ use uuid::Uuid;
 use super::record::Group;
 use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use crate::counters::EPOCH_MAX;
 use crate::error::VolumeError;
 use crate::store::{Store, StoreErrorKind};
 
 /// Groups not yet published beyond which flushes go by checkpoints, in bytes.
 const CAPACITY_BYTES: u64 = 512 << 20;
 /// The largest epoch and number that a name has digits for. Names sort as numbers do only while all have as many.
-const NUMBER_MAX: u64 = 9_999_999_999;
+const NUMBER_MAX: u64 = EPOCH_MAX;
 /// Rounds of sealing: each is repeated only because an older owner wrote one more group meanwhile.
 const SEAL_ROUNDS_MAX: usize = 1000;
 

@@ -75,3 +75,24 @@ fn a_volume_whose_checkpoint_numbers_end_is_read_and_not_written() {
         assert_eq!(info.checkpoint_numbers_used, last);
     }
 }
+
+/// Names have ten digits for an owner's number.
+#[test]
+fn a_volume_that_has_had_its_last_owner_is_read_and_not_written() {
+    let f = Fixture::new();
+    f.create(4 * MIB, 4096);
+    let volume = f.open();
+    volume.write(0, &pattern(1, 8192), true).unwrap();
+    volume.close(Duration::from_secs(30)).unwrap();
+    let mut lease = f.lease().unwrap();
+    lease.epoch = 9_999_999_999;
+    f.put_lease(&lease);
+    let refused = f.try_open().err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Exhausted, "{refused}");
+    assert_eq!(f.lease().unwrap(), lease, "nothing was written");
+    assert!(f.read(&f.open_read_only(), 0, 8192) == pattern(1, 8192));
+    lease.epoch += 1;
+    f.put_lease(&lease);
+    let refused = f.try_open().err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+}
