@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
-use hypernbd_volume::durability::Durability;
+use hypernbd_volume::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
 use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
@@ -203,7 +203,11 @@ pub fn block_size_bytes() -> Option<u32> {
 
 /// The end: publishes what is left, then ends every thread. Harmless when nothing was started, or called again.
 pub fn stop() {
-    log_panic("unload", catch_unwind(AssertUnwindSafe(stop_all)));
+    let ended = catch_unwind(AssertUnwindSafe(stop_all));
+    if ended.is_err() {
+        report_loss();
+    }
+    log_panic("unload", ended);
 }
 
 fn stop_all() {
@@ -226,6 +230,17 @@ fn close(volume: &Volume) {
     if let Err(error) = volume.close(timeout) {
         let lost = "writes after the last flush or checkpoint are lost";
         log::error!("closing the volume: {}; {lost}", error.chain());
+        report_loss();
+    }
+}
+
+/// Tells the program that started the server: nbdkit exits 0 whatever its plugin's end came to.
+fn report_loss() {
+    let Some(path) = std::env::var_os(LOSS_FILE) else {
+        return;
+    };
+    if let Err(error) = std::fs::write(path, []) {
+        log::error!("{LOSS_FILE} cannot be written: {error}");
     }
 }
 

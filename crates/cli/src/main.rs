@@ -5,6 +5,7 @@ mod commands;
 mod flags;
 mod output;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -62,17 +63,23 @@ fn main() -> ExitCode {
         .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
         .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
         .init();
+    hypernbd_volume::limits::raise_descriptors();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
             // A volume's failure writes out its causes itself, without the repetitions of the S3 client's.
             match error.downcast_ref::<VolumeError>() {
-                Some(failure) => eprintln!("hypernbd: {}", failure.chain()),
-                None => eprintln!("hypernbd: {error:#}"),
+                Some(failure) => complain(&failure.chain()),
+                None => complain(&format!("{error:#}")),
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says it on standard error, which may be a terminal that is gone: that is no failure of its own.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "hypernbd: {text}");
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

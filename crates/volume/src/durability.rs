@@ -2,6 +2,10 @@
 
 use crate::url::VolumeUrl;
 
+/// Environment variable that names a file. The plugin makes it when a volume cannot be closed with everything published; who
+/// started nbdkit learns of it so, as nbdkit's own exit status does not depend on what its plugin's end came to.
+pub const LOSS_FILE: &str = "HYPERNBD_LOSS_FILE";
+
 /// The durability class of a volume's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {

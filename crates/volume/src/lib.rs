@@ -17,6 +17,7 @@ mod error;
 pub mod geometry;
 pub mod history;
 pub mod lease;
+pub mod limits;
 pub mod log;
 pub mod options;
 pub mod read;

@@ -12,7 +12,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hypernbd_volume::durability::Durability;
+use hypernbd_volume::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, ServeOptions};
 use hypernbd_volume::url::VolumeUrl;
 use rustix::process::{Pid, Signal, kill_process};
@@ -64,7 +64,7 @@ pub struct Args {
     pub nbdkit_args: Vec<String>,
 }
 
-/// Serves until nbdkit ends, and ends as it did.
+/// Serves until nbdkit ends, and ends as it did; with a failure where writes were lost, of which nbdkit's status tells nothing.
 pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCode> {
     let parameters = parameters(args, store);
     let config = check(&parameters)?;
@@ -72,6 +72,7 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     let plugin = find_plugin()?;
     let pid_dir = tempfile::tempdir().context("cannot make a temporary directory")?;
     let pid_file = pid_dir.path().join("pid");
+    let loss_file = pid_dir.path().join("loss");
 
     let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
     let mut command = Command::new(&nbdkit);
@@ -88,12 +89,18 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     if args.verbose > 0 && env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", "hypernbd=info,hypernbd_volume=info");
     }
+    command.env(LOSS_FILE, &loss_file);
     // A group of its own: Ctrl-C reaches nbdkit once, from here.
     command.process_group(0).kill_on_drop(true);
     let status = runtime.block_on(async {
         let child = command.spawn().map_err(|error| cannot_start(&nbdkit, error))?;
         supervise(child, &pid_file, &address, &config).await
     })?;
+    if status.success() && loss_file.exists() {
+        bail!(
+            "the volume could not be closed, and writes after the last flush or checkpoint may be lost: see the log"
+        );
+    }
     Ok(exit_code(status))
 }
 
@@ -206,6 +213,10 @@ async fn supervise(
         .context("nbdkit ended at once")?;
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut terminations = signal(SignalKind::terminate())?;
+    let mut hangups = match is_ignored(Signal::HUP) {
+        true => None,
+        false => Some(signal(SignalKind::hangup())?),
+    };
     let mut ready_poll = tokio::time::interval(READY_POLL);
     let mut announced = false;
     let mut asked_to_stop = false;
@@ -214,6 +225,13 @@ async fn supervise(
             status = child.wait() => return Ok(status?),
             _ = interrupts.recv() => Signal::INT,
             _ = terminations.recv() => Signal::TERM,
+            () = hang_up(&mut hangups) => {
+                // One terminal's end may bring several of them: from the kernel, and from the shell.
+                if asked_to_stop {
+                    continue;
+                }
+                Signal::TERM
+            }
             _ = ready_poll.tick(), if !announced => {
                 if pid_file.exists() {
                     announced = true;
@@ -230,11 +248,31 @@ async fn supervise(
         }
         asked_to_stop = true;
         let _ = kill_process(pid, stop);
-        eprintln!(
+        // The terminal may be gone.
+        let _ = writeln!(
+            std::io::stderr(),
             "hypernbd: stopping, once connected clients have gone and their writes are published; \
              again to stop at once and lose what was not flushed"
         );
     }
+}
+
+/// Waits for the next hangup; for ever where they are ignored.
+async fn hang_up(hangups: &mut Option<tokio::signal::unix::Signal>) {
+    match hangups {
+        Some(hangups) => {
+            hangups.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this process was started with the signal ignored, as nohup(1) does: it is to stay so.
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
 fn announcement(address: &Address, config: &ServeConfig) -> String {

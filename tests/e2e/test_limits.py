@@ -1,0 +1,66 @@
+"""What the system lets a server have: the soft limits of descriptors are no limits of ours."""
+
+import os
+import subprocess
+
+import nbd
+import pytest
+
+from support.process import wait_for
+from support.server import CLI, PLUGIN, Server
+
+SOFT = 64
+CLIENTS = 100
+pytestmark = pytest.mark.file_only
+
+
+def limits(pid: int) -> tuple[int, int]:
+    """The soft and the hard limit of a process's descriptors."""
+    with open(f"/proc/{pid}/limits", encoding="ascii") as lines:
+        line = next(line for line in lines if line.startswith("Max open files"))
+    return tuple(int(word) for word in line.split()[3:5])
+
+
+class LowServer(Server):
+    """A server that is started with a low soft limit."""
+
+    def command(self) -> list[str]:
+        return ["sh", "-c", f'ulimit -S -n {SOFT}; exec "$@"', "sh", *super().command()]
+
+
+def test_more_connections_than_the_soft_limit_of_descriptors(make_volume, make_server):
+    """Each of them is served at once with the others."""
+    plain = make_server(make_volume())
+    server = LowServer(plain.nbdkit, plain.volume, plain.directory)
+    try:
+        server.start()
+        soft, hard = limits(server.process.pid)
+        assert soft == hard > SOFT
+        clients = [server.handle() for _ in range(CLIENTS)]
+        clients[0].pwrite(b"seen by all", 0)
+        assert {bytes(client.pread(11, 0)) for client in clients} == {b"seen by all"}
+        for client in clients:
+            client.shutdown()
+        assert server.terminate() == 0
+    finally:
+        server.dispose()
+
+
+def test_the_command_line_raises_its_limit(make_volume, make_server, nbdkit):
+    """For `serve`, which passes it on, as for all other commands."""
+    volume = make_volume()
+    socket = make_server(volume).directory / "served"
+    command = [str(CLI), "serve", volume.url, "--socket", str(socket)]
+    low = ["sh", "-c", f'ulimit -S -n {SOFT}; exec "$@"', "sh"]
+    env = {**os.environ, "NBDKIT": nbdkit, "HYPERNBD_PLUGIN": str(PLUGIN)}
+    process = subprocess.Popen(low + command, env=env, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(socket.exists, "the server to listen")
+        soft, hard = limits(process.pid)
+        assert soft == hard > SOFT
+        client = nbd.NBD()
+        client.connect_unix(str(socket))
+        client.shutdown()
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0
