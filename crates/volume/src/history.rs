@@ -300,8 +300,8 @@ impl Seen {
         if numbers.is_empty() {
             return Ok(0);
         }
-        let entries: Vec<Option<CatalogueEntry>> = stream::iter(numbers)
-            .map(|&cno| catalogue::load_entry(&self.store, cno))
+        let entries: Vec<Option<CatalogueEntry>> = stream::iter(numbers.iter().copied())
+            .map(|cno| catalogue::load_entry(&self.store, cno))
             .buffered(READS_AT_ONCE)
             .try_collect()
             .await?;

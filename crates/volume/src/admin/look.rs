@@ -1,6 +1,7 @@
 //! The look at a volume that comes before anything is written to it, in one round trip.
 
-use futures::{join, try_join};
+use futures::future::BoxFuture;
+use futures::{FutureExt, join, try_join};
 
 use super::label::{self, Found, Label, Unpublished};
 use crate::engine::{InodeCheck, StoredState, inode as stored_inode};
@@ -33,29 +34,35 @@ pub(crate) struct Looked {
 ///
 /// # Errors
 /// What [`store::connect`] says, before all else; [`VolumeError::NotFound`] when there is no volume.
-pub(crate) async fn look(url: &VolumeUrl, options: &StoreOptions) -> Result<Looked, VolumeError> {
-    let store = store::unproved(url, options).await?;
-    let asked = async {
-        let asked = join!(
-            stored_inode::load(&store),
-            label::find(&store),
-            lease::stored(&store),
-            marker::load(&store),
-            probe::has_passed(&store),
-        );
-        Ok(asked)
-    };
-    // The check of the store first: its errors say best what is wrong.
-    let ((), (inode, label, lease, marker, is_store_proved)) = try_join!(store.check(), asked)?;
-    let (inode, _) = inode?;
-    Ok(Looked {
-        newest: StoredState::of_inode(&inode),
-        lease: lease?,
-        label: label?,
-        marker: marker.map(|found| found.map(|(marker, _)| marker)),
-        is_store_proved: is_store_proved.unwrap_or(false),
-        store,
-    })
+pub(crate) fn look<'a>(
+    url: &'a VolumeUrl,
+    options: &'a StoreOptions,
+) -> BoxFuture<'a, Result<Looked, VolumeError>> {
+    async move {
+        let store = store::unproved(url, options).await?;
+        let asked = async {
+            let asked = join!(
+                stored_inode::load(&store),
+                label::find(&store),
+                lease::stored(&store),
+                marker::load(&store),
+                probe::has_passed(&store),
+            );
+            Ok(asked)
+        };
+        // The check of the store first: its errors say best what is wrong.
+        let ((), (inode, label, lease, marker, is_store_proved)) = try_join!(store.check(), asked)?;
+        let (inode, _) = inode?;
+        Ok(Looked {
+            newest: StoredState::of_inode(&inode),
+            lease: lease?,
+            label: label?,
+            marker: marker.map(|found| found.map(|(marker, _)| marker)),
+            is_store_proved: is_store_proved.unwrap_or(false),
+            store,
+        })
+    }
+    .boxed()
 }
 
 /// What an open may start from that comes some time after a look: it holds as long as the lease is still that one,

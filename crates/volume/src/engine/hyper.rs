@@ -33,6 +33,9 @@ use crate::writeback::overlay::Frozen;
 const ONE_PIECE_BYTES: u64 = 2 << 20;
 /// Time that check values still under way get when the volume is closed.
 const SEALING_TIME_MAX: Duration = Duration::from_secs(5);
+/// Stack of the owner thread. A build that is not optimised needs more than the usual 2 MiB for the engine's futures; what is
+/// not touched takes no memory.
+const OWNER_STACK_BYTES: usize = 8 << 20;
 
 /// A volume's container.
 pub struct HyperEngine {
@@ -103,6 +106,7 @@ impl HyperEngine {
         };
         let thread = std::thread::Builder::new()
             .name("hypernbd-owner".into())
+            .stack_size(OWNER_STACK_BYTES)
             .spawn({
                 let runtime = runtime.clone();
                 move || runtime.block_on(owner::run(owner, inbox, opened))

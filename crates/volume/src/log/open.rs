@@ -520,7 +520,8 @@ impl OpenLog {
             .store
             .found()
             .iter()
-            .map(|&id| async move { (id, self.store.read(id).await) });
+            .copied()
+            .map(|id| async move { (id, self.store.read(id).await) });
         let mut reads = stream::iter(reads).buffered(READS_AT_ONCE).enumerate();
         while let Some((nth, (id, group))) = reads.next().await {
             if nth > 0 && nth % PROGRESS_GROUPS == 0 {

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use btree_ondisk::NodeCache;
-use futures::join;
+use futures::future::BoxFuture;
+use futures::{FutureExt, join};
 use log::{info, warn};
 
 use super::{Parts, Volume};
@@ -34,73 +35,79 @@ impl Volume {
     /// [`VolumeError::NotFound`] when there is none; nothing is ever created by an open. [`VolumeError::Held`] when
     /// another server has it open for writing. [`VolumeError::Log`] for a log that must not be ignored and cannot be
     /// used.
-    pub async fn open(
-        url: &VolumeUrl,
-        store_options: &StoreOptions,
-        options: &VolumeOptions,
-    ) -> Result<Arc<Self>, VolumeError> {
-        if !options.read_only {
-            log_open::check_claimable(options.wal_url.as_ref()).await?;
-        }
-        match Self::open_once(url, store_options, options).await {
-            // The lease was put back with the volume. What is given up in the log must stay behind this owner.
-            Err(VolumeError::LogAhead { newest, .. }) if options.discard_wal => {
-                let mut options = options.clone();
-                options.lease.sighting = None;
-                options.lease.epoch_above = newest;
-                Self::open_once(url, store_options, &options).await
+    pub fn open<'a>(
+        url: &'a VolumeUrl,
+        store_options: &'a StoreOptions,
+        options: &'a VolumeOptions,
+    ) -> BoxFuture<'a, Result<Arc<Self>, VolumeError>> {
+        async move {
+            if !options.read_only {
+                log_open::check_claimable(options.wal_url.as_ref()).await?;
             }
-            opened => opened,
+            match Self::open_once(url, store_options, options).await {
+                // The lease was put back with the volume. What is given up in the log must stay behind this owner.
+                Err(VolumeError::LogAhead { newest, .. }) if options.discard_wal => {
+                    let mut options = options.clone();
+                    options.lease.sighting = None;
+                    options.lease.epoch_above = newest;
+                    Self::open_once(url, store_options, &options).await
+                }
+                opened => opened,
+            }
         }
+        .boxed()
     }
 
-    async fn open_once(
-        url: &VolumeUrl,
-        store_options: &StoreOptions,
-        options: &VolumeOptions,
-    ) -> Result<Arc<Self>, VolumeError> {
-        let begun = match begin_sighted(url, store_options, options).await? {
-            Some(begun) => begun,
-            None => {
-                let looked = admin::look(url, store_options).await?;
-                if options.read_only {
-                    return open_read_only(looked, options).await;
+    fn open_once<'a>(
+        url: &'a VolumeUrl,
+        store_options: &'a StoreOptions,
+        options: &'a VolumeOptions,
+    ) -> BoxFuture<'a, Result<Arc<Self>, VolumeError>> {
+        async move {
+            let begun = match begin_sighted(url, store_options, options).await? {
+                Some(begun) => begun,
+                None => {
+                    let looked = admin::look(url, store_options).await?;
+                    if options.read_only {
+                        return open_read_only(looked, options).await;
+                    }
+                    begin(looked, store_options, options).await?
                 }
-                begin(looked, store_options, options).await?
-            }
-        };
-        let Begun {
-            store,
-            volume_id,
-            parent,
-            origin,
-            lease,
-            seen,
-            entry,
-        } = begun;
-        let request = log_open::Request {
-            store: &store,
-            volume_id,
-            parent,
-            inherited: options.inherited_log,
-            newest_seen: seen.id(),
-            store_options,
-            url: options.wal_url.as_ref(),
-            is_discard_allowed: options.discard_wal,
-            epoch: lease.epoch(),
-        };
-        let mut opened = open_owned(&request, options, &lease, Before { seen, entry, origin }).await;
-        if let Err(VolumeError::LogAhead { .. }) = &opened
+            };
+            let Begun {
+                store,
+                volume_id,
+                parent,
+                origin,
+                lease,
+                seen,
+                entry,
+            } = begun;
+            let request = log_open::Request {
+                store: &store,
+                volume_id,
+                parent,
+                inherited: options.inherited_log,
+                newest_seen: seen.id(),
+                store_options,
+                url: options.wal_url.as_ref(),
+                is_discard_allowed: options.discard_wal,
+                epoch: lease.epoch(),
+            };
+            let mut opened = open_owned(&request, options, &lease, Before { seen, entry, origin }).await;
+            if let Err(VolumeError::LogAhead { .. }) = &opened
             // A later owner takes the lease before the log.
             && let Err(e) = lease.check().await
-        {
-            opened = Err(e);
+            {
+                opened = Err(e);
+            }
+            if opened.is_err() {
+                // The engine's open may have written.
+                lease.release(false).await;
+            }
+            opened
         }
-        if opened.is_err() {
-            // The engine's open may have written.
-            lease.release(false).await;
-        }
-        opened
+        .boxed()
     }
 }
 
@@ -121,85 +128,97 @@ struct Begun {
 
 /// Takes the lease of a volume that was looked at. Before that look nothing is written: opening must not leave anything at
 /// a mistyped URL.
-async fn begin(
+fn begin<'a>(
     mut looked: Looked,
-    store_options: &StoreOptions,
-    options: &VolumeOptions,
-) -> Result<Begun, VolumeError> {
-    looked.ensure_safe(store_options.allow_unsafe).await?;
-    let lease_options = LeaseOptions {
-        is_copied: looked.is_elsewhere(),
-        ..options.lease.clone()
-    };
-    if looked.is_elsewhere() {
-        let marker = std::mem::replace(&mut looked.marker, Ok(None))?;
-        log_open::check_copied(marker.as_ref(), options)?;
+    store_options: &'a StoreOptions,
+    options: &'a VolumeOptions,
+) -> BoxFuture<'a, Result<Begun, VolumeError>> {
+    async move {
+        looked.ensure_safe(store_options.allow_unsafe).await?;
+        let lease_options = LeaseOptions {
+            is_copied: looked.is_elsewhere(),
+            ..options.lease.clone()
+        };
+        if looked.is_elsewhere() {
+            let marker = std::mem::replace(&mut looked.marker, Ok(None))?;
+            log_open::check_copied(marker.as_ref(), options)?;
+        }
+        let label = looked.settle_label(options.adopt).await?;
+        let (store, seen) = (looked.store, looked.newest);
+        let (lease, entry) = join!(
+            Lease::take(&store, label.volume_id, &lease_options, looked.lease),
+            catalogue::load_entry(&store, seen.mark.cno)
+        );
+        Ok(Begun {
+            lease: lease?,
+            entry: entry.ok().flatten(),
+            store,
+            volume_id: label.volume_id,
+            parent: label.parent,
+            origin: label.origin,
+            seen,
+        })
     }
-    let label = looked.settle_label(options.adopt).await?;
-    let (store, seen) = (looked.store, looked.newest);
-    let (lease, entry) = join!(
-        Lease::take(&store, label.volume_id, &lease_options, looked.lease),
-        catalogue::load_entry(&store, seen.mark.cno)
-    );
-    Ok(Begun {
-        lease: lease?,
-        entry: entry.ok().flatten(),
-        store,
-        volume_id: label.volume_id,
-        parent: label.parent,
-        origin: label.origin,
-        seen,
-    })
+    .boxed()
 }
 
 /// The same for a volume that was seen before, without another look: the lease is taken only if it is still the one seen.
 /// `None` when it is not, or when a store that is not known to keep conditions makes that mean nothing.
-async fn begin_sighted(
-    url: &VolumeUrl,
-    store_options: &StoreOptions,
-    options: &VolumeOptions,
-) -> Result<Option<Begun>, VolumeError> {
-    let Some(sighting) = &options.lease.sighting else {
-        return Ok(None);
-    };
-    if options.read_only || store_options.allow_unsafe {
-        return Ok(None);
+fn begin_sighted<'a>(
+    url: &'a VolumeUrl,
+    store_options: &'a StoreOptions,
+    options: &'a VolumeOptions,
+) -> BoxFuture<'a, Result<Option<Begun>, VolumeError>> {
+    async move {
+        let Some(sighting) = &options.lease.sighting else {
+            return Ok(None);
+        };
+        if options.read_only || store_options.allow_unsafe {
+            return Ok(None);
+        }
+        let store = store::unproved(url, store_options).await?;
+        let (volume_id, seen) = (sighting.volume_id, sighting.newest);
+        let (parent, origin) = (sighting.parent, sighting.origin);
+        let (lease, entry) = join!(
+            Lease::take_unchanged(&store, volume_id, &options.lease, sighting.lease.clone()),
+            catalogue::load_entry(&store, seen.mark.cno)
+        );
+        Ok(lease.map(|lease| Begun {
+            store,
+            volume_id,
+            parent,
+            origin,
+            lease,
+            seen,
+            entry: entry.ok().flatten(),
+        }))
     }
-    let store = store::unproved(url, store_options).await?;
-    let (volume_id, seen) = (sighting.volume_id, sighting.newest);
-    let (parent, origin) = (sighting.parent, sighting.origin);
-    let (lease, entry) = join!(
-        Lease::take_unchanged(&store, volume_id, &options.lease, sighting.lease.clone()),
-        catalogue::load_entry(&store, seen.mark.cno)
-    );
-    Ok(lease.map(|lease| Begun {
-        store,
-        volume_id,
-        parent,
-        origin,
-        lease,
-        seen,
-        entry: entry.ok().flatten(),
-    }))
+    .boxed()
 }
 
-async fn open_read_only(looked: Looked, options: &VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
-    let volume_id = looked.volume_id();
-    warn_of_log(looked.marker);
-    let (engine, _) = open_engine(EngineOf {
-        store: &looked.store,
-        options,
-        volume_id,
-        ownership: Arc::new(SoleOwner),
-        seen: looked.newest,
-        entry: None,
-    })
-    .await?;
-    Ok(Arc::new(Volume::with_parts(
-        Arc::new(engine),
-        Parts::default(),
-        options,
-    )))
+fn open_read_only<'a>(
+    looked: Looked,
+    options: &'a VolumeOptions,
+) -> BoxFuture<'a, Result<Arc<Volume>, VolumeError>> {
+    async move {
+        let volume_id = looked.volume_id();
+        warn_of_log(looked.marker);
+        let (engine, _) = open_engine(EngineOf {
+            store: &looked.store,
+            options,
+            volume_id,
+            ownership: Arc::new(SoleOwner),
+            seen: looked.newest,
+            entry: None,
+        })
+        .await?;
+        Ok(Arc::new(Volume::with_parts(
+            Arc::new(engine),
+            Parts::default(),
+            options,
+        )))
+    }
+    .boxed()
 }
 
 /// What was stored before the lease was taken.
@@ -209,89 +228,92 @@ struct Before {
     origin: Option<InodeCheck>,
 }
 
-async fn open_owned(
-    request: &log_open::Request<'_>,
-    options: &VolumeOptions,
-    lease: &Arc<Lease>,
+fn open_owned<'a>(
+    request: &'a log_open::Request<'a>,
+    options: &'a VolumeOptions,
+    lease: &'a Arc<Lease>,
     before: Before,
-) -> Result<Arc<Volume>, VolumeError> {
-    let &log_open::Request {
-        store,
-        volume_id,
-        epoch,
-        ..
-    } = request;
-    let engine = open_engine(EngineOf {
-        store,
-        options,
-        volume_id: Some(volume_id),
-        ownership: lease.clone(),
-        seen: before.seen,
-        entry: before.entry.as_ref(),
-    });
-    let seen_cno = before.seen.mark.cno;
-    let later = history::numbers_after(store, seen_cno);
-    let (mut begun, (engine, state), later) = if request.url.is_some() {
-        // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
-        let begun = log_open::begin(request, marker::load(store).await?).await?;
-        let (engine, later) = join!(engine, later);
-        (begun, engine?, later?)
-    } else {
-        // No log to replay. One that is there is refused, or given up.
-        let (found, engine, later) = join!(marker::load(store), engine, later);
-        (log_open::begin(request, found?).await?, engine?, later?)
-    };
-    let known = Known {
-        origin: before.origin,
-        entry: before.entry.clone(),
-        later: Some((seen_cno, later)),
-    };
-    let history = history::look(store, state.newest, known).await?;
-    let seen = before.seen.id();
-    if seen != history.newest() && !history.has(seen).await? {
-        // The caches were judged by what was seen.
-        engine.empty_caches().await?;
+) -> BoxFuture<'a, Result<Arc<Volume>, VolumeError>> {
+    async move {
+        let &log_open::Request {
+            store,
+            volume_id,
+            epoch,
+            ..
+        } = request;
+        let engine = open_engine(EngineOf {
+            store,
+            options,
+            volume_id: Some(volume_id),
+            ownership: lease.clone(),
+            seen: before.seen,
+            entry: before.entry.as_ref(),
+        });
+        let seen_cno = before.seen.mark.cno;
+        let later = history::numbers_after(store, seen_cno);
+        let (mut begun, (engine, state), later) = if request.url.is_some() {
+            // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
+            let begun = log_open::begin(request, marker::load(store).await?).await?;
+            let (engine, later) = join!(engine, later);
+            (begun, engine?, later?)
+        } else {
+            // No log to replay. One that is there is refused, or given up.
+            let (found, engine, later) = join!(marker::load(store), engine, later);
+            (log_open::begin(request, found?).await?, engine?, later?)
+        };
+        let known = Known {
+            origin: before.origin,
+            entry: before.entry.clone(),
+            later: Some((seen_cno, later)),
+        };
+        let history = history::look(store, state.newest, known).await?;
+        let seen = before.seen.id();
+        if seen != history.newest() && !history.has(seen).await? {
+            // The caches were judged by what was seen.
+            engine.empty_caches().await?;
+        }
+        begun.judge(&history).await?;
+        let recorded = history.settle(state.modified_ms, epoch).await?;
+        let watermark = recorded.max(begun.least_watermark);
+        let mut parts = Parts::default();
+        let mut catalogue = None;
+        parts.first_generation = match &begun.log {
+            Some(log) => {
+                let owner = DriverLog {
+                    store: log.store.clone(),
+                    volume_id: volume_id.as_uuid(),
+                    epoch,
+                    newest: log.marker.newest().clone(),
+                };
+                owner.newest.set(state.newest.id);
+                let replaying = Replaying {
+                    log,
+                    owner: &owner,
+                    history: &history,
+                    watermark,
+                };
+                let (generation, recorder) = replaying.run(store, options, &engine).await?;
+                parts.recorder = Some(Arc::new(recorder));
+                parts.log = Some(owner);
+                // The replay has gone beyond what an older owner may have on its way to the log.
+                generation + 1
+            }
+            None => {
+                let started = Catalogue::start(store.clone(), epoch);
+                parts.recorder = Some(started.clone());
+                catalogue = Some(started);
+                // An older owner may have used more than it recorded.
+                watermark + GENERATIONS_AHEAD_MAX + 1
+            }
+        };
+        let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
+        volume.catalogue = catalogue;
+        volume.log = begun.log;
+        volume.driver.fence_when(lease.lost());
+        volume.lease = Some(lease.clone());
+        Ok(Arc::new(volume))
     }
-    begun.judge(&history).await?;
-    let recorded = history.settle(state.modified_ms, epoch).await?;
-    let watermark = recorded.max(begun.least_watermark);
-    let mut parts = Parts::default();
-    let mut catalogue = None;
-    parts.first_generation = match &begun.log {
-        Some(log) => {
-            let owner = DriverLog {
-                store: log.store.clone(),
-                volume_id: volume_id.as_uuid(),
-                epoch,
-                newest: log.marker.newest().clone(),
-            };
-            owner.newest.set(state.newest.id);
-            let replaying = Replaying {
-                log,
-                owner: &owner,
-                history: &history,
-                watermark,
-            };
-            let (generation, recorder) = replaying.run(store, options, &engine).await?;
-            parts.recorder = Some(Arc::new(recorder));
-            parts.log = Some(owner);
-            // The replay has gone beyond what an older owner may have on its way to the log.
-            generation + 1
-        }
-        None => {
-            let started = Catalogue::start(store.clone(), epoch);
-            parts.recorder = Some(started.clone());
-            catalogue = Some(started);
-            // An older owner may have used more than it recorded.
-            watermark + GENERATIONS_AHEAD_MAX + 1
-        }
-    };
-    let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
-    volume.catalogue = catalogue;
-    volume.log = begun.log;
-    volume.driver.fence_when(lease.lost());
-    volume.lease = Some(lease.clone());
-    Ok(Arc::new(volume))
+    .boxed()
 }
 
 /// The replay of a log.
@@ -368,38 +390,41 @@ impl EngineOf<'_> {
     }
 }
 
-async fn open_engine(of: EngineOf<'_>) -> Result<(HyperEngine, OpenState), VolumeError> {
-    let (index_cache, read_cache) = of.caches().await?;
-    let EngineOf {
-        store,
-        options,
-        volume_id,
-        ownership,
-        seen,
-        ..
-    } = of;
-    // What a read-only open has seen may be published over before it is opened, and that is no harm.
-    let expected = (!options.read_only).then_some(seen);
-    let (engine, state) = HyperEngine::open_owned(
-        store,
-        index_cache,
-        read_cache,
-        options.read_only,
-        ownership,
-        expected,
-    )
-    .await?;
-    let geometry = engine.geometry();
-    info!(
-        "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
-        store.url,
-        geometry.size_bytes(),
-        geometry.block_size(),
-        state.newest.id.cno,
-        volume_id.map_or("without a label".to_owned(), |id| id.to_string()),
-        if options.read_only { ", read-only" } else { "" }
-    );
-    Ok((engine, state))
+fn open_engine<'a>(of: EngineOf<'a>) -> BoxFuture<'a, Result<(HyperEngine, OpenState), VolumeError>> {
+    async move {
+        let (index_cache, read_cache) = of.caches().await?;
+        let EngineOf {
+            store,
+            options,
+            volume_id,
+            ownership,
+            seen,
+            ..
+        } = of;
+        // What a read-only open has seen may be published over before it is opened, and that is no harm.
+        let expected = (!options.read_only).then_some(seen);
+        let (engine, state) = HyperEngine::open_owned(
+            store,
+            index_cache,
+            read_cache,
+            options.read_only,
+            ownership,
+            expected,
+        )
+        .await?;
+        let geometry = engine.geometry();
+        info!(
+            "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
+            store.url,
+            geometry.size_bytes(),
+            geometry.block_size(),
+            state.newest.id.cno,
+            volume_id.map_or("without a label".to_owned(), |id| id.to_string()),
+            if options.read_only { ", read-only" } else { "" }
+        );
+        Ok((engine, state))
+    }
+    .boxed()
 }
 
 /// A read-only opening replays nothing, and says so.
