@@ -222,7 +222,9 @@ impl VolumeError {
                 StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,
                 StoreErrorKind::PreconditionFailed => ErrorKind::AlreadyExists,
                 StoreErrorKind::Corrupt => ErrorKind::Corrupt,
-                StoreErrorKind::Unreachable | StoreErrorKind::Other => ErrorKind::Store,
+                StoreErrorKind::Unreachable | StoreErrorKind::Refused | StoreErrorKind::Other => {
+                    ErrorKind::Store
+                }
             },
             Self::Engine { .. } => ErrorKind::Store,
             Self::Timeout { .. } => ErrorKind::Timeout,

@@ -14,6 +14,7 @@ pub use lease::LeaseOptions;
 pub use node_cache::{NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, ReadCacheConfig, ReadCacheDisk};
 pub use store::{PayloadSigning, ServerSideEncryption, StoreOptions};
+pub(crate) use store::{check_endpoint, check_region};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
 use crate::units::MIB;

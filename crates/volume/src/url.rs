@@ -111,20 +111,25 @@ fn parse_file(rest: &str) -> Result<VolumeUrl, String> {
     Ok(VolumeUrl::File { path })
 }
 
-/// The naming rules of general purpose buckets:
-/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>
+/// The naming rules of general purpose buckets, and those that buckets of before 2018 and other stores follow: up to 255
+/// letters, digits, dots, hyphens and underscores. <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>
 fn check_bucket(bucket: &str) -> Result<(), String> {
-    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let edge = |c: char| c.is_ascii_alphanumeric();
     if bucket.is_empty() {
         return Err(format!("the bucket is missing; {FORMS}"));
     }
-    let well_formed = (3..=63).contains(&bucket.len())
-        && bucket.chars().all(|c| edge(c) || c == '-' || c == '.')
+    let well_formed = (3..=255).contains(&bucket.len())
+        && bucket.chars().all(|c| edge(c) || ['-', '.', '_'].contains(&c))
         && bucket.starts_with(edge)
         && bucket.ends_with(edge);
     if !well_formed {
         return Err(format!(
-            "\"{bucket}\" is not a bucket name (3 to 63 lower-case letters, digits, dots and hyphens)"
+            "\"{bucket}\" is not a bucket name (3 to 255 letters, digits, dots, hyphens and underscores)"
+        ));
+    }
+    if bucket.ends_with("--x-s3") {
+        return Err(format!(
+            "\"{bucket}\" is a directory bucket, whose listings a volume cannot do with; use a general purpose bucket"
         ));
     }
     Ok(())
@@ -286,16 +291,23 @@ mod tests {
     }
 
     #[test]
+    fn buckets_of_old_and_of_other_stores_are_taken() {
+        for bucket in ["Bucket", "my_bucket", "My.Old_Bucket-1", &"a".repeat(64)] {
+            assert_eq!(
+                VolumeUrl::parse(&format!("s3://{bucket}/vol/")),
+                Ok(s3(bucket, "vol"))
+            );
+        }
+    }
+
+    #[test]
+    fn directory_buckets_are_refused_with_what_works() {
+        assert!(reason("s3://disks--use1-az4--x-s3/vol/").contains("use a general purpose bucket"));
+    }
+
+    #[test]
     fn bucket_names_follow_the_rules() {
-        for bucket in [
-            "ab",
-            "Bucket",
-            "my_bucket",
-            "-bucket",
-            "bucket.",
-            "user:pw@bucket",
-            &"a".repeat(64),
-        ] {
+        for bucket in ["ab", "-bucket", "bucket.", "user:pw@bucket", &"a".repeat(256)] {
             assert!(
                 reason(&format!("s3://{bucket}/vol/")).contains("not a bucket name"),
                 "{bucket}"

@@ -66,9 +66,15 @@ pub async fn delete(args: &Args, store: &StoreOptions, unasked: Unasked) -> Resu
     output::line(format_args!(
         "deleted {}: {} objects, {}",
         args.url,
-        done.objects,
-        format_size(done.bytes)
+        done.plan.objects,
+        format_size(done.plan.bytes)
     ))?;
+    if done.is_kept_as_versions {
+        output::line(format_args!(
+            "the bucket keeps versions: these bytes stay in it, and are paid for, until a lifecycle rule removes versions \
+             that are not current (docs/s3-compatibility.md)"
+        ))?;
+    }
     Ok(())
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
 use serde::Serialize;
 
 use super::{info, label, wal};
@@ -13,7 +12,6 @@ use crate::store::{self, Directory, ObjectEntry, Store, StoreErrorKind, probe, p
 use crate::url::VolumeUrl;
 
 const INODE: &str = "inode";
-const DELETIONS_IN_FLIGHT: usize = 16;
 
 /// What a deletion destroys.
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +24,15 @@ pub struct DeletePlan {
     pub objects: u64,
     /// Bytes stored for it.
     pub bytes: u64,
+}
+
+/// What [`delete`] removed.
+#[derive(Debug, Clone)]
+pub struct Deleted {
+    /// What was planned.
+    pub plan: DeletePlan,
+    /// The bucket keeps versions: the bytes stay in it, as versions that are not current.
+    pub is_kept_as_versions: bool,
 }
 
 /// Says what [`delete`] would destroy.
@@ -96,13 +103,16 @@ pub async fn delete(
     store_options: &StoreOptions,
     lease_options: &LeaseOptions,
     if_damaged: IfDamaged,
-) -> Result<DeletePlan, VolumeError> {
+) -> Result<Deleted, VolumeError> {
     let store = store::connect(url, store_options).await?;
     probe_objects::sweep(&store).await?;
     let plan = plan(&store).await?;
     let lease = lease_for(&store, store_options, lease_options, if_damaged).await?;
-    remove(&store, store_options, lease.as_deref()).await?;
-    Ok(plan)
+    let is_kept_as_versions = remove(&store, store_options, lease.as_deref()).await?;
+    Ok(Deleted {
+        plan,
+        is_kept_as_versions,
+    })
 }
 
 /// The lease of a volume that is to be deleted. `None` where there is none to take: after a deletion that was interrupted,
@@ -150,28 +160,25 @@ fn may_be_damage(e: &VolumeError) -> bool {
     }
 }
 
-/// Removes what belongs to the volume.
+/// Removes what belongs to the volume. Whether the bucket keeps versions of it.
 async fn remove(
     store: &Store,
     store_options: &StoreOptions,
     lease: Option<&Lease>,
-) -> Result<(), VolumeError> {
+) -> Result<bool, VolumeError> {
     let inode = store.data_key(INODE);
     let label = store.meta_key(label::NAME);
     let lease_key = store.meta_key(lease::NAME);
-    store.delete(&inode).await?;
+    let is_kept_as_versions = store.delete(&inode).await?;
     // While the marker and the label still tell which log it is.
     wal::remove_log(store, store_options, None).await;
-    let rest = objects(store)
+    let rest: Vec<String> = objects(store)
         .await?
         .into_iter()
-        .filter(|o| ![&inode, &label, &lease_key].contains(&&o.key));
-    let mut deletions = futures::stream::iter(rest)
-        .map(|object| async move { store.delete(&object.key).await })
-        .buffer_unordered(DELETIONS_IN_FLIGHT);
-    while let Some(deleted) = deletions.next().await {
-        deleted?;
-    }
+        .map(|object| object.key)
+        .filter(|key| ![&inode, &label, &lease_key].contains(&key))
+        .collect();
+    store.delete_keys(&rest).await?;
     // Held until nothing is left that another server could open.
     if let Some(lease) = lease {
         lease.forget();
@@ -179,7 +186,7 @@ async fn remove(
     store.delete(&lease_key).await?;
     store.delete(&label).await?;
     store.remove_if_empty(Directory::Removed).await?;
-    Ok(())
+    Ok(is_kept_as_versions)
 }
 
 /// Everything stored for the volume.

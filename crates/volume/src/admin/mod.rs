@@ -19,7 +19,7 @@ mod resize;
 pub mod wal;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
-pub use delete::{DeletePlan, IfDamaged, delete, delete_plan};
+pub use delete::{DeletePlan, Deleted, IfDamaged, delete, delete_plan};
 pub use info::{VolumeInfo, info};
 pub use look::Sighting;
 pub(crate) use look::{Looked, look};

@@ -424,9 +424,10 @@ async fn put(store: &Store, record: &LeaseRecord, expected: Option<&ETag>) -> Pu
         Err(e) => match e.kind {
             StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => Put::Refused,
             StoreErrorKind::Unreachable => Put::Unknown(e.to_string()),
-            StoreErrorKind::AccessDenied | StoreErrorKind::Corrupt | StoreErrorKind::Other => {
-                Put::Failed(e.into())
-            }
+            StoreErrorKind::AccessDenied
+            | StoreErrorKind::Corrupt
+            | StoreErrorKind::Refused
+            | StoreErrorKind::Other => Put::Failed(e.into()),
         },
     }
 }

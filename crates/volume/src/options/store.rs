@@ -49,3 +49,25 @@ pub enum PayloadSigning {
     /// Never signed, for stores and networks that are trusted.
     Never,
 }
+
+/// An address as [`StoreOptions::endpoint_url`] takes it; the error says what to write.
+pub(crate) fn check_endpoint(value: &str) -> Result<String, String> {
+    let host = value
+        .strip_prefix("http://")
+        .or_else(|| value.strip_prefix("https://"))
+        .unwrap_or("");
+    let well_formed = !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace);
+    if !well_formed {
+        return Err("write http://HOST:PORT or https://HOST:PORT".to_string());
+    }
+    Ok(value.to_string())
+}
+
+/// The name of a region; the error says what to write.
+pub(crate) fn check_region(value: &str) -> Result<String, String> {
+    let well_formed = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    if !well_formed {
+        return Err("write the name of a region, as in eu-west-1".to_string());
+    }
+    Ok(value.to_string())
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::node_cache::absolute;
+use super::store::{check_endpoint, check_region};
 use super::{
     CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, NodeCacheConfig, PayloadSigning, ServeOptions,
     ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
@@ -78,12 +79,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         help: "region of the bucket, as in eu-west-1",
         group: OptionGroup::Store,
         apply: |options, value| {
-            let well_formed =
-                !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-            if !well_formed {
-                return Err("write the name of a region, as in eu-west-1".to_string());
-            }
-            options.store.region = Some(value.to_string());
+            options.store.region = Some(check_region(value)?);
             Ok(())
         },
     },
@@ -457,18 +453,6 @@ fn duration_within(value: &str, least: Duration) -> Result<Duration, String> {
         ));
     }
     Ok(duration)
-}
-
-fn check_endpoint(value: &str) -> Result<String, String> {
-    let host = value
-        .strip_prefix("http://")
-        .or_else(|| value.strip_prefix("https://"))
-        .unwrap_or("");
-    let well_formed = !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace);
-    if !well_formed {
-        return Err("write http://HOST:PORT or https://HOST:PORT".to_string());
-    }
-    Ok(value.to_string())
 }
 
 #[cfg(test)]

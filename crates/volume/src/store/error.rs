@@ -2,10 +2,16 @@
 
 use std::error::Error;
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
-use super::durable::{DAMAGED, DAMAGED_STATUS};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+
+use super::durable::{DAMAGED, DAMAGED_STATUS};
+use super::foreign::ID_HEADERS;
+use crate::units::format_duration;
 
 /// The class of a [`StoreError`]: what a caller may decide by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,6 +27,9 @@ pub enum StoreErrorKind {
     Unreachable,
     /// What came back is not what was written.
     Corrupt,
+    /// The store does not take a request of this form: a header, a checksum or a condition that it does not know. A
+    /// setting decides, not chance and not the data.
+    Refused,
     /// Anything else.
     Other,
 }
@@ -130,8 +139,14 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
         // Of a `file://` store, which answers a HEAD without a code, too.
         Some(DAMAGED_STATUS) => Corrupt,
         Some(408 | 429 | 500 | 502..=504) => Unreachable,
+        Some(400 | 405 | 411 | 501) if !is_about_parts(error.code()) => Refused,
         _ => Other,
     }
+}
+
+/// Whether a refusal is about what was uploaded before, rather than the form of the request.
+fn is_about_parts(code: Option<&str>) -> bool {
+    matches!(code, Some("InvalidPart" | "InvalidPartOrder" | "EntityTooSmall"))
 }
 
 pub(super) fn status_of<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {
@@ -155,10 +170,14 @@ fn detail_of<E: ProvideErrorMetadata + Error + 'static>(
             return format!("{endpoint} does not answer in time; check endpoint_url and the network");
         }
         SdkError::DispatchFailure(_) => {
-            return format!(
-                "{endpoint} cannot be reached ({}); check endpoint_url and the network",
-                root_cause(error)
-            );
+            let cause = root_cause(error);
+            let advice = if cause.contains("certificate") {
+                "name the certificates of the authority that vouches for it in AWS_CA_BUNDLE, in ca_bundle of the profile \
+                 or in SSL_CERT_FILE"
+            } else {
+                "check endpoint_url and the network"
+            };
+            return format!("{endpoint} cannot be reached ({cause}); {advice}");
         }
         SdkError::ResponseError(_) => {
             return format!(
@@ -181,18 +200,69 @@ fn detail_of<E: ProvideErrorMetadata + Error + 'static>(
         .message()
         .map_or_else(String::new, |message| format!(": {message}"));
     let answer = format!("{endpoint} answers {status}{code}{message}");
-    let region = error
-        .raw_response()
-        .and_then(|response| response.headers().get("x-amz-bucket-region"));
+    let response = error.raw_response();
+    let region = response.and_then(|response| response.headers().get("x-amz-bucket-region"));
+    let other = response.filter(|_| error.code().is_none()).and_then(who_else);
     match (kind, error.code(), region) {
-        (_, Some("NoSuchBucket"), _) => format!("{answer}; create the bucket or correct its name"),
+        _ if other.is_some() => format!("{answer}; {}", other.unwrap_or_default()),
+        (_, Some("NoSuchBucket"), _) => match path_of(endpoint) {
+            Some(path) => format!(
+                "{answer}; endpoint_url ends in the path {path}: remove it, the bucket is named by the volume's URL alone"
+            ),
+            None => format!("{answer}; create the bucket or correct its name"),
+        },
+        (_, Some("RequestTimeTooSkewed"), _) => {
+            let date = response.and_then(|response| response.headers().get("date"));
+            format!("{answer}; {}", clock_advice(date))
+        }
         (StoreErrorKind::AccessDenied, ..) => {
             format!("{answer}; check the credentials and the bucket's policy")
         }
-        (StoreErrorKind::Other, _, Some(region)) => {
+        (StoreErrorKind::Other | StoreErrorKind::Refused, _, Some(region)) => {
             format!("{answer}; the bucket is in region {region}, set region={region}")
         }
+        (StoreErrorKind::Refused, ..) => format!(
+            "{answer}; it does not take a request of this form: try AWS_REQUEST_CHECKSUM_CALCULATION=when_required, which \
+             sends no checksums, path_style and payload_signing"
+        ),
         _ => answer,
+    }
+}
+
+/// Says that an answer without S3's own code and id is something else's, and by what name that goes.
+fn who_else(response: &HttpResponse) -> Option<String> {
+    let header = |name: &str| response.headers().get(name).filter(|value| !value.is_empty());
+    if ID_HEADERS.iter().any(|name| header(name).is_some()) {
+        return None;
+    }
+    let name = header("server").or_else(|| header("via"));
+    let name = name.map_or_else(String::new, |name| format!(", it calls itself {name:?}"));
+    let leads = header("location").map_or_else(String::new, |to| format!(" and leads to {to:?}"));
+    Some(format!(
+        "that is no answer of S3: something at that address or on the way there gives it{name}{leads}; check endpoint_url, \
+         proxies and the network"
+    ))
+}
+
+/// The path of an endpoint, if it has one.
+fn path_of(endpoint: &str) -> Option<&str> {
+    let (_, rest) = endpoint.split_once("://")?;
+    let path = &rest[rest.find('/')?..];
+    (path != "/").then_some(path)
+}
+
+/// What to do about a clock that the store does not accept, given the `Date` of its answer.
+fn clock_advice(date: Option<&str>) -> String {
+    let store = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
+    let here = DateTime::from(SystemTime::now());
+    let behind_seconds = store.map_or(0, |store| store.secs() - here.secs());
+    match behind_seconds {
+        0 => "set this machine's clock".to_owned(),
+        _ => format!(
+            "this machine's clock is {} {} the store's: set it",
+            format_duration(Duration::from_secs(behind_seconds.unsigned_abs())),
+            if behind_seconds > 0 { "behind" } else { "ahead of" }
+        ),
     }
 }
 
@@ -212,4 +282,39 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error| (*error).source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_of_an_endpoint_is_seen() {
+        for (endpoint, expected) in [
+            ("http://h:9000", None),
+            ("http://h:9000/", None),
+            ("https://h/bucket", Some("/bucket")),
+            ("/srv/volume", None),
+        ] {
+            assert_eq!(path_of(endpoint), expected, "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_clock_is_told_by_how_much() {
+        let advice = clock_advice(Some("Wed, 21 Oct 2015 07:28:00 GMT"));
+        assert!(advice.starts_with("this machine's clock is ") && advice.contains("ahead of the store's"));
+        assert_eq!(clock_advice(Some("soon")), "set this machine's clock");
+        assert_eq!(clock_advice(None), "set this machine's clock");
+    }
+
+    #[test]
+    fn an_answer_of_something_else_names_it() {
+        let mut answer = HttpResponse::new(502.try_into().expect("a status"), "".into());
+        answer.headers_mut().insert("server", "nginx");
+        let told = who_else(&answer).expect("not the store's");
+        assert!(told.contains("it calls itself \"nginx\""), "{told}");
+        answer.headers_mut().insert("x-amz-request-id", "1");
+        assert_eq!(who_else(&answer), None);
+    }
 }

@@ -14,7 +14,8 @@ use aws_sdk_s3::error::BoxError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::body::SdkBody;
 
-const ID_HEADERS: [&str; 2] = ["x-amz-request-id", "x-amz-id-2"];
+/// What a store marks its answers with.
+pub(super) const ID_HEADERS: [&str; 2] = ["x-amz-request-id", "x-amz-id-2"];
 const UNAVAILABLE: u16 = 503;
 
 /// Interceptor that takes the answers of others for none.

@@ -7,7 +7,9 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use aws_smithy_checksums::body::validate::Error as ChecksumError;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::error::status_of;
 use super::frames::Frames;
@@ -15,12 +17,17 @@ use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind, se
 
 /// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
 const WRITE_MARK: &str = "hypernbd-write";
-/// Tries of a conditional write that meets another one in progress (409), and of a read whose body breaks off.
-const ATTEMPTS_MAX: usize = 4;
-/// Wait before the next such try.
-const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
+/// Tries of a read whose body breaks off.
+const READ_ATTEMPTS_MAX: usize = 4;
+/// Tries of a conditional write that meets another one in progress (409). S3 answers so to racing writers, of which none
+/// may have won, and asks for another try: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html>.
+const CONFLICT_ATTEMPTS_MAX: u64 = 10;
+/// Longest wait before the second such try; it grows with each, and is random, so that the writers do not meet again.
+const CONFLICT_PAUSE_MS: u64 = 100;
 /// Most keys a DeleteObjects may have.
 const DELETE_KEYS_MAX: usize = 1000;
+/// Deletions under way where a store takes them one by one.
+const DELETIONS_AT_ONCE: usize = 16;
 
 impl Store {
     /// What a HEAD of the object says; `None` if it does not exist.
@@ -207,6 +214,10 @@ impl Store {
                         (StoreErrorKind::Corrupt, detail)
                     }
                 },
+                Err(error) if is_mismatch(&error) => {
+                    let detail = format!("what {} sends is damaged: {error}", self.endpoint);
+                    (StoreErrorKind::Corrupt, detail)
+                }
                 Err(error) => {
                     let detail = format!(
                         "the answer of {} broke off {attempt} times ({error})",
@@ -215,7 +226,7 @@ impl Store {
                     (StoreErrorKind::Unreachable, detail)
                 }
             };
-            if attempt == ATTEMPTS_MAX {
+            if attempt == READ_ATTEMPTS_MAX {
                 return Err(StoreError::new("read", self.target(key), kind, detail));
             }
             attempt += 1;
@@ -315,18 +326,20 @@ impl Store {
             }
             match self.head(key).await? {
                 Some(info) if info.metadata.get(WRITE_MARK) == Some(&mark) => return Ok(info.etag),
-                _ if is_conflict && attempt < ATTEMPTS_MAX => attempt += 1,
+                _ if is_conflict && attempt < CONFLICT_ATTEMPTS_MAX => {}
                 _ => return Err(error),
             }
-            tokio::time::sleep(ATTEMPT_PAUSE).await;
+            let pause_ms = fastrand::u64(1..=attempt * CONFLICT_PAUSE_MS);
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            attempt += 1;
         }
     }
 
-    /// Removes the object; nothing happens if there is none.
+    /// Removes the object; nothing happens if there is none. Whether the bucket keeps versions, so that it stays as one.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
+    pub async fn delete(&self, key: &str) -> Result<bool, StoreError> {
         let sent = self
             .client
             .delete_object()
@@ -334,8 +347,8 @@ impl Store {
             .key(key)
             .send()
             .await;
-        absent_is_none(sent.map_err(|error| self.error("delete", key, error)))?;
-        Ok(())
+        let deleted = absent_is_none(sent.map_err(|error| self.error("delete", key, error)))?;
+        Ok(deleted.is_some_and(|output| output.delete_marker().unwrap_or(false)))
     }
 
     /// All objects whose keys start with `prefix`, in the order of their keys.
@@ -426,7 +439,14 @@ impl Store {
                 .delete(delete)
                 .send()
                 .await;
-            let output = sent.map_err(|error| self.error("delete", first, error))?;
+            let output = match sent.map_err(|error| self.error("delete", first, error)) {
+                // A store that does not know the request.
+                Err(error) if error.kind == StoreErrorKind::Refused => {
+                    self.delete_one_by_one(batch).await?;
+                    continue;
+                }
+                sent => sent?,
+            };
             if let [refused, ..] = output.errors() {
                 let code = refused.code().unwrap_or("an error without a code");
                 let kind = if code == "AccessDenied" {
@@ -438,6 +458,14 @@ impl Store {
                 return Err(fail(kind, format!("{} answers {code} for {key}", self.endpoint)));
             }
         }
+        Ok(())
+    }
+
+    async fn delete_one_by_one(&self, keys: &[String]) -> Result<(), StoreError> {
+        let mut deletions = stream::iter(keys.to_vec())
+            .map(|key| async move { self.delete(&key).await })
+            .buffer_unordered(DELETIONS_AT_ONCE);
+        while deletions.try_next().await?.is_some() {}
         Ok(())
     }
 
@@ -475,6 +503,11 @@ fn check(
         seal::verify_frames(seal, offset_bytes, bytes, object_bytes)?;
     }
     Ok(object_bytes)
+}
+
+/// Whether a body was read whole and is not the one that the store keeps the checksum of.
+fn is_mismatch(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| (*error).source()).any(|error| error.is::<ChecksumError>())
 }
 
 fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {

@@ -50,14 +50,16 @@ static WARNED_OF: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 enum Failure {
     /// The promise is broken.
     Broken(String),
-    /// The store was not reached, or refused the credentials: that says nothing of its promises.
+    /// The store was not reached, or refused the credentials or the form of a request: that says nothing of its promises.
     Store(StoreError),
 }
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error.kind {
-            StoreErrorKind::Unreachable | StoreErrorKind::AccessDenied => Self::Store(error),
+            StoreErrorKind::Unreachable | StoreErrorKind::AccessDenied | StoreErrorKind::Refused => {
+                Self::Store(error)
+            }
             _ => Self::Broken(error.detail),
         }
     }

@@ -1,11 +1,11 @@
 //! `s3://`: the SDK's client, set up for a volume.
 //!
-//! Environment, profiles and the credential chain are the SDK's own; options given to us come before them. Retries are
-//! the SDK's too (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`).
+//! Environment, profiles and the credential chain are the SDK's own, checked before ([`environment`]); options given to us
+//! come before them. Retries are the SDK's too (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`).
 
 use std::time::Duration;
 
-use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
@@ -13,10 +13,11 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedCredentialsProvider,
-    StalledStreamProtectionConfig,
+    Region, RequestChecksumCalculation, SharedCredentialsProvider, StalledStreamProtectionConfig,
 };
 
+use super::checksums::Checksums;
+use super::environment::{self, Environment};
 use super::error::CONNECT;
 use super::foreign::ForeignAnswers;
 use super::seal::Seal;
@@ -60,8 +61,14 @@ async fn unproved_as(
     options: &StoreOptions,
     credentials: Option<SharedCredentialsProvider>,
 ) -> Result<Store, StoreError> {
-    let endpoint_url = options.endpoint_url.clone().or_else(endpoint_of_environment);
-    let config = load(options, endpoint_url.is_some(), credentials);
+    let environment = environment::read().await;
+    let environment =
+        environment.map_err(|wrong| StoreError::new(CONNECT, url, StoreErrorKind::Refused, wrong))?;
+    let endpoint_url = options
+        .endpoint_url
+        .clone()
+        .or_else(|| environment.endpoint_url.clone());
+    let config = load(options, &environment, endpoint_url.is_some(), credentials);
     let config = in_time(url, endpoint_url.as_deref().unwrap_or("AWS S3"), config).await?;
     Ok(store(url, bucket, prefix, options, endpoint_url, &config))
 }
@@ -84,8 +91,9 @@ fn store(
     endpoint_url: Option<String>,
     config: &SdkConfig,
 ) -> Store {
-    // A profile can name an endpoint, too.
-    let endpoint_url = endpoint_url.or_else(|| config.endpoint_url().map(str::to_string));
+    // A profile can name an endpoint, too. An empty one is that of a variable without a value.
+    let of_profile = config.endpoint_url().filter(|endpoint| !endpoint.is_empty());
+    let endpoint_url = endpoint_url.or_else(|| of_profile.map(str::to_string));
     let region = config.region().map_or(DEFAULT_REGION, |region| region.as_ref());
     let endpoint = match &endpoint_url {
         Some(endpoint) => endpoint.clone(),
@@ -103,17 +111,18 @@ fn store(
 
 async fn load(
     options: &StoreOptions,
+    environment: &Environment,
     has_endpoint: bool,
     credentials: Option<SharedCredentialsProvider>,
 ) -> SdkConfig {
-    let region = RegionProviderChain::first_try(options.region.clone().map(Region::new))
-        .or_else(EnvironmentVariableRegionProvider::new())
-        .or_else(ProfileFileRegionProvider::new());
+    let named = options.region.clone().or_else(|| environment.region.clone());
+    let of_profile = ProfileFileRegionProvider::builder().profile_name(&environment.profile);
+    let region = RegionProviderChain::first_try(named.map(Region::new)).or_else(of_profile.build());
     // Only a machine of AWS can say which region it is in, and asking elsewhere takes seconds.
     let region = if has_endpoint {
         region
     } else {
-        region.or_default_provider()
+        region.or_else(ImdsRegionProvider::builder().build())
     };
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -121,7 +130,8 @@ async fn load(
         .operation_attempt_timeout(ATTEMPT_TIMEOUT)
         .build();
     let loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(turns::client())
+        .http_client(turns::client(environment.ca_bundle.clone()))
+        .profile_name(&environment.profile)
         .region(region.or_else(Region::from_static(DEFAULT_REGION)))
         .timeout_config(timeouts)
         .stalled_stream_protection(
@@ -129,12 +139,16 @@ async fn load(
                 .grace_period(STALL_GRACE)
                 .build(),
         );
-    match credentials {
+    let loader = match credentials {
         Some(credentials) => loader.credentials_provider(credentials),
         None => loader,
-    }
-    .load()
-    .await
+    };
+    let loader = if environment.has_empty_retries {
+        loader.retry_config(RetryConfig::standard())
+    } else {
+        loader
+    };
+    loader.load().await
 }
 
 pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
@@ -145,19 +159,19 @@ pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: O
     if let Some(encrypt) = Encrypt::from_options(options) {
         builder = builder.interceptor(encrypt);
     }
-    if let Some(endpoint) = &options.endpoint_url {
-        builder.set_endpoint_url(Some(endpoint.clone()));
+    if endpoint_url.is_some() || config.endpoint_url() == Some("") {
+        builder.set_endpoint_url(endpoint_url.map(str::to_string));
     }
     let foreign = endpoint_url.is_some_and(|endpoint| !is_aws(endpoint));
     if let Some(path_style) = options.path_style.or(foreign.then_some(true)) {
         builder.set_force_path_style(Some(path_style));
     }
-    if endpoint_url.is_some_and(|endpoint| endpoint.starts_with("http:")) {
-        // Over plain http the SDK signs every chunk of a checksummed body, at a quarter of the speed.
-        builder = builder
-            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    if config.request_checksum_calculation() != Some(RequestChecksumCalculation::WhenRequired) {
+        builder = builder.interceptor(Checksums::default());
     }
+    // The SDK's own are of another kind for each request, and over plain http each chunk of their bodies is signed, at a
+    // quarter of the speed.
+    builder = builder.request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
     Client::from_conf(builder.build())
 }
 
@@ -187,13 +201,6 @@ async fn list_one(store: &Store) -> Result<(), StoreError> {
         .await
         .map(drop)
         .map_err(|error| StoreError::from_sdk(CONNECT, &store.url, &store.endpoint, error))
-}
-
-/// The endpoint that the SDK will take from the environment.
-fn endpoint_of_environment() -> Option<String> {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|endpoint| !endpoint.is_empty()))
 }
 
 fn is_aws(endpoint_url: &str) -> bool {
@@ -243,7 +250,7 @@ pub(super) mod tests {
     /// The store of a bucket that need not exist.
     pub async fn unchecked(url: &VolumeUrl, options: &StoreOptions) -> Store {
         let (bucket, prefix) = parts(url);
-        let config = load(options, true, None).await;
+        let config = load(options, &Environment::default(), true, None).await;
         store(
             url,
             bucket,

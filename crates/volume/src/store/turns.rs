@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, ConnectorBuilder};
 use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
 use aws_smithy_runtime_api::client::http::{
@@ -41,10 +41,18 @@ struct InTurn {
     turns: Arc<Semaphore>,
 }
 
-/// The HTTP client that the SDK takes by itself, with turns.
-pub(super) fn client() -> SharedHttpClient {
-    let inner = Builder::new().build_with_connector_fn(|settings, components| {
+/// The HTTP client that the SDK takes by itself, with turns. Over https, who vouches for the store: the certificates of
+/// `ca_bundle` (PEM), or the system's.
+pub(super) fn client(ca_bundle: Option<Vec<u8>>) -> SharedHttpClient {
+    let trusted = ca_bundle.map_or_else(TrustStore::default, |pem| {
+        TrustStore::empty().with_pem_certificate(pem)
+    });
+    let inner = Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = ConnectorBuilder::default().tls_provider(Provider::Rustls(CryptoMode::AwsLc));
+        // A context of these parts cannot fail to be built.
+        if let Ok(context) = TlsContext::builder().with_trust_store(trusted.clone()).build() {
+            connector.set_tls_context(context);
+        }
         connector.set_connector_settings(settings.cloned());
         connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
         connector.set_proxy_config(Some(ProxyConfig::from_env()));

@@ -387,7 +387,7 @@ fn what_a_probe_left_is_no_hindrance_and_no_volume() {
     let store = f.store().unwrap();
     let left = store.meta_key("probe-0123456789abcdef0123456789abcdef/read_back-1");
     f.run(store.put(&left, "first")).unwrap();
-    assert_eq!(delete().unwrap().objects, 2, "inode and label");
+    assert_eq!(delete().unwrap().plan.objects, 2, "inode and label");
     assert_eq!(f.objects(), std::slice::from_ref(&left), "it may be in use");
     assert_eq!(delete().unwrap_err().kind(), ErrorKind::NotFound);
     f.create(MIB, 4096);

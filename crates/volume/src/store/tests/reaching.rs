@@ -150,7 +150,7 @@ async fn nothing_is_absent_while_the_directory_is_away() {
                 store.list("").await.map(drop),
                 store.put_if_match(&key, "later", &etag).await.map(drop),
                 store.put_create_only(&missing, "new").await.map(drop),
-                store.delete(&missing).await,
+                store.delete(&missing).await.map(drop),
             ];
             for answer in answers {
                 assert_eq!(answer.unwrap_err().kind, Unreachable, "{}", away.display());

@@ -1,0 +1,218 @@
+"""A proxy before an S3 server that refuses what AWS S3 documents as refused, where MinIO is more lenient.
+
+`Rules` decides, request by request, without sockets. Sources: the S3 API reference (CreateMultipartUpload, UploadPart,
+CompleteMultipartUpload, PutObject, DeleteObject, DeleteObjects), and the user guide's pages on checking object integrity,
+conditional requests and object lock.
+"""
+
+import re
+import ssl
+import threading
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from support.faulty import Message, Stream
+from support.proxy import Proxy
+
+ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
+PARTS_MAX = 10_000
+CONDITIONS = ("if-match", "if-none-match")
+ONLY_OF_DIRECTORY_BUCKETS = ("x-amz-if-match-size", "x-amz-if-match-last-modified-time")
+
+
+class Refusal(Exception):
+    """An answer of S3 that is no success."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers or {}
+
+
+def checksums_of(request: Message) -> set[str]:
+    """The algorithms of which a request carries a value, in a header or behind its body."""
+    found = {name for name in ALGORITHMS if request.header(f"x-amz-checksum-{name}")}
+    trailer = request.header("x-amz-trailer") or ""
+    return found | {name for name in ALGORITHMS if f"x-amz-checksum-{name}" in trailer.lower().split(",")}
+
+
+class Rules:
+    """What S3 refuses. `locked`: object lock by default in the bucket. `region`: the bucket's. `unknown`: headers that the
+    store does not know and refuses, as some stores do. `slow_down`: how many of the first requests to a key are refused."""
+
+    def __init__(self, locked=False, region: str | None = None, unknown: str | None = None, slow_down=0):
+        self.locked, self.region, self.slow_down = locked, region, slow_down
+        self.unknown = re.compile(unknown) if unknown else None
+        self.uploads: dict[str, tuple[str | None, str | None]] = {}
+        self.conditional: set[str] = set()
+        self.slowed: dict[str, int] = {}
+
+    def check(self, request: Message) -> None:
+        """Raises the refusal of a request that S3 does not take."""
+        method, target, _ = request.line.split(" ")
+        query = parse_qs(urlsplit(target).query, keep_blank_values=True)
+        path = unquote(urlsplit(target).path)
+        self._headers(request)
+        self._overload(method, path)
+        if method == "PUT" and "partNumber" in query:
+            self._no_conditions(request)
+            self._part(request, int(query["partNumber"][0]), query["uploadId"][0])
+        elif method == "PUT":
+            if (request.header("if-none-match") or "*") != "*":
+                raise Refusal(501, "NotImplemented", "If-None-Match takes * alone")
+            self._lock(request)
+        elif method == "POST" and "uploads" in query:
+            self._no_conditions(request)
+            self._creation(request)
+        elif method == "POST" and "uploadId" in query:
+            self._completion(request, query["uploadId"][0])
+        elif method == "POST" and "delete" in query:
+            self._no_conditions(request)
+            if not (request.header("content-md5") or checksums_of(request)):
+                raise Refusal(400, "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
+        elif method == "DELETE":
+            for name in ONLY_OF_DIRECTORY_BUCKETS:
+                if request.header(name):
+                    raise Refusal(501, "NotImplemented", f"{name} is of directory buckets")
+
+    def note(self, request: Message, answer: Message) -> None:
+        """Learns of an upload that the server has begun."""
+        if request.line.startswith("POST") and (found := re.search(rb"<UploadId>(.*?)</UploadId>", answer.body)):
+            algorithm = (request.header("x-amz-checksum-algorithm") or "").lower() or None
+            kind = request.header("x-amz-checksum-type") or {"crc64nvme": "FULL_OBJECT", None: None}.get(algorithm, "COMPOSITE")
+            if b"<CompleteMultipartUploadResult" not in answer.body:
+                self.uploads[found[1].decode()] = (algorithm, kind)
+
+    def _headers(self, request: Message) -> None:
+        for line in request.head.split(b"\r\n")[1:]:
+            name = line.split(b":", 1)[0].decode().lower()
+            if self.unknown and name and self.unknown.fullmatch(name):
+                raise Refusal(400, "InvalidArgument", f"unsupported header {name}")
+        scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/s3/", request.header("authorization") or "")
+        if self.region and scope and scope[1] != self.region:
+            message = f"The authorization header is malformed; the region '{scope[1]}' is wrong; expecting '{self.region}'"
+            raise Refusal(400, "AuthorizationHeaderMalformed", message, {"x-amz-bucket-region": self.region})
+
+    def _overload(self, method: str, path: str) -> None:
+        key = f"{method} {path}"
+        if self.slowed.setdefault(key, 0) < self.slow_down:
+            self.slowed[key] += 1
+            raise Refusal(503, "SlowDown", "Please reduce your request rate.")
+
+    def _no_conditions(self, request: Message) -> None:
+        for name in CONDITIONS:
+            if request.header(name):
+                raise Refusal(501, "NotImplemented", f"A header you provided implies functionality that is not implemented: {name}")
+
+    def _lock(self, request: Message) -> None:
+        if self.locked and not (request.header("content-md5") or checksums_of(request)):
+            message = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters"
+            raise Refusal(400, "InvalidRequest", message)
+
+    def _creation(self, request: Message) -> None:
+        algorithm = (request.header("x-amz-checksum-algorithm") or "").lower()
+        kind = request.header("x-amz-checksum-type")
+        if kind and not algorithm:
+            raise Refusal(400, "InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
+        if algorithm and algorithm not in ALGORITHMS:
+            raise Refusal(400, "InvalidRequest", "Checksum algorithm provided is unsupported.")
+        if (algorithm == "crc64nvme" and kind == "COMPOSITE") or (algorithm.startswith("sha") and kind == "FULL_OBJECT"):
+            raise Refusal(400, "InvalidRequest", f"The {kind} checksum type cannot be used with the {algorithm} checksum algorithm.")
+
+    def _part(self, request: Message, number: int, upload_id: str) -> None:
+        if not 1 <= number <= PARTS_MAX:
+            raise Refusal(400, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
+        self._lock(request)
+        algorithm, _ = self.uploads.get(upload_id, (None, None))
+        sent = checksums_of(request)
+        if sent - {algorithm} or (algorithm and not sent):
+            actual = next(iter(sent - {algorithm}), "null")
+            message = f"Checksum Type mismatch occurred, expected checksum Type: {algorithm or 'null'}, actual checksum Type: {actual}"
+            raise Refusal(400, "InvalidRequest", message)
+
+    def _completion(self, request: Message, upload_id: str) -> None:
+        algorithm, kind = self.uploads.get(upload_id, (None, None))
+        parts = re.findall(rb"<Part>(.*?)</Part>", request.body, re.DOTALL)
+        if len(parts) > PARTS_MAX:
+            raise Refusal(400, "MalformedXML", "The XML you provided was not well-formed")
+        for part in parts:
+            named = {name.decode().lower() for name in re.findall(rb"<Checksum(\w+)>", part)}
+            if named - {algorithm}:
+                raise Refusal(400, "InvalidPart", "One or more of the specified parts could not be found")
+            if kind == "COMPOSITE" and not named:
+                message = f"The upload was created using a {algorithm} checksum. The complete request must include the checksum for each part."
+                raise Refusal(400, "InvalidRequest", message)
+
+
+class StrictProxy(Proxy):
+    """Forwards to `endpoint` what the rules let through. With `tls`, a certificate and its key, over https.
+
+    Of conditional writes to one key at the same time one goes on, the others are answered 409 ConditionalRequestConflict.
+    """
+
+    def __init__(self, endpoint: str, rules: Rules | None = None, tls: tuple[str, str] | None = None):
+        self.rules = rules or Rules()
+        self.refusals: list[str] = []
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+        self.context = None
+        if tls:
+            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.context.load_cert_chain(*tls)
+        super().__init__(endpoint)
+        if tls:
+            self.endpoint = self.endpoint.replace("http://", "https://")
+
+    def serve(self, client, server) -> None:
+        if self.context:
+            client = self.context.wrap_socket(client, server_side=True)
+        requests, answers = Stream(client), Stream(server)
+        while True:
+            head = requests.message(has_body=False)
+            if head.header("expect"):
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request = Message(head.head, requests._take(int(head.header("content-length") or 0)))
+            has_body = not request.line.startswith("HEAD")
+            conditional = self._conditional(request)
+            try:
+                with self.lock:
+                    self.requests.append(request.line)
+                    self.rules.check(request)
+                    if conditional in self.rules.conditional:
+                        conditional = None
+                        raise Refusal(409, "ConditionalRequestConflict", "The conditional request cannot succeed due to a conflicting operation")
+                    if conditional:
+                        self.rules.conditional.add(conditional)
+            except Refusal as refusal:
+                with self.lock:
+                    self.refusals.append(f"{refusal.code}: {refusal.message}: {request.line}")
+                client.sendall(answer_of(refusal, has_body))
+                continue
+            try:
+                server.sendall(request.head + request.body)
+                answer = answers.message(has_body=has_body)
+                while answer.line.startswith("HTTP/1.1 1"):
+                    answer = answers.message(has_body=has_body)
+            finally:
+                with self.lock:
+                    self.rules.conditional.discard(conditional)
+            with self.lock:
+                self.rules.note(request, answer)
+            client.sendall(answer.head + answer.body)
+
+    @staticmethod
+    def _conditional(request: Message) -> str | None:
+        if request.line.startswith("PUT") and any(request.header(name) for name in CONDITIONS):
+            return urlsplit(request.line.split(" ")[1]).path
+        return None
+
+
+def answer_of(refusal: Refusal, has_body: bool) -> bytes:
+    """An S3 error, marked as the store's own."""
+    body = f"<?xml version='1.0'?><Error><Code>{refusal.code}</Code><Message>{refusal.message}</Message></Error>".encode()
+    headers = {
+        "Content-Type": "application/xml",
+        "Content-Length": str(len(body)),
+        "x-amz-request-id": "STRICT",
+        **refusal.headers,
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {refusal.status} Refused\r\n{lines}\r\n".encode() + (body if has_body else b"")
