@@ -6,6 +6,7 @@ pub mod create;
 pub mod delete;
 pub mod file;
 pub mod info;
+pub mod nbdkit_args;
 pub mod probe;
 pub mod resize;
 pub mod serve;

@@ -32,11 +32,12 @@ impl Address {
     }
 
     /// Lines for a shell: comments, and commands that work as they stand. `reply_wait_max` is the longest a request
-    /// may wait for its reply.
-    pub fn connect_lines(&self, reply_wait_max: Duration) -> String {
+    /// may wait for its reply. QEMU opens a read-only export only where it is told to.
+    pub fn connect_lines(&self, reply_wait_max: Duration, read_only: bool) -> String {
         let uri = self.to_string();
         // Above the server's own limit, so that it is the server who says that a request has failed.
         let timeout_s = reply_wait_max.as_secs() + 30;
+        let read_only = if read_only { ",readonly=on" } else { "" };
         let nbd_client_address = match self {
             Self::Tcp(address) => format!("{} {}", local(address.ip()), address.port()),
             Self::Unix(path) => format!("-unix {}", quoted(&path.display().to_string())),
@@ -51,7 +52,7 @@ impl Address {
              # a file, ./volume/nbd, without root (detach: fusermount3 -u volume)\n\
              mkdir -p volume && nbdfuse volume {uri}\n",
             drive = quoted(&format!(
-                "file={uri},format=raw,if=virtio,cache=none,discard=unmap"
+                "file={uri},format=raw,if=virtio,cache=none,discard=unmap{read_only}"
             )),
             uri = quoted(&uri),
         )
@@ -138,7 +139,7 @@ mod tests {
 
     #[test]
     fn lines_for_tcp() {
-        let lines = tcp("127.0.0.1:10809").connect_lines(Duration::from_secs(60));
+        let lines = tcp("127.0.0.1:10809").connect_lines(Duration::from_secs(60), false);
         for line in [
             "sudo modprobe nbd && sudo nbd-client 127.0.0.1 10809 /dev/nbd0 -C 4 -t 90",
             "qemu-system-x86_64 -m 2G -drive file=nbd://127.0.0.1:10809,format=raw,if=virtio,cache=none,discard=unmap",
@@ -150,8 +151,21 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_of_a_read_only_server_is_read_only() {
+        let address = tcp("127.0.0.1:10809");
+        for (read_only, count) in [(true, 1), (false, 0)] {
+            let lines = address.connect_lines(Duration::from_secs(60), read_only);
+            assert_eq!(
+                lines.matches("discard=unmap,readonly=on").count(),
+                count,
+                "{lines}"
+            );
+        }
+    }
+
+    #[test]
     fn lines_for_a_socket_are_quoted() {
-        let lines = Address::Unix("/run/it's.sock".into()).connect_lines(Duration::from_secs(60));
+        let lines = Address::Unix("/run/it's.sock".into()).connect_lines(Duration::from_secs(60), false);
         for line in [
             r"sudo modprobe nbd && sudo nbd-client -unix '/run/it'\''s.sock' /dev/nbd0 -C 4 -t 90",
             "nbdcopy --progress 'nbd+unix:///?socket=/run/it%27s.sock' volume.img",

@@ -21,6 +21,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::Address;
+use super::nbdkit_args::NbdkitArgs;
 use crate::flags::{ServeFlags, StoreFlags, key_value};
 
 /// How often to look whether nbdkit is ready, while it starts.
@@ -71,21 +72,24 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     let address = address(args)?;
     let plugin = find_plugin()?;
     let pid_dir = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let pid_file = pid_dir.path().join("pid");
+    let added = NbdkitArgs::new(&args.nbdkit_args);
+    let read_only = args.read_only || added.read_only;
+    // nbdkit writes one such file: the one of the last option, which is the user's.
+    let pid_file = added
+        .pid_file
+        .clone()
+        .unwrap_or_else(|| pid_dir.path().join("pid"));
     let loss_file = pid_dir.path().join("loss");
 
     let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
     let mut command = Command::new(&nbdkit);
-    // nbdkit takes options before the plugin, and parameters, its filters' too, after it.
-    let (options, filter_parameters): (Vec<_>, Vec<_>) =
-        args.nbdkit_args.iter().partition(|arg| arg.starts_with('-'));
     command
         .args(nbdkit_args(args, &address, &pid_file))
-        .args(options)
+        .args(&added.options)
         .arg(plugin);
     command
         .args(parameters.iter().map(|(key, value)| format!("{key}={value}")))
-        .args(filter_parameters);
+        .args(&added.parameters);
     if args.verbose > 0 && env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", "hypernbd=info,hypernbd_volume=info");
     }
@@ -94,7 +98,7 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     command.process_group(0).kill_on_drop(true);
     let status = runtime.block_on(async {
         let child = command.spawn().map_err(|error| cannot_start(&nbdkit, error))?;
-        supervise(child, &pid_file, &address, &config).await
+        supervise(child, &pid_file, &address, &config, read_only).await
     })?;
     if status.success() && loss_file.exists() {
         bail!(
@@ -206,6 +210,7 @@ async fn supervise(
     pid_file: &Path,
     address: &Address,
     config: &ServeConfig,
+    read_only: bool,
 ) -> Result<ExitStatus> {
     let pid = child
         .id()
@@ -233,10 +238,10 @@ async fn supervise(
                 Signal::TERM
             }
             _ = ready_poll.tick(), if !announced => {
-                if pid_file.exists() {
+                if names_process(pid_file, pid) {
                     announced = true;
                     // A server goes on without a reader of its output.
-                    let _ = std::io::stdout().write_all(announcement(address, config).as_bytes());
+                    let _ = std::io::stdout().write_all(announcement(address, config, read_only).as_bytes());
                 }
                 continue;
             }
@@ -257,6 +262,12 @@ async fn supervise(
     }
 }
 
+/// Whether the file names this process: the user's own may be left from an earlier server.
+fn names_process(pid_file: &Path, pid: Pid) -> bool {
+    let text = std::fs::read_to_string(pid_file).unwrap_or_default();
+    text.trim().parse() == Ok(pid.as_raw_nonzero().get())
+}
+
 /// Waits for the next hangup; for ever where they are ignored.
 async fn hang_up(hangups: &mut Option<tokio::signal::unix::Signal>) {
     match hangups {
@@ -275,7 +286,7 @@ fn is_ignored(signal: Signal) -> bool {
     mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
-fn announcement(address: &Address, config: &ServeConfig) -> String {
+fn announcement(address: &Address, config: &ServeConfig, read_only: bool) -> String {
     let warning = match address.is_reachable_from_outside() {
         true => {
             "Whoever reaches this address can read and write the volume: there is no password and no encryption.\n"
@@ -287,7 +298,7 @@ fn announcement(address: &Address, config: &ServeConfig) -> String {
          Connect from another terminal:\n\n{lines}\n",
         url = config.url,
         durability = Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence(),
-        lines = address.connect_lines(config.volume.io_timeout),
+        lines = address.connect_lines(config.volume.io_timeout, read_only),
     )
 }
 
@@ -331,6 +342,17 @@ mod tests {
                 .contains("no socket")
         );
         assert!(file.exists());
+    }
+
+    #[test]
+    fn a_pid_file_of_another_server_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let pid = Pid::from_raw(1234).unwrap();
+        for (text, ours) in [("", false), ("123\n", false), ("1234\n", true)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(names_process(&file, pid), ours, "{text:?}");
+        }
     }
 
     #[test]
