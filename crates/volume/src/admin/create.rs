@@ -1,6 +1,7 @@
 //! `create`: a new, empty volume.
 
-use super::{VolumeInfo, delete, info, label};
+use super::label::{self, Label};
+use super::{VolumeInfo, delete, info};
 use crate::engine::{CheckpointId, container};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
@@ -62,20 +63,21 @@ pub async fn create(
         store.remove_if_empty(Directory::AsFound).await?;
         return Err(e);
     }
-    let label_key = store.meta_key(label::NAME);
     let CreateOptions {
         size_bytes,
         block_size_bytes,
     } = *options;
     let inode = container::new_inode(&store, block_size_bytes, size_bytes)
         .map_err(|e| VolumeError::engine(format!("creating a volume at {url}"), e))?;
-    let labelled = label::make(&store, CheckpointId::of_inode(&inode).check).await;
-    if let Err(e) = labelled {
-        if !matches!(e, VolumeError::Leftovers { .. }) {
-            undo(&store, &label_key).await;
+    let label = match label::make(&store, CheckpointId::of_inode(&inode).check).await {
+        Ok(label) => label,
+        Err(e) => {
+            if !matches!(e, VolumeError::Leftovers { .. }) {
+                remove_directory(&store).await;
+            }
+            return Err(e);
         }
-        return Err(e);
-    }
+    };
     let created = super::on_owner_thread({
         let store = store.clone();
         move || async move { container::create(&store, &inode).await }
@@ -89,17 +91,28 @@ pub async fn create(
         }
         Err(e) => {
             // The answer alone may be lost: what is there is whole then, and is removed before its label.
-            undo(&store, &store.data_key("inode")).await;
-            undo(&store, &label_key).await;
+            undo(&store, &label).await;
             Err(VolumeError::engine(format!("creating a volume at {url}"), e))
         }
     }
 }
 
-async fn undo(store: &Store, key: &str) {
-    if let Err(e) = store.delete(key).await {
-        log::warn!("{key} is left of a volume that could not be created: {e}");
+/// Takes away what may be stored of a volume that could not be created.
+async fn undo(store: &Store, label: &Label) {
+    let undone = async {
+        store.delete(&store.data_key("inode")).await?;
+        label::withdraw(store, label).await
+    };
+    if let Err(e) = undone.await {
+        log::warn!(
+            "something is left at {} of a volume that could not be created: {e}",
+            store.url
+        );
     }
+    remove_directory(store).await;
+}
+
+async fn remove_directory(store: &Store) {
     if let Err(e) = store.remove_if_empty(Directory::AsFound).await {
         log::warn!("the directory of a volume that could not be created is left: {e}");
     }

@@ -241,8 +241,26 @@ pub(super) async fn make(store: &Store, origin: InodeCheck) -> Result<Label, Vol
             url: store.url.to_string(),
             found: key,
         }),
-        Err(e) => Err(e.into()),
+        Err(e) => {
+            // The answer alone may be lost.
+            if let Err(left) = withdraw(store, &label).await {
+                log::warn!("{key} may be left of a volume that could not be created: {left}");
+            }
+            Err(e.into())
+        }
     }
+}
+
+/// Takes away the label of a volume that could not be created. Another volume's, made there meanwhile, stays: without its
+/// label that one would lose the id that its log goes by.
+///
+/// # Errors
+/// When the store fails, or the label there is not one.
+pub(super) async fn withdraw(store: &Store, label: &Label) -> Result<(), VolumeError> {
+    if load(store).await?.as_ref() == Some(label) {
+        store.delete(&store.meta_key(NAME)).await?;
+    }
+    Ok(())
 }
 
 impl Label {

@@ -111,3 +111,17 @@ async fn a_label_with_something_else_for_an_id_is_damaged() {
         assert!(matches!(refused, VolumeError::Corrupt { .. }), "{id}: {refused}");
     }
 }
+
+/// Of two creations at one place one fails at the store, and the other makes its label before the first has cleared up.
+#[tokio::test]
+async fn a_creation_that_failed_takes_away_its_own_label_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store_at(&dir.path().join("vol")).await;
+    let failed = Label::new(&store, Some(origin(1))).unwrap();
+    withdraw(&store, &failed).await.unwrap();
+    let others = make(&store, origin(1)).await.unwrap();
+    withdraw(&store, &failed).await.unwrap();
+    assert_eq!(load(&store).await.unwrap(), Some(others.clone()));
+    withdraw(&store, &others).await.unwrap();
+    assert_eq!(load(&store).await.unwrap(), None);
+}
