@@ -46,6 +46,25 @@ def test_a_second_server_is_refused_on_the_terminal_naming_the_first(make_volume
     assert f"(pid {first.process.pid})" in volume.cli("info", volume.url).stdout
 
 
+@pytest.mark.file_only
+def test_of_two_idle_servers_the_one_whose_client_comes_second_refuses_it(make_volume, make_server, tmp_path):
+    volume = make_volume()
+    pid_files = [tmp_path / "first", tmp_path / "second"]
+    first, second = (make_server(volume, nbdkit_options=["-P", str(file)]) for file in pid_files)
+    for server, file in zip((first, second), pid_files):
+        server.spawn()
+        # nbdkit writes it once it takes connections.
+        wait_for(lambda: file.exists() and file.read_text().endswith("\n"), "a server without a client to start")
+    with second.connect() as client:
+        client.pwrite(pattern(1 * MI, 1), 0)
+        client.flush()
+        with pytest.raises(nbd.Error):
+            first.handle()
+        wait_for(lambda: f"pid {second.process.pid}" in first.log_text(), "the log to name the holder")
+        assert client.pread(1 * MI, 0) == pattern(1 * MI, 1)
+    assert second.terminate() == 0
+
+
 @pytest.mark.parametrize("option", ["-r", "-fr", "--readonly", "--read-only"])
 @pytest.mark.file_only
 def test_a_read_only_server_needs_no_lease(make_volume, make_server, option):
