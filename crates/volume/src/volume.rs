@@ -374,7 +374,7 @@ impl Volume {
                 }
                 self.engine.close().await;
             };
-            // The owner thread may be in the middle of a publish that hangs; it ends when that does.
+            // The owner thread may be in the middle of a publish that hangs.
             let until = until.max(tokio::time::Instant::now() + CLOSE_LEAST);
             let is_stopped = tokio::time::timeout_at(until, stopped).await.is_ok();
             if !is_stopped {
@@ -389,6 +389,9 @@ impl Volume {
                         "the lease could not be released; on another machine it is in force until it runs out"
                     );
                 }
+            }
+            if !is_stopped {
+                self.engine.abandon().await;
             }
             flushed
         })

@@ -19,6 +19,7 @@ use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::limits::CheckpointNumbers;
 use super::owner::{self, Opened, Request};
+use super::owner_thread::OwnerThread;
 use super::reads::{Objects, Reads};
 use super::{Beside, Checkpoint, CheckpointId, Engine, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
@@ -33,9 +34,9 @@ use crate::writeback::overlay::Frozen;
 const ONE_PIECE_BYTES: u64 = 2 << 20;
 /// Time that check values still under way get when the volume is closed.
 const SEALING_TIME_MAX: Duration = Duration::from_secs(5);
-/// Stack of the owner thread. A build that is not optimised needs more than the usual 2 MiB for the engine's futures; what is
-/// not touched takes no memory.
-const OWNER_STACK_BYTES: usize = 8 << 20;
+/// Time that the owner gets to reach its next wait when it is abandoned. It may be in a stretch without one: laying out a large
+/// checkpoint, or a file system's call.
+const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A volume's container.
 pub struct HyperEngine {
@@ -49,7 +50,7 @@ pub struct HyperEngine {
     newest: Mutex<CheckpointId>,
     seals: IndexSeals,
     sealing: Mutex<JoinSet<()>>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    thread: Mutex<Option<OwnerThread>>,
 }
 
 /// What an open found.
@@ -104,13 +105,7 @@ impl HyperEngine {
             ownership: ownership.clone(),
             numbers: numbers.clone(),
         };
-        let thread = std::thread::Builder::new()
-            .name("hypernbd-owner".into())
-            .stack_size(OWNER_STACK_BYTES)
-            .spawn({
-                let runtime = runtime.clone();
-                move || runtime.block_on(owner::run(owner, inbox, opened))
-            })
+        let thread = OwnerThread::start(runtime.clone(), move || owner::run(owner, inbox, opened))
             .map_err(|e| VolumeError::engine("starting the owner thread", e))?;
         // Adopt, then check (Invariant O1). Most often what is adopted was read before, and then this check, of now, is
         // one that comes after. The owner ends with its requests, if one fails.
@@ -285,7 +280,7 @@ impl Engine for HyperEngine {
         }
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+            thread.ended().await;
         }
         let mut sealing = std::mem::take(&mut *self.sealing.lock());
         let sealed = async { while sealing.join_next().await.is_some() {} };
@@ -293,6 +288,13 @@ impl Engine for HyperEngine {
         let newest = *self.newest.lock();
         self.index_cache.close(newest).await;
         self.reads.cache().close(newest).await;
+    }
+
+    async fn abandon(&self) {
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            let _ = tokio::time::timeout(ABANDON_TIME_MAX, thread.abandon()).await;
+        }
     }
 }
 

@@ -33,6 +33,7 @@ mod node;
 mod node_files;
 mod object;
 mod owner;
+mod owner_thread;
 mod placement;
 mod publish;
 mod reads;
@@ -198,4 +199,8 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Stops the engine and joins its threads. Nothing is published.
     async fn close(&self);
+
+    /// Ends what [`Engine::close`] could not wait for, so that nothing of the engine waits on the runtime when that ends. What
+    /// was being published may or may not reach the store.
+    async fn abandon(&self) {}
 }
