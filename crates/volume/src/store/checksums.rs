@@ -21,17 +21,19 @@ use aws_sdk_s3::operation::complete_multipart_upload::CompleteMultipartUploadInp
 use aws_sdk_s3::operation::create_multipart_upload::CreateMultipartUploadInput;
 use aws_sdk_s3::operation::put_object::PutObjectInput;
 use aws_sdk_s3::operation::upload_part::UploadPartInput;
-use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_sdk_s3::primitives::SdkBody;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType};
 use aws_smithy_types::base64;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use bytes::Buf;
 use crc_fast::{CrcAlgorithm, Digest};
-use futures::FutureExt;
 use parking_lot::Mutex;
+
+use super::upload::pieces;
 
 /// Carries the checksum of a body.
 const HEADER: &str = "x-amz-checksum-crc64nvme";
+const NOT_IN_MEMORY: &str = "only bodies that are in memory can be sent";
 /// Uploads whose parts' values are kept. An upload that neither completes nor is aborted is forgotten in the end.
 const UPLOADS_MAX: usize = 256;
 
@@ -167,13 +169,8 @@ impl Intercept for Checksums {
 
 /// The value of a body in memory, as the header has it.
 fn checksum(body: &SdkBody) -> Result<String, BoxError> {
-    let body = body
-        .try_clone()
-        .ok_or("only bodies that are in memory can be sent")?;
-    let mut pieces = ByteStream::new(body)
-        .collect()
-        .now_or_never()
-        .ok_or("only bodies that are in memory can be sent")??;
+    let body = body.try_clone().ok_or(NOT_IN_MEMORY)?;
+    let mut pieces = pieces(body, NOT_IN_MEMORY)?;
     let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
     while pieces.has_remaining() {
         let piece = pieces.chunk();

@@ -4,12 +4,17 @@
 //! value, and panics at a number that is none. Here an empty variable is one that is not set, and every other is checked as
 //! the parameters are. <https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html>
 
+use std::borrow::Cow;
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 
 use aws_config::profile::ProfileSet;
 use aws_runtime::env_config::file::EnvConfigFiles;
+use aws_runtime::env_config::get_service_env_config;
+use aws_sdk_s3::config::retry::RetryConfig;
 use aws_types::os_shim_internal::{Env, Fs};
+use aws_types::service_config::ServiceConfigKey;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -20,9 +25,9 @@ use crate::options::{check_endpoint, check_region};
 const DEFAULT_PROFILE: &str = "default";
 
 /// What the environment says, beyond what the SDK finds by itself.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Environment {
-    /// Address of the store.
+    /// Address of the store: of the variables, else of the profile, and of S3 before that of all services.
     pub endpoint_url: Option<String>,
     /// Region of the bucket.
     pub region: Option<String>,
@@ -30,8 +35,8 @@ pub(super) struct Environment {
     pub profile: String,
     /// Certificates, as PEM, of the authorities that may vouch for the store; `None` leaves it to the system's.
     pub ca_bundle: Option<Vec<u8>>,
-    /// `AWS_MAX_ATTEMPTS` or `AWS_RETRY_MODE` are set and empty: the SDK must not read them.
-    pub has_empty_retries: bool,
+    /// How failed requests are tried again.
+    pub retries: RetryConfig,
 }
 
 impl Default for Environment {
@@ -41,7 +46,7 @@ impl Default for Environment {
             region: None,
             profile: DEFAULT_PROFILE.to_owned(),
             ca_bundle: None,
-            has_empty_retries: false,
+            retries: RetryConfig::standard(),
         }
     }
 }
@@ -67,14 +72,14 @@ const CHOICES: &[(&str, &[&str])] = &[
 /// # Errors
 /// What is wrong, where, and what to write.
 pub(super) async fn read() -> Result<Environment, String> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let profile = variable("AWS_PROFILE").filter(|named| !named.is_empty());
+    let profile = profile.unwrap_or_else(|| DEFAULT_PROFILE.to_owned());
     let files = EnvConfigFiles::default();
-    let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None).await;
+    let profiles =
+        aws_config::profile::load(&Fs::real(), &Env::real(), &files, Some(Cow::Owned(profile))).await;
     // What is wrong with the files the SDK says itself.
-    evaluate(
-        |name| std::env::var(name).ok(),
-        profiles.ok().as_ref(),
-        |path| std::fs::read(path),
-    )
+    evaluate(variable, profiles.ok().as_ref(), |path| std::fs::read(path))
 }
 
 fn evaluate(
@@ -83,22 +88,12 @@ fn evaluate(
     read_file: impl Fn(&Path) -> io::Result<Vec<u8>>,
 ) -> Result<Environment, String> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let is_empty = |name: &str| variable(name).is_some_and(|value| value.is_empty());
     for (name, allowed) in CHOICES {
         if let Some(value) = set(name)
             && !allowed.iter().any(|choice| value.eq_ignore_ascii_case(choice))
         {
             return Err(wrong(name, &value, &format!("write {}", allowed.join(" or "))));
         }
-    }
-    if let Some(value) = set("AWS_MAX_ATTEMPTS")
-        && value
-            .parse::<u32>()
-            .ok()
-            .filter(|attempts| *attempts > 0)
-            .is_none()
-    {
-        return Err(wrong("AWS_MAX_ATTEMPTS", &value, "write a number, 1 or more"));
     }
     let checked = |names: [&str; 2], check: fn(&str) -> Result<String, String>| {
         for name in names {
@@ -111,10 +106,10 @@ fn evaluate(
         }
         Ok(None)
     };
-    let endpoint_url = checked(["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], check_endpoint)?;
+    let of_variables = checked(["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], check_endpoint)?;
     let region = checked(["AWS_REGION", "AWS_DEFAULT_REGION"], check_region)?;
     let profile = match set("AWS_PROFILE") {
-        Some(named) if profiles.is_none_or(|profiles| profiles.get_profile(&named).is_none()) => {
+        Some(named) if profiles.is_some_and(|profiles| profiles.get_profile(&named).is_none()) => {
             let file = |variable, default: &str| set(variable).unwrap_or_else(|| default.to_owned());
             let advice = format!(
                 "there is no such profile in {} or {}; correct the name or unset it",
@@ -126,22 +121,90 @@ fn evaluate(
         Some(named) => named,
         None => DEFAULT_PROFILE.to_owned(),
     };
-    let of_profile = profiles
-        .and_then(|profiles| profiles.get_profile(&profile)?.get("ca_bundle"))
-        .filter(|path| !path.is_empty())
-        .map(|path| (format!("ca_bundle of the profile {profile}"), path.to_owned()));
-    let of_variable = set("AWS_CA_BUNDLE").map(|path| ("AWS_CA_BUNDLE".to_owned(), path));
-    let ca_bundle = match of_variable.or(of_profile) {
+    let either = |name: &str, key: &str| {
+        let of_variable = set(name).map(|value| (name.to_owned(), value));
+        of_variable.or_else(|| {
+            let value = profiles?.get_profile(&profile)?.get(key);
+            let value = value.filter(|value| !value.is_empty())?;
+            Some((of_profile(key, &profile), value.to_owned()))
+        })
+    };
+    let ca_bundle = match either("AWS_CA_BUNDLE", "ca_bundle") {
         Some((name, path)) => Some(certificates(&name, &path, &read_file)?),
         None => None,
+    };
+    let retries = retries(
+        either("AWS_MAX_ATTEMPTS", "max_attempts"),
+        either("AWS_RETRY_MODE", "retry_mode"),
+    )?;
+    let are_ignored =
+        set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").is_some_and(|ignore| ignore.eq_ignore_ascii_case("true"));
+    let endpoint_url = match (of_variables, profiles) {
+        _ if are_ignored => None,
+        (None, Some(profiles)) => endpoint_of_profile(profiles, &profile)?,
+        (of_variables, _) => of_variables,
     };
     Ok(Environment {
         endpoint_url,
         region,
         profile,
         ca_bundle,
-        has_empty_retries: is_empty("AWS_MAX_ATTEMPTS") || is_empty("AWS_RETRY_MODE"),
+        retries,
     })
+}
+
+/// How a setting of a profile is called in an error.
+fn of_profile(key: &str, profile: &str) -> String {
+    format!("{key} of the profile {profile}")
+}
+
+/// The policy for retries, from what is set: names and values.
+fn retries(
+    attempts: Option<(String, String)>,
+    mode: Option<(String, String)>,
+) -> Result<RetryConfig, String> {
+    let retries = match mode {
+        Some((_, mode)) if mode.eq_ignore_ascii_case("adaptive") => RetryConfig::adaptive(),
+        // The word of other SDKs, which profiles may be written for.
+        Some((_, mode))
+            if ["standard", "legacy"]
+                .iter()
+                .any(|m| mode.eq_ignore_ascii_case(m)) =>
+        {
+            RetryConfig::standard()
+        }
+        Some((name, mode)) => return Err(wrong(&name, &mode, "write standard or adaptive")),
+        None => RetryConfig::standard(),
+    };
+    let Some((name, value)) = attempts else {
+        return Ok(retries);
+    };
+    match value.parse() {
+        Ok(attempts) if attempts > 0 => Ok(retries.with_max_attempts(attempts)),
+        _ => Err(wrong(&name, &value, "write a number, 1 or more")),
+    }
+}
+
+/// The address that the profile names for S3, or else for every service.
+fn endpoint_of_profile(profiles: &ProfileSet, profile: &str) -> Result<Option<String>, String> {
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .map_err(|e| e.to_string())?;
+    let no_variables = Env::from_slice(&[]);
+    let as_it_is = |value: &str| Ok::<_, Infallible>(value.to_owned());
+    let found = get_service_env_config(key, &no_variables, Some(profiles), as_it_is);
+    let found = found
+        .map_err(|e| e.to_string())?
+        .filter(|found| !found.is_empty());
+    found
+        .map(|found| {
+            check_endpoint(&found)
+                .map_err(|advice| wrong(&of_profile("endpoint_url", profile), &found, &advice))
+        })
+        .transpose()
 }
 
 fn wrong(name: &str, value: &str, advice: &str) -> String {
@@ -185,7 +248,22 @@ mod tests {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| value.to_string())
         };
-        evaluate(find, None, |_| Ok(b"no certificate".to_vec()))
+        evaluate(find, Some(&ProfileSet::default()), |_| {
+            Ok(b"no certificate".to_vec())
+        })
+    }
+
+    async fn profiles(contents: &str, selected: &'static str) -> ProfileSet {
+        let files = EnvConfigFiles::builder()
+            .with_contents(EnvConfigFileKind::Config, contents)
+            .build();
+        let selected = Some(Cow::Borrowed(selected));
+        let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &files, selected).await;
+        profiles.expect("well formed")
+    }
+
+    fn no_file(_: &Path) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::NotFound.into())
     }
 
     #[test]
@@ -199,6 +277,8 @@ mod tests {
             "AWS_PROFILE",
             "AWS_CA_BUNDLE",
             "AWS_REQUEST_CHECKSUM_CALCULATION",
+            "AWS_MAX_ATTEMPTS",
+            "AWS_RETRY_MODE",
         ];
         for name in names {
             assert_eq!(of(&[(name, "")]).as_ref(), Ok(&unset), "{name}");
@@ -208,7 +288,10 @@ mod tests {
             both.expect("well formed").endpoint_url.as_deref(),
             Some("http://h:1")
         );
-        assert!(of(&[("AWS_MAX_ATTEMPTS", "")]).expect("unset").has_empty_retries);
+        let one = of(&[("AWS_MAX_ATTEMPTS", "7"), ("AWS_RETRY_MODE", "")]).expect("well formed");
+        assert_eq!(one.retries, RetryConfig::standard().with_max_attempts(7));
+        let other = of(&[("AWS_MAX_ATTEMPTS", ""), ("AWS_RETRY_MODE", "Adaptive")]).expect("well formed");
+        assert_eq!(other.retries, RetryConfig::adaptive());
     }
 
     #[test]
@@ -253,18 +336,67 @@ mod tests {
 
     #[tokio::test]
     async fn a_profile_names_a_bundle() {
-        let contents = "[profile private]\nca_bundle = /ca.pem\n";
-        let files = EnvConfigFiles::builder()
-            .with_contents(EnvConfigFileKind::Config, contents)
-            .build();
-        let profiles = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None).await;
-        let profiles = profiles.expect("well formed");
+        let profiles = profiles("[profile private]\nca_bundle = /ca.pem\n", "private").await;
         let named = |name: &str| (name == "AWS_PROFILE").then(|| "private".to_owned());
-        let absent = |_: &Path| Err(io::ErrorKind::NotFound.into());
-        let error = evaluate(named, Some(&profiles), absent).expect_err("no file");
+        let error = evaluate(named, Some(&profiles), no_file).expect_err("no file");
         assert!(
             error.contains("ca_bundle of the profile private is \"/ca.pem\""),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_profile_names_an_address_and_retries() {
+        let contents = "[default]\nendpoint_url = http://all:1\nservices = own\nmax_attempts = 5\nretry_mode = legacy\n\
+                        [services own]\ns3 =\n  endpoint_url = http://s3:1\n";
+        let profiles = profiles(contents, DEFAULT_PROFILE).await;
+        let under = |variables: &'static [(&str, &str)]| {
+            let find = |name: &str| {
+                let found = variables.iter().find(|(variable, _)| *variable == name);
+                found.map(|(_, value)| value.to_string())
+            };
+            evaluate(find, Some(&profiles), no_file).expect("well formed")
+        };
+        let alone = under(&[("AWS_ENDPOINT_URL", ""), ("AWS_ENDPOINT_URL_S3", "")]);
+        assert_eq!(alone.endpoint_url.as_deref(), Some("http://s3:1"));
+        assert_eq!(alone.retries, RetryConfig::standard().with_max_attempts(5));
+        let beside = under(&[
+            ("AWS_ENDPOINT_URL", "http://variable:1"),
+            ("AWS_MAX_ATTEMPTS", "2"),
+        ]);
+        assert_eq!(beside.endpoint_url.as_deref(), Some("http://variable:1"));
+        assert_eq!(beside.retries, RetryConfig::standard().with_max_attempts(2));
+        let ignored = under(&[("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")]);
+        assert_eq!(ignored.endpoint_url, None);
+    }
+
+    #[tokio::test]
+    async fn settings_of_a_profile_are_checked() {
+        for (line, advice) in [
+            (
+                "endpoint_url = minio:9000",
+                "endpoint_url of the profile default is \"minio:9000\"; write http://",
+            ),
+            (
+                "max_attempts = many",
+                "max_attempts of the profile default is \"many\"; write a number",
+            ),
+            (
+                "retry_mode = never",
+                "retry_mode of the profile default is \"never\"; write standard",
+            ),
+        ] {
+            let profiles = profiles(&format!("[default]\n{line}\n"), DEFAULT_PROFILE).await;
+            let error = evaluate(|_| None, Some(&profiles), no_file).expect_err(line);
+            assert!(error.contains(advice), "{error}");
+        }
+    }
+
+    /// What is wrong with files is told by the SDK, which names them.
+    #[test]
+    fn a_profile_in_files_that_cannot_be_read_is_not_called_missing() {
+        let named = |name: &str| (name == "AWS_PROFILE").then(|| "work".to_owned());
+        let environment = evaluate(named, None, no_file).expect("not known to be missing");
+        assert_eq!(environment.profile, "work");
     }
 }

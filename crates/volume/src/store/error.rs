@@ -139,14 +139,24 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
         // Of a `file://` store, which answers a HEAD without a code, too.
         Some(DAMAGED_STATUS) => Corrupt,
         Some(408 | 429 | 500 | 502..=504) => Unreachable,
-        Some(400 | 405 | 411 | 501) if !is_about_parts(error.code()) => Refused,
+        Some(400 | 405 | 411 | 501) if !is_about_content(error.code()) => Refused,
         _ => Other,
     }
 }
 
-/// Whether a refusal is about what was uploaded before, rather than the form of the request.
-fn is_about_parts(code: Option<&str>) -> bool {
-    matches!(code, Some("InvalidPart" | "InvalidPartOrder" | "EntityTooSmall"))
+/// Whether a refusal is about the bytes that were sent, now or before, rather than the form of the request.
+fn is_about_content(code: Option<&str>) -> bool {
+    const CODES: [&str; 8] = [
+        "BadDigest",
+        "EntityTooLarge",
+        "EntityTooSmall",
+        "IncompleteBody",
+        "InvalidPart",
+        "InvalidPartOrder",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+    ];
+    code.is_some_and(|code| CODES.contains(&code))
 }
 
 pub(super) fn status_of<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {

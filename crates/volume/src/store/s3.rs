@@ -13,7 +13,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Region, RequestChecksumCalculation, SharedCredentialsProvider, StalledStreamProtectionConfig,
+    Region, RequestChecksumCalculation, SharedCredentialsProvider, SharedHttpClient,
+    StalledStreamProtectionConfig,
 };
 
 use super::checksums::Checksums;
@@ -68,7 +69,15 @@ async fn unproved_as(
         .endpoint_url
         .clone()
         .or_else(|| environment.endpoint_url.clone());
-    let config = load(options, &environment, endpoint_url.is_some(), credentials);
+    let http_client = turns::client(environment.ca_bundle.clone())
+        .map_err(|wrong| StoreError::new(CONNECT, url, StoreErrorKind::Other, wrong))?;
+    let config = load(
+        options,
+        &environment,
+        http_client,
+        endpoint_url.is_some(),
+        credentials,
+    );
     let config = in_time(url, endpoint_url.as_deref().unwrap_or("AWS S3"), config).await?;
     Ok(store(url, bucket, prefix, options, endpoint_url, &config))
 }
@@ -91,9 +100,6 @@ fn store(
     endpoint_url: Option<String>,
     config: &SdkConfig,
 ) -> Store {
-    // A profile can name an endpoint, too. An empty one is that of a variable without a value.
-    let of_profile = config.endpoint_url().filter(|endpoint| !endpoint.is_empty());
-    let endpoint_url = endpoint_url.or_else(|| of_profile.map(str::to_string));
     let region = config.region().map_or(DEFAULT_REGION, |region| region.as_ref());
     let endpoint = match &endpoint_url {
         Some(endpoint) => endpoint.clone(),
@@ -112,6 +118,7 @@ fn store(
 async fn load(
     options: &StoreOptions,
     environment: &Environment,
+    http_client: SharedHttpClient,
     has_endpoint: bool,
     credentials: Option<SharedCredentialsProvider>,
 ) -> SdkConfig {
@@ -130,7 +137,8 @@ async fn load(
         .operation_attempt_timeout(ATTEMPT_TIMEOUT)
         .build();
     let loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(turns::client(environment.ca_bundle.clone()))
+        .http_client(http_client)
+        .retry_config(environment.retries.clone())
         .profile_name(&environment.profile)
         .region(region.or_else(Region::from_static(DEFAULT_REGION)))
         .timeout_config(timeouts)
@@ -143,11 +151,6 @@ async fn load(
         Some(credentials) => loader.credentials_provider(credentials),
         None => loader,
     };
-    let loader = if environment.has_empty_retries {
-        loader.retry_config(RetryConfig::standard())
-    } else {
-        loader
-    };
     loader.load().await
 }
 
@@ -159,9 +162,7 @@ pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: O
     if let Some(encrypt) = Encrypt::from_options(options) {
         builder = builder.interceptor(encrypt);
     }
-    if endpoint_url.is_some() || config.endpoint_url() == Some("") {
-        builder.set_endpoint_url(endpoint_url.map(str::to_string));
-    }
+    builder.set_endpoint_url(endpoint_url.map(str::to_string));
     let foreign = endpoint_url.is_some_and(|endpoint| !is_aws(endpoint));
     if let Some(path_style) = options.path_style.or(foreign.then_some(true)) {
         builder.set_force_path_style(Some(path_style));
@@ -250,7 +251,8 @@ pub(super) mod tests {
     /// The store of a bucket that need not exist.
     pub async fn unchecked(url: &VolumeUrl, options: &StoreOptions) -> Store {
         let (bucket, prefix) = parts(url);
-        let config = load(options, &Environment::default(), true, None).await;
+        let http_client = turns::client(None).expect("the system's certificates");
+        let config = load(options, &Environment::default(), http_client, true, None).await;
         store(
             url,
             bucket,

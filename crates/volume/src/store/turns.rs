@@ -43,25 +43,27 @@ struct InTurn {
 
 /// The HTTP client that the SDK takes by itself, with turns. Over https, who vouches for the store: the certificates of
 /// `ca_bundle` (PEM), or the system's.
-pub(super) fn client(ca_bundle: Option<Vec<u8>>) -> SharedHttpClient {
+///
+/// # Errors
+/// When the certificates cannot be used. Those of the system never vouch in their place.
+pub(super) fn client(ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
     let trusted = ca_bundle.map_or_else(TrustStore::default, |pem| {
         TrustStore::empty().with_pem_certificate(pem)
     });
+    let tls = TlsContext::builder().with_trust_store(trusted).build();
+    let tls = tls.map_err(|e| format!("the certificates cannot be used: {e}"))?;
     let inner = Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = ConnectorBuilder::default().tls_provider(Provider::Rustls(CryptoMode::AwsLc));
-        // A context of these parts cannot fail to be built.
-        if let Ok(context) = TlsContext::builder().with_trust_store(trusted.clone()).build() {
-            connector.set_tls_context(context);
-        }
+        connector.set_tls_context(tls.clone());
         connector.set_connector_settings(settings.cloned());
         connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
         connector.set_proxy_config(Some(ProxyConfig::from_env()));
         connector.build()
     });
-    SharedHttpClient::new(Turns {
+    Ok(SharedHttpClient::new(Turns {
         inner,
         turns: Arc::new(Semaphore::new(UPLOAD_TURNS)),
-    })
+    }))
 }
 
 impl HttpClient for Turns {

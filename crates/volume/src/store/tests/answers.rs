@@ -143,6 +143,18 @@ async fn refusals_are_told_apart() {
             Other,
             "region=eu-north-1",
         ),
+        ("400 Bad", "", "InvalidRequest", Refused, "when_required"),
+        ("501 No", "", "NotImplemented", Refused, "when_required"),
+        ("400 Bad", "", "BadDigest", Other, "400"),
+        ("400 Bad", "", "XAmzContentChecksumMismatch", Other, "400"),
+        ("400 Bad", "", "IncompleteBody", Other, "400"),
+        (
+            "403 Forbidden",
+            "date: Wed, 21 Oct 2015 07:28:00 GMT\r\n",
+            "RequestTimeTooSkewed",
+            AccessDenied,
+            "ahead of the store's: set it",
+        ),
     ] {
         let (endpoint, _heads) = serve(move |_| error_answer(status, headers, code));
         let error = connect_error(&endpoint).await;
