@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.faulty import Message
+from support.http1 import Message
 from support.strict import Refusal, Rules
 
 

@@ -32,7 +32,7 @@ def authority(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def strict(minio, authority, request):
+def strict(minio, authority):
     """Makes stores behind a strict proxy: `strict(Rules(…), tls=True)`."""
     made = []
 
@@ -57,6 +57,12 @@ def strict(minio, authority, request):
 def absent_volume(store) -> Volume:
     """A volume that is not made."""
     return Volume(store.url("volume"), store, 64 * MI, 64 * KI)
+
+
+def probe(store, *words, **more):
+    """What `hypernbd probe` makes of a store."""
+    volume = absent_volume(store)
+    return volume.cli("probe", volume.url, *words, **more)
 
 
 def live(store, make_server, **parameters) -> None:
@@ -90,7 +96,8 @@ def test_a_life_breaks_no_rule_of_s3(strict, make_server, variant):
     store = strict(rules, tls=variant == "tls")
     log = {"backend_wal_url": store.url("log")} if variant == "locked" else {}
     live(store, make_server, **log)
-    mine = [refusal for refusal in store.proxy.refusals if not refusal.startswith(("SlowDown", "ConditionalRequestConflict"))]
+    allowed = ("SlowDown", "ConditionalRequestConflict")
+    mine = [refusal for refusal in store.proxy.refusals if not refusal.startswith(allowed)]
     assert not mine, mine
     assert any("uploads" in line for line in store.proxy.requests), "no upload in parts: the test shows nothing of them"
     if variant == "slow":
@@ -99,7 +106,7 @@ def test_a_life_breaks_no_rule_of_s3(strict, make_server, variant):
 
 def test_a_store_that_knows_no_checksums_is_named_so_and_can_be_used(strict, make_server):
     store = strict(Rules(unknown=CHECKSUMS_UNKNOWN))
-    refused = absent_volume(store).cli("probe", store.url("volume"))
+    refused = probe(store)
     assert refused.returncode != 0
     assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in refused.stderr, refused.stderr
     assert "not safe" not in refused.stderr, "a promise that was not broken"
@@ -111,7 +118,7 @@ def test_a_store_that_knows_no_checksums_is_named_so_and_can_be_used(strict, mak
 def test_without_the_authority_the_error_names_where_to_put_it(strict):
     store = strict(tls=True)
     store.env["AWS_CA_BUNDLE"] = ""
-    done = absent_volume(store).cli("probe", store.url("volume"))
+    done = probe(store)
     assert done.returncode != 0
     assert "AWS_CA_BUNDLE" in done.stderr and "SSL_CERT_FILE" in done.stderr, done.stderr
 
@@ -122,15 +129,14 @@ def test_a_profile_names_the_authority(strict, authority, tmp_path):
     config = tmp_path / "config"
     config.write_text(f"[profile private]\nca_bundle = {authority['ca.pem']}\nregion = {REGION}\n")
     store.env |= {"AWS_CONFIG_FILE": str(config), "AWS_PROFILE": "private"}
-    done = absent_volume(store).cli("probe", store.url("volume"))
+    done = probe(store)
     assert done.returncode == 0, done.stderr
 
 
 def test_empty_variables_are_unset_and_wrong_ones_are_named(strict):
     store = strict()
-    volume = absent_volume(store)
     empty = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_PROFILE", "AWS_CA_BUNDLE", "AWS_MAX_ATTEMPTS"]
-    done = volume.cli("probe", volume.url, "--json", env=dict.fromkeys(empty, ""))
+    done = probe(store, "--json", env=dict.fromkeys(empty, ""))
     assert done.returncode == 0, done.stderr
     assert not [check["name"] for check in json.loads(done.stdout) if check["failure"]]
     for name, value in [
@@ -140,14 +146,30 @@ def test_empty_variables_are_unset_and_wrong_ones_are_named(strict):
         ("AWS_CA_BUNDLE", "/nonexistent"),
         ("AWS_REQUEST_CHECKSUM_CALCULATION", "sometimes"),
     ]:
-        done = volume.cli("probe", volume.url, env={name: value})
+        done = probe(store, env={name: value})
         assert done.returncode != 0
         assert f'{name} is "{value}"' in done.stderr and "panicked" not in done.stderr, done.stderr
 
 
+def test_an_empty_variable_hides_no_address(strict, tmp_path):
+    """The address stands in the other variable, or in the profile; of the profile's, the one for S3 counts."""
+    store = strict()
+    address, elsewhere = store.proxy.endpoint, "http://127.0.0.1:1"
+    store.cli_options = ["--region", REGION]
+    done = probe(store, env={"AWS_ENDPOINT_URL_S3": "", "AWS_ENDPOINT_URL": address})
+    assert done.returncode == 0, done.stderr
+    config = tmp_path / "config"
+    services = f"services = own\n[services own]\ns3 =\n  endpoint_url = {address}\n"
+    for profile in (f"endpoint_url = {address}\n", f"endpoint_url = {elsewhere}\n{services}"):
+        config.write_text(f"[default]\n{profile}")
+        for empty in ({}, {"AWS_ENDPOINT_URL": ""}, {"AWS_ENDPOINT_URL_S3": "", "AWS_ENDPOINT_URL": ""}):
+            done = probe(store, env={"AWS_CONFIG_FILE": str(config), **empty})
+            assert done.returncode == 0, (profile, empty, done.stderr)
+
+
 def test_a_wrong_region_is_told_with_the_right_one(strict):
     store = strict(Rules(region="eu-central-1"))
-    done = absent_volume(store).cli("probe", store.url("volume"))
+    done = probe(store)
     assert done.returncode != 0
     assert "region=eu-central-1" in done.stderr, done.stderr
 
@@ -155,6 +177,6 @@ def test_a_wrong_region_is_told_with_the_right_one(strict):
 def test_a_bucket_in_the_endpoints_path_is_pointed_at(strict):
     store = strict()
     store.cli_options[1] += "/hypernbd-e2e"
-    done = absent_volume(store).cli("probe", store.url("volume"))
+    done = probe(store)
     assert done.returncode != 0
     assert "endpoint_url ends in the path /hypernbd-e2e" in done.stderr, done.stderr

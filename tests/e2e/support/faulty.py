@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from support.http1 import Message, Stream, s3_error
 from support.proxy import Proxy
 
 ERRORS = {
@@ -47,61 +48,6 @@ class Fault:
         return True
 
 
-@dataclass
-class Message:
-    """A request or an answer."""
-
-    head: bytes
-    body: bytes
-
-    @property
-    def line(self) -> str:
-        return self.head.split(b"\r\n", 1)[0].decode(errors="replace")
-
-    def header(self, name: str) -> str | None:
-        found = re.search(rb"(?im)^" + name.encode() + rb":[ \t]*(.*?)\r$", self.head)
-        return found[1].decode() if found else None
-
-
-class Stream:
-    """HTTP messages from a socket, whole ones only."""
-
-    def __init__(self, connection: socket.socket):
-        self.socket = connection
-        self.buffer = b""
-
-    def _more(self) -> None:
-        piece = self.socket.recv(1 << 18)
-        if not piece:
-            raise ConnectionError("closed")
-        self.buffer += piece
-
-    def _take(self, length: int) -> bytes:
-        while len(self.buffer) < length:
-            self._more()
-        taken, self.buffer = self.buffer[:length], self.buffer[length:]
-        return taken
-
-    def _take_until(self, end: bytes) -> bytes:
-        while end not in self.buffer:
-            self._more()
-        return self._take(self.buffer.index(end) + len(end))
-
-    def message(self, has_body: bool = True) -> Message:
-        """The next message; `has_body` is false for the answer to a HEAD."""
-        message = Message(self._take_until(b"\r\n\r\n"), b"")
-        if not has_body or re.match(r"HTTP/1.1 (1\d\d|204|304) ", message.line):
-            return message
-        if message.header("transfer-encoding") == "chunked":
-            while True:
-                size = self._take_until(b"\r\n")
-                message.body += size + self._take(int(size, 16) + 2)
-                if int(size, 16) == 0:
-                    return message
-        message.body = self._take(int(message.header("content-length") or 0))
-        return message
-
-
 class FaultyProxy(Proxy):
     """Forwards to `endpoint`; requests that `fault` applies to go wrong. `heal` ends it."""
 
@@ -131,25 +77,20 @@ class FaultyProxy(Proxy):
     def serve(self, client: socket.socket, server: socket.socket) -> None:
         requests, answers = Stream(client), Stream(server)
         while True:
-            head = requests.message(has_body=False)
-            if head.header("expect"):
-                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request = Message(head.head, requests._take(int(head.header("content-length") or 0)))
+            request = requests.request()
             with self.lock:
                 self.requests.append(request.line)
                 fault = self.fault if self.fault and self.fault.applies(request.line) else None
             if fault and fault.kind in FOREIGN:
-                client.sendall(foreign(*FOREIGN[fault.kind], has_body=not request.line.startswith("HEAD")))
+                client.sendall(foreign(*FOREIGN[fault.kind], has_body=request.has_answer_body))
                 continue
             if fault and fault.kind in ERRORS:
-                client.sendall(refusal(*ERRORS[fault.kind], has_body=not request.line.startswith("HEAD")))
+                status, code = ERRORS[fault.kind]
+                client.sendall(s3_error(status, code, "of a test", has_body=request.has_answer_body))
                 continue
             if fault and fault.kind in ("reset_before", "hang", "outage"):
                 return getattr(self, fault.kind)(client)
-            server.sendall(request.head + request.body)
-            answer = answers.message(has_body=not request.line.startswith("HEAD"))
-            while answer.line.startswith("HTTP/1.1 1"):
-                answer = answers.message(has_body=not request.line.startswith("HEAD"))
+            answer = answers.exchange(request)
             if fault:
                 if getattr(self, fault.kind)(client, answer):
                     return
@@ -192,13 +133,6 @@ class FaultyProxy(Proxy):
             client.sendall(data[at : at + step])
             time.sleep(TRICKLE_S / TRICKLE_PIECES)
         return False
-
-
-def refusal(status: int, code: str, has_body: bool) -> bytes:
-    """An S3 error."""
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>of a test</Message></Error>".encode()
-    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + (body if has_body else b"")
 
 
 def foreign(status: int, body: bytes, has_body: bool) -> bytes:

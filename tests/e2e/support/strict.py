@@ -10,7 +10,7 @@ import ssl
 import threading
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from support.faulty import Message, Stream
+from support.http1 import Message, Stream, s3_error
 from support.proxy import Proxy
 
 ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
@@ -42,7 +42,6 @@ class Rules:
         self.locked, self.region, self.slow_down = locked, region, slow_down
         self.unknown = re.compile(unknown) if unknown else None
         self.uploads: dict[str, tuple[str | None, str | None]] = {}
-        self.conditional: set[str] = set()
         self.slowed: dict[str, int] = {}
 
     def check(self, request: Message) -> None:
@@ -67,7 +66,8 @@ class Rules:
         elif method == "POST" and "delete" in query:
             self._no_conditions(request)
             if not (request.header("content-md5") or checksums_of(request)):
-                raise Refusal(400, "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
+                message = "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
+                raise Refusal(400, "InvalidRequest", message)
         elif method == "DELETE":
             for name in ONLY_OF_DIRECTORY_BUCKETS:
                 if request.header(name):
@@ -77,7 +77,8 @@ class Rules:
         """Learns of an upload that the server has begun."""
         if request.line.startswith("POST") and (found := re.search(rb"<UploadId>(.*?)</UploadId>", answer.body)):
             algorithm = (request.header("x-amz-checksum-algorithm") or "").lower() or None
-            kind = request.header("x-amz-checksum-type") or {"crc64nvme": "FULL_OBJECT", None: None}.get(algorithm, "COMPOSITE")
+            default = {"crc64nvme": "FULL_OBJECT", None: None}.get(algorithm, "COMPOSITE")
+            kind = request.header("x-amz-checksum-type") or default
             if b"<CompleteMultipartUploadResult" not in answer.body:
                 self.uploads[found[1].decode()] = (algorithm, kind)
 
@@ -100,22 +101,26 @@ class Rules:
     def _no_conditions(self, request: Message) -> None:
         for name in CONDITIONS:
             if request.header(name):
-                raise Refusal(501, "NotImplemented", f"A header you provided implies functionality that is not implemented: {name}")
+                message = f"A header you provided implies functionality that is not implemented: {name}"
+                raise Refusal(501, "NotImplemented", message)
 
     def _lock(self, request: Message) -> None:
         if self.locked and not (request.header("content-md5") or checksums_of(request)):
-            message = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters"
+            message = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests "
+            message += "with Object Lock parameters"
             raise Refusal(400, "InvalidRequest", message)
 
     def _creation(self, request: Message) -> None:
         algorithm = (request.header("x-amz-checksum-algorithm") or "").lower()
         kind = request.header("x-amz-checksum-type")
         if kind and not algorithm:
-            raise Refusal(400, "InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
+            message = "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header."
+            raise Refusal(400, "InvalidRequest", message)
         if algorithm and algorithm not in ALGORITHMS:
             raise Refusal(400, "InvalidRequest", "Checksum algorithm provided is unsupported.")
         if (algorithm == "crc64nvme" and kind == "COMPOSITE") or (algorithm.startswith("sha") and kind == "FULL_OBJECT"):
-            raise Refusal(400, "InvalidRequest", f"The {kind} checksum type cannot be used with the {algorithm} checksum algorithm.")
+            message = f"The {kind} checksum type cannot be used with the {algorithm} checksum algorithm."
+            raise Refusal(400, "InvalidRequest", message)
 
     def _part(self, request: Message, number: int, upload_id: str) -> None:
         if not 1 <= number <= PARTS_MAX:
@@ -125,7 +130,8 @@ class Rules:
         sent = checksums_of(request)
         if sent - {algorithm} or (algorithm and not sent):
             actual = next(iter(sent - {algorithm}), "null")
-            message = f"Checksum Type mismatch occurred, expected checksum Type: {algorithm or 'null'}, actual checksum Type: {actual}"
+            message = "Checksum Type mismatch occurred, "
+            message += f"expected checksum Type: {algorithm or 'null'}, actual checksum Type: {actual}"
             raise Refusal(400, "InvalidRequest", message)
 
     def _completion(self, request: Message, upload_id: str) -> None:
@@ -138,7 +144,8 @@ class Rules:
             if named - {algorithm}:
                 raise Refusal(400, "InvalidPart", "One or more of the specified parts could not be found")
             if kind == "COMPOSITE" and not named:
-                message = f"The upload was created using a {algorithm} checksum. The complete request must include the checksum for each part."
+                message = f"The upload was created using a {algorithm} checksum. "
+                message += "The complete request must include the checksum for each part."
                 raise Refusal(400, "InvalidRequest", message)
 
 
@@ -150,6 +157,8 @@ class StrictProxy(Proxy):
 
     def __init__(self, endpoint: str, rules: Rules | None = None, tls: tuple[str, str] | None = None):
         self.rules = rules or Rules()
+        # Keys that a conditional write is under way to.
+        self.contended: set[str] = set()
         self.refusals: list[str] = []
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -166,34 +175,28 @@ class StrictProxy(Proxy):
             client = self.context.wrap_socket(client, server_side=True)
         requests, answers = Stream(client), Stream(server)
         while True:
-            head = requests.message(has_body=False)
-            if head.header("expect"):
-                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request = Message(head.head, requests._take(int(head.header("content-length") or 0)))
-            has_body = not request.line.startswith("HEAD")
+            request = requests.request()
             conditional = self._conditional(request)
             try:
                 with self.lock:
                     self.requests.append(request.line)
                     self.rules.check(request)
-                    if conditional in self.rules.conditional:
+                    if conditional in self.contended:
                         conditional = None
-                        raise Refusal(409, "ConditionalRequestConflict", "The conditional request cannot succeed due to a conflicting operation")
+                        message = "The conditional request cannot succeed due to a conflicting operation"
+                        raise Refusal(409, "ConditionalRequestConflict", message)
                     if conditional:
-                        self.rules.conditional.add(conditional)
+                        self.contended.add(conditional)
             except Refusal as refusal:
                 with self.lock:
                     self.refusals.append(f"{refusal.code}: {refusal.message}: {request.line}")
-                client.sendall(answer_of(refusal, has_body))
+                client.sendall(answer_of(refusal, request))
                 continue
             try:
-                server.sendall(request.head + request.body)
-                answer = answers.message(has_body=has_body)
-                while answer.line.startswith("HTTP/1.1 1"):
-                    answer = answers.message(has_body=has_body)
+                answer = answers.exchange(request)
             finally:
                 with self.lock:
-                    self.rules.conditional.discard(conditional)
+                    self.contended.discard(conditional)
             with self.lock:
                 self.rules.note(request, answer)
             client.sendall(answer.head + answer.body)
@@ -205,14 +208,7 @@ class StrictProxy(Proxy):
         return None
 
 
-def answer_of(refusal: Refusal, has_body: bool) -> bytes:
+def answer_of(refusal: Refusal, request: Message) -> bytes:
     """An S3 error, marked as the store's own."""
-    body = f"<?xml version='1.0'?><Error><Code>{refusal.code}</Code><Message>{refusal.message}</Message></Error>".encode()
-    headers = {
-        "Content-Type": "application/xml",
-        "Content-Length": str(len(body)),
-        "x-amz-request-id": "STRICT",
-        **refusal.headers,
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {refusal.status} Refused\r\n{lines}\r\n".encode() + (body if has_body else b"")
+    headers = {"x-amz-request-id": "STRICT", **refusal.headers}
+    return s3_error(refusal.status, refusal.code, refusal.message, request.has_answer_body, headers)
