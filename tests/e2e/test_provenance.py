@@ -85,6 +85,24 @@ class AfterTheInode(Fault):
         return self.is_gone and super().applies(line)
 
 
+@dataclass
+class AfterTheMark(Fault):
+    """A fault of requests that come after a deletion has marked the label."""
+
+    is_marked: bool = False
+
+    def applies(self, line: str) -> bool:
+        was_marked = self.is_marked
+        self.is_marked |= bool(re.search(r"^PUT \S+/volume\.json[? ]", line))
+        return was_marked and super().applies(line)
+
+
+def begin_deletion(volume, proxy: FaultyProxy, log: Path):
+    """`hypernbd delete` through a proxy."""
+    options = [*volume.store.cli_options, "--endpoint-url", proxy.endpoint][2:]
+    return spawn([str(CLI), "delete", volume.url, "--yes", *options], log, env=volume.store.env, limit_s=60)
+
+
 def interrupt_deletion(volume, how: str, log: Path) -> None:
     """A deletion that gets no further than the inode, which goes first."""
     if volume.store.kind == "file":
@@ -94,8 +112,7 @@ def interrupt_deletion(volume, how: str, log: Path) -> None:
     proxy = FaultyProxy(volume.store.minio.endpoint)
     kind = {"killed": "hang", "refused": "expired"}[how]
     fault = proxy.fail(AfterTheInode(kind, r"^POST \S+\?delete"))
-    options = [*volume.store.cli_options, "--endpoint-url", proxy.endpoint][2:]
-    process = spawn([str(CLI), "delete", volume.url, "--yes", *options], log, env=volume.store.env, limit_s=60)
+    process = begin_deletion(volume, proxy, log)
     wait_for(lambda: fault.hits or process.poll() is not None, "the deletion to get stuck")
     if how == "killed":
         process.kill()
@@ -200,6 +217,34 @@ def test_a_log_and_caches_of_a_later_history_are_not_used_over_a_restored_backup
     expected = {0: pattern(MI, 1), 2 * MI: bytes(MI), IN_LOG: bytes(NOTE)}
     assert_log_is_refused_until_given_up(server, make_server, kept, log_content, expected)
     assert_is_not_mixed_with_caches(server)
+
+
+@pytest.mark.s3_only
+@pytest.mark.parametrize("left", ["whole", "without the inode"])
+def test_a_deletion_held_up_removes_nothing_of_a_volume_made_meanwhile(make_volume, make_server, tmp_path, left):
+    """Two deletions of one volume; when the second has ended and there is a new volume, the first goes on."""
+    volume = make_volume(SIZE)
+    publish(make_server(volume), 97)
+    if left == "without the inode":
+        interrupt_deletion(volume, "killed", tmp_path / "interrupted")
+    proxy = FaultyProxy(volume.store.minio.endpoint)
+    fault = proxy.fail(AfterTheMark("hang", r"^GET \S+/volume\.json|^HEAD \S+/inode"))
+    process = begin_deletion(volume, proxy, tmp_path / "held-up")
+    wait_for(lambda: fault.hits or process.poll() is not None, "the deletion to hang")
+    assert process.poll() is None, (tmp_path / "held-up").read_text()
+    other = volume.cli("delete", volume.url, "--yes", *(["--takeover"] if left == "whole" else []))
+    assert other.returncode == 0, other.stderr
+    assert create(volume).returncode == 0
+    server = make_server(volume)
+    publish(server, 11)
+    label = stored_label(volume)
+    proxy.heal()
+    assert process.wait() != 0
+    assert "another command is at work there" in (tmp_path / "held-up").read_text() or left == "whole"
+    proxy.close()
+    assert stored_label(volume) == label
+    assert_reads(server, {0: pattern(MI, 11), 2 * MI: bytes(MI)})
+    assert_flushed_writes_survive(server)
 
 
 def test_a_restored_backup_alone_goes_on_as_it_was(make_volume, make_server, kept):

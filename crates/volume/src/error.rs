@@ -86,6 +86,17 @@ pub enum VolumeError {
         /// Key of an object that is there.
         found: String,
     },
+    /// Another command changed the volume at the same time.
+    #[error(
+        "the volume at {url} was changed while it was to be {operation}: another command is at work there; nothing more was \
+         done, look at what is there and try again"
+    )]
+    Interfered {
+        /// The volume's URL.
+        url: String,
+        /// What was to be done to it, as a participle.
+        operation: &'static str,
+    },
     /// A counter of the format is at its end.
     #[error(
         "the volume has used all but the last of its {limit} {counter}: it can be read, and no more be written; copy it into \
@@ -216,7 +227,7 @@ impl VolumeError {
             Self::AlreadyExists { .. } | Self::Leftovers { .. } => ErrorKind::AlreadyExists,
             Self::Fenced { .. } => ErrorKind::Fenced,
             Self::UnsafeStore { .. } => ErrorKind::Unsupported,
-            Self::Held { .. } => ErrorKind::Busy,
+            Self::Held { .. } | Self::Interfered { .. } => ErrorKind::Busy,
             Self::Store(e) => match e.kind {
                 StoreErrorKind::NotFound => ErrorKind::NotFound,
                 StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,

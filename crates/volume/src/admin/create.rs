@@ -2,7 +2,7 @@
 
 use super::label::{self, Label};
 use super::{VolumeInfo, delete, info};
-use crate::engine::{CheckpointId, container};
+use crate::engine::{CheckpointId, container, inode};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
 use crate::store::{self, Directory, Store, probe, probe_objects};
@@ -69,7 +69,8 @@ pub async fn create(
     } = *options;
     let inode = container::new_inode(&store, block_size_bytes, size_bytes)
         .map_err(|e| VolumeError::engine(format!("creating a volume at {url}"), e))?;
-    let label = match label::make(&store, CheckpointId::of_inode(&inode).check).await {
+    let made = CheckpointId::of_inode(&inode);
+    let label = match label::make(&store, made.check).await {
         Ok(label) => label,
         Err(e) => {
             if !matches!(e, VolumeError::Leftovers { .. }) {
@@ -91,16 +92,23 @@ pub async fn create(
         }
         Err(e) => {
             // The answer alone may be lost: what is there is whole then, and is removed before its label.
-            undo(&store, &label).await;
+            undo(&store, &label, made).await;
             Err(VolumeError::engine(format!("creating a volume at {url}"), e))
         }
     }
 }
 
-/// Takes away what may be stored of a volume that could not be created.
-async fn undo(store: &Store, label: &Label) {
+/// Takes away what may be stored of a volume that could not be created: `made`, if that is what is there.
+async fn undo(store: &Store, label: &Label, made: CheckpointId) {
     let undone = async {
-        store.delete(&store.data_key("inode")).await?;
+        let is_made = match inode::load(store).await {
+            Ok((there, _)) => CheckpointId::of_inode(&there) == made,
+            Err(VolumeError::NotFound { .. }) => false,
+            Err(e) => return Err(e),
+        };
+        if is_made {
+            store.delete(&store.data_key("inode")).await?;
+        }
         label::withdraw(store, label).await
     };
     if let Err(e) = undone.await {

@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::tombstone::{Tombstone, interfered};
 use super::{info, label, wal};
+use crate::engine::Ownership;
 use crate::error::{ErrorKind, VolumeError};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store::{self, Directory, ObjectEntry, Store, StoreErrorKind, probe, probe_objects};
+use crate::store::{
+    self, DELETE_KEYS_MAX, Directory, ObjectEntry, Store, StoreErrorKind, probe, probe_objects,
+};
 use crate::url::VolumeUrl;
 
 const INODE: &str = "inode";
@@ -89,15 +93,15 @@ pub enum IfDamaged {
     Delete,
 }
 
-/// Deletes the volume: its inode first, so that what an interruption leaves is no volume any more, its label last, so
-/// that the deletion can be taken up again.
+/// Deletes the volume: its label is marked, its inode goes first, so that what an interruption leaves is no volume any more,
+/// and the label last, so that the deletion can be taken up again.
 ///
 /// The write-ahead log that the volume was last served with goes too, where it can be reached. Objects below the root
 /// that are not a container's are left alone.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none, [`VolumeError::Held`] when a server has it open for writing; any failure
-/// of finding that out, and then nothing is deleted.
+/// of finding that out, and then nothing is deleted. [`VolumeError::Interfered`] when another command is at work there.
 pub async fn delete(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -107,30 +111,37 @@ pub async fn delete(
     let store = store::connect(url, store_options).await?;
     probe_objects::sweep(&store).await?;
     let plan = plan(&store).await?;
-    let lease = lease_for(&store, store_options, lease_options, if_damaged).await?;
-    let is_kept_as_versions = remove(&store, store_options, lease.as_deref()).await?;
+    let claim = claim(&store, store_options, lease_options, if_damaged).await?;
+    let is_kept_as_versions = remove(&store, store_options, &claim).await?;
     Ok(Deleted {
         plan,
         is_kept_as_versions,
     })
 }
 
-/// The lease of a volume that is to be deleted. `None` where there is none to take: after a deletion that was interrupted,
-/// and where damage is in the way and the user allows for it.
-async fn lease_for(
+/// What shuts others out of a volume that is to be deleted.
+enum Claim {
+    /// Its lease.
+    Lease(Arc<Lease>),
+    /// There is no inode, since a deletion was interrupted: no server can open it.
+    NoInode,
+    /// Damage is in the way of its lease, and the user says that no server runs on it.
+    UsersWord,
+}
+
+async fn claim(
     store: &Store,
     store_options: &StoreOptions,
     lease_options: &LeaseOptions,
     if_damaged: IfDamaged,
-) -> Result<Option<Arc<Lease>>, VolumeError> {
+) -> Result<Claim, VolumeError> {
     let taken = async {
-        // Without an inode there is nothing to shut anybody out of.
         if store.head(&store.data_key(INODE)).await?.is_none() {
-            return Ok(None);
+            return Ok(Claim::NoInode);
         }
         super::take_lease(store, store_options, lease_options)
             .await
-            .map(Some)
+            .map(Claim::Lease)
     };
     match taken.await {
         Err(e) if may_be_damage(&e) && if_damaged == IfDamaged::Delete => {
@@ -139,7 +150,7 @@ async fn lease_for(
                 store.url,
                 e.chain()
             );
-            Ok(None)
+            Ok(Claim::UsersWord)
         }
         Err(e) if may_be_damage(&e) => Err(VolumeError::Corrupt {
             what: format!("what tells whether a server holds {}", store.url),
@@ -161,15 +172,25 @@ fn may_be_damage(e: &VolumeError) -> bool {
 }
 
 /// Removes what belongs to the volume. Whether the bucket keeps versions of it.
-async fn remove(
-    store: &Store,
-    store_options: &StoreOptions,
-    lease: Option<&Lease>,
-) -> Result<bool, VolumeError> {
+async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> Result<bool, VolumeError> {
     let inode = store.data_key(INODE);
     let label = store.meta_key(label::NAME);
     let lease_key = store.meta_key(lease::NAME);
-    let is_kept_as_versions = store.delete(&inode).await?;
+    let tombstone = Tombstone::put(store).await?;
+    let is_kept_as_versions = match claim {
+        // One that is there by now is another volume's.
+        Claim::NoInode if store.head(&inode).await?.is_some() => return Err(interfered(store)),
+        Claim::NoInode => false,
+        Claim::Lease(lease) => {
+            lease.check().await?;
+            tombstone.check(store).await?;
+            store.delete(&inode).await?
+        }
+        Claim::UsersWord => {
+            tombstone.check(store).await?;
+            store.delete(&inode).await?
+        }
+    };
     // While the marker and the label still tell which log it is.
     wal::remove_log(store, store_options, None).await;
     let rest: Vec<String> = objects(store)
@@ -178,13 +199,17 @@ async fn remove(
         .map(|object| object.key)
         .filter(|key| ![&inode, &label, &lease_key].contains(&key))
         .collect();
-    store.delete_keys(&rest).await?;
+    for batch in rest.chunks(DELETE_KEYS_MAX) {
+        tombstone.check(store).await?;
+        store.delete_keys(batch).await?;
+    }
     // Held until nothing is left that another server could open.
-    if let Some(lease) = lease {
+    if let Claim::Lease(lease) = claim {
         lease.forget();
     }
+    tombstone.check(store).await?;
     store.delete(&lease_key).await?;
-    store.delete(&label).await?;
+    tombstone.remove(store).await?;
     store.remove_if_empty(Directory::Removed).await?;
     Ok(is_kept_as_versions)
 }

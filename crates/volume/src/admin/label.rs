@@ -100,6 +100,9 @@ pub struct Label {
     /// The id of the volume that this one is a copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<VolumeId>,
+    /// A number that a deletion drew which is under way, or was interrupted before it removed anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion: Option<u64>,
 }
 
 /// A label as it was found.
@@ -142,7 +145,7 @@ pub(crate) async fn find(store: &Store) -> Result<Option<Found>, VolumeError> {
     let Some((body, version)) = store.get(&key).await? else {
         return Ok(None);
     };
-    let label = serde_json::from_slice(&body).map_err(|e| VolumeError::Corrupt {
+    let label = Label::decode(&body).map_err(|e| VolumeError::Corrupt {
         what: format!("the label {key}"),
         reason: e.to_string(),
     })?;
@@ -213,6 +216,8 @@ impl Found {
     /// The label as it has to be.
     fn brought_up(&self, unpublished: Option<Unpublished>, adopt: bool) -> Label {
         let mut label = self.label.clone();
+        // The deletion that left its mark has removed nothing, and removes nothing from now on.
+        label.deletion = None;
         // Other tools make a container anew and know of no label.
         if let Some(Unpublished(check)) = unpublished {
             label.origin = Some(check);
@@ -264,17 +269,26 @@ pub(super) async fn withdraw(store: &Store, label: &Label) -> Result<(), VolumeE
 }
 
 impl Label {
-    fn new(store: &Store, origin: Option<InodeCheck>) -> Result<Self, VolumeError> {
+    pub(super) fn new(store: &Store, origin: Option<InodeCheck>) -> Result<Self, VolumeError> {
         Ok(Self {
             volume_id: VolumeId::random(),
             created_ms: now_ms(),
             origin,
             place: Some(Place::of(store)?),
             parent: None,
+            deletion: None,
         })
     }
 
-    fn encode(&self) -> Result<Vec<u8>, VolumeError> {
+    /// Reads a label.
+    ///
+    /// # Errors
+    /// When `body` is none.
+    pub fn decode(body: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>, VolumeError> {
         serde_json::to_vec(self).map_err(|e| VolumeError::Internal(e.to_string()))
     }
 }

@@ -16,6 +16,7 @@ mod info;
 pub mod label;
 mod look;
 mod resize;
+mod tombstone;
 pub mod wal;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};

@@ -43,6 +43,7 @@ use crate::options::StoreOptions;
 use crate::url::VolumeUrl;
 pub(crate) use durable::Directory;
 use durable::ObjectDir;
+pub(crate) use operations::DELETE_KEYS_MAX;
 
 /// Key prefix of the volume in a `file://` store.
 const LOCAL_ROOT: &str = "volume";

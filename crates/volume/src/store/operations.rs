@@ -25,7 +25,7 @@ const CONFLICT_ATTEMPTS_MAX: u64 = 10;
 /// Longest wait before the second such try; it grows with each, and is random, so that the writers do not meet again.
 const CONFLICT_PAUSE_MS: u64 = 100;
 /// Most keys a DeleteObjects may have.
-const DELETE_KEYS_MAX: usize = 1000;
+pub(crate) const DELETE_KEYS_MAX: usize = 1000;
 /// Deletions under way where a store takes them one by one.
 const DELETIONS_AT_ONCE: usize = 16;
 

@@ -1,0 +1,168 @@
+//! The mark of a deletion under way: the volume's label, with a number that the deletion drew.
+//!
+//! Of two deletions the later one's mark replaces the earlier one's, which then stops. Between the end of a deletion and a
+//! new volume at the same URL the label goes, so a deletion that was begun before, and was held up, finds its mark gone. It
+//! looks before every step. A request already sent can still arrive late: only names that are never used twice would
+//! exclude that.
+
+use super::label::{self, Label};
+use crate::error::VolumeError;
+use crate::store::{ETag, Store, StoreErrorKind};
+
+/// A deletion's own mark, as it is stored.
+#[derive(Debug)]
+pub(super) struct Tombstone {
+    version: ETag,
+}
+
+impl Tombstone {
+    /// Marks the volume: its label, or one made for that where it has none, or none that can be read.
+    ///
+    /// # Errors
+    /// [`VolumeError::Interfered`] when somebody else changes the label; when the store fails.
+    pub async fn put(store: &Store) -> Result<Self, VolumeError> {
+        let key = store.meta_key(label::NAME);
+        let there = store.get(&key).await?;
+        let label = there.as_ref().and_then(|(body, _)| Label::decode(body).ok());
+        let label = match label {
+            Some(label) => label,
+            None => Label::new(store, None)?,
+        };
+        let body = Label {
+            deletion: Some(fastrand::u64(..)),
+            ..label
+        }
+        .encode()?;
+        let put = match &there {
+            Some((_, version)) => store.put_if_match(&key, body, version).await,
+            None => store.put_create_only(&key, body).await,
+        };
+        match put {
+            Ok(version) => Ok(Self { version }),
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered(store)),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Looks whether the volume is still this deletion's to remove.
+    ///
+    /// # Errors
+    /// [`VolumeError::Interfered`] when it is not; when the store fails.
+    pub async fn check(&self, store: &Store) -> Result<(), VolumeError> {
+        let there = store.get(&store.meta_key(label::NAME)).await?;
+        match there {
+            Some((_, version)) if version == self.version => Ok(()),
+            _ => Err(interfered(store)),
+        }
+    }
+
+    /// Takes the mark away, and the label with it: the deletion is complete.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub async fn remove(self, store: &Store) -> Result<(), VolumeError> {
+        self.check(store).await?;
+        store.delete(&store.meta_key(label::NAME)).await?;
+        Ok(())
+    }
+}
+
+pub(super) fn interfered(store: &Store) -> VolumeError {
+    VolumeError::Interfered {
+        url: store.url.to_string(),
+        operation: "deleted",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::InodeCheck;
+    use crate::options::StoreOptions;
+    use crate::store;
+    use crate::url::VolumeUrl;
+
+    async fn labelled(path: &std::path::Path) -> (Store, Label) {
+        let url = VolumeUrl::parse(&format!("file://{}/", path.display())).unwrap();
+        let store = store::connect_for_create(&url, &StoreOptions::default())
+            .await
+            .unwrap();
+        let label = label::make(&store, InodeCheck::from_bits(1)).await.unwrap();
+        (store, label)
+    }
+
+    fn is_interfered<R>(result: Result<R, VolumeError>) -> bool {
+        matches!(result, Err(VolumeError::Interfered { .. }))
+    }
+
+    #[tokio::test]
+    async fn of_two_deletions_the_later_one_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, label) = labelled(dir.path()).await;
+        let first = Tombstone::put(&store).await.unwrap();
+        first.check(&store).await.unwrap();
+        let second = Tombstone::put(&store).await.unwrap();
+        assert!(is_interfered(first.check(&store).await));
+        assert!(
+            is_interfered(first.remove(&store).await),
+            "the other's mark stays"
+        );
+        second.check(&store).await.unwrap();
+        let marked = label::load(&store).await.unwrap().unwrap();
+        assert_eq!(
+            marked.volume_id, label.volume_id,
+            "it still tells whose log is removed"
+        );
+        second.remove(&store).await.unwrap();
+        assert_eq!(label::load(&store).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_deletion_held_up_leaves_what_was_made_after_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = labelled(dir.path()).await;
+        let held_up = Tombstone::put(&store).await.unwrap();
+        Tombstone::put(&store)
+            .await
+            .unwrap()
+            .remove(&store)
+            .await
+            .unwrap();
+        assert!(is_interfered(held_up.check(&store).await), "there is no label");
+        let new = label::make(&store, InodeCheck::from_bits(2)).await.unwrap();
+        assert!(is_interfered(held_up.remove(&store).await));
+        assert_eq!(label::load(&store).await.unwrap(), Some(new));
+    }
+
+    #[tokio::test]
+    async fn a_label_that_is_none_or_damaged_can_be_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = labelled(dir.path()).await;
+        let key = store.meta_key(label::NAME);
+        store.put(&key, &b"{"[..]).await.unwrap();
+        Tombstone::put(&store)
+            .await
+            .unwrap()
+            .remove(&store)
+            .await
+            .unwrap();
+        Tombstone::put(&store)
+            .await
+            .unwrap()
+            .remove(&store)
+            .await
+            .unwrap();
+        assert_eq!(store.get(&key).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn who_writes_to_a_marked_volume_takes_the_mark_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, label) = labelled(dir.path()).await;
+        let deletion = Tombstone::put(&store).await.unwrap();
+        let found = label::find(&store).await.unwrap();
+        let settled = label::settle(&store, found, None, false).await.unwrap();
+        assert_eq!(settled, label);
+        assert!(is_interfered(deletion.check(&store).await));
+    }
+}
