@@ -12,6 +12,7 @@ from support.server import KI, MI
 
 PIECES = 96
 CELL = struct.Struct("<QQ")
+FLUSH_LIMIT_S = 120
 LOUD = {"RUST_LOG": "warn,hypernbd_volume::engine=debug"}
 
 
@@ -29,6 +30,7 @@ class Stream(threading.Thread):
         self.promised = promised  # by piece: the newest pass that a flush has covered, or that was seen in all of it
         self.sent = sent  # by piece: the newest pass that can be in any of it
         self.flushes = 0
+        self.has_flushed = threading.Event()
 
     def run(self) -> None:
         try:
@@ -44,9 +46,12 @@ class Stream(threading.Thread):
                         client.flush()
                         self.promised[:] = covered
                         self.flushes += 1
+                        self.has_flushed.set()
                 self.number += 1
         except nbd.Error:
             pass  # the server was killed
+        finally:
+            self.has_flushed.set()
 
 
 def check(client, stream: Stream, block_bytes: int) -> None:
@@ -68,9 +73,12 @@ def check(client, stream: Stream, block_bytes: int) -> None:
 def kill_and_check(server, rng: random.Random, block_bytes: int, rounds: int, life_s: tuple[float, float]) -> None:
     """A stream to a started server that is killed at random moments and started again."""
     promised, sent, number, flushes = [0] * PIECES, [0] * PIECES, 1, 0
-    for _ in range(rounds):
+    for round_number in range(rounds):
         stream = Stream(server, rng, number, promised, sent)
         stream.start()
+        if round_number == rounds // 2:
+            # However slow the machine is: one round is killed after a flush.
+            assert stream.has_flushed.wait(FLUSH_LIMIT_S)
         threading.Event().wait(rng.uniform(*life_s))
         server.kill()
         stream.join()

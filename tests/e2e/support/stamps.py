@@ -17,6 +17,8 @@ from .server import KI, MI
 SECTOR = 4 * KI
 SIZE = 4 * MI
 CLIENTS = 4
+ENOUGH_FLUSHES = 25
+ENOUGH_LIMIT_S = 300
 HEADER = struct.Struct("<8sIQQ")
 MAGIC = b"hypernbd"
 
@@ -41,9 +43,9 @@ def read_stamp(sector: bytes, offset: int) -> tuple[int, int] | None:
 class Writer(threading.Thread):
     """One client: random sectors of its own, a flush now and then, and a memory of what was promised."""
 
-    def __init__(self, number: int, seed: int):
+    def __init__(self, number: int, seed: int, enough: int = ENOUGH_FLUSHES):
         super().__init__(daemon=True)
-        self.number = number
+        self.number, self.enough = number, enough
         self.rng = random.Random(seed * CLIENTS + number)
         self.sectors = [at for at in range(0, SIZE, SECTOR) if (at // SECTOR) % CLIENTS == number]
         self.sequence = 0
@@ -53,11 +55,12 @@ class Writer(threading.Thread):
         self.answered: dict[int, int] = {}  # offset -> newest sequence answered
         self.promised: dict[int, int] = {}  # offset -> newest sequence a flush has covered
         self.server = None
+        self.has_enough = threading.Event()  # it has flushed `enough` times, or its server is gone
         self.failure: Exception | None = None
 
     def again(self, server) -> "Writer":
         """The same client, with its memory, for the next life of the server."""
-        successor = Writer(self.number, self.rng.randrange(1 << 30))
+        successor = Writer(self.number, self.rng.randrange(1 << 30), self.enough)
         successor.sequence = successor.born = self.sequence
         successor.sent, successor.promised = self.sent, self.promised
         successor.answered = dict(self.promised)
@@ -74,10 +77,14 @@ class Writer(threading.Thread):
                 client.flush()
                 self.flushes += 1
                 self.promised.update(covered)
+                if self.flushes >= self.enough:
+                    self.has_enough.set()
         except nbd.Error:
             pass  # the server was killed: what was promised so far is what counts
         except Exception as error:  # handed to the main thread
             self.failure = error
+        finally:
+            self.has_enough.set()
 
     def write(self, client) -> None:
         first = self.rng.randrange(len(self.sectors))
@@ -118,20 +125,22 @@ def check_all(client, writers: list[Writer]) -> None:
                 owner.promised[offset + at] = found[1]
 
 
-def kill_and_check(server, seed: int, rounds: int, life_s: float = 1.0) -> int:
-    """Four writers on a started server of a volume of SIZE, killed at random moments and started again; returns how
-    many flushes were answered."""
+def kill_and_check(server, seed: int, rounds: int, life_s: float = 1.0, enough: int = ENOUGH_FLUSHES) -> int:
+    """Four writers on a started server of a volume of SIZE, killed at random moments and started again. One round ends
+    no sooner than after `enough` flushes of each writer, however slow the machine is; returns how many were answered in all."""
     rng = random.Random(seed)
-    writers = [Writer(number, seed) for number in range(CLIENTS)]
+    writers = [Writer(number, seed, enough) for number in range(CLIENTS)]
     flushed_total = flushes = 0
     for round_number in range(rounds):
         writers = [writer.again(server) for writer in writers]
         before = sum(len(writer.promised) for writer in writers)
         for writer in writers:
             writer.start()
-        # The moment is random; each round still sees some flushes (or as many as a first round may have).
-        end = threading.Event()
-        end.wait(rng.uniform(0.05, life_s))
+        # The moment is random.
+        threading.Event().wait(rng.uniform(0.05, life_s))
+        if round_number == rounds // 2:
+            for writer in writers:
+                assert writer.has_enough.wait(ENOUGH_LIMIT_S), "a writer hangs"
         server.kill()
         for writer in writers:
             writer.join()
