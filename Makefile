@@ -10,6 +10,8 @@ SHELL := /bin/bash
 
 PYTHON := /usr/bin/python3
 PYTEST_ARGS ?=
+# End-to-end tests under way at once: they wait more than they compute.
+E2E_JOBS ?= $(shell expr $$(nproc) + 1)
 BENCH_ARGS ?=
 SERVE_ARGS ?=
 URL ?=
@@ -51,7 +53,7 @@ unit:
 
 e2e: build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
-	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) -m pytest -n $(E2E_JOBS) tests/e2e $(PYTEST_ARGS)
 
 bench: build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \

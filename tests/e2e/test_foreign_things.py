@@ -1,6 +1,7 @@
 """What is not a volume's is not touched, what cannot be checked is not passed, and every number has an end."""
 
 import errno
+import json
 import struct
 
 import nbd
@@ -178,7 +179,7 @@ def test_a_volume_near_the_end_of_its_checkpoint_numbers_says_so_and_is_read(mak
         client.flush()
     close(server)
     use_up(server.volume, CHECKPOINT_NUMBERS - 1100)
-    assert "99 % of all checkpoint numbers" in server.volume.cli("info", server.volume.url).stdout
+    assert "99 % of all checkpoint numbers are used" in server.volume.cli("info", server.volume.url).stdout
     server.start()
     written = 0
     with server.connect() as client:
@@ -190,6 +191,8 @@ def test_a_volume_near_the_end_of_its_checkpoint_numbers_says_so_and_is_read(mak
         client.flush()
         assert client.pread(MI, 0) == pattern(MI, 1)
     assert "checkpoint numbers are used" in server.log_text()
+    ends = json.loads(server.volume.cli("info", server.volume.url, "--json").stdout)["nearest_end"]
+    assert ends["name"] == "checkpoint numbers" and ends["used"] > CHECKPOINT_NUMBERS - 1100, ends
     server.kill()
     server.start()
     with server.connect() as client:

@@ -9,7 +9,7 @@ mod cache_state;
 pub mod catalogue;
 mod checksum;
 mod clock;
-mod counters;
+pub mod counters;
 mod disk;
 pub mod durability;
 pub mod engine;

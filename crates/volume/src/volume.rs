@@ -20,6 +20,7 @@ use crate::lease::Lease;
 use crate::log::LOG_BULK_BYTES;
 use crate::log::open::OpenLog;
 use crate::options::VolumeOptions;
+use crate::store::Store;
 use crate::writeback::appender::DriverLog;
 use crate::writeback::backlog::Backlog;
 use crate::writeback::driver::{Driver, DriverConfig};
@@ -76,6 +77,8 @@ pub struct Volume {
     catalogue: Option<Arc<Catalogue>>,
     lease: Option<Arc<Lease>>,
     log: Option<OpenLog>,
+    /// Where it is kept, to be left clean.
+    store: Option<Store>,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -116,6 +119,7 @@ impl Volume {
             catalogue: None,
             lease: None,
             log: None,
+            store: None,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -392,6 +396,9 @@ impl Volume {
             }
             if !is_stopped {
                 self.engine.abandon().await;
+            }
+            if let Some(store) = &self.store {
+                store.end_changes().await;
             }
             flushed
         })

@@ -36,11 +36,6 @@ fn table(info: &VolumeInfo) -> String {
         0 => "none yet".to_string(),
         number => format!("{number}, {}", utc(info.modified_ms / 1000)),
     };
-    let used_percent = info.checkpoint_numbers_used * 100 / info.checkpoint_numbers_max.max(1);
-    let checkpoint = match used_percent {
-        0 => checkpoint,
-        used => format!("{checkpoint}; {used} % of all checkpoint numbers are used"),
-    };
     let rows = [
         ("volume", info.url.clone()),
         (
@@ -61,11 +56,17 @@ fn table(info: &VolumeInfo) -> String {
         ("durability", info.durability.clone()),
         ("held by", held_by(info.lease.as_ref())),
     ];
+    let counter = info.nearest_end.filter(|counter| counter.percent() > 0);
+    let counter = counter.map(|counter| {
+        let used = format!("{} % of all {} are used", counter.percent(), counter.name);
+        ("nearest end", used)
+    });
     let log = info
         .wal_url
         .iter()
         .map(|url| ("log", format!("{url}, not closed cleanly or being served")));
     rows.into_iter()
+        .chain(counter)
         .chain(log)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
@@ -133,6 +134,7 @@ mod tests {
             last_checkpoint: 0,
             checkpoint_numbers_used: 0,
             checkpoint_numbers_max: (1 << 30) - 1,
+            nearest_end: None,
             modified_ms: 0,
             mapped_bytes: 0,
             wal_url: None,

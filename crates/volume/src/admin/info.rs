@@ -4,6 +4,7 @@ use hyperfile::config::HyperFileMetaConfig;
 use serde::Serialize;
 
 use super::label;
+use crate::counters::{CounterUse, OWNERS};
 use crate::durability::Durability;
 use crate::engine::{inode, limits};
 use crate::error::VolumeError;
@@ -34,6 +35,8 @@ pub struct VolumeInfo {
     pub checkpoint_numbers_used: u64,
     /// The largest checkpoint number there is.
     pub checkpoint_numbers_max: u64,
+    /// Of the volume's counters the one that ends first, if they go on as they did.
+    pub nearest_end: Option<CounterUse>,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC, by its writer's clock.
     pub modified_ms: u64,
     /// Bytes of blocks that were ever written; an upper bound of the live data.
@@ -74,6 +77,11 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         .map(|(marker, _)| marker)
         .filter(|m| !m.is_clean)
         .map(|m| m.url);
+    let lease = lease?;
+    let counters = [
+        limits::CHECKPOINT_NUMBERS.used(inode.i_last_seq),
+        OWNERS.used(lease.as_ref().map_or(0, |lease| lease.epoch)),
+    ];
     let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
     Ok(VolumeInfo {
         url: url.to_string(),
@@ -84,11 +92,12 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         last_checkpoint: inode.i_last_cno,
         checkpoint_numbers_used: inode.i_last_seq,
         checkpoint_numbers_max: limits::CHECKPOINT_NUMBER_MAX,
+        nearest_end: CounterUse::nearest(counters),
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
         // Counted in sectors, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
         wal_url,
         durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
-        lease: lease?,
+        lease,
     })
 }

@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyperfile::meta_format::BLOCK_PTR_MAX_CHECKPOINT;
-use log::warn;
 
+use crate::counters::Counter;
 use crate::error::VolumeError;
 
 /// The largest checkpoint number that a block pointer can name.
@@ -16,8 +16,12 @@ pub const CHECKPOINT_NUMBER_MAX: u64 = BLOCK_PTR_MAX_CHECKPOINT;
 const KEPT_FOR_FLUSHES: u64 = 1024;
 /// Numbers that are never used by a publish: a resize needs some, and an open may take up two that a killed server left.
 const KEPT: u64 = 64;
-/// From here on it is said.
-const WARNED: u64 = CHECKPOINT_NUMBER_MAX / 10 * 9;
+/// The counter.
+pub(crate) const CHECKPOINT_NUMBERS: Counter = Counter {
+    name: "checkpoint numbers",
+    max: CHECKPOINT_NUMBER_MAX,
+    advice: "near the end writes are refused; copy it into a new volume in time",
+};
 
 /// How many checkpoint numbers a container has used. Shared by the owner, who counts, and those who ask.
 #[derive(Debug, Default)]
@@ -27,12 +31,7 @@ impl CheckpointNumbers {
     /// This is the newest number used.
     pub fn note(&self, newest: u64) {
         let before = self.0.fetch_max(newest, Ordering::Relaxed);
-        if before < WARNED && newest >= WARNED {
-            warn!(
-                "{newest} of {CHECKPOINT_NUMBER_MAX} checkpoint numbers are used: near the end writes are refused; copy the \
-                 volume into a new one in time"
-            );
-        }
+        CHECKPOINT_NUMBERS.note(before, newest);
     }
 
     /// Whether writes may be taken in.
@@ -55,10 +54,7 @@ impl CheckpointNumbers {
         if self.0.load(Ordering::Relaxed) < CHECKPOINT_NUMBER_MAX - kept {
             return Ok(());
         }
-        Err(VolumeError::CountersExhausted {
-            counter: "checkpoint numbers",
-            limit: CHECKPOINT_NUMBER_MAX,
-        })
+        Err(CHECKPOINT_NUMBERS.exhausted())
     }
 }
 

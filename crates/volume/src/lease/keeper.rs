@@ -15,7 +15,7 @@ use super::state::{
 };
 use crate::catalogue;
 use crate::clock::now_ms;
-use crate::counters::EPOCH_MAX;
+use crate::counters::OWNERS;
 use crate::engine::{Ownership, touch};
 use crate::error::VolumeError;
 use crate::options::LeaseOptions;
@@ -247,11 +247,8 @@ async fn take(
     let mut action = FIRST_LOOK;
     loop {
         action = match looking.next(&mut take, action).await? {
-            TakeAction::Put { record, .. } if record.epoch > EPOCH_MAX => {
-                return Err(VolumeError::CountersExhausted {
-                    counter: "owners",
-                    limit: EPOCH_MAX,
-                });
+            TakeAction::Put { record, .. } if record.epoch > OWNERS.max => {
+                return Err(OWNERS.exhausted());
             }
             TakeAction::Put { record, expected } => {
                 let event = match put(store, &record, expected.as_ref()).await {
@@ -262,7 +259,10 @@ async fn take(
                 };
                 take.on(event)
             }
-            TakeAction::Taken(taken) => return Ok(taken),
+            TakeAction::Taken(taken) => {
+                OWNERS.note(0, taken.stored.record.epoch);
+                return Ok(taken);
+            }
             TakeAction::Refused { by, why } => return Err(held(store, &by, why)),
             action => {
                 let reason = format!("the lease of {} cannot be written: {action:?}", store.url);

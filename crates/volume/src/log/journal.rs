@@ -31,6 +31,7 @@ use super::journal_segments::{
 };
 use super::record::{Group, HEADER_BYTES, RecordError};
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use crate::counters::JOURNAL_NUMBERS;
 use crate::disk::{Disk, RealDisk};
 use crate::error::VolumeError;
 use crate::volume_id::VolumeId;
@@ -104,7 +105,8 @@ impl Journal {
             appended: Condvar::new(),
         };
         let places = inner.scan()?;
-        let first_sequence = places.keys().map(|id| id.sequence).max().unwrap_or(0) + 1;
+        let last_sequence = places.keys().map(|id| id.sequence).max().unwrap_or(0);
+        let first_sequence = JOURNAL_NUMBERS.after(last_sequence)?;
         Ok(Self {
             inner: Arc::new(inner),
             journal_id,

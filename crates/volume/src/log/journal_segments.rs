@@ -10,6 +10,7 @@ use super::EncodedGroup;
 use super::journal::Inner;
 use super::journal_label::failed;
 use super::replay::IN_FLIGHT_MAX;
+use crate::counters::JOURNAL_NUMBERS;
 use crate::error::VolumeError;
 
 pub(super) const SUFFIX: &str = "log";
@@ -143,7 +144,8 @@ impl Inner {
             let full = io::Error::new(ErrorKind::StorageFull, "there was no room for another segment");
             return Err(failed(&self.path, "making a segment", &full));
         }
-        let number = segments.all.iter().map(|s| s.number).max().unwrap_or(0) + 1;
+        let newest = segments.all.iter().map(|s| s.number).max().unwrap_or(0);
+        let number = JOURNAL_NUMBERS.after(newest)?;
         let path = self.path_of(number);
         let made = self.make_segment(&path).inspect_err(|_| {
             let _ = fs::remove_file(&path);

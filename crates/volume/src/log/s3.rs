@@ -15,14 +15,14 @@ use uuid::Uuid;
 use super::record::Group;
 use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
-use crate::counters::EPOCH_MAX;
+use crate::counters::LOG_RECORDS;
 use crate::error::VolumeError;
 use crate::store::{Store, StoreErrorKind};
 
 /// Groups not yet published beyond which flushes go by checkpoints, in bytes.
 const CAPACITY_BYTES: u64 = 512 << 20;
 /// The largest epoch and number that a name has digits for. Names sort as numbers do only while all have as many.
-const NUMBER_MAX: u64 = EPOCH_MAX;
+const NUMBER_MAX: u64 = LOG_RECORDS.max;
 /// Rounds of sealing: each is repeated only because an older owner wrote one more group meanwhile.
 const SEAL_ROUNDS_MAX: usize = 1000;
 
@@ -224,10 +224,7 @@ fn check_name(id: GroupId) -> Result<(), VolumeError> {
     if id.epoch.max(id.sequence) <= NUMBER_MAX {
         return Ok(());
     }
-    Err(VolumeError::CountersExhausted {
-        counter: "names of log records",
-        limit: NUMBER_MAX,
-    })
+    Err(LOG_RECORDS.exhausted())
 }
 
 fn parse_name(name: &str) -> Option<GroupId> {
@@ -320,6 +317,7 @@ impl LogStore for S3Log {
         };
         // Flushes go by checkpoints from here on; the next owner has an epoch, and numbers, of its own.
         check_name(id).map_err(AppendError::Failed)?;
+        LOG_RECORDS.note(id.sequence.saturating_sub(1), id.sequence);
         let key = key(&self.store, id);
         match self.store.put_create_only(&key, group.bytes.clone()).await {
             Ok(_) => {}

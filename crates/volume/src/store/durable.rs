@@ -66,6 +66,8 @@ pub(super) struct ObjectDir {
     scratch: Mutex<Option<Arc<Scratch>>>,
     /// Syncing `objects/` has failed.
     broken: AtomicBool,
+    /// Nothing is changed through this handle any more.
+    is_ended: AtomicBool,
     /// `objects/` has its marker; that of a store of an earlier release gets it at the first change.
     is_marked: AtomicBool,
     /// Made by this handle.
@@ -116,6 +118,7 @@ impl ObjectDir {
             disk,
             scratch: Mutex::new(None),
             broken: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
             is_marked: AtomicBool::new(root.join(OBJECTS).join(OBJECTS_MARKER).exists()),
             is_new: false,
             made: Vec::new(),
@@ -301,6 +304,13 @@ impl ObjectDir {
         is_damaged.then(|| ObjectHeader::new(len_bytes, Default::default()))
     }
 
+    /// Ends all changes through this handle, and gives back what it has of its own in the directory.
+    pub fn end_changes(&self) {
+        let mut slot = self.scratch.lock();
+        self.is_ended.store(true, Ordering::Release);
+        drop(slot.take());
+    }
+
     /// Where this process keeps its temporary files and uploads; refused once the disk has failed.
     pub fn scratch(&self) -> S3Result<Arc<Scratch>> {
         if self.broken.load(Ordering::Acquire) {
@@ -308,6 +318,12 @@ impl ObjectDir {
             return Err(S3Error::with_message(S3ErrorCode::InternalError, what));
         }
         let mut slot = self.scratch.lock();
+        if self.is_ended.load(Ordering::Acquire) {
+            return Err(S3Error::with_message(
+                S3ErrorCode::InternalError,
+                "the store is closed",
+            ));
+        }
         if let Some(scratch) = &*slot {
             return Ok(scratch.clone());
         }

@@ -229,6 +229,14 @@ impl Store {
         &self.endpoint
     }
 
+    /// Ends all changes through this store, and gives back what it has of its own in a directory; nothing for `s3://`. Whoever
+    /// ends a process need not wait then until the last clone of the store is gone.
+    pub(crate) async fn end_changes(&self) {
+        if let Some(dir) = self.dir.clone() {
+            let _ = tokio::task::spawn_blocking(move || dir.end_changes()).await;
+        }
+    }
+
     /// Removes the `file://` store that holds no objects any more, with or without its directory. Whether there was one to
     /// remove; always false for `s3://`. The store cannot be used afterwards.
     ///

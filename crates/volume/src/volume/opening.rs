@@ -311,6 +311,7 @@ fn open_owned<'a>(
         volume.log = begun.log;
         volume.driver.fence_when(lease.lost());
         volume.lease = Some(lease.clone());
+        volume.store = Some(store.clone());
         Ok(Arc::new(volume))
     }
     .boxed()

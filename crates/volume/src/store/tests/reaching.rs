@@ -209,3 +209,19 @@ async fn a_store_can_be_read_without_changing_anything() {
     assert_eq!(store.list("").await.unwrap().len(), 1);
     assert_eq!(entries(), before);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_ended_leaves_nothing_of_its_process_and_takes_no_change() {
+    let Tested { store, dir } = file_store().await;
+    let scratch = dir.as_ref().unwrap().path().join("vol/scratch");
+    let scratches = || std::fs::read_dir(&scratch).unwrap().count();
+    let (key, clone) = (store.data_key("inode"), store.clone());
+    store.put(&key, "inode").await.unwrap();
+    assert_eq!(scratches(), 1);
+    store.end_changes().await;
+    assert_eq!(scratches(), 0, "although a clone is there");
+    let refused = clone.put(&key, "other").await.unwrap_err();
+    assert!(refused.to_string().contains("the store is closed"), "{refused}");
+    assert_eq!(scratches(), 0);
+    assert_eq!(clone.get(&key).await.unwrap().unwrap().0, Bytes::from("inode"));
+}
