@@ -1,6 +1,7 @@
 //! What can go wrong with a volume, with enough context to act on.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::store::{StoreError, StoreErrorKind};
@@ -208,6 +209,9 @@ pub enum VolumeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The failure of work that several waited for.
+    #[error(transparent)]
+    Shared(Arc<VolumeError>),
     /// The volume is closed.
     #[error("the volume is closed")]
     Closed,
@@ -244,6 +248,7 @@ impl VolumeError {
             Self::Log { .. } | Self::LogAhead { .. } => ErrorKind::InvalidInput,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::CountersExhausted { .. } => ErrorKind::Exhausted,
+            Self::Shared(e) => e.kind(),
             Self::Closed => ErrorKind::Closed,
             Self::Internal(_) => ErrorKind::Internal,
         }

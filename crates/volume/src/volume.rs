@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::catalogue::{Catalogue, NoRecorder, Recorder};
 use crate::engine::Engine;
-use crate::error::VolumeError;
+use crate::error::{ErrorKind, VolumeError};
 use crate::geometry::Geometry;
 use crate::lease::Lease;
 use crate::log::LOG_BULK_BYTES;
@@ -32,6 +32,8 @@ mod opening;
 /// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
+/// Times that something missing or damaged is read before that is believed: bytes are damaged on the way, too.
+const DAMAGED_READS_MAX: u32 = 4;
 /// Time for ending threads, even when all the time given went into the last checkpoint.
 const CLOSE_LEAST: Duration = Duration::from_secs(1);
 
@@ -140,7 +142,8 @@ impl Volume {
     /// Fills `out` with the bytes at `offset_bytes`.
     ///
     /// # Errors
-    /// A failing store is tried again for `io_timeout`, then [`VolumeError::Timeout`].
+    /// A failing store is tried again for `io_timeout`, then [`VolumeError::Timeout`]. What is missing or damaged in the store
+    /// is read a few times, since it may be so on the way alone, then [`VolumeError::Corrupt`].
     pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, out.len() as u64)?;
         let missing = self.overlay.read(offset_bytes, out);
@@ -169,17 +172,27 @@ impl Volume {
     async fn read_published(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
         let mut last = String::from("none, the store is slow");
         let tries = async {
-            let mut wait = READ_RETRY_WAIT;
+            let (mut wait, mut damaged) = (READ_RETRY_WAIT, 0);
             while let Err(e) = self.engine.read(offset_bytes, out).await {
                 last = e.chain();
+                damaged += u32::from(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound));
+                if damaged == DAMAGED_READS_MAX {
+                    return Err(e);
+                }
                 log::debug!("a read is tried again: {last}");
                 // Not all at the same moment, when many wait for the same store.
                 tokio::time::sleep(wait.mul_f64(fastrand::f64() + 0.5)).await;
                 wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
             }
+            Ok(())
         };
-        match tokio::time::timeout(self.io_timeout, tries).await {
-            Ok(()) => Ok(()),
+        let tried = tokio::time::timeout(self.io_timeout, tries).await;
+        match tried {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => {
+                warn!("a read at {offset_bytes} failed: {}", e.chain());
+                Err(e)
+            }
             Err(_) => {
                 warn!("a read at {offset_bytes} failed: {last}");
                 Err(VolumeError::Timeout {
@@ -340,9 +353,12 @@ impl Volume {
         self.driver.backlog()
     }
 
-    /// Asks for a checkpoint in the background.
+    /// Asks for a checkpoint, in the background, of what is unpublished now. Where nothing is, what is written from now on is not
+    /// published sooner for it.
     pub fn checkpoint_soon(&self) {
-        self.driver.checkpoint_soon();
+        if self.overlay.is_active_dirty() {
+            self.driver.checkpoint_soon();
+        }
     }
 
     /// Publishes what is unpublished and stops the volume's threads, in at most about `timeout`. Once only; later

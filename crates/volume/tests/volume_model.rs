@@ -9,7 +9,7 @@ use hypernbd_volume::engine::fault::{Fault, FaultEngine};
 use hypernbd_volume::engine::memory::MemoryEngine;
 use hypernbd_volume::geometry::Geometry;
 use hypernbd_volume::options::VolumeOptions;
-use hypernbd_volume::{ExtentKind, Volume};
+use hypernbd_volume::{ErrorKind, ExtentKind, Volume};
 use proptest::prelude::*;
 
 const SIZE: u64 = 24 * 4096 + 777;
@@ -254,4 +254,24 @@ fn failing_reads_and_recoveries_are_tried_again() {
     });
     world.apply(Op::Crash);
     assert!(world.read_all() == world.now);
+}
+
+/// What is damaged in the store is not read until the client gives up; what was damaged on the way comes with the next try.
+#[test]
+fn damage_is_believed_after_a_few_reads() {
+    let mut world = World::new(16384);
+    let write = Op::Write {
+        offset: 0,
+        len: 4096,
+        value: 7,
+        fua: true,
+    };
+    world.apply(write);
+    world.faults.damage_reads(3);
+    world.apply(Op::Read { offset: 0, len: 4096 });
+    world.faults.damage_reads(u32::MAX);
+    let failed = world.volume.read(0, &mut [0; 4096]).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Corrupt, "{failed}");
+    world.faults.damage_reads(0);
+    world.apply(Op::Read { offset: 0, len: 4096 });
 }

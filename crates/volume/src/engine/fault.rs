@@ -31,6 +31,7 @@ pub struct FaultEngine<E> {
     publishes: Mutex<VecDeque<Fault>>,
     recoveries: Mutex<VecDeque<Fault>>,
     failing_reads: Mutex<u32>,
+    damaged_reads: Mutex<u32>,
     /// Whether a failed publish has not been recovered from: the next publish would be a defect of the caller.
     is_broken: Mutex<bool>,
     /// Whether this process is still there, as far as the container is concerned.
@@ -45,6 +46,7 @@ impl<E: Engine> FaultEngine<E> {
             publishes: Mutex::default(),
             recoveries: Mutex::default(),
             failing_reads: Mutex::default(),
+            damaged_reads: Mutex::default(),
             is_broken: Mutex::default(),
             is_alive: tokio::sync::Mutex::new(true),
         }
@@ -65,6 +67,11 @@ impl<E: Engine> FaultEngine<E> {
         *self.failing_reads.lock() = count;
     }
 
+    /// The next `count` reads find damage.
+    pub fn damage_reads(&self, count: u32) {
+        *self.damaged_reads.lock() = count;
+    }
+
     /// Once this returns nothing reaches the inner engine any more: the process was killed, at this moment.
     pub async fn kill(&self) {
         *self.is_alive.lock().await = false;
@@ -75,6 +82,13 @@ impl<E: Engine> FaultEngine<E> {
     }
 }
 
+fn take_one(left: &Mutex<u32>) -> bool {
+    let mut left = left.lock();
+    let is_left = *left > 0;
+    *left = left.saturating_sub(1);
+    is_left
+}
+
 #[async_trait]
 impl<E: Engine> Engine for FaultEngine<E> {
     fn geometry(&self) -> Geometry {
@@ -82,12 +96,14 @@ impl<E: Engine> Engine for FaultEngine<E> {
     }
 
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        {
-            let mut left = self.failing_reads.lock();
-            if *left > 0 {
-                *left -= 1;
-                return Err(Self::refused("read"));
-            }
+        if take_one(&self.failing_reads) {
+            return Err(Self::refused("read"));
+        }
+        if take_one(&self.damaged_reads) {
+            return Err(VolumeError::Corrupt {
+                what: "an object".into(),
+                reason: "injected damage".into(),
+            });
         }
         self.inner.read(offset_bytes, out).await
     }

@@ -145,7 +145,10 @@ impl Index {
                     what: format!("the index of the volume at {}", self.store.url),
                     reason: format!("{what}: {e}"),
                 },
-                _ => VolumeError::engine(what, e),
+                // What the loader failed with, or an error of the tree's own.
+                _ => e
+                    .downcast::<VolumeError>()
+                    .unwrap_or_else(|e| VolumeError::engine(what, e)),
             })?;
         let id = lookup.id.take();
         Ok(id.map_or_else(Vec::new, |id| {

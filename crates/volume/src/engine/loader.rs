@@ -15,6 +15,7 @@ use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::node::{self, NODE_BYTES};
 use super::object::object_of;
+use crate::error::VolumeError;
 use crate::read::single_flight::SingleFlight;
 use crate::store::{Store, StoreError, StoreErrorKind, seal};
 
@@ -67,15 +68,18 @@ impl NodeLoader {
                 };
                 match fetched.await {
                     Ok(Some(bytes)) => Ok(Ok(bytes)),
-                    Ok(None) => Err(format!("the object {key} is missing").into()),
+                    Ok(None) => Err(Arc::new(VolumeError::Corrupt {
+                        what: format!("the index in the object {key}"),
+                        reason: "the object is missing".into(),
+                    })),
                     Err::<_, StoreError>(e) if e.kind == StoreErrorKind::Corrupt => {
                         Ok(Err(e.to_string().into()))
                     }
-                    Err(e) => Err(e.to_string().into()),
+                    Err(e) => Err(Arc::new(e.into())),
                 }
             })
             .await
-            .map_err(|e| io::Error::other(e.to_string()))?;
+            .map_err(|e| io::Error::other(VolumeError::Shared(e)))?;
         let damaged = |reason: &str| {
             let reason = format!("the index node at {offset} of the object {name} is damaged: {reason}");
             io::Error::new(io::ErrorKind::InvalidData, reason)

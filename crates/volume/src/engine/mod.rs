@@ -28,7 +28,6 @@ pub mod limits;
 mod loader;
 mod mark;
 pub mod memory;
-mod near;
 mod node;
 mod node_files;
 mod object;

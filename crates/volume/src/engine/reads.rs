@@ -4,17 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::future::try_join_all;
 use hyperfile::segment::Segment;
 use log::debug;
 use parking_lot::Mutex;
 
 use super::index::{Index, Published};
-use super::near;
 use super::object::{cno_of, segment_of};
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
+use crate::read::coalesce::{self, Piece};
 use crate::read::gate::Class;
 use crate::read::location::{Place, Run};
 use crate::read::reader::{ObjectSource, Reader, Stored};
@@ -28,6 +27,8 @@ const LOOKUP_BLOCKS_MIN: u64 = 1024;
 const EXTENT_LOOKUPS: u32 = 8;
 /// The largest window of read-ahead: what a line of 4 Gbit/s carries in 30 ms.
 const WINDOW_MAX_BYTES: u64 = 16 << 20;
+/// The most that completing blocks reads at once, which bounds the memory that many such reads take.
+const GROUP_BYTES_MAX: u64 = 512 << 10;
 /// Part of the cache that one window may take, and that one publish may.
 const CACHE_PARTS: u64 = 16;
 
@@ -52,19 +53,17 @@ pub(super) struct Objects(pub Store);
 impl ObjectSource for Objects {
     async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
         let name = Segment::segid_to_staging_file_id(segment_of(object));
-        let failed = |e| {
-            VolumeError::engine(
-                format!("reading {len_bytes} bytes at {offset_bytes} of object {name}"),
-                e,
-            )
-        };
         let read = self
             .0
             .get_frames(&self.0.data_key(&name), offset_bytes, len_bytes)
-            .await;
-        let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "the object is missing");
-        read.map_err(|e| failed(std::io::Error::other(e)))?
-            .ok_or_else(|| failed(missing()))
+            .await?;
+        read.ok_or_else(|| VolumeError::Corrupt {
+            what: format!(
+                "{len_bytes} bytes at {offset_bytes} of the object {name} of {}",
+                self.0.url
+            ),
+            reason: "the object is missing".into(),
+        })
     }
 }
 
@@ -201,20 +200,24 @@ impl Reads {
 
     /// Ranges in groups, each to be given to [`Self::read_near`]. Of what is not known the place in the volume has to do.
     pub(super) fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
-        let place_of = |range: &Range<u64>| {
+        let piece_of = |(number, range): (usize, &Range<u64>)| {
             let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
             let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
             let runs = self.shared.known.lock().locations.known_prefix(blocks);
             let stored = self.stored(&runs, offset_bytes, len_bytes).into_iter().next();
-            stored.and_then(|(_, stored)| stored).unwrap_or_else(|| Stored {
-                object: u64::MAX,
-                run: range.clone(),
-                wanted: range.clone(),
-            })
+            let (object, bytes) = match stored {
+                Some((_, Some(stored))) => (stored.object, stored.wanted),
+                _ => (u64::MAX, range.clone()),
+            };
+            Piece {
+                number,
+                object,
+                bytes,
+            }
         };
-        let pieces = ranges.iter().map(place_of).enumerate().collect();
-        let groups = near::spans(pieces).into_iter().map(|span| {
-            let numbers = span.parts.into_iter().map(|(number, _)| number);
+        let pieces = ranges.iter().enumerate().map(piece_of).collect();
+        let groups = coalesce::spans(pieces, GROUP_BYTES_MAX).into_iter().map(|span| {
+            let numbers = span.pieces.into_iter().map(|piece| piece.number);
             numbers.map(|number| ranges[number].clone()).collect()
         });
         groups.collect()
@@ -227,35 +230,27 @@ impl Reads {
         ranges: &[Range<u64>],
         each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
     ) -> Result<(), VolumeError> {
-        let mut pieces = Vec::with_capacity(ranges.len());
-        for (number, range) in ranges.iter().enumerate() {
+        let mut all: Vec<Vec<u8>> = Vec::with_capacity(ranges.len());
+        let mut wanted = Vec::with_capacity(ranges.len());
+        for range in ranges {
             let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
             let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
             let runs = self.locate(blocks, u32::MAX).await?;
-            let mut stored = self.stored(&runs, offset_bytes, len_bytes);
-            if let (1, Some((_, Some(stored)))) = (stored.len(), stored.pop()) {
-                pieces.push((number, stored));
-                continue;
-            }
-            let mut bytes = vec![0; len_bytes as usize];
-            self.read(offset_bytes, &mut bytes, Class::Background).await?;
-            each(number, &bytes);
+            wanted.push(self.stored(&runs, offset_bytes, len_bytes));
+            all.push(vec![0; len_bytes as usize]);
         }
-        let reads = near::spans(pieces).into_iter().map(|span| async move {
-            let wanted = &span.stored.wanted;
-            let mut bytes = vec![0; (wanted.end - wanted.start) as usize];
-            let piece = vec![(span.stored.clone(), bytes.as_mut_slice())];
-            self.shared.reader.read(piece, Class::Background).await?;
-            Ok::<_, VolumeError>((span, bytes))
-        });
-        for (span, bytes) in try_join_all(reads).await? {
-            let start = span.stored.wanted.start;
-            for (number, wanted) in span.parts {
-                each(
-                    number,
-                    &bytes[(wanted.start - start) as usize..(wanted.end - start) as usize],
-                );
+        let mut pieces = Vec::new();
+        for (bytes, wanted) in all.iter_mut().zip(wanted) {
+            let mut rest = bytes.as_mut_slice();
+            for (range, stored) in wanted {
+                let (part, after) = rest.split_at_mut((range.end - range.start) as usize);
+                rest = after;
+                pieces.extend(stored.map(|stored| (stored, part)));
             }
+        }
+        self.shared.reader.read(pieces, Class::Background).await?;
+        for (number, bytes) in all.iter().enumerate() {
+            each(number, bytes);
         }
         Ok(())
     }

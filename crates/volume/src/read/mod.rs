@@ -2,6 +2,7 @@
 //!
 //! * [`location`] (pure): where each block lies, as extents, in bounded memory.
 //! * [`reader`]: reads stored bytes: from the cache, from a fetch under way, or with one of its own.
+//! * [`coalesce`] (pure): what is read with one request.
 //! * [`cache`]: pages of stored data, in memory and on a disk.
 //! * [`single_flight`]: one fetch for all who want the same bytes.
 //! * [`gate`]: who may ask the store next.
@@ -9,6 +10,7 @@
 //! * [`window`] (pure): what to read ahead.
 
 pub mod cache;
+pub mod coalesce;
 pub mod gate;
 pub mod hedge;
 pub mod location;

@@ -9,9 +9,10 @@ use futures::future::{join_all, select_ok};
 use parking_lot::Mutex;
 
 use super::cache::{PageKey, ReadCache};
+use super::coalesce::{self, Piece, Span};
 use super::gate::{Class, Gate};
 use super::hedge::Hedge;
-use super::single_flight::{Flight, SingleFlight};
+use super::single_flight::{Board, Flight, SingleFlight};
 use crate::error::VolumeError;
 use crate::store::Frames;
 
@@ -157,9 +158,7 @@ impl Reader {
         }
         let flights = self.fetch_all(missing.iter().map(|(part, _)| part), class);
         for ((part, to), flight) in missing.into_iter().zip(flights) {
-            let fetched = flight
-                .await
-                .map_err(|e| VolumeError::engine("reading", std::io::Error::other(e.to_string())))?;
+            let fetched = flight.await.map_err(VolumeError::Shared)?;
             let at = (part.key.offset_bytes - fetched.start) as usize;
             if !fetched.bytes.copy_to(at + part.wanted.start as usize, to) {
                 return Err(VolumeError::Internal(
@@ -185,9 +184,7 @@ impl Reader {
             }
         }
         for flight in self.fetch_all(missing.iter(), Class::ReadAhead) {
-            flight
-                .await
-                .map_err(|e| VolumeError::engine("reading ahead", std::io::Error::other(e.to_string())))?;
+            flight.await.map_err(VolumeError::Shared)?;
         }
         Ok(())
     }
@@ -202,70 +199,77 @@ impl Reader {
         }
     }
 
-    /// The fetch that each page comes with: one under way, or a new one that neighbours share.
+    /// The fetch that each page comes with: one under way, or a new one, which pages near each other in the store share.
     fn fetch_all<'a>(&self, parts: impl Iterator<Item = &'a Part>, class: Class) -> Vec<Flight<Fetched>> {
         let parts: Vec<&Part> = parts.collect();
         if parts.is_empty() {
             return Vec::new();
         }
-        let mut flights: Vec<Flight<Fetched>> = Vec::with_capacity(parts.len());
         let most_bytes = match class {
             Class::ReadAhead => AHEAD_BYTES_MAX,
             Class::Foreground | Class::Background => FETCH_BYTES_MAX,
         };
         let mut board = self.shared.flights.board();
-        while flights.len() < parts.len() {
-            let first = flights.len();
-            let start = parts[first].key;
-            if let Some(flight) = board.get(&start) {
-                flights.push(flight);
-                continue;
+        let mut flights: Vec<Option<Flight<Fetched>>> =
+            parts.iter().map(|part| board.get(&part.key)).collect();
+        let missing = parts.iter().zip(&flights).enumerate();
+        let missing = missing.filter_map(|(number, (part, flight))| match flight {
+            Some(_) => None,
+            None => Some(Piece {
+                number,
+                object: part.key.object,
+                bytes: part.key.offset_bytes..part.key.offset_bytes + part.page_len,
+            }),
+        });
+        for span in coalesce::spans(missing.collect(), most_bytes) {
+            let numbers: Vec<usize> = span.pieces.iter().map(|piece| piece.number).collect();
+            let flight = self.fetch_span(&mut board, span, class);
+            for number in numbers {
+                flights[number] = Some(flight.clone());
             }
-            let mut len_bytes = 0;
-            let mut pages = Vec::new();
-            for part in &parts[first..] {
-                let follows = part.key.object == start.object
-                    && part.key.offset_bytes == start.offset_bytes + len_bytes;
-                let fits = pages.is_empty() || len_bytes + part.page_len <= most_bytes;
-                if !follows || !fits || board.get(&part.key).is_some() {
-                    break;
-                }
-                len_bytes += part.page_len;
-                pages.push((part.key, part.page_len as usize));
-            }
-            let count = pages.len();
-            let shared = self.shared.clone();
-            let keys: Vec<PageKey> = pages.iter().map(|(key, _)| *key).collect();
-            let flight = board.start(keys, async move {
-                let bytes = shared
-                    .fetch(start, len_bytes, class)
-                    .await
-                    .map_err(|e| Arc::from(e.chain()))?;
-                // What is read to be written over would only drive out what is read again.
-                if class != Class::Background {
-                    let mut at = 0;
-                    for (key, page_len) in &pages {
-                        if let Some(page) = bytes.to_vec(at, *page_len) {
-                            shared.cache.insert(*key, page);
-                        }
-                        at += page_len;
+        }
+        flights.into_iter().flatten().collect()
+    }
+
+    fn fetch_span(
+        &self,
+        board: &mut Board<'_, PageKey, Fetched>,
+        span: Span,
+        class: Class,
+    ) -> Flight<Fetched> {
+        let key = |piece: &Piece| PageKey {
+            object: piece.object,
+            offset_bytes: piece.bytes.start,
+        };
+        let keys = span.pieces.iter().map(key).collect();
+        let shared = self.shared.clone();
+        board.start(keys, async move {
+            let bytes = shared
+                .fetch(span.object, &span.bytes, class)
+                .await
+                .map_err(Arc::new)?;
+            // What is read to be written over would only drive out what is read again.
+            if class != Class::Background {
+                for piece in &span.pieces {
+                    let at = (piece.bytes.start - span.bytes.start) as usize;
+                    if let Some(page) = bytes.to_vec(at, len(&piece.bytes)) {
+                        shared.cache.insert(key(piece), page);
                     }
                 }
-                Ok(Fetched {
-                    start: start.offset_bytes,
-                    bytes,
-                })
-            });
-            flights.extend(std::iter::repeat_n(flight, count));
-        }
-        flights
+            }
+            Ok(Fetched {
+                start: span.bytes.start,
+                bytes,
+            })
+        })
     }
 }
 
 impl Shared {
-    async fn fetch(&self, key: PageKey, len_bytes: u64, class: Class) -> Result<Frames, VolumeError> {
+    async fn fetch(&self, object: u64, bytes: &Range<u64>, class: Class) -> Result<Frames, VolumeError> {
         let _turn = self.gate.enter(class).await;
-        let read = || self.source.read(key.object, key.offset_bytes, len_bytes);
+        let len_bytes = bytes.end - bytes.start;
+        let read = || self.source.read(object, bytes.start, len_bytes);
         if class != Class::Foreground || len_bytes > HEDGED_BYTES_MAX {
             return read().await;
         }

@@ -221,3 +221,61 @@ async fn a_slow_request_is_asked_again_and_the_faster_answer_taken() {
         .await
         .expect("the second request was answered");
 }
+
+/// Blocks of a volume that has aged: neighbours in the volume lie in several objects, in each of them in order and nearly
+/// side by side.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lies_near_each_other_in_the_store_comes_in_one_fetch_an_object() {
+    for memory_bytes in [0, 16 << 20] {
+        for class in [Class::Foreground, Class::Background] {
+            let f = fixture(memory_bytes, 4096, true).await;
+            let block = |i: u64| {
+                let (object, at) = (i % 3, i / 3 * 2 * 4096);
+                stored(object, at..at + 4096, at + 7..at + 4096)
+            };
+            let wanted: Vec<Stored> = (0..60).map(block).collect();
+            let mut out = vec![vec![0; 4096 - 7]; wanted.len()];
+            let pieces = wanted.iter().cloned().zip(out.iter_mut().map(Vec::as_mut_slice));
+            f.reader.read(pieces.collect(), class).await.unwrap();
+            for (stored, out) in wanted.iter().zip(&out) {
+                let expected = stored.wanted.clone().map(|at| byte(stored.object, at));
+                assert!(expected.eq(out.iter().copied()), "{stored:?}");
+            }
+            assert_eq!(f.fetches.load(Ordering::SeqCst), 3);
+            assert_eq!(
+                f.bytes.load(Ordering::SeqCst),
+                3 * (20 + 19) * 4096,
+                "with the gaps"
+            );
+            let is_kept = |stored: &Stored| f.reader.read_at_once(stored, &mut vec![0; len(&stored.wanted)]);
+            let is_cached = memory_bytes > 0 && class == Class::Foreground;
+            assert!(wanted.iter().all(|stored| is_kept(stored) == is_cached));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_are_on_their_way_are_not_fetched_again_with_their_neighbours() {
+    let f = fixture(0, 4096, false).await;
+    let page = |i: u64| stored(1, i * 4096..(i + 1) * 4096, i * 4096..(i + 1) * 4096);
+    let (reader, one) = (f.reader.clone(), page(1));
+    let first = tokio::spawn(async move { read(&reader, one).await });
+    while f.fetches.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let reader = f.reader.clone();
+    let second = tokio::spawn(async move {
+        let mut out = vec![vec![0; 4096]; 3];
+        let pieces = (0..3).map(page).zip(out.iter_mut().map(Vec::as_mut_slice));
+        reader.read(pieces.collect(), Class::Foreground).await.unwrap();
+        out.concat()
+    });
+    while f.fetches.load(Ordering::SeqCst) == 1 {
+        tokio::task::yield_now().await;
+    }
+    f.door.add_permits(1);
+    first.await.unwrap();
+    let out = second.await.unwrap();
+    assert!(out.iter().zip(0..).all(|(b, at)| *b == byte(1, at)));
+    assert_eq!(f.fetches.load(Ordering::SeqCst), 2);
+}

@@ -8,8 +8,10 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::error::VolumeError;
+
 /// What became of the work; an error is told to all who waited.
-pub type Outcome<T> = Result<T, Arc<str>>;
+pub type Outcome<T> = Result<T, Arc<VolumeError>>;
 /// Work under way. Dropping it does not stop the work.
 pub type Flight<T> = Shared<BoxFuture<'static, Outcome<T>>>;
 
@@ -91,7 +93,7 @@ where
             work.await
         });
         let flight = task
-            .map(|joined| joined.unwrap_or_else(|e| Err(e.to_string().into())))
+            .map(|joined| joined.unwrap_or_else(|e| Err(Arc::new(VolumeError::Internal(e.to_string())))))
             .boxed()
             .shared();
         for key in keys {
@@ -138,12 +140,10 @@ mod tests {
         });
         let all = join_all(callers);
         go.add_permits(1);
-        assert_eq!(all.await, vec![Ok(1); 50]);
-        assert_eq!(
-            flights.run(7, async { Ok(9) }).await,
-            Ok(9),
-            "begun anew once it ended"
-        );
+        let all: Vec<_> = all.await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(all, [1; 50]);
+        let again = flights.run(7, async { Ok(9) }).await;
+        assert_eq!(again.unwrap(), 9, "begun anew once it ended");
     }
 
     #[tokio::test]
@@ -151,6 +151,6 @@ mod tests {
         let flights: SingleFlight<u32, u32> = SingleFlight::default();
         let failed = flights.run(7, async { panic!("a defect") }).await;
         assert!(failed.is_err());
-        assert_eq!(flights.run(7, async { Ok(1) }).await, Ok(1));
+        assert_eq!(flights.run(7, async { Ok(1) }).await.unwrap(), 1);
     }
 }
