@@ -11,7 +11,7 @@ import pytest
 
 from support.model import pattern
 from support.process import check, spawn, wait_for
-from support.server import CLI, GI, KI, MI, PLUGIN, TI, Volume
+from support.server import CLI, GI, KI, MI, PLUGIN, TI, Volume, create_volume
 from support.stores import free_port
 
 
@@ -304,3 +304,24 @@ def test_output_that_cannot_be_written(volume):
                 done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=env, timeout=60)
                 assert "panicked" not in done.stderr, arguments
                 assert (done.returncode == 0) == may_succeed, (arguments, done.stderr)
+
+
+def test_no_volume_is_made_inside_another_one(store):
+    """What removes or copies the outer one would take it along."""
+    outer = create_volume(store, 64 * MI, 4 * KI, "outer")
+    for inner in (store.url("outer/inner"), store.url("outer/a/b"), store.url("outer.meta/inner")):
+        if store.kind == "file" and ".meta" in inner:
+            continue  # a directory store has its metadata inside
+        refused = Volume(inner, store, 64 * MI, 4 * KI).cli("create", inner, "--size", "64M")
+        assert refused.returncode != 0
+        assert f"inside the volume at {outer.url}" in refused.stderr, refused.stderr
+    create_volume(store, 64 * MI, 4 * KI, "outer-beside")
+    assert outer.cli("delete", outer.url, "--yes").returncode == 0
+
+
+def test_sizes_that_clients_see_otherwise_are_told(store):
+    volume = Volume(store.url("odd"), store, 1, 4 * KI)
+    refused = volume.cli("create", volume.url, "--size", "0")
+    assert refused.returncode != 0 and "0 bytes" in refused.stderr
+    odd = volume.cli("create", volume.url, "--size", "1000001")
+    assert odd.returncode == 0 and "no multiple of 512" in odd.stderr, odd.stderr

@@ -1,6 +1,5 @@
 //! Where a server listens, and the lines that connect clients to it.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +13,31 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// What clients may do, and how.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clients {
+    /// They cannot write.
+    pub read_only: bool,
+    /// They must use TLS.
+    pub tls: bool,
+}
+
 impl Address {
+    /// The NBD URI: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>
+    pub fn uri(&self, tls: bool) -> String {
+        let scheme = if tls { "nbds" } else { "nbd" };
+        match self {
+            Self::Tcp(address) => {
+                let address = SocketAddr::new(local(address.ip()), address.port());
+                format!("{scheme}://{address}")
+            }
+            Self::Unix(path) => {
+                let path = percent_encoded(&path.display().to_string());
+                format!("{scheme}+unix:///?socket={path}")
+            }
+        }
+    }
+
     /// nbdkit's arguments for listening here.
     pub fn nbdkit_args(&self) -> Vec<String> {
         match self {
@@ -33,11 +56,24 @@ impl Address {
 
     /// Lines for a shell: comments, and commands that work as they stand. `reply_wait_max` is the longest a request
     /// may wait for its reply. QEMU opens a read-only export only where it is told to.
-    pub fn connect_lines(&self, reply_wait_max: Duration, read_only: bool) -> String {
-        let uri = self.to_string();
+    pub fn connect_lines(&self, reply_wait_max: Duration, clients: Clients) -> String {
+        let uri = self.uri(clients.tls);
+        let copies = format!(
+            "# a copy of all its data (the other way round, nbdcopy overwrites the volume)\n\
+             nbdcopy --progress {uri} volume.img\n\
+             # a file, ./volume/nbd, without root (detach: fusermount3 -u volume)\n\
+             mkdir -p volume && nbdfuse volume {uri}\n",
+            uri = quoted(&uri),
+        );
+        if clients.tls {
+            return format!(
+                "# certificates: in ~/.pki/libnbd, or named in the URI (tls-certificates=DIRECTORY); nbd-client takes -x, -F, \
+                 -K and -A, QEMU an -object tls-creds-x509\n{copies}"
+            );
+        }
         // Above the server's own limit, so that it is the server who says that a request has failed.
         let timeout_s = reply_wait_max.as_secs() + 30;
-        let read_only = if read_only { ",readonly=on" } else { "" };
+        let read_only = if clients.read_only { ",readonly=on" } else { "" };
         let nbd_client_address = match self {
             Self::Tcp(address) => format!("{} {}", local(address.ip()), address.port()),
             Self::Unix(path) => format!("-unix {}", quoted(&path.display().to_string())),
@@ -46,34 +82,11 @@ impl Address {
             "# a block device of this machine (detach: sudo nbd-client -d /dev/nbd0)\n\
              sudo modprobe nbd && sudo nbd-client {nbd_client_address} /dev/nbd0 -C 4 -t {timeout_s}\n\
              # a disk of a virtual machine\n\
-             qemu-system-x86_64 -m 2G -drive {drive}\n\
-             # a copy of all its data (the other way round, nbdcopy overwrites the volume)\n\
-             nbdcopy --progress {uri} volume.img\n\
-             # a file, ./volume/nbd, without root (detach: fusermount3 -u volume)\n\
-             mkdir -p volume && nbdfuse volume {uri}\n",
+             qemu-system-x86_64 -m 2G -drive {drive}\n{copies}",
             drive = quoted(&format!(
                 "file={uri},format=raw,if=virtio,cache=none,discard=unmap{read_only}"
             )),
-            uri = quoted(&uri),
         )
-    }
-}
-
-/// The NBD URI: <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(
-                f,
-                "nbd://{}",
-                SocketAddr::new(local(address.ip()), address.port())
-            ),
-            Self::Unix(path) => write!(
-                f,
-                "nbd+unix:///?socket={}",
-                percent_encoded(&path.display().to_string())
-            ),
-        }
     }
 }
 
@@ -133,13 +146,14 @@ mod tests {
                 "nbd+unix:///?socket=/run/a%20b%2C%26c",
             ),
         ] {
-            assert_eq!(address.to_string(), uri);
+            assert_eq!(address.uri(false), uri);
+            assert_eq!(address.uri(true), uri.replacen("nbd", "nbds", 1));
         }
     }
 
     #[test]
     fn lines_for_tcp() {
-        let lines = tcp("127.0.0.1:10809").connect_lines(Duration::from_secs(60), false);
+        let lines = tcp("127.0.0.1:10809").connect_lines(Duration::from_secs(60), Clients::default());
         for line in [
             "sudo modprobe nbd && sudo nbd-client 127.0.0.1 10809 /dev/nbd0 -C 4 -t 90",
             "qemu-system-x86_64 -m 2G -drive file=nbd://127.0.0.1:10809,format=raw,if=virtio,cache=none,discard=unmap",
@@ -151,10 +165,27 @@ mod tests {
     }
 
     #[test]
+    fn lines_for_tls_name_no_plain_connection() {
+        let clients = Clients {
+            tls: true,
+            ..Clients::default()
+        };
+        let lines = tcp("127.0.0.1:1").connect_lines(Duration::from_secs(60), clients);
+        assert!(
+            lines.contains("nbdcopy --progress nbds://127.0.0.1:1") && !lines.contains("nbd://"),
+            "{lines}"
+        );
+    }
+
+    #[test]
     fn a_disk_of_a_read_only_server_is_read_only() {
         let address = tcp("127.0.0.1:10809");
         for (read_only, count) in [(true, 1), (false, 0)] {
-            let lines = address.connect_lines(Duration::from_secs(60), read_only);
+            let clients = Clients {
+                read_only,
+                ..Clients::default()
+            };
+            let lines = address.connect_lines(Duration::from_secs(60), clients);
             assert_eq!(
                 lines.matches("discard=unmap,readonly=on").count(),
                 count,
@@ -165,7 +196,8 @@ mod tests {
 
     #[test]
     fn lines_for_a_socket_are_quoted() {
-        let lines = Address::Unix("/run/it's.sock".into()).connect_lines(Duration::from_secs(60), false);
+        let lines =
+            Address::Unix("/run/it's.sock".into()).connect_lines(Duration::from_secs(60), Clients::default());
         for line in [
             r"sudo modprobe nbd && sudo nbd-client -unix '/run/it'\''s.sock' /dev/nbd0 -C 4 -t 90",
             "nbdcopy --progress 'nbd+unix:///?socket=/run/it%27s.sock' volume.img",
@@ -183,7 +215,7 @@ mod tests {
             (tcp("0.0.0.0:1"), true),
             (tcp("192.0.2.1:1"), true),
         ] {
-            assert_eq!(address.is_reachable_from_outside(), outside, "{address}");
+            assert_eq!(address.is_reachable_from_outside(), outside, "{address:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ const LONG_WITH_VALUE: &[&str] = &[
 /// The added arguments. nbdkit takes options before the plugin, and parameters, its filters' too, after it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NbdkitArgs {
-    /// Options, each followed by its value where that is an argument of its own.
+    /// Options, each followed by its value where that is an argument of its own; without those that say where to listen.
     pub options: Vec<String>,
     /// Parameters.
     pub parameters: Vec<String>,
@@ -43,6 +43,14 @@ pub struct NbdkitArgs {
     pub pid_file: Option<PathBuf>,
     /// Whether the options make the server read-only.
     pub read_only: bool,
+    /// Whether the options shut out clients without TLS.
+    pub requires_tls: bool,
+    /// Socket to listen on.
+    pub socket: Option<PathBuf>,
+    /// Address to listen on.
+    pub bind: Option<String>,
+    /// TCP port to listen on.
+    pub port: Option<String>,
 }
 
 impl NbdkitArgs {
@@ -55,42 +63,72 @@ impl NbdkitArgs {
                 split.parameters.push(arg.clone());
                 continue;
             }
+            split.read_only |= is_read_only(arg);
+            let Some((name, value)) = option_with_value(arg) else {
+                split.options.push(arg.clone());
+                continue;
+            };
+            let (own, value) = match value {
+                Some(value) => (None, Some(value.to_owned())),
+                None => {
+                    let next = args.next().cloned();
+                    (next.clone(), next)
+                }
+            };
+            let is_alone =
+                arg.starts_with("--") || arg.strip_prefix('-').is_some_and(|rest| rest.starts_with(name));
+            let slot = match name {
+                // nbdkit chooses a socket by itself.
+                "U" | "unix" if value.as_deref() == Some("-") => None,
+                "U" | "unix" if is_alone => {
+                    split.socket = value.map(PathBuf::from);
+                    continue;
+                }
+                "i" | "ipaddr" | "ip-addr" if is_alone => Some(&mut split.bind),
+                "p" | "port" if is_alone => Some(&mut split.port),
+                _ => None,
+            };
+            if let Some(slot) = slot {
+                *slot = value;
+                continue;
+            }
             split.options.push(arg.clone());
-            let (name, value) = split.option(arg);
-            let Some(name) = name else { continue };
-            let value = value.or_else(|| {
-                let value = args.next()?;
-                split.options.push(value.clone());
-                Some(value.clone())
-            });
-            if matches!(name, "P" | "pidfile" | "pid-file") {
-                split.pid_file = value.map(PathBuf::from);
+            split.options.extend(own);
+            match name {
+                "P" | "pidfile" | "pid-file" => split.pid_file = value.map(PathBuf::from),
+                "tls" => split.requires_tls = value.as_deref() == Some("require"),
+                _ => {}
             }
         }
         split
     }
+}
 
-    /// The name of an option that takes a value, and the value if it is in the same argument.
-    fn option<'a>(&mut self, arg: &'a str) -> (Option<&'a str>, Option<String>) {
-        if let Some(long) = arg.strip_prefix("--") {
-            let (name, value) = match long.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_string())),
-                None => (long, None),
-            };
-            self.read_only |= matches!(name, "readonly" | "read-only");
-            return (LONG_WITH_VALUE.contains(&name).then_some(name), value);
+/// The name of an option that takes a value, and the value if it is in the same argument.
+fn option_with_value(arg: &str) -> Option<(&str, Option<&str>)> {
+    if let Some(long) = arg.strip_prefix("--") {
+        let (name, value) = match long.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (long, None),
+        };
+        return LONG_WITH_VALUE.contains(&name).then_some((name, value));
+    }
+    // Several short options may share an argument; the first with a value takes what is left of it.
+    let short = &arg[1..];
+    let (at, c) = short
+        .char_indices()
+        .find(|(_, c)| SHORT_WITH_VALUE.contains(*c))?;
+    let (name, rest) = short[at..].split_at(c.len_utf8());
+    Some((name, (!rest.is_empty()).then_some(rest)))
+}
+
+fn is_read_only(arg: &str) -> bool {
+    match arg.strip_prefix("--") {
+        Some(long) => matches!(long, "readonly" | "read-only"),
+        None => {
+            let flags = arg[1..].chars().take_while(|c| !SHORT_WITH_VALUE.contains(*c));
+            flags.into_iter().any(|c| c == 'r')
         }
-        // Several short options may share an argument; the first with a value takes what is left of it.
-        let short = &arg[1..];
-        for (at, c) in short.char_indices() {
-            if SHORT_WITH_VALUE.contains(c) {
-                let rest = &short[at + c.len_utf8()..];
-                let value = (!rest.is_empty()).then(|| rest.to_string());
-                return (Some(&short[at..at + c.len_utf8()]), value);
-            }
-            self.read_only |= c == 'r';
-        }
-        (None, None)
     }
 }
 
@@ -135,7 +173,37 @@ mod tests {
         ] {
             assert_eq!(split(line).pid_file, Some("a/pid".into()), "{line}");
         }
-        assert_eq!(split("-p 1").pid_file, None);
+        assert_eq!(split("-D 1").pid_file, None);
+    }
+
+    #[test]
+    fn where_to_listen_is_taken_out() {
+        let listens = split("-U /run/s -v");
+        assert_eq!(
+            (listens.socket, listens.options),
+            (Some("/run/s".into()), vec!["-v".into()])
+        );
+        for line in ["-p 1 --ipaddr=::1", "-p1 -i ::1", "--port 1 --ip-addr ::1"] {
+            let listens = split(line);
+            assert_eq!(
+                (listens.port.as_deref(), listens.bind.as_deref()),
+                (Some("1"), Some("::1"))
+            );
+            assert!(listens.options.is_empty(), "{line}");
+        }
+        let own = split("-U -");
+        assert_eq!((own.socket, own.options.join(" ")), (None, "-U -".to_owned()));
+    }
+
+    #[test]
+    fn tls_is_known_where_it_is_required() {
+        for (line, required) in [
+            ("--tls=require", true),
+            ("--tls require", true),
+            ("--tls=on", false),
+        ] {
+            assert_eq!(split(line).requires_tls, required, "{line}");
+        }
     }
 
     #[test]

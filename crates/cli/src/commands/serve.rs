@@ -20,7 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::connect::Address;
+use super::connect::{Address, Clients};
 use super::nbdkit_args::NbdkitArgs;
 use crate::flags::{ServeFlags, StoreFlags, key_value};
 
@@ -69,10 +69,10 @@ pub struct Args {
 pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCode> {
     let parameters = parameters(args, store);
     let config = check(&parameters)?;
-    let address = address(args)?;
+    let added = NbdkitArgs::new(&args.nbdkit_args);
+    let address = address(args, &added)?;
     let plugin = find_plugin()?;
     let pid_dir = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let added = NbdkitArgs::new(&args.nbdkit_args);
     let read_only = args.read_only || added.read_only;
     // nbdkit writes one such file: the one of the last option, which is the user's.
     let pid_file = added
@@ -98,7 +98,11 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     command.process_group(0).kill_on_drop(true);
     let status = runtime.block_on(async {
         let child = command.spawn().map_err(|error| cannot_start(&nbdkit, error))?;
-        supervise(child, &pid_file, &address, &config, read_only).await
+        let clients = Clients {
+            read_only,
+            tls: added.requires_tls,
+        };
+        supervise(child, &pid_file, &announcement(&address, &config, clients)).await
     })?;
     if status.success() && loss_file.exists() {
         bail!(
@@ -128,9 +132,25 @@ fn check(parameters: &[(String, String)]) -> Result<ServeConfig> {
     Ok(options.finish()?)
 }
 
-fn address(args: &Args) -> Result<Address> {
-    let Some(socket) = &args.socket else {
-        return Ok(Address::Tcp(SocketAddr::new(args.bind, args.port)));
+/// Where to listen: nbdkit's own options come before ours.
+fn address(args: &Args, added: &NbdkitArgs) -> Result<Address> {
+    let is_tcp_named = added.bind.is_some() || added.port.is_some();
+    let socket = added
+        .socket
+        .as_ref()
+        .or(args.socket.as_ref().filter(|_| !is_tcp_named));
+    let Some(socket) = socket else {
+        let bind = match &added.bind {
+            Some(bind) => bind
+                .parse()
+                .with_context(|| format!("{bind} is no address to listen on: write one of this machine"))?,
+            None => args.bind,
+        };
+        let port = match &added.port {
+            Some(port) => port.parse().with_context(|| format!("{port} is no TCP port"))?,
+            None => args.port,
+        };
+        return Ok(Address::Tcp(SocketAddr::new(bind, port)));
     };
     let socket =
         std::path::absolute(socket).with_context(|| format!("{} is no usable path", socket.display()))?;
@@ -205,13 +225,7 @@ fn cannot_start(nbdkit: &OsString, error: std::io::Error) -> anyhow::Error {
 
 /// Announces the server once it listens, passes signals on to it, and waits for its end. A second signal ends a
 /// server that is waiting for its clients.
-async fn supervise(
-    mut child: Child,
-    pid_file: &Path,
-    address: &Address,
-    config: &ServeConfig,
-    read_only: bool,
-) -> Result<ExitStatus> {
+async fn supervise(mut child: Child, pid_file: &Path, announcement: &str) -> Result<ExitStatus> {
     let pid = child
         .id()
         .and_then(|id| Pid::from_raw(id as i32))
@@ -241,7 +255,7 @@ async fn supervise(
                 if names_process(pid_file, pid) {
                     announced = true;
                     // A server goes on without a reader of its output.
-                    let _ = std::io::stdout().write_all(announcement(address, config, read_only).as_bytes());
+                    let _ = std::io::stdout().write_all(announcement.as_bytes());
                 }
                 continue;
             }
@@ -286,19 +300,29 @@ fn is_ignored(signal: Signal) -> bool {
     mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
-fn announcement(address: &Address, config: &ServeConfig, read_only: bool) -> String {
-    let warning = match address.is_reachable_from_outside() {
-        true => {
-            "Whoever reaches this address can read and write the volume: there is no password and no encryption.\n"
-        }
-        false => "",
+fn announcement(address: &Address, config: &ServeConfig, clients: Clients) -> String {
+    let what = if clients.read_only {
+        "read"
+    } else {
+        "read and write"
+    };
+    let warning = match address.is_reachable_from_outside() && !clients.tls {
+        true => format!(
+            "Whoever reaches this address can {what} the volume: there is no password and no encryption.\n"
+        ),
+        false => String::new(),
+    };
+    let durability = Durability::of(&config.url, config.volume.wal_url.as_ref());
+    let durability = match clients.read_only {
+        true => String::new(),
+        false => format!("On this volume {}.\n", durability.sentence()),
     };
     format!(
-        "Serving {url} on {address} until Ctrl-C.\n{warning}On this volume {durability}.\n\n\
+        "Serving {url} on {uri} until Ctrl-C.\n{warning}{durability}\n\
          Connect from another terminal:\n\n{lines}\n",
         url = config.url,
-        durability = Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence(),
-        lines = address.connect_lines(config.volume.io_timeout, read_only),
+        uri = address.uri(clients.tls),
+        lines = address.connect_lines(config.volume.io_timeout, clients),
     )
 }
 
@@ -353,6 +377,54 @@ mod tests {
             std::fs::write(&file, text).unwrap();
             assert_eq!(names_process(&file, pid), ours, "{text:?}");
         }
+    }
+
+    fn serve_args(line: &str) -> Args {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let words = ["serve", "file:///v/"].into_iter().chain(line.split_whitespace());
+        <Line as clap::Parser>::parse_from(words).args
+    }
+
+    #[test]
+    fn nbdkits_own_words_for_where_to_listen_come_first() {
+        for (line, expected) in [
+            ("", "nbd://127.0.0.1:10809"),
+            ("-- -p 7788", "nbd://127.0.0.1:7788"),
+            ("--port 1 -- -i ::1 --port=7788", "nbd://[::1]:7788"),
+            ("--socket /run/a -- -p 7788", "nbd://127.0.0.1:7788"),
+            (
+                "-- -U /no-such-directory/s",
+                "nbd+unix:///?socket=/no-such-directory/s",
+            ),
+        ] {
+            let args = serve_args(line);
+            let address = address(&args, &NbdkitArgs::new(&args.nbdkit_args)).unwrap();
+            assert_eq!(address.uri(false), expected, "{line}");
+        }
+        for line in ["-- -p x", "-- -i somewhere"] {
+            let args = serve_args(line);
+            assert!(
+                address(&args, &NbdkitArgs::new(&args.nbdkit_args)).is_err(),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_announcement_fits_what_clients_may_do() {
+        let config = check(&[("backend_url".into(), "file:///v/".into())]).unwrap();
+        let address = Address::Tcp("192.0.2.1:1".parse().unwrap());
+        let of = |read_only, tls| announcement(&address, &config, Clients { read_only, tls });
+        assert!(
+            of(false, false).contains("can read and write the volume")
+                && of(false, false).contains("a flush")
+        );
+        assert!(of(true, false).contains("can read the volume") && !of(true, false).contains("a flush"));
+        assert!(!of(false, true).contains("no encryption") && of(false, true).contains("nbds://192.0.2.1:1"));
     }
 
     #[test]

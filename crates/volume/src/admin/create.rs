@@ -1,11 +1,13 @@
 //! `create`: a new, empty volume.
 
+use std::path::Path;
+
 use super::label::{self, Label};
 use super::{VolumeInfo, delete, info};
 use crate::engine::{CheckpointId, container, inode};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
-use crate::store::{self, Directory, Store, probe, probe_objects};
+use crate::store::{self, Directory, Store, StoreErrorKind, probe, probe_objects};
 use crate::url::VolumeUrl;
 
 /// Block size of a volume unless another is asked for; chosen by measurement (docs/benchmarking.md).
@@ -16,6 +18,9 @@ const BLOCK_SIZE_MIN: u32 = 4 << 10;
 const BLOCK_SIZE_MAX: u32 = 32 << 20;
 /// NBD sizes are signed 64-bit numbers; a block device of the Linux kernel ends a sector below that.
 const SIZE_MAX: u64 = i64::MAX as u64 - 511;
+
+/// Name of a container's inode.
+const INODE: &str = "inode";
 
 /// What to create.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +62,13 @@ pub async fn create(
     options: &CreateOptions,
 ) -> Result<VolumeInfo, VolumeError> {
     check_size(options.size_bytes, options.block_size_bytes)?;
+    if let VolumeUrl::File { path } = url {
+        check_path(url, path)?;
+    }
     let store = store::connect_for_create(url, store_options).await?;
+    if let VolumeUrl::S3 { bucket, prefix } = url {
+        check_prefix(&store, bucket, prefix).await?;
+    }
     if let Err(e) = check_empty(&store).await {
         // Of a directory that was made for it.
         store.remove_if_empty(Directory::AsFound).await?;
@@ -98,6 +109,35 @@ pub async fn create(
     }
 }
 
+/// Looks whether a volume is to be made inside another one, with which it would be copied and removed.
+async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> Result<(), VolumeError> {
+    for (at, _) in prefix.match_indices('/') {
+        let outer = &prefix[..at];
+        let outer = outer.strip_suffix(".meta").unwrap_or(outer);
+        match store.head(&format!("{outer}/{INODE}")).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(inside(&store.url, &format!("s3://{bucket}/{outer}/"))),
+            // Keys may be limited to the volume's own prefix.
+            Err(e) if e.kind == StoreErrorKind::AccessDenied => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+fn check_path(url: &VolumeUrl, path: &Path) -> Result<(), VolumeError> {
+    match path.ancestors().skip(1).find(|outer| store::is_store(outer)) {
+        None => Ok(()),
+        Some(outer) => Err(inside(url, &format!("file://{}/", outer.display()))),
+    }
+}
+
+fn inside(url: &VolumeUrl, outer: &str) -> VolumeError {
+    VolumeError::InvalidInput(format!(
+        "{url} is inside the volume at {outer}, and would be copied and removed with it: choose a place beside that"
+    ))
+}
+
 /// Takes away what may be stored of a volume that could not be created: `made`, if that is what is there.
 async fn undo(store: &Store, label: &Label, made: CheckpointId) {
     let undone = async {
@@ -107,7 +147,7 @@ async fn undo(store: &Store, label: &Label, made: CheckpointId) {
             Err(e) => return Err(e),
         };
         if is_made {
-            store.delete(&store.data_key("inode")).await?;
+            store.delete(&store.data_key(INODE)).await?;
         }
         label::withdraw(store, label).await
     };
@@ -128,7 +168,7 @@ async fn remove_directory(store: &Store) {
 
 /// Looks whether anything of a volume is there.
 async fn check_empty(store: &Store) -> Result<(), VolumeError> {
-    if store.head(&store.data_key("inode")).await?.is_some() {
+    if store.head(&store.data_key(INODE)).await?.is_some() {
         return Err(VolumeError::AlreadyExists {
             url: store.url.to_string(),
         });

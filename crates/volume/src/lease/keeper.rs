@@ -19,7 +19,7 @@ use crate::counters::OWNERS;
 use crate::engine::{Ownership, touch};
 use crate::error::VolumeError;
 use crate::options::LeaseOptions;
-use crate::store::{ETag, Store, StoreErrorKind};
+use crate::store::{ETag, Store, StoreError, StoreErrorKind};
 use crate::volume_id::VolumeId;
 
 /// The longest duration that a server may be given.
@@ -56,7 +56,10 @@ pub async fn probe(
     {
         TakeAction::Put { expected, .. } => Ok(expected),
         TakeAction::Refused { by, why } => Err(held(store, &by, why)),
-        other => Err(VolumeError::Internal(format!("a look at the lease: {other:?}"))),
+        TakeAction::GiveUp | TakeAction::Taken(_) | TakeAction::Read { .. } => {
+            let reason = format!("a look at the lease of {} did not end as one", store.url);
+            Err(VolumeError::Internal(reason))
+        }
     }
 }
 
@@ -264,8 +267,19 @@ async fn take(
                 return Ok(taken);
             }
             TakeAction::Refused { by, why } => return Err(held(store, &by, why)),
-            action => {
-                let reason = format!("the lease of {} cannot be written: {action:?}", store.url);
+            TakeAction::GiveUp => {
+                let detail =
+                    "each answer to a write of it was lost; check the network between here and the store";
+                return Err(StoreError::new(
+                    "write the lease of",
+                    &store.url,
+                    StoreErrorKind::Unreachable,
+                    detail,
+                )
+                .into());
+            }
+            TakeAction::Read { .. } => {
+                let reason = format!("a look at the lease of {} did not end as one", store.url);
                 return Err(VolumeError::Internal(reason));
             }
         };
@@ -325,7 +339,7 @@ impl<'a> Looking<'a> {
                             stored.record.duration_ms.div_ceil(1000)
                         );
                     }
-                    if holder == Liveness::Ended {
+                    if holder == Liveness::Ended && stored.record.state == LeaseState::Held {
                         info!("{} held {} and has ended", stored.record.holder, store.url);
                     }
                     TakeEvent::Found {

@@ -284,7 +284,9 @@ impl LogStore for Journal {
 
     async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
         let Some(place) = self.places.get(&id).copied() else {
-            return Err(VolumeError::Internal(format!("{id:?} is not in the journal")));
+            return Err(VolumeError::Internal(format!(
+                "record {id} is not in the journal"
+            )));
         };
         self.blocking(move |inner| inner.read(place)).await
     }

@@ -46,6 +46,12 @@ pub struct GroupId {
     pub sequence: u64,
 }
 
+impl std::fmt::Display for GroupId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of epoch {}", self.sequence, self.epoch)
+    }
+}
+
 /// Why a group was not appended.
 #[derive(Debug)]
 pub enum AppendError {

@@ -550,7 +550,7 @@ impl OpenLog {
                     .geometry()
                     .contains(entry.offset_bytes, entry.content.len_bytes())
                 {
-                    return Err(corrupt(format!("record {id:?} reaches past the volume's end")));
+                    return Err(corrupt(format!("record {id} reaches past the volume's end")));
                 }
                 changes += 1;
                 bytes += entry.content.len_bytes();

@@ -53,7 +53,7 @@ pub struct StoreError {
 
 impl StoreError {
     /// An error that does not come from the SDK.
-    pub(super) fn new(
+    pub(crate) fn new(
         operation: &'static str,
         target: impl fmt::Display,
         kind: StoreErrorKind,

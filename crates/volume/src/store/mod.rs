@@ -131,6 +131,11 @@ pub async fn connect_for_create(url: &VolumeUrl, options: &StoreOptions) -> Resu
     }
 }
 
+/// Whether the directory is a store.
+pub(crate) fn is_store(path: &Path) -> bool {
+    path.join(layout::MARKER).is_file()
+}
+
 async fn connect_dir(
     url: &VolumeUrl,
     path: &Path,
