@@ -113,7 +113,6 @@ pub async fn create(
 async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> Result<(), VolumeError> {
     for (at, _) in prefix.match_indices('/') {
         let outer = &prefix[..at];
-        let outer = outer.strip_suffix(".meta").unwrap_or(outer);
         match store.head(&format!("{outer}/{INODE}")).await {
             Ok(None) => {}
             Ok(Some(_)) => return Err(inside(&store.url, &format!("s3://{bucket}/{outer}/"))),
