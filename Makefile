@@ -2,6 +2,7 @@
 # make test    everything that is checked: format, lints, licences, unit tests, end-to-end tests
 # make build   the plugin and the command line, in target/release
 # make bench   the benchmarks (BENCH_ARGS=… is passed on, BENCH_ARGS=--quick tries them all); results in tests/bench/results
+# make fuzz    the readers of what is stored, given anything, a minute each (FUZZ_ARGS="SECONDS READER…")
 # make clean   build output; the cache of built tools (~/.cache/hypernbd) and ./data stay
 
 SHELL := /bin/bash
@@ -13,10 +14,11 @@ PYTEST_ARGS ?=
 # End-to-end tests under way at once: they wait more than they compute.
 E2E_JOBS ?= $(shell expr $$(nproc) + 1)
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 SERVE_ARGS ?=
 URL ?=
 
-.PHONY: deps build serve test lint licences unit e2e bench clean
+.PHONY: deps build serve test lint licences unit e2e bench fuzz clean
 
 deps:
 	@scripts/install-deps.sh
@@ -54,6 +56,10 @@ unit:
 e2e: build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
 	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) -m pytest -n $(E2E_JOBS) tests/e2e $(PYTEST_ARGS)
+
+# A minute for each reader of what is stored; needs no other compiler.
+fuzz:
+	@scripts/fuzz.sh $(FUZZ_ARGS)
 
 bench: build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \

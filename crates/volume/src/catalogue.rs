@@ -195,6 +195,14 @@ impl Recorder for Watermarks {
 }
 
 impl CatalogueEntry {
+    /// Reads an entry.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| e.to_string())
+    }
+
     fn of(checkpoint: Checkpoint, generation: u64, epoch: u64) -> Self {
         Self {
             cno: checkpoint.id.cno,
@@ -223,7 +231,7 @@ pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
     let entries = store.list(&store.meta_key(ENTRIES)).await?;
     for entry in entries.iter().rev() {
         if let Some((body, _)) = store.get(&entry.key).await?
-            && let Ok(entry) = serde_json::from_slice::<CatalogueEntry>(&body)
+            && let Ok(entry) = CatalogueEntry::decode(&body)
         {
             return Ok(entry.epoch.max(of_log));
         }
@@ -256,7 +264,7 @@ pub(crate) async fn load_entry_with(
         what: format!("the catalogue entry {key}"),
         reason,
     };
-    let entry: CatalogueEntry = serde_json::from_slice(&body).map_err(|e| corrupt(e.to_string()))?;
+    let entry = CatalogueEntry::decode(&body).map_err(corrupt)?;
     if entry.cno != cno {
         return Err(corrupt(format!("it is that of checkpoint {}", entry.cno)));
     }

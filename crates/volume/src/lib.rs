@@ -21,6 +21,7 @@ pub mod limits;
 pub mod log;
 pub mod options;
 pub mod read;
+pub mod readers;
 #[cfg(test)]
 mod simulation;
 pub mod store;

@@ -35,7 +35,7 @@ pub(crate) async fn load(store: &Store) -> Result<(InodeRaw, ObjectInfo), Volume
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn decode(body: &[u8]) -> Result<InodeRaw, String> {
+pub(crate) fn decode(body: &[u8]) -> Result<InodeRaw, String> {
     let mut raw = InodeRaw::default();
     let slot = raw.as_mut_u8_slice();
     if body.len() != slot.len() {

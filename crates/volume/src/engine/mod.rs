@@ -28,7 +28,7 @@ pub mod limits;
 mod loader;
 mod mark;
 pub mod memory;
-mod node;
+pub(crate) mod node;
 mod node_files;
 mod object;
 mod owner;
@@ -38,7 +38,7 @@ mod publish;
 mod reads;
 pub(crate) mod resize;
 mod source;
-mod staging;
+pub(crate) mod staging;
 pub(crate) mod touch;
 mod walk;
 

@@ -18,7 +18,7 @@ const LEVEL_MAX: u8 = 14;
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn check(node: &[u8]) -> Result<(), String> {
+pub(crate) fn check(node: &[u8]) -> Result<(), String> {
     if node.len() != NODE_BYTES {
         return Err(format!("it has {} bytes", node.len()));
     }

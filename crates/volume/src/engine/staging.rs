@@ -55,10 +55,17 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
         ));
     };
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, format!("{key}: {reason}"));
+    decode_header(&bytes, info.size_bytes).map_err(invalid)
+}
+
+/// The header that an object of `object_bytes` begins with, given its first bytes.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn decode_header(bytes: &[u8], object_bytes: u64) -> Result<SegmentHeader, String> {
     let bytes = bytes.get(..SegmentHeader::size());
-    let header =
-        SegmentHeader::from_slice(bytes.ok_or_else(|| invalid("it is too short for a segment".into()))?);
-    check_claims(&header, info.size_bytes).map_err(invalid)?;
+    let header = SegmentHeader::from_slice(bytes.ok_or("it is too short for a segment")?);
+    check_claims(&header, object_bytes)?;
     Ok(header)
 }
 

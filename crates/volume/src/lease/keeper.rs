@@ -22,9 +22,6 @@ use crate::options::LeaseOptions;
 use crate::store::{ETag, Store, StoreError, StoreErrorKind};
 use crate::volume_id::VolumeId;
 
-/// The longest duration that a server may be given.
-const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
-
 /// The lease's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "lease";
 
@@ -459,11 +456,7 @@ pub(crate) async fn stored(store: &Store) -> Result<Option<Stored>, VolumeError>
         what: format!("the lease {key}"),
         reason: format!("{reason}; if no server runs on the volume, delete that object"),
     };
-    let record: LeaseRecord = serde_json::from_slice(&body).map_err(|e| corrupt(e.to_string()))?;
-    // It is waited for so long.
-    if record.duration_ms > DURATION_MAX.as_millis() as u64 {
-        return Err(corrupt(format!("it runs for {} ms", record.duration_ms)));
-    }
+    let record = LeaseRecord::decode(&body).map_err(corrupt)?;
     Ok(Some(Stored { record, version }))
 }
 

@@ -1,6 +1,7 @@
 //! What a lease says: the object `<root>.meta/lease`, as JSON. Pure.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +74,22 @@ pub struct LeaseRecord {
     pub older_may_run: bool,
 }
 
+/// The longest duration that a server may be given: a lease is waited for so long.
+pub(super) const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+
 impl LeaseRecord {
+    /// Reads a lease.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        let record: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        match record.duration_ms <= DURATION_MAX.as_millis() as u64 {
+            true => Ok(record),
+            false => Err(format!("it runs for {} ms", record.duration_ms)),
+        }
+    }
+
     /// Whether it is in force.
     pub fn is_held(&self) -> bool {
         self.state == LeaseState::Held

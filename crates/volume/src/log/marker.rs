@@ -50,6 +50,16 @@ pub struct MarkerState {
     pub is_clean: bool,
 }
 
+impl MarkerState {
+    /// Reads a marker.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| e.to_string())
+    }
+}
+
 /// Reads the marker, if there is one.
 ///
 /// # Errors
@@ -59,9 +69,9 @@ pub async fn load(store: &Store) -> Result<Option<(MarkerState, ETag)>, VolumeEr
     let Some((body, etag)) = store.get(&key).await? else {
         return Ok(None);
     };
-    let state = serde_json::from_slice(&body).map_err(|e| VolumeError::Corrupt {
+    let state = MarkerState::decode(&body).map_err(|reason| VolumeError::Corrupt {
         what: format!("the log's marker {key}"),
-        reason: e.to_string(),
+        reason,
     })?;
     Ok(Some((state, etag)))
 }

@@ -1,0 +1,139 @@
+//! The readers of what lies in a store, for whoever gives them anything: bytes that somebody else wrote come in through these.
+//!
+//! A reader says what is wrong with its bytes or takes them. It never panics, and takes no more memory than a small multiple
+//! of their length. `fuzz/stored.rs` looks for bytes that break this; a unit test does so in small.
+
+use bytes::Bytes;
+
+use crate::admin::label::Label;
+use crate::catalogue::CatalogueEntry;
+use crate::engine::{inode, node, staging};
+use crate::lease::LeaseRecord;
+use crate::log::marker::MarkerState;
+use crate::log::record::Group;
+
+/// A reader of one kind of object, or of a part of one.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader {
+    /// What it reads.
+    pub name: &'static str,
+    /// Reads, and tells what is wrong.
+    pub read: fn(&[u8]) -> Result<(), String>,
+}
+
+/// All of them.
+pub const READERS: &[Reader] = &[
+    Reader {
+        name: "label",
+        read: |bytes| Label::decode(bytes).map(drop).map_err(|e| e.to_string()),
+    },
+    Reader {
+        name: "marker",
+        read: |bytes| MarkerState::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "lease",
+        read: |bytes| LeaseRecord::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "catalogue-entry",
+        read: |bytes| CatalogueEntry::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "log-record",
+        read: |bytes| {
+            let group = Group::decode(&Bytes::copy_from_slice(bytes));
+            group.map(drop).map_err(|e| e.to_string())
+        },
+    },
+    Reader {
+        name: "inode",
+        read: |bytes| inode::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "index-node",
+        read: node::check,
+    },
+    Reader {
+        name: "segment-header",
+        read: |bytes| staging::decode_header(bytes, bytes.len() as u64).map(drop),
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that each reader takes, or nearly takes.
+    fn example(name: &str) -> Vec<u8> {
+        let id = "971042b2-deec-4714-b02c-8745cd37ad39";
+        let text = match name {
+            "label" => format!(
+                r#"{{"volume_id":"{id}","created_ms":1,"origin":"00000000000000ff","place":{{"bucket":"b","prefix":"p"}},"deletion":7}}"#
+            ),
+            "marker" => format!(
+                r#"{{"url":"s3://b/log/","volume_id":"{id}","host":"h","epoch":3,"opened_ms":1,"watermark":9,"is_clean":true}}"#
+            ),
+            "lease" => format!(
+                r#"{{"state":"held","epoch":3,"token":"t","renewals":1,"duration_ms":30000,"volume_id":"{id}","holder":{{"host":"h","boot_id":"b","pid_namespace":"n","pid":1,"started_ticks":1,"program":"nbdkit"}},"taken_ms":1}}"#
+            ),
+            "catalogue-entry" => {
+                r#"{"cno":5,"epoch":3,"generation":9,"published_ms":1,"size_bytes":4096}"#.to_owned()
+            }
+            _ => return vec![0; 4096],
+        };
+        text.into_bytes()
+    }
+
+    fn changed(bytes: &[u8], rng: &mut fastrand::Rng) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        for _ in 0..rng.usize(1..6) {
+            let at = rng.usize(0..=bytes.len());
+            match rng.u8(0..6) {
+                0 => bytes.truncate(at),
+                1 => bytes.insert(at, rng.u8(..)),
+                2 if at < bytes.len() => bytes[at] ^= 1 << rng.u8(0..8),
+                3 if at < bytes.len() => bytes[at] = *rng.choice(b"0-9e.\"{}[]\\\xff\x00").unwrap_or(&0),
+                4 => {
+                    let copy = bytes[at..(at + rng.usize(0..16)).min(bytes.len())].to_vec();
+                    bytes.splice(at..at, copy);
+                }
+                _ => {
+                    let digits: Vec<u8> = (0..rng.usize(1..30)).map(|_| b'0' + rng.u8(0..10)).collect();
+                    bytes.splice(at..at, digits);
+                }
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn no_reader_panics_at_anything() {
+        let mut rng = fastrand::Rng::with_seed(21);
+        for reader in READERS {
+            let example = example(reader.name);
+            for _ in 0..4000 {
+                let _ = (reader.read)(&changed(&example, &mut rng));
+            }
+            for len in [0, 1, 31, 160, 4096] {
+                let noise: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(len).collect();
+                assert!(
+                    (reader.read)(&noise).is_err(),
+                    "{} takes noise of {len} bytes",
+                    reader.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_are_what_is_read() {
+        for name in ["label", "marker", "lease", "catalogue-entry"] {
+            let reader = READERS
+                .iter()
+                .find(|reader| reader.name == name)
+                .expect("a reader");
+            assert_eq!((reader.read)(&example(name)), Ok(()), "{name}");
+        }
+    }
+}
