@@ -1,11 +1,13 @@
 """A volume's life on an S3 that refuses what AWS S3 refuses, over http and over https with a private authority."""
 
 import json
+import re
 
+import nbd
 import pytest
 
 from support.model import pattern
-from support.process import check
+from support.process import check, wait_for
 from support.server import KI, MI, Volume, create_volume
 from support.stores import REGION, S3Store
 from support.strict import Rules, StrictProxy
@@ -102,6 +104,62 @@ def test_a_life_breaks_no_rule_of_s3(strict, make_server, variant):
     assert any("uploads" in line for line in store.proxy.requests), "no upload in parts: the test shows nothing of them"
     if variant == "slow":
         assert store.proxy.refusals, "nothing was slowed down"
+
+
+def killed_in_an_upload(store, make_server):
+    """A server killed while it uploads a checkpoint in parts."""
+    server = make_server(create_volume(store, 64 * MI, 64 * KI, "volume"), checkpoint_interval="1h").start()
+    client = server.handle()
+    for at in range(0, 40 * MI, 8 * MI):
+        client.pwrite(pattern(8 * MI, at), at)
+    store.proxy.hangs = re.compile(r"^PUT \S+partNumber=")
+    command = client.aio_flush()
+    wait_for(lambda: client.poll(0) < 0 or store.proxy.is_hanging.is_set(), "an upload to hang")
+    assert not client.aio_command_completed(command)
+    server.kill()
+    store.proxy.hangs = None
+    assert store.proxy.unfinished, "no upload was begun"
+    return server
+
+
+def is_there(store, upload: str, key: str) -> bool:
+    try:
+        store.minio.client().list_parts(Bucket="hypernbd-e2e", Key=key, UploadId=upload)
+        return True
+    except store.minio.client().exceptions.NoSuchUpload:
+        return False
+
+
+def test_uploads_that_a_killed_server_left_are_aborted_by_the_next(strict, make_server):
+    store = strict()
+    server = killed_in_an_upload(store, make_server)
+    left = dict(store.proxy.unfinished)
+    # One of the same age at a place that is not a container's.
+    client = store.minio.client()
+    foreign_key = store.url("volume").removeprefix("s3://hypernbd-e2e/") + "somebody.bin"
+    foreign = client.create_multipart_upload(Bucket="hypernbd-e2e", Key=foreign_key)["UploadId"]
+    store.proxy.unfinished[foreign] = foreign_key
+    server.start()
+    with server.connect() as connected:
+        assert connected.pread(64 * KI, 0) == bytes(64 * KI)
+    assert server.terminate() == 0
+    assert all(is_there(store, upload, key) for upload, key in left.items()), "too young to be a dead server's"
+    store.proxy.unfinished_age_s = 2 * 3600
+    server.start()
+    wait_for(lambda: not set(left) & set(store.proxy.unfinished), "the uploads to be aborted")
+    assert not any(is_there(store, upload, key) for upload, key in left.items())
+    assert is_there(store, foreign, foreign_key)
+    client.abort_multipart_upload(Bucket="hypernbd-e2e", Key=foreign_key, UploadId=foreign)
+    assert server.terminate() == 0
+
+
+def test_a_deletion_aborts_the_uploads_of_its_volume(strict, make_server):
+    store = strict()
+    server = killed_in_an_upload(store, make_server)
+    left = dict(store.proxy.unfinished)
+    deleted = server.volume.cli("delete", server.volume.url, "--yes")
+    assert deleted.returncode == 0, deleted.stderr
+    assert not any(is_there(store, upload, key) for upload, key in left.items())
 
 
 def test_a_store_that_knows_no_checksums_is_named_so_and_can_be_used(strict, make_server):

@@ -5,6 +5,7 @@ CompleteMultipartUpload, PutObject, DeleteObject, DeleteObjects), and the user g
 conditional requests and object lock.
 """
 
+import datetime
 import re
 import ssl
 import threading
@@ -159,6 +160,12 @@ class StrictProxy(Proxy):
         self.rules = rules or Rules()
         # Keys that a conditional write is under way to.
         self.contended: set[str] = set()
+        # Uploads that have neither been completed nor aborted, by id, and how long ago they are said to have begun.
+        self.unfinished: dict[str, str] = {}
+        self.unfinished_age_s = 0
+        # Requests that hang, by a pattern of their lines, and whether one does.
+        self.hangs: re.Pattern | None = None
+        self.is_hanging = threading.Event()
         self.refusals: list[str] = []
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -176,6 +183,10 @@ class StrictProxy(Proxy):
         requests, answers = Stream(client), Stream(server)
         while True:
             request = requests.request()
+            if self.hangs and self.hangs.search(request.line):
+                self.is_hanging.set()
+                client.recv(1)  # until the client goes
+                return
             conditional = self._conditional(request)
             try:
                 with self.lock:
@@ -192,6 +203,9 @@ class StrictProxy(Proxy):
                     self.refusals.append(f"{refusal.code}: {refusal.message}: {request.line}")
                 client.sendall(answer_of(refusal, request))
                 continue
+            if (listing := self._listing(request)) is not None:
+                client.sendall(listing)
+                continue
             try:
                 answer = answers.exchange(request)
             finally:
@@ -199,7 +213,35 @@ class StrictProxy(Proxy):
                     self.contended.discard(conditional)
             with self.lock:
                 self.rules.note(request, answer)
+                self._note_upload(request, answer)
             client.sendall(answer.head + answer.body)
+
+    def _note_upload(self, request: Message, answer: Message) -> None:
+        method, target, _ = request.line.split(" ")
+        query = parse_qs(urlsplit(target).query, keep_blank_values=True)
+        if method == "POST" and "uploads" in query and (found := re.search(rb"<UploadId>(.*?)</UploadId>", answer.body)):
+            self.unfinished[found[1].decode()] = unquote(urlsplit(target).path).split("/", 2)[2]
+        elif method in ("POST", "DELETE") and "uploadId" in query and re.match(r"HTTP/1.1 20[04] ", answer.line):
+            if b"<Error>" not in answer.body:
+                self.unfinished.pop(query["uploadId"][0], None)
+
+    def _listing(self, request: Message) -> bytes | None:
+        """The answer to ListMultipartUploads: MinIO lists those of one object alone, S3 those below a prefix."""
+        method, target, _ = request.line.split(" ")
+        query = parse_qs(urlsplit(target).query, keep_blank_values=True)
+        if method != "GET" or "uploads" not in query:
+            return None
+        began = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=self.unfinished_age_s)
+        prefix = query.get("prefix", [""])[0]
+        with self.lock:
+            uploads = "".join(
+                f"<Upload><Key>{key}</Key><UploadId>{upload}</UploadId><Initiated>{began:%Y-%m-%dT%H:%M:%S.000Z}</Initiated></Upload>"
+                for upload, key in self.unfinished.items()
+                if key.startswith(prefix)
+            )
+        body = f"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{uploads}</ListMultipartUploadsResult>".encode()
+        head = f"HTTP/1.1 200 OK\r\nx-amz-request-id: STRICT\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+        return head.encode() + body
 
     @staticmethod
     def _conditional(request: Message) -> str | None:

@@ -1,6 +1,7 @@
 //! `delete`: a volume and all that is kept beside it.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
@@ -16,6 +17,8 @@ use crate::store::{
 use crate::url::VolumeUrl;
 
 const INODE: &str = "inode";
+/// How far the store's clock may be ahead of this machine's: S3 refuses requests beyond a quarter of an hour.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What a deletion destroys.
 #[derive(Debug, Clone, Serialize)]
@@ -199,6 +202,11 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
         .map(|object| object.key)
         .filter(|key| ![&inode, &label, &lease_key].contains(&key))
         .collect();
+    tombstone.check(store).await?;
+    // Of servers that were killed; the one that could still complete them is shut out.
+    store
+        .abort_uploads(is_container_object, SystemTime::now() + CLOCKS_APART_MAX)
+        .await?;
     for batch in rest.chunks(DELETE_KEYS_MAX) {
         tombstone.check(store).await?;
         store.delete_keys(batch).await?;
@@ -226,7 +234,7 @@ pub(super) async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeErr
 }
 
 /// Whether a name below the root is one the format uses: `inode`, `NNNNNNNNNN` or `NNNNNNNNNN.<part>`.
-fn is_container_object(name: &str) -> bool {
+pub(crate) fn is_container_object(name: &str) -> bool {
     let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     let (segment, part) = name.split_once('.').unwrap_or((name, "0"));
     name == INODE || (segment.len() == 10 && is_number(segment) && is_number(part))

@@ -20,6 +20,7 @@ mod tombstone;
 pub mod wal;
 
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
+pub(crate) use delete::is_container_object;
 pub use delete::{DeletePlan, Deleted, IfDamaged, delete, delete_plan};
 pub use info::{VolumeInfo, info};
 pub use look::Sighting;

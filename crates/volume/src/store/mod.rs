@@ -25,6 +25,7 @@ mod sse;
 #[cfg(test)]
 mod tests;
 pub(crate) mod turns;
+mod unfinished;
 mod upload;
 
 use std::collections::HashMap;

@@ -525,7 +525,7 @@ fn size(len: Option<i64>) -> u64 {
     len.and_then(|len| u64::try_from(len).ok()).unwrap_or_default()
 }
 
-fn time(time: Option<&aws_smithy_types::DateTime>) -> SystemTime {
+pub(super) fn time(time: Option<&aws_smithy_types::DateTime>) -> SystemTime {
     time.and_then(|time| SystemTime::try_from(*time).ok())
         .unwrap_or(SystemTime::UNIX_EPOCH)
 }

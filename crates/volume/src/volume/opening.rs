@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use btree_ondisk::NodeCache;
 use futures::future::BoxFuture;
@@ -9,7 +10,7 @@ use futures::{FutureExt, join};
 use log::{info, warn};
 
 use super::{Parts, Volume};
-use crate::admin::{self, Looked};
+use crate::admin::{self, Looked, is_container_object};
 use crate::cache_state;
 use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::engine::hyper::{HyperEngine, OpenState};
@@ -27,6 +28,10 @@ use crate::url::VolumeUrl;
 use crate::volume_id::VolumeId;
 use crate::writeback::appender::DriverLog;
 use crate::writeback::state::GENERATIONS_AHEAD_MAX;
+
+/// Age from which an unfinished upload is a killed server's, by the store's clock: this server's own are younger, whatever the
+/// clocks say.
+const UNFINISHED_AGE_MIN: Duration = Duration::from_secs(3600);
 
 impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
@@ -312,9 +317,20 @@ fn open_owned<'a>(
         volume.driver.fence_when(lease.lost());
         volume.lease = Some(lease.clone());
         volume.store = Some(store.clone());
+        tokio::spawn(abort_uploads(store.clone()));
         Ok(Arc::new(volume))
     }
     .boxed()
+}
+
+/// Aborts what earlier servers were uploading when they were killed. Nothing depends on it.
+async fn abort_uploads(store: Store) {
+    let begun_before = SystemTime::now() - UNFINISHED_AGE_MIN;
+    match store.abort_uploads(is_container_object, begun_before).await {
+        Ok(0) => {}
+        Ok(count) => log::info!("aborted {count} uploads that killed servers left unfinished"),
+        Err(e) => log::debug!("uploads that killed servers left unfinished stay: {e}"),
+    }
 }
 
 /// The replay of a log.
