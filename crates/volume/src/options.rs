@@ -25,6 +25,11 @@ pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
 /// The most `write_buffer`: a larger one is a slip of the pen.
 pub const WRITE_BUFFER_MOST_BYTES: u64 = 1 << 40;
 
+/// `index_memory` unless it is given: the index of 16 GiB of data in 4 KiB blocks that were written in order.
+pub const INDEX_MEMORY_DEFAULT_BYTES: u64 = 64 * MIB;
+/// The least `index_memory`.
+pub const INDEX_MEMORY_LEAST_BYTES: u64 = MIB;
+
 /// `checkpoint_interval` unless it is given.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 /// The same with a log, which makes flushes durable in between.
@@ -60,6 +65,8 @@ pub struct VolumeOptions {
     pub node_cache: Option<NodeCacheConfig>,
     /// Cache of published data.
     pub read_cache: ReadCacheConfig,
+    /// Memory for nodes of the index, in bytes.
+    pub index_memory_bytes: u64,
     /// The write-ahead log, if there is to be one.
     pub wal_url: Option<VolumeUrl>,
     /// Give up a log that cannot be used, with the writes flushed to it since the last checkpoint.
@@ -82,6 +89,7 @@ impl Default for VolumeOptions {
             io_timeout: Duration::from_secs(60),
             node_cache: None,
             read_cache: ReadCacheConfig::default(),
+            index_memory_bytes: INDEX_MEMORY_DEFAULT_BYTES,
             wal_url: None,
             discard_wal: false,
             adopt: false,

@@ -22,7 +22,11 @@ impl Tombstone {
     /// [`VolumeError::Interfered`] when somebody else changes the label; when the store fails.
     pub async fn put(store: &Store) -> Result<Self, VolumeError> {
         let key = store.meta_key(label::NAME);
-        let there = store.get(&key).await?;
+        let (there, is_unreadable) = match store.get(&key).await {
+            Ok(there) => (there, false),
+            Err(e) if e.kind == StoreErrorKind::Corrupt => (None, true),
+            Err(e) => return Err(e.into()),
+        };
         let label = there.as_ref().and_then(|(body, _)| Label::decode(body).ok());
         let label = match label {
             Some(label) => label,
@@ -35,6 +39,8 @@ impl Tombstone {
         .encode()?;
         let put = match &there {
             Some((_, version)) => store.put_if_match(&key, body, version).await,
+            // Its version cannot be told either.
+            None if is_unreadable => store.put(&key, body).await,
             None => store.put_create_only(&key, body).await,
         };
         match put {

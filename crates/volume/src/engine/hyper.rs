@@ -12,7 +12,7 @@ use btree_ondisk::NodeCache;
 use futures::join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::index::{self, Index};
 use super::index_cache::IndexCache;
@@ -51,6 +51,7 @@ pub struct HyperEngine {
     seals: IndexSeals,
     sealing: Mutex<JoinSet<()>>,
     thread: Mutex<Option<OwnerThread>>,
+    warming: Mutex<Option<AbortHandle>>,
 }
 
 /// What an open found.
@@ -166,6 +167,7 @@ impl HyperEngine {
             seals,
             sealing: Mutex::default(),
             thread: Mutex::new(Some(thread)),
+            warming: Mutex::default(),
         };
         let state = OpenState {
             newest,
@@ -173,6 +175,18 @@ impl HyperEngine {
             modified_ms,
         };
         Ok((engine, state))
+    }
+
+    /// Begins to bring the index into memory, in the background.
+    pub fn warm_index(&self) {
+        let warming = self.runtime.spawn(self.reads.clone().warm_index());
+        *self.warming.lock() = Some(warming.abort_handle());
+    }
+
+    fn stop_warming(&self) {
+        if let Some(warming) = self.warming.lock().take() {
+            warming.abort();
+        }
     }
 
     /// Empties the caches: what they hold may be of another history.
@@ -274,6 +288,7 @@ impl Engine for HyperEngine {
     }
 
     async fn close(&self) {
+        self.stop_warming();
         let (reply, wait) = oneshot::channel();
         if self.requests.send(Request::Close { reply }).is_ok() {
             let _ = wait.await;
@@ -291,6 +306,7 @@ impl Engine for HyperEngine {
     }
 
     async fn abandon(&self) {
+        self.stop_warming();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             let _ = tokio::time::timeout(ABANDON_TIME_MAX, thread.abandon()).await;

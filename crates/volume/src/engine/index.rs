@@ -156,6 +156,27 @@ impl Index {
         }))
     }
 
+    /// Brings the index as it is now into memory, leaf by leaf from the start of the volume, as far as there is room: a read of
+    /// any block then costs no look-up in the store. Nodes never change, so what is published meanwhile takes little of it away.
+    ///
+    /// # Errors
+    /// When the index cannot be read; reads look for themselves then.
+    pub(super) async fn bring_into_memory(&self) -> io::Result<usize> {
+        let root = self.published.lock().root;
+        let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
+        // The rest is for the levels above, and for what is published.
+        let most = self.cache.nodes_in_memory() / 4 * 3;
+        let (mut at, mut leaves) = (0, 0);
+        while at < u64::MAX && leaves < most {
+            let part = walk.next(at..u64::MAX).await?;
+            leaves += usize::from(!part.entries.is_empty());
+            at = part.end;
+            // All of it may be in memory already.
+            tokio::task::yield_now().await;
+        }
+        Ok(leaves)
+    }
+
     async fn find(&self, root: Root, blocks: Range<u64>) -> io::Result<Vec<Run>> {
         let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
         let format = walk.format()?;

@@ -16,22 +16,22 @@ use log::warn;
 use parking_lot::RwLock;
 
 use super::identity::CheckpointId;
+use super::node::NODE_BYTES;
 use super::node_files::{NodeFiles, named};
 use crate::cache_state::CacheState;
 use crate::disk::RealDisk;
-use crate::options::{NodeCacheConfig, NodeCacheStrategy};
+use crate::options::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
 use crate::volume_id::VolumeId;
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
 const BLOCK_BYTES: usize = 16 << 20;
-/// Nodes kept in memory: 16 MiB, the index of 4 GiB of data in 4 KiB blocks.
-const NODES_IN_MEMORY: usize = 4096;
 type Nodes = HybridCache<u64, Vec<u8>>;
 
 /// A cache of index nodes. Clones share it.
 #[derive(Clone)]
 pub struct IndexCache {
     memory: Cache<u64, Box<[u8]>>,
+    nodes_in_memory: usize,
     disk: Option<Arc<Disk>>,
 }
 
@@ -46,16 +46,33 @@ struct Disk {
 impl Default for IndexCache {
     /// In memory only.
     fn default() -> Self {
-        Self {
-            memory: CacheBuilder::new(NODES_IN_MEMORY)
-                .with_name("index-nodes")
-                .build(),
-            disk: None,
-        }
+        Self::in_memory_of(INDEX_MEMORY_DEFAULT_BYTES, None)
     }
 }
 
 impl IndexCache {
+    fn in_memory_of(memory_bytes: u64, disk: Option<Arc<Disk>>) -> Self {
+        let nodes_in_memory = usize::try_from(memory_bytes / NODE_BYTES as u64).unwrap_or(usize::MAX);
+        Self {
+            memory: CacheBuilder::new(nodes_in_memory)
+                .with_name("index-nodes")
+                .build(),
+            nodes_in_memory,
+            disk,
+        }
+    }
+
+    /// The same cache with this much memory, empty.
+    #[must_use]
+    pub fn with_memory(self, memory_bytes: u64) -> Self {
+        Self::in_memory_of(memory_bytes, self.disk)
+    }
+
+    /// Nodes that memory has room for.
+    pub(super) fn nodes_in_memory(&self) -> usize {
+        self.nodes_in_memory
+    }
+
     /// Opens the cache of the volume `volume_id`.
     ///
     /// # Errors
@@ -87,6 +104,7 @@ impl IndexCache {
     pub fn in_memory(&self) -> Self {
         Self {
             memory: self.memory.clone(),
+            nodes_in_memory: self.nodes_in_memory,
             disk: None,
         }
     }

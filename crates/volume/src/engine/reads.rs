@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hyperfile::segment::Segment;
@@ -29,6 +30,8 @@ const EXTENT_LOOKUPS: u32 = 8;
 const WINDOW_MAX_BYTES: u64 = 16 << 20;
 /// The most that completing blocks reads at once, which bounds the memory that many such reads take.
 const GROUP_BYTES_MAX: u64 = 512 << 10;
+/// Time from the open to the warm-up of the index.
+const WARM_UP_WAIT: Duration = Duration::from_millis(300);
 /// Part of the cache that one window may take, and that one publish may.
 const CACHE_PARTS: u64 = 16;
 
@@ -253,6 +256,19 @@ impl Reads {
             each(number, bytes);
         }
         Ok(())
+    }
+
+    /// Brings the index into memory, once the first reads have had the line for themselves.
+    pub(super) async fn warm_index(self) {
+        tokio::time::sleep(WARM_UP_WAIT).await;
+        let began = Instant::now();
+        match self.shared.index.bring_into_memory().await {
+            Ok(leaves) => debug!(
+                "{leaves} leaves of the index are in memory after {:?}",
+                began.elapsed()
+            ),
+            Err(e) => debug!("the index was not brought into memory: {e}"),
+        }
     }
 
     /// Brings a range into the cache.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::node_cache::absolute;
 use super::store::{check_endpoint, check_region};
 use super::{
-    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, NodeCacheConfig, PayloadSigning, ServeOptions,
-    ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
+    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, INDEX_MEMORY_LEAST_BYTES, NodeCacheConfig,
+    PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
+    WRITE_BUFFER_MOST_BYTES,
 };
 use crate::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::url::VolumeUrl;
@@ -265,6 +266,26 @@ pub const OPTIONS: &[OptionSpec] = &[
                 return Err("more than any machine's memory; write 1T or less".to_string());
             }
             options.volume.read_cache.memory_bytes = bytes;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "index_memory",
+        alias: None,
+        value_name: "SIZE",
+        default: "64M",
+        default_is_value: true,
+        help: "memory for the index of what is stored, which is fetched after the start; at least 1M",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let bytes = parse_size(value).map_err(|error| error.to_string())?;
+            if bytes < INDEX_MEMORY_LEAST_BYTES {
+                return Err("too small; write 1M or more".to_string());
+            }
+            if bytes > WRITE_BUFFER_MOST_BYTES {
+                return Err("more than any machine's memory; write 1T or less".to_string());
+            }
+            options.volume.index_memory_bytes = bytes;
             Ok(())
         },
     },

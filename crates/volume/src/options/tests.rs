@@ -80,6 +80,7 @@ fn every_key_takes_effect_in_every_spelling() {
             ("takeover", "yes"),
             ("thread_model", "serialize_requests"),
             ("cache_memory", "32M"),
+            ("index_memory", "8M"),
             ("cache_dir", "/var/cache/pages"),
             ("cache_disk", "1G"),
         ];
@@ -124,6 +125,7 @@ fn every_key_takes_effect_in_every_spelling() {
                         size_bytes: 1 << 30,
                     }),
                 },
+                index_memory_bytes: 8 * MIB,
                 read_only: false,
                 lease: LeaseOptions {
                     duration: Duration::from_secs(10),

@@ -384,6 +384,7 @@ impl EngineOf<'_> {
                 .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
             _ => IndexCache::default(),
         };
+        let index_cache = index_cache.with_memory(self.options.index_memory_bytes);
         let read_cache = ReadCache::open(&self.options.read_cache, self.volume_id).await;
         let newest = self.seen.id();
         let is_ours = |found| cache_state::is_of_volume(self.store, found, newest, self.entry);
@@ -429,6 +430,7 @@ fn open_engine<'a>(of: EngineOf<'a>) -> BoxFuture<'a, Result<(HyperEngine, OpenS
             expected,
         )
         .await?;
+        engine.warm_index();
         let geometry = engine.geometry();
         info!(
             "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",
