@@ -11,6 +11,7 @@ use std::time::Duration;
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::durability::{Durability, LOSS_FILE};
+use hypernbd_volume::limits;
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
 use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
@@ -25,6 +26,9 @@ const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
 /// Stack of a runtime's thread: an opening runs on one, and its futures need more than the 2 MiB that are usual, above all in a build
 /// that is not optimised. What is not touched takes no memory.
 const STACK_BYTES: usize = 8 << 20;
+
+/// Connections that there should be room for: as many as the tests open at once.
+const CONNECTIONS_USUAL: u64 = 512;
 
 /// How often a connection that waits for the opening looks whether the server ends.
 const OPENING_POLL: Duration = Duration::from_millis(50);
@@ -84,6 +88,14 @@ pub fn start() -> Result<()> {
         .enable_all()
         .build()
         .map_err(no_runtime)?;
+    if let Some((limit, connections)) = limits::connections()
+        && connections < CONNECTIONS_USUAL
+    {
+        log::warn!(
+            "{limit} open descriptors are allowed, which is room for about {connections} connections; raise the hard limit \
+             with `ulimit -Hn` or systemd's LimitNOFILE="
+        );
+    }
     log::info!(
         "serving {}: {}",
         config.url,

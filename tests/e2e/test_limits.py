@@ -1,6 +1,7 @@
 """What the system lets a server have: the soft limits of descriptors are no limits of ours."""
 
 import os
+import re
 import subprocess
 
 import nbd
@@ -10,7 +11,7 @@ from support.process import wait_for
 from support.server import CLI, PLUGIN, Server
 
 SOFT = 64
-CLIENTS = 100
+CLIENTS = 512
 pytestmark = pytest.mark.file_only
 
 
@@ -38,6 +39,31 @@ def test_more_connections_than_the_soft_limit_of_descriptors(make_volume, make_s
         assert soft == hard > SOFT
         clients = [server.handle() for _ in range(CLIENTS)]
         clients[0].pwrite(b"seen by all", 0)
+        assert {bytes(client.pread(11, 0)) for client in clients} == {b"seen by all"}
+        for client in clients:
+            client.shutdown()
+        assert server.terminate() == 0
+    finally:
+        server.dispose()
+
+
+class LimitedServer(Server):
+    """A server that is started with a low hard limit."""
+
+    def command(self) -> list[str]:
+        return ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", *super().command()]
+
+
+def test_a_hard_limit_is_told_with_what_it_leaves_room_for(make_volume, make_server):
+    plain = make_server(make_volume())
+    server = LimitedServer(plain.nbdkit, plain.volume, plain.directory)
+    try:
+        server.start()
+        told = re.search(r"1024 open descriptors are allowed, .* about (\d+) connections; raise", server.log_text())
+        assert told, server.log_text()
+        clients = [server.handle() for _ in range(int(told[1]))]
+        clients[0].pwrite(b"seen by all", 0)
+        clients[0].flush()
         assert {bytes(client.pread(11, 0)) for client in clients} == {b"seen by all"}
         for client in clients:
             client.shutdown()

@@ -14,3 +14,17 @@ pub fn raise_descriptors() {
         log::warn!("cannot raise the limit of open descriptors: {error}; raise it with `ulimit -n`");
     }
 }
+
+/// Descriptors that one connection to nbdkit takes: its socket, and a pipe.
+const DESCRIPTORS_A_CONNECTION: u64 = 3;
+/// Descriptors of everything else: requests to the store, journal, caches.
+const DESCRIPTORS_BESIDE: u64 = 256;
+
+/// The limit of open descriptors, and how many connections there is room for below it, about; `None` where there is no limit.
+pub fn connections() -> Option<(u64, u64)> {
+    let limit = getrlimit(Resource::Nofile).current?;
+    Some((
+        limit,
+        limit.saturating_sub(DESCRIPTORS_BESIDE) / DESCRIPTORS_A_CONNECTION,
+    ))
+}
