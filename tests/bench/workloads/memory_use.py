@@ -8,7 +8,8 @@ from harness.loads import GIB, MIB, Sample, Series, fio
 from harness.report import Row, Target
 
 WRITE_BUFFER_BYTES = 512 * MIB
-ALLOWED_MIB = (WRITE_BUFFER_BYTES + 128 * MIB) // MIB
+INDEX_MEMORY_BYTES = 64 * MIB
+ALLOWED_MIB = (WRITE_BUFFER_BYTES + INDEX_MEMORY_BYTES + 128 * MIB) // MIB
 LONG_S = 600
 INTERVAL_S = 0.25
 
@@ -23,7 +24,7 @@ def run(bench):
         job = dict(rw="randwrite", bs="4k", iodepth=16, size=size)
         return fio(server.uri, **job, time_based=1, runtime=seconds)
 
-    with bench.volume(size) as volume, volume.serve(write_buffer=WRITE_BUFFER_BYTES, cache_memory=0) as server:
+    with bench.volume(size) as volume, volume.serve(**parameters(bench)) as server:
         with watched(server) as sizes:
             _, cost = bench.measure(server, load)
     half = len(sizes) // 2
@@ -35,6 +36,12 @@ def run(bench):
         Row(f"peak resident size in {seconds:g} s", peak, target=target, cost=cost, series=[resident]),
         Row("peak of the second half above the first's", mib(growth)),
     ]
+
+
+def parameters(bench) -> dict:
+    """What the server may take, as far as the plugin knows of it."""
+    limits = dict(write_buffer=WRITE_BUFFER_BYTES, cache_memory=0)
+    return limits | bench.parameters_if_known(index_memory=INDEX_MEMORY_BYTES)
 
 
 @contextmanager
