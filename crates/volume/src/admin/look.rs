@@ -81,7 +81,10 @@ impl Looked {
     pub fn sighting(&self) -> Option<Sighting> {
         let is_settled = self.label.as_ref().is_some_and(|found| {
             let label = &found.label;
-            label.place.is_some() && (label.origin.is_some() || self.newest.mark.cno > 0)
+            // The mark of a deletion must go before anything is written.
+            label.deletion.is_none()
+                && label.place.is_some()
+                && (label.origin.is_some() || self.newest.mark.cno > 0)
         });
         if !is_settled || self.is_elsewhere() {
             return None;

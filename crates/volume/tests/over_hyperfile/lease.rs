@@ -396,3 +396,34 @@ fn the_verbs_that_change_a_volume_respect_its_server_unless_told_to_take_over() 
         "the server left something behind"
     );
 }
+
+/// What was seen before is not enough where a deletion has left its mark: the server that opens the volume takes that away, and
+/// the deletion, should it go on, finds it gone.
+#[test]
+fn a_volume_with_a_deletions_mark_is_opened_by_a_look_of_its_own() {
+    let f = volume_of_16_mib();
+    f.open().close(LIMIT).unwrap();
+    let store = f.store().unwrap();
+    let key = store.meta_key("volume.json");
+    let (label, _) = f.run(store.get(&key)).unwrap().unwrap();
+    let options = hypernbd_volume::options::VolumeOptions::default();
+    let look = || {
+        f.run(admin::check_servable(&f.url, &f.store_options, &options))
+            .unwrap()
+    };
+    assert!(look().is_some());
+    let marked = String::from_utf8(label.to_vec())
+        .unwrap()
+        .replacen('{', "{\"deletion\":7,", 1);
+    f.run(store.put(&key, marked)).unwrap();
+    let sighting = look();
+    assert!(sighting.is_none());
+    let lease = LeaseOptions {
+        sighting,
+        ..LeaseOptions::default()
+    };
+    let volume = f.try_open_with(lease).unwrap();
+    volume.write(0, &[1], true).unwrap();
+    let (settled, _) = f.run(store.get(&key)).unwrap().unwrap();
+    assert_eq!(settled, label);
+}
