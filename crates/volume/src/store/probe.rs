@@ -39,8 +39,39 @@ pub struct Check {
 #[derive(Debug, Serialize, Deserialize)]
 struct Passed {
     version: u32,
+    /// The address it was reached at.
     endpoint: String,
     probed_ms: u64,
+    /// Other addresses that passed before, the newest first: servers of one volume may go different ways.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    others: Vec<String>,
+}
+
+/// Addresses that are remembered beside the newest.
+const OTHERS_MAX: usize = 7;
+
+impl Passed {
+    /// A pass of now at `endpoint`, after what was remembered.
+    fn after(before: Option<Self>, endpoint: &str) -> Self {
+        let before = before.filter(|passed| passed.version == VERSION);
+        let others = before.map_or_else(Vec::new, |passed| {
+            let mut others = vec![passed.endpoint];
+            others.extend(passed.others);
+            others.retain(|other| other != endpoint);
+            others.truncate(OTHERS_MAX);
+            others
+        });
+        Self {
+            version: VERSION,
+            endpoint: endpoint.to_owned(),
+            probed_ms: now_ms(),
+            others,
+        }
+    }
+
+    fn is_of(&self, endpoint: &str) -> bool {
+        self.version == VERSION && (self.endpoint == endpoint || self.others.iter().any(|o| o == endpoint))
+    }
 }
 
 /// Unsafe stores that are used all the same, each warned of once in the life of the process.
@@ -98,11 +129,7 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
         .collect();
     if failures.is_empty() {
         info!("{} keeps what a volume needs of it", store.endpoint());
-        let passed = Passed {
-            version: VERSION,
-            endpoint: store.endpoint().to_owned(),
-            probed_ms: now_ms(),
-        };
+        let passed = Passed::after(remembered(store).await?, store.endpoint());
         let body = serde_json::to_vec(&passed).map_err(|e| VolumeError::Internal(e.to_string()))?;
         store.put(&store.meta_key(NAME), body).await?;
         return Ok(());
@@ -133,9 +160,14 @@ pub(crate) async fn has_passed(store: &Store) -> Result<bool, VolumeError> {
     if matches!(store.url, VolumeUrl::File { .. }) {
         return Ok(false);
     }
+    let passed = remembered(store).await?;
+    Ok(passed.is_some_and(|passed| passed.is_of(store.endpoint())))
+}
+
+/// What is remembered; what cannot be read is not.
+async fn remembered(store: &Store) -> Result<Option<Passed>, StoreError> {
     let known = store.get(&store.meta_key(NAME)).await?;
-    let passed = known.and_then(|(body, _)| serde_json::from_slice::<Passed>(&body).ok());
-    Ok(passed.is_some_and(|p| p.version == VERSION && p.endpoint == store.endpoint()))
+    Ok(known.and_then(|(body, _)| serde_json::from_slice(&body).ok()))
 }
 
 /// Tries every promise.

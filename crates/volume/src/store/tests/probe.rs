@@ -186,14 +186,20 @@ async fn a_lying_store_is_refused_by_name_unless_that_is_allowed() {
 async fn a_pass_is_remembered_for_the_endpoint() {
     let (mut tested, requests) = lying(Lie::None).await;
     let mut costs = Vec::new();
-    for endpoint in ["http://one", "http://one", "http://other", "http://other"] {
+    for endpoint in [
+        "http://one",
+        "http://one",
+        "http://other",
+        "http://other",
+        "http://one",
+    ] {
         tested.store.endpoint = endpoint.into();
         let before = requests.load(Ordering::SeqCst);
         probe::ensure(&tested.store, false).await.unwrap();
         costs.push(requests.load(Ordering::SeqCst) - before);
     }
     assert!(
-        costs[0] > 10 && costs[1] == 1 && costs[2] > 10 && costs[3] == 1,
+        costs[0] > 10 && costs[1] == 1 && costs[2] > 10 && costs[3] == 1 && costs[4] == 1,
         "{costs:?}"
     );
     let keys: Vec<String> = tested
@@ -205,6 +211,24 @@ async fn a_pass_is_remembered_for_the_endpoint() {
         .map(|o| o.key)
         .collect();
     assert_eq!(keys, [tested.store.meta_key("probe")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_addresses_are_remembered_and_no_more() {
+    let (mut tested, requests) = lying(Lie::None).await;
+    let mut cost = async |number: usize| {
+        tested.store.endpoint = format!("http://host-{number}").into();
+        let before = requests.load(Ordering::SeqCst);
+        probe::ensure(&tested.store, false).await.unwrap();
+        requests.load(Ordering::SeqCst) - before
+    };
+    for number in 0..9 {
+        assert!(cost(number).await > 10, "{number}");
+    }
+    for number in (1..9).rev() {
+        assert_eq!(cost(number).await, 1, "{number}");
+    }
+    assert!(cost(0).await > 10, "the oldest is forgotten");
 }
 
 /// Makes an object look as if it had been written some time ago.
