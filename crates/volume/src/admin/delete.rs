@@ -222,14 +222,13 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
     Ok(is_kept_as_versions)
 }
 
-/// Everything stored for the volume.
+/// Everything stored for the volume, and what probes have left or are about to remove: one that runs while the volume is deleted
+/// is for a server that cannot open it any more.
 pub(super) async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeError> {
     let root = store.data_key("");
     let mut objects = store.list(&root).await?;
     objects.retain(|o| o.key.strip_prefix(&root).is_some_and(is_container_object));
     objects.extend(store.list(&store.meta_key("")).await?);
-    // Of a probe that may be running: it removes them itself, or the next one does.
-    objects.retain(|o| !probe_objects::is_of_probe(store, o));
     Ok(objects)
 }
 

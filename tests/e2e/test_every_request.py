@@ -1,0 +1,138 @@
+"""The verbs that change a volume, killed or refused at each of their requests in turn.
+
+What is left is nothing, or what the same verb, given again, finishes; never something that looks whole and is not.
+"""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from support.faulty import Fault, FaultyProxy
+from support.lives import SIZE, assert_reads, publish
+from support.model import pattern
+from support.process import spawn, wait_for
+from support.server import CLI, KI, MI, Volume, create_volume
+
+pytestmark = pytest.mark.s3_only
+
+LARGER = 2 * SIZE
+REQUESTS_MAX = 80  # no verb has as many: a loop that goes on is a defect of the test
+
+
+@dataclass
+class Nth(Fault):
+    """A fault of one request, by its number. What a probe does at places of its own is not counted."""
+
+    number: int = 1
+    seen: int = 0
+
+    def applies(self, line: str) -> bool:
+        if re.search(r"\.meta(/|%2F)probe-", line):
+            return False
+        self.seen += 1
+        if self.seen != self.number:
+            # A refusal is not tried again, and what hangs is killed.
+            return False
+        self.hits.append(line)
+        return True
+
+
+@pytest.fixture
+def proxy(minio):
+    made = FaultyProxy(minio.endpoint)
+    yield made
+    made.close()
+
+
+def interrupted(volume, proxy, how: str, number: int, log, *words) -> str | None:
+    """Gives a verb that is interrupted at this request; what the request was, or None if there are fewer."""
+    fault = proxy.fail(Nth({"killed": "hang", "refused": "expired"}[how], number=number))
+    options = [*volume.store.cli_options, "--endpoint-url", proxy.endpoint][2:]
+    process = spawn([str(CLI), *words, *options], log, env=volume.store.env, limit_s=60)
+    wait_for(lambda: fault.hits or process.poll() is not None, "the verb to come to the request")
+    if not fault.hits:
+        assert process.wait() == 0, log.read_text()
+        return None
+    if how == "killed":
+        process.kill()
+    process.wait()
+    proxy.heal()
+    assert "panicked" not in log.read_text(), log.read_text()
+    return fault.hits[0]
+
+
+def again(volume, *words) -> str:
+    """The same verb without a fault, which must succeed."""
+    done = volume.cli(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_create(store, proxy, make_server, tmp_path, how):
+    for number in range(1, REQUESTS_MAX):
+        volume = Volume(store.url(f"created-{number}"), store, SIZE, 64 * KI)
+        words = ["create", volume.url, "--size", str(SIZE), "--block-size", "64K"]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        looked = volume.cli("info", volume.url)
+        if looked.returncode == 0:
+            # The interruption came after the last step: it is whole.
+            assert f"({SIZE} bytes)" in looked.stdout, at
+        else:
+            assert "no volume" in looked.stderr, (at, looked.stderr)
+            once_more = volume.cli(*words)
+            if once_more.returncode:
+                # The way that the refusal names.
+                assert f"hypernbd delete {volume.url}" in once_more.stderr, (at, once_more.stderr)
+                again(volume, "delete", volume.url, "--yes")
+                again(volume, *words)
+        publish(make_server(volume), 5)
+        again(volume, "delete", volume.url, "--yes")
+        assert not [key for key in store.objects() if f"created-{number}" in key], at
+    assert number > 5, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_delete(store, proxy, make_server, tmp_path, how):
+    for number in range(1, REQUESTS_MAX):
+        volume = create_volume(store, SIZE, 64 * KI, f"deleted-{number}")
+        server = make_server(volume, backend_wal_url=store.url(f"log-{number}")).start()
+        with server.connect() as client:
+            client.pwrite(pattern(MI, 5), 0)
+            client.flush()
+        assert server.terminate() == 0
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", "delete", volume.url, "--yes")
+        if at is None:
+            break
+        if volume.cli("info", volume.url).returncode == 0:
+            # Nothing of it is gone.
+            assert_reads(server, {0: pattern(MI, 5)})
+        if [key for key in store.objects() if f"/deleted-{number}" in key]:
+            again(volume, "delete", volume.url, "--yes")
+        left = [key for key in store.objects() if f"/deleted-{number}" in key or f"/log-{number}/" in key]
+        assert not left, (at, left)
+    assert number > 10, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_resize(store, proxy, make_server, tmp_path, how):
+    volume = create_volume(store, SIZE, 64 * KI, "resized")
+    server = make_server(volume)
+    publish(server, 5)
+    size = SIZE
+    for number in range(1, REQUESTS_MAX):
+        other = SIZE + LARGER - size
+        words = ["resize", volume.url, "--size", str(other), "--allow-shrink"]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        told = again(volume, "info", volume.url)
+        assert f"({size} bytes)" in told or f"({other} bytes)" in told, (at, told)
+        assert_reads(server, {0: pattern(MI, 5)})
+        again(volume, *words)
+        assert f"({other} bytes)" in again(volume, "info", volume.url), at
+        size = other
+    assert number > 10, "the verb was not interrupted where it matters"
