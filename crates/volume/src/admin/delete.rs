@@ -74,7 +74,8 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
         objects: 0,
         bytes: 0,
     };
-    for object in objects(store).await? {
+    let objects = objects(store).await?;
+    for object in objects.iter().filter(|o| !probe_objects::is_of_probe(store, o)) {
         plan.objects += 1;
         plan.bytes += object.size_bytes;
     }

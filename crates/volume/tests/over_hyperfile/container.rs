@@ -388,8 +388,17 @@ fn what_a_probe_left_is_no_hindrance_and_no_volume() {
     let left = store.meta_key("probe-0123456789abcdef0123456789abcdef/read_back-1");
     f.run(store.put(&left, "first")).unwrap();
     assert_eq!(delete().unwrap().plan.objects, 2, "inode and label");
+    assert_eq!(f.objects(), Vec::<String>::new(), "it goes with the volume");
+    let store = f
+        .run(store::connect_for_create(&f.url, &f.store_options))
+        .unwrap();
+    f.run(store.put(&left, "first")).unwrap();
+    assert_eq!(
+        delete().unwrap_err().kind(),
+        ErrorKind::NotFound,
+        "it is no volume"
+    );
     assert_eq!(f.objects(), std::slice::from_ref(&left), "it may be in use");
-    assert_eq!(delete().unwrap_err().kind(), ErrorKind::NotFound);
     f.create(MIB, 4096);
     f.open().close(Duration::from_secs(30)).unwrap();
     assert!(f.objects().contains(&left));
