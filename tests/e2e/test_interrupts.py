@@ -20,6 +20,11 @@ WRITTEN = pattern(1 * MI, 7)
 START = "import os,sys; os.setsid(); os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
 
 
+def hear_hangups() -> None:
+    """In a child: as in a shell, even where the tests themselves were started with nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Served:
     """`hypernbd serve` with a temporary directory of its own, on a terminal of its own if asked for."""
 
@@ -39,6 +44,7 @@ class Served:
         self.process = subprocess.Popen(
             [str(part) for part in (*prefix, *command)],
             env={**os.environ, **volume.store.env, **{key: str(value) for key, value in env.items()}},
+            preexec_fn=hear_hangups,
             **streams,
         )
         if terminal:
