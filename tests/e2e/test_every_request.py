@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from support.faulty import Fault, FaultyProxy
-from support.lives import SIZE, assert_reads, publish
+from support.lives import SIZE, assert_reads, begin, publish
 from support.model import pattern
-from support.process import spawn, wait_for
-from support.server import CLI, KI, MI, Volume, create_volume
+from support.process import wait_for
+from support.server import KI, MI, Volume, create_volume
 
 pytestmark = pytest.mark.s3_only
 
@@ -48,8 +48,7 @@ def proxy(minio):
 def interrupted(volume, proxy, how: str, number: int, log, *words) -> str | None:
     """Gives a verb that is interrupted at this request; what the request was, or None if there are fewer."""
     fault = proxy.fail(Nth({"killed": "hang", "refused": "expired"}[how], number=number))
-    options = [*volume.store.cli_options, "--endpoint-url", proxy.endpoint][2:]
-    process = spawn([str(CLI), *words, *options], log, env=volume.store.env, limit_s=60)
+    process = begin(volume, proxy, log, *words)
     wait_for(lambda: fault.hits or process.poll() is not None, "the verb to come to the request")
     if not fault.hits:
         assert process.wait() == 0, log.read_text()

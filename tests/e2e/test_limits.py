@@ -22,54 +22,54 @@ def limits(pid: int) -> tuple[int, int]:
     return tuple(int(word) for word in line.split()[3:5])
 
 
-class LowServer(Server):
-    """A server that is started with a low soft limit."""
-
-    def command(self) -> list[str]:
-        return ["sh", "-c", f'ulimit -S -n {SOFT}; exec "$@"', "sh", *super().command()]
-
-
-def test_more_connections_than_the_soft_limit_of_descriptors(make_volume, make_server):
-    """Each of them is served at once with the others."""
-    plain = make_server(make_volume())
-    server = LowServer(plain.nbdkit, plain.volume, plain.directory)
-    try:
-        server.start()
-        soft, hard = limits(server.process.pid)
-        assert soft == hard > SOFT
-        clients = [server.handle() for _ in range(CLIENTS)]
-        clients[0].pwrite(b"seen by all", 0)
-        assert {bytes(client.pread(11, 0)) for client in clients} == {b"seen by all"}
-        for client in clients:
-            client.shutdown()
-        assert server.terminate() == 0
-    finally:
-        server.dispose()
-
-
 class LimitedServer(Server):
-    """A server that is started with a low hard limit."""
+    """A server that is started after this `ulimit`."""
+
+    ulimit: str
 
     def command(self) -> list[str]:
-        return ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", *super().command()]
+        return ["sh", "-c", f'ulimit {self.ulimit}; exec "$@"', "sh", *super().command()]
 
 
-def test_a_hard_limit_is_told_with_what_it_leaves_room_for(make_volume, make_server):
-    plain = make_server(make_volume())
-    server = LimitedServer(plain.nbdkit, plain.volume, plain.directory)
-    try:
-        server.start()
-        told = re.search(r"1024 open descriptors are allowed, .* about (\d+) connections; raise", server.log_text())
-        assert told, server.log_text()
-        clients = [server.handle() for _ in range(int(told[1]))]
-        clients[0].pwrite(b"seen by all", 0)
-        clients[0].flush()
-        assert {bytes(client.pread(11, 0)) for client in clients} == {b"seen by all"}
-        for client in clients:
-            client.shutdown()
-        assert server.terminate() == 0
-    finally:
+@pytest.fixture
+def limited(make_volume, make_server):
+    """Makes a server that is started after a `ulimit`."""
+    made = []
+
+    def make(ulimit: str) -> LimitedServer:
+        plain = make_server(make_volume())
+        made.append(LimitedServer(plain.nbdkit, plain.volume, plain.directory))
+        made[-1].ulimit = ulimit
+        return made[-1]
+
+    yield make
+    for server in made:
         server.dispose()
+
+
+def assert_all_are_served(server, clients) -> None:
+    """Each sees what another one wrote; then all leave, and the server ends."""
+    clients[0].pwrite(b"seen by all", 0)
+    clients[0].flush()
+    assert {bytes(client.pread(11, 0)) for client in clients} == {b"seen by all"}
+    for client in clients:
+        client.shutdown()
+    assert server.terminate() == 0
+
+
+def test_more_connections_than_the_soft_limit_of_descriptors(limited):
+    """Each of them is served at once with the others."""
+    server = limited(f"-S -n {SOFT}").start()
+    soft, hard = limits(server.process.pid)
+    assert soft == hard > SOFT
+    assert_all_are_served(server, [server.handle() for _ in range(CLIENTS)])
+
+
+def test_a_hard_limit_is_told_with_what_it_leaves_room_for(limited):
+    server = limited("-n 1024").start()
+    told = re.search(r"1024 open descriptors are allowed, .* about (\d+) connections; raise", server.log_text())
+    assert told, server.log_text()
+    assert_all_are_served(server, [server.handle() for _ in range(int(told[1]))])
 
 
 def test_the_command_line_raises_its_limit(make_volume, make_server, nbdkit):

@@ -15,14 +15,15 @@ from support.lives import (
     assert_flushed_writes_survive,
     assert_is_empty,
     assert_reads,
+    begin,
     flush_to_log_and_kill,
     publish,
     refused,
 )
 from support.model import pattern
 from support.others import copy_of, is_container, objects_of, stored_label
-from support.process import spawn, wait_for
-from support.server import CLI, KI, MI
+from support.process import wait_for
+from support.server import KI, MI
 
 IS_THERE, IS_FLUSHED = pattern(MI, 97), pattern(NOTE, 98)
 """What `used` leaves: in the container (and the caches), and in the log alone."""
@@ -99,8 +100,7 @@ class AfterTheMark(Fault):
 
 def begin_deletion(volume, proxy: FaultyProxy, log: Path):
     """`hypernbd delete` through a proxy."""
-    options = [*volume.store.cli_options, "--endpoint-url", proxy.endpoint][2:]
-    return spawn([str(CLI), "delete", volume.url, "--yes", *options], log, env=volume.store.env, limit_s=60)
+    return begin(volume, proxy, log, "delete", volume.url, "--yes")
 
 
 def interrupt_deletion(volume, how: str, log: Path) -> None:

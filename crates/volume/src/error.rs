@@ -87,16 +87,14 @@ pub enum VolumeError {
         /// Key of an object that is there.
         found: String,
     },
-    /// Another command changed the volume at the same time.
+    /// Another command changed the volume while it was being deleted.
     #[error(
-        "the volume at {url} was changed while it was to be {operation}: another command is at work there; nothing more was \
+        "the volume at {url} was changed while it was to be deleted: another command is at work there; nothing more was \
          done, look at what is there and try again"
     )]
     Interfered {
         /// The volume's URL.
         url: String,
-        /// What was to be done to it, as a participle.
-        operation: &'static str,
     },
     /// A counter of the format is at its end.
     #[error(

@@ -25,7 +25,7 @@ pub struct Reader {
 pub const READERS: &[Reader] = &[
     Reader {
         name: "label",
-        read: |bytes| Label::decode(bytes).map(drop).map_err(|e| e.to_string()),
+        read: |bytes| Label::decode(bytes).map(drop),
     },
     Reader {
         name: "marker",

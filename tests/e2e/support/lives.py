@@ -4,8 +4,8 @@ import nbd
 import pytest
 
 from .model import pattern, read_all
-from .process import wait_for
-from .server import KI, MI, Server
+from .process import spawn, wait_for
+from .server import CLI, KI, MI, Server
 
 SIZE = 8 * MI
 IN_LOG = 4 * MI
@@ -24,6 +24,12 @@ def refused(server: Server) -> str:
         server.assert_running()
         server.kill()
     return server.log_text()
+
+
+def begin(volume, proxy, log, *words):
+    """A verb of the command line through a proxy to the volume's store, on S3; its output goes to `log`."""
+    options = ["--endpoint-url", proxy.endpoint, *volume.store.cli_options[2:]]
+    return spawn([str(CLI), *words, *options], log, env=volume.store.env, limit_s=60)
 
 
 def close(server: Server) -> None:

@@ -68,37 +68,30 @@ impl NbdkitArgs {
                 split.options.push(arg.clone());
                 continue;
             };
-            let (own, value) = match value {
-                Some(value) => (None, Some(value.to_owned())),
-                None => {
-                    let next = args.next().cloned();
-                    (next.clone(), next)
-                }
-            };
-            let is_alone =
-                arg.starts_with("--") || arg.strip_prefix('-').is_some_and(|rest| rest.starts_with(name));
-            let slot = match name {
-                // nbdkit chooses a socket by itself.
-                "U" | "unix" if value.as_deref() == Some("-") => None,
-                "U" | "unix" if is_alone => {
+            let next = if value.is_none() { args.next() } else { None };
+            let value = value.map(str::to_owned).or_else(|| next.cloned());
+            // Behind other short options in one argument it cannot be taken out.
+            let is_alone = arg.starts_with("--") || arg[1..].starts_with(name);
+            match name {
+                // With "-" nbdkit chooses a socket by itself.
+                "U" | "unix" if is_alone && value.as_deref() != Some("-") => {
                     split.socket = value.map(PathBuf::from);
                     continue;
                 }
-                "i" | "ipaddr" | "ip-addr" if is_alone => Some(&mut split.bind),
-                "p" | "port" if is_alone => Some(&mut split.port),
-                _ => None,
-            };
-            if let Some(slot) = slot {
-                *slot = value;
-                continue;
-            }
-            split.options.push(arg.clone());
-            split.options.extend(own);
-            match name {
+                "i" | "ipaddr" | "ip-addr" if is_alone => {
+                    split.bind = value;
+                    continue;
+                }
+                "p" | "port" if is_alone => {
+                    split.port = value;
+                    continue;
+                }
                 "P" | "pidfile" | "pid-file" => split.pid_file = value.map(PathBuf::from),
                 "tls" => split.requires_tls = value.as_deref() == Some("require"),
                 _ => {}
             }
+            split.options.push(arg.clone());
+            split.options.extend(next.cloned());
         }
         split
     }

@@ -19,9 +19,6 @@ const BLOCK_SIZE_MAX: u32 = 32 << 20;
 /// NBD sizes are signed 64-bit numbers; a block device of the Linux kernel ends a sector below that.
 const SIZE_MAX: u64 = i64::MAX as u64 - 511;
 
-/// Name of a container's inode.
-const INODE: &str = "inode";
-
 /// What to create.
 #[derive(Debug, Clone, Copy)]
 pub struct CreateOptions {
@@ -113,7 +110,7 @@ pub async fn create(
 async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> Result<(), VolumeError> {
     for (at, _) in prefix.match_indices('/') {
         let outer = &prefix[..at];
-        match store.head(&format!("{outer}/{INODE}")).await {
+        match store.head(&format!("{outer}/{}", inode::NAME)).await {
             Ok(None) => {}
             Ok(Some(_)) => return Err(inside(&store.url, &format!("s3://{bucket}/{outer}/"))),
             // Keys may be limited to the volume's own prefix.
@@ -146,7 +143,7 @@ async fn undo(store: &Store, label: &Label, made: CheckpointId) {
             Err(e) => return Err(e),
         };
         if is_made {
-            store.delete(&store.data_key(INODE)).await?;
+            store.delete(&store.data_key(inode::NAME)).await?;
         }
         label::withdraw(store, label).await
     };
@@ -167,7 +164,7 @@ async fn remove_directory(store: &Store) {
 
 /// Looks whether anything of a volume is there.
 async fn check_empty(store: &Store) -> Result<(), VolumeError> {
-    if store.head(&store.data_key(INODE)).await?.is_some() {
+    if store.head(&store.data_key(inode::NAME)).await?.is_some() {
         return Err(VolumeError::AlreadyExists {
             url: store.url.to_string(),
         });

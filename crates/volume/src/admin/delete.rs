@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::tombstone::{Tombstone, interfered};
 use super::{info, label, wal};
-use crate::engine::Ownership;
+use crate::engine::{Ownership, inode};
 use crate::error::{ErrorKind, VolumeError};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions};
@@ -16,7 +16,6 @@ use crate::store::{
 };
 use crate::url::VolumeUrl;
 
-const INODE: &str = "inode";
 /// How far the store's clock may be ahead of this machine's: S3 refuses requests beyond a quarter of an hour.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -140,7 +139,7 @@ async fn claim(
     if_damaged: IfDamaged,
 ) -> Result<Claim, VolumeError> {
     let taken = async {
-        if store.head(&store.data_key(INODE)).await?.is_none() {
+        if store.head(&store.data_key(inode::NAME)).await?.is_none() {
             return Ok(Claim::NoInode);
         }
         super::take_lease(store, store_options, lease_options)
@@ -177,22 +176,20 @@ fn may_be_damage(e: &VolumeError) -> bool {
 
 /// Removes what belongs to the volume. Whether the bucket keeps versions of it.
 async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> Result<bool, VolumeError> {
-    let inode = store.data_key(INODE);
+    let inode_key = store.data_key(inode::NAME);
     let label = store.meta_key(label::NAME);
     let lease_key = store.meta_key(lease::NAME);
     let tombstone = Tombstone::put(store).await?;
     let is_kept_as_versions = match claim {
         // One that is there by now is another volume's.
-        Claim::NoInode if store.head(&inode).await?.is_some() => return Err(interfered(store)),
+        Claim::NoInode if store.head(&inode_key).await?.is_some() => return Err(interfered(store)),
         Claim::NoInode => false,
-        Claim::Lease(lease) => {
-            lease.check().await?;
+        Claim::Lease(_) | Claim::UsersWord => {
+            if let Claim::Lease(lease) = claim {
+                lease.check().await?;
+            }
             tombstone.check(store).await?;
-            store.delete(&inode).await?
-        }
-        Claim::UsersWord => {
-            tombstone.check(store).await?;
-            store.delete(&inode).await?
+            store.delete(&inode_key).await?
         }
     };
     // While the marker and the label still tell which log it is.
@@ -201,7 +198,7 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
         .await?
         .into_iter()
         .map(|object| object.key)
-        .filter(|key| ![&inode, &label, &lease_key].contains(&key))
+        .filter(|key| ![&inode_key, &label, &lease_key].contains(&key))
         .collect();
     tombstone.check(store).await?;
     // Of servers that were killed; the one that could still complete them is shut out.
@@ -237,7 +234,7 @@ pub(super) async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeErr
 pub(crate) fn is_container_object(name: &str) -> bool {
     let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
     let (segment, part) = name.split_once('.').unwrap_or((name, "0"));
-    name == INODE || (segment.len() == 10 && is_number(segment) && is_number(part))
+    name == inode::NAME || (segment.len() == 10 && is_number(segment) && is_number(part))
 }
 
 #[cfg(test)]

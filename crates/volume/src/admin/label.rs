@@ -145,9 +145,9 @@ pub(crate) async fn find(store: &Store) -> Result<Option<Found>, VolumeError> {
     let Some((body, version)) = store.get(&key).await? else {
         return Ok(None);
     };
-    let label = Label::decode(&body).map_err(|e| VolumeError::Corrupt {
+    let label = Label::decode(&body).map_err(|reason| VolumeError::Corrupt {
         what: format!("the label {key}"),
-        reason: e.to_string(),
+        reason,
     })?;
     Ok(Some(Found {
         label,
@@ -283,9 +283,9 @@ impl Label {
     /// Reads a label.
     ///
     /// # Errors
-    /// When `body` is none.
-    pub fn decode(body: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(body)
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| e.to_string())
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>, VolumeError> {

@@ -76,7 +76,6 @@ impl Tombstone {
 pub(super) fn interfered(store: &Store) -> VolumeError {
     VolumeError::Interfered {
         url: store.url.to_string(),
-        operation: "deleted",
     }
 }
 
@@ -95,6 +94,12 @@ mod tests {
             .unwrap();
         let label = label::make(&store, InodeCheck::from_bits(1)).await.unwrap();
         (store, label)
+    }
+
+    /// A deletion that nobody disturbs.
+    async fn delete(store: &Store) {
+        let deletion = Tombstone::put(store).await.unwrap();
+        deletion.remove(store).await.unwrap();
     }
 
     fn is_interfered<R>(result: Result<R, VolumeError>) -> bool {
@@ -128,12 +133,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = labelled(dir.path()).await;
         let held_up = Tombstone::put(&store).await.unwrap();
-        Tombstone::put(&store)
-            .await
-            .unwrap()
-            .remove(&store)
-            .await
-            .unwrap();
+        delete(&store).await;
         assert!(is_interfered(held_up.check(&store).await), "there is no label");
         let new = label::make(&store, InodeCheck::from_bits(2)).await.unwrap();
         assert!(is_interfered(held_up.remove(&store).await));
@@ -146,18 +146,8 @@ mod tests {
         let (store, _) = labelled(dir.path()).await;
         let key = store.meta_key(label::NAME);
         store.put(&key, &b"{"[..]).await.unwrap();
-        Tombstone::put(&store)
-            .await
-            .unwrap()
-            .remove(&store)
-            .await
-            .unwrap();
-        Tombstone::put(&store)
-            .await
-            .unwrap()
-            .remove(&store)
-            .await
-            .unwrap();
+        delete(&store).await;
+        delete(&store).await;
         assert_eq!(store.get(&key).await.unwrap(), None);
     }
 

@@ -21,6 +21,7 @@ use hyperfile::{BMapUserData, BlockPtr};
 use super::guard::InodeGuard;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
+use super::inode;
 use super::loader::NodeLoader;
 use crate::store::Store;
 use crate::store::turns::UPLOAD_TURNS;
@@ -135,7 +136,7 @@ fn staging(store: &Store, guard: &InodeGuard, config: &HyperFileConfig) -> S3Sta
         bucket: store.bucket.clone(),
         root_path: store.root.clone(),
         root_path_slash: store.data_key(""),
-        inode_file: store.data_key("inode"),
+        inode_file: store.data_key(inode::NAME),
         config: config.staging.clone(),
         runtime_config: config.runtime.clone(),
         interceptor: None,

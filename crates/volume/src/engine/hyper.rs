@@ -25,7 +25,6 @@ use super::{Beside, Checkpoint, CheckpointId, Engine, Ownership, SoleOwner, Stor
 use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::read::cache::ReadCache;
-use crate::read::gate::Class;
 use crate::read::reader::Reader;
 use crate::store::Store;
 use crate::writeback::overlay::Frozen;
@@ -216,7 +215,7 @@ impl Engine for HyperEngine {
     }
 
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        self.reads.read(offset_bytes, out, Class::Foreground).await
+        self.reads.read(offset_bytes, out).await
     }
 
     fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {

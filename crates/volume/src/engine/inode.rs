@@ -8,7 +8,7 @@ use crate::error::VolumeError;
 use crate::store::{ObjectInfo, Store, StoreError, StoreErrorKind};
 
 /// Name of the object.
-const NAME: &str = "inode";
+pub(crate) const NAME: &str = "inode";
 const NS_A_SECOND: u32 = 1_000_000_000;
 /// The largest size a volume may have: NBD counts in signed 64 bits.
 const SIZE_MAX_BYTES: u64 = i64::MAX as u64;

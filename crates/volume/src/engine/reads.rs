@@ -179,12 +179,12 @@ impl Reads {
             })
     }
 
-    pub(super) async fn read(
+    /// What of a request is stored, each with the part of `out` that it fills. The rest of `out` is zeroed.
+    async fn pieces<'a>(
         &self,
         offset_bytes: u64,
-        out: &mut [u8],
-        class: Class,
-    ) -> Result<(), VolumeError> {
+        out: &'a mut [u8],
+    ) -> Result<Vec<(Stored, &'a mut [u8])>, VolumeError> {
         let len_bytes = out.len() as u64;
         let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
         let runs = self.locate(blocks, u32::MAX).await?;
@@ -198,7 +198,12 @@ impl Reads {
                 None => part.fill(0),
             }
         }
-        self.shared.reader.read(pieces, class).await
+        Ok(pieces)
+    }
+
+    pub(super) async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        let pieces = self.pieces(offset_bytes, out).await?;
+        self.shared.reader.read(pieces, Class::Foreground).await
     }
 
     /// Ranges in groups, each to be given to [`Self::read_near`]. Of what is not known the place in the volume has to do.
@@ -233,23 +238,13 @@ impl Reads {
         ranges: &[Range<u64>],
         each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
     ) -> Result<(), VolumeError> {
-        let mut all: Vec<Vec<u8>> = Vec::with_capacity(ranges.len());
-        let mut wanted = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
-            let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
-            let runs = self.locate(blocks, u32::MAX).await?;
-            wanted.push(self.stored(&runs, offset_bytes, len_bytes));
-            all.push(vec![0; len_bytes as usize]);
-        }
-        let mut pieces = Vec::new();
-        for (bytes, wanted) in all.iter_mut().zip(wanted) {
-            let mut rest = bytes.as_mut_slice();
-            for (range, stored) in wanted {
-                let (part, after) = rest.split_at_mut((range.end - range.start) as usize);
-                rest = after;
-                pieces.extend(stored.map(|stored| (stored, part)));
-            }
+        let mut all: Vec<Vec<u8>> = ranges
+            .iter()
+            .map(|range| vec![0; (range.end - range.start) as usize])
+            .collect();
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for (range, bytes) in ranges.iter().zip(&mut all) {
+            pieces.extend(self.pieces(range.start, bytes).await?);
         }
         self.shared.reader.read(pieces, Class::Background).await?;
         for (number, bytes) in all.iter().enumerate() {

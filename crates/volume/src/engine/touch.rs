@@ -23,7 +23,7 @@ const METADATA_KEPT: &str = hyperfile::compaction::METADATA_KEY;
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none.
 pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
-    let key = store.data_key("inode");
+    let key = store.data_key(inode::NAME);
     for _ in 0..ATTEMPTS_MAX {
         let (raw, info) = inode::load(store).await?;
         let body = later(raw);
@@ -70,7 +70,7 @@ mod tests {
         let store = store::connect_for_create(&url, &StoreOptions::default())
             .await
             .unwrap();
-        let key = store.data_key("inode");
+        let key = store.data_key(inode::NAME);
         let etag = store.put(&key, "").await.unwrap();
         let metadata = metadata
             .iter()
@@ -99,7 +99,7 @@ mod tests {
             };
             let metadata = [(METADATA_KEPT, "1 2 3"), ("hf-write-mark", "the old owner's")];
             let (_dir, store) = store_with_inode(&raw, &metadata).await;
-            let key = store.data_key("inode");
+            let key = store.data_key(inode::NAME);
             let before = store.head(&key).await.unwrap().unwrap();
             rewrite_inode(&store).await.unwrap();
             let after = store.head(&key).await.unwrap().unwrap();
@@ -121,7 +121,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn no_inode_is_made() {
         let (_dir, store) = store_with_inode(&InodeRaw::default(), &[]).await;
-        store.delete(&store.data_key("inode")).await.unwrap();
+        store.delete(&store.data_key(inode::NAME)).await.unwrap();
         let missing = rewrite_inode(&store).await.unwrap_err();
         assert!(matches!(missing, VolumeError::NotFound { .. }), "{missing}");
         assert!(store.list("").await.unwrap().is_empty());
