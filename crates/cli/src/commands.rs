@@ -1,5 +1,6 @@
 //! One module a command.
 
+pub mod buffer;
 pub mod completions;
 pub mod connect;
 pub mod create;

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{completions, create, delete, file, info, probe, resize, serve, wal};
+use commands::{buffer, completions, create, delete, file, info, probe, resize, serve, wal};
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
 use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
@@ -50,6 +50,9 @@ enum Command {
     /// Look at a volume's write-ahead log, replay it, or give it up
     #[command(subcommand)]
     Wal(wal::Command),
+    /// Look at the writes that a killed server left in write_buffer_dir, or give them up
+    #[command(subcommand)]
+    Buffer(buffer::Command),
     /// The same as hypercli's file commands: create-opt, set-len, delete
     #[command(subcommand)]
     File(file::Command),
@@ -93,6 +96,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::Wal(command) => runtime.block_on(wal::run(&command, &store))?,
+        Command::Buffer(command) => buffer::run(&command)?,
         Command::File(command) => runtime.block_on(file::run(&command, &store))?,
         Command::Completions(args) => completions::run::<Cli>(&args)?,
     }

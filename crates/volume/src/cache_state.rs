@@ -36,7 +36,8 @@ pub(crate) struct CacheState {
     found: Option<CheckpointId>,
 }
 
-fn boot_id() -> String {
+/// The machine's boot, as the kernel names it; empty where that is not known.
+pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()

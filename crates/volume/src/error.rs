@@ -174,6 +174,14 @@ pub enum VolumeError {
         /// What is wrong.
         reason: String,
     },
+    /// The file that keeps answered writes over a restart cannot be used.
+    #[error("write_buffer_dir={path} cannot be used: {reason}")]
+    BufferFile {
+        /// Its directory, or the file.
+        path: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The volume's log cannot be used, and must not be ignored.
     #[error("the write-ahead log {url} may hold flushed writes of this volume: {reason}; {advice}")]
     Log {
@@ -242,7 +250,7 @@ impl VolumeError {
             Self::Engine { .. } => ErrorKind::Store,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::BufferFull { .. } => ErrorKind::BufferFull,
-            Self::Journal { .. } => ErrorKind::LocalDisk,
+            Self::Journal { .. } | Self::BufferFile { .. } => ErrorKind::LocalDisk,
             Self::Log { .. } | Self::LogAhead { .. } => ErrorKind::InvalidInput,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::CountersExhausted { .. } => ErrorKind::Exhausted,

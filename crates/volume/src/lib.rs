@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod buffer_file;
 mod cache_state;
 pub mod catalogue;
 mod checksum;

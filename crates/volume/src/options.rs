@@ -57,6 +57,8 @@ pub enum InheritedLog {
 pub struct VolumeOptions {
     /// Memory for unpublished writes, in bytes; at least [`WRITE_BUFFER_LEAST_BYTES`].
     pub write_buffer_bytes: u64,
+    /// Directory of the file that keeps unpublished writes over the server's end.
+    pub write_buffer_dir: Option<PathBuf>,
     /// Longest time from a write to the start of the checkpoint that holds it.
     pub checkpoint_interval: Duration,
     /// How long a request may wait for the store before it fails.
@@ -85,6 +87,7 @@ impl Default for VolumeOptions {
     fn default() -> Self {
         Self {
             write_buffer_bytes: 512 * MIB,
+            write_buffer_dir: None,
             checkpoint_interval: CHECKPOINT_INTERVAL,
             io_timeout: Duration::from_secs(60),
             node_cache: None,

@@ -4,14 +4,15 @@
 //! runtime's own. Requests that need no I/O (writes into the buffer, reads of buffered bytes) never leave the caller's
 //! thread.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::try_join_all;
 use log::warn;
 use tokio::runtime::Handle;
 
+use crate::buffer_file::{Kept, NoRoom};
 use crate::catalogue::{Catalogue, NoRecorder, Recorder};
 use crate::engine::Engine;
 use crate::error::{ErrorKind, VolumeError};
@@ -25,9 +26,10 @@ use crate::writeback::appender::DriverLog;
 use crate::writeback::backlog::Backlog;
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::generation::{RANGE_BYTES, buffered_block_bytes};
-use crate::writeback::overlay::{Buffered, Overlay};
+use crate::writeback::overlay::{Change, Overlay};
 
 mod opening;
+mod restore;
 
 /// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
@@ -79,6 +81,8 @@ pub struct Volume {
     catalogue: Option<Arc<Catalogue>>,
     lease: Option<Arc<Lease>>,
     log: Option<OpenLog>,
+    /// The file in which changes survive this process.
+    kept: OnceLock<Arc<Kept>>,
     /// Where it is kept, to be left clean.
     store: Option<Store>,
     runtime: Handle,
@@ -121,6 +125,7 @@ impl Volume {
             catalogue: None,
             lease: None,
             log: None,
+            kept: OnceLock::new(),
             store: None,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
@@ -214,7 +219,7 @@ impl Volume {
         // A range for each of two partly written ends, or the rest of a zeroed run that is split.
         let most_bytes =
             (blocks.end - blocks.start) * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
-        self.change(most_bytes, fua, || self.overlay.write(offset_bytes, data))
+        self.change(most_bytes, fua, Change::Write { offset_bytes, data })
     }
 
     /// Zeroes every byte of the range (NBD write-zeroes). Costs by what is mapped, not by the length.
@@ -225,7 +230,14 @@ impl Volume {
         self.check_range(offset_bytes, len_bytes)?;
         // The two ends.
         let most_bytes = 2 * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
-        self.change(most_bytes, fua, || self.overlay.zero(offset_bytes, len_bytes))
+        self.change(
+            most_bytes,
+            fua,
+            Change::Zero {
+                offset_bytes,
+                len_bytes,
+            },
+        )
     }
 
     /// Drops the whole blocks of the range, which then read as zeros; leaves the rest as it is (NBD trim).
@@ -234,26 +246,46 @@ impl Volume {
     /// As [`Self::write`].
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        self.change(RANGE_BYTES, fua, || self.overlay.trim(offset_bytes, len_bytes))
+        self.change(
+            RANGE_BYTES,
+            fua,
+            Change::Trim {
+                offset_bytes,
+                len_bytes,
+            },
+        )
     }
 
     /// Makes a change that buffers at most `most_bytes`.
-    fn change(
-        &self,
-        most_bytes: u64,
-        fua: bool,
-        apply: impl FnOnce() -> Buffered,
-    ) -> Result<(), VolumeError> {
+    fn change(&self, most_bytes: u64, fua: bool, change: Change<'_>) -> Result<(), VolumeError> {
         if self.is_read_only {
             return Err(VolumeError::ReadOnly);
         }
         self.check_open()?;
         self.driver.check_fenced()?;
         self.engine.check_write()?;
-        let reserved = self.driver.wait_for_room(most_bytes)?;
-        let buffered = apply();
-        drop(reserved);
+        let (buffered, stored) = loop {
+            let reserved = self.driver.wait_for_room(most_bytes)?;
+            let taken = self.overlay.take_in(change);
+            drop(reserved);
+            let kept = self.kept.get();
+            match taken {
+                Ok((buffered, ticket)) => {
+                    if ticket.is_half_full {
+                        self.driver.checkpoint_soon();
+                    }
+                    let stored = kept.map_or(Ok(()), |kept| kept.store(ticket, change.data()));
+                    break (buffered, stored);
+                }
+                Err(NoRoom) => {
+                    let len_bytes = change.data().len() as u64;
+                    let has_room = || kept.is_none_or(|kept| kept.has_room(len_bytes));
+                    self.driver.wait_for_kept_room(has_room)?;
+                }
+            }
+        };
         self.driver.buffered(buffered);
+        stored?;
         if fua { self.flush() } else { Ok(()) }
     }
 
@@ -389,6 +421,12 @@ impl Volume {
             let stopped = async {
                 let last_generation = self.driver.stop().await;
                 self.finish_log(last_generation.filter(|_| flushed.is_ok())).await;
+                if let Some(kept) = self.kept.get()
+                    && flushed.is_ok()
+                    && self.overlay.is_empty()
+                {
+                    kept.close();
+                }
                 if let Some(catalogue) = &self.catalogue {
                     catalogue.finish().await;
                 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::buffer_file::BufferDir;
 use crate::error::VolumeError;
 use crate::lease::{self, Lease};
 use crate::log::open as log_open;
@@ -65,6 +66,9 @@ pub async fn check_servable(
     .await?;
     let takeable = lease::probe(&store, &lease_options, lease).await?;
     log_open::check_claimable(options.wal_url.as_ref()).await?;
+    if let Some(dir) = &options.write_buffer_dir {
+        BufferDir::check(dir, options.write_buffer_bytes)?;
+    }
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }
 

@@ -67,6 +67,7 @@ pub async fn probe(
 pub struct Lease {
     store: Store,
     record: LeaseRecord,
+    predecessor: Option<String>,
     /// Why it is lost, once it is.
     lost: watch::Sender<Option<String>>,
     release: Mutex<Option<oneshot::Sender<Release>>>,
@@ -131,12 +132,13 @@ impl Lease {
         let Taken {
             stored,
             is_after_release,
+            predecessor,
         } = taken;
         info!(
             "holding the lease of {}, epoch {}",
             store.url, stored.record.epoch
         );
-        let lease = Self::keep(store.clone(), stored, held);
+        let lease = Self::keep(store.clone(), stored, predecessor, held);
         // An owner before the lease, or one that cannot be proved to have ended, may wake up at any time.
         if !is_after_release && let Err(e) = touch::rewrite_inode(store).await {
             lease.release(false).await;
@@ -145,7 +147,7 @@ impl Lease {
         Ok(lease)
     }
 
-    fn keep(store: Store, stored: Stored, held: HeldHere) -> Arc<Self> {
+    fn keep(store: Store, stored: Stored, predecessor: Option<String>, held: HeldHere) -> Arc<Self> {
         let (release, released) = oneshot::channel();
         let (lost, _) = watch::channel(None);
         let record = stored.record.clone();
@@ -153,6 +155,7 @@ impl Lease {
         Arc::new(Self {
             store,
             record,
+            predecessor,
             lost,
             release: Mutex::new(Some(release)),
             held: Mutex::new(Some(held)),
@@ -162,6 +165,11 @@ impl Lease {
     /// The owner's number: higher than every owner's before it.
     pub fn epoch(&self) -> u64 {
         self.record.epoch
+    }
+
+    /// The token of the lease that this one replaced, if there was one.
+    pub fn predecessor(&self) -> Option<&str> {
+        self.predecessor.as_deref()
     }
 
     /// Whether an earlier owner may still run, and not know yet that it is none any more.
@@ -218,12 +226,17 @@ impl Ownership for Lease {
     }
 }
 
+/// A token that no lease had before.
+pub(crate) fn new_token() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
 fn take_options(options: &LeaseOptions, volume_id: VolumeId) -> TakeOptions {
     TakeOptions {
         claim: LeaseRecord {
             state: LeaseState::Held,
             epoch: options.epoch_above,
-            token: uuid::Uuid::new_v4().simple().to_string(),
+            token: options.token.clone().unwrap_or_else(new_token),
             renewals: 0,
             duration_ms: options.duration.as_millis() as u64,
             volume_id,

@@ -28,5 +28,5 @@ pub mod state;
 pub(crate) mod tests;
 
 pub use keeper::{Lease, load, probe};
-pub(crate) use keeper::{NAME, stored};
+pub(crate) use keeper::{NAME, new_token, stored};
 pub use record::{Holder, LeaseRecord, LeaseState};

@@ -112,6 +112,8 @@ pub struct Taken {
     /// Whether the one before was released. If not, its owner may come back, and must be shut out of the container by
     /// a change of its inode.
     pub is_after_release: bool,
+    /// The token of the lease that was replaced, if there was one.
+    pub predecessor: Option<String>,
 }
 
 /// How a holder is known to be alive.
@@ -152,6 +154,7 @@ struct Asked {
     /// The token of the lease in force that it was to replace.
     over: Option<String>,
     is_after_release: bool,
+    predecessor: Option<String>,
 }
 
 /// The taking of a lease.
@@ -177,7 +180,7 @@ impl Take {
     /// Takes an event in and says what is to be done.
     pub fn on(&mut self, event: TakeEvent) -> TakeAction {
         match event {
-            TakeEvent::Absent { epoch_seen } => self.put(epoch_seen, None, false, epoch_seen > 0),
+            TakeEvent::Absent { epoch_seen } => self.put(epoch_seen, None, false, epoch_seen > 0, None),
             TakeEvent::Found {
                 stored,
                 holder,
@@ -190,6 +193,7 @@ impl Take {
                         version,
                     },
                     is_after_release: asked.is_after_release,
+                    predecessor: asked.predecessor.clone(),
                 }),
                 None => TakeAction::Read { wait_ms: 0 },
             },
@@ -204,9 +208,11 @@ impl Take {
             // An earlier write of ours, of which no answer came. Its own time to land is over now, or it lands on what
             // it was not meant for and is refused.
             let is_after_release = self.asked.as_ref().is_some_and(|a| a.is_after_release);
+            let predecessor = self.asked.as_ref().and_then(|a| a.predecessor.clone());
             return TakeAction::Taken(Taken {
                 stored,
                 is_after_release,
+                predecessor,
             });
         }
         if !record.is_held() {
@@ -216,6 +222,7 @@ impl Take {
                 Some(version.clone()),
                 is_after_release,
                 record.older_may_run,
+                Some(record.token.clone()),
             );
         }
         let is_as_asked_for = self
@@ -270,9 +277,16 @@ impl Take {
     fn put_over(&mut self, stored: &Stored, holder: Liveness) -> TakeAction {
         let Stored { record, version } = stored;
         let older_may_run = record.older_may_run || holder != Liveness::Ended;
-        let action = self.put(record.epoch, Some(version.clone()), false, older_may_run);
+        let over = Some(record.token.clone());
+        let action = self.put(
+            record.epoch,
+            Some(version.clone()),
+            false,
+            older_may_run,
+            over.clone(),
+        );
         if let Some(asked) = &mut self.asked {
-            asked.over = Some(stored.record.token.clone());
+            asked.over = over;
         }
         action
     }
@@ -283,6 +297,7 @@ impl Take {
         expected: Option<ETag>,
         is_after_release: bool,
         older_may_run: bool,
+        predecessor: Option<String>,
     ) -> TakeAction {
         self.puts += 1;
         if self.puts > PUTS_MAX {
@@ -299,6 +314,7 @@ impl Take {
             expected: expected.clone(),
             over: None,
             is_after_release,
+            predecessor,
         });
         TakeAction::Put { record, expected }
     }

@@ -144,7 +144,8 @@ fn a_lease_that_is_free_is_replaced_at_once_and_only_a_release_is_trusted() {
                     },
                     "v5"
                 ),
-                is_after_release
+                is_after_release,
+                predecessor: Some(in_state(lease).token),
             })
         );
     }
@@ -234,7 +235,8 @@ fn the_token_tells_whether_a_write_without_an_answer_was_carried_out() {
         taken,
         TakeAction::Taken(Taken {
             stored: stored(record("mine", 5), "v5"),
-            is_after_release: false
+            is_after_release: false,
+            predecessor: Some(in_state(LeaseState::Abandoned).token),
         })
     );
 

@@ -18,6 +18,8 @@ pub struct LeaseOptions {
     pub is_copied: bool,
     /// Its epoch is above this one: the newest that a log tells of which an earlier lease of this volume was used with.
     pub epoch_above: u64,
+    /// Its token, where somebody must know that before it is taken. Never one that was used before.
+    pub token: Option<String>,
 }
 
 impl Default for LeaseOptions {
@@ -28,6 +30,7 @@ impl Default for LeaseOptions {
             sighting: None,
             is_copied: false,
             epoch_above: 0,
+            token: None,
         }
     }
 }

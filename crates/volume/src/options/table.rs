@@ -224,6 +224,20 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "write_buffer_dir",
+        alias: None,
+        value_name: "DIR",
+        default: "memory alone",
+        default_is_value: false,
+        help: "local directory, best on tmpfs, in which answered writes survive a server that is killed",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let dir = absolute(value).ok_or("not a usable path; write the absolute path of a directory")?;
+            options.volume.write_buffer_dir = Some(dir);
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "checkpoint_interval",
         alias: None,
         value_name: "TIME",

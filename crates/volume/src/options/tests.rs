@@ -83,6 +83,7 @@ fn every_key_takes_effect_in_every_spelling() {
             ("index_memory", "8M"),
             ("cache_dir", "/var/cache/pages"),
             ("cache_disk", "1G"),
+            ("write_buffer_dir", "/run/hypernbd/disk"),
         ];
         assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
         let mut options = ServeOptions::default();
@@ -105,6 +106,7 @@ fn every_key_takes_effect_in_every_spelling() {
             },
             volume: VolumeOptions {
                 write_buffer_bytes: 64 * MIB,
+                write_buffer_dir: Some("/run/hypernbd/disk".into()),
                 checkpoint_interval: Duration::from_millis(500),
                 io_timeout: Duration::from_secs(120),
                 node_cache: Some(NodeCacheConfig {
@@ -133,6 +135,7 @@ fn every_key_takes_effect_in_every_spelling() {
                     sighting: None,
                     is_copied: false,
                     epoch_above: 0,
+                    token: None,
                 },
             },
             runtime_threads: threads,

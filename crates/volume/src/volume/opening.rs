@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, join};
 use log::{info, warn};
 
+use super::restore::Claim;
 use super::{Parts, Volume};
 use crate::admin::{self, Looked, is_container_object};
 use crate::cache_state;
@@ -87,7 +88,15 @@ impl Volume {
                 lease,
                 seen,
                 entry,
+                mut claim,
             } = begun;
+            let recovered = match claim.settle(&lease) {
+                Ok(recovered) => recovered,
+                Err(e) => {
+                    lease.release(false).await;
+                    return Err(e);
+                }
+            };
             let request = log_open::Request {
                 store: &store,
                 volume_id,
@@ -103,6 +112,11 @@ impl Volume {
             if let Err(VolumeError::LogAhead { .. }) = &opened
             // A later owner takes the lease before the log.
             && let Err(e) = lease.check().await
+            {
+                opened = Err(e);
+            }
+            if let Ok(volume) = &opened
+                && let Err(e) = claim.keep(volume, recovered).await
             {
                 opened = Err(e);
             }
@@ -129,6 +143,8 @@ struct Begun {
     seen: StoredState,
     /// The catalogue's entry of that, if there is one. Entries never change.
     entry: Option<CatalogueEntry>,
+    /// The write buffer's file.
+    claim: Claim,
 }
 
 /// Takes the lease of a volume that was looked at. Before that look nothing is written: opening must not leave anything at
@@ -140,16 +156,19 @@ fn begin<'a>(
 ) -> BoxFuture<'a, Result<Begun, VolumeError>> {
     async move {
         looked.ensure_safe(store_options.allow_unsafe).await?;
-        let lease_options = LeaseOptions {
-            is_copied: looked.is_elsewhere(),
-            ..options.lease.clone()
-        };
+        let is_copied = looked.is_elsewhere();
         if looked.is_elsewhere() {
             let marker = std::mem::replace(&mut looked.marker, Ok(None))?;
             log_open::check_copied(marker.as_ref(), options)?;
         }
         let label = looked.settle_label(options.adopt).await?;
         let (store, seen) = (looked.store, looked.newest);
+        let claim = Claim::new(options, label.volume_id)?;
+        let lease_options = LeaseOptions {
+            is_copied,
+            token: Some(claim.token.clone()),
+            ..options.lease.clone()
+        };
         let (lease, entry) = join!(
             Lease::take(&store, label.volume_id, &lease_options, looked.lease),
             catalogue::load_entry(&store, seen.mark.cno)
@@ -162,6 +181,7 @@ fn begin<'a>(
             parent: label.parent,
             origin: label.origin,
             seen,
+            claim,
         })
     }
     .boxed()
@@ -184,8 +204,13 @@ fn begin_sighted<'a>(
         let store = store::unproved(url, store_options).await?;
         let (volume_id, seen) = (sighting.volume_id, sighting.newest);
         let (parent, origin) = (sighting.parent, sighting.origin);
+        let claim = Claim::new(options, volume_id)?;
+        let lease_options = LeaseOptions {
+            token: Some(claim.token.clone()),
+            ..options.lease.clone()
+        };
         let (lease, entry) = join!(
-            Lease::take_unchanged(&store, volume_id, &options.lease, sighting.lease.clone()),
+            Lease::take_unchanged(&store, volume_id, &lease_options, sighting.lease.clone()),
             catalogue::load_entry(&store, seen.mark.cno)
         );
         Ok(lease.map(|lease| Begun {
@@ -196,6 +221,7 @@ fn begin_sighted<'a>(
             lease,
             seen,
             entry: entry.ok().flatten(),
+            claim,
         }))
     }
     .boxed()

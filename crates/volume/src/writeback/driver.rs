@@ -122,6 +122,16 @@ impl Driver {
             .wait_for_room(&self.overlay, bytes, self.io_timeout, || self.send(Event::Grown))
     }
 
+    /// Waits until a publish has made room in the file that keeps changes: until `has_room`. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_room`].
+    pub(crate) fn wait_for_kept_room(&self, has_room: impl Fn() -> bool) -> Result<(), VolumeError> {
+        let ask = || self.checkpoint_soon();
+        self.pressure
+            .wait_for(&self.overlay, has_room, self.io_timeout, ask)
+    }
+
     /// Resolves once everything taken into the overlay before the call is durable: in the log, or published.
     ///
     /// # Errors

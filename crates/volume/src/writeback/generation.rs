@@ -97,6 +97,11 @@ impl<'a> PreparedWrite<'a> {
             whole,
         }
     }
+
+    /// What is written, in bytes from the volume's start.
+    pub fn range(&self) -> Range<u64> {
+        self.offset_bytes..self.offset_bytes + self.data.len() as u64
+    }
 }
 
 /// Buffers a change replaced, to be dropped once no lock is held.

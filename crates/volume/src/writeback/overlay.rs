@@ -14,6 +14,7 @@ use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
 use super::progress::Progress;
 use super::state::FROZEN_MAX;
 use super::unlogged::Unlogged;
+use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};
 use crate::geometry::{BlockIndex, Geometry};
 use crate::log::record::Content;
 
@@ -62,9 +63,35 @@ struct Layers {
     frozen: VecDeque<FrozenLayer>,
     /// What the log lacks of the active generation; `None` without a log.
     active_unlogged: Option<Unlogged>,
+    /// Where changes are kept too, so that they survive this process.
+    kept: Option<Arc<Kept>>,
 }
 
 impl Layers {
+    fn write(&mut self, prepared: PreparedWrite<'_>) -> Replaced {
+        if let Some(unlogged) = &mut self.active_unlogged {
+            unlogged.written(prepared.range());
+        }
+        self.active.write(prepared)
+    }
+
+    fn zero(&mut self, offset_bytes: u64, len_bytes: u64) -> Replaced {
+        if let Some(unlogged) = &mut self.active_unlogged {
+            unlogged.zeroed(offset_bytes..offset_bytes + len_bytes);
+        }
+        self.active.zero(offset_bytes, len_bytes)
+    }
+
+    fn trim(&mut self, geometry: Geometry, offset_bytes: u64, len_bytes: u64) -> Replaced {
+        if let Some(unlogged) = &mut self.active_unlogged {
+            let blocks = geometry.whole_blocks(offset_bytes, len_bytes);
+            let block_size = u64::from(geometry.block_size());
+            let end = (blocks.end * block_size).min(geometry.size_bytes());
+            unlogged.zeroed(blocks.start * block_size..end);
+        }
+        self.active.trim(offset_bytes, len_bytes)
+    }
+
     /// The frozen generations, newest first: the order in which they are looked at.
     fn frozen(&self) -> Vec<Arc<Frozen>> {
         self.frozen.iter().rev().map(|f| f.generation.clone()).collect()
@@ -97,6 +124,41 @@ pub struct UnloggedChanges {
     pub frozen: Vec<ForLog>,
     /// Of the active generation. When it is too large nothing was taken of the frozen ones either.
     pub active: ForLog,
+}
+
+/// A change to a volume.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change<'a> {
+    /// These bytes are written.
+    Write { offset_bytes: u64, data: &'a [u8] },
+    /// Every byte of the range becomes zero.
+    Zero { offset_bytes: u64, len_bytes: u64 },
+    /// The whole blocks of the range are dropped.
+    Trim { offset_bytes: u64, len_bytes: u64 },
+}
+
+impl<'a> Change<'a> {
+    /// What is written; empty for the others.
+    pub fn data(self) -> &'a [u8] {
+        match self {
+            Self::Write { data, .. } => data,
+            Self::Zero { .. } | Self::Trim { .. } => &[],
+        }
+    }
+
+    fn place(self) -> (Kind, u64, u64) {
+        match self {
+            Self::Write { offset_bytes, data } => (Kind::Write, offset_bytes, data.len() as u64),
+            Self::Zero {
+                offset_bytes,
+                len_bytes,
+            } => (Kind::Zero, offset_bytes, len_bytes),
+            Self::Trim {
+                offset_bytes,
+                len_bytes,
+            } => (Kind::Trim, offset_bytes, len_bytes),
+        }
+    }
 }
 
 /// What a change did to the buffered amount.
@@ -142,6 +204,7 @@ impl Overlay {
             freezes: 0,
             frozen: VecDeque::new(),
             active_unlogged: unlogged.clone(),
+            kept: None,
         };
         Self {
             geometry,
@@ -151,59 +214,92 @@ impl Overlay {
         }
     }
 
-    /// Takes a write in; it is visible to every reader when this returns.
+    /// Keeps every change from now on in the file, too. To be called while nothing is unpublished.
+    pub(crate) fn keep_in(&self, kept: Arc<Kept>) {
+        let mut layers = self.layers.write();
+        debug_assert!(layers.active.is_empty() && layers.frozen.is_empty());
+        layers.kept = Some(kept);
+    }
+
+    /// Takes a change in; it is visible to every reader when this returns. With a file that keeps changes it may be answered
+    /// once the ticket is stored there.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when that file is full; nothing is done then.
+    pub(crate) fn take_in(&self, change: Change<'_>) -> Result<(Buffered, Ticket), NoRoom> {
+        let prepared = match change {
+            Change::Write { offset_bytes, data } => {
+                Some(PreparedWrite::new(self.geometry, offset_bytes, data))
+            }
+            Change::Zero { .. } | Change::Trim { .. } => None,
+        };
+        let mut ticket = Ticket::default();
+        let buffered = self.change(|layers| {
+            if let Some(kept) = &layers.kept {
+                let (kind, offset_bytes, len_bytes) = change.place();
+                ticket = kept.reserve(kind, offset_bytes, len_bytes)?;
+            }
+            Ok(match (change, prepared) {
+                (Change::Write { .. }, Some(prepared)) => layers.write(prepared),
+                (Change::Write { .. }, None) => Replaced::default(),
+                (
+                    Change::Zero {
+                        offset_bytes,
+                        len_bytes,
+                    },
+                    _,
+                ) => layers.zero(offset_bytes, len_bytes),
+                (
+                    Change::Trim {
+                        offset_bytes,
+                        len_bytes,
+                    },
+                    _,
+                ) => layers.trim(self.geometry, offset_bytes, len_bytes),
+            })
+        })?;
+        Ok((buffered, ticket))
+    }
+
+    /// As [`Self::take_in`] of a write, without keeping it in a file.
     pub fn write(&self, offset_bytes: u64, data: &[u8]) -> Buffered {
         let prepared = PreparedWrite::new(self.geometry, offset_bytes, data);
-        let range = offset_bytes..offset_bytes + data.len() as u64;
-        self.change(|layers| {
-            if let Some(unlogged) = &mut layers.active_unlogged {
-                unlogged.written(range);
-            }
-            layers.active.write(prepared)
-        })
+        self.change_unkept(|layers| layers.write(prepared))
     }
 
-    /// Zeroes every byte of the range.
+    /// Zeroes every byte of the range, without keeping that in a file.
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Buffered {
-        self.change(|layers| {
-            if let Some(unlogged) = &mut layers.active_unlogged {
-                unlogged.zeroed(offset_bytes..offset_bytes + len_bytes);
-            }
-            layers.active.zero(offset_bytes, len_bytes)
-        })
+        self.change_unkept(|layers| layers.zero(offset_bytes, len_bytes))
     }
 
-    /// Drops the whole blocks of the range.
+    /// Drops the whole blocks of the range, without keeping that in a file.
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Buffered {
-        self.change(|layers| {
-            if let Some(unlogged) = &mut layers.active_unlogged {
-                let blocks = self.geometry.whole_blocks(offset_bytes, len_bytes);
-                let block_size = u64::from(self.geometry.block_size());
-                let end = (blocks.end * block_size).min(self.geometry.size_bytes());
-                unlogged.zeroed(blocks.start * block_size..end);
-            }
-            layers.active.trim(offset_bytes, len_bytes)
-        })
+        self.change_unkept(|layers| layers.trim(self.geometry, offset_bytes, len_bytes))
     }
 
-    fn change(&self, apply: impl FnOnce(&mut Layers) -> Replaced) -> Buffered {
+    fn change_unkept(&self, apply: impl FnOnce(&mut Layers) -> Replaced) -> Buffered {
+        let Ok(buffered) = self.change::<std::convert::Infallible>(|layers| Ok(apply(layers)));
+        buffered
+    }
+
+    fn change<E>(&self, apply: impl FnOnce(&mut Layers) -> Result<Replaced, E>) -> Result<Buffered, E> {
         let mut layers = self.layers.write();
         let was_empty = layers.active.is_empty();
         let before = layers.active.buffered_bytes();
-        let replaced = apply(&mut layers);
+        let replaced = apply(&mut layers)?;
         let active_bytes = layers.active.buffered_bytes();
         let is_first = was_empty && !layers.active.is_empty();
         let total_bytes = active_bytes + *self.frozen_bytes.lock();
         let is_streaming = layers.active.is_streaming();
         drop(layers);
         drop(replaced);
-        Buffered {
+        Ok(Buffered {
             is_first,
             added_bytes: active_bytes.saturating_sub(before),
             active_bytes,
             total_bytes,
             is_streaming,
-        }
+        })
     }
 
     /// Copies what is unpublished of the range into `out` and returns what is not here, ascending.
@@ -304,6 +400,9 @@ impl Overlay {
             unlogged,
         });
         layers.freezes += 1;
+        if let Some(kept) = &layers.kept {
+            kept.freeze();
+        }
         generation
     }
 
@@ -344,6 +443,11 @@ impl Overlay {
         let mut layers = self.layers.write();
         let oldest = layers.frozen.pop_front()?;
         *self.frozen_bytes.lock() -= oldest.buffered_bytes;
+        let kept = layers.kept.clone();
+        drop(layers);
+        if let Some(kept) = kept {
+            kept.drop_oldest();
+        }
         Some(oldest.generation)
     }
 

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::overlay::{Buffered, Overlay};
 use super::throttle::Throttle;
 use crate::error::VolumeError;
+
+/// How often a writer looks whether there is room of which nobody tells it.
+const ROOM_POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
 struct Room {
@@ -182,29 +185,60 @@ impl Pressure {
         let capacity = self.capacity_bytes;
         // A change larger than the buffer is let in once half of it is free.
         let needed = bytes.min(capacity / 2);
+        let has_room = |room: &Room| overlay.total_bytes() + room.reserved_bytes + needed <= capacity;
+        let mut room = self.wait_until(overlay, has_room, timeout, None, ask_for_room)?;
+        room.reserved_bytes += bytes;
+        Ok(Reservation {
+            pressure: self,
+            bytes,
+        })
+    }
+
+    /// Waits until a publish has made room of another kind. That is looked at again every now and then, since room may also be
+    /// given back where nobody is told.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_room`].
+    pub fn wait_for(
+        &self,
+        overlay: &Overlay,
+        has_room: impl Fn() -> bool,
+        timeout: Duration,
+        ask_for_room: impl Fn(),
+    ) -> Result<(), VolumeError> {
+        let poll = Some(ROOM_POLL);
+        self.wait_until(overlay, |_| has_room(), timeout, poll, ask_for_room)
+            .map(drop)
+    }
+
+    fn wait_until(
+        &self,
+        overlay: &Overlay,
+        has_room: impl Fn(&Room) -> bool,
+        timeout: Duration,
+        poll: Option<Duration>,
+        ask_for_room: impl Fn(),
+    ) -> Result<MutexGuard<'_, Room>, VolumeError> {
         let mut until = Instant::now() + timeout;
         let (room, is_published) = &self.room;
         let mut room = room.lock();
-        while overlay.total_bytes() + room.reserved_bytes + needed > capacity {
+        while !has_room(&room) {
             self.check_fenced()?;
             ask_for_room();
-            if is_published.wait_until(&mut room, until).timed_out() {
+            let look_again = poll.map_or(until, |poll| until.min(Instant::now() + poll));
+            if is_published.wait_until(&mut room, look_again).timed_out() && Instant::now() >= until {
                 let progress = overlay.last_progress().map(|at| at.into_std() + timeout);
                 if let Some(later) = progress.filter(|later| *later > Instant::now()) {
                     until = later;
                     continue;
                 }
                 return Err(VolumeError::BufferFull {
-                    capacity_bytes: capacity,
+                    capacity_bytes: self.capacity_bytes,
                     waited: timeout,
                 });
             }
         }
-        room.reserved_bytes += bytes;
-        Ok(Reservation {
-            pressure: self,
-            bytes,
-        })
+        Ok(room)
     }
 }
 

@@ -1,0 +1,306 @@
+//! Whose a buffer file's directory is, and what becomes of what an earlier server left in it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::file::{Found, Recovered, entries, find, give_room_back, make, put_header};
+use super::format::{CHUNK_BYTES, CLAIMANTS_MAX, Header, VERSION, chunk_at};
+use super::kept::Kept;
+use super::left::describe;
+use crate::cache_state::boot_id;
+use crate::clock::now_ms;
+use crate::error::VolumeError;
+use crate::units::{MIB, format_size};
+use crate::volume_id::VolumeId;
+
+pub(super) const FILE: &str = "buffer";
+/// The file while it is being made.
+const NEW_FILE: &str = "buffer.new";
+const LOCK: &str = "lock";
+/// Begins the names of files that were set aside.
+pub(super) const SET_ASIDE: &str = "set-aside-";
+
+/// How long the lock of a server that was killed is waited for: the kernel takes a while to free its memory.
+const LOCK_WAIT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// Room besides a fourth more than the write buffer: for the largest request, and for entries without data.
+const SPARE_BYTES: u64 = 80 * MIB;
+
+/// Chunks of a file for a write buffer of this size. More than the buffer: a block that is written again and again takes room in
+/// the file each time until its generation is published.
+fn chunks_for(write_buffer_bytes: u64) -> u32 {
+    let bytes = write_buffer_bytes + write_buffer_bytes / 4 + SPARE_BYTES;
+    u32::try_from(bytes.div_ceil(CHUNK_BYTES)).unwrap_or(u32::MAX)
+}
+
+/// A directory with a buffer file, which no other server uses.
+#[derive(Debug)]
+pub(crate) struct BufferDir {
+    path: PathBuf,
+    volume_id: VolumeId,
+    chunks: u32,
+    /// Token of the lease that is to be taken.
+    token: String,
+    found: Option<Found>,
+    lock: File,
+}
+
+impl BufferDir {
+    /// Whether a server with this directory and write buffer could start, as far as can be told without changing anything.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFile`] for a directory that cannot be used, or has too little room.
+    pub fn check(path: &Path, write_buffer_bytes: u64) -> Result<(), VolumeError> {
+        let checked = || {
+            let place = path.ancestors().find(|place| place.is_dir());
+            let place = place.ok_or_else(|| io::Error::other("there is no directory above it"))?;
+            if place == path {
+                check_private(path)?;
+                if path.join(LOCK).exists() {
+                    lock(path)?;
+                }
+                find(&path.join(FILE))?;
+            }
+            let wanted = chunk_at(chunks_for(write_buffer_bytes));
+            let has = fs::metadata(path.join(FILE)).map_or(0, |file| file.blocks() * 512);
+            check_room(place, wanted.saturating_sub(has), write_buffer_bytes)
+        };
+        checked().map_err(|e| unusable(path, &e))
+    }
+
+    /// Locks the directory, makes it where there is none, and notes in a file that is there that this server is about to take
+    /// the volume. To be called before the lease is taken, with the token that it will have.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFile`]: another server uses it, it is not ours, the file system fails.
+    pub fn claim(
+        path: &Path,
+        volume_id: VolumeId,
+        write_buffer_bytes: u64,
+        token: &str,
+    ) -> Result<Self, VolumeError> {
+        let claimed = || {
+            match DirBuilder::new().mode(0o700).recursive(true).create(path) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
+                _ => check_private(path)?,
+            }
+            let lock = lock(path)?;
+            let mut found = find(&path.join(FILE))?;
+            if let Some(Found {
+                file,
+                count,
+                header: Ok(header),
+            }) = &mut found
+            {
+                let known = header.claimants.len();
+                header
+                    .claimants
+                    .drain(..(known + 1).saturating_sub(CLAIMANTS_MAX));
+                header.claimants.push(token.to_owned());
+                put_header(file, header, count)?;
+            }
+            Ok(Self {
+                path: path.to_owned(),
+                volume_id,
+                chunks: chunks_for(write_buffer_bytes),
+                token: token.to_owned(),
+                found,
+                lock,
+            })
+        };
+        claimed().map_err(|e| unusable(path, &e))
+    }
+
+    /// Once the lease is taken: what is to be applied of what was found. `predecessor` is the token of the lease that this
+    /// server's replaced, as far as there was one. What is not to be applied is set aside, with a line in the log.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFile`].
+    pub fn settle(&mut self, predecessor: Option<&str>) -> Result<Option<Recovered>, VolumeError> {
+        self.settle_found(predecessor)
+            .map_err(|e| unusable(&self.path, &e))
+    }
+
+    fn settle_found(&mut self, predecessor: Option<&str>) -> io::Result<Option<Recovered>> {
+        let Some(found) = &mut self.found else {
+            return Ok(None);
+        };
+        let path = self.path.join(FILE);
+        let reason = match &mut found.header {
+            Err(damage) => damage.clone(),
+            Ok(header) => {
+                let entries = entries(&found.file, header)?;
+                if entries.is_empty() {
+                    return Ok(None);
+                }
+                match not_for(header, self.volume_id, predecessor) {
+                    Some(reason) => reason,
+                    None => {
+                        header.owner.clone_from(&self.token);
+                        header.claimants.clear();
+                        put_header(&found.file, header, &mut found.count)?;
+                        let file = found.file.try_clone()?;
+                        return Ok(Some(Recovered { path, file, entries }));
+                    }
+                }
+            }
+        };
+        self.set_aside(&reason)?;
+        Ok(None)
+    }
+
+    fn set_aside(&mut self, reason: &str) -> io::Result<()> {
+        let Some(found) = self.found.take() else {
+            return Ok(());
+        };
+        let to = self.path.join(format!("{SET_ASIDE}{}", now_ms()));
+        let left = describe(&to, &found.file, &found.header, true);
+        // What holds nothing gives its room back, as far as the file system can.
+        if let Ok(header) = &found.header {
+            give_room_back(&found.file, header);
+        }
+        fs::rename(self.path.join(FILE), &to)?;
+        log::warn!(
+            "the write buffer's file holds {} changes of {} that were answered and not flushed, and they are not applied, \
+             because {reason}; they are set aside in {}",
+            left.changes,
+            format_size(left.bytes),
+            to.display()
+        );
+        Ok(())
+    }
+
+    /// Begins a new use of the file, for this owner's changes. What was recovered from it must be published.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFile`].
+    pub fn begin(&mut self) -> Result<Kept, VolumeError> {
+        self.begin_anew().map_err(|e| unusable(&self.path, &e))
+    }
+
+    fn begin_anew(&mut self) -> io::Result<Kept> {
+        let path = self.path.join(FILE);
+        let header = Header {
+            version: VERSION,
+            volume_id: self.volume_id,
+            boot_id: boot_id(),
+            owner: self.token.clone(),
+            claimants: Vec::new(),
+            nonce: fastrand::u64(1..),
+            chunks: self.chunks,
+        };
+        let fits = |found: &Found| found.header.as_ref().is_ok_and(|old| old.chunks == self.chunks);
+        let file = match self.found.take() {
+            Some(mut found) if fits(&found) => {
+                put_header(&found.file, &header, &mut found.count)?;
+                found.file
+            }
+            old => {
+                if old.is_some() {
+                    fs::remove_file(&path)?;
+                }
+                let new = self.path.join(NEW_FILE);
+                let made = make(&new, &header).and_then(|file| fs::rename(&new, &path).map(|()| file));
+                if made.is_err() {
+                    let _ = fs::remove_file(&new);
+                }
+                made.map_err(|e| match e.kind() {
+                    ErrorKind::StorageFull => io::Error::other(format!(
+                        "{} are needed, and there is less room ({e}); make room, name another directory, or set a smaller \
+                         write_buffer",
+                        format_size(chunk_at(self.chunks))
+                    )),
+                    _ => e,
+                })?
+            }
+        };
+        let lock = self.lock.try_clone()?;
+        Ok(Kept::new(&path, file, lock, header.nonce, self.chunks))
+    }
+}
+
+/// Why changes are not to be applied to this volume after this predecessor's lease, if they are not.
+fn not_for(header: &Header, volume_id: VolumeId, predecessor: Option<&str>) -> Option<String> {
+    if header.volume_id != volume_id {
+        return Some(format!(
+            "they were made to volume {}, and this is volume {volume_id}",
+            header.volume_id
+        ));
+    }
+    let boot_id = boot_id();
+    if boot_id.is_empty() || header.boot_id != boot_id {
+        return Some("the machine was started anew since then, and not all of them may be there".to_owned());
+    }
+    let mut owners = std::iter::once(&header.owner).chain(&header.claimants);
+    match owners.any(|owner| Some(owner.as_str()) == predecessor) {
+        true => None,
+        false => Some("another server has had the volume since then".to_owned()),
+    }
+}
+
+pub(super) fn lock(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(libc::O_NOFOLLOW)
+        .mode(0o600)
+        .open(path.join(LOCK))?;
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                return Err(io::Error::other(
+                    "another server uses it; give each volume a directory of its own",
+                ));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
+        }
+    }
+}
+
+/// What others may write cannot be trusted to be what was answered.
+fn check_private(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.mode();
+    match mode & 0o022 {
+        0 => Ok(()),
+        _ => Err(io::Error::other(format!(
+            "others may write to it (its mode is {:o}): name a directory of its own in it, which will be made, or remove that \
+             permission",
+            mode & 0o7777
+        ))),
+    }
+}
+
+fn check_room(place: &Path, wanted_bytes: u64, write_buffer_bytes: u64) -> io::Result<()> {
+    let stat = rustix::fs::statvfs(place)?;
+    let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+    match wanted_bytes <= free_bytes {
+        true => Ok(()),
+        false => Err(io::Error::other(format!(
+            "{} are needed for a write buffer of {}, and its file system has {} free; make room, name another directory, or set a \
+             smaller write_buffer",
+            format_size(wanted_bytes),
+            format_size(write_buffer_bytes),
+            format_size(free_bytes)
+        ))),
+    }
+}
+
+pub(super) fn unusable(path: &Path, reason: &io::Error) -> VolumeError {
+    VolumeError::BufferFile {
+        path: path.display().to_string(),
+        reason: reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,302 @@
+//! The buffer file while its volume is served.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::format::{DATA_BYTES, ENTRIES, ENTRY_BYTES, Entry, Floor, Kind, TABLE_BYTES, chunk_at};
+use crate::checksum::crc32c;
+use crate::error::VolumeError;
+
+/// There is no free chunk for a change: a generation must be published first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoRoom;
+
+/// Chunks that hold nothing which counts.
+#[derive(Debug)]
+struct Free(Mutex<Vec<u32>>);
+
+/// A chunk in use: by its generation, and by changes that are on their way into it.
+#[derive(Debug)]
+struct Chunk {
+    number: u32,
+    free: Arc<Free>,
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.free.0.lock().push(self.number);
+    }
+}
+
+/// Where the next entries go.
+#[derive(Debug)]
+struct Tail {
+    chunk: Arc<Chunk>,
+    entries: u32,
+    data_bytes: u32,
+}
+
+#[derive(Debug)]
+struct Places {
+    sequence: u64,
+    /// The number of the active generation.
+    generation: u64,
+    tail: Option<Tail>,
+    /// Chunks of the generations that are not published, the active one last.
+    generations: VecDeque<Vec<Arc<Chunk>>>,
+}
+
+/// A buffer file that is written.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    path: PathBuf,
+    file: File,
+    /// Keeps other servers out of the directory.
+    _lock: File,
+    nonce: u64,
+    chunks: u32,
+    free: Arc<Free>,
+    places: Mutex<Places>,
+    /// It could not be written: changes are not kept any more.
+    is_given_up: AtomicBool,
+    /// It could not even be removed: what it says is wrong from now on, and changes are refused.
+    is_stale: AtomicBool,
+}
+
+/// Part of a change: its entry, and where that goes.
+#[derive(Debug)]
+struct Part {
+    chunk: Arc<Chunk>,
+    slot: u32,
+    entry: Entry,
+    /// Where its data begins in the change's.
+    from: usize,
+}
+
+/// The places of a change that the overlay has taken in. The change may be answered once [`Kept::store`] has filled them.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Ticket {
+    parts: Vec<Part>,
+    /// Whether the active generation fills half of the file since this change: it is to be published before it fills all.
+    pub is_half_full: bool,
+}
+
+impl Kept {
+    /// Of a file whose header has this nonce, and no entry with it.
+    pub(super) fn new(path: &Path, file: File, lock: File, nonce: u64, chunks: u32) -> Self {
+        let free = (0..chunks).rev().collect();
+        Self {
+            path: path.to_owned(),
+            file,
+            _lock: lock,
+            nonce,
+            chunks,
+            free: Arc::new(Free(Mutex::new(free))),
+            places: Mutex::new(Places {
+                sequence: 0,
+                generation: 1,
+                tail: None,
+                generations: VecDeque::from([Vec::new()]),
+            }),
+            is_given_up: AtomicBool::new(false),
+            is_stale: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether a change with this much data would find room now.
+    pub fn has_room(&self, data_bytes: u64) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+            || self.free.0.lock().len() as u64 >= data_bytes.div_ceil(DATA_BYTES.into()).max(1)
+    }
+
+    /// Gives a change its place in the order and in the file. Called under the lock of the overlay, before the change is
+    /// taken in. `data_bytes` is what there is to be written of it.
+    ///
+    /// # Errors
+    /// [`NoRoom`]; nothing is taken then.
+    pub fn reserve(&self, kind: Kind, offset_bytes: u64, len_bytes: u64) -> Result<Ticket, NoRoom> {
+        if self.is_given_up.load(Ordering::Acquire) {
+            return Ok(Ticket::default());
+        }
+        let places = &mut *self.places.lock();
+        let has_data = kind == Kind::Write;
+        let tail_data = places.tail.as_ref().map_or(0, Tail::room_bytes);
+        let beyond = if has_data {
+            len_bytes.saturating_sub(tail_data.into())
+        } else {
+            u64::from(tail_data == 0)
+        };
+        // One by one under the lock of the free ones, so that all are there or none is taken.
+        let mut fresh = {
+            let mut free = self.free.0.lock();
+            let needed = beyond.div_ceil(DATA_BYTES.into()) as usize;
+            let Some(left) = free.len().checked_sub(needed) else {
+                return Err(NoRoom);
+            };
+            free.split_off(left)
+        };
+        let mut ticket = Ticket::default();
+        let mut done = 0;
+        loop {
+            let is_full = places.tail.as_ref().is_none_or(|tail| tail.room_bytes() == 0);
+            if is_full {
+                let Some(number) = fresh.pop() else { break };
+                let chunk = Arc::new(Chunk {
+                    number,
+                    free: self.free.clone(),
+                });
+                if let Some(active) = places.generations.back_mut() {
+                    active.push(chunk.clone());
+                    ticket.is_half_full |= active.len() as u32 == (self.chunks / 2).max(1);
+                }
+                places.tail = Some(Tail {
+                    chunk,
+                    entries: 0,
+                    data_bytes: 0,
+                });
+            }
+            let Some(tail) = &mut places.tail else { break };
+            let (part_bytes, data_at) = match has_data {
+                true => ((len_bytes - done).min(tail.room_bytes().into()), tail.data_bytes),
+                false => (len_bytes, 0),
+            };
+            places.sequence += 1;
+            ticket.parts.push(Part {
+                chunk: tail.chunk.clone(),
+                slot: tail.entries,
+                entry: Entry {
+                    sequence: places.sequence,
+                    generation: places.generation,
+                    kind,
+                    offset_bytes: offset_bytes + done,
+                    len_bytes: part_bytes,
+                    data_at,
+                    data_crc: 0,
+                },
+                from: done as usize,
+            });
+            tail.entries += 1;
+            if has_data {
+                tail.data_bytes += part_bytes as u32;
+            }
+            done += part_bytes;
+            if done >= len_bytes {
+                break;
+            }
+        }
+        Ok(ticket)
+    }
+
+    /// Writes a change to its places. `data` is what it writes; empty for zeros.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFile`] when the file can be neither written nor removed. A file that can only not be written is
+    /// removed, with a line in the log, and the volume is served without one.
+    pub fn store(&self, ticket: Ticket, data: &[u8]) -> Result<(), VolumeError> {
+        for mut part in ticket.parts {
+            if let Err(e) = self.store_part(&mut part, data) {
+                self.give_up(&e);
+            }
+        }
+        if !self.is_stale.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(VolumeError::BufferFile {
+            path: self.path.display().to_string(),
+            reason: "it can be neither written nor removed".to_owned(),
+        })
+    }
+
+    fn store_part(&self, part: &mut Part, data: &[u8]) -> io::Result<()> {
+        let at = chunk_at(part.chunk.number);
+        if part.entry.kind == Kind::Write {
+            let data = &data[part.from..part.from + part.entry.len_bytes as usize];
+            part.entry.data_crc = crc32c(data);
+            self.file
+                .write_all_at(data, at + TABLE_BYTES + u64::from(part.entry.data_at))?;
+        }
+        let slot_at = at + u64::from(part.slot) * ENTRY_BYTES as u64;
+        self.file.write_all_at(&part.entry.encode(self.nonce), slot_at)
+    }
+
+    fn give_up(&self, error: &io::Error) {
+        if self.is_given_up.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        log::error!(
+            "the write buffer's file {} cannot be written and is given up: {error}; a server that is killed loses what was \
+             not flushed from now on",
+            self.path.display()
+        );
+        // What it holds is incomplete from here on, and must not be taken for what was answered.
+        if let Err(e) = std::fs::remove_file(&self.path)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            log::error!("it cannot be removed either: {e}; changes are refused");
+            self.is_stale.store(true, Ordering::Release);
+        }
+    }
+
+    /// The active generation takes no more changes, and the next one begins. Called under the lock of the overlay.
+    pub fn freeze(&self) {
+        let mut places = self.places.lock();
+        places.generation += 1;
+        places.generations.push_back(Vec::new());
+        places.tail = None;
+    }
+
+    /// The oldest generation is published: its entries count no more.
+    pub fn drop_oldest(&self) {
+        let (published, chunks) = {
+            let mut places = self.places.lock();
+            if places.generations.len() < 2 {
+                return;
+            }
+            let chunks = places.generations.pop_front().unwrap_or_default();
+            (places.generation - places.generations.len() as u64, chunks)
+        };
+        if self.is_given_up.load(Ordering::Acquire) {
+            return;
+        }
+        let floor = Floor {
+            nonce: self.nonce,
+            generation: published,
+        };
+        let written = match floor.encode() {
+            Some((at, bytes)) => self.file.write_all_at(&bytes, at),
+            None => Err(io::Error::other("the floor has no room")),
+        };
+        // Before the chunks are free: what is written over must not count.
+        if let Err(e) = written {
+            self.give_up(&e);
+        }
+        drop(chunks);
+    }
+
+    /// Everything is published, and the volume is closed: the file is removed and its room given back.
+    pub fn close(&self) {
+        if let Err(e) = std::fs::remove_file(&self.path)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("the write buffer's file {} is left: {e}", self.path.display());
+        }
+    }
+}
+
+impl Tail {
+    /// Bytes of data that go into it; 0 too when it has no place for an entry.
+    fn room_bytes(&self) -> u32 {
+        match self.entries < ENTRIES {
+            true => DATA_BYTES - self.data_bytes,
+            false => 0,
+        }
+    }
+}

@@ -1,0 +1,376 @@
+use super::*;
+use crate::buffer_file::format::{DATA_BYTES, Kind};
+use crate::buffer_file::kept::{Kept, NoRoom};
+use crate::buffer_file::left::{discard, look};
+
+/// A change as a test makes it: what a write writes is told by one byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Made {
+    kind: Kind,
+    offset_bytes: u64,
+    len_bytes: u64,
+    byte: u8,
+}
+
+fn write(offset_bytes: u64, len_bytes: u64, byte: u8) -> Made {
+    Made {
+        kind: Kind::Write,
+        offset_bytes,
+        len_bytes,
+        byte,
+    }
+}
+
+fn zero(offset_bytes: u64, len_bytes: u64) -> Made {
+    Made {
+        kind: Kind::Zero,
+        offset_bytes,
+        len_bytes,
+        byte: 0,
+    }
+}
+
+struct Place {
+    root: tempfile::TempDir,
+    volume_id: VolumeId,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            volume_id: VolumeId::from_uuid(uuid::Uuid::new_v4()),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.root.path().join("a/b")
+    }
+
+    /// A claim of a file of this many chunks.
+    fn claim(&self, token: &str, chunks: u32) -> BufferDir {
+        let mut dir = BufferDir::claim(&self.path(), self.volume_id, 16 << 20, token).unwrap();
+        dir.chunks = chunks;
+        dir
+    }
+
+    /// A server that takes the volume after `predecessor` and keeps changes; what it recovers must be nothing.
+    fn begin(&self, token: &str, predecessor: Option<&str>, chunks: u32) -> Kept {
+        let mut dir = self.claim(token, chunks);
+        assert!(dir.settle(predecessor).unwrap().is_none());
+        dir.begin().unwrap()
+    }
+
+    /// What a server recovers.
+    fn recover(&self, token: &str, predecessor: Option<&str>) -> Option<Vec<Made>> {
+        let recovered = self.claim(token, 4).settle(predecessor).unwrap();
+        recovered.map(|recovered| read_back(&recovered))
+    }
+
+    /// The names in the directory that begin so.
+    fn names(&self, start: &str) -> Vec<String> {
+        let names = fs::read_dir(self.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(start)).collect()
+    }
+}
+
+fn read_back(recovered: &Recovered) -> Vec<Made> {
+    let mut all = Vec::new();
+    recovered
+        .each(|change| {
+            let byte = change.data.first().copied().unwrap_or(0);
+            assert!(change.data.iter().all(|b| *b == byte));
+            if change.kind == Kind::Write {
+                assert_eq!(change.data.len() as u64, change.len_bytes);
+            }
+            all.push(Made {
+                kind: change.kind,
+                offset_bytes: change.offset_bytes,
+                len_bytes: change.len_bytes,
+                byte,
+            });
+            Ok(())
+        })
+        .unwrap();
+    all
+}
+
+/// Takes a change in and answers it.
+fn make(kept: &Kept, made: Made) -> Result<(), NoRoom> {
+    let ticket = kept.reserve(made.kind, made.offset_bytes, made.len_bytes)?;
+    let data = match made.kind {
+        Kind::Write => vec![made.byte; made.len_bytes as usize],
+        Kind::Zero | Kind::Trim => Vec::new(),
+    };
+    kept.store(ticket, &data).unwrap();
+    Ok(())
+}
+
+/// Parts of one change as one, again.
+fn joined(parts: Vec<Made>) -> Vec<Made> {
+    let mut whole: Vec<Made> = Vec::new();
+    for part in parts {
+        match whole.last_mut() {
+            Some(last)
+                if last.kind == Kind::Write
+                    && part.kind == Kind::Write
+                    && part.byte == last.byte
+                    && part.offset_bytes == last.offset_bytes + last.len_bytes =>
+            {
+                last.len_bytes += part.len_bytes;
+            }
+            _ => whole.push(part),
+        }
+    }
+    whole
+}
+
+#[test]
+fn what_was_answered_comes_back_in_order() {
+    let place = Place::new();
+    let made = [
+        write(0, 4096, 1),
+        zero(8192, 1 << 40),
+        // Larger than a chunk.
+        write(100, 2 * u64::from(DATA_BYTES) + 5, 2),
+        write(0, 512, 3),
+        Made {
+            kind: Kind::Trim,
+            ..zero(0, 1 << 30)
+        },
+    ];
+    let kept = place.begin("one", None, 4);
+    for made in made {
+        make(&kept, made).unwrap();
+    }
+    drop(kept);
+    assert_eq!(joined(place.recover("two", Some("one")).unwrap()), made);
+    // Killed before anything of it was published: the next one recovers it just so.
+    assert_eq!(joined(place.recover("three", Some("two")).unwrap()), made);
+    // Killed between the lease and its note of it.
+    drop(place.claim("four", 4));
+    drop(place.claim("five", 4));
+    assert_eq!(joined(place.recover("six", Some("four")).unwrap()), made);
+    // The new use of the file holds nothing of the old one.
+    let mut dir = place.claim("seven", 4);
+    assert!(dir.settle(Some("six")).unwrap().is_some());
+    drop(dir.begin().unwrap());
+    drop(dir);
+    assert_eq!(place.recover("eight", Some("seven")), None);
+    assert!(place.names(SET_ASIDE).is_empty());
+}
+
+#[test]
+fn what_another_owner_has_gone_on_from_is_set_aside() {
+    for (case, predecessor) in [("another's lease", Some("stranger")), ("no lease", None)] {
+        let place = Place::new();
+        make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+        assert_eq!(place.recover("two", predecessor), None, "{case}");
+        assert_eq!(place.names(SET_ASIDE).len(), 1, "{case}");
+        // It is set aside for good, and a new file takes its place.
+        make(&place.begin("three", Some("two"), 4), write(0, 4096, 2)).unwrap();
+        assert_eq!(
+            place.recover("four", Some("three")),
+            Some(vec![write(0, 4096, 2)]),
+            "{case}"
+        );
+        let left = look(&place.path()).unwrap();
+        assert_eq!(left.len(), 2, "{case}");
+        assert!(left.iter().all(|left| (left.changes, left.bytes) == (1, 4096)));
+        assert_eq!(left.iter().filter(|left| left.is_set_aside).count(), 1);
+        assert_eq!(discard(&place.path()).unwrap(), left);
+        assert!(look(&place.path()).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn changes_to_another_volume_are_set_aside() {
+    let mut place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    place.volume_id = VolumeId::from_uuid(uuid::Uuid::new_v4());
+    assert_eq!(place.recover("two", Some("one")), None);
+    assert_eq!(place.names(SET_ASIDE).len(), 1);
+}
+
+#[test]
+fn changes_from_before_the_machine_was_started_are_set_aside() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    let mut found = find(&place.path().join(FILE)).unwrap().unwrap();
+    let mut header = found.header.clone().unwrap();
+    header.boot_id.push('x');
+    put_header(&found.file, &header, &mut found.count).unwrap();
+    assert_eq!(place.recover("two", Some("one")), None);
+    assert_eq!(place.names(SET_ASIDE).len(), 1);
+}
+
+#[test]
+fn a_damaged_header_is_set_aside_and_a_foreign_file_is_left_alone() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    let file = place.path().join(FILE);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[64..2560].fill(7);
+    fs::write(&file, &bytes).unwrap();
+    assert_eq!(place.recover("two", Some("one")), None);
+    assert_eq!(place.names(SET_ASIDE).len(), 1);
+    assert!(look(&place.path()).unwrap()[0].damage.is_some());
+
+    fs::write(&file, "a person's own").unwrap();
+    let error = BufferDir::claim(&place.path(), place.volume_id, 16 << 20, "three").unwrap_err();
+    assert!(
+        error.to_string().contains("not the file of a write buffer"),
+        "{error}"
+    );
+    discard(&place.path()).unwrap_err();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a person's own");
+}
+
+#[test]
+fn damaged_data_is_not_applied() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    let file = place.path().join(FILE);
+    let mut bytes = fs::read(&file).unwrap();
+    let at = bytes.iter().rposition(|b| *b == 1).unwrap();
+    bytes[at] = 2;
+    fs::write(&file, &bytes).unwrap();
+    let recovered = place.claim("two", 4).settle(Some("one")).unwrap().unwrap();
+    let error = recovered
+        .each(|_| panic!("nothing is applied"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("damaged") && error.contains("buffer discard"),
+        "{error}"
+    );
+}
+
+/// A change that was not answered hides none that was.
+#[test]
+fn what_was_not_answered_is_passed_over() {
+    let place = Place::new();
+    let kept = place.begin("one", None, 4);
+    make(&kept, write(0, 4096, 1)).unwrap();
+    let on_its_way = kept.reserve(Kind::Write, 0, 4096).unwrap();
+    make(&kept, write(4096, 4096, 3)).unwrap();
+    drop(on_its_way);
+    drop(kept);
+    assert_eq!(
+        place.recover("two", Some("one")),
+        Some(vec![write(0, 4096, 1), write(4096, 4096, 3)])
+    );
+}
+
+#[test]
+fn a_full_file_takes_nothing_until_a_generation_is_published() {
+    let place = Place::new();
+    let kept = place.begin("one", None, 3);
+    let chunk = u64::from(DATA_BYTES);
+    make(&kept, write(0, 2 * chunk, 1)).unwrap();
+    kept.freeze();
+    assert!(kept.has_room(chunk) && !kept.has_room(chunk + 1));
+    assert_eq!(make(&kept, write(0, chunk + 1, 2)), Err(NoRoom));
+    make(&kept, write(0, chunk, 3)).unwrap();
+    assert_eq!(make(&kept, write(0, 1, 4)), Err(NoRoom));
+    assert_eq!(make(&kept, zero(0, 1)), Err(NoRoom));
+    kept.drop_oldest();
+    make(&kept, write(0, 2 * chunk, 5)).unwrap();
+    drop(kept);
+    assert_eq!(
+        joined(place.recover("two", Some("one")).unwrap()),
+        [write(0, chunk, 3), write(0, 2 * chunk, 5)]
+    );
+}
+
+/// Any order of changes, freezes and publishes, in a file so small that chunks are used again and again: exactly the answered
+/// changes of the generations that are not published come back, in their order.
+#[test]
+fn random_lives_leave_what_was_not_published() {
+    let seed = std::env::var("HYPERNBD_SEED").map_or(20, |seed| seed.parse().unwrap());
+    for seed in seed..seed + 60 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let place = Place::new();
+        let mut generations = vec![Vec::new()];
+        let kept = place.begin("one", None, rng.u32(2..6));
+        for step in 0..rng.usize(1..400) {
+            match rng.u8(0..20) {
+                0 if generations.len() < 3 => {
+                    kept.freeze();
+                    generations.push(Vec::new());
+                }
+                1 if generations.len() > 1 => {
+                    kept.drop_oldest();
+                    generations.remove(0);
+                }
+                n => {
+                    let len_bytes = rng.u64(1..200_000);
+                    let made = match n {
+                        2 => zero(rng.u64(..1 << 40), len_bytes),
+                        _ => write(rng.u64(..1 << 40), len_bytes, (step % 255) as u8 + 1),
+                    };
+                    if n == 3 {
+                        drop(kept.reserve(made.kind, made.offset_bytes, made.len_bytes));
+                    } else if make(&kept, made).is_ok() {
+                        generations.last_mut().unwrap().push(made);
+                    }
+                }
+            }
+        }
+        drop(kept);
+        let expected: Vec<Made> = generations.concat();
+        let recovered = place.recover("two", Some("one")).unwrap_or_default();
+        assert_eq!(joined(recovered), expected, "HYPERNBD_SEED={seed}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_removed_and_changes_go_on() {
+    let place = Place::new();
+    drop(place.begin("one", None, 4));
+    let file = place.path().join(FILE);
+    let lock = File::open(place.path().join(LOCK)).unwrap();
+    let kept = Kept::new(&file, File::open(&file).unwrap(), lock, 1, 4);
+    make(&kept, write(0, 4096, 1)).unwrap();
+    assert!(!file.exists(), "what it holds is incomplete");
+    make(&kept, write(0, 4096, 1)).unwrap();
+    kept.freeze();
+    kept.drop_oldest();
+    assert!(kept.has_room(1 << 40));
+}
+
+#[test]
+fn a_directory_is_one_servers_and_private() {
+    let place = Place::new();
+    let kept = place.begin("one", None, 4);
+    let error = BufferDir::claim(&place.path(), place.volume_id, 16 << 20, "two").unwrap_err();
+    assert!(error.to_string().contains("another server uses it"), "{error}");
+    BufferDir::check(&place.path(), 16 << 20).unwrap_err();
+    discard(&place.path()).unwrap_err();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!(mode(&place.path()), 0o700);
+    assert_eq!(mode(&place.path().join(FILE)), 0o600);
+    kept.close();
+    drop(kept);
+    assert!(place.names(FILE).is_empty());
+
+    fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    for error in [
+        BufferDir::check(&place.path(), 16 << 20).unwrap_err(),
+        BufferDir::claim(&place.path(), place.volume_id, 16 << 20, "two").unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("others may write to it"), "{error}");
+    }
+}
+
+#[test]
+fn too_little_room_is_said_with_the_number() {
+    let place = Place::new();
+    let error = BufferDir::check(&place.path(), 1 << 50).unwrap_err().to_string();
+    for part in ["1.25 PiB are needed", "of 1 PiB", "free"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!place.path().exists());
+    BufferDir::check(&place.path(), 16 << 20).unwrap();
+}

@@ -1,0 +1,249 @@
+"""write_buffer_dir: what was answered survives a killed server, flushed or not, in its order; and never where another server
+has had the volume in between."""
+
+import json
+import os
+import random
+import re
+import signal
+import stat
+import subprocess
+import threading
+import time
+
+import nbd
+import pytest
+
+from support.lossy import LossyProxy, Rule
+from support.model import Model, pattern, random_range, read_all
+from support.process import run, wait_for
+from support.server import CLI, KI, MI, leave
+
+SIZE = 24 * MI
+RECOVERED = re.compile(r"recovered (\d+) changes")
+ANY_WRITE = r"^(PUT|POST|DELETE) "
+
+
+def kept(make_server, volume, tmp_path, **parameters):
+    """A server that keeps its write buffer in a directory."""
+    parameters = {"write_buffer": "16M", "checkpoint_interval": "1h", **parameters}
+    return make_server(volume, write_buffer_dir=str(tmp_path / "buffer"), **parameters)
+
+
+def change(rng: random.Random, client, model: Model) -> tuple[int, int]:
+    """One random change, made to the volume and, once it is answered, to the model; its range."""
+    offset, length = random_range(rng, SIZE, model.block_bytes, 256 * KI)
+    kind = rng.randrange(10)
+    if kind < 7:
+        data = pattern(length, rng.randrange(1 << 30))
+        client.pwrite(data, offset)
+        model.write(offset, data)
+    elif kind < 9:
+        client.zero(length, offset)
+        model.zero(offset, length)
+    else:
+        client.trim(length, offset)
+        model.trim(offset, length)
+    return offset, length
+
+
+def live_and_die(server, model: Model, rng: random.Random, seconds: float) -> int:
+    """Random changes, now and then a flush, until the server is killed at any moment. What the one change holds that was not
+    answered is taken from the next server. Returns the number of changes answered."""
+    client = server.handle()
+    died = threading.Event()
+
+    def kill():
+        time.sleep(seconds)
+        server.process.send_signal(signal.SIGKILL)
+        died.set()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done, state = 0, None
+    try:
+        while True:
+            state = rng.getstate()
+            change(rng, client, model)
+            done, state = done + 1, None
+            if rng.randrange(200) == 0:
+                client.flush()
+    except nbd.Error:
+        assert died.wait(60)
+    killer.join()
+    server.process.wait()
+    leave(client)
+    in_doubt = None
+    if state is not None:
+        # The same draw again: where the change was that may be there or not.
+        rng.setstate(state)
+        in_doubt = random_range(rng, SIZE, model.block_bytes, 256 * KI)
+    server.start()
+    with server.connect() as client:
+        if in_doubt:
+            offset, length = in_doubt
+            model.write(offset, client.pread(length, offset))
+        model.assert_same(read_all(client, SIZE), what=f"after {done} changes")
+    return done
+
+
+@pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
+def test_answered_writes_survive_kill_9(make_volume, make_server, tmp_path, seed, block_bytes):
+    """Nothing is published but by a full buffer: publishes overlap, and most of the volume was never flushed."""
+    rng = random.Random(seed)
+    server = kept(make_server, make_volume(SIZE, block_bytes), tmp_path).start()
+    model = Model(SIZE, block_bytes)
+    done = sum(live_and_die(server, model, rng, rng.uniform(0.2, 1.5)) for _ in range(6))
+    assert done > 100, "next to nothing was tested"
+    assert RECOVERED.search(server.log_text())
+
+
+@pytest.mark.s3_only
+@pytest.mark.parametrize("log", ["s3", "journal"])
+def test_with_a_log(make_volume, make_server, store, tmp_path, seed, log):
+    """The log has what was flushed, the buffer all of it: together they make the newest."""
+    rng = random.Random(seed)
+    url = store.url("log") if log == "s3" else f"file://{tmp_path}/journal/"
+    server = kept(make_server, make_volume(SIZE, 64 * KI), tmp_path, backend_wal_url=url).start()
+    model = Model(SIZE, 64 * KI)
+    for _ in range(5):
+        live_and_die(server, model, rng, rng.uniform(0.2, 1.5))
+    assert RECOVERED.search(server.log_text())
+
+
+@pytest.mark.s3_only
+@pytest.mark.parametrize("action", ["lose", "refuse", "delay"])
+def test_on_a_store_that_loses_answers(make_volume, make_server, minio, tmp_path, seed, action):
+    """Publishes whose answer was lost, or that come after the kill, change nothing of what is recovered."""
+    rng = random.Random(seed)
+    proxy = LossyProxy(minio.endpoint)
+    try:
+        server = kept(
+            make_server,
+            make_volume(SIZE, 64 * KI),
+            tmp_path,
+            endpoint_url=proxy.endpoint,
+            checkpoint_interval="200ms",
+        )
+        model = Model(SIZE, 64 * KI)
+        server.start()
+        proxy.rule = Rule(action, ANY_WRITE, probability=0.1, rng=random.Random(seed))
+        for _ in range(4):
+            live_and_die(server, model, rng, rng.uniform(0.2, 1.5))
+    finally:
+        proxy.close()
+
+
+def test_a_second_kill_during_the_recovery(make_volume, make_server, tmp_path, seed):
+    """At any moment of it: the lease is taken, a part is published, all of it is."""
+    rng = random.Random(seed)
+    server = kept(make_server, make_volume(SIZE, 64 * KI), tmp_path).start()
+    model = Model(SIZE, 64 * KI)
+    with server.connect() as client:
+        for _ in range(300):
+            change(rng, client, model)
+        server.kill()
+    for _ in range(12):
+        server.spawn()
+        wait_for(server.socket.exists, "nbdkit to listen")
+        client = nbd.NBD()
+        client.aio_connect_unix(str(server.socket))
+        time.sleep(rng.uniform(0, 0.15))
+        server.kill()
+    server.start()
+    with server.connect() as client:
+        model.assert_same(read_all(client, SIZE))
+    assert server.terminate() == 0
+    assert not list((tmp_path / "buffer").glob("buffer")), "a clean end leaves nothing"
+
+
+def test_hot_blocks_do_not_fill_the_file(make_volume, make_server, tmp_path):
+    """The same blocks written again and again: many times what the file holds, and what counts is the last."""
+    server = kept(make_server, make_volume(SIZE, 64 * KI), tmp_path).start()
+    with server.connect() as client:
+        for turn in range(600):
+            client.pwrite(pattern(MI, turn), 0)
+        server.kill()
+    server.start()
+    with server.connect() as client:
+        assert client.pread(MI, 0) == pattern(MI, 599)
+
+
+def test_another_server_in_between(make_volume, make_server, tmp_path):
+    """What it published stands; what was answered before is set aside, and can be looked at and given up."""
+    volume = make_volume(SIZE, 64 * KI)
+    server = kept(make_server, volume, tmp_path).start()
+    with server.connect() as client:
+        client.pwrite(pattern(MI, 1), 0)
+        server.kill()
+    directory = str(tmp_path / "buffer")
+    (left,) = json.loads(run(CLI, "buffer", "show", directory, "--json").stdout)
+    assert (left["changes"], left["bytes"], left["is_set_aside"]) == (2, MI, False)
+
+    other = make_server(volume).start()
+    with other.connect() as client:
+        client.pwrite(pattern(64 * KI, 2), 64 * KI)
+        client.flush()
+    assert other.terminate() == 0
+    server.start()
+    with server.connect() as client:
+        assert client.pread(64 * KI, 0) == bytes(64 * KI)
+        assert client.pread(64 * KI, 64 * KI) == pattern(64 * KI, 2)
+    assert "another server has had the volume" in server.log_text()
+    assert server.terminate() == 0
+    (left,) = json.loads(run(CLI, "buffer", "show", directory, "--json").stdout)
+    assert left["is_set_aside"] and left["bytes"] == MI
+    refused = run(CLI, "buffer", "discard", directory)
+    assert refused.returncode != 0 and "--yes" in refused.stderr
+    assert run(CLI, "buffer", "discard", directory, "--yes").returncode == 0
+    assert "nothing is left" in run(CLI, "buffer", "show", directory).stdout
+
+
+def test_another_volume_at_the_same_address(make_volume, make_server, tmp_path):
+    volume = make_volume(SIZE, 64 * KI)
+    server = kept(make_server, volume, tmp_path).start()
+    with server.connect() as client:
+        client.pwrite(pattern(MI, 1), 0)
+        server.kill()
+    assert volume.cli("delete", volume.url, "--yes").returncode == 0
+    assert volume.cli("create", volume.url, "--size", str(SIZE)).returncode == 0
+    server.start()
+    with server.connect() as client:
+        assert client.pread(MI, 0) == bytes(MI)
+    assert "set aside" in server.log_text()
+
+
+def test_files_and_their_modes(make_volume, make_server, tmp_path):
+    server = kept(make_server, make_volume(SIZE, 64 * KI), tmp_path).start()
+    directory = tmp_path / "buffer"
+    assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+    assert {stat.S_IMODE(os.stat(path).st_mode) for path in directory.iterdir()} == {0o600}
+    # Reserved at the start: a fourth more than the buffer, and 80 MiB.
+    assert os.stat(directory / "buffer").st_blocks * 512 >= 100 * MI
+    server.assert_running()
+
+
+@pytest.mark.file_only
+def test_too_little_room_is_said_at_the_start(make_volume, make_server, tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", place], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        server = make_server(make_volume(SIZE, 64 * KI), write_buffer_dir=str(place / "buffer"))
+        process = server.spawn()
+        assert process.wait(60) != 0
+        assert "720 MiB are needed" in server.log_text() and "64 MiB free" in server.log_text()
+        assert not (place / "buffer").exists()
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_one_directory_is_one_servers(make_volume, make_server, tmp_path):
+    first = kept(make_server, make_volume(SIZE, 64 * KI), tmp_path).start()
+    second = kept(make_server, make_volume(SIZE, 64 * KI), tmp_path)
+    process = second.spawn()
+    assert process.wait(60) != 0
+    assert "another server uses it" in second.log_text()
+    first.assert_running()
