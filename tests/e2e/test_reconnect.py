@@ -5,6 +5,7 @@ killed either while the file system is frozen, or with every write made durable 
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -26,6 +27,7 @@ pytestmark = [
 ]
 
 LIMIT_S = 240
+libc = ctypes.CDLL(None)
 
 
 @contextlib.contextmanager
@@ -128,6 +130,50 @@ def test_a_busy_file_system_lives_through_kill_9_when_every_write_is_durable(mak
         writer = Writer(mounted, seed)
         writer.start()
         for _ in range(3):
+            writer.wait_for_more()
+            server.kill()
+            server.start()
+        writer.wait_for_more()
+        expected = writer.finish()
+        device.unmount()
+        check("e2fsck", "-fn", device.path)
+        compare(device.mount(), expected)
+
+
+class Hasty(Writer):
+    """Writes files and syncs none of them: most of what it writes is answered by the server and flushed much later."""
+
+    def run(self) -> None:
+        try:
+            while not self.done.is_set():
+                content = self.rng.randbytes(self.rng.randint(1, 60 * KI))
+                name = f"file-{self.rng.randrange(60)}"
+                self.written.pop(name, None)
+                descriptor = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.write(descriptor, content)
+                # To the device, and no further: sync_file_range(2) asks for no flush.
+                libc.sync_file_range(descriptor, ctypes.c_long(0), ctypes.c_long(0), 7)
+                os.close(descriptor)
+                self.written[name] = hashlib.sha256(content).hexdigest()
+        except Exception as error:  # handed to the main thread
+            self.failure = error
+
+
+def test_a_busy_file_system_lives_through_kill_9_with_a_buffer_file(make_volume, make_server, tmp_path, seed):
+    """Nothing is frozen and nothing is made durable: what was answered is there after each kill. The buffer is so small that
+    publishes are under way."""
+    server = make_server(
+        make_volume(64 * MI),
+        write_buffer="16M",
+        write_buffer_dir=str(tmp_path / "buffer"),
+        checkpoint_interval="1h",
+    ).start()
+    with reconnecting(server, tmp_path) as device:
+        check("mkfs.ext4", "-q", device.path)
+        mounted = device.mount("-o", "nobarrier")
+        writer = Hasty(mounted, seed)
+        writer.start()
+        for _ in range(6):
             writer.wait_for_more()
             server.kill()
             server.start()

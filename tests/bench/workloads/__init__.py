@@ -19,6 +19,7 @@ NAMES = [
     "wal_group",
     "wal_seq_write",
     "discard_used",
+    "buffer_file",
     "write_stall",
     "paced_write",
     "mixed",
