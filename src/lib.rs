@@ -10,17 +10,21 @@ mod memory;
 mod nbdkit_ext;
 mod opening;
 mod params;
+mod past_exports;
 
 use std::sync::Arc;
 
 use errno::{guard, in_errno};
+use hypernbd_volume::past::At;
 use hypernbd_volume::{ExtentKind, Volume};
 use nbdkit::{CacheFlags, ExtentHandle, ExtentType, Flags, FuaFlags, Result, Server, ThreadModel};
 
-/// One client's connection to the volume that all of them share.
+/// One client's connection to the volume, or to a checkpoint of it, that all of them share.
 struct Connection {
     volume: Arc<Volume>,
     readonly: bool,
+    /// The checkpoint, by the name that the client gave it; `None` for the volume as it is.
+    at: Option<At>,
 }
 
 // nbdkit calls a connection from any of its threads, several at a time, though the binding does not ask for this.
@@ -89,10 +93,15 @@ impl Server for Connection {
 
     fn open(readonly: bool) -> Result<Box<dyn Server>> {
         guard("open", || {
-            nbdkit_ext::check_export_name()?;
+            let at = nbdkit_ext::export()?;
+            let volume = match &at {
+                None => lifecycle::connect(readonly)?,
+                Some(at) => lifecycle::connect_past(at)?,
+            };
             Ok(Box::new(Self {
-                volume: lifecycle::connect(readonly)?,
-                readonly,
+                volume,
+                readonly: readonly || at.is_some(),
+                at,
             }) as Box<dyn Server>)
         })
     }
@@ -205,7 +214,10 @@ impl Server for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        lifecycle::disconnect();
+        match &self.at {
+            None => lifecycle::disconnect(),
+            Some(at) => lifecycle::disconnect_past(at),
+        }
     }
 }
 

@@ -13,13 +13,15 @@ use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::limits;
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
+use hypernbd_volume::past::{self, At};
 use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::errno::{self, in_errno};
 use crate::opening::{Opening, Waiter};
-use crate::{nbdkit_ext, params};
+use crate::past_exports::PastExports;
+use crate::{nbdkit_ext, params, past_exports};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
@@ -44,6 +46,8 @@ struct Shared {
     /// one without the lock around all this, which the end of the server wants.
     opening: [Option<Opening>; 2],
     connections: usize,
+    /// Checkpoints that clients read.
+    past: PastExports,
 }
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
@@ -107,6 +111,7 @@ pub fn start() -> Result<()> {
         read_only: None,
         opening: [None, None],
         connections: 0,
+        past: PastExports::default(),
     });
     Ok(())
 }
@@ -116,8 +121,23 @@ pub fn start() -> Result<()> {
 /// server.
 pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
     let config = config()?;
+    wait_for(|| look(config, readonly))
+}
+
+/// A checkpoint of the volume for a new connection.
+pub fn connect_past(at: &At) -> Result<Arc<Volume>> {
+    let config = config()?;
+    wait_for(|| {
+        let mut shared = shared();
+        let shared = shared.as_mut().ok_or_else(shutting_down)?;
+        shared.past.connect(&shared.runtime, config, at)
+    })
+}
+
+/// Looks until the volume is open.
+fn wait_for(look: impl Fn() -> Result<Look>) -> Result<Arc<Volume>> {
     loop {
-        let waiter = match look(config, readonly)? {
+        let waiter = match look()? {
             Look::Open(volume) => return Ok(volume),
             Look::Opening(waiter) => waiter,
         };
@@ -130,17 +150,18 @@ pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
     }
 }
 
-enum Look {
+/// What a connection finds.
+pub enum Look {
+    /// What it asked for.
     Open(Arc<Volume>),
+    /// It has to wait, and look again.
     Opening(Waiter),
 }
 
 /// The volume, if it is open; else the opening, begun if there is none.
 fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
     let mut shared = shared();
-    let shared = shared
-        .as_mut()
-        .ok_or_else(|| errno::error(libc::ESHUTDOWN, "the server is shutting down"))?;
+    let shared = shared.as_mut().ok_or_else(shutting_down)?;
     for is_readonly in [false, true] {
         let slot = &mut shared.opening[usize::from(is_readonly)];
         let Some(opened) = slot.as_ref().and_then(Opening::ended) else {
@@ -180,6 +201,37 @@ fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
     Ok(Look::Opening(opening.waiter()))
 }
 
+fn shutting_down() -> Error {
+    errno::error(libc::ESHUTDOWN, "the server is shutting down")
+}
+
+/// The snapshots of the volume as names of exports, with a description each. What cannot be told is left out, with a line in the
+/// log.
+pub fn snapshots() -> Vec<(String, String)> {
+    let runtime = shared().as_ref().map(|shared| shared.runtime.handle().clone());
+    let (Some(runtime), Some(config)) = (runtime, params::config()) else {
+        return Vec::new();
+    };
+    match runtime.block_on(past::snapshots(&config.url, &config.store)) {
+        Ok(snapshots) => snapshots.iter().map(past_exports::described).collect(),
+        Err(e) => {
+            log::warn!("the snapshots cannot be listed: {}", e.chain());
+            Vec::new()
+        }
+    }
+}
+
+/// A connection to a checkpoint has ended.
+pub fn disconnect_past(at: &At) {
+    let ended = catch_unwind(|| {
+        let unused = shared().as_mut().and_then(|shared| shared.past.disconnect(at));
+        if let Some(volume) = unused {
+            close(&volume);
+        }
+    });
+    log_panic("disconnect", ended);
+}
+
 /// A connection has ended. After the last one there may be nobody left who would flush: a checkpoint starts. A volume
 /// open read-only is closed then, so that the next connection sees what its writer has published meanwhile.
 pub fn disconnect() {
@@ -210,6 +262,8 @@ pub fn block_size_bytes() -> Option<u32> {
         .read_write
         .as_ref()
         .or(shared.read_only.as_ref())
+        // Of one container, whose blocks have one size.
+        .or(shared.past.any())
         .map(|volume| volume.block_size_bytes())
 }
 
@@ -224,14 +278,20 @@ pub fn stop() {
 
 fn stop_all() {
     let Some(all) = shared().take() else { return };
-    let late = all.opening.into_iter().flatten().filter_map(|opening| {
-        opening.give_up();
-        opening.waiter().wait(RUNTIME_END_MAX)?.ok()
-    });
+    let (past, past_opening) = all.past.end();
+    let late = all
+        .opening
+        .into_iter()
+        .flatten()
+        .chain(past_opening)
+        .filter_map(|opening| {
+            opening.give_up();
+            opening.waiter().wait(RUNTIME_END_MAX)?.ok()
+        });
     for volume in late {
         close(&volume);
     }
-    for volume in [all.read_write, all.read_only].into_iter().flatten() {
+    for volume in [all.read_write, all.read_only].into_iter().flatten().chain(past) {
         close(&volume);
     }
     all.runtime.shutdown_timeout(RUNTIME_END_MAX);

@@ -4,9 +4,10 @@
 //! Source of the layout: `nbdkit-plugin.h`, API version 2. New fields only ever come at its end, and `_struct_size`
 //! tells the server how many there are.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::panic::catch_unwind;
 
+use hypernbd_volume::past::{At, AtError};
 use nbdkit::{Builder, Plugin, Result};
 
 use crate::{Connection, errno, lifecycle};
@@ -14,7 +15,10 @@ use crate::{Connection, errno, lifecycle};
 /// The largest request taken in one piece, as the NBD protocol suggests.
 const REQUEST_MAX_BYTES: u32 = 32 << 20;
 
-/// The one export is the volume, under the empty name.
+/// Snapshots listed as exports. nbdkit takes 10,000 exports.
+const EXPORTS_MAX: usize = 9999;
+
+/// The volume as it is has the empty name.
 const EXPORT_NAME: &CStr = c"";
 const EXPORT_DESCRIPTION: &CStr = c"Hypernbd volume";
 
@@ -112,19 +116,38 @@ pub fn is_ending() -> bool {
     unsafe { nbdkit_nanosleep(0, 1_000_000) != 0 }
 }
 
-/// Refuses export names other than the one there is: a client that asks for something else must not get this.
-pub fn check_export_name() -> Result<()> {
+/// The checkpoint that the client of this thread asks for; `None` when it asks for the volume as it is.
+///
+/// # Errors
+/// For other names: a client that asks for something else must not get the volume.
+pub fn export() -> Result<Option<At>> {
     let name = nbdkit::export_name().map_err(|error| errno::error(libc::EINVAL, error.to_string()))?;
-    if name.as_bytes() != EXPORT_NAME.to_bytes() {
-        let text = format!("there is no export {name:?}: the volume is the export with the empty name");
-        return Err(errno::error(libc::EINVAL, text));
+    if name.as_bytes() == EXPORT_NAME.to_bytes() {
+        return Ok(None);
     }
-    Ok(())
+    name.parse().map(Some).map_err(|error: AtError| {
+        let text = format!("there is no such export: the volume is the one with the empty name, and {error}");
+        errno::error(libc::EINVAL, text)
+    })
 }
 
 extern "C" fn list_exports(_readonly: c_int, _is_tls: c_int, exports: *mut c_void) -> c_int {
     // SAFETY: the list is the one nbdkit just handed over; the strings are constants.
-    unsafe { nbdkit_add_export(exports, EXPORT_NAME.as_ptr(), EXPORT_DESCRIPTION.as_ptr()) }
+    if unsafe { nbdkit_add_export(exports, EXPORT_NAME.as_ptr(), EXPORT_DESCRIPTION.as_ptr()) } == -1 {
+        return -1;
+    }
+    // A panic must not reach nbdkit; what is missing in the list can be asked for all the same.
+    let snapshots = catch_unwind(lifecycle::snapshots).unwrap_or_default();
+    for (name, description) in snapshots.into_iter().take(EXPORTS_MAX) {
+        let (Ok(name), Ok(description)) = (CString::new(name), CString::new(description)) else {
+            continue;
+        };
+        // SAFETY: the list is the one nbdkit handed over; both strings live until after the call, which copies them.
+        if unsafe { nbdkit_add_export(exports, name.as_ptr(), description.as_ptr()) } == -1 {
+            return -1;
+        }
+    }
+    0
 }
 
 extern "C" fn default_export(_readonly: c_int, _is_tls: c_int) -> *const c_char {

@@ -1,14 +1,18 @@
 //! One module a command.
 
 pub mod buffer;
+pub mod checkpoints;
 pub mod completions;
 pub mod connect;
 pub mod create;
 pub mod delete;
+pub mod diff;
 pub mod file;
 pub mod info;
 pub mod nbdkit_args;
 pub mod probe;
 pub mod resize;
+pub mod rollback;
 pub mod serve;
+pub mod snapshot;
 pub mod wal;

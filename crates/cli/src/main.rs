@@ -9,7 +9,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{buffer, completions, create, delete, file, info, probe, resize, serve, wal};
+use commands::{
+    buffer, checkpoints, completions, create, delete, diff, file, info, probe, resize, rollback, serve,
+    snapshot, wal,
+};
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
 use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
@@ -45,6 +48,15 @@ enum Command {
     Probe(probe::Args),
     /// Change a volume's size
     Resize(resize::Args),
+    /// List a volume's checkpoints: every state that it was published in
+    Checkpoints(checkpoints::Args),
+    /// Give checkpoints names, list them, take them away
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Make a volume read as it did at an earlier checkpoint; that can be undone
+    Rollback(rollback::Args),
+    /// Show which ranges differ between two checkpoints
+    Diff(diff::Args),
     /// Delete a volume with everything in it
     Delete(delete::Args),
     /// Look at a volume's write-ahead log, replay it, or give it up
@@ -53,7 +65,7 @@ enum Command {
     /// Look at the writes that a killed server left in write_buffer_dir, or give them up
     #[command(subcommand)]
     Buffer(buffer::Command),
-    /// The same as hypercli's file commands: create-opt, set-len, delete
+    /// The same as hypercli's file commands: create-opt, set-len, rollback, delete
     #[command(subcommand)]
     File(file::Command),
     /// Print a shell's completions for this command
@@ -94,6 +106,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Info(args) => runtime.block_on(info::run(&args, &store))?,
         Command::Probe(args) => runtime.block_on(probe::run(&args, &store))?,
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,
+        Command::Checkpoints(args) => runtime.block_on(checkpoints::run(&args, &store))?,
+        Command::Snapshot(command) => runtime.block_on(snapshot::run(&command, &store))?,
+        Command::Rollback(args) => runtime.block_on(rollback::run(&args, &store))?,
+        Command::Diff(args) => runtime.block_on(diff::run(&args, &store))?,
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::Wal(command) => runtime.block_on(wal::run(&command, &store))?,
         Command::Buffer(command) => buffer::run(&command)?,

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 
 /// Writes `text` as it stands. A reader that has gone (`| head`) is no failure; a full disk is.
 pub fn write(text: impl Display) -> Result<()> {
@@ -19,10 +20,38 @@ pub fn line(text: impl Display) -> Result<()> {
     write(format_args!("{text}\n"))
 }
 
+/// A time in milliseconds since 1970-01-01 UTC, for people.
+pub fn time(ms: u64) -> String {
+    let time = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(
+        || "at an unknown time".to_owned(),
+        |time| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+    )
+}
+
 /// Asks on standard output, and whether the answer read from standard input is "yes".
 pub fn is_answered_yes(question: &str) -> Result<bool> {
     write(format_args!("{question} Type yes: "))?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(answer.trim() == "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc_dates() {
+        for (ms, expected) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400_000, "2000-02-29 00:00:00 UTC"),
+            (4_107_542_400_999, "2100-03-01 00:00:00 UTC"),
+            (u64::MAX, "at an unknown time"),
+        ] {
+            assert_eq!(time(ms), expected);
+        }
+    }
 }

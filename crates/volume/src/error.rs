@@ -70,6 +70,14 @@ pub enum VolumeError {
         /// The volume's URL.
         url: String,
     },
+    /// No such checkpoint.
+    #[error("{url} has no checkpoint {at}; hypernbd checkpoints {url} lists those there are")]
+    NoCheckpoint {
+        /// The volume's URL.
+        url: String,
+        /// What was asked for.
+        at: String,
+    },
     /// There is a volume already.
     #[error("there is a volume at {url} already; delete it first, or choose another URL")]
     AlreadyExists {
@@ -233,7 +241,7 @@ impl VolumeError {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::InvalidInput(_) => ErrorKind::InvalidInput,
             Self::ReadOnly => ErrorKind::ReadOnly,
-            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::NotFound { .. } | Self::NoCheckpoint { .. } => ErrorKind::NotFound,
             Self::AlreadyExists { .. } | Self::Leftovers { .. } => ErrorKind::AlreadyExists,
             Self::Fenced { .. } => ErrorKind::Fenced,
             Self::UnsafeStore { .. } => ErrorKind::Unsupported,

@@ -21,6 +21,7 @@ pub mod lease;
 pub mod limits;
 pub mod log;
 pub mod options;
+pub mod past;
 pub mod read;
 pub mod readers;
 #[cfg(test)]

@@ -6,11 +6,13 @@
 use bytes::Bytes;
 
 use crate::admin::label::Label;
+use crate::buffer_file;
 use crate::catalogue::CatalogueEntry;
 use crate::engine::{inode, node, staging};
 use crate::lease::LeaseRecord;
 use crate::log::marker::MarkerState;
 use crate::log::record::Group;
+use crate::past::{At, Snapshot};
 
 /// A reader of one kind of object, or of a part of one.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +40,21 @@ pub const READERS: &[Reader] = &[
     Reader {
         name: "catalogue-entry",
         read: |bytes| CatalogueEntry::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "snapshot",
+        read: |bytes| Snapshot::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "checkpoint-name",
+        read: |bytes| {
+            let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+            text.parse::<At>().map(drop).map_err(|e| e.to_string())
+        },
+    },
+    Reader {
+        name: "buffer-file",
+        read: buffer_file::check_head,
     },
     Reader {
         name: "log-record",
@@ -80,6 +97,10 @@ mod tests {
             "catalogue-entry" => {
                 r#"{"cno":5,"epoch":3,"generation":9,"published_ms":1,"size_bytes":4096}"#.to_owned()
             }
+            "snapshot" => {
+                r#"{"name":"monday","checkpoint":{"cno":5,"check":"00000000000000ff"},"published_ms":1,"named_ms":2}"#.to_owned()
+            }
+            "checkpoint-name" => "@2026-11-22T10:00:00Z".to_owned(),
             _ => return vec![0; 4096],
         };
         text.into_bytes()
@@ -128,7 +149,14 @@ mod tests {
 
     #[test]
     fn the_examples_are_what_is_read() {
-        for name in ["label", "marker", "lease", "catalogue-entry"] {
+        for name in [
+            "label",
+            "marker",
+            "lease",
+            "catalogue-entry",
+            "snapshot",
+            "checkpoint-name",
+        ] {
             let reader = READERS
                 .iter()
                 .find(|reader| reader.name == name)

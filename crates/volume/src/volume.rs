@@ -29,6 +29,7 @@ use crate::writeback::generation::{RANGE_BYTES, buffered_block_bytes};
 use crate::writeback::overlay::{Change, Overlay};
 
 mod opening;
+mod past;
 mod restore;
 
 /// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].

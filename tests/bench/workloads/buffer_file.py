@@ -59,14 +59,14 @@ def places(bench):
 def recovery(bench):
     """A server is killed with unpublished data; its successor serves its first read after this time."""
     left = bench.size(LEFT_BYTES)
-    parameters = dict(write_buffer="1G", checkpoint_interval="1h")
+    # A stream is published from an eighth of the buffer on.
+    parameters = dict(write_buffer="4G", checkpoint_interval="1h")
     with tempfile.TemporaryDirectory(dir=TMPFS if TMPFS.is_dir() else None) as path:
         with bench.volume(GIB) as volume:
             with volume.serve(write_buffer_dir=path, **parameters) as server:
                 client = connect(server.uri)
-                # Every second MiB, so that it is no stream, which is published from early on.
                 for at in range(0, left, MIB):
-                    client.pwrite(bytes([1]) * (MIB - 512), 2 * at)
+                    client.pwrite(bytes([1]) * MIB, at)
                 server.popen.kill()
                 server.popen.wait()
             started = time.monotonic()
@@ -74,5 +74,6 @@ def recovery(bench):
                 client = connect(server.uri)
                 assert client.pread(1, 0) == bytes([1])
                 took = time.monotonic() - started
+                client.shutdown()
     measure = f"{left // MIB} MiB unpublished at the kill: the start to the first read"
     return Row(measure, Sample(took, "s"), target=Target("value", at_most=3))

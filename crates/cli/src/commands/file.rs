@@ -8,6 +8,7 @@ use hypernbd_volume::url::VolumeUrl;
 
 use super::delete::{self, Unasked};
 use super::resize::resize;
+use super::rollback;
 use crate::flags::block_size;
 
 /// The verbs.
@@ -17,6 +18,8 @@ pub enum Command {
     CreateOpt(CreateOptArgs),
     /// Set a volume's length; a smaller one is refused (see resize)
     SetLen(SetLenArgs),
+    /// Make a volume read as it did at an earlier checkpoint
+    Rollback(rollback::Args),
     /// Delete a volume; asks on a terminal only
     Delete(delete::Args),
 }
@@ -61,6 +64,7 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
         Command::SetLen(args) => {
             resize(&args.url, store, args.size_bytes, false, args.takeover).await?;
         }
+        Command::Rollback(args) => rollback::run(args, store).await?,
         Command::Delete(args) => delete::delete(args, store, Unasked::Delete).await?,
     }
     Ok(())

@@ -34,7 +34,7 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
 fn table(info: &VolumeInfo) -> String {
     let checkpoint = match info.last_checkpoint {
         0 => "none yet".to_string(),
-        number => format!("{number}, {}", utc(info.modified_ms / 1000)),
+        number => format!("{number}, {}", output::time(info.modified_ms)),
     };
     let rows = [
         ("volume", info.url.clone()),
@@ -77,51 +77,16 @@ fn held_by(lease: Option<&LeaseRecord>) -> String {
         Some(lease) if lease.is_held() => format!(
             "{}, since {}, epoch {}",
             lease.holder,
-            utc(lease.taken_ms / 1000),
+            output::time(lease.taken_ms),
             lease.epoch
         ),
         _ => "nobody".to_string(),
     }
 }
 
-/// A time in seconds since 1970 as date and time of day. The calendar is Howard Hinnant's `civil_from_days`:
-/// <https://howardhinnant.github.io/date_algorithms.html>
-fn utc(seconds: u64) -> String {
-    let (days, second_of_day) = (seconds / 86400, seconds % 86400);
-    // Years start in March here, so that a leap day is the last of its year; eras are of 400 years.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_utc_dates() {
-        for (seconds, expected) in [
-            (0, "1970-01-01 00:00:00 UTC"),
-            (951_782_400, "2000-02-29 00:00:00 UTC"),
-            (951_868_799, "2000-02-29 23:59:59 UTC"),
-            (951_868_800, "2000-03-01 00:00:00 UTC"),
-            (1_767_225_599, "2025-12-31 23:59:59 UTC"),
-            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
-        ] {
-            assert_eq!(utc(seconds), expected);
-        }
-    }
 
     #[test]
     fn the_table_is_for_people() {

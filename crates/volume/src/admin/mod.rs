@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::buffer_file::BufferDir;
+use crate::engine::{Checkpoint, StoredState, inode};
 use crate::error::VolumeError;
+use crate::history::{self, Known};
 use crate::lease::{self, Lease};
 use crate::log::open as log_open;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
@@ -17,6 +19,7 @@ mod info;
 pub mod label;
 mod look;
 mod resize;
+pub mod rollback;
 mod tombstone;
 pub mod wal;
 
@@ -100,6 +103,18 @@ async fn take_lease(
         None => label::settle(store, None, None, false).await?,
     };
     Lease::take(store, label.volume_id, &options, seen).await
+}
+
+/// Makes the list of checkpoints agree with the container, for the owner of this lease. Returns the generation that is published.
+async fn settle_history(store: &Store, lease: &Lease) -> Result<u64, VolumeError> {
+    let (raw, _) = inode::load(store).await?;
+    let newest = StoredState::of_inode(&raw);
+    let checkpoint = Checkpoint {
+        id: newest.id(),
+        size_bytes: newest.size_bytes(),
+    };
+    let seen = history::look(store, checkpoint, Known::default()).await?;
+    seen.settle(inode::modified_ms(&raw), lease.epoch()).await
 }
 
 /// Runs an engine operation, whose futures are not `Send`, on a thread of its own and waits for it.

@@ -31,7 +31,7 @@ pub async fn resize(
 ) -> Result<VolumeInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let before = info::of_store(&store).await?;
-    check_log(url, before.wal_url.as_deref())?;
+    check_log(url, before.wal_url.as_deref(), "resize it")?;
     check_size(new_size_bytes, before.block_size_bytes)?;
     let wanted = Wanted {
         url: url.clone(),
@@ -73,11 +73,11 @@ impl Wanted {
 }
 
 /// Refuses a volume whose log was not ended.
-fn check_log(url: &VolumeUrl, unfinished: Option<&str>) -> Result<(), VolumeError> {
+pub(super) fn check_log(url: &VolumeUrl, unfinished: Option<&str>, then: &str) -> Result<(), VolumeError> {
     match unfinished {
         Some(wal_url) => Err(VolumeError::InvalidInput(format!(
             "{url} was not closed cleanly, and its log {wal_url} may hold flushed writes: publish them first with \
-             hypernbd wal replay {url}, then resize"
+             hypernbd wal replay {url}, then {then}"
         ))),
         None => Ok(()),
     }
@@ -89,11 +89,16 @@ async fn resize_owned(store: &Store, lease: &Arc<Lease>, wanted: Wanted) -> Resu
     check_log(
         &wanted.url,
         marker.filter(|m| !m.is_clean).map(|m| m.url).as_deref(),
+        "resize it",
     )?;
     let (store, lease) = (store.clone(), lease.clone());
-    super::on_owner_thread(move || async move { Ok(resize_adopted(&store, &lease, &wanted).await) })
+    let (owned, of) = (store.clone(), lease.clone());
+    super::on_owner_thread(move || async move { Ok(resize_adopted(&owned, &of, &wanted).await) })
         .await
-        .map_err(|e| VolumeError::Internal(format!("the thread that resizes ended early: {e}")))?
+        .map_err(|e| VolumeError::Internal(format!("the thread that resizes ended early: {e}")))??;
+    // So that the list of checkpoints has it; the next open would add it, too.
+    super::settle_history(&store, &lease).await?;
+    Ok(())
 }
 
 async fn resize_adopted(store: &Store, lease: &Lease, wanted: &Wanted) -> Result<(), VolumeError> {

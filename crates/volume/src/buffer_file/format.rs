@@ -170,6 +170,20 @@ impl Floor {
     }
 }
 
+/// Reads the first bytes of a buffer file, and of one chunk what follows them.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn check_head(bytes: &[u8]) -> Result<(), String> {
+    let (_, header) = Header::decode(bytes)?;
+    Floor::decode(bytes, header.nonce);
+    let table = bytes.get(HEAD_BYTES as usize..).unwrap_or_default();
+    for entry in table.chunks(ENTRY_BYTES) {
+        Entry::decode(entry, header.nonce);
+    }
+    Ok(())
+}
+
 /// What a change does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -30,6 +30,6 @@ mod left;
 
 pub(crate) use dir::BufferDir;
 pub(crate) use file::Recovered;
-pub(crate) use format::Kind;
+pub(crate) use format::{Kind, check_head};
 pub(crate) use kept::{Kept, NoRoom, Ticket};
 pub use left::{Left, discard, look};

@@ -27,7 +27,7 @@ const NS_A_SECOND: u32 = 1_000_000_000;
 ///
 /// # Errors
 /// After any error it is not known what was stored.
-pub(super) async fn publish(
+pub(crate) async fn publish(
     container: &mut Container,
     change: impl FnOnce(&mut InodeRaw),
 ) -> io::Result<InodeRaw> {

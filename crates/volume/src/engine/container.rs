@@ -7,6 +7,7 @@ use btree_ondisk::bmap::BMap;
 use hyperfile::config::{
     FlushConflictPolicy, HyperFileConfig, HyperFileConfigBuilder, HyperFileMetaConfig, HyperFileRuntimeConfig,
 };
+use hyperfile::file::HyperTrait;
 use hyperfile::file::file::HyperFile;
 use hyperfile::file::flags::{FileFlags, HyperFileFlags};
 use hyperfile::file::mode::{FileMode, HyperFileMode};
@@ -19,10 +20,12 @@ use hyperfile::staging::s3::S3Staging;
 use hyperfile::{BMapUserData, BlockPtr};
 
 use super::guard::InodeGuard;
+use super::identity::CheckpointId;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::inode;
 use super::loader::NodeLoader;
+use super::mark::Mark;
 use crate::store::Store;
 use crate::store::turns::UPLOAD_TURNS;
 
@@ -43,6 +46,12 @@ pub(super) const INDEX_NODES: usize = 2048;
 /// A limit of the engine put out of reach: this project decides when to publish (hazards 1, 5, 6 and 7 of the
 /// engine: crossing one flushes inline, and rolls back what cannot be flushed).
 const OUT_OF_REACH: usize = 1 << 50;
+
+/// The checkpoint that an open container stands at.
+pub(crate) fn checkpoint_of(container: &Container) -> CheckpointId {
+    let size_bytes = container.inode().size() as u64;
+    Mark::of_container(container).id(size_bytes, &container.bmap_get_raw())
+}
 
 /// Configuration of the container below `store`'s root.
 pub fn config(store: &Store, meta: &HyperFileMetaConfig) -> HyperFileConfig {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// over what a takeover changes (the time of change), nor over counters that move without a checkpoint.
 ///
 /// CRC-64/NVME (NVM Express, NVM Command Set Specification 1.0, section 5.2.1.3.4): it tells writers apart, not forgers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InodeCheck(u64);
 
@@ -70,7 +70,7 @@ impl TryFrom<String> for InodeCheck {
 }
 
 /// One checkpoint of one history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CheckpointId {
     /// Its number in the container; 0 is the volume as it was made.
     pub cno: u64,

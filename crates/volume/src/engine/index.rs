@@ -35,14 +35,14 @@ const LOOKUP_ENTRIES_MAX: usize = 64 * 1024;
 /// The root of a container's index, as its inode holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(8))]
-pub(super) struct Root(pub hyperfile::ondisk::BMapRawType);
+pub(crate) struct Root(pub hyperfile::ondisk::BMapRawType);
 
 /// A state that was stored, as its inode says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredState {
     /// What tells it from any other.
     pub mark: Mark,
-    pub(super) root: Root,
+    pub(crate) root: Root,
     /// Size of the volume at it.
     pub(super) size_bytes: u64,
 }
@@ -54,6 +54,11 @@ impl StoredState {
             root: Root(raw.i_bmap),
             size_bytes: raw.i_size,
         }
+    }
+
+    /// Size of the volume at it, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
     }
 
     /// The checkpoint that was the newest.

@@ -46,6 +46,20 @@ pub(crate) fn decode(body: &[u8]) -> Result<InodeRaw, String> {
     Ok(raw)
 }
 
+/// When it was last written, in milliseconds since 1970-01-01 UTC, by its writer's clock.
+pub(crate) fn modified_ms(raw: &InodeRaw) -> u64 {
+    raw.i_mtime.saturating_mul(1000) + u64::from(raw.i_mtime_nsec) / 1_000_000
+}
+
+/// Size of a data block, in bytes.
+///
+/// # Errors
+/// When the inode names no known format.
+pub(crate) fn block_size_bytes(raw: &InodeRaw) -> Result<u32, String> {
+    let meta = HyperFileMetaConfig::try_from_u32(raw.i_meta_config).map_err(|e| e.to_string())?;
+    u32::try_from(meta.data_block_size).map_err(|e| e.to_string())
+}
+
 fn check(raw: &InodeRaw) -> Result<(), String> {
     HyperFileMetaConfig::try_from_u32(raw.i_meta_config).map_err(|e| e.to_string())?;
     raw.check_counters().map_err(|e| e.to_string())?;

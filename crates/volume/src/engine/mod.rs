@@ -13,8 +13,9 @@ use crate::error::VolumeError;
 use crate::geometry::Geometry;
 use crate::writeback::overlay::Frozen;
 
-mod bare;
+pub(crate) mod bare;
 pub(crate) mod container;
+pub(crate) mod diff;
 pub mod fault;
 pub(crate) mod guard;
 pub mod hyper;
@@ -33,6 +34,7 @@ mod node_files;
 mod object;
 mod owner;
 mod owner_thread;
+pub(crate) mod past;
 mod placement;
 mod publish;
 mod reads;
@@ -45,7 +47,7 @@ mod walk;
 pub use identity::{CheckpointId, InodeCheck};
 pub use index::StoredState;
 pub use mark::Mark;
-pub(crate) use staging::checkpoint_stored;
+pub(crate) use staging::{checkpoint_stored, state_stored};
 
 /// A published checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

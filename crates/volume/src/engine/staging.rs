@@ -10,7 +10,7 @@ use hyperfile::config::HyperFileMetaConfig;
 use hyperfile::file::ReadTiming;
 use hyperfile::inode::{FlushInodeFlag, OnDiskState};
 use hyperfile::meta_loader::s3::S3BlockLoader;
-use hyperfile::ondisk::SegmentHeader;
+use hyperfile::ondisk::{InodeRaw, SegmentHeader};
 use hyperfile::segment::{Segment, Writer};
 use hyperfile::staging::config::StagingConfig;
 use hyperfile::staging::s3::S3Staging;
@@ -74,6 +74,26 @@ pub(crate) fn decode_header(bytes: &[u8], object_bytes: u64) -> Result<SegmentHe
 /// # Errors
 /// When the store fails, or the object is damaged.
 pub(crate) async fn checkpoint_stored(store: &Store, cno: u64) -> Result<Option<CheckpointId>, VolumeError> {
+    let stored = header_stored(store, cno).await?;
+    Ok(stored.map(|header| CheckpointId::of_inode(&header.s_inode)))
+}
+
+/// As [`checkpoint_stored`]: the inode that was published with it, if it was.
+///
+/// # Errors
+/// As [`checkpoint_stored`].
+pub(crate) async fn state_stored(store: &Store, cno: u64) -> Result<Option<InodeRaw>, VolumeError> {
+    let Some(header) = header_stored(store, cno).await? else {
+        return Ok(None);
+    };
+    let raw = inode::decode(header.s_inode.as_u8_slice()).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the inode in the objects of checkpoint {cno} of {}", store.url),
+        reason,
+    })?;
+    Ok((raw.i_last_cno == cno).then_some(raw))
+}
+
+async fn header_stored(store: &Store, cno: u64) -> Result<Option<SegmentHeader>, VolumeError> {
     for object in [
         SegmentId::new_from_cno(cno).at_part(Segment::SUMMARY_PART),
         SegmentId::new_from_cno(cno),
@@ -91,7 +111,7 @@ pub(crate) async fn checkpoint_stored(store: &Store, cno: u64) -> Result<Option<
             what: format!("the object {key}"),
             reason: "it neither begins nor ends as a segment does".into(),
         })?;
-        return Ok(Some(CheckpointId::of_inode(&header.s_inode)));
+        return Ok(Some(header));
     }
     Ok(None)
 }

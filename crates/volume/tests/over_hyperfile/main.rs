@@ -10,6 +10,7 @@ mod damage;
 mod every_answer;
 mod faults;
 mod fixture;
+mod history;
 mod lease;
 mod limits;
 mod overlap;

@@ -11,7 +11,7 @@ use hypernbd_volume::{ErrorKind, VolumeError};
 use crate::faults::LIMIT;
 use crate::fixture::{Fixture, pattern};
 
-const FORMATS: [BlockPtrFormat; 3] = [
+pub const FORMATS: [BlockPtrFormat; 3] = [
     BlockPtrFormat::PartedSegment,
     BlockPtrFormat::StreamSegment,
     BlockPtrFormat::MicroGroup,
@@ -21,7 +21,7 @@ fn info(f: &Fixture) -> VolumeInfo {
     f.run(admin::info(&f.url, &f.store_options)).unwrap()
 }
 
-fn resize(f: &Fixture, size_bytes: usize, allow_shrink: bool) -> Result<VolumeInfo, VolumeError> {
+pub fn resize(f: &Fixture, size_bytes: usize, allow_shrink: bool) -> Result<VolumeInfo, VolumeError> {
     let lease = LeaseOptions::default();
     f.run(admin::resize(
         &f.url,
@@ -45,7 +45,7 @@ fn elsewhere(f: &Fixture, change: Vec<u8>) -> Vec<u8> {
 }
 
 /// A volume made by plain Hyperfile calls, and its contents.
-fn made_elsewhere(format: BlockPtrFormat, size: usize) -> (Fixture, Vec<u8>) {
+pub fn made_elsewhere(format: BlockPtrFormat, size: usize) -> (Fixture, Vec<u8>) {
     let f = Fixture::new();
     let model = pattern(1, size);
     let written = model.clone();
@@ -57,7 +57,7 @@ fn made_elsewhere(format: BlockPtrFormat, size: usize) -> (Fixture, Vec<u8>) {
 }
 
 /// What there is, to us and to plain Hyperfile calls; both go on publishing upon it.
-fn check(f: &Fixture, model: &mut [u8], seed: u64) {
+pub fn check(f: &Fixture, model: &mut [u8], seed: u64) {
     let volume = f.open();
     assert_eq!(volume.size_bytes() as usize, model.len());
     assert!(f.read(&volume, 0, model.len()) == *model, "as read here");

@@ -1,0 +1,62 @@
+//! `hypernbd rollback URL AT`.
+
+use std::io::IsTerminal;
+
+use anyhow::{Result, bail};
+use hypernbd_volume::admin::rollback;
+use hypernbd_volume::options::StoreOptions;
+use hypernbd_volume::past::At;
+use hypernbd_volume::units::format_size;
+use hypernbd_volume::url::VolumeUrl;
+
+use crate::flags::lease;
+use crate::output;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The volume; no server may have it open
+    pub url: VolumeUrl,
+
+    /// The checkpoint to go back to, as @NUMBER, @TIME, @-AGO or @NAME
+    pub at: At,
+
+    /// Roll back without asking
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Roll back even while a server holds the volume; that server cannot write from then on
+    #[arg(long)]
+    pub takeover: bool,
+}
+
+/// Rolls the volume back, after saying what that undoes.
+pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
+    let (to, newest) = rollback::look(&args.url, store, &args.at).await?;
+    output::line(format_args!(
+        "{} will read as at checkpoint {}, published {}, with {}; it undoes checkpoints {} to {}, the newest published {}, \
+         which stay reachable",
+        args.url,
+        to.number(),
+        output::time(to.published_ms),
+        format_size(to.size_bytes()),
+        to.number() + 1,
+        newest.number(),
+        output::time(newest.published_ms)
+    ))?;
+    if !args.yes {
+        if !std::io::stdin().is_terminal() {
+            bail!("there is no terminal to ask on: add --yes to roll back");
+        }
+        if !output::is_answered_yes("Roll back?")? {
+            bail!("nothing was changed");
+        }
+    }
+    let done = rollback::rollback(&args.url, store, &args.at, &lease(args.takeover)).await?;
+    output::line(format_args!(
+        "rolled back to checkpoint {} as checkpoint {}; the state before is the snapshot {}",
+        done.to.number(),
+        done.number,
+        done.before
+    ))
+}

@@ -1,0 +1,143 @@
+//! `rollback`: an earlier checkpoint as the newest state, of a volume that is not being served.
+//!
+//! A rollback is a checkpoint like any other, with the root and the size of an earlier one. So history goes on: what it undoes
+//! stays reachable, and a rollback can be undone.
+
+use std::sync::Arc;
+
+use super::resize::check_log;
+use crate::catalogue::{self, CatalogueEntry};
+use crate::clock::now_ms;
+use crate::engine::guard::InodeGuard;
+use crate::engine::index_cache::IndexCache;
+use crate::engine::index_seal::IndexSeals;
+use crate::engine::{Checkpoint, CheckpointId, Ownership, StoredState, bare, container};
+use crate::error::VolumeError;
+use crate::lease::Lease;
+use crate::log::marker;
+use crate::options::{LeaseOptions, StoreOptions};
+use crate::past::{self, At, Point, SnapshotName};
+use crate::store::{self, Store};
+use crate::url::VolumeUrl;
+
+/// Begins the name of the state before a rollback.
+const BEFORE: &str = "before-rollback-";
+
+/// What a rollback did.
+#[derive(Debug, Clone)]
+pub struct RolledBack {
+    /// The checkpoint that it went back to.
+    pub to: Point,
+    /// The number of the checkpoint that it made.
+    pub number: u64,
+    /// The name of the state that was the newest before.
+    pub before: SnapshotName,
+}
+
+/// The checkpoint that a rollback would go back to, and the one that is the newest now. Changes nothing.
+///
+/// # Errors
+/// As [`past::find`].
+pub async fn look(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    at: &At,
+) -> Result<(Point, Point), VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    futures::try_join!(past::find(&store, Some(at)), past::find(&store, None))
+}
+
+/// Makes the volume read as it did at a checkpoint. A server running on it must be stopped first.
+///
+/// # Errors
+/// [`VolumeError::NoCheckpoint`]; [`VolumeError::Held`] when a server has it open for writing; [`VolumeError::InvalidInput`]
+/// when its log was not closed.
+pub async fn rollback(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    at: &At,
+    lease_options: &LeaseOptions,
+) -> Result<RolledBack, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    let to = past::find(&store, Some(at)).await?;
+    let lease = super::take_lease(&store, store_options, lease_options).await?;
+    let rolled_back = rollback_owned(&store, &lease, to).await;
+    lease.release(rolled_back.is_ok()).await;
+    rolled_back
+}
+
+/// With the lease: what was seen before it was taken may have changed by then.
+async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<RolledBack, VolumeError> {
+    let marker = marker::load(store).await?.map(|(marker, _)| marker);
+    let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.url);
+    check_log(&store.url, unfinished.as_deref(), "roll it back")?;
+    // The state before gets its entry and its name, and so does not depend on this ending well.
+    let generation = super::settle_history(store, lease).await?;
+    let before = past::free_name(BEFORE)?;
+    let newest = past::find(store, None).await?;
+    if !past::put(store, &before, &newest).await? {
+        return Err(VolumeError::Internal(format!("the name {before} is taken")));
+    }
+    let (owned, of) = (store.clone(), lease.clone());
+    let published =
+        super::on_owner_thread(
+            move || async move { Ok(rollback_adopted(&owned, &of, &to, newest.id()).await) },
+        );
+    let published = published
+        .await
+        .map_err(|e| VolumeError::Internal(format!("the thread that rolls back ended early: {e}")))??;
+    let entry = CatalogueEntry {
+        cno: published.id.cno,
+        check: Some(published.id.check),
+        published_ms: now_ms(),
+        size_bytes: published.size_bytes,
+        epoch: lease.epoch(),
+        // Everything used before is at or below it.
+        generation,
+        is_repaired: false,
+    };
+    catalogue::write_entry(store, &entry).await?;
+    Ok(RolledBack {
+        to,
+        number: published.id.cno,
+        before,
+    })
+}
+
+async fn rollback_adopted(
+    store: &Store,
+    lease: &Lease,
+    to: &Point,
+    newest: CheckpointId,
+) -> Result<Checkpoint, VolumeError> {
+    let failed = |e| VolumeError::engine(format!("rolling {} back", store.url), e);
+    let guard = InodeGuard::opening();
+    let seals = IndexSeals::new(store.clone());
+    let mut container = container::open(store, &guard, seals, IndexCache::default(), false)
+        .await
+        .map_err(failed)?;
+    guard.close();
+    // Adopt, then check (Invariant O1).
+    lease.check().await?;
+    let (root, size_bytes) = (to.state.root.0, to.size_bytes());
+    let opened = container::checkpoint_of(&container);
+    if opened != newest {
+        // A checkpoint that a killed server sent, and that the open took up: it would be undone without a name.
+        return Err(VolumeError::InvalidInput(format!(
+            "{} has a checkpoint more than was seen, {opened}, which a server that was killed had sent: look at what it has now, \
+             and roll it back again",
+            store.url
+        )));
+    }
+    let raw = bare::publish(&mut container, |raw| {
+        raw.i_bmap = root;
+        raw.i_size = size_bytes;
+    })
+    .await
+    .map_err(failed)?;
+    let state = StoredState::of_inode(&raw);
+    Ok(Checkpoint {
+        id: state.id(),
+        size_bytes: state.size_bytes(),
+    })
+}

@@ -1,0 +1,123 @@
+//! How people say which checkpoint they mean. Pure.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::snapshots::SnapshotName;
+use crate::units::{format_duration, parse_duration};
+
+/// The longest text that can name a checkpoint, in bytes.
+const TEXT_MAX_BYTES: usize = 128;
+
+/// A checkpoint of a volume, as a person names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// `@17`: the checkpoint of this number.
+    Number(u64),
+    /// `@2026-11-22T10:00:00Z`: the newest published at this time or before, in milliseconds since 1970-01-01 UTC.
+    Time(u64),
+    /// `@-15m`: the newest published so long ago or longer.
+    Ago(Duration),
+    /// `@NAME`: the one that has this name.
+    Name(SnapshotName),
+}
+
+/// A text that names no checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} names no checkpoint: write @ and a number, a time as in @2026-11-22T10:00:00Z or @-15m, or a snapshot's name"
+)]
+pub struct AtError {
+    text: String,
+}
+
+impl FromStr for At {
+    type Err = AtError;
+
+    fn from_str(text: &str) -> Result<Self, AtError> {
+        parse(text).ok_or_else(|| AtError {
+            text: text.chars().take(TEXT_MAX_BYTES).collect(),
+        })
+    }
+}
+
+fn parse(text: &str) -> Option<At> {
+    if text.len() > TEXT_MAX_BYTES {
+        return None;
+    }
+    let word = text.strip_prefix('@')?;
+    if let Some(ago) = word.strip_prefix('-') {
+        return parse_duration(ago).ok().map(At::Ago);
+    }
+    if !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit()) {
+        return word.parse().ok().map(At::Number);
+    }
+    if let Ok(time) = word.parse::<Timestamp>() {
+        return u64::try_from(time.as_millisecond()).ok().map(At::Time);
+    }
+    word.parse().ok().map(At::Name)
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "@{number}"),
+            Self::Time(ms) => match Timestamp::from_millisecond(i64::try_from(*ms).unwrap_or(i64::MAX)) {
+                Ok(time) => write!(f, "@{time}"),
+                Err(_) => write!(f, "@{ms} ms"),
+            },
+            Self::Ago(ago) => write!(f, "@-{}", format_duration(*ago)),
+            Self::Name(name) => write!(f, "@{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_form_is_read_and_shown_as_it_was_written() {
+        for (text, at) in [
+            ("@17", At::Number(17)),
+            ("@-15m", At::Ago(Duration::from_secs(900))),
+            ("@2026-11-22T10:00:00Z", At::Time(1_795_341_600_000)),
+            ("@before-update.2", At::Name("before-update.2".parse().unwrap())),
+        ] {
+            assert_eq!(text.parse::<At>(), Ok(at.clone()), "{text}");
+            assert_eq!(at.to_string(), text);
+        }
+        assert_eq!(
+            "@2026-11-22T12:00:00+02:00".parse(),
+            Ok(At::Time(1_795_341_600_000))
+        );
+    }
+
+    #[test]
+    fn what_names_no_checkpoint_is_refused_in_few_words() {
+        let long = format!("@{}", "x".repeat(65536));
+        for text in [
+            "",
+            "@",
+            "17",
+            "@-",
+            "@-x",
+            "@../x",
+            "@a/b",
+            "@99999999999999999999999",
+            "@\u{1b}[2J",
+            "@-99999999999999999999h",
+            "@1969-01-01T00:00:00Z",
+            &long,
+        ] {
+            let error = text.parse::<At>().unwrap_err().to_string();
+            assert!(
+                error.len() < 1000 && !error.contains('\u{1b}'),
+                "{text:?}: {error}"
+            );
+        }
+    }
+}

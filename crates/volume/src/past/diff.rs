@@ -1,0 +1,71 @@
+//! What changed between two checkpoints, in bytes.
+
+use serde::Serialize;
+
+use super::At;
+use super::list::find;
+use crate::engine::diff;
+use crate::error::VolumeError;
+use crate::options::StoreOptions;
+use crate::store;
+use crate::url::VolumeUrl;
+
+/// What a changed range holds at the later of two checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// Data.
+    Data,
+    /// Zeros.
+    Zero,
+}
+
+/// A range that reads otherwise at one checkpoint than at another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Changed {
+    /// Where it starts, in bytes from the volume's start.
+    pub offset_bytes: u64,
+    /// Its length in bytes, never 0.
+    pub len_bytes: u64,
+    /// What it holds at the second one.
+    pub kind: ChangeKind,
+}
+
+/// The ranges, in whole blocks, that read otherwise at `to` than at `from`, ascending. Blocks that were moved without being changed
+/// may be among them, none that differs is missing. What lies past the size of `to` is left out.
+///
+/// # Errors
+/// As [`find`]; when an index cannot be read.
+pub async fn diff(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    from: &At,
+    to: &At,
+) -> Result<Vec<Changed>, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    let (from, to) = futures::try_join!(find(&store, Some(from)), find(&store, Some(to)))?;
+    let block_size = u64::from(to.block_size_bytes);
+    let size_bytes = to.size_bytes();
+    let mut changed = Vec::new();
+    let compared = diff::changes(&store, &from.state, &to.state, |blocks, is_data| {
+        let (start, end) = (
+            blocks.start * block_size,
+            (blocks.end * block_size).min(size_bytes),
+        );
+        if start < end {
+            changed.push(Changed {
+                offset_bytes: start,
+                len_bytes: end - start,
+                kind: if is_data {
+                    ChangeKind::Data
+                } else {
+                    ChangeKind::Zero
+                },
+            });
+        }
+    });
+    compared
+        .await
+        .map_err(|e| VolumeError::engine(format!("comparing checkpoints of {url}"), e))?;
+    Ok(changed)
+}

@@ -1,0 +1,295 @@
+//! The published checkpoints of a volume, and which one a person means.
+
+use std::collections::BTreeMap;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::try_join;
+use hyperfile::ondisk::InodeRaw;
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+use super::At;
+use super::snapshots::{self, SnapshotName};
+use crate::catalogue::{self, CatalogueEntry};
+use crate::clock::now_ms;
+use crate::engine::{CheckpointId, StoredState, inode as stored_inode, state_stored};
+use crate::error::VolumeError;
+use crate::options::StoreOptions;
+use crate::store::{self, Store};
+use crate::url::VolumeUrl;
+
+/// Entries read at once.
+const READS_AT_ONCE: usize = 64;
+/// Parts that a search by time divides what is left into: each costs a request, all of them one round trip.
+const SEARCH_PARTS: usize = 32;
+
+/// One published checkpoint, found.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    /// What it stored.
+    pub(crate) state: StoredState,
+    /// Size of a data block in bytes.
+    pub block_size_bytes: u32,
+    /// When it was published, in milliseconds since 1970-01-01 UTC, by its server's clock.
+    pub published_ms: u64,
+}
+
+impl Point {
+    /// Which checkpoint it is.
+    pub fn id(&self) -> CheckpointId {
+        self.state.id()
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.state.mark.cno
+    }
+
+    /// Size of the volume at it, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.state.size_bytes()
+    }
+}
+
+/// A checkpoint as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// Its number.
+    pub cno: u64,
+    /// When it was published: RFC 3339, UTC.
+    #[serde(serialize_with = "rfc3339")]
+    pub time: u64,
+    /// Size of the volume at it, in bytes.
+    pub size_bytes: u64,
+    /// Bytes of the objects that it stored, its index included: about what was written since the one before.
+    pub written_bytes: u64,
+    /// Names that it has.
+    pub names: Vec<SnapshotName>,
+    /// Why it is kept.
+    pub kept_by: Vec<&'static str>,
+}
+
+fn rfc3339<S: Serializer>(ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time_text(*ms))
+}
+
+/// A time in milliseconds since 1970-01-01 UTC as RFC 3339 writes it; what is beyond year 9999 as the end of that.
+pub fn time_text(ms: u64) -> String {
+    let time = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    time.unwrap_or(Timestamp::MAX).to_string()
+}
+
+/// The published checkpoints of a volume from `since_ms` to `until_ms`, oldest first. In milliseconds since 1970-01-01 UTC.
+///
+/// # Errors
+/// When the store fails, or there is no volume.
+pub async fn list(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    since_ms: u64,
+    until_ms: u64,
+) -> Result<Vec<Listed>, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    let data = async { Ok(store.list(&store.data_key("")).await?) };
+    let (_, numbers, objects, named) = try_join!(
+        stored_inode::load(&store),
+        catalogue::numbers(&store),
+        data,
+        snapshots::load_all(&store)
+    )?;
+    let mut written: BTreeMap<u64, u64> = BTreeMap::new();
+    let data_prefix = store.data_key("");
+    for object in &objects {
+        let name = object
+            .key
+            .strip_prefix(&data_prefix)
+            .and_then(|name| name.get(..10));
+        if let Some(Ok(cno)) = name.map(str::parse::<u64>) {
+            *written.entry(cno).or_default() += object.size_bytes;
+        }
+    }
+    let mut names: BTreeMap<CheckpointId, Vec<SnapshotName>> = BTreeMap::new();
+    for snapshot in named {
+        names.entry(snapshot.checkpoint).or_default().push(snapshot.name);
+    }
+    let loaded = stream::iter(numbers).map(|cno| catalogue::load_entry(&store, cno));
+    let loaded: Vec<Option<CatalogueEntry>> = loaded.buffered(READS_AT_ONCE).try_collect().await?;
+    let listed = loaded
+        .into_iter()
+        .flatten()
+        .filter(|entry| (since_ms..=until_ms).contains(&entry.published_ms))
+        .map(|entry| {
+            let id = entry.check.map(|check| CheckpointId {
+                cno: entry.cno,
+                check,
+            });
+            let names = id.and_then(|id| names.remove(&id)).unwrap_or_default();
+            let mut kept_by = vec!["everything is kept"];
+            if !names.is_empty() {
+                kept_by.push("its name");
+            }
+            Listed {
+                cno: entry.cno,
+                time: entry.published_ms,
+                size_bytes: entry.size_bytes,
+                written_bytes: written.get(&entry.cno).copied().unwrap_or(0),
+                names,
+                kept_by,
+            }
+        });
+    Ok(listed.collect())
+}
+
+/// The checkpoint that `at` means; the newest published when it is `None`.
+///
+/// # Errors
+/// [`VolumeError::NoCheckpoint`] when there is none; [`VolumeError::NotFound`] when there is no volume.
+pub async fn find(store: &Store, at: Option<&At>) -> Result<Point, VolumeError> {
+    let found = match at {
+        None => newest(store).await?,
+        Some(At::Number(cno)) => by_number(store, *cno).await?,
+        Some(At::Name(name)) => by_name(store, name).await?,
+        Some(At::Time(ms)) => by_time(store, *ms).await?,
+        Some(At::Ago(ago)) => {
+            let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+            by_time(store, now_ms().saturating_sub(ago_ms)).await?
+        }
+    };
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    // There may be no volume at all.
+    stored_inode::load(store).await?;
+    Err(VolumeError::NoCheckpoint {
+        url: store.url.to_string(),
+        at: at.map_or("that was published".to_owned(), ToString::to_string),
+    })
+}
+
+async fn newest(store: &Store) -> Result<Option<Point>, VolumeError> {
+    let (inode, _) = stored_inode::load(store).await?;
+    match inode.i_last_cno {
+        0 => Ok(None),
+        _ => point(&inode, stored_inode::modified_ms(&inode)).map(Some),
+    }
+}
+
+async fn by_name(store: &Store, name: &SnapshotName) -> Result<Option<Point>, VolumeError> {
+    let Some(snapshot) = snapshots::load(store, name).await? else {
+        return Ok(None);
+    };
+    let found = state_stored(store, snapshot.checkpoint.cno).await?;
+    let found = found.filter(|raw| CheckpointId::of_inode(raw) == snapshot.checkpoint);
+    found.map(|raw| point(&raw, snapshot.published_ms)).transpose()
+}
+
+fn point(raw: &InodeRaw, published_ms: u64) -> Result<Point, VolumeError> {
+    let block_size_bytes = stored_inode::block_size_bytes(raw).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the inode of checkpoint {}", raw.i_last_cno),
+        reason,
+    })?;
+    Ok(Point {
+        state: StoredState::of_inode(raw),
+        block_size_bytes,
+        published_ms,
+    })
+}
+
+/// A checkpoint counts as published when the list has an entry of it, or when it is the newest: the entry of that one may be on
+/// its way.
+async fn by_number(store: &Store, cno: u64) -> Result<Option<Point>, VolumeError> {
+    // Object names have ten digits.
+    if cno == 0 || cno > crate::engine::limits::CHECKPOINT_NUMBER_MAX {
+        return Ok(None);
+    }
+    let (entry, stored) = try_join!(catalogue::load_entry(store, cno), state_stored(store, cno))?;
+    let Some(raw) = stored else { return Ok(None) };
+    let id = CheckpointId::of_inode(&raw);
+    if let Some(entry) = entry {
+        return match entry.is_of(id) {
+            Some(false) => Ok(None),
+            _ => point(&raw, entry.published_ms).map(Some),
+        };
+    }
+    let (newest, _) = stored_inode::load(store).await?;
+    match StoredState::of_inode(&newest).id() == id {
+        true => point(&raw, stored_inode::modified_ms(&newest)).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// The newest checkpoint that was published at this time or before. Times are those of servers' clocks; where one went back, the
+/// search may find another checkpoint that was published before this time.
+async fn by_time(store: &Store, ms: u64) -> Result<Option<Point>, VolumeError> {
+    let numbers = catalogue::numbers(store).await?;
+    let in_time = count_in_time(store, &numbers, ms).await?;
+    for cno in numbers[..in_time].iter().rev() {
+        if let Some(found) = by_number(store, *cno).await? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// How many of these checkpoints, from the first on, were published at this time or before.
+async fn count_in_time(store: &Store, numbers: &[u64], ms: u64) -> Result<usize, VolumeError> {
+    // Everything before `low` is in time, nothing from `high` on is.
+    let (mut low, mut high) = (0, numbers.len());
+    while low < high {
+        let step = (high - low).div_ceil(SEARCH_PARTS);
+        let places: Vec<usize> = (low..high).step_by(step).collect();
+        let loaded = stream::iter(places.iter().map(|place| numbers[*place]));
+        let loaded = loaded.map(|cno| catalogue::load_entry(store, cno));
+        let loaded: Vec<Option<CatalogueEntry>> = loaded.buffered(SEARCH_PARTS).try_collect().await?;
+        let is_late = |entry: &Option<CatalogueEntry>| entry.as_ref().is_some_and(|e| e.published_ms > ms);
+        (low, high) = match loaded.iter().position(is_late) {
+            Some(0) => (low, low),
+            Some(late) => (places[late - 1] + 1, places[late]),
+            None => (places[places.len() - 1] + 1, high),
+        };
+    }
+    Ok(low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::connect_for_create;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_time_is_found_among_any_number_of_checkpoints() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+        let store = connect_for_create(&url, &StoreOptions::default()).await.unwrap();
+        let mut numbers = Vec::new();
+        for number in 1..=150 {
+            // Published at 10, 20, ... and not every number is one.
+            let entry = CatalogueEntry {
+                cno: number * 3,
+                check: None,
+                published_ms: number * 10,
+                size_bytes: 1,
+                epoch: 1,
+                generation: number,
+                is_repaired: false,
+            };
+            catalogue::write_entry(&store, &entry).await.unwrap();
+            numbers.push(entry.cno);
+        }
+        for count in [0, 1, 2, 32, 33, 65, 150] {
+            for ms in [0, 9, 10, 15, 20, 320, 330, 335, 649, 650, 1499, 1500, 9999] {
+                let found = count_in_time(&store, &numbers[..count], ms).await.unwrap();
+                assert_eq!(found as u64, (ms / 10).min(count as u64), "{ms} of {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn times_are_shown_as_rfc_3339_has_them() {
+        assert_eq!(time_text(1_795_341_600_000), "2026-11-22T10:00:00Z");
+        assert_eq!(time_text(1_795_341_600_123), "2026-11-22T10:00:00.123Z");
+        assert!(time_text(u64::MAX).starts_with("9999"));
+    }
+}

@@ -1,0 +1,15 @@
+//! The past of a volume: its checkpoints, names for them, and how people say which one they mean.
+//!
+//! Every checkpoint is a whole state of the volume, and none is ever changed. [`At`] is a person's word for one of them;
+//! [`find`] tells which that is. Nothing here changes the container.
+
+mod at;
+mod diff;
+mod list;
+mod snapshots;
+
+pub use at::{At, AtError};
+pub use diff::{ChangeKind, Changed, diff};
+pub use list::{Listed, Point, find, list, time_text};
+pub use snapshots::{Snapshot, SnapshotName, create, delete, snapshots};
+pub(crate) use snapshots::{free_name, put};

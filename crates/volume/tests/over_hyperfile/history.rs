@@ -1,0 +1,199 @@
+//! Earlier checkpoints: read, compared, gone back to; and plain Hyperfile calls read what that leaves.
+
+use std::collections::BTreeMap;
+
+use hypernbd_volume::admin::rollback::{RolledBack, rollback};
+use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
+use hypernbd_volume::past::{self, At, ChangeKind};
+use hypernbd_volume::{ErrorKind, VolumeError};
+
+use crate::faults::LIMIT;
+use crate::fixture::{Fixture, pattern};
+use crate::resize::{FORMATS, check, made_elsewhere, resize};
+
+fn newest(f: &Fixture) -> u64 {
+    f.run(hypernbd_volume::admin::info(&f.url, &f.store_options))
+        .unwrap()
+        .last_checkpoint
+}
+
+fn read_at(f: &Fixture, cno: u64) -> Vec<u8> {
+    let options = VolumeOptions::default();
+    let at = At::Number(cno);
+    let volume = f
+        .run(hypernbd_volume::Volume::open_past(
+            &f.url,
+            &f.store_options,
+            &options,
+            &at,
+        ))
+        .unwrap();
+    let bytes = f.read(&volume, 0, volume.size_bytes() as usize);
+    assert_eq!(
+        volume.write(0, b"x", false).unwrap_err().kind(),
+        ErrorKind::ReadOnly
+    );
+    volume.close(LIMIT).unwrap();
+    bytes
+}
+
+fn roll_back(f: &Fixture, cno: u64) -> Result<RolledBack, VolumeError> {
+    let at = At::Number(cno);
+    f.run(rollback(&f.url, &f.store_options, &at, &LeaseOptions::default()))
+}
+
+fn compare(f: &Fixture, kept: &BTreeMap<u64, Vec<u8>>, from: u64, to: u64) {
+    let changed = f
+        .run(past::diff(
+            &f.url,
+            &f.store_options,
+            &At::Number(from),
+            &At::Number(to),
+        ))
+        .unwrap();
+    let mut patched = kept[&from].clone();
+    patched.resize(kept[&to].len(), 0);
+    for range in &changed {
+        let bytes = range.offset_bytes as usize..(range.offset_bytes + range.len_bytes) as usize;
+        let new = &kept[&to][bytes.clone()];
+        assert!(range.kind == ChangeKind::Data || new.iter().all(|b| *b == 0));
+        patched[bytes].copy_from_slice(new);
+    }
+    assert!(patched == kept[&to], "from {from} to {to}");
+    assert!(from != to || changed.is_empty());
+}
+
+/// Random changes, other sizes, rollbacks and rollbacks of rollbacks: whatever comes later, each checkpoint reads as it did when it
+/// was the newest (Invariant H1), and the differences between any two make the one of the other.
+#[test]
+fn every_checkpoint_reads_as_it_did() {
+    for (seed, format) in FORMATS.into_iter().enumerate() {
+        let mut rng = fastrand::Rng::with_seed(seed as u64);
+        let (f, mut model) = made_elsewhere(format, 3 * 1024 * 1024 + 1024);
+        let mut kept: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for step in 0..24 {
+            match rng.u8(0..8) {
+                0 if !kept.is_empty() => {
+                    let target = *rng.choice(&kept.keys().copied().collect::<Vec<_>>()).unwrap();
+                    let before = newest(&f);
+                    let done = roll_back(&f, target).unwrap();
+                    assert_eq!(
+                        (done.to.number(), done.number),
+                        (target, before + 1),
+                        "{format:?}"
+                    );
+                    model = kept[&target].clone();
+                    let named = f.run(past::snapshots(&f.url, &f.store_options)).unwrap();
+                    let named = named.iter().find(|s| s.name == done.before).unwrap();
+                    assert_eq!(named.checkpoint.cno, before);
+                }
+                1 => {
+                    let size = rng.usize(1024 * 1024..4 * 1024 * 1024);
+                    resize(&f, size, true).unwrap();
+                    model.resize(size, 0);
+                }
+                _ => {
+                    let volume = f.open();
+                    assert!(f.read(&volume, 0, model.len()) == model, "{format:?}");
+                    for _ in 0..rng.usize(1..20) {
+                        let at = rng.usize(0..model.len() - 20_000);
+                        let len = rng.usize(1..20_000);
+                        if rng.bool() {
+                            let bytes = pattern(step * 100 + at as u64, len);
+                            volume.write(at as u64, &bytes, false).unwrap();
+                            model[at..at + len].copy_from_slice(&bytes);
+                        } else {
+                            volume.zero(at as u64, len as u64, false).unwrap();
+                            model[at..at + len].fill(0);
+                        }
+                    }
+                    volume.flush().unwrap();
+                    volume.close(LIMIT).unwrap();
+                }
+            }
+            kept.insert(newest(&f), model.clone());
+        }
+        // The entry of a checkpoint that another size made is written by the next open.
+        f.open().close(LIMIT).unwrap();
+        // Of a checkpoint that a resize made, and that was not the newest at any open, the list does not know.
+        let store = f.store().unwrap();
+        let is_known = |cno: u64| f.run(past::find(&store, Some(&At::Number(cno)))).is_ok();
+        let known: Vec<u64> = kept.keys().copied().filter(|cno| is_known(*cno)).collect();
+        assert!(known.len() > kept.len() / 2, "{known:?}");
+        for cno in &known {
+            assert!(read_at(&f, *cno) == kept[cno], "checkpoint {cno} of {format:?}");
+        }
+        for _ in 0..20 {
+            compare(
+                &f,
+                &kept,
+                *rng.choice(&known).unwrap(),
+                *rng.choice(&known).unwrap(),
+            );
+        }
+    }
+}
+
+#[test]
+fn plain_hyperfile_calls_go_on_from_a_rollback() {
+    for format in FORMATS {
+        let (f, mut model) = made_elsewhere(format, 3 * 1024 * 1024 + 1024);
+        f.open().close(LIMIT).unwrap();
+        let first = newest(&f);
+        let volume = f.open();
+        volume.write(5000, &pattern(7, 300_000), true).unwrap();
+        volume.close(LIMIT).unwrap();
+        roll_back(&f, first).unwrap();
+        check(&f, &mut model, 10);
+        check(&f, &mut model, 20);
+    }
+}
+
+/// Killed at any request of it: the volume reads as before, or as it is to, and never otherwise.
+#[test]
+fn a_rollback_whose_inode_was_not_stored_is_taken_up() {
+    for format in FORMATS {
+        let (f, model) = made_elsewhere(format, 3 * 4096 + 5);
+        f.open().close(LIMIT).unwrap();
+        let first = newest(&f);
+        let volume = f.open();
+        volume.write(0, &pattern(7, 4096), true).unwrap();
+        volume.close(LIMIT).unwrap();
+        let store = f.store().unwrap();
+        let key = store.data_key("inode");
+        let (before, _) = f.run(store.get(&key)).unwrap().unwrap();
+        let done = roll_back(&f, first).unwrap();
+        f.run(store.put(&key, before)).unwrap();
+        let entry = store.meta_key(&format!("checkpoints/{:010}", done.number));
+        f.run(store.delete(&entry)).unwrap();
+        let volume = f.open();
+        assert!(f.read(&volume, 0, model.len()) == model, "{format:?}");
+        volume.close(LIMIT).unwrap();
+    }
+}
+
+#[test]
+fn what_was_never_published_is_no_checkpoint() {
+    let f = Fixture::new();
+    f.create(1 << 20, 4096);
+    for cno in [0, 1, 5, 1 << 30, u64::MAX] {
+        let error = roll_back(&f, cno).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{cno}: {error}");
+    }
+    let volume = f.open();
+    volume.write(0, b"x", true).unwrap();
+    volume.close(LIMIT).unwrap();
+    // A checkpoint that was sent and whose inode never was.
+    let store = f.store().unwrap();
+    let key = store.data_key("inode");
+    let (before, _) = f.run(store.get(&key)).unwrap().unwrap();
+    let volume = f.open();
+    volume.write(0, b"y", true).unwrap();
+    volume.close(LIMIT).unwrap();
+    let orphan = newest(&f);
+    f.run(store.put(&key, before)).unwrap();
+    let entry = store.meta_key(&format!("checkpoints/{orphan:010}"));
+    f.run(store.delete(&entry)).unwrap();
+    let error = roll_back(&f, orphan).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}

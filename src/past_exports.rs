@@ -1,0 +1,91 @@
+//! Checkpoints of the volume that clients read, under the names that they gave them.
+//!
+//! While one connection reads a checkpoint, others that ask for the same name get the same one, also where the name is a time ago:
+//! a client that opens several connections must see the same bytes on all of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hypernbd_volume::Volume;
+use hypernbd_volume::options::ServeConfig;
+use hypernbd_volume::past::{self, At, Snapshot};
+use nbdkit::Result;
+use tokio::runtime::Runtime;
+
+use crate::errno;
+use crate::lifecycle::Look;
+use crate::opening::Opening;
+
+/// A checkpoint, being opened or open.
+#[derive(Default)]
+struct Slot {
+    opening: Option<Opening>,
+    volume: Option<Arc<Volume>>,
+    connections: usize,
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct PastExports {
+    slots: HashMap<String, Slot>,
+}
+
+impl PastExports {
+    /// The checkpoint for a new connection, if it is open; else its opening, begun if there is none.
+    pub fn connect(&mut self, runtime: &Runtime, config: &'static ServeConfig, at: &At) -> Result<Look> {
+        let name = at.to_string();
+        let slot = self.slots.entry(name.clone()).or_default();
+        if let Some(opened) = slot.opening.as_ref().and_then(Opening::ended) {
+            slot.opening = None;
+            match opened {
+                Ok(volume) => slot.volume = Some(volume),
+                Err(e) => {
+                    self.slots.remove(&name);
+                    return Err(errno::of(&e));
+                }
+            }
+        }
+        if let Some(volume) = &slot.volume {
+            slot.connections += 1;
+            return Ok(Look::Open(volume.clone()));
+        }
+        let at = at.clone();
+        let open =
+            move || async move { Volume::open_past(&config.url, &config.store, &config.volume, &at).await };
+        let opening = slot.opening.get_or_insert_with(|| Opening::begin(runtime, open));
+        Ok(Look::Opening(opening.waiter()))
+    }
+
+    /// A connection has ended. The volume to be closed, when it was the last one.
+    pub fn disconnect(&mut self, at: &At) -> Option<Arc<Volume>> {
+        let name = at.to_string();
+        let slot = self.slots.get_mut(&name)?;
+        slot.connections = slot.connections.saturating_sub(1);
+        match slot.connections {
+            0 => self.slots.remove(&name)?.volume,
+            _ => None,
+        }
+    }
+
+    /// Any checkpoint that is open.
+    pub fn any(&self) -> Option<&Arc<Volume>> {
+        self.slots.values().find_map(|slot| slot.volume.as_ref())
+    }
+
+    /// What is open, and what is being opened.
+    pub fn end(self) -> (Vec<Arc<Volume>>, Vec<Opening>) {
+        let slots = self.slots.into_values();
+        let (open, opening): (Vec<_>, Vec<_>) = slots.map(|slot| (slot.volume, slot.opening)).unzip();
+        (
+            open.into_iter().flatten().collect(),
+            opening.into_iter().flatten().collect(),
+        )
+    }
+}
+
+/// A snapshot as the name of an export, and what a client is told of it.
+pub fn described(snapshot: &Snapshot) -> (String, String) {
+    let published = past::time_text(snapshot.published_ms);
+    let description = format!("checkpoint {}, published {published}", snapshot.checkpoint.cno);
+    (format!("@{}", snapshot.name), description)
+}

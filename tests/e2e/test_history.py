@@ -1,0 +1,322 @@
+"""The past of a volume: its checkpoints, names for them, exports of them, rollbacks, differences."""
+
+import json
+import random
+import time
+from datetime import datetime, timezone
+
+import nbd
+import pytest
+
+from support.model import Model, block_status, pattern, random_range, read_all
+from support.process import run
+from support.server import CLI, KI, MI, TI, leave
+
+SIZE = 16 * MI
+
+
+def verb(volume, *words: str, status: int = 0) -> str:
+    """The output of a verb on a volume."""
+    done = volume.cli(*words)
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def checkpoints(volume, *words: str) -> list[dict]:
+    return json.loads(verb(volume, "checkpoints", volume.url, "--json", *words))
+
+
+def at(server, name: str) -> nbd.NBD:
+    """A connection to an export of a server."""
+    client = nbd.NBD()
+    client.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    client.set_export_name(name)
+    client.connect_unix(str(server.socket))
+    return client
+
+
+def read_at(server, name: str, size: int = SIZE) -> bytes:
+    client = at(server, name)
+    try:
+        return read_all(client, size)
+    finally:
+        leave(client)
+
+
+def random_lives(server, rng: random.Random, model: Model, count: int) -> dict[int, bytes]:
+    """Random changes with a flush after some of each; the bytes at each checkpoint, by its number."""
+    kept: dict[int, bytes] = {}
+    with server.connect() as client:
+        for _ in range(count):
+            for _ in range(rng.randint(1, 8)):
+                offset, length = random_range(rng, SIZE, model.block_bytes, 512 * KI)
+                kind = rng.randrange(8)
+                if kind < 6:
+                    data = pattern(length, rng.randrange(1 << 30))
+                    client.pwrite(data, offset)
+                    model.write(offset, data)
+                elif kind < 7:
+                    client.zero(length, offset)
+                    model.zero(offset, length)
+                else:
+                    client.trim(length, offset)
+                    model.trim(offset, length)
+            client.flush()
+            newest = json.loads(verb(server.volume, "info", server.volume.url, "--json"))["last_checkpoint"]
+            # The first changes may change nothing: a volume that was never published has no checkpoint.
+            if newest:
+                kept[newest] = bytes(model.data)
+    return kept
+
+
+@pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
+def test_every_checkpoint_is_within_reach(make_volume, make_server, seed, block_bytes):
+    """Beside the live volume, which is written on, and on a read-only server of its own; as it was, byte for byte."""
+    rng = random.Random(seed)
+    volume = make_volume(SIZE, block_bytes)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    model = Model(SIZE, block_bytes)
+    kept = random_lives(server, rng, model, 12)
+    readers = make_server(volume, nbdkit_options=["-r"]).start()
+    for number, expected in kept.items():
+        assert read_at(server, f"@{number}") == expected, number
+        assert read_at(readers, f"@{number}") == expected, number
+    assert read_at(server, "") == bytes(model.data)
+    listed = checkpoints(volume)
+    assert set(kept) <= {one["cno"] for one in listed}
+    assert [one["cno"] for one in listed] == sorted(one["cno"] for one in listed)
+    for one in listed:
+        assert set(one) == {"cno", "time", "size_bytes", "written_bytes", "names", "kept_by"}
+        assert one["size_bytes"] == SIZE and one["written_bytes"] > 0
+        age = datetime.now(timezone.utc) - datetime.fromisoformat(one["time"].replace("Z", "+00:00"))
+        assert abs(age.total_seconds()) < 3600
+
+
+def test_an_export_of_the_past(make_volume, make_server):
+    """It is read-only whatever the client asks for, has the extents of then, and stays while the volume goes on."""
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        client.pwrite(pattern(MI, 1), MI)
+        client.flush()
+        verb(volume, "snapshot", "create", volume.url, "before")
+        past = at(server, "@before")
+        client.pwrite(pattern(4 * MI, 2), 0)
+        client.flush()
+        assert past.is_read_only() and past.get_size() == SIZE
+        assert past.pread(2 * MI, 0) == bytes(MI) + pattern(MI, 1)
+        hole = nbd.STATE_HOLE | nbd.STATE_ZERO
+        assert block_status(past, SIZE, 0) == [(MI, hole), (MI, 0), (SIZE - 2 * MI, hole)]
+        past.set_strict_mode(0)
+        with pytest.raises(nbd.Error):
+            past.pwrite(b"x", 0)
+        with pytest.raises(nbd.Error):
+            past.trim(64 * KI, 0)
+        past.flush()
+        past.cache(MI, 0)
+        leave(past)
+    # Several connections see the same.
+    clients = [at(server, "@before") for _ in range(4)]
+    for one in clients:
+        assert one.pread(MI, MI) == pattern(MI, 1)
+        leave(one)
+    assert server.terminate() == 0, server.log_text()
+
+
+def test_snapshots_are_listed_as_exports(make_volume, make_server):
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(volume).start()
+    with server.connect() as client:
+        client.pwrite(b"x", 0)
+        client.flush()
+    for name in ("monday", "tuesday"):
+        assert "checkpoint" in verb(volume, "snapshot", "create", volume.url, name)
+    assert "monday" in verb(volume, "snapshot", "create", volume.url, "monday", status=1)
+    client = nbd.NBD()
+    client.set_opt_mode(True)
+    client.connect_unix(str(server.socket))
+    found = {}
+    client.opt_list(lambda name, description: found.update({name: description}))
+    client.opt_abort()
+    assert set(found) == {"", "@monday", "@tuesday"}
+    assert "checkpoint" in found["@monday"]
+    names = [one["name"] for one in json.loads(verb(volume, "snapshot", "list", volume.url, "--json"))]
+    assert names == ["monday", "tuesday"]
+    assert {"monday", "tuesday"} == {name for one in checkpoints(volume) for name in one["names"]}
+    verb(volume, "snapshot", "delete", volume.url, "monday")
+    assert "no checkpoint @monday" in verb(volume, "snapshot", "delete", volume.url, "monday", status=1)
+    with pytest.raises(nbd.Error):
+        at(server, "@monday")
+    assert read_at(server, "@tuesday", MI)[:1] == b"x"
+
+
+HOSTILE = ["x", "@", "@../../label", "@99999999999999999999", "@0", "@4000000000", "@1\x1b[2J", "@" + "y" * 4000, "@-x"]
+
+
+def test_names_that_are_none_are_refused(make_volume, make_server):
+    server = make_server(make_volume(SIZE, 64 * KI)).start()
+    for name in HOSTILE:
+        with pytest.raises(nbd.Error):
+            at(server, name)
+        server.assert_running()
+    assert "\x1b" not in server.log_text()
+    with server.connect() as client:
+        client.pread(512, 0)
+
+
+def test_a_checkpoint_by_its_time(make_volume, make_server):
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    times = []
+    with server.connect() as client:
+        for tag in range(1, 6):
+            client.pwrite(pattern(64 * KI, tag), 0)
+            client.flush()
+            time.sleep(0.3)
+            times.append(datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"))
+    for tag, when in enumerate(times, 1):
+        assert read_at(server, f"@{when}", 64 * KI) == pattern(64 * KI, tag)
+    assert read_at(server, "@-0s", 64 * KI) == pattern(64 * KI, 5)
+    with pytest.raises(nbd.Error):
+        at(server, "@-1h")
+    first = checkpoints(volume, "--until", times[0])
+    assert len(first) == 1 and len(checkpoints(volume, "--since", times[0])) == 4
+    assert len(checkpoints(volume, "--since", "-1h")) == 5
+
+
+@pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
+def test_a_rollback_and_its_undoing(make_volume, make_server, seed, block_bytes):
+    """The volume reads as then; what was undone has a name, and the rollback of the rollback brings it back."""
+    rng = random.Random(seed)
+    volume = make_volume(SIZE, block_bytes)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    model = Model(SIZE, block_bytes)
+    kept = random_lives(server, rng, model, 6)
+    assert "held" in verb(volume, "rollback", volume.url, "@1", "--yes", status=1)
+    assert server.terminate() == 0
+    newest = bytes(model.data)
+    target = rng.choice(sorted(kept)[:-1])
+    assert "--yes" in verb(volume, "rollback", volume.url, f"@{target}", status=1)
+    said = verb(volume, "rollback", volume.url, f"@{target}", "--yes")
+    before = said.split()[-1]
+    assert before.startswith("before-rollback-")
+
+    server.start()
+    assert read_at(server, "") == kept[target]
+    assert read_at(server, f"@{before}") == newest
+    # Life goes on, and none of it harms what is kept.
+    model.data[:] = kept[target]
+    kept |= random_lives(server, rng, model, 4)
+    for number, expected in kept.items():
+        assert read_at(server, f"@{number}") == expected, number
+    assert server.terminate() == 0
+    verb(volume, "file", "rollback", volume.url, f"@{before}", "--yes")
+    server.start()
+    assert read_at(server, "") == newest
+
+
+def test_a_rollback_brings_the_size_of_then_back(make_volume, make_server):
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(volume).start()
+    with server.connect() as client:
+        client.pwrite(pattern(MI, 1), SIZE - MI)
+    assert server.terminate() == 0
+    verb(volume, "snapshot", "create", volume.url, "small")
+    verb(volume, "resize", volume.url, "--size", str(2 * SIZE))
+    verb(volume, "resize", volume.url, "--size", str(SIZE // 2), "--allow-shrink")
+    verb(volume, "rollback", volume.url, "@small", "--yes")
+    server.start()
+    with server.connect() as client:
+        assert client.get_size() == SIZE
+        assert client.pread(MI, SIZE - MI) == pattern(MI, 1)
+
+
+@pytest.mark.s3_only
+def test_a_rollback_with_a_log(make_volume, make_server, store, tmp_path):
+    """A log that was not closed is in the way; one that was brings nothing back of what is undone."""
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(volume, backend_wal_url=store.url("log"), checkpoint_interval="1h").start()
+    with server.connect() as client:
+        client.pwrite(pattern(MI, 1), 0)
+        client.flush()
+    assert server.terminate() == 0
+    verb(volume, "snapshot", "create", volume.url, "one")
+    server.start()
+    with server.connect() as client:
+        client.pwrite(pattern(64 * KI, 2), 0)
+        client.flush()
+        server.kill()
+    assert "wal replay" in verb(volume, "rollback", volume.url, "@one", "--yes", status=1)
+    verb(volume, "wal", "replay", volume.url)
+    verb(volume, "rollback", volume.url, "@one", "--yes")
+    for tag in (3, 4):
+        server.start()
+        with server.connect() as client:
+            assert client.pread(MI - 64 * KI, 64 * KI) == pattern(MI, 1)[64 * KI :]
+            assert client.pread(64 * KI, 0) == (pattern(MI, 1)[: 64 * KI] if tag == 3 else pattern(64 * KI, 3))
+            client.pwrite(pattern(64 * KI, tag), 0)
+            client.flush()
+            server.kill()
+
+
+@pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
+def test_differences(make_volume, make_server, seed, block_bytes):
+    """Every byte that differs lies in a range, and every block of a range was written in between."""
+    rng = random.Random(seed)
+    volume = make_volume(SIZE, block_bytes)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    kept = random_lives(server, rng, Model(SIZE, block_bytes), 8)
+    numbers = sorted(kept)
+    for _ in range(8):
+        one, other = rng.choice(numbers), rng.choice(numbers)
+        ranges = json.loads(verb(volume, "diff", volume.url, f"@{one}", f"@{other}", "--json"))
+        patched = bytearray(kept[one])
+        end = 0
+        for r in ranges:
+            start, length = r["offset_bytes"], r["len_bytes"]
+            assert start >= end and length > 0 and start % block_bytes == 0
+            end = start + length
+            new = kept[other][start:end]
+            assert r["kind"] == "data" or new == bytes(length)
+            patched[start:end] = new
+        assert bytes(patched) == kept[other]
+        stat = json.loads(verb(volume, "diff", volume.url, f"@{one}", f"@{other}", "--stat", "--json"))
+        assert stat["data_bytes"] + stat["zero_bytes"] == sum(r["len_bytes"] for r in ranges)
+        if one == other:
+            assert ranges == []
+
+
+def test_a_difference_costs_what_changed(make_volume, make_server):
+    """On a large volume with many blocks: few ranges, each block once."""
+    volume = make_volume(TI, 4 * KI)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    rng = random.Random(1)
+    with server.connect() as client:
+        for _ in range(3000):
+            client.pwrite(pattern(4 * KI, 1), rng.randrange(TI // (4 * KI)) * 4 * KI)
+        client.flush()
+        verb(volume, "snapshot", "create", volume.url, "full")
+        places = sorted({rng.randrange(TI // (4 * KI)) * 4 * KI for _ in range(20)})
+        for place in places:
+            client.pwrite(pattern(4 * KI, 2), place)
+        client.flush()
+    ranges = json.loads(verb(volume, "diff", volume.url, "@full", "@-0s", "--json"))
+    assert [(r["offset_bytes"], r["len_bytes"], r["kind"]) for r in ranges] == [(p, 4 * KI, "data") for p in places]
+
+
+def test_verbs_on_what_is_not_there(make_volume):
+    volume = make_volume(SIZE, 64 * KI)
+    assert checkpoints(volume) == []
+    for words in (
+        ("snapshot", "create", volume.url, "x"),
+        ("snapshot", "create", volume.url, "x", "@17"),
+        ("rollback", volume.url, "@17", "--yes"),
+        ("diff", volume.url, "@1", "@2"),
+    ):
+        assert "has no checkpoint" in verb(volume, *words, status=1)
+    for words in (("snapshot", "create", volume.url, "../x"), ("rollback", volume.url, "17")):
+        verb(volume, *words, status=2)
+    nothing = volume.url.rstrip("/") + "-not-there/"
+    for words in (("checkpoints", nothing), ("snapshot", "list", nothing), ("rollback", nothing, "@1", "--yes")):
+        said = verb(volume, *words, status=1)
+        assert "there is no volume" in said or "does not exist" in said
