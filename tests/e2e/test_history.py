@@ -320,3 +320,37 @@ def test_verbs_on_what_is_not_there(make_volume):
     for words in (("checkpoints", nothing), ("snapshot", "list", nothing), ("rollback", nothing, "@1", "--yes")):
         said = verb(volume, *words, status=1)
         assert "there is no volume" in said or "does not exist" in said
+
+
+def test_space(make_volume, make_server):
+    """What is live, what history keeps, and all of it: overwritten data is history, trimmed data too."""
+    volume = make_volume(SIZE, 64 * KI)
+
+    def space() -> dict:
+        return json.loads(verb(volume, "space", volume.url, "--json"))
+
+    empty = space()
+    assert set(empty) == {
+        "live_bytes",
+        "history_bytes",
+        "reclaimable_bytes",
+        "grace_bytes",
+        "stored_bytes",
+        "objects",
+    }
+    assert empty["live_bytes"] == 0
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        client.pwrite(pattern(8 * MI, 1), 0)
+        client.flush()
+        full = space()
+        assert 8 * MI <= full["live_bytes"] < 8 * MI + 64 * KI and full["history_bytes"] < 64 * KI
+        client.pwrite(pattern(4 * MI, 2), 0)
+        client.flush()
+        client.trim(2 * MI, 6 * MI)
+        client.flush()
+    after = space()
+    assert 6 * MI <= after["live_bytes"] < 6 * MI + 64 * KI
+    assert 6 * MI <= after["history_bytes"] < 6 * MI + 256 * KI
+    assert after["stored_bytes"] >= after["live_bytes"] + after["history_bytes"] and after["objects"] > 4
+    assert "live" in verb(volume, "space", volume.url)

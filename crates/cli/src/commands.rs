@@ -15,4 +15,5 @@ pub mod resize;
 pub mod rollback;
 pub mod serve;
 pub mod snapshot;
+pub mod space;
 pub mod wal;

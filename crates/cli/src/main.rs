@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use commands::{
     buffer, checkpoints, completions, create, delete, diff, file, info, probe, resize, rollback, serve,
-    snapshot, wal,
+    snapshot, space, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -57,6 +57,8 @@ enum Command {
     Rollback(rollback::Args),
     /// Show which ranges differ between two checkpoints
     Diff(diff::Args),
+    /// Show what a volume takes in its store
+    Space(space::Args),
     /// Delete a volume with everything in it
     Delete(delete::Args),
     /// Look at a volume's write-ahead log, replay it, or give it up
@@ -110,6 +112,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Snapshot(command) => runtime.block_on(snapshot::run(&command, &store))?,
         Command::Rollback(args) => runtime.block_on(rollback::run(&args, &store))?,
         Command::Diff(args) => runtime.block_on(diff::run(&args, &store))?,
+        Command::Space(args) => runtime.block_on(space::run(&args, &store))?,
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::Wal(command) => runtime.block_on(wal::run(&command, &store))?,
         Command::Buffer(command) => buffer::run(&command)?,

@@ -20,6 +20,7 @@ pub mod label;
 mod look;
 mod resize;
 pub mod rollback;
+mod space;
 mod tombstone;
 pub mod wal;
 
@@ -30,6 +31,7 @@ pub use info::{VolumeInfo, info};
 pub use look::Sighting;
 pub(crate) use look::{Looked, look};
 pub use resize::resize;
+pub use space::{Space, space};
 
 /// Finds the volume and looks whether a server could open it now: for writing, unless `read_only`. Changes nothing of
 /// it; a store that was not probed yet is.

@@ -42,6 +42,7 @@ pub(crate) mod resize;
 mod source;
 pub(crate) mod staging;
 pub(crate) mod touch;
+pub(crate) mod usage;
 mod walk;
 
 pub use identity::{CheckpointId, InodeCheck};

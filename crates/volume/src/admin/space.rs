@@ -1,0 +1,61 @@
+//! `space`: what a volume takes, and why.
+
+use futures::try_join;
+use serde::Serialize;
+
+use crate::engine::{StoredState, inode, usage};
+use crate::error::VolumeError;
+use crate::options::StoreOptions;
+use crate::store::{self, ObjectEntry};
+use crate::url::VolumeUrl;
+
+/// What a volume takes in its store, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Space {
+    /// What the newest state refers to: data blocks and the leaves of the index.
+    pub live_bytes: u64,
+    /// The rest of what the container holds: what earlier checkpoints alone refer to, and bookkeeping.
+    pub history_bytes: u64,
+    /// What could be removed. Nothing: every checkpoint is kept.
+    pub reclaimable_bytes: u64,
+    /// What will be removed once its time of grace is over. Nothing, as above.
+    pub grace_bytes: u64,
+    /// All of it, with what lies beside the container (list of checkpoints, lease, check values, log if it is there).
+    pub stored_bytes: u64,
+    /// The number of objects.
+    pub objects: u64,
+}
+
+/// Looks at what a volume takes. Reads its whole index, changes nothing.
+///
+/// # Errors
+/// [`VolumeError::NotFound`] when there is none; when the index cannot be read.
+pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Space, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    let (raw, _) = inode::load(&store).await?;
+    let block_size_bytes = inode::block_size_bytes(&raw).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the inode of the volume at {url}"),
+        reason,
+    })?;
+    let state = StoredState::of_inode(&raw);
+    let used = async {
+        let used = usage::usage(&store, &state, block_size_bytes).await;
+        used.map_err(|e| VolumeError::engine(format!("reading the index of {url}"), e))
+    };
+    let listed = async {
+        let (data, beside) = (store.data_key(""), store.meta_key(""));
+        Ok(try_join!(store.list(&data), store.list(&beside))?)
+    };
+    let (used, (data, beside)) = try_join!(used, listed)?;
+    let sum = |objects: &[ObjectEntry]| -> u64 { objects.iter().map(|object| object.size_bytes).sum() };
+    let held = sum(&data);
+    let live_bytes = used.bytes.min(held);
+    Ok(Space {
+        live_bytes,
+        history_bytes: held - live_bytes,
+        reclaimable_bytes: 0,
+        grace_bytes: 0,
+        stored_bytes: held + sum(&beside),
+        objects: (data.len() + beside.len()) as u64,
+    })
+}
