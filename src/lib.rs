@@ -15,7 +15,7 @@ mod past_exports;
 use std::sync::Arc;
 
 use errno::{guard, in_errno};
-use hypernbd_volume::past::At;
+use hypernbd_volume::past::Past;
 use hypernbd_volume::{ExtentKind, Volume};
 use nbdkit::{CacheFlags, ExtentHandle, ExtentType, Flags, FuaFlags, Result, Server, ThreadModel};
 
@@ -24,7 +24,7 @@ struct Connection {
     volume: Arc<Volume>,
     readonly: bool,
     /// The checkpoint, by the name that the client gave it; `None` for the volume as it is.
-    at: Option<At>,
+    at: Option<Past>,
 }
 
 // nbdkit calls a connection from any of its threads, several at a time, though the binding does not ask for this.

@@ -13,7 +13,7 @@ use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::limits;
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
-use hypernbd_volume::past::{self, At};
+use hypernbd_volume::past::{self, Past};
 use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
@@ -125,7 +125,7 @@ pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
 }
 
 /// A checkpoint of the volume for a new connection.
-pub fn connect_past(at: &At) -> Result<Arc<Volume>> {
+pub fn connect_past(at: &Past) -> Result<Arc<Volume>> {
     let config = config()?;
     wait_for(|| {
         let mut shared = shared();
@@ -222,7 +222,7 @@ pub fn snapshots() -> Vec<(String, String)> {
 }
 
 /// A connection to a checkpoint has ended.
-pub fn disconnect_past(at: &At) {
+pub fn disconnect_past(at: &Past) {
     let ended = catch_unwind(|| {
         let unused = shared().as_mut().and_then(|shared| shared.past.disconnect(at));
         if let Some(volume) = unused {

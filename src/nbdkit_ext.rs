@@ -7,7 +7,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::panic::catch_unwind;
 
-use hypernbd_volume::past::{At, AtError};
+use hypernbd_volume::past::{AtError, Past};
 use nbdkit::{Builder, Plugin, Result};
 
 use crate::{Connection, errno, lifecycle};
@@ -120,7 +120,7 @@ pub fn is_ending() -> bool {
 ///
 /// # Errors
 /// For other names: a client that asks for something else must not get the volume.
-pub fn export() -> Result<Option<At>> {
+pub fn export() -> Result<Option<Past>> {
     let name = nbdkit::export_name().map_err(|error| errno::error(libc::EINVAL, error.to_string()))?;
     if name.as_bytes() == EXPORT_NAME.to_bytes() {
         return Ok(None);

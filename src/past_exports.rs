@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hypernbd_volume::Volume;
 use hypernbd_volume::options::ServeConfig;
-use hypernbd_volume::past::{self, At, Snapshot};
+use hypernbd_volume::past::{self, Past, Snapshot};
 use nbdkit::Result;
 use tokio::runtime::Runtime;
 
@@ -32,7 +32,7 @@ pub struct PastExports {
 
 impl PastExports {
     /// The checkpoint for a new connection, if it is open; else its opening, begun if there is none.
-    pub fn connect(&mut self, runtime: &Runtime, config: &'static ServeConfig, at: &At) -> Result<Look> {
+    pub fn connect(&mut self, runtime: &Runtime, config: &'static ServeConfig, at: &Past) -> Result<Look> {
         let name = at.to_string();
         let slot = self.slots.entry(name.clone()).or_default();
         if let Some(opened) = slot.opening.as_ref().and_then(Opening::ended) {
@@ -57,7 +57,7 @@ impl PastExports {
     }
 
     /// A connection has ended. The volume to be closed, when it was the last one.
-    pub fn disconnect(&mut self, at: &At) -> Option<Arc<Volume>> {
+    pub fn disconnect(&mut self, at: &Past) -> Option<Arc<Volume>> {
         let name = at.to_string();
         let slot = self.slots.get_mut(&name)?;
         slot.connections = slot.connections.saturating_sub(1);

@@ -1,5 +1,6 @@
 """The past of a volume: its checkpoints, names for them, exports of them, rollbacks, differences."""
 
+import contextlib
 import json
 import random
 import time
@@ -8,9 +9,9 @@ from datetime import datetime, timezone
 import nbd
 import pytest
 
-from support.model import Model, block_status, pattern, random_range, read_all
-from support.process import run
-from support.server import CLI, KI, MI, TI, leave
+from support.model import Model, block_status, extent_map, pattern, random_range, read_all
+from support.process import check, spawn, wait_for
+from support.server import KI, MI, TI, leave
 
 SIZE = 16 * MI
 
@@ -150,7 +151,75 @@ def test_snapshots_are_listed_as_exports(make_volume, make_server):
     assert read_at(server, "@tuesday", MI)[:1] == b"x"
 
 
-HOSTILE = ["x", "@", "@../../label", "@99999999999999999999", "@0", "@4000000000", "@1\x1b[2J", "@" + "y" * 4000, "@-x"]
+@pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
+def test_an_export_of_a_difference(make_volume, make_server, seed, tmp_path, block_bytes):
+    """What changed is data, all else is a hole: stock tools make an image of it upon the one of before."""
+    rng = random.Random(seed)
+    volume = make_volume(SIZE + 512, block_bytes)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    model = Model(SIZE, block_bytes)
+    with server.connect() as client:
+        client.pwrite(b"end" * 100, SIZE)
+    kept = random_lives(server, rng, model, 8)
+    for _ in range(4):
+        one, other = sorted(rng.sample(sorted(kept), 2))
+        ranges = json.loads(verb(volume, "diff", volume.url, f"@{one}", f"@{other}", "--json"))
+        client = at(server, f"@{one}..{other}")
+        expected = bytearray(SIZE + 512)
+        for r in ranges:
+            piece = slice(r["offset_bytes"], r["offset_bytes"] + r["len_bytes"])
+            expected[piece] = (kept[other] + bytes(512))[piece]
+        assert read_all(client, SIZE + 512) == bytes(expected)
+        found = extent_map(client, 0, SIZE + 512)
+        assert merged((start, length) for start, length, flags in found if flags == 0) == merged(
+            (r["offset_bytes"], r["len_bytes"]) for r in ranges
+        )
+        leave(client)
+        increment(server, one, other, kept, tmp_path / f"{one}-{other}")
+    with pytest.raises(nbd.Error):
+        at(server, "@1..4000")
+
+
+def merged(ranges) -> list[tuple[int, int]]:
+    """(offset, length) with neighbours joined."""
+    joined: list[tuple[int, int]] = []
+    for start, length in ranges:
+        if joined and sum(joined[-1]) == start:
+            start, length = joined[-1][0], joined[-1][1] + length
+            joined.pop()
+        joined.append((start, length))
+    return joined
+
+
+def increment(server, one: int, other: int, kept: dict[int, bytes], directory) -> None:
+    """The commands of docs/history.md."""
+    directory.mkdir()
+    uri = f"nbd+unix:///%40{{}}?socket={server.socket}"
+    base, image, after = directory / "base.raw", directory / "increment.qcow2", directory / "after.raw"
+    check("nbdcopy", uri.format(one), base)
+    check("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", image)
+    changed = uri.format(f"{one}..{other}")
+    served = directory / "socket"
+    with contextlib.closing(Served(["qemu-nbd", "--socket", str(served), str(image)], served, directory)):
+        words = [f"--request-size={server.volume.block_bytes}", "-S", "0", "--destination-is-zero", "--flush"]
+        check("nbdcopy", *words, changed, f"nbd+unix:///?socket={served}")
+    check("qemu-img", "convert", "-O", "raw", image, after)
+    assert after.read_bytes()[:SIZE] == kept[other]
+
+
+class Served:
+    """qemu-nbd, until its one client has gone, or it is closed."""
+
+    def __init__(self, command: list[str], socket, directory):
+        self.process = spawn(command, directory / "qemu-nbd.log", env={}, limit_s=60)
+        wait_for(socket.exists, "qemu-nbd to listen")
+
+    def close(self) -> None:
+        """Waits for the end that comes with the client's."""
+        self.process.wait(30)
+
+
+HOSTILE = ["@1..", "@..2", "@1..x/y", "x", "@", "@../../label", "@99999999999999999999", "@0", "@4000000000", "@1\x1b[2J", "@" + "y" * 4000, "@-x"]
 
 
 def test_names_that_are_none_are_refused(make_volume, make_server):

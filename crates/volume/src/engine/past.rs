@@ -1,10 +1,12 @@
-//! An earlier checkpoint as an engine: the same reads as of the newest one, below a root that never changes.
+//! An earlier checkpoint as an engine: the same reads as of the newest one, below a root that never changes; all of it, or what
+//! differs from another checkpoint alone.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use rangemap::RangeSet;
 
 use super::index::{Index, Published, StoredState};
 use super::index_cache::IndexCache;
@@ -27,6 +29,8 @@ pub(crate) struct PastEngine {
     geometry: Geometry,
     reads: Reads,
     runtime: tokio::runtime::Handle,
+    /// The bytes that are shown; everything else is a hole. All of them when `None`.
+    shown: Option<RangeSet<u64>>,
 }
 
 impl PastEngine {
@@ -51,7 +55,47 @@ impl PastEngine {
             geometry,
             reads: Reads::new(geometry, known, index, reader),
             runtime: tokio::runtime::Handle::current(),
+            shown: None,
         }
+    }
+
+    /// The same with nothing but these bytes of it.
+    pub fn showing(self, shown: RangeSet<u64>) -> Self {
+        Self {
+            shown: Some(shown),
+            ..self
+        }
+    }
+
+    /// Makes a hole of what is not shown of `out`, which was read at `offset_bytes`.
+    fn hide(&self, offset_bytes: u64, out: &mut [u8]) {
+        let range = offset_bytes..offset_bytes + out.len() as u64;
+        for gap in self.shown.iter().flat_map(|shown| shown.gaps(&range)) {
+            out[(gap.start - offset_bytes) as usize..(gap.end - offset_bytes) as usize].fill(0);
+        }
+    }
+
+    /// Which of these blocks are shown, where not all are.
+    fn shown_runs(&self, blocks: &Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        let shown = self.shown.as_ref()?;
+        let block_size = u64::from(self.geometry.block_size());
+        let bytes = blocks.start * block_size..(blocks.end * block_size).min(self.geometry.size_bytes());
+        let of = |range: Range<u64>| range.start / block_size..range.end.div_ceil(block_size);
+        let mut runs: Vec<_> = shown
+            .overlapping(&bytes)
+            .map(|range| (of(range.clone()), true))
+            .collect();
+        runs.extend(shown.gaps(&bytes).map(|range| (of(range), false)));
+        let within = |(range, is_data): (Range<u64>, bool)| {
+            (range.start.max(blocks.start)..range.end.min(blocks.end), is_data)
+        };
+        let mut runs: Vec<_> = runs
+            .into_iter()
+            .map(within)
+            .filter(|(range, _)| !range.is_empty())
+            .collect();
+        runs.sort_unstable_by_key(|(range, _)| range.start);
+        Some(runs)
     }
 }
 
@@ -62,11 +106,15 @@ impl Engine for PastEngine {
     }
 
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
-        self.reads.read(offset_bytes, out).await
+        self.reads.read(offset_bytes, out).await?;
+        self.hide(offset_bytes, out);
+        Ok(())
     }
 
     fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
-        self.reads.read_at_once(offset_bytes, out)
+        let is_read = self.reads.read_at_once(offset_bytes, out);
+        self.hide(offset_bytes, out);
+        is_read
     }
 
     fn note_read(&self, offset_bytes: u64, len_bytes: u64) {
@@ -80,11 +128,15 @@ impl Engine for PastEngine {
     }
 
     async fn block_runs(&self, blocks: Range<u64>) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
-        self.reads.block_runs(blocks).await
+        match self.shown_runs(&blocks) {
+            Some(runs) => Ok(runs),
+            None => self.reads.block_runs(blocks).await,
+        }
     }
 
     fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
-        self.reads.block_runs_at_once(blocks)
+        let shown = self.shown_runs(&blocks);
+        shown.or_else(|| self.reads.block_runs_at_once(blocks))
     }
 
     async fn publish(&self, _: Arc<Frozen>, _: Beside) -> Result<Option<Checkpoint>, VolumeError> {

@@ -25,6 +25,44 @@ pub enum At {
     Name(SnapshotName),
 }
 
+/// What of the past a client may read, as it names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Past {
+    /// `@17`: a checkpoint.
+    At(At),
+    /// `@17..25`: what reads otherwise at the second checkpoint than at the first, as it is there; all else as holes.
+    Changes {
+        /// The first.
+        from: At,
+        /// The second.
+        to: At,
+    },
+}
+
+impl FromStr for Past {
+    type Err = AtError;
+
+    fn from_str(text: &str) -> Result<Self, AtError> {
+        let Some((from, to)) = text.split_once("..") else {
+            return text.parse().map(Self::At);
+        };
+        let to = format!("@{}", to.strip_prefix('@').unwrap_or(to));
+        match (parse(from), parse(&to)) {
+            (Some(from), Some(to)) => Ok(Self::Changes { from, to }),
+            _ => Err(AtError::new(text)),
+        }
+    }
+}
+
+impl fmt::Display for Past {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(at) => at.fmt(f),
+            Self::Changes { from, to } => write!(f, "{from}..{to}"),
+        }
+    }
+}
+
 /// A text that names no checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -38,9 +76,15 @@ impl FromStr for At {
     type Err = AtError;
 
     fn from_str(text: &str) -> Result<Self, AtError> {
-        parse(text).ok_or_else(|| AtError {
+        parse(text).ok_or_else(|| AtError::new(text))
+    }
+}
+
+impl AtError {
+    fn new(text: &str) -> Self {
+        Self {
             text: text.chars().take(TEXT_MAX_BYTES).collect(),
-        })
+        }
     }
 }
 
@@ -94,6 +138,21 @@ mod tests {
             "@2026-11-22T12:00:00+02:00".parse(),
             Ok(At::Time(1_795_341_600_000))
         );
+    }
+
+    #[test]
+    fn a_difference_has_two_checkpoints() {
+        let changes = |from: &str, to: &str| {
+            let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+            Past::Changes { from, to }
+        };
+        assert_eq!("@17..25".parse(), Ok(changes("@17", "@25")));
+        assert_eq!("@monday..@-0s".parse(), Ok(changes("@monday", "@-0s")));
+        assert_eq!(changes("@a.1", "@b").to_string(), "@a.1..@b");
+        assert_eq!("@17".parse(), Ok(Past::At(At::Number(17))));
+        for text in ["17..25", "@17..", "@..17", "@1..2..3", "@..", ".."] {
+            assert!(text.parse::<Past>().is_err(), "{text}");
+        }
     }
 
     #[test]

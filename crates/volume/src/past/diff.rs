@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::At;
-use super::list::find;
+use super::list::{Point, find};
 use crate::engine::diff;
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
-use crate::store;
+use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 
 /// What a changed range holds at the later of two checkpoints.
@@ -44,10 +44,18 @@ pub async fn diff(
 ) -> Result<Vec<Changed>, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let (from, to) = futures::try_join!(find(&store, Some(from)), find(&store, Some(to)))?;
+    between(&store, &from, &to).await
+}
+
+/// As [`diff`], of checkpoints that were found.
+///
+/// # Errors
+/// As [`diff`].
+pub(crate) async fn between(store: &Store, from: &Point, to: &Point) -> Result<Vec<Changed>, VolumeError> {
     let block_size = u64::from(to.block_size_bytes);
     let size_bytes = to.size_bytes();
     let mut changed = Vec::new();
-    let compared = diff::changes(&store, &from.state, &to.state, |blocks, is_data| {
+    let compared = diff::changes(store, &from.state, &to.state, |blocks, is_data| {
         let (start, end) = (
             blocks.start * block_size,
             (blocks.end * block_size).min(size_bytes),
@@ -66,6 +74,6 @@ pub async fn diff(
     });
     compared
         .await
-        .map_err(|e| VolumeError::engine(format!("comparing checkpoints of {url}"), e))?;
+        .map_err(|e| VolumeError::engine(format!("comparing checkpoints of {}", store.url), e))?;
     Ok(changed)
 }

@@ -8,7 +8,8 @@ mod diff;
 mod list;
 mod snapshots;
 
-pub use at::{At, AtError};
+pub use at::{At, AtError, Past};
+pub(crate) use diff::between;
 pub use diff::{ChangeKind, Changed, diff};
 pub use list::{Listed, Point, find, list, time_text};
 pub use snapshots::{Snapshot, SnapshotName, create, delete, snapshots};

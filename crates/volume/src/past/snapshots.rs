@@ -22,7 +22,7 @@ const NAME_MAX_BYTES: usize = 100;
 /// Objects read at once.
 const READS_AT_ONCE: usize = 32;
 
-/// The name of a snapshot: letters, digits, `.`, `_` and `-`, 100 at most, the first a letter. So it is never a number or a
+/// The name of a snapshot: letters, digits, `.`, `_` and `-`, 100 at most, the first a letter, no `..`. So it is never a number or a
 /// time, and is part of a key as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -35,7 +35,9 @@ impl FromStr for SnapshotName {
         let is_known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
         let is_name = text.len() <= NAME_MAX_BYTES
             && text.as_bytes().first().is_some_and(u8::is_ascii_alphabetic)
-            && text.bytes().all(is_known);
+            && text.bytes().all(is_known)
+            // Stands between two checkpoints.
+            && !text.contains("..");
         match is_name {
             true => Ok(Self(text.to_owned())),
             false => Err(format!(

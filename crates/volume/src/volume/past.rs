@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use futures::try_join;
+use rangemap::RangeSet;
+
 use super::{Parts, Volume};
 use crate::engine::index_cache::IndexCache;
 use crate::engine::past::PastEngine;
 use crate::error::VolumeError;
 use crate::options::{ReadCacheConfig, StoreOptions, VolumeOptions};
-use crate::past::{self, At};
+use crate::past::{self, Past};
 use crate::read::cache::ReadCache;
 use crate::store;
 use crate::units::MIB;
@@ -18,7 +21,7 @@ const INDEX_MEMORY_BYTES: u64 = 8 * MIB;
 const CACHE_MEMORY_MAX_BYTES: u64 = 32 * MIB;
 
 impl Volume {
-    /// Opens an earlier checkpoint of the volume at `url`, which can be read and not written, whatever is written to the volume
+    /// Opens something of the past of the volume at `url`: it can be read and not written, whatever is written to the volume
     /// meanwhile. Must be called on a multi-thread runtime, which must outlive it.
     ///
     /// # Errors
@@ -27,10 +30,20 @@ impl Volume {
         url: &VolumeUrl,
         store_options: &StoreOptions,
         options: &VolumeOptions,
-        at: &At,
+        what: &Past,
     ) -> Result<Arc<Self>, VolumeError> {
         let store = store::unproved(url, store_options).await?;
-        let point = past::find(&store, Some(at)).await?;
+        let (point, shown) = match what {
+            Past::At(at) => (past::find(&store, Some(at)).await?, None),
+            Past::Changes { from, to } => {
+                let (from, to) = try_join!(past::find(&store, Some(from)), past::find(&store, Some(to)))?;
+                let changed = past::between(&store, &from, &to).await?;
+                let shown = changed
+                    .iter()
+                    .map(|range| range.offset_bytes..range.offset_bytes + range.len_bytes);
+                (to, Some(shown.collect::<RangeSet<u64>>()))
+            }
+        };
         let cache = ReadCacheConfig {
             memory_bytes: options.read_cache.memory_bytes.min(CACHE_MEMORY_MAX_BYTES),
             disk: None,
@@ -42,6 +55,10 @@ impl Volume {
             IndexCache::default().with_memory(INDEX_MEMORY_BYTES),
             ReadCache::open(&cache, None).await,
         );
+        let engine = match shown {
+            Some(shown) => engine.showing(shown),
+            None => engine,
+        };
         let options = VolumeOptions {
             read_only: true,
             write_buffer_dir: None,

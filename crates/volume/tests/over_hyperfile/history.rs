@@ -19,7 +19,7 @@ fn newest(f: &Fixture) -> u64 {
 
 fn read_at(f: &Fixture, cno: u64) -> Vec<u8> {
     let options = VolumeOptions::default();
-    let at = At::Number(cno);
+    let at = past::Past::At(At::Number(cno));
     let volume = f
         .run(hypernbd_volume::Volume::open_past(
             &f.url,
