@@ -161,7 +161,7 @@ def test_an_export_of_a_difference(make_volume, make_server, seed, tmp_path, blo
     with server.connect() as client:
         client.pwrite(b"end" * 100, SIZE)
     kept = random_lives(server, rng, model, 8)
-    for _ in range(4):
+    for turn in range(4):
         one, other = sorted(rng.sample(sorted(kept), 2))
         ranges = json.loads(verb(volume, "diff", volume.url, f"@{one}", f"@{other}", "--json"))
         client = at(server, f"@{one}..{other}")
@@ -175,7 +175,7 @@ def test_an_export_of_a_difference(make_volume, make_server, seed, tmp_path, blo
             (r["offset_bytes"], r["len_bytes"]) for r in ranges
         )
         leave(client)
-        increment(server, one, other, kept, tmp_path / f"{one}-{other}")
+        increment(server, one, other, kept, tmp_path / str(turn))
     with pytest.raises(nbd.Error):
         at(server, "@1..4000")
 
