@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Mutex;
 
+use hypernbd_volume::buffer_file::{BUFFER_FILE_KEY, BUFFER_FILE_VERSION};
 use hypernbd_volume::durability::Durability;
 use hypernbd_volume::options::{OptionError, ServeConfig, ServeOptions, ThreadModelOption, config_help};
 use nbdkit::{Result, ThreadModel};
@@ -69,7 +70,7 @@ pub fn dump() {
     let classes =
         Durability::ALL.map(|class| format!("hypernbd_durability_{}={}\n", class.name(), class.sentence()));
     let text = format!(
-        "hypernbd_version={}\n{}",
+        "hypernbd_version={}\n{BUFFER_FILE_KEY}={BUFFER_FILE_VERSION}\n{}",
         env!("CARGO_PKG_VERSION"),
         classes.concat()
     );

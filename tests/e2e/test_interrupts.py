@@ -1,81 +1,13 @@
 """The ends of `hypernbd serve`: clean whatever asks for them, and no success where writes were lost."""
 
-import os
-import pty
 import re
 import signal
-import subprocess
 from pathlib import Path
 
-import nbd
 import pytest
 
-from support.model import pattern
-from support.process import wait_for
-from support.server import CLI, MI, PLUGIN
+from support.serve import WRITTEN, Served
 from support.stores import S3Store
-
-NBDKIT_LIMIT_S = 120
-WRITTEN = pattern(1 * MI, 7)
-START = "import os,sys; os.setsid(); os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
-
-
-def hear_hangups() -> None:
-    """In a child: as in a shell, even where the tests themselves were started with nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-class Served:
-    """`hypernbd serve` with a temporary directory of its own, on a terminal of its own if asked for."""
-
-    def __init__(self, volume, nbdkit, directory: Path, socket: Path, *options, terminal=False, prefix=()):
-        self.socket, self.temporary = socket, directory / "tmp"
-        self.temporary.mkdir()
-        self.log = directory / "serve.log"
-        command = [CLI, "serve", volume.url, "--socket", socket, *options, *volume.store.cli_options]
-        env = {"NBDKIT": nbdkit, "HYPERNBD_PLUGIN": PLUGIN, "TMPDIR": self.temporary}
-        self.master = None
-        streams = {"stdin": subprocess.DEVNULL, "stdout": open(self.log, "ab"), "stderr": subprocess.STDOUT}
-        if terminal:
-            self.master, slave = pty.openpty()
-            streams = {"stdin": slave, "stdout": slave, "stderr": slave}
-            # A session of its own, of which the terminal is opened first and so controls it.
-            prefix = ("/usr/bin/python3", "-c", START)
-        self.process = subprocess.Popen(
-            [str(part) for part in (*prefix, *command)],
-            env={**os.environ, **volume.store.env, **{key: str(value) for key, value in env.items()}},
-            preexec_fn=hear_hangups,
-            **streams,
-        )
-        if terminal:
-            os.close(slave)
-
-    def write_unflushed(self) -> None:
-        """As a client that leaves without a flush."""
-        self._connect().pwrite(WRITTEN, 5)
-
-    def _connect(self) -> nbd.NBD:
-        def connected():
-            assert self.process.poll() is None, self.log.read_text()
-            client = nbd.NBD()
-            try:
-                client.connect_unix(str(self.socket))
-                return client
-            except nbd.Error:
-                return None
-
-        return wait_for(connected, "`hypernbd serve` to serve")
-
-    def is_announced(self) -> None:
-        """Waits until signals are passed on: the announcement comes after that was set up."""
-        wait_for(lambda: "Serving" in self.log.read_text(), "the announcement")
-
-    def vanish(self) -> None:
-        """Closes the terminal."""
-        os.close(self.master)
-
-    def wait(self) -> int:
-        return self.process.wait(timeout=NBDKIT_LIMIT_S)
 
 
 @pytest.fixture

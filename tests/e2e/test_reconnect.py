@@ -10,14 +10,19 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import signal
+import tempfile
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbd
 import pytest
 
 from support.blockdev import BlockDevice, why_not
 from support.process import check, spawn, wait_for
+from support.serve import Served
 from support.server import KI, MI, leave
 
 reason = why_not()
@@ -182,6 +187,53 @@ def test_a_busy_file_system_lives_through_kill_9_with_a_buffer_file(make_volume,
         device.unmount()
         check("e2fsck", "-fn", device.path)
         compare(device.mount(), expected)
+
+
+def test_a_busy_file_system_lives_through_planned_restarts(make_volume, nbdkit, tmp_path, seed):
+    """`hypernbd restart`, by socket and by URL: the clients come back, nothing is missing, and `serve` goes on."""
+    volume = make_volume(64 * MI)
+    directory = Path(tempfile.mkdtemp(prefix="hypernbd-"))
+    (directory / "serve").mkdir()
+    socket = directory / "socket"
+    options = ["--write-buffer", "16M", "--write-buffer-dir", str(directory / "buffer"), "--checkpoint-interval", "1h"]
+    served = Served(volume, nbdkit, directory / "serve", socket, *options)
+    try:
+        served.is_announced()
+        with reconnecting(SimpleNamespace(directory=directory, socket=socket), tmp_path) as device:
+            check("mkfs.ext4", "-q", device.path)
+            mounted = device.mount("-o", "nobarrier")
+            writer = Hasty(mounted, seed)
+            writer.start()
+            for name in (str(socket), volume.url) * 2:
+                writer.wait_for_more()
+                done = volume.cli("restart", name)
+                assert done.returncode == 0, done.stderr
+            writer.wait_for_more()
+            expected = writer.finish()
+            device.unmount()
+            check("e2fsck", "-fn", device.path)
+            compare(device.mount(), expected)
+        assert served.log.read_text().count("hypernbd: restarted") == 4
+        served.process.send_signal(signal.SIGTERM)
+        assert served.wait() == 0, served.log.read_text()
+    finally:
+        if served.process.poll() is None:
+            served.process.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_no_restart_that_would_lose_writes(make_volume, make_server, nbdkit, tmp_path):
+    """Without the directory, and where nothing would start the server again, the reason is told."""
+    volume = make_volume(16 * MI)
+    for parameters, reason in (({}, "no write_buffer_dir"), ({"dir": 1}, "not started by hypernbd serve")):
+        chosen = {"write_buffer_dir": str(tmp_path / "buffer")} if parameters else {}
+        server = make_server(volume, **chosen).start()
+        refused = volume.cli("restart", str(server.socket))
+        assert refused.returncode == 1 and reason in refused.stderr
+        server.assert_running()
+        assert server.terminate() == 0
+    refused = volume.cli("restart", volume.url)
+    assert refused.returncode == 1 and "no server holds" in refused.stderr
 
 
 def test_sigterm_refuses_a_client_that_stays(make_volume, make_server):

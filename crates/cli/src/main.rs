@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, checkpoints, completions, create, delete, diff, file, info, probe, resize, rollback, serve,
-    snapshot, space, wal,
+    buffer, checkpoints, completions, create, delete, diff, file, info, probe, resize, restart, rollback,
+    serve, snapshot, space, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -42,6 +42,8 @@ enum Command {
     Create(create::Args),
     /// Serve a volume to NBD clients, until interrupted
     Serve(serve::Args),
+    /// Start a server anew under its clients, which need write_buffer_dir and to connect again
+    Restart(restart::Args),
     /// Show what a volume is
     Info(info::Args),
     /// Try whether a store keeps what a volume needs of it
@@ -105,6 +107,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Create(args) => runtime.block_on(create::run(&args, &store))?,
         Command::Serve(args) => return serve::run(&args, &cli.store, &runtime),
+        Command::Restart(args) => runtime.block_on(restart::run(&args, &store))?,
         Command::Info(args) => runtime.block_on(info::run(&args, &store))?,
         Command::Probe(args) => runtime.block_on(probe::run(&args, &store))?,
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,

@@ -2,30 +2,26 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use hypernbd_volume::buffer_file::{BUFFER_FILE_KEY, BUFFER_FILE_VERSION};
 use hypernbd_volume::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, ServeOptions};
 use hypernbd_volume::url::VolumeUrl;
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::{Address, Clients};
 use super::nbdkit_args::NbdkitArgs;
+use super::supervise::Supervised;
 use crate::flags::{ServeFlags, StoreFlags, key_value};
-
-/// How often to look whether nbdkit is ready, while it starts.
-const READY_POLL: Duration = Duration::from_millis(20);
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -86,7 +82,7 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     command
         .args(nbdkit_args(args, &address, &pid_file))
         .args(&added.options)
-        .arg(plugin);
+        .arg(&plugin);
     command
         .args(parameters.iter().map(|(key, value)| format!("{key}={value}")))
         .args(&added.parameters);
@@ -96,14 +92,27 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     command.env(LOSS_FILE, &loss_file);
     // A group of its own: Ctrl-C reaches nbdkit once, from here.
     command.process_group(0).kill_on_drop(true);
-    let status = runtime.block_on(async {
-        let child = command.spawn().map_err(|error| cannot_start(&nbdkit, error))?;
-        let clients = Clients {
-            read_only,
-            tls: added.requires_tls,
-        };
-        supervise(child, &pid_file, &announcement(&address, &config, clients)).await
-    })?;
+    let clients = Clients {
+        read_only,
+        tls: added.requires_tls,
+    };
+    let announcement = announcement(&address, &config, clients);
+    let mut start = || {
+        // Also after a restart: a server that was killed leaves its socket behind.
+        if let Address::Unix(socket) = &address {
+            remove_dead_socket(socket)?;
+        }
+        command.spawn().map_err(|error| cannot_start(&nbdkit, error))
+    };
+    let check = || check_plugin(&nbdkit, &plugin);
+    let supervised = Supervised {
+        start: &mut start,
+        check: &check,
+        pid_file: &pid_file,
+        announcement: &announcement,
+        can_restart: config.volume.write_buffer_dir.is_some() && !read_only,
+    };
+    let status = runtime.block_on(supervised.run())?;
     if status.success() && loss_file.exists() {
         bail!(
             "the volume could not be closed, and writes after the last flush or checkpoint may be lost: see the log"
@@ -215,89 +224,29 @@ fn nbdkit_args(args: &Args, address: &Address, pid_file: &Path) -> Vec<String> {
     list
 }
 
+/// Whether the plugin that would be loaded now can read what the one that runs would leave.
+fn check_plugin(nbdkit: &OsString, plugin: &Path) -> Result<()> {
+    let asked = std::process::Command::new(nbdkit)
+        .arg(plugin)
+        .arg("--dump-plugin")
+        .output();
+    let told = asked.map_err(|error| cannot_start(nbdkit, error))?.stdout;
+    let wanted = format!("{BUFFER_FILE_KEY}={BUFFER_FILE_VERSION}");
+    match String::from_utf8_lossy(&told).lines().any(|line| line == wanted) {
+        true => Ok(()),
+        false => bail!(
+            "{} does not say that it reads the files of write_buffer_dir that this release writes ({wanted})",
+            plugin.display()
+        ),
+    }
+}
+
 fn cannot_start(nbdkit: &OsString, error: std::io::Error) -> anyhow::Error {
     let hint = match error.kind() {
         ErrorKind::NotFound => ": install nbdkit (apt install nbdkit), or set NBDKIT to its path",
         _ => "",
     };
     anyhow::Error::new(error).context(format!("cannot start {}{hint}", nbdkit.display()))
-}
-
-/// Announces the server once it listens, passes signals on to it, and waits for its end. A second signal ends a
-/// server that is waiting for its clients.
-async fn supervise(mut child: Child, pid_file: &Path, announcement: &str) -> Result<ExitStatus> {
-    let pid = child
-        .id()
-        .and_then(|id| Pid::from_raw(id as i32))
-        .context("nbdkit ended at once")?;
-    let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut terminations = signal(SignalKind::terminate())?;
-    let mut hangups = match is_ignored(Signal::HUP) {
-        true => None,
-        false => Some(signal(SignalKind::hangup())?),
-    };
-    let mut ready_poll = tokio::time::interval(READY_POLL);
-    let mut announced = false;
-    let mut asked_to_stop = false;
-    loop {
-        let stop = tokio::select! {
-            status = child.wait() => return Ok(status?),
-            _ = interrupts.recv() => Signal::INT,
-            _ = terminations.recv() => Signal::TERM,
-            () = hang_up(&mut hangups) => {
-                // One terminal's end may bring several of them: from the kernel, and from the shell.
-                if asked_to_stop {
-                    continue;
-                }
-                Signal::TERM
-            }
-            _ = ready_poll.tick(), if !announced => {
-                if names_process(pid_file, pid) {
-                    announced = true;
-                    // A server goes on without a reader of its output.
-                    let _ = std::io::stdout().write_all(announcement.as_bytes());
-                }
-                continue;
-            }
-        };
-        if asked_to_stop {
-            // Failure means that it ended in this moment, which the next round sees.
-            let _ = kill_process(pid, Signal::KILL);
-            continue;
-        }
-        asked_to_stop = true;
-        let _ = kill_process(pid, stop);
-        // The terminal may be gone.
-        let _ = writeln!(
-            std::io::stderr(),
-            "hypernbd: stopping, once connected clients have gone and their writes are published; \
-             again to stop at once and lose what was not flushed"
-        );
-    }
-}
-
-/// Whether the file names this process: the user's own may be left from an earlier server.
-fn names_process(pid_file: &Path, pid: Pid) -> bool {
-    let text = std::fs::read_to_string(pid_file).unwrap_or_default();
-    text.trim().parse() == Ok(pid.as_raw_nonzero().get())
-}
-
-/// Waits for the next hangup; for ever where they are ignored.
-async fn hang_up(hangups: &mut Option<tokio::signal::unix::Signal>) {
-    match hangups {
-        Some(hangups) => {
-            hangups.recv().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// Whether this process was started with the signal ignored, as nohup(1) does: it is to stay so.
-fn is_ignored(signal: Signal) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
 fn announcement(address: &Address, config: &ServeConfig, clients: Clients) -> String {
@@ -366,17 +315,6 @@ mod tests {
                 .contains("no socket")
         );
         assert!(file.exists());
-    }
-
-    #[test]
-    fn a_pid_file_of_another_server_is_not_ours() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("pid");
-        let pid = Pid::from_raw(1234).unwrap();
-        for (text, ours) in [("", false), ("123\n", false), ("1234\n", true)] {
-            std::fs::write(&file, text).unwrap();
-            assert_eq!(names_process(&file, pid), ours, "{text:?}");
-        }
     }
 
     fn serve_args(line: &str) -> Args {

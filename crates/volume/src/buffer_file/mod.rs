@@ -33,3 +33,8 @@ pub(crate) use file::Recovered;
 pub(crate) use format::{Kind, check_head};
 pub(crate) use kept::{Kept, NoRoom, Ticket};
 pub use left::{Left, discard, look};
+
+/// The version of the files that this release writes and reads.
+pub const BUFFER_FILE_VERSION: u32 = format::VERSION;
+/// The name of that version in what the plugin says of itself.
+pub const BUFFER_FILE_KEY: &str = "hypernbd_buffer_file_version";

@@ -50,6 +50,20 @@ pub(super) fn this_process() -> Holder {
     }
 }
 
+impl Holder {
+    /// Whether its process can be seen from here by its number: on this machine, in this boot and process namespace.
+    pub fn is_on_this_machine(&self) -> bool {
+        is_same_place(self, &this_process())
+    }
+}
+
+fn is_same_place(one: &Holder, other: &Holder) -> bool {
+    let is_known = !one.boot_id.is_empty() && !one.pid_namespace.is_empty();
+    is_known
+        && (&one.host, &one.boot_id, &one.pid_namespace)
+            == (&other.host, &other.boot_id, &other.pid_namespace)
+}
+
 /// Whether a lease's holder still runs, as far as can be seen from here.
 pub(super) fn liveness(record: &LeaseRecord, this: &Holder) -> Liveness {
     match is_alive(record, this) {
@@ -61,11 +75,7 @@ pub(super) fn liveness(record: &LeaseRecord, this: &Holder) -> Liveness {
 
 fn is_alive(record: &LeaseRecord, this: &Holder) -> Option<bool> {
     let holder = &record.holder;
-    let is_known = !this.boot_id.is_empty() && !this.pid_namespace.is_empty();
-    let is_same_place = holder.host == this.host
-        && holder.boot_id == this.boot_id
-        && holder.pid_namespace == this.pid_namespace;
-    if !is_known || !is_same_place {
+    if !is_same_place(holder, this) {
         return None;
     }
     if (holder.pid, holder.started_ticks) == (this.pid, this.started_ticks) {

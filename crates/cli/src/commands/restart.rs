@@ -1,0 +1,102 @@
+//! `hypernbd restart URL|SOCKET`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use hypernbd_volume::admin;
+use hypernbd_volume::options::StoreOptions;
+use hypernbd_volume::url::VolumeUrl;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::output;
+
+/// How long the end of the old server is waited for.
+const END_MAX: Duration = Duration::from_secs(30);
+const END_POLL: Duration = Duration::from_millis(10);
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The volume that the server on this machine serves, or the path of its socket
+    pub server: String,
+}
+
+/// Has `hypernbd serve` start its nbdkit anew.
+pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
+    let nbdkit = match args.server.contains("://") {
+        true => holder(&VolumeUrl::parse(&args.server)?, store).await?,
+        false => listener(Path::new(&args.server))?,
+    };
+    let words = fs::read(format!("/proc/{}/cmdline", nbdkit.as_raw_nonzero()))
+        .with_context(|| format!("process {} cannot be looked at", nbdkit.as_raw_nonzero()))?;
+    let mut words = words.split(|byte| *byte == 0);
+    if !words.any(|word| word.starts_with(b"write_buffer_dir=")) {
+        bail!(
+            "the server has no write_buffer_dir, so what it has answered and not flushed would be lost: stop it and start it \
+             again, with its clients disconnected"
+        );
+    }
+    let serve = parent(nbdkit).filter(|parent| name(*parent).as_deref() == Some("hypernbd"));
+    let Some(serve) = serve else {
+        bail!(
+            "the server was not started by hypernbd serve: kill it (SIGKILL, process {}), and whatever started it may start it \
+             again",
+            nbdkit.as_raw_nonzero()
+        );
+    };
+    kill_process(serve, Signal::USR1).context("hypernbd serve cannot be told")?;
+    let until = Instant::now() + END_MAX;
+    while parent(nbdkit) == Some(serve) {
+        if Instant::now() >= until {
+            bail!(
+                "the server did not end within {} s: see its log",
+                END_MAX.as_secs()
+            );
+        }
+        thread::sleep(END_POLL);
+    }
+    output::line("restarted: clients that connect again find everything that was answered")
+}
+
+/// The process that holds the volume's lease, if it is on this machine.
+async fn holder(url: &VolumeUrl, store: &StoreOptions) -> Result<Pid> {
+    let info = admin::info(url, store).await?;
+    let lease = info.lease.filter(|lease| lease.is_held());
+    let lease = lease.with_context(|| {
+        format!("no server holds {url}: one that has had no client yet is named by its socket")
+    })?;
+    if !lease.holder.is_on_this_machine() {
+        bail!("{url} is held by {}, which is not on this machine", lease.holder);
+    }
+    i32::try_from(lease.holder.pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("the lease names no process")
+}
+
+/// The process that listens on the socket.
+fn listener(socket: &Path) -> Result<Pid> {
+    let shown = PathBuf::from(socket);
+    let stream = std::os::unix::net::UnixStream::connect(socket)
+        .with_context(|| format!("no server listens on {}", shown.display()))?;
+    Ok(socket_peercred(&stream)?.pid)
+}
+
+/// What the kernel says of a process, from its state on: proc_pid_stat(5).
+fn stat(pid: Pid) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    Some(text.rsplit_once(')')?.1.to_owned())
+}
+
+fn parent(pid: Pid) -> Option<Pid> {
+    Pid::from_raw(stat(pid)?.split_whitespace().nth(1)?.parse().ok()?)
+}
+
+fn name(pid: Pid) -> Option<String> {
+    let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).ok()?;
+    Some(name.trim_end().to_owned())
+}
