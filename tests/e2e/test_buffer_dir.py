@@ -15,11 +15,12 @@ import nbd
 import pytest
 
 from support.lossy import LossyProxy, Rule
-from support.model import Model, pattern, random_range, read_all
+from support.model import Model, pattern, random_change, random_range, read_all
 from support.process import run, wait_for
 from support.server import CLI, KI, MI, leave
 
 SIZE = 24 * MI
+LENGTH_MAX = 256 * KI
 RECOVERED = re.compile(r"recovered (\d+) changes")
 ANY_WRITE = r"^(PUT|POST|DELETE) "
 
@@ -28,23 +29,6 @@ def kept(make_server, volume, tmp_path, **parameters):
     """A server that keeps its write buffer in a directory."""
     parameters = {"write_buffer": "16M", "checkpoint_interval": "1h", **parameters}
     return make_server(volume, write_buffer_dir=str(tmp_path / "buffer"), **parameters)
-
-
-def change(rng: random.Random, client, model: Model) -> tuple[int, int]:
-    """One random change, made to the volume and, once it is answered, to the model; its range."""
-    offset, length = random_range(rng, SIZE, model.block_bytes, 256 * KI)
-    kind = rng.randrange(10)
-    if kind < 7:
-        data = pattern(length, rng.randrange(1 << 30))
-        client.pwrite(data, offset)
-        model.write(offset, data)
-    elif kind < 9:
-        client.zero(length, offset)
-        model.zero(offset, length)
-    else:
-        client.trim(length, offset)
-        model.trim(offset, length)
-    return offset, length
 
 
 def live_and_die(server, model: Model, rng: random.Random, seconds: float) -> int:
@@ -64,7 +48,7 @@ def live_and_die(server, model: Model, rng: random.Random, seconds: float) -> in
     try:
         while True:
             state = rng.getstate()
-            change(rng, client, model)
+            random_change(rng, client, model, LENGTH_MAX)
             done, state = done + 1, None
             if rng.randrange(200) == 0:
                 client.flush()
@@ -77,7 +61,7 @@ def live_and_die(server, model: Model, rng: random.Random, seconds: float) -> in
     if state is not None:
         # The same draw again: where the change was that may be there or not.
         rng.setstate(state)
-        in_doubt = random_range(rng, SIZE, model.block_bytes, 256 * KI)
+        in_doubt = random_range(rng, SIZE, model.block_bytes, LENGTH_MAX)
     server.start()
     with server.connect() as client:
         if in_doubt:
@@ -141,7 +125,7 @@ def test_a_second_kill_during_the_recovery(make_volume, make_server, tmp_path, s
     model = Model(SIZE, 64 * KI)
     with server.connect() as client:
         for _ in range(300):
-            change(rng, client, model)
+            random_change(rng, client, model, LENGTH_MAX)
         server.kill()
     for _ in range(12):
         server.spawn()

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 import nbd
 import pytest
 
-from support.model import Model, block_status, extent_map, pattern, random_range, read_all
+from support.model import Model, block_status, extent_map, pattern, random_change, read_all
 from support.process import check, spawn, wait_for
 from support.server import KI, MI, TI, leave
 
@@ -50,18 +50,7 @@ def random_lives(server, rng: random.Random, model: Model, count: int) -> dict[i
     with server.connect() as client:
         for _ in range(count):
             for _ in range(rng.randint(1, 8)):
-                offset, length = random_range(rng, SIZE, model.block_bytes, 512 * KI)
-                kind = rng.randrange(8)
-                if kind < 6:
-                    data = pattern(length, rng.randrange(1 << 30))
-                    client.pwrite(data, offset)
-                    model.write(offset, data)
-                elif kind < 7:
-                    client.zero(length, offset)
-                    model.zero(offset, length)
-                else:
-                    client.trim(length, offset)
-                    model.trim(offset, length)
+                random_change(rng, client, model, 512 * KI)
             client.flush()
             newest = json.loads(verb(server.volume, "info", server.volume.url, "--json"))["last_checkpoint"]
             # The first changes may change nothing: a volume that was never published has no checkpoint.

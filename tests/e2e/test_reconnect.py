@@ -98,6 +98,22 @@ def compare(directory, expected: dict[str, str]) -> None:
         assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == digest, name
 
 
+def live_through(server, directory, kind, seed: int, restarts, *options: str) -> None:
+    """A writer of this kind on a file system, through restarts of the server: it sees no error, and every file is as it wrote it."""
+    with reconnecting(server, directory) as device:
+        check("mkfs.ext4", "-q", device.path)
+        writer = kind(device.mount(*options), seed)
+        writer.start()
+        for restart in restarts:
+            writer.wait_for_more()
+            restart()
+        writer.wait_for_more()
+        expected = writer.finish()
+        device.unmount()
+        check("e2fsck", "-fn", device.path)
+        compare(device.mount(), expected)
+
+
 def test_a_frozen_file_system_lives_through_a_restart(make_volume, make_server, tmp_path, seed):
     """The planned way: freeze, kill, start, thaw. The writer is held up meanwhile, and sees no error."""
     server = make_server(make_volume(64 * MI), checkpoint_interval="1h").start()
@@ -129,20 +145,12 @@ def test_a_busy_file_system_lives_through_kill_9_when_every_write_is_durable(mak
         fuamode="force",
         backend_wal_url=f"file://{tmp_path}/journal/",
     ).start()
-    with reconnecting(server, tmp_path) as device:
-        check("mkfs.ext4", "-q", device.path)
-        mounted = device.mount()
-        writer = Writer(mounted, seed)
-        writer.start()
-        for _ in range(3):
-            writer.wait_for_more()
-            server.kill()
-            server.start()
-        writer.wait_for_more()
-        expected = writer.finish()
-        device.unmount()
-        check("e2fsck", "-fn", device.path)
-        compare(device.mount(), expected)
+
+    def kill_and_start():
+        server.kill()
+        server.start()
+
+    live_through(server, tmp_path, Writer, seed, [kill_and_start] * 3)
 
 
 class Hasty(Writer):
@@ -173,20 +181,12 @@ def test_a_busy_file_system_lives_through_kill_9_with_a_buffer_file(make_volume,
         write_buffer_dir=str(tmp_path / "buffer"),
         checkpoint_interval="1h",
     ).start()
-    with reconnecting(server, tmp_path) as device:
-        check("mkfs.ext4", "-q", device.path)
-        mounted = device.mount("-o", "nobarrier")
-        writer = Hasty(mounted, seed)
-        writer.start()
-        for _ in range(6):
-            writer.wait_for_more()
-            server.kill()
-            server.start()
-        writer.wait_for_more()
-        expected = writer.finish()
-        device.unmount()
-        check("e2fsck", "-fn", device.path)
-        compare(device.mount(), expected)
+
+    def kill_and_start():
+        server.kill()
+        server.start()
+
+    live_through(server, tmp_path, Hasty, seed, [kill_and_start] * 6, "-o", "nobarrier")
 
 
 def test_a_busy_file_system_lives_through_planned_restarts(make_volume, nbdkit, tmp_path, seed):
@@ -199,20 +199,14 @@ def test_a_busy_file_system_lives_through_planned_restarts(make_volume, nbdkit, 
     served = Served(volume, nbdkit, directory / "serve", socket, *options)
     try:
         served.is_announced()
-        with reconnecting(SimpleNamespace(directory=directory, socket=socket), tmp_path) as device:
-            check("mkfs.ext4", "-q", device.path)
-            mounted = device.mount("-o", "nobarrier")
-            writer = Hasty(mounted, seed)
-            writer.start()
-            for name in (str(socket), volume.url) * 2:
-                writer.wait_for_more()
-                done = volume.cli("restart", name)
-                assert done.returncode == 0, done.stderr
-            writer.wait_for_more()
-            expected = writer.finish()
-            device.unmount()
-            check("e2fsck", "-fn", device.path)
-            compare(device.mount(), expected)
+
+        def restart(name: str) -> None:
+            done = volume.cli("restart", name)
+            assert done.returncode == 0, done.stderr
+
+        restarts = [lambda: restart(str(socket)), lambda: restart(volume.url)] * 2
+        server = SimpleNamespace(directory=directory, socket=socket)
+        live_through(server, tmp_path, Hasty, seed, restarts, "-o", "nobarrier")
         assert served.log.read_text().count("hypernbd: restarted") == 4
         served.process.send_signal(signal.SIGTERM)
         assert served.wait() == 0, served.log.read_text()

@@ -73,6 +73,22 @@ def random_range(rng: random.Random, size_bytes: int, block_bytes: int, length_m
     return rng.choice([0, size_bytes - length, rng.randint(0, size_bytes - length)]), length
 
 
+def random_change(rng: random.Random, client: nbd.NBD, model: Model, length_max: int) -> None:
+    """One write, zero or trim, made to the volume and, once it is answered, to the model. Its range is the first draw."""
+    offset, length = random_range(rng, len(model.data), model.block_bytes, length_max)
+    kind = rng.randrange(10)
+    if kind < 7:
+        data = pattern(length, rng.randrange(1 << 30))
+        client.pwrite(data, offset)
+        model.write(offset, data)
+    elif kind < 9:
+        client.zero(length, offset)
+        model.zero(offset, length)
+    else:
+        client.trim(length, offset)
+        model.trim(offset, length)
+
+
 def read_all(client: nbd.NBD, size_bytes: int, chunk_bytes: int = 8 << 20) -> bytes:
     """The whole volume."""
     return b"".join(
