@@ -25,9 +25,14 @@ const MARK_HEADER: &str = "x-amz-meta-hf-write";
 
 /// A request that the guard does not let through, or an answer that it does not hand on.
 #[derive(Debug, thiserror::Error)]
-#[error("this server's own fence refuses to {what} the inode: {why}")]
+#[error(
+    "this server's own fence refuses to {what} the inode {object}: {why}; nothing was changed, and what is unpublished is \
+     published again; where this repeats, another program writes to the volume: stop that one"
+)]
 struct Refusal {
     what: &'static str,
+    /// The path of its address.
+    object: String,
     why: &'static str,
 }
 
@@ -49,7 +54,14 @@ enum Ask {
     Other,
 }
 
-impl Storable for Ask {
+/// A request that was sent.
+#[derive(Debug)]
+struct Sent {
+    ask: Ask,
+    uri: String,
+}
+
+impl Storable for Sent {
     type Storer = StoreReplace<Self>;
 }
 
@@ -202,9 +214,11 @@ impl InodeGuard {
         Client::from_conf(config.interceptor(self.clone()).build())
     }
 
-    fn refused(ask: &Ask, why: &'static str) -> BoxError {
+    fn refused(ask: &Ask, uri: &str, why: &'static str) -> BoxError {
+        let path = uri.split_once('?').map_or(uri, |(path, _)| path);
         let refusal = Refusal {
             what: ask.verb(),
+            object: path.to_owned(),
             why,
         };
         warn!("{refusal}");
@@ -231,9 +245,12 @@ impl Intercept for InodeGuard {
             return Ok(());
         };
         let mut rules = self.0.lock();
-        rules.check(&ask).map_err(|why| Self::refused(&ask, why))?;
+        rules
+            .check(&ask)
+            .map_err(|why| Self::refused(&ask, request.uri(), why))?;
         rules.sent(&ask);
-        bag.interceptor_state().store_put(ask);
+        let uri = request.uri().to_owned();
+        bag.interceptor_state().store_put(Sent { ask, uri });
         Ok(())
     }
 
@@ -243,7 +260,7 @@ impl Intercept for InodeGuard {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let Some(ask) = bag.load::<Ask>() else {
+        let Some(Sent { ask, uri }) = bag.load::<Sent>() else {
             return Ok(());
         };
         let headers = context.response().headers();
@@ -253,7 +270,7 @@ impl Intercept for InodeGuard {
             mark: headers.get(MARK_HEADER),
         };
         let answered = self.0.lock().answered(ask, answer);
-        answered.map_err(|why| Self::refused(ask, why))
+        answered.map_err(|why| Self::refused(ask, uri, why))
     }
 }
 
