@@ -60,7 +60,10 @@ fn show(args: &ShowArgs) -> Result<()> {
 }
 
 fn table(left: &Left) -> String {
-    let volume = left.volume_id.map_or("unknown".to_owned(), |id| id.to_string());
+    let volume = match (&left.volume_id, &left.url) {
+        (Some(id), Some(url)) => format!("{url} ({id})"),
+        _ => "unknown".to_owned(),
+    };
     let changes = match &left.damage {
         Some(damage) => format!("cannot be read: {damage}"),
         None => format!("{}, of {} in all", left.changes, format_size(left.bytes)),

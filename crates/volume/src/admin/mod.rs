@@ -72,7 +72,7 @@ pub async fn check_servable(
     let takeable = lease::probe(&store, &lease_options, lease).await?;
     log_open::check_claimable(options.wal_url.as_ref()).await?;
     if let Some(dir) = &options.write_buffer_dir {
-        BufferDir::check(dir, options.write_buffer_bytes)?;
+        BufferDir::check(dir, &url.to_string(), options.write_buffer_bytes)?;
     }
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }

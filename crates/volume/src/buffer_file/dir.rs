@@ -43,6 +43,7 @@ fn chunks_for(write_buffer_bytes: u64) -> u32 {
 pub(crate) struct BufferDir {
     path: PathBuf,
     volume_id: VolumeId,
+    url: String,
     chunks: u32,
     /// Token of the lease that is to be taken.
     token: String,
@@ -55,7 +56,7 @@ impl BufferDir {
     ///
     /// # Errors
     /// [`VolumeError::BufferFile`] for a directory that cannot be used, or has too little room.
-    pub fn check(path: &Path, write_buffer_bytes: u64) -> Result<(), VolumeError> {
+    pub fn check(path: &Path, url: &str, write_buffer_bytes: u64) -> Result<(), VolumeError> {
         let checked = || {
             let place = path.ancestors().find(|place| place.is_dir());
             let place = place.ok_or_else(|| io::Error::other("there is no directory above it"))?;
@@ -64,7 +65,7 @@ impl BufferDir {
                 if path.join(LOCK).exists() {
                     lock(path)?;
                 }
-                find(&path.join(FILE))?;
+                check_place(path, find(&path.join(FILE))?.as_ref(), url)?;
             }
             let wanted = chunk_at(chunks_for(write_buffer_bytes));
             let has = fs::metadata(path.join(FILE)).map_or(0, |file| file.blocks() * 512);
@@ -81,6 +82,7 @@ impl BufferDir {
     pub fn claim(
         path: &Path,
         volume_id: VolumeId,
+        url: &str,
         write_buffer_bytes: u64,
         token: &str,
     ) -> Result<Self, VolumeError> {
@@ -91,6 +93,7 @@ impl BufferDir {
             }
             let lock = lock(path)?;
             let mut found = find(&path.join(FILE))?;
+            check_place(path, found.as_ref(), url)?;
             if let Some(Found {
                 file,
                 count,
@@ -107,6 +110,7 @@ impl BufferDir {
             Ok(Self {
                 path: path.to_owned(),
                 volume_id,
+                url: url.to_owned(),
                 chunks: chunks_for(write_buffer_bytes),
                 token: token.to_owned(),
                 found,
@@ -188,6 +192,7 @@ impl BufferDir {
         let header = Header {
             version: VERSION,
             volume_id: self.volume_id,
+            url: self.url.clone(),
             boot_id: boot_id(),
             owner: self.token.clone(),
             claimants: Vec::new(),
@@ -264,6 +269,27 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
             Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
         }
     }
+}
+
+/// The changes of a volume that is elsewhere are still wanted there.
+fn check_place(path: &Path, found: Option<&Found>, url: &str) -> io::Result<()> {
+    let Some(Found {
+        file,
+        header: Ok(header),
+        ..
+    }) = found
+    else {
+        return Ok(());
+    };
+    if header.url == url || entries(file, header)?.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "it holds what a server of {} answered and did not publish: give each volume a directory of its own, or give that up with \
+         hypernbd buffer discard {}",
+        header.url,
+        path.display()
+    )))
 }
 
 /// What others may write cannot be trusted to be what was answered.

@@ -14,6 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checksum::crc32c;
+use crate::stored_text;
 use crate::volume_id::VolumeId;
 
 /// The first bytes of every buffer file.
@@ -21,10 +22,11 @@ pub(super) const MAGIC: &[u8; 8] = b"HNBDBUF1";
 /// Bytes before the first chunk.
 pub(super) const HEAD_BYTES: u64 = 4096;
 /// Where the two headers are, and the room of each.
-const HEADERS_AT: [usize; 2] = [64, 1088];
-const HEADER_BYTES: usize = 1024;
+const HEADERS_AT: [usize; 2] = [64, 1600];
+/// An URL has some 1,200 bytes at most.
+const HEADER_BYTES: usize = 1536;
 /// Where the two floors are.
-const FLOORS_AT: [usize; 2] = [2560, 2624];
+const FLOORS_AT: [usize; 2] = [3200, 3264];
 const FLOOR_BYTES: usize = 32;
 
 /// Bytes of a chunk.
@@ -54,8 +56,10 @@ pub(super) fn chunk_at(chunk: u32) -> u64 {
 pub(crate) struct Header {
     /// Of the format.
     pub version: u32,
-    /// The volume whose changes it holds.
+    /// The volume whose changes it holds, and where that is.
     pub volume_id: VolumeId,
+    #[serde(deserialize_with = "stored_text::printable")]
+    pub url: String,
     /// Of the machine's start: what was not synced before the last one is not there.
     pub boot_id: String,
     /// Token of the lease under which the changes were answered, or taken over for recovery.
@@ -271,6 +275,7 @@ mod tests {
         Header {
             version: VERSION,
             volume_id: VolumeId::from_uuid(uuid::Uuid::from_u128(1)),
+            url: "s3://bucket/vol/".into(),
             boot_id: "b".repeat(36),
             owner: "o".repeat(32),
             claimants: vec!["c".repeat(32); CLAIMANTS_MAX],

@@ -21,6 +21,8 @@ pub struct Left {
     pub is_set_aside: bool,
     /// The volume it belongs to; none where the file cannot be read.
     pub volume_id: Option<VolumeId>,
+    /// Where that volume is.
+    pub url: Option<String>,
     /// Changes that were answered and not published.
     pub changes: u64,
     /// Bytes that they write or zero.
@@ -91,6 +93,7 @@ pub(super) fn describe(
         path: path.to_owned(),
         is_set_aside,
         volume_id: header.as_ref().ok().map(|header| header.volume_id),
+        url: header.as_ref().ok().map(|header| header.url.clone()),
         changes: entries.len() as u64,
         bytes: entries.iter().map(|(_, entry)| entry.len_bytes).sum(),
         damage: read.err(),

@@ -3,6 +3,8 @@ use crate::buffer_file::format::{DATA_BYTES, Kind};
 use crate::buffer_file::kept::{Kept, NoRoom};
 use crate::buffer_file::left::{discard, look};
 
+const URL: &str = "s3://bucket/vol/";
+
 /// A change as a test makes it: what a write writes is told by one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Made {
@@ -49,7 +51,7 @@ impl Place {
 
     /// A claim of a file of this many chunks.
     fn claim(&self, token: &str, chunks: u32) -> BufferDir {
-        let mut dir = BufferDir::claim(&self.path(), self.volume_id, 16 << 20, token).unwrap();
+        let mut dir = BufferDir::claim(&self.path(), self.volume_id, URL, 16 << 20, token).unwrap();
         dir.chunks = chunks;
         dir
     }
@@ -194,6 +196,22 @@ fn changes_to_another_volume_are_set_aside() {
 }
 
 #[test]
+fn the_changes_of_a_volume_elsewhere_are_in_the_way() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    let other = "s3://bucket/other/";
+    let claimed = BufferDir::claim(&place.path(), place.volume_id, other, 16 << 20, "two");
+    for error in [
+        claimed.unwrap_err(),
+        BufferDir::check(&place.path(), other, 16 << 20).unwrap_err(),
+    ] {
+        let error = error.to_string();
+        assert!(error.contains(URL) && error.contains("buffer discard"), "{error}");
+    }
+    assert_eq!(place.recover("three", Some("one")), Some(vec![write(0, 4096, 1)]));
+}
+
+#[test]
 fn changes_from_before_the_machine_was_started_are_set_aside() {
     let place = Place::new();
     make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
@@ -211,14 +229,14 @@ fn a_damaged_header_is_set_aside_and_a_foreign_file_is_left_alone() {
     make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
     let file = place.path().join(FILE);
     let mut bytes = fs::read(&file).unwrap();
-    bytes[64..2560].fill(7);
+    bytes[64..3200].fill(7);
     fs::write(&file, &bytes).unwrap();
     assert_eq!(place.recover("two", Some("one")), None);
     assert_eq!(place.names(SET_ASIDE).len(), 1);
     assert!(look(&place.path()).unwrap()[0].damage.is_some());
 
     fs::write(&file, "a person's own").unwrap();
-    let error = BufferDir::claim(&place.path(), place.volume_id, 16 << 20, "three").unwrap_err();
+    let error = BufferDir::claim(&place.path(), place.volume_id, URL, 16 << 20, "three").unwrap_err();
     assert!(
         error.to_string().contains("not the file of a write buffer"),
         "{error}"
@@ -344,9 +362,9 @@ fn a_file_that_cannot_be_written_is_removed_and_changes_go_on() {
 fn a_directory_is_one_servers_and_private() {
     let place = Place::new();
     let kept = place.begin("one", None, 4);
-    let error = BufferDir::claim(&place.path(), place.volume_id, 16 << 20, "two").unwrap_err();
+    let error = BufferDir::claim(&place.path(), place.volume_id, URL, 16 << 20, "two").unwrap_err();
     assert!(error.to_string().contains("another server uses it"), "{error}");
-    BufferDir::check(&place.path(), 16 << 20).unwrap_err();
+    BufferDir::check(&place.path(), URL, 16 << 20).unwrap_err();
     discard(&place.path()).unwrap_err();
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!(mode(&place.path()), 0o700);
@@ -357,8 +375,8 @@ fn a_directory_is_one_servers_and_private() {
 
     fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     for error in [
-        BufferDir::check(&place.path(), 16 << 20).unwrap_err(),
-        BufferDir::claim(&place.path(), place.volume_id, 16 << 20, "two").unwrap_err(),
+        BufferDir::check(&place.path(), URL, 16 << 20).unwrap_err(),
+        BufferDir::claim(&place.path(), place.volume_id, URL, 16 << 20, "two").unwrap_err(),
     ] {
         assert!(error.to_string().contains("others may write to it"), "{error}");
     }
@@ -367,10 +385,12 @@ fn a_directory_is_one_servers_and_private() {
 #[test]
 fn too_little_room_is_said_with_the_number() {
     let place = Place::new();
-    let error = BufferDir::check(&place.path(), 1 << 50).unwrap_err().to_string();
+    let error = BufferDir::check(&place.path(), URL, 1 << 50)
+        .unwrap_err()
+        .to_string();
     for part in ["1.25 PiB are needed", "of 1 PiB", "free"] {
         assert!(error.contains(part), "{error}");
     }
     assert!(!place.path().exists());
-    BufferDir::check(&place.path(), 16 << 20).unwrap();
+    BufferDir::check(&place.path(), URL, 16 << 20).unwrap();
 }

@@ -163,7 +163,7 @@ fn begin<'a>(
         }
         let label = looked.settle_label(options.adopt).await?;
         let (store, seen) = (looked.store, looked.newest);
-        let claim = Claim::new(options, label.volume_id)?;
+        let claim = Claim::new(options, label.volume_id, &store.url)?;
         let lease_options = LeaseOptions {
             is_copied,
             token: Some(claim.token.clone()),
@@ -204,7 +204,7 @@ fn begin_sighted<'a>(
         let store = store::unproved(url, store_options).await?;
         let (volume_id, seen) = (sighting.volume_id, sighting.newest);
         let (parent, origin) = (sighting.parent, sighting.origin);
-        let claim = Claim::new(options, volume_id)?;
+        let claim = Claim::new(options, volume_id, url)?;
         let lease_options = LeaseOptions {
             token: Some(claim.token.clone()),
             ..options.lease.clone()

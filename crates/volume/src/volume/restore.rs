@@ -9,6 +9,7 @@ use crate::error::VolumeError;
 use crate::lease::{self, Lease};
 use crate::options::VolumeOptions;
 use crate::units::format_size;
+use crate::url::VolumeUrl;
 use crate::volume_id::VolumeId;
 
 /// How long a volume that could not be restored may take to close.
@@ -26,10 +27,11 @@ impl Claim {
     ///
     /// # Errors
     /// As [`BufferDir::claim`].
-    pub fn new(options: &VolumeOptions, volume_id: VolumeId) -> Result<Self, VolumeError> {
+    pub fn new(options: &VolumeOptions, volume_id: VolumeId, url: &VolumeUrl) -> Result<Self, VolumeError> {
         let token = lease::new_token();
         let dir = options.write_buffer_dir.as_ref();
-        let dir = dir.map(|path| BufferDir::claim(path, volume_id, options.write_buffer_bytes, &token));
+        let url = url.to_string();
+        let dir = dir.map(|path| BufferDir::claim(path, volume_id, &url, options.write_buffer_bytes, &token));
         Ok(Self {
             dir: dir.transpose()?,
             token,
