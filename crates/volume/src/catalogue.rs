@@ -6,8 +6,10 @@
 //! ([`Catalogue`]); one missing at the end is added when the volume is opened.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use log::warn;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -65,6 +67,13 @@ impl Recorder for NoRecorder {
     }
 }
 
+/// Numbers that one request lists, most often: a page has 1,000 keys.
+const PART_NUMBERS: u64 = 1000;
+/// The most parts: numbers may be far apart.
+const PARTS_MAX: u64 = 128;
+/// Requests of one listing at once.
+const LISTS_AT_ONCE: usize = 64;
+
 /// Where the entries are, below the volume's `.meta/`.
 pub(crate) const ENTRIES: &str = "checkpoints/";
 
@@ -80,6 +89,35 @@ pub fn entry_name(cno: u64) -> String {
 pub(crate) async fn numbers(store: &Store) -> Result<Vec<u64>, VolumeError> {
     let listed = store.list(&store.meta_key(ENTRIES)).await?;
     Ok(numbers_of(store, &listed))
+}
+
+/// The entries of checkpoints up to this number, ascending: as [`numbers`], with many requests at once, and when each entry was
+/// written, by the store's clock.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn numbers_up_to(store: &Store, newest: u64) -> Result<Vec<(u64, SystemTime)>, VolumeError> {
+    listed_in_parts(store, newest, PART_NUMBERS.max(newest.div_ceil(PARTS_MAX))).await
+}
+
+async fn listed_in_parts(
+    store: &Store,
+    newest: u64,
+    part: u64,
+) -> Result<Vec<(u64, SystemTime)>, VolumeError> {
+    let key = |cno: u64| store.meta_key(&entry_name(cno));
+    let prefix = store.meta_key(ENTRIES);
+    let listed = stream::iter((0..newest).step_by(part as usize)).map(|from| {
+        let (after, until) = (key(from), key((from + part).min(newest)));
+        let prefix = &prefix;
+        async move { store.list_between(prefix, &after, &until).await }
+    });
+    let listed: Vec<Vec<ObjectEntry>> = listed.buffered(LISTS_AT_ONCE).try_collect().await?;
+    let numbered = listed.iter().flatten().filter_map(|object| {
+        let number = numbers_of(store, std::slice::from_ref(object)).first().copied()?;
+        Some((number, object.last_modified))
+    });
+    Ok(numbered.collect())
 }
 
 /// The numbers of the entries among these objects.

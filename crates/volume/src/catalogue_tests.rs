@@ -85,3 +85,28 @@ fn entries_of_earlier_releases_are_read() {
         serde_json::from_str(r#"{"cno":3,"published_ms":1,"size_bytes":2,"epoch":1}"#).unwrap();
     assert_eq!((entry.generation, entry.is_repaired), (0, false));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_listed_in_parts_as_they_are_in_one() {
+    let (_dir, store) = store().await;
+    let mut all = Vec::new();
+    for cno in (1..=90).filter(|cno| cno % 7 != 0 && !(30..50).contains(cno)) {
+        let entry = CatalogueEntry::of(checkpoint(cno), cno, 1);
+        write_entry(&store, &entry).await.unwrap();
+        all.push(cno);
+    }
+    for (newest, part) in [
+        (90, 1000),
+        (90, 10),
+        (90, 1),
+        (55, 8),
+        (1, 1000),
+        (0, 1000),
+        (5000, 1000),
+    ] {
+        let listed = listed_in_parts(&store, newest, part).await.unwrap();
+        let listed: Vec<u64> = listed.into_iter().map(|(number, _)| number).collect();
+        let expected: Vec<u64> = all.iter().copied().filter(|cno| *cno <= newest).collect();
+        assert_eq!(listed, expected, "up to {newest} by {part}");
+    }
+}

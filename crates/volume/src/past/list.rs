@@ -1,6 +1,7 @@
 //! The published checkpoints of a volume, and which one a person means.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
@@ -18,6 +19,8 @@ use crate::options::StoreOptions;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 
+/// How far the clocks of servers and store may be apart, for leaving out what is certainly too old.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Entries read at once.
 const READS_AT_ONCE: usize = 64;
 /// Parts that a search by time divides what is left into: each costs a request, all of them one round trip.
@@ -93,12 +96,15 @@ pub async fn list(
 ) -> Result<Vec<Listed>, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let data = async { Ok(store.list(&store.data_key("")).await?) };
-    let (_, numbers, objects, named) = try_join!(
-        stored_inode::load(&store),
-        catalogue::numbers(&store),
-        data,
-        snapshots::load_all(&store)
-    )?;
+    let numbers = async {
+        let (inode, _) = stored_inode::load(&store).await?;
+        catalogue::numbers_up_to(&store, inode.i_last_cno).await
+    };
+    let (numbers, objects, named) = try_join!(numbers, data, snapshots::load_all(&store))?;
+    // An entry is written after its publish, so what was written long before is not asked for.
+    let oldest = UNIX_EPOCH + Duration::from_millis(since_ms).saturating_sub(CLOCKS_APART_MAX);
+    let numbers = numbers.into_iter().filter(|(_, written)| *written >= oldest);
+    let numbers: Vec<u64> = numbers.map(|(number, _)| number).collect();
     let mut written: BTreeMap<u64, u64> = BTreeMap::new();
     let data_prefix = store.data_key("");
     for object in &objects {
@@ -223,7 +229,9 @@ async fn by_number(store: &Store, cno: u64) -> Result<Option<Point>, VolumeError
 /// The newest checkpoint that was published at this time or before. Times are those of servers' clocks; where one went back, the
 /// search may find another checkpoint that was published before this time.
 async fn by_time(store: &Store, ms: u64) -> Result<Option<Point>, VolumeError> {
-    let numbers = catalogue::numbers(store).await?;
+    let (inode, _) = stored_inode::load(store).await?;
+    let numbers = catalogue::numbers_up_to(store, inode.i_last_cno).await?;
+    let numbers: Vec<u64> = numbers.into_iter().map(|(number, _)| number).collect();
     let in_time = count_in_time(store, &numbers, ms).await?;
     for cno in numbers[..in_time].iter().rev() {
         if let Some(found) = by_number(store, *cno).await? {

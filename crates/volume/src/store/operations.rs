@@ -370,12 +370,40 @@ impl Store {
         Ok(entries)
     }
 
+    /// As [`Self::list_after`], of those up to the key `until`, with about as many requests as these alone take.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_between(
+        &self,
+        prefix: &str,
+        after: &str,
+        until: &str,
+    ) -> Result<Vec<ObjectEntry>, StoreError> {
+        let is_past = |entries: &[ObjectEntry]| entries.last().is_some_and(|last| last.key.as_str() >= until);
+        let mut entries = self.list_until(prefix, Some(after.to_owned()), is_past).await?;
+        entries.retain(|entry| entry.key.as_str() > after && entry.key.as_str() <= until);
+        Ok(entries)
+    }
+
     async fn list_from(&self, prefix: &str, after: Option<String>) -> Result<Vec<ObjectEntry>, StoreError> {
+        self.list_until(prefix, after, |_| false).await
+    }
+
+    /// Page by page, until `is_enough` of what was listed.
+    async fn list_until(
+        &self,
+        prefix: &str,
+        after: Option<String>,
+        is_enough: impl Fn(&[ObjectEntry]) -> bool,
+    ) -> Result<Vec<ObjectEntry>, StoreError> {
         let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
         let request = request.set_start_after(after);
         let mut pages = request.into_paginator().send();
         let mut entries = Vec::new();
-        while let Some(page) = pages.next().await {
+        while !is_enough(&entries)
+            && let Some(page) = pages.next().await
+        {
             let page = page.map_err(|error| self.error("list", prefix, error))?;
             entries.extend(
                 page.contents
