@@ -6,6 +6,7 @@ What is left is nothing, or what the same verb, given again, finishes; never som
 import re
 from dataclasses import dataclass
 
+import nbd
 import pytest
 
 from support.faulty import Fault, FaultyProxy
@@ -135,3 +136,52 @@ def test_resize(store, proxy, make_server, tmp_path, how):
         assert f"({other} bytes)" in again(volume, "info", volume.url), at
         size = other
     assert number > 10, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_rollback(store, proxy, make_server, tmp_path, how):
+    """It reads as before or as it is to, and the snapshots of both read as they did."""
+    volume = create_volume(store, SIZE, 64 * KI, "rolled-back")
+    server = make_server(volume)
+    for tag in (5, 6):
+        publish(server, tag)
+        again(volume, "snapshot", "create", volume.url, f"with-{tag}")
+    now = 6
+    for number in range(1, REQUESTS_MAX):
+        other = 11 - now
+        words = ["rollback", volume.url, f"@with-{other}", "--yes"]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        server.start()
+        with server.connect() as client:
+            found = client.pread(MI, 0)
+            assert found in (pattern(MI, now), pattern(MI, other)), at
+        for tag in (5, 6):
+            past = nbd.NBD()
+            past.set_export_name(f"@with-{tag}")
+            past.connect_unix(str(server.socket))
+            assert past.pread(MI, 0) == pattern(MI, tag), at
+            past.shutdown()
+        assert server.terminate() == 0, server.log_text()
+        again(volume, *words)
+        assert_reads(server, {0: pattern(MI, other)})
+        now = other
+    assert number > 10, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_snapshot_create(store, proxy, make_server, tmp_path, how):
+    """The name is there, or not; given again, the verb says which."""
+    volume = create_volume(store, SIZE, 64 * KI, "named")
+    publish(make_server(volume), 5)
+    for number in range(1, REQUESTS_MAX):
+        words = ["snapshot", "create", volume.url, f"name-{number}"]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        is_there = f"name-{number}" in again(volume, "snapshot", "list", volume.url)
+        once_more = volume.cli(*words)
+        assert (once_more.returncode != 0) == is_there, (at, once_more.stderr)
+        assert f"name-{number}" in again(volume, "snapshot", "list", volume.url), at
+    assert number > 2, "the verb was not interrupted where it matters"
