@@ -127,11 +127,17 @@ pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
 /// A checkpoint of the volume for a new connection.
 pub fn connect_past(at: &Past) -> Result<Arc<Volume>> {
     let config = config()?;
-    wait_for(|| {
+    shared().as_mut().ok_or_else(shutting_down)?.past.wait(at);
+    let connected = wait_for(|| {
         let mut shared = shared();
         let shared = shared.as_mut().ok_or_else(shutting_down)?;
         shared.past.connect(&shared.runtime, config, at)
-    })
+    });
+    let unused = shared().as_mut().and_then(|shared| shared.past.waited(at));
+    if let Some(volume) = unused {
+        close(&volume);
+    }
+    connected
 }
 
 /// Looks until the volume is open.
@@ -300,9 +306,19 @@ fn stop_all() {
 fn close(volume: &Volume) {
     let timeout = params::config().map_or(VolumeOptions::default().io_timeout, |c| c.volume.io_timeout);
     if let Err(error) = volume.close(timeout) {
-        let lost = "writes after the last flush or checkpoint are lost";
-        log::error!("closing the volume: {}; {lost}", error.chain());
-        report_loss();
+        match volume.kept_in() {
+            Some(file) => log::error!(
+                "closing the volume: {}; what was answered and not published is in {}, and the next server of the volume on this \
+                 machine applies it",
+                error.chain(),
+                file.display()
+            ),
+            None => {
+                let lost = "writes after the last flush or checkpoint are lost";
+                log::error!("closing the volume: {}; {lost}", error.chain());
+                report_loss();
+            }
+        }
     }
 }
 

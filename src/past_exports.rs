@@ -22,6 +22,14 @@ struct Slot {
     opening: Option<Opening>,
     volume: Option<Arc<Volume>>,
     connections: usize,
+    /// Connections that wait for it.
+    waiting: usize,
+}
+
+impl Slot {
+    fn is_unused(&self) -> bool {
+        self.connections == 0 && self.waiting == 0
+    }
 }
 
 /// All of them.
@@ -31,18 +39,40 @@ pub struct PastExports {
 }
 
 impl PastExports {
+    /// A connection begins to wait for a checkpoint; [`Self::waited`] must follow.
+    pub fn wait(&mut self, at: &Past) {
+        self.slots.entry(at.to_string()).or_default().waiting += 1;
+    }
+
+    /// A connection waits no more: it has its checkpoint, or has given up. The volume to be closed, when nobody uses it: the next
+    /// one that asks for this name may mean another checkpoint.
+    pub fn waited(&mut self, at: &Past) -> Option<Arc<Volume>> {
+        let slot = self.slots.get_mut(&at.to_string())?;
+        slot.waiting = slot.waiting.saturating_sub(1);
+        self.remove_unused(at)
+    }
+
+    fn remove_unused(&mut self, at: &Past) -> Option<Arc<Volume>> {
+        let name = at.to_string();
+        if !self.slots.get(&name)?.is_unused() {
+            return None;
+        }
+        let slot = self.slots.remove(&name)?;
+        if let Some(opening) = slot.opening {
+            opening.give_up();
+        }
+        slot.volume
+    }
+
     /// The checkpoint for a new connection, if it is open; else its opening, begun if there is none.
     pub fn connect(&mut self, runtime: &Runtime, config: &'static ServeConfig, at: &Past) -> Result<Look> {
-        let name = at.to_string();
-        let slot = self.slots.entry(name.clone()).or_default();
+        let slot = self.slots.entry(at.to_string()).or_default();
         if let Some(opened) = slot.opening.as_ref().and_then(Opening::ended) {
             slot.opening = None;
             match opened {
                 Ok(volume) => slot.volume = Some(volume),
-                Err(e) => {
-                    self.slots.remove(&name);
-                    return Err(errno::of(&e));
-                }
+                // The next connection tries again.
+                Err(e) => return Err(errno::of(&e)),
             }
         }
         if let Some(volume) = &slot.volume {
@@ -58,13 +88,9 @@ impl PastExports {
 
     /// A connection has ended. The volume to be closed, when it was the last one.
     pub fn disconnect(&mut self, at: &Past) -> Option<Arc<Volume>> {
-        let name = at.to_string();
-        let slot = self.slots.get_mut(&name)?;
+        let slot = self.slots.get_mut(&at.to_string())?;
         slot.connections = slot.connections.saturating_sub(1);
-        match slot.connections {
-            0 => self.slots.remove(&name)?.volume,
-            _ => None,
-        }
+        self.remove_unused(at)
     }
 
     /// Any checkpoint that is open.

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -231,3 +232,54 @@ def test_one_directory_is_one_servers(make_volume, make_server, tmp_path):
     assert process.wait(60) != 0
     assert "another server uses it" in second.log_text()
     first.assert_running()
+
+
+@pytest.mark.s3_only
+def test_an_end_that_cannot_publish(make_volume, make_server, minio, tmp_path):
+    """The store is away, and the server is told to stop: nothing is lost, and the next server has it."""
+    proxy = LossyProxy(minio.endpoint)
+    try:
+        volume = make_volume(SIZE, 64 * KI)
+        server = kept(make_server, volume, tmp_path, endpoint_url=proxy.endpoint, io_timeout="2s").start()
+        with server.connect() as client:
+            client.pwrite(pattern(MI, 1), 0)
+            proxy.rule = Rule("refuse", ANY_WRITE)
+        assert server.terminate() == 0
+        assert "applies it" in server.log_text() and "are lost" not in server.log_text()
+        proxy.rule = None
+        server.start()
+        with server.connect() as client:
+            assert client.pread(MI, 0) == pattern(MI, 1)
+    finally:
+        proxy.close()
+
+
+@pytest.mark.file_only
+def test_a_backup_restored_in_place(make_volume, make_server, tmp_path):
+    """The objects of the volume are those of before: what was answered upon later ones is set aside."""
+    volume = make_volume(SIZE, 64 * KI)
+    server = kept(make_server, volume, tmp_path).start()
+    root = tmp_path / "store" / "volume-1" / "objects"
+    assert root.is_dir()
+    with server.connect() as client:
+        client.pwrite(pattern(MI, 1), 0)
+        client.flush()
+        shutil.copytree(root, tmp_path / "backup")
+        client.pwrite(pattern(MI, 2), 0)
+        client.flush()
+        client.pwrite(pattern(64 * KI, 3), 0)
+        server.kill()
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "backup", root)
+    server.start()
+    with server.connect() as client:
+        assert client.pread(MI, 0) == pattern(MI, 1)
+    assert "does not have the checkpoint" in server.log_text()
+
+
+@pytest.mark.file_only
+def test_the_volumes_own_directory_is_refused(make_volume, make_server, tmp_path):
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(volume, write_buffer_dir=str(tmp_path / "store" / "volume-1"))
+    assert server.spawn().wait(60) != 0
+    assert "the directory of backend_url" in server.log_text()

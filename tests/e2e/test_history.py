@@ -12,6 +12,7 @@ import pytest
 from support.model import Model, block_status, extent_map, pattern, random_change, read_all
 from support.process import check, spawn, wait_for
 from support.server import KI, MI, TI, leave
+from support.stores import S3Store
 
 SIZE = 16 * MI
 
@@ -222,6 +223,28 @@ def test_names_that_are_none_are_refused(make_volume, make_server):
         client.pread(512, 0)
 
 
+@pytest.mark.s3_only
+def test_a_time_ago_is_looked_up_for_each_client(make_volume, make_server, own_minio, seed):
+    """A client that went away while its export was opened leaves nothing behind that the next one would be given."""
+    volume = make_volume(SIZE, 64 * KI, in_store=S3Store(own_minio))
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        for tag in (1, 2):
+            client.pwrite(pattern(64 * KI, tag), 0)
+            client.flush()
+            if tag == 1:
+                own_minio.pause()
+                gone = nbd.NBD()
+                gone.set_export_name("@-0s")
+                gone.aio_connect_unix(str(server.socket))
+                for _ in range(20):
+                    gone.poll(50)
+                del gone
+                own_minio.resume()
+                time.sleep(1)
+        assert read_at(server, "@-0s", 64 * KI) == pattern(64 * KI, 2)
+
+
 def test_a_checkpoint_by_its_time(make_volume, make_server):
     volume = make_volume(SIZE, 64 * KI)
     server = make_server(volume, checkpoint_interval="1h").start()
@@ -255,6 +278,8 @@ def test_a_rollback_and_its_undoing(make_volume, make_server, seed, block_bytes)
     newest = bytes(model.data)
     target = rng.choice(sorted(kept)[:-1])
     assert "--yes" in verb(volume, "rollback", volume.url, f"@{target}", status=1)
+    newest_number = max(kept)
+    assert "the newest" in verb(volume, "rollback", volume.url, f"@{newest_number}", "--yes", status=1)
     said = verb(volume, "rollback", volume.url, f"@{target}", "--yes")
     before = said.split()[-1]
     assert before.startswith("before-rollback-")

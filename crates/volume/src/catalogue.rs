@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::now_ms;
 use crate::engine::{Checkpoint, CheckpointId, InodeCheck};
 use crate::error::VolumeError;
+use crate::history::NewestCheckpoint;
 use crate::log::marker::{self, Marker};
 use crate::store::{ETag, ObjectEntry, Store, StoreErrorKind};
 
@@ -139,11 +140,12 @@ enum Message {
 pub struct Catalogue {
     messages: mpsc::UnboundedSender<Message>,
     epoch: u64,
+    newest: NewestCheckpoint,
 }
 
 impl Catalogue {
-    /// Starts the writer on the current runtime.
-    pub fn start(store: Store, epoch: u64) -> Arc<Self> {
+    /// Starts the writer on the current runtime. `newest` gets each checkpoint that is published.
+    pub fn start(store: Store, epoch: u64, newest: NewestCheckpoint) -> Arc<Self> {
         let (messages, mut inbox) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(message) = inbox.recv().await {
@@ -164,7 +166,11 @@ impl Catalogue {
                 }
             }
         });
-        Arc::new(Self { messages, epoch })
+        Arc::new(Self {
+            messages,
+            epoch,
+            newest,
+        })
     }
 
     /// Waits until all entries are written; takes none afterwards.
@@ -181,6 +187,7 @@ impl Recorder for Catalogue {
     async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError> {
         if let Some(checkpoint) = checkpoint {
             let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
+            self.newest.set(checkpoint.id);
             let _ = self.messages.send(Message::Entry(entry));
         }
         Ok(())

@@ -174,6 +174,14 @@ pub enum OptionError {
     /// No volume named.
     #[error("the parameter backend_url is missing: name the volume, as in backend_url=s3://bucket/volume/")]
     MissingUrl,
+    /// The directory of the write buffer's file is another one's.
+    #[error("write_buffer_dir={dir} is the directory of {other}: name one of its own")]
+    SharedDirectory {
+        /// The directory.
+        dir: String,
+        /// The parameter that names it, too.
+        other: &'static str,
+    },
     /// The log's URL and the volume's name the same place.
     #[error(
         "backend_wal_url={wal} lies within the volume {volume}, or the volume within it: give the log a prefix of its own"
@@ -240,6 +248,7 @@ impl ServeOptions {
             let wal = wal.clone();
             return Err(OptionError::LogInVolume { wal, volume: url });
         }
+        check_buffer_dir(&url, &volume)?;
         let by_default = match volume.wal_url {
             Some(_) => CHECKPOINT_INTERVAL_WITH_LOG,
             None => CHECKPOINT_INTERVAL,
@@ -278,6 +287,23 @@ impl ServeOptions {
         }
         Ok(store)
     }
+}
+
+/// The write buffer's file needs a directory of its own, not one that others keep their files in.
+fn check_buffer_dir(url: &VolumeUrl, volume: &VolumeOptions) -> Result<(), OptionError> {
+    let Some(dir) = &volume.write_buffer_dir else {
+        return Ok(());
+    };
+    let is_within = |url: &VolumeUrl| matches!(url, VolumeUrl::File { path } if dir.starts_with(path));
+    let other = match &volume.wal_url {
+        _ if is_within(url) => "backend_url",
+        Some(wal) if is_within(wal) => "backend_wal_url",
+        _ => return Ok(()),
+    };
+    Err(OptionError::SharedDirectory {
+        dir: dir.display().to_string(),
+        other,
+    })
 }
 
 /// Whether one of two places lies within the other.

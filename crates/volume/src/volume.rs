@@ -4,6 +4,7 @@
 //! runtime's own. Requests that need no I/O (writes into the buffer, reads of buffered bytes) never leave the caller's
 //! thread.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -379,6 +380,11 @@ impl Volume {
             }
         });
         Ok(extents.take(if one_only { 1 } else { usize::MAX }).collect())
+    }
+
+    /// Where what was answered and is not published survives this process, if it does.
+    pub fn kept_in(&self) -> Option<&Path> {
+        self.kept.get().and_then(|kept| kept.kept_in())
     }
 
     /// How far durability is behind.

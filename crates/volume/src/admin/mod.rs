@@ -104,7 +104,7 @@ async fn take_lease(
         Some(found) => found.label,
         None => label::settle(store, None, None, false).await?,
     };
-    Lease::take(store, label.volume_id, &options, seen).await
+    Lease::take(store, label.volume_id, &options, seen, &mut |_| Ok(())).await
 }
 
 /// Makes the list of checkpoints agree with the container, for the owner of this lease. Returns the generation that is published.

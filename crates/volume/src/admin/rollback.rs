@@ -37,14 +37,22 @@ pub struct RolledBack {
 /// The checkpoint that a rollback would go back to, and the one that is the newest now. Changes nothing.
 ///
 /// # Errors
-/// As [`past::find`].
+/// As [`past::find`]; [`VolumeError::InvalidInput`] when the two are one.
 pub async fn look(
     url: &VolumeUrl,
     store_options: &StoreOptions,
     at: &At,
 ) -> Result<(Point, Point), VolumeError> {
     let store = store::connect(url, store_options).await?;
-    futures::try_join!(past::find(&store, Some(at)), past::find(&store, None))
+    check_closed(&store).await?;
+    let (to, newest) = futures::try_join!(past::find(&store, Some(at)), past::find(&store, None))?;
+    match to.id() == newest.id() {
+        true => Err(VolumeError::InvalidInput(format!(
+            "checkpoint {} is the newest of {url} already: there is nothing to roll back",
+            to.number()
+        ))),
+        false => Ok((to, newest)),
+    }
 }
 
 /// Makes the volume read as it did at a checkpoint. A server running on it must be stopped first.
@@ -66,11 +74,16 @@ pub async fn rollback(
     rolled_back
 }
 
-/// With the lease: what was seen before it was taken may have changed by then.
-async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<RolledBack, VolumeError> {
+/// Refuses a volume whose log was not ended: it may hold flushed writes.
+async fn check_closed(store: &Store) -> Result<(), VolumeError> {
     let marker = marker::load(store).await?.map(|(marker, _)| marker);
     let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.url);
-    check_log(&store.url, unfinished.as_deref(), "roll it back")?;
+    check_log(&store.url, unfinished.as_deref(), "roll it back")
+}
+
+/// With the lease: what was seen before it was taken may have changed by then.
+async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<RolledBack, VolumeError> {
+    check_closed(store).await?;
     // The state before gets its entry and its name, and so does not depend on this ending well.
     let generation = super::settle_history(store, lease).await?;
     let before = past::free_name(BEFORE)?;

@@ -7,20 +7,22 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::file::{Found, Recovered, entries, find, give_room_back, make, put_header};
+use super::file::{Found, Recovered, base, entries, find, give_room_back, make, put_header};
 use super::format::{CHUNK_BYTES, CLAIMANTS_MAX, Header, VERSION, chunk_at};
 use super::kept::Kept;
 use super::left::describe;
 use crate::cache_state::boot_id;
 use crate::clock::now_ms;
 use crate::error::VolumeError;
+use crate::history::NewestCheckpoint;
 use crate::units::{MIB, format_size};
 use crate::volume_id::VolumeId;
 
 pub(super) const FILE: &str = "buffer";
 /// The file while it is being made.
 const NEW_FILE: &str = "buffer.new";
-const LOCK: &str = "lock";
+/// Not the name of a lock that other directories of ours have.
+const LOCK: &str = "buffer.lock";
 /// Begins the names of files that were set aside.
 pub(super) const SET_ASIDE: &str = "set-aside-";
 
@@ -92,21 +94,8 @@ impl BufferDir {
                 _ => check_private(path)?,
             }
             let lock = lock(path)?;
-            let mut found = find(&path.join(FILE))?;
+            let found = find(&path.join(FILE))?;
             check_place(path, found.as_ref(), url)?;
-            if let Some(Found {
-                file,
-                count,
-                header: Ok(header),
-            }) = &mut found
-            {
-                let known = header.claimants.len();
-                header
-                    .claimants
-                    .drain(..(known + 1).saturating_sub(CLAIMANTS_MAX));
-                header.claimants.push(token.to_owned());
-                put_header(file, header, count)?;
-            }
             Ok(Self {
                 path: path.to_owned(),
                 volume_id,
@@ -118,6 +107,37 @@ impl BufferDir {
             })
         };
         claimed().map_err(|e| unusable(path, &e))
+    }
+
+    /// Notes, before the lease is put, that it is to be put in the place of `predecessor`'s: were this server killed right after
+    /// that, or never told that it was done, the next one must know that nothing was made of the volume in between.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFile`].
+    pub fn about_to_replace(&mut self, predecessor: Option<&str>) -> Result<(), VolumeError> {
+        let Some(Found {
+            file,
+            count,
+            header: Ok(header),
+        }) = &mut self.found
+        else {
+            return Ok(());
+        };
+        let Some(predecessor) = predecessor.filter(|token| is_known(header, token)) else {
+            // The changes will not be applied, and this token must not say that they may be.
+            return Ok(());
+        };
+        if header.owner != predecessor {
+            // It is there, so no lease that was to be put over the one before it can come any more.
+            predecessor.clone_into(&mut header.owner);
+            header.claimants.clear();
+        }
+        let known = header.claimants.len();
+        header
+            .claimants
+            .drain(..(known + 1).saturating_sub(CLAIMANTS_MAX));
+        header.claimants.push(self.token.clone());
+        put_header(file, header, count).map_err(|e| unusable(&self.path, &e))
     }
 
     /// Once the lease is taken: what is to be applied of what was found. `predecessor` is the token of the lease that this
@@ -149,13 +169,30 @@ impl BufferDir {
                         header.claimants.clear();
                         put_header(&found.file, header, &mut found.count)?;
                         let file = found.file.try_clone()?;
-                        return Ok(Some(Recovered { path, file, entries }));
+                        let base = base(&file, header)?;
+                        return Ok(Some(Recovered {
+                            path,
+                            file,
+                            base,
+                            entries,
+                        }));
                     }
                 }
             }
         };
         self.set_aside(&reason)?;
         Ok(None)
+    }
+
+    /// Sets aside what [`Self::settle`] had found to be applied: the volume does not have the checkpoint that it was made upon.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFile`].
+    pub fn refuse(&mut self, recovered: Recovered) -> Result<(), VolumeError> {
+        drop(recovered);
+        let reason = "the volume does not have the checkpoint that they were made upon: it was restored from a backup, rolled back \
+                      by another tool, or made anew";
+        self.set_aside(reason).map_err(|e| unusable(&self.path, &e))
     }
 
     fn set_aside(&mut self, reason: &str) -> io::Result<()> {
@@ -183,11 +220,11 @@ impl BufferDir {
     ///
     /// # Errors
     /// [`VolumeError::BufferFile`].
-    pub fn begin(&mut self) -> Result<Kept, VolumeError> {
-        self.begin_anew().map_err(|e| unusable(&self.path, &e))
+    pub fn begin(&mut self, newest: NewestCheckpoint) -> Result<Kept, VolumeError> {
+        self.begin_anew(newest).map_err(|e| unusable(&self.path, &e))
     }
 
-    fn begin_anew(&mut self) -> io::Result<Kept> {
+    fn begin_anew(&mut self, newest: NewestCheckpoint) -> io::Result<Kept> {
         let path = self.path.join(FILE);
         let header = Header {
             version: VERSION,
@@ -196,6 +233,7 @@ impl BufferDir {
             boot_id: boot_id(),
             owner: self.token.clone(),
             claimants: Vec::new(),
+            base: newest.get(),
             nonce: fastrand::u64(1..),
             chunks: self.chunks,
         };
@@ -216,16 +254,17 @@ impl BufferDir {
                 }
                 made.map_err(|e| match e.kind() {
                     ErrorKind::StorageFull => io::Error::other(format!(
-                        "{} are needed, and there is less room ({e}); make room, name another directory, or set a smaller \
-                         write_buffer",
-                        format_size(chunk_at(self.chunks))
+                        "{} are needed, and there is less room ({e}); give up what was set aside there with hypernbd buffer \
+                         discard {}, make room, name another directory, or set a smaller write_buffer",
+                        format_size(chunk_at(self.chunks)),
+                        self.path.display()
                     )),
                     _ => e,
                 })?
             }
         };
         let lock = self.lock.try_clone()?;
-        Ok(Kept::new(&path, file, lock, header.nonce, self.chunks))
+        Ok(Kept::new(&path, file, lock, header.nonce, self.chunks, newest))
     }
 }
 
@@ -241,8 +280,7 @@ fn not_for(header: &Header, volume_id: VolumeId, predecessor: Option<&str>) -> O
     if boot_id.is_empty() || header.boot_id != boot_id {
         return Some("the machine was started anew since then, and not all of them may be there".to_owned());
     }
-    let mut owners = std::iter::once(&header.owner).chain(&header.claimants);
-    match owners.any(|owner| Some(owner.as_str()) == predecessor) {
+    match predecessor.is_some_and(|token| is_known(header, token)) {
         true => None,
         false => Some("another server has had the volume since then".to_owned()),
     }
@@ -253,7 +291,8 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
-        .custom_flags(libc::O_NOFOLLOW)
+        // What is no file must not be waited for.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .mode(0o600)
         .open(path.join(LOCK))?;
     let until = Instant::now() + LOCK_WAIT;
@@ -269,6 +308,11 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
             Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
         }
     }
+}
+
+/// Whether a lease with this token was the owner's, or came right after it and was used for nothing.
+fn is_known(header: &Header, token: &str) -> bool {
+    header.owner == token || header.claimants.iter().any(|claimant| claimant == token)
 }
 
 /// The changes of a volume that is elsewhere are still wanted there.

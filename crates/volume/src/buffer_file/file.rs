@@ -13,6 +13,7 @@ use super::format::{
     CHUNK_BYTES, ENTRY_BYTES, Entry, Floor, HEAD_BYTES, Header, Kind, MAGIC, TABLE_BYTES, chunk_at,
 };
 use crate::checksum::crc32c;
+use crate::engine::CheckpointId;
 use crate::error::VolumeError;
 
 /// A file that was in the directory.
@@ -28,6 +29,8 @@ pub(super) struct Found {
 pub(crate) struct Recovered {
     pub(super) path: PathBuf,
     pub(super) file: File,
+    /// The checkpoint upon which they were made.
+    pub(super) base: Option<CheckpointId>,
     /// In order, with the chunk that holds the data of each.
     pub(super) entries: Vec<(u32, Entry)>,
 }
@@ -43,6 +46,11 @@ pub(crate) struct Change {
 }
 
 impl Recovered {
+    /// The checkpoint upon which the changes were made: the newest that was published before them, or one after that.
+    pub fn base(&self) -> Option<CheckpointId> {
+        self.base
+    }
+
     /// How many changes there are, and the bytes that they write or zero.
     pub fn amount(&self) -> (usize, u64) {
         let bytes = self.entries.iter().map(|(_, entry)| entry.len_bytes).sum();
@@ -85,7 +93,7 @@ impl Recovered {
 pub(super) fn entries(file: &File, header: &Header) -> io::Result<Vec<(u32, Entry)>> {
     let mut head = vec![0; HEAD_BYTES as usize];
     file.read_exact_at(&mut head, 0)?;
-    let floor = Floor::decode(&head, header.nonce);
+    let floor = Floor::decode(&head, header.nonce).generation;
     let mut entries = Vec::new();
     let mut table = vec![0; TABLE_BYTES as usize];
     // A damaged header cannot make this longer than the file.
@@ -115,15 +123,31 @@ pub(super) fn find(path: &Path) -> io::Result<Option<Found>> {
     let is_ours = file.read_exact_at(&mut head, 0).is_ok() && head.starts_with(MAGIC);
     if !is_ours {
         return Err(io::Error::other(format!(
-            "{} is there, and is not the file of a write buffer: name a directory of its own",
+            "{} is there, and is not the file of a write buffer: remove it, or name another directory",
             path.display()
         )));
     }
+    let is_whole = |header: &Header| {
+        file.metadata()
+            .is_ok_and(|file| file.len() >= chunk_at(header.chunks))
+    };
     let (count, header) = match Header::decode(&head) {
-        Ok((count, header)) => (count, Ok(header)),
+        Ok((count, header)) if is_whole(&header) => (count, Ok(header)),
+        Ok((count, _)) => (count, Err("it was cut short".to_owned())),
         Err(e) => (0, Err(e)),
     };
     Ok(Some(Found { file, count, header }))
+}
+
+/// The checkpoint upon which the entries that count were made.
+pub(super) fn base(file: &File, header: &Header) -> io::Result<Option<CheckpointId>> {
+    let mut head = vec![0; HEAD_BYTES as usize];
+    file.read_exact_at(&mut head, 0)?;
+    let floor = Floor::decode(&head, header.nonce);
+    Ok(match floor.generation {
+        0 => header.base,
+        _ => floor.base,
+    })
 }
 
 pub(super) fn make(path: &Path, header: &Header) -> io::Result<File> {

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! 0            magic, two headers, two floors; each with a checksum, the newer valid one counts
-//! 4096         chunk 0: a table of 1024 entries of 64 bytes, then 960 KiB of data
-//! 4096 + 1 MiB chunk 1 ...
+//! 8192         chunk 0: a table of 1024 entries of 64 bytes, then 960 KiB of data
+//! 8192 + 1 MiB chunk 1 ...
 //! ```
 //!
 //! An entry is one change, or the part of one that fits into a chunk. Its data is written first and the entry second, each
@@ -14,20 +14,21 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checksum::crc32c;
+use crate::engine::{CheckpointId, InodeCheck};
 use crate::stored_text;
 use crate::volume_id::VolumeId;
 
 /// The first bytes of every buffer file.
 pub(super) const MAGIC: &[u8; 8] = b"HNBDBUF1";
 /// Bytes before the first chunk.
-pub(super) const HEAD_BYTES: u64 = 4096;
+pub(super) const HEAD_BYTES: u64 = 8192;
 /// Where the two headers are, and the room of each.
-const HEADERS_AT: [usize; 2] = [64, 1600];
-/// An URL has some 1,200 bytes at most.
-const HEADER_BYTES: usize = 1536;
+const HEADERS_AT: [usize; 2] = [64, 3136];
+/// An URL has some 1,200 bytes at most, a token 32.
+const HEADER_BYTES: usize = 3072;
 /// Where the two floors are.
-const FLOORS_AT: [usize; 2] = [3200, 3264];
-const FLOOR_BYTES: usize = 32;
+const FLOORS_AT: [usize; 2] = [6400, 6464];
+const FLOOR_BYTES: usize = 64;
 
 /// Bytes of a chunk.
 pub(super) const CHUNK_BYTES: u64 = 1 << 20;
@@ -44,7 +45,7 @@ pub(super) const DATA_BYTES: u32 = (CHUNK_BYTES - TABLE_BYTES) as u32;
 pub(super) const VERSION: u32 = 1;
 
 /// The most claimants that a header names.
-pub(super) const CLAIMANTS_MAX: usize = 8;
+pub(super) const CLAIMANTS_MAX: usize = 32;
 
 /// Where a chunk begins in the file.
 pub(super) fn chunk_at(chunk: u32) -> u64 {
@@ -64,9 +65,11 @@ pub(crate) struct Header {
     pub boot_id: String,
     /// Token of the lease under which the changes were answered, or taken over for recovery.
     pub owner: String,
-    /// Tokens of the leases that servers were about to take in order to recover the changes, the newest last. Whether one of them
-    /// was taken is not known: the answer may have been lost, or the server killed.
+    /// Tokens of the leases that servers were about to put in the place of the owner's, in order to recover the changes, the newest
+    /// last. Whether one of them was is not known: the answer may have been lost, or the server killed.
     pub claimants: Vec<String>,
+    /// The newest checkpoint at the begin of this use of the file.
+    pub base: Option<CheckpointId>,
     /// Tells the entries of this use of the file from those of an earlier one.
     pub nonce: u64,
     /// Chunks of the file.
@@ -146,31 +149,51 @@ impl Header {
     }
 }
 
-/// The newest generation that is published, of one use of a file.
+/// How far the generations of one use of a file are published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Floor {
     pub nonce: u64,
+    /// The newest generation that is.
     pub generation: u64,
+    /// The newest checkpoint then, upon which what is above the floor was made.
+    pub base: Option<CheckpointId>,
 }
 
 impl Floor {
     /// Where it goes, and its bytes.
     pub fn encode(self) -> Option<(u64, Vec<u8>)> {
-        let body: Vec<u8> = self.nonce.to_le_bytes().into();
+        let mut body = Vec::from(self.nonce.to_le_bytes());
+        if let Some(base) = self.base {
+            body.extend(base.cno.to_le_bytes());
+            body.extend(base.check.to_bits().to_le_bytes());
+        }
         FLOORS.encode(self.generation, &body)
     }
 
     /// Of the first bytes of a file, for this use of it.
-    pub fn decode(head: &[u8], nonce: u64) -> u64 {
+    pub fn decode(head: &[u8], nonce: u64) -> Self {
         let found = FLOORS.at.into_iter().filter_map(|at| {
             let twin = Twin {
                 at: [at, at],
                 ..FLOORS
             };
             let (generation, body) = twin.decode(head)?;
-            (body == nonce.to_le_bytes()).then_some(generation)
+            let number = |at: usize| Some(u64::from_le_bytes(body.get(at..at + 8)?.try_into().ok()?));
+            let base = number(8).zip(number(16)).map(|(cno, check)| CheckpointId {
+                cno,
+                check: InodeCheck::from_bits(check),
+            });
+            (number(0)? == nonce).then_some(Self {
+                nonce,
+                generation,
+                base,
+            })
         });
-        found.max().unwrap_or(0)
+        let newest = found.max_by_key(|floor| floor.generation);
+        newest.unwrap_or(Self {
+            nonce,
+            ..Self::default()
+        })
     }
 }
 
@@ -279,6 +302,7 @@ mod tests {
             boot_id: "b".repeat(36),
             owner: "o".repeat(32),
             claimants: vec!["c".repeat(32); CLAIMANTS_MAX],
+            base: None,
             nonce: 7,
             chunks: 3,
         }
@@ -325,15 +349,40 @@ mod tests {
     #[test]
     fn a_floor_is_that_of_its_own_use_of_the_file() {
         let mut head = head();
-        assert_eq!(Floor::decode(&head, 7), 0);
-        let floor = |nonce, generation| Floor { nonce, generation }.encode().unwrap();
-        put(&mut head, floor(7, 1));
-        put(&mut head, floor(7, 2));
-        put(&mut head, floor(7, 3));
-        assert_eq!((Floor::decode(&head, 7), Floor::decode(&head, 8)), (3, 0));
+        let base = |cno| {
+            let check = InodeCheck::from_bits(cno + 7);
+            Some(CheckpointId { cno, check })
+        };
+        let floor = |nonce, generation| Floor {
+            nonce,
+            generation,
+            base: base(generation),
+        };
+        assert_eq!(
+            Floor::decode(&head, 7),
+            Floor {
+                nonce: 7,
+                ..Floor::default()
+            }
+        );
+        for generation in [0, 1, 2, 3] {
+            put(&mut head, floor(7, generation).encode().unwrap());
+            assert_eq!(Floor::decode(&head, 7), floor(7, generation));
+        }
+        assert_eq!(Floor::decode(&head, 8).generation, 0);
         // A new use of the file, and what is left of the old one is ahead of it.
-        put(&mut head, floor(8, 1));
-        assert_eq!(Floor::decode(&head, 8), 1);
+        put(&mut head, floor(8, 0).encode().unwrap());
+        assert_eq!(Floor::decode(&head, 8), floor(8, 0));
+        put(
+            &mut head,
+            Floor {
+                base: None,
+                ..floor(8, 1)
+            }
+            .encode()
+            .unwrap(),
+        );
+        assert_eq!(Floor::decode(&head, 8).base, None);
     }
 
     #[test]

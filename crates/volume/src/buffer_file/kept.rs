@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::format::{DATA_BYTES, ENTRIES, ENTRY_BYTES, Entry, Floor, Kind, TABLE_BYTES, chunk_at};
 use crate::checksum::crc32c;
 use crate::error::VolumeError;
+use crate::history::NewestCheckpoint;
 
 /// There is no free chunk for a change: a generation must be published first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +64,12 @@ pub(crate) struct Kept {
     nonce: u64,
     chunks: u32,
     free: Arc<Free>,
+    /// The checkpoint published last.
+    newest: NewestCheckpoint,
     places: Mutex<Places>,
-    /// It could not be written: changes are not kept any more.
+    /// Held while the file is removed.
+    removing: Mutex<()>,
+    /// It could not be written, and was removed: changes are not kept any more.
     is_given_up: AtomicBool,
     /// It could not even be removed: what it says is wrong from now on, and changes are refused.
     is_stale: AtomicBool,
@@ -91,7 +96,14 @@ pub(crate) struct Ticket {
 
 impl Kept {
     /// Of a file whose header has this nonce, and no entry with it.
-    pub(super) fn new(path: &Path, file: File, lock: File, nonce: u64, chunks: u32) -> Self {
+    pub(super) fn new(
+        path: &Path,
+        file: File,
+        lock: File,
+        nonce: u64,
+        chunks: u32,
+        newest: NewestCheckpoint,
+    ) -> Self {
         let free = (0..chunks).rev().collect();
         Self {
             path: path.to_owned(),
@@ -100,12 +112,14 @@ impl Kept {
             nonce,
             chunks,
             free: Arc::new(Free(Mutex::new(free))),
+            newest,
             places: Mutex::new(Places {
                 sequence: 0,
                 generation: 1,
                 tail: None,
                 generations: VecDeque::from([Vec::new()]),
             }),
+            removing: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             is_stale: AtomicBool::new(false),
         }
@@ -228,7 +242,10 @@ impl Kept {
     }
 
     fn give_up(&self, error: &io::Error) {
-        if self.is_given_up.swap(true, Ordering::AcqRel) {
+        // Until the file is gone every change still goes into it, or waits here: one that was answered without being in it would be
+        // taken back by what it holds.
+        let _removing = self.removing.lock();
+        if self.is_given_up.load(Ordering::Acquire) || self.is_stale.load(Ordering::Acquire) {
             return;
         }
         log::error!(
@@ -236,13 +253,19 @@ impl Kept {
              not flushed from now on",
             self.path.display()
         );
-        // What it holds is incomplete from here on, and must not be taken for what was answered.
-        if let Err(e) = std::fs::remove_file(&self.path)
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            log::error!("it cannot be removed either: {e}; changes are refused");
-            self.is_stale.store(true, Ordering::Release);
+        match std::fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                log::error!("it cannot be removed either: {e}; changes are refused");
+                self.is_stale.store(true, Ordering::Release);
+            }
+            _ => self.is_given_up.store(true, Ordering::Release),
         }
+    }
+
+    /// The file, as long as it holds every change that counts.
+    pub fn kept_in(&self) -> Option<&Path> {
+        let is_whole = !self.is_given_up.load(Ordering::Acquire) && !self.is_stale.load(Ordering::Acquire);
+        is_whole.then_some(self.path.as_path())
     }
 
     /// The active generation takes no more changes, and the next one begins. Called under the lock of the overlay.
@@ -269,6 +292,7 @@ impl Kept {
         let floor = Floor {
             nonce: self.nonce,
             generation: published,
+            base: self.newest.get(),
         };
         let written = match floor.encode() {
             Some((at, bytes)) => self.file.write_all_at(&bytes, at),

@@ -2,8 +2,14 @@ use super::*;
 use crate::buffer_file::format::{DATA_BYTES, Kind};
 use crate::buffer_file::kept::{Kept, NoRoom};
 use crate::buffer_file::left::{discard, look};
+use crate::engine::{CheckpointId, InodeCheck};
 
 const URL: &str = "s3://bucket/vol/";
+
+fn checkpoint(cno: u64) -> CheckpointId {
+    let check = InodeCheck::from_bits(cno);
+    CheckpointId { cno, check }
+}
 
 /// A change as a test makes it: what a write writes is told by one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +62,16 @@ impl Place {
         dir
     }
 
+    /// A server that is killed when it has put its lease in the place of another.
+    fn claim_over(&self, token: &str, predecessor: &str) {
+        self.claim(token, 4).about_to_replace(Some(predecessor)).unwrap();
+    }
+
     /// A server that takes the volume after `predecessor` and keeps changes; what it recovers must be nothing.
     fn begin(&self, token: &str, predecessor: Option<&str>, chunks: u32) -> Kept {
         let mut dir = self.claim(token, chunks);
         assert!(dir.settle(predecessor).unwrap().is_none());
-        dir.begin().unwrap()
+        dir.begin(NewestCheckpoint::new(checkpoint(1))).unwrap()
     }
 
     /// What a server recovers.
@@ -150,14 +161,15 @@ fn what_was_answered_comes_back_in_order() {
     assert_eq!(joined(place.recover("two", Some("one")).unwrap()), made);
     // Killed before anything of it was published: the next one recovers it just so.
     assert_eq!(joined(place.recover("three", Some("two")).unwrap()), made);
-    // Killed between the lease and its note of it.
-    drop(place.claim("four", 4));
-    drop(place.claim("five", 4));
-    assert_eq!(joined(place.recover("six", Some("four")).unwrap()), made);
+    // Killed between the lease and its note of it, and again; and where it is not known which of them was put.
+    place.claim_over("four", "three");
+    place.claim_over("five", "four");
+    place.claim_over("five and a half", "four");
+    assert_eq!(joined(place.recover("six", Some("five")).unwrap()), made);
     // The new use of the file holds nothing of the old one.
     let mut dir = place.claim("seven", 4);
     assert!(dir.settle(Some("six")).unwrap().is_some());
-    drop(dir.begin().unwrap());
+    drop(dir.begin(NewestCheckpoint::default()).unwrap());
     drop(dir);
     assert_eq!(place.recover("eight", Some("seven")), None);
     assert!(place.names(SET_ASIDE).is_empty());
@@ -184,6 +196,68 @@ fn what_another_owner_has_gone_on_from_is_set_aside() {
         assert_eq!(discard(&place.path()).unwrap(), left);
         assert!(look(&place.path()).unwrap().is_empty());
     }
+}
+
+/// A server that put its lease in the place of another owner's is no proof that there was none, if it was killed then.
+#[test]
+fn a_claim_over_another_owners_lease_counts_for_nothing() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    place.claim_over("two", "one");
+    place.claim_over("three", "stranger");
+    place.claim_over("four", "three");
+    assert_eq!(place.recover("five", Some("four")), None);
+    assert_eq!(place.names(SET_ASIDE).len(), 1);
+}
+
+/// A store that loses every answer: any of the tries may be the one that it carried out.
+#[test]
+fn many_tries_to_take_the_lease_are_known() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    for token in 0..CLAIMANTS_MAX {
+        place.claim_over(&format!("{token:032}"), "one");
+    }
+    let first = format!("{:032}", 0);
+    assert_eq!(place.recover("two", Some(&first)), Some(vec![write(0, 4096, 1)]));
+}
+
+#[test]
+fn changes_tell_the_checkpoint_that_they_were_made_upon() {
+    for publishes in 0..4 {
+        let place = Place::new();
+        let newest = NewestCheckpoint::new(checkpoint(10));
+        let mut dir = place.claim("one", 4);
+        assert!(dir.settle(None).unwrap().is_none());
+        let kept = dir.begin(newest.clone()).unwrap();
+        for number in 0..publishes {
+            make(&kept, write(0, 4096, 9)).unwrap();
+            kept.freeze();
+            newest.set(checkpoint(11 + number));
+            kept.drop_oldest();
+        }
+        make(&kept, write(0, 4096, 1)).unwrap();
+        drop((kept, dir));
+        let mut dir = place.claim("two", 4);
+        let recovered = dir.settle(Some("one")).unwrap().unwrap();
+        assert_eq!(recovered.base(), Some(checkpoint(10 + publishes)));
+        assert_eq!(read_back(&recovered), [write(0, 4096, 1)]);
+        dir.refuse(recovered).unwrap();
+        assert_eq!(place.names(SET_ASIDE).len(), 1);
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_short_is_set_aside() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(place.path().join(FILE))
+        .unwrap();
+    file.set_len(chunk_at(1)).unwrap();
+    assert_eq!(place.recover("two", Some("one")), None);
+    assert_eq!(place.names(SET_ASIDE).len(), 1);
 }
 
 #[test]
@@ -229,7 +303,7 @@ fn a_damaged_header_is_set_aside_and_a_foreign_file_is_left_alone() {
     make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
     let file = place.path().join(FILE);
     let mut bytes = fs::read(&file).unwrap();
-    bytes[64..3200].fill(7);
+    bytes[64..6400].fill(7);
     fs::write(&file, &bytes).unwrap();
     assert_eq!(place.recover("two", Some("one")), None);
     assert_eq!(place.names(SET_ASIDE).len(), 1);
@@ -349,7 +423,14 @@ fn a_file_that_cannot_be_written_is_removed_and_changes_go_on() {
     drop(place.begin("one", None, 4));
     let file = place.path().join(FILE);
     let lock = File::open(place.path().join(LOCK)).unwrap();
-    let kept = Kept::new(&file, File::open(&file).unwrap(), lock, 1, 4);
+    let kept = Kept::new(
+        &file,
+        File::open(&file).unwrap(),
+        lock,
+        1,
+        4,
+        NewestCheckpoint::default(),
+    );
     make(&kept, write(0, 4096, 1)).unwrap();
     assert!(!file.exists(), "what it holds is incomplete");
     make(&kept, write(0, 4096, 1)).unwrap();
@@ -371,7 +452,7 @@ fn a_directory_is_one_servers_and_private() {
     assert_eq!(mode(&place.path().join(FILE)), 0o600);
     kept.close();
     drop(kept);
-    assert!(place.names(FILE).is_empty());
+    assert!(!place.path().join(FILE).exists());
 
     fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     for error in [

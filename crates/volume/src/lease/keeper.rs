@@ -60,6 +60,9 @@ pub async fn probe(
     }
 }
 
+/// Called before each write of the lease with the token of the one that it is to replace, if there is one.
+pub type BeforePut<'a> = &'a mut (dyn FnMut(Option<&str>) -> Result<(), VolumeError> + Send);
+
 /// A lease that this process holds, and keeps until it is released, lost or dropped.
 ///
 /// Dropped without a release it stays in force until it runs out, or is taken by this process.
@@ -82,7 +85,7 @@ struct Release {
 
 impl Lease {
     /// Takes the lease, shuts older owners out of the container, and keeps the lease on the current runtime. `seen` is
-    /// what was stored a moment ago.
+    /// what was stored a moment ago. Nothing is written where `before_put` fails.
     ///
     /// # Errors
     /// [`VolumeError::Held`] when another server holds the volume.
@@ -91,11 +94,12 @@ impl Lease {
         volume_id: VolumeId,
         options: &LeaseOptions,
         seen: Option<Stored>,
+        before_put: BeforePut<'_>,
     ) -> Result<Arc<Self>, VolumeError> {
         let is_copied = options.is_copied;
         let options = take_options(options, volume_id);
         let held = HeldHere::new(&options.claim.token);
-        let taken = take(store, options, seen, is_copied).await?;
+        let taken = take(store, options, seen, is_copied, before_put).await?;
         Self::begin(store, taken, held).await
     }
 
@@ -106,6 +110,7 @@ impl Lease {
         volume_id: VolumeId,
         options: &LeaseOptions,
         seen: Stored,
+        before_put: BeforePut<'_>,
     ) -> Option<Arc<Self>> {
         let options = take_options(options, volume_id);
         let held = HeldHere::new(&options.claim.token);
@@ -118,6 +123,7 @@ impl Lease {
         let TakeAction::Put { record, expected } = take.on(found) else {
             return None;
         };
+        before_put(take.predecessor()).ok()?;
         let Put::Accepted(version) = put(store, &record, expected.as_ref()).await else {
             return None;
         };
@@ -254,6 +260,7 @@ async fn take(
     options: TakeOptions,
     seen: Option<Stored>,
     is_copied: bool,
+    before_put: BeforePut<'_>,
 ) -> Result<Taken, VolumeError> {
     let mut take = Take::new(options);
     let mut looking = Looking::new(store, Some(seen), is_copied);
@@ -264,6 +271,7 @@ async fn take(
                 return Err(OWNERS.exhausted());
             }
             TakeAction::Put { record, expected } => {
+                before_put(take.predecessor())?;
                 let event = match put(store, &record, expected.as_ref()).await {
                     Put::Accepted(version) => TakeEvent::PutAccepted(version),
                     Put::Refused => TakeEvent::PutRefused,

@@ -27,6 +27,6 @@ pub mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use keeper::{Lease, load, probe};
+pub use keeper::{BeforePut, Lease, load, probe};
 pub(crate) use keeper::{NAME, new_token, stored};
 pub use record::{Holder, LeaseRecord, LeaseState};

@@ -177,6 +177,11 @@ impl Take {
         }
     }
 
+    /// The token of the lease that the write asked for last is to replace, if there is one.
+    pub fn predecessor(&self) -> Option<&str> {
+        self.asked.as_ref()?.predecessor.as_deref()
+    }
+
     /// Takes an event in and says what is to be done.
     pub fn on(&mut self, event: TakeEvent) -> TakeAction {
         match event {

@@ -147,6 +147,31 @@ fn every_key_takes_effect_in_every_spelling() {
 }
 
 #[test]
+fn the_write_buffers_directory_is_its_own() {
+    for (dir, other) in [
+        ("/srv/vol", Some("backend_url")),
+        ("/srv/vol/buffer", Some("backend_url")),
+        ("/srv/wal", Some("backend_wal_url")),
+        ("/srv/volume-buffer", None),
+    ] {
+        let pairs = [
+            ("backend_url", "file:///srv/vol/"),
+            ("backend_wal_url", "file:///srv/wal/"),
+            ("write_buffer_dir", dir),
+        ];
+        let mut options = ServeOptions::default();
+        for (key, value) in pairs {
+            options.set(key, value).unwrap();
+        }
+        match (options.finish(), other) {
+            (Ok(_), None) => {}
+            (Err(error), Some(other)) => assert!(error.to_string().contains(other), "{error}"),
+            unexpected => panic!("{dir}: {unexpected:?}"),
+        }
+    }
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest() {
     for (key, suggestion) in [
         ("backend-ulr", Some("backend_url")),

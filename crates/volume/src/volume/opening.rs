@@ -18,7 +18,7 @@ use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
 use crate::engine::{Engine, InodeCheck, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
-use crate::history::{self, Known, Seen};
+use crate::history::{self, Known, NewestCheckpoint, Seen};
 use crate::lease::Lease;
 use crate::log::marker::{self, MarkerState};
 use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
@@ -115,16 +115,18 @@ impl Volume {
             {
                 opened = Err(e);
             }
-            if let Ok(volume) = &opened
-                && let Err(e) = claim.keep(volume, recovered).await
-            {
-                opened = Err(e);
-            }
-            if opened.is_err() {
+            let kept = match opened {
+                Ok((volume, newest)) => claim
+                    .keep(&store, &volume, newest, recovered)
+                    .await
+                    .map(|()| volume),
+                Err(e) => Err(e),
+            };
+            if kept.is_err() {
                 // The engine's open may have written.
                 lease.release(false).await;
             }
-            opened
+            kept
         }
         .boxed()
     }
@@ -163,14 +165,21 @@ fn begin<'a>(
         }
         let label = looked.settle_label(options.adopt).await?;
         let (store, seen) = (looked.store, looked.newest);
-        let claim = Claim::new(options, label.volume_id, &store.url)?;
+        let mut claim = Claim::new(options, label.volume_id, &store.url)?;
         let lease_options = LeaseOptions {
             is_copied,
             token: Some(claim.token.clone()),
             ..options.lease.clone()
         };
+        let mut before_put = |predecessor: Option<&str>| claim.about_to_replace(predecessor);
         let (lease, entry) = join!(
-            Lease::take(&store, label.volume_id, &lease_options, looked.lease),
+            Lease::take(
+                &store,
+                label.volume_id,
+                &lease_options,
+                looked.lease,
+                &mut before_put
+            ),
             catalogue::load_entry(&store, seen.mark.cno)
         );
         Ok(Begun {
@@ -204,13 +213,20 @@ fn begin_sighted<'a>(
         let store = store::unproved(url, store_options).await?;
         let (volume_id, seen) = (sighting.volume_id, sighting.newest);
         let (parent, origin) = (sighting.parent, sighting.origin);
-        let claim = Claim::new(options, volume_id, url)?;
+        let mut claim = Claim::new(options, volume_id, url)?;
         let lease_options = LeaseOptions {
             token: Some(claim.token.clone()),
             ..options.lease.clone()
         };
+        let mut before_put = |predecessor: Option<&str>| claim.about_to_replace(predecessor);
         let (lease, entry) = join!(
-            Lease::take_unchanged(&store, volume_id, &lease_options, sighting.lease.clone()),
+            Lease::take_unchanged(
+                &store,
+                volume_id,
+                &lease_options,
+                sighting.lease.clone(),
+                &mut before_put
+            ),
             catalogue::load_entry(&store, seen.mark.cno)
         );
         Ok(lease.map(|lease| Begun {
@@ -264,7 +280,7 @@ fn open_owned<'a>(
     options: &'a VolumeOptions,
     lease: &'a Arc<Lease>,
     before: Before,
-) -> BoxFuture<'a, Result<Arc<Volume>, VolumeError>> {
+) -> BoxFuture<'a, Result<(Arc<Volume>, NewestCheckpoint), VolumeError>> {
     async move {
         let &log_open::Request {
             store,
@@ -307,6 +323,7 @@ fn open_owned<'a>(
         let recorded = history.settle(state.modified_ms, epoch).await?;
         let watermark = recorded.max(begun.least_watermark);
         let mut parts = Parts::default();
+        let mut newest = NewestCheckpoint::new(state.newest.id);
         let mut catalogue = None;
         parts.first_generation = match &begun.log {
             Some(log) => {
@@ -325,12 +342,13 @@ fn open_owned<'a>(
                 };
                 let (generation, recorder) = replaying.run(store, options, &engine).await?;
                 parts.recorder = Some(Arc::new(recorder));
+                newest = owner.newest.clone();
                 parts.log = Some(owner);
                 // The replay has gone beyond what an older owner may have on its way to the log.
                 generation + 1
             }
             None => {
-                let started = Catalogue::start(store.clone(), epoch);
+                let started = Catalogue::start(store.clone(), epoch, newest.clone());
                 parts.recorder = Some(started.clone());
                 catalogue = Some(started);
                 // An older owner may have used more than it recorded.
@@ -344,7 +362,7 @@ fn open_owned<'a>(
         volume.lease = Some(lease.clone());
         volume.store = Some(store.clone());
         tokio::spawn(abort_uploads(store.clone()));
-        Ok(Arc::new(volume))
+        Ok((Arc::new(volume), newest))
     }
     .boxed()
 }

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use super::Volume;
 use crate::buffer_file::{BufferDir, Kind, Recovered};
+use crate::engine::{CheckpointId, checkpoint_stored};
 use crate::error::VolumeError;
+use crate::history::NewestCheckpoint;
 use crate::lease::{self, Lease};
 use crate::options::VolumeOptions;
+use crate::store::Store;
 use crate::units::format_size;
 use crate::url::VolumeUrl;
 use crate::volume_id::VolumeId;
@@ -38,6 +41,17 @@ impl Claim {
         })
     }
 
+    /// Called before the lease is put; see [`BufferDir::about_to_replace`].
+    ///
+    /// # Errors
+    /// As [`BufferDir::about_to_replace`].
+    pub fn about_to_replace(&mut self, predecessor: Option<&str>) -> Result<(), VolumeError> {
+        match &mut self.dir {
+            Some(dir) => dir.about_to_replace(predecessor),
+            None => Ok(()),
+        }
+    }
+
     /// What is to be applied, now that the lease is taken.
     ///
     /// # Errors
@@ -53,13 +67,27 @@ impl Claim {
     ///
     /// # Errors
     /// When that fails; the volume is closed then, and what was recovered is still in the file.
-    pub async fn keep(self, volume: &Arc<Volume>, recovered: Option<Recovered>) -> Result<(), VolumeError> {
+    pub async fn keep(
+        self,
+        store: &Store,
+        volume: &Arc<Volume>,
+        newest: NewestCheckpoint,
+        recovered: Option<Recovered>,
+    ) -> Result<(), VolumeError> {
         let Some(mut dir) = self.dir else { return Ok(()) };
+        let has_base = match &recovered {
+            Some(recovered) => has(store, newest.get(), recovered.base()).await,
+            None => Ok(true),
+        };
         let volume = volume.clone();
         // The volume's requests block the thread that makes them.
         let kept = tokio::task::spawn_blocking(move || {
-            let kept = recovered.map_or(Ok(()), |recovered| volume.restore(&recovered));
-            let kept = kept.and_then(|()| dir.begin());
+            let kept = has_base.and_then(|has_base| match recovered {
+                Some(recovered) if has_base => volume.restore(&recovered),
+                Some(recovered) => dir.refuse(recovered),
+                None => Ok(()),
+            });
+            let kept = kept.and_then(|()| dir.begin(newest));
             match kept {
                 Ok(kept) => {
                     let kept = Arc::new(kept);
@@ -77,6 +105,23 @@ impl Claim {
         kept.await
             .map_err(|e| VolumeError::Internal(format!("restoring the write buffer: {e}")))?
     }
+}
+
+/// Whether a container whose newest checkpoint is `newest` has the checkpoint `base`. The list of checkpoints need not: without a
+/// log its entries come later.
+async fn has(
+    store: &Store,
+    newest: Option<CheckpointId>,
+    base: Option<CheckpointId>,
+) -> Result<bool, VolumeError> {
+    let (Some(newest), Some(base)) = (newest, base) else {
+        return Ok(false);
+    };
+    if base.cno >= newest.cno {
+        return Ok(base == newest);
+    }
+    // As it was made the volume was before everything else.
+    Ok(base.cno == 0 || checkpoint_stored(store, base.cno).await? == Some(base))
 }
 
 impl Volume {

@@ -240,7 +240,7 @@ fn is_met(shape: &'static Shape, case: Case) -> bool {
         };
         let seen = hypernbd_volume::lease::load(&plain).await.unwrap();
         assert!(seen.is_some_and(|lease| !lease.is_held()));
-        let lease = Lease::take(&plain, volume_id.unwrap(), &options, None)
+        let lease = Lease::take(&plain, volume_id.unwrap(), &options, None, &mut |_| Ok(()))
             .await
             .unwrap();
         let mut store = store::connect(&f.url, &f.store_options).await.unwrap();
