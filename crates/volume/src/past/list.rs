@@ -16,7 +16,7 @@ use crate::clock::now_ms;
 use crate::engine::{CheckpointId, StoredState, inode as stored_inode, state_stored};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
-use crate::store::{self, Store};
+use crate::store::{self, ObjectEntry, Store};
 use crate::url::VolumeUrl;
 
 /// How far the clocks of servers and store may be apart, for leaving out what is certainly too old.
@@ -96,56 +96,69 @@ pub async fn list(
 ) -> Result<Vec<Listed>, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let data = async { Ok(store.list(&store.data_key("")).await?) };
-    let numbers = async {
-        let (inode, _) = stored_inode::load(&store).await?;
-        catalogue::numbers_up_to(&store, inode.i_last_cno).await
-    };
-    let (numbers, objects, named) = try_join!(numbers, data, snapshots::load_all(&store))?;
-    // An entry is written after its publish, so what was written long before is not asked for.
-    let oldest = UNIX_EPOCH + Duration::from_millis(since_ms).saturating_sub(CLOCKS_APART_MAX);
-    let numbers = numbers.into_iter().filter(|(_, written)| *written >= oldest);
-    let numbers: Vec<u64> = numbers.map(|(number, _)| number).collect();
-    let mut written: BTreeMap<u64, u64> = BTreeMap::new();
-    let data_prefix = store.data_key("");
-    for object in &objects {
-        let name = object
-            .key
-            .strip_prefix(&data_prefix)
-            .and_then(|name| name.get(..10));
-        if let Some(Ok(cno)) = name.map(str::parse::<u64>) {
-            *written.entry(cno).or_default() += object.size_bytes;
-        }
-    }
+    let (entries, objects, named) =
+        try_join!(entries_since(&store, since_ms), data, snapshots::load_all(&store))?;
+    let written = bytes_by_number(&store, &objects);
     let mut names: BTreeMap<CheckpointId, Vec<SnapshotName>> = BTreeMap::new();
     for snapshot in named {
         names.entry(snapshot.checkpoint).or_default().push(snapshot.name);
     }
-    let loaded = stream::iter(numbers).map(|cno| catalogue::load_entry(&store, cno));
-    let loaded: Vec<Option<CatalogueEntry>> = loaded.buffered(READS_AT_ONCE).try_collect().await?;
-    let listed = loaded
+    let listed = entries
         .into_iter()
-        .flatten()
         .filter(|entry| (since_ms..=until_ms).contains(&entry.published_ms))
         .map(|entry| {
-            let id = entry.check.map(|check| CheckpointId {
-                cno: entry.cno,
-                check,
-            });
+            let cno = entry.cno;
+            let id = entry.check.map(|check| CheckpointId { cno, check });
             let names = id.and_then(|id| names.remove(&id)).unwrap_or_default();
             let mut kept_by = vec!["everything is kept"];
             if !names.is_empty() {
                 kept_by.push("its name");
             }
             Listed {
-                cno: entry.cno,
+                cno,
                 time: entry.published_ms,
                 size_bytes: entry.size_bytes,
-                written_bytes: written.get(&entry.cno).copied().unwrap_or(0),
+                written_bytes: written.get(&cno).copied().unwrap_or(0),
                 names,
                 kept_by,
             }
         });
     Ok(listed.collect())
+}
+
+/// The entries of the list that may be of this time or later, ascending; and what will be the newest one's, where it is on its way.
+async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntry>, VolumeError> {
+    let (inode, _) = stored_inode::load(store).await?;
+    let numbers = catalogue::numbers_up_to(store, inode.i_last_cno).await?;
+    let is_newest_listed = numbers.last().map_or(0, |(number, _)| *number) == inode.i_last_cno;
+    // An entry is written after its publish, so what was written long before is not asked for.
+    let oldest = UNIX_EPOCH + Duration::from_millis(since_ms).saturating_sub(CLOCKS_APART_MAX);
+    let numbers = numbers.into_iter().filter(|(_, written)| *written >= oldest);
+    let loaded = stream::iter(numbers.map(|(cno, _)| catalogue::load_entry(store, cno)));
+    let loaded: Vec<Option<CatalogueEntry>> = loaded.buffered(READS_AT_ONCE).try_collect().await?;
+    let newest = (!is_newest_listed).then(|| CatalogueEntry {
+        cno: inode.i_last_cno,
+        check: Some(CheckpointId::of_inode(&inode).check),
+        published_ms: stored_inode::modified_ms(&inode),
+        size_bytes: inode.i_size,
+        epoch: 0,
+        generation: 0,
+        is_repaired: false,
+    });
+    Ok(loaded.into_iter().flatten().chain(newest).collect())
+}
+
+/// The bytes that each checkpoint's objects have.
+fn bytes_by_number(store: &Store, objects: &[ObjectEntry]) -> BTreeMap<u64, u64> {
+    let prefix = store.data_key("");
+    let mut bytes: BTreeMap<u64, u64> = BTreeMap::new();
+    for object in objects {
+        let number = object.key.strip_prefix(&prefix).and_then(|name| name.get(..10));
+        if let Some(Ok(cno)) = number.map(str::parse::<u64>) {
+            *bytes.entry(cno).or_default() += object.size_bytes;
+        }
+    }
+    bytes
 }
 
 /// The checkpoint that `at` means; the newest published when it is `None`.
@@ -232,6 +245,11 @@ async fn by_time(store: &Store, ms: u64) -> Result<Option<Point>, VolumeError> {
     let (inode, _) = stored_inode::load(store).await?;
     let numbers = catalogue::numbers_up_to(store, inode.i_last_cno).await?;
     let numbers: Vec<u64> = numbers.into_iter().map(|(number, _)| number).collect();
+    let is_newest_listed = numbers.last().copied().unwrap_or(0) == inode.i_last_cno;
+    if !is_newest_listed && stored_inode::modified_ms(&inode) <= ms {
+        // Its entry is on its way.
+        return point(&inode, stored_inode::modified_ms(&inode)).map(Some);
+    }
     let in_time = count_in_time(store, &numbers, ms).await?;
     for cno in numbers[..in_time].iter().rev() {
         if let Some(found) = by_number(store, *cno).await? {

@@ -197,3 +197,29 @@ fn what_was_never_published_is_no_checkpoint() {
     let error = roll_back(&f, orphan).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
 }
+
+/// Without a log the entry of a checkpoint is written behind its publish.
+#[test]
+fn the_newest_checkpoint_is_found_before_its_entry_is_written() {
+    let f = Fixture::new();
+    f.create(1 << 20, 4096);
+    for byte in 1..4 {
+        let volume = f.open();
+        volume.write(0, &[byte; 4096], true).unwrap();
+        volume.close(LIMIT).unwrap();
+    }
+    let store = f.store().unwrap();
+    let number = newest(&f);
+    f.run(store.delete(&store.meta_key(&format!("checkpoints/{number:010}"))))
+        .unwrap();
+    let now = At::Ago(std::time::Duration::ZERO);
+    assert_eq!(f.run(past::find(&store, Some(&now))).unwrap().number(), number);
+    let listed = f.run(past::list(&f.url, &f.store_options, 0, u64::MAX)).unwrap();
+    let numbers: Vec<u64> = listed.iter().map(|one| one.cno).collect();
+    assert_eq!(numbers, [number - 2, number - 1, number]);
+    assert!(
+        listed
+            .iter()
+            .all(|one| one.size_bytes == 1 << 20 && one.written_bytes > 4096)
+    );
+}
