@@ -70,7 +70,9 @@ fn table(left: &Left) -> String {
     };
     let what = match left.is_set_aside {
         true => "set aside: the volume went on without them, and no server will apply them",
-        false => "the next server of the volume on this machine applies them, or one is serving it now",
+        false => {
+            "the next server of the volume on this machine applies them if no other has it before; or one serves it now"
+        }
     };
     format!(
         "file     {}\nvolume   {volume}\nchanges  {changes}\n{what}\n",

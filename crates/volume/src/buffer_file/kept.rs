@@ -131,8 +131,8 @@ impl Kept {
             || self.free.0.lock().len() as u64 >= data_bytes.div_ceil(DATA_BYTES.into()).max(1)
     }
 
-    /// Gives a change its place in the order and in the file. Called under the lock of the overlay, before the change is
-    /// taken in. `data_bytes` is what there is to be written of it.
+    /// Gives a change its place in the order and in the file, in as many parts as chunks that it needs. Called under the lock of
+    /// the overlay, before the change is taken in.
     ///
     /// # Errors
     /// [`NoRoom`]; nothing is taken then.
@@ -148,7 +148,7 @@ impl Kept {
         } else {
             u64::from(tail_data == 0)
         };
-        // One by one under the lock of the free ones, so that all are there or none is taken.
+        // All that are needed, or none.
         let mut fresh = {
             let mut free = self.free.0.lock();
             let needed = beyond.div_ceil(DATA_BYTES.into()) as usize;
