@@ -165,7 +165,10 @@ def test_another_server_in_between(make_volume, make_server, tmp_path):
     (left,) = json.loads(run(CLI, "buffer", "show", directory, "--json").stdout)
     assert (left["changes"], left["bytes"], left["is_set_aside"]) == (2, MI, False)
 
+    assert f"hypernbd buffer show {directory}" in volume.cli("info", volume.url).stdout
+
     other = make_server(volume).start()
+    assert f"not applied without write_buffer_dir={directory}" in other.log_text()
     with other.connect() as client:
         client.pwrite(pattern(64 * KI, 2), 64 * KI)
         client.flush()
@@ -176,6 +179,7 @@ def test_another_server_in_between(make_volume, make_server, tmp_path):
         assert client.pread(64 * KI, 64 * KI) == pattern(64 * KI, 2)
     assert "another server has had the volume" in server.log_text()
     assert server.terminate() == 0
+    assert "buffer show" not in volume.cli("info", volume.url).stdout
     (left,) = json.loads(run(CLI, "buffer", "show", directory, "--json").stdout)
     assert left["is_set_aside"] and left["bytes"] == MI
     refused = run(CLI, "buffer", "discard", directory)

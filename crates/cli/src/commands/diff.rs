@@ -43,8 +43,11 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
                 "ranges": changed.len(), "data_bytes": data, "zero_bytes": zero,
             })),
             false => output::line(format_args!(
-                "{} ranges differ: {} of data, {} of zeros",
-                changed.len(),
+                "{} differ: {} of data, {} of zeros",
+                match changed.len() {
+                    1 => "1 range".to_owned(),
+                    n => format!("{n} ranges"),
+                },
                 format_size(data),
                 format_size(zero)
             )),

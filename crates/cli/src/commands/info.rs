@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use hypernbd_volume::admin::{self, VolumeInfo};
-use hypernbd_volume::lease::LeaseRecord;
+use hypernbd_volume::lease::{LeaseRecord, LeaseState};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
@@ -65,9 +65,20 @@ fn table(info: &VolumeInfo) -> String {
         .wal_url
         .iter()
         .map(|url| ("log", format!("{url}, not closed cleanly or being served")));
+    let unclean = info
+        .lease
+        .iter()
+        .filter(|lease| lease.state != LeaseState::Released);
+    let buffer = unclean
+        .filter_map(|lease| lease.write_buffer_dir.as_ref())
+        .map(|dir| {
+            let text = format!("in {dir} on the holder's machine: hypernbd buffer show {dir}");
+            ("write buffer", text)
+        });
     rows.into_iter()
         .chain(counter)
         .chain(log)
+        .chain(buffer)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
 }

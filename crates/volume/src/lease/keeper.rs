@@ -248,6 +248,7 @@ fn take_options(options: &LeaseOptions, volume_id: VolumeId) -> TakeOptions {
             volume_id,
             holder: host::this_process(),
             taken_ms: now_ms(),
+            write_buffer_dir: options.write_buffer_dir.clone(),
             older_may_run: false,
         },
         takeover: options.takeover,

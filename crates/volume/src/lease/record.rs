@@ -69,6 +69,13 @@ pub struct LeaseRecord {
     /// When it was taken, in milliseconds since 1970-01-01 UTC, by the holder's clock. For people; nothing is decided
     /// by it.
     pub taken_ms: u64,
+    /// Directory of its write buffer's file, on its machine. For people, and for a warning.
+    #[serde(
+        default,
+        deserialize_with = "stored_text::printable_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub write_buffer_dir: Option<String>,
     /// An earlier owner may still run, and not know yet that it is none any more. Once so, it stays so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub older_may_run: bool,

@@ -331,6 +331,7 @@ fn refused(by: &LeaseRecord, why: Refusal) -> TakeAction {
 
 /// What happened to a lease that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // There is one now and then.
 pub enum KeepEvent {
     /// It is time to renew.
     RenewDue,

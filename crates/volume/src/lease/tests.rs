@@ -21,6 +21,7 @@ pub fn record(token: &str, epoch: u64) -> LeaseRecord {
             program: "nbdkit".into(),
         },
         taken_ms: 0,
+        write_buffer_dir: None,
         older_may_run: false,
     }
 }

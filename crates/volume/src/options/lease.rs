@@ -18,6 +18,8 @@ pub struct LeaseOptions {
     pub is_copied: bool,
     /// Its epoch is above this one: the newest that a log tells of which an earlier lease of this volume was used with.
     pub epoch_above: u64,
+    /// What it says of the directory of the write buffer's file.
+    pub write_buffer_dir: Option<String>,
     /// Its token, where somebody must know that before it is taken. Never one that was used before.
     pub token: Option<String>,
 }
@@ -30,6 +32,7 @@ impl Default for LeaseOptions {
             sighting: None,
             is_copied: false,
             epoch_above: 0,
+            write_buffer_dir: None,
             token: None,
         }
     }

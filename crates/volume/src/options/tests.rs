@@ -135,6 +135,7 @@ fn every_key_takes_effect_in_every_spelling() {
                     sighting: None,
                     is_copied: false,
                     epoch_above: 0,
+                    write_buffer_dir: None,
                     token: None,
                 },
             },

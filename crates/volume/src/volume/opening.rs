@@ -19,7 +19,8 @@ use crate::engine::index_cache::IndexCache;
 use crate::engine::{Engine, InodeCheck, Ownership, SoleOwner, StoredState};
 use crate::error::VolumeError;
 use crate::history::{self, Known, NewestCheckpoint, Seen};
-use crate::lease::Lease;
+use crate::lease::state::Stored;
+use crate::lease::{Lease, LeaseState};
 use crate::log::marker::{self, MarkerState};
 use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
@@ -165,10 +166,15 @@ fn begin<'a>(
         }
         let label = looked.settle_label(options.adopt).await?;
         let (store, seen) = (looked.store, looked.newest);
+        warn_of_buffer(looked.lease.as_ref(), options);
         let mut claim = Claim::new(options, label.volume_id, &store.url)?;
         let lease_options = LeaseOptions {
             is_copied,
             token: Some(claim.token.clone()),
+            write_buffer_dir: options
+                .write_buffer_dir
+                .as_ref()
+                .map(|dir| dir.display().to_string()),
             ..options.lease.clone()
         };
         let mut before_put = |predecessor: Option<&str>| claim.about_to_replace(predecessor);
@@ -213,9 +219,14 @@ fn begin_sighted<'a>(
         let store = store::unproved(url, store_options).await?;
         let (volume_id, seen) = (sighting.volume_id, sighting.newest);
         let (parent, origin) = (sighting.parent, sighting.origin);
+        warn_of_buffer(Some(&sighting.lease), options);
         let mut claim = Claim::new(options, volume_id, url)?;
         let lease_options = LeaseOptions {
             token: Some(claim.token.clone()),
+            write_buffer_dir: options
+                .write_buffer_dir
+                .as_ref()
+                .map(|dir| dir.display().to_string()),
             ..options.lease.clone()
         };
         let mut before_put = |predecessor: Option<&str>| claim.about_to_replace(predecessor);
@@ -488,6 +499,28 @@ fn open_engine<'a>(of: EngineOf<'a>) -> BoxFuture<'a, Result<(HyperEngine, OpenS
         Ok((engine, state))
     }
     .boxed()
+}
+
+/// A server that is not given the directory of the one before it goes on without what is in there, and says so. The directory is what
+/// the lease says: nothing is looked for there.
+fn warn_of_buffer(lease: Option<&Stored>, options: &VolumeOptions) {
+    let Some(record) = lease.map(|lease| &lease.record) else {
+        return;
+    };
+    let given = options
+        .write_buffer_dir
+        .as_ref()
+        .map(|dir| dir.display().to_string());
+    if let Some(dir) = &record.write_buffer_dir
+        && record.state != LeaseState::Released
+        && record.holder.is_on_this_machine()
+        && given.as_ref() != Some(dir)
+    {
+        warn!(
+            "the server before this one did not end cleanly, and kept its write buffer in {dir}: what it had answered and not \
+             published is not applied without write_buffer_dir={dir}, and never after this server has had the volume"
+        );
+    }
 }
 
 /// A read-only opening replays nothing, and says so.
