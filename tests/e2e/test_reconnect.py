@@ -99,14 +99,16 @@ def compare(directory, expected: dict[str, str]) -> None:
 
 
 def live_through(server, directory, kind, seed: int, restarts, *options: str) -> None:
-    """A writer of this kind on a file system, through restarts of the server: it sees no error, and every file is as it wrote it."""
+    """A writer of this kind on a file system, through restarts of the server, which are told where that is mounted: it sees no error,
+    and every file is as it wrote it."""
     with reconnecting(server, directory) as device:
         check("mkfs.ext4", "-q", device.path)
-        writer = kind(device.mount(*options), seed)
+        mounted = device.mount(*options)
+        writer = kind(mounted, seed)
         writer.start()
         for restart in restarts:
             writer.wait_for_more()
-            restart()
+            restart(mounted)
         writer.wait_for_more()
         expected = writer.finish()
         device.unmount()
@@ -117,24 +119,16 @@ def live_through(server, directory, kind, seed: int, restarts, *options: str) ->
 def test_a_frozen_file_system_lives_through_a_restart(make_volume, make_server, tmp_path, seed):
     """The planned way: freeze, kill, start, thaw. The writer is held up meanwhile, and sees no error."""
     server = make_server(make_volume(64 * MI), checkpoint_interval="1h").start()
-    with reconnecting(server, tmp_path) as device:
-        check("mkfs.ext4", "-q", device.path)
-        mounted = device.mount()
-        writer = Writer(mounted, seed)
-        writer.start()
-        for _ in range(3):
-            writer.wait_for_more()
-            check("fsfreeze", "--freeze", mounted)
-            try:
-                server.kill()
-                server.start()
-            finally:
-                check("fsfreeze", "--unfreeze", mounted)
-        writer.wait_for_more()
-        expected = writer.finish()
-        device.unmount()
-        check("e2fsck", "-fn", device.path)
-        compare(device.mount(), expected)
+
+    def kill_and_start_frozen(mounted) -> None:
+        check("fsfreeze", "--freeze", mounted)
+        try:
+            server.kill()
+            server.start()
+        finally:
+            check("fsfreeze", "--unfreeze", mounted)
+
+    live_through(server, tmp_path, Writer, seed, [kill_and_start_frozen] * 3)
 
 
 def test_a_busy_file_system_lives_through_kill_9_when_every_write_is_durable(make_volume, make_server, tmp_path, seed):
@@ -146,7 +140,7 @@ def test_a_busy_file_system_lives_through_kill_9_when_every_write_is_durable(mak
         backend_wal_url=f"file://{tmp_path}/journal/",
     ).start()
 
-    def kill_and_start():
+    def kill_and_start(_) -> None:
         server.kill()
         server.start()
 
@@ -182,7 +176,7 @@ def test_a_busy_file_system_lives_through_kill_9_with_a_buffer_file(make_volume,
         checkpoint_interval="1h",
     ).start()
 
-    def kill_and_start():
+    def kill_and_start(_) -> None:
         server.kill()
         server.start()
 
@@ -204,7 +198,7 @@ def test_a_busy_file_system_lives_through_planned_restarts(make_volume, nbdkit, 
             done = volume.cli("restart", name)
             assert done.returncode == 0, done.stderr
 
-        restarts = [lambda: restart(str(socket)), lambda: restart(volume.url)] * 2
+        restarts = [lambda _: restart(str(socket)), lambda _: restart(volume.url)] * 2
         server = SimpleNamespace(directory=directory, socket=socket)
         live_through(server, tmp_path, Hasty, seed, restarts, "-o", "nobarrier")
         assert served.log.read_text().count("hypernbd: restarted") == 4

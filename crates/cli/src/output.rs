@@ -1,9 +1,9 @@
 //! Standard output, which may end before we do.
 
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 
 /// Writes `text` as it stands. A reader that has gone (`| head`) is no failure; a full disk is.
@@ -29,6 +29,23 @@ pub fn time(ms: u64) -> String {
         || "at an unknown time".to_owned(),
         |time| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
     )
+}
+
+/// Makes sure that the user wants it: by `is_said`, that they gave --yes, or by an answer on the terminal. `to` is what --yes is for.
+///
+/// # Errors
+/// When there is no terminal to ask on; when the answer is another, with `nothing`, which says what was not done.
+pub fn confirm(is_said: bool, question: &str, to: &str, nothing: &'static str) -> Result<()> {
+    if is_said {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        bail!("there is no terminal to ask on: add --yes to {to}");
+    }
+    match is_answered_yes(question)? {
+        true => Ok(()),
+        false => bail!(nothing),
+    }
 }
 
 /// Asks on standard output, and whether the answer read from standard input is "yes".

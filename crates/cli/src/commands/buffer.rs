@@ -1,9 +1,8 @@
 //! `hypernbd buffer show|discard DIR`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use hypernbd_volume::buffer_file::{self, Left};
 use hypernbd_volume::units::format_size;
 
@@ -87,14 +86,7 @@ fn discard(args: &DiscardArgs) -> Result<()> {
     }
     output::write(left.iter().map(table).collect::<Vec<_>>().join("\n"))?;
     output::line("discarding them loses these writes")?;
-    if !args.yes {
-        if !std::io::stdin().is_terminal() {
-            bail!("there is no terminal to ask on: add --yes to discard them");
-        }
-        if !output::is_answered_yes("Discard them?")? {
-            bail!("nothing was discarded");
-        }
-    }
+    output::confirm(args.yes, "Discard them?", "discard them", "nothing was discarded")?;
     buffer_file::discard(&args.dir)?;
     output::line("they are given up")
 }

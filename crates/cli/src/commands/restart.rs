@@ -1,7 +1,7 @@
 //! `hypernbd restart URL|SOCKET`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -80,9 +80,8 @@ async fn holder(url: &VolumeUrl, store: &StoreOptions) -> Result<Pid> {
 
 /// The process that listens on the socket.
 fn listener(socket: &Path) -> Result<Pid> {
-    let shown = PathBuf::from(socket);
     let stream = std::os::unix::net::UnixStream::connect(socket)
-        .with_context(|| format!("no server listens on {}", shown.display()))?;
+        .with_context(|| format!("no server listens on {}", socket.display()))?;
     Ok(socket_peercred(&stream)?.pid)
 }
 

@@ -1,8 +1,6 @@
 //! `hypernbd rollback URL AT`.
 
-use std::io::IsTerminal;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use hypernbd_volume::admin::rollback;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::At;
@@ -44,14 +42,7 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
         newest.number(),
         output::time(newest.published_ms)
     ))?;
-    if !args.yes {
-        if !std::io::stdin().is_terminal() {
-            bail!("there is no terminal to ask on: add --yes to roll back");
-        }
-        if !output::is_answered_yes("Roll back?")? {
-            bail!("nothing was changed");
-        }
-    }
+    output::confirm(args.yes, "Roll back?", "roll back", "nothing was changed")?;
     let done = rollback::rollback(&args.url, store, &args.at, &lease(args.takeover)).await?;
     output::line(format_args!(
         "rolled back to checkpoint {} as checkpoint {}; the state before is the snapshot {}",

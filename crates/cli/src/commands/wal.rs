@@ -1,8 +1,6 @@
 //! `hypernbd wal info|replay|discard URL`.
 
-use std::io::IsTerminal;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use hypernbd_volume::admin::wal;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::url::VolumeUrl;
@@ -108,14 +106,12 @@ async fn discard(args: &DiscardArgs, store: &StoreOptions) -> Result<()> {
         "discarding the log of {} loses the writes that were flushed to it since the last checkpoint",
         args.url
     ))?;
-    if !args.yes {
-        if !std::io::stdin().is_terminal() {
-            bail!("there is no terminal to ask on: add --yes to discard the log");
-        }
-        if !output::is_answered_yes("Discard it?")? {
-            bail!("nothing was discarded");
-        }
-    }
+    output::confirm(
+        args.yes,
+        "Discard it?",
+        "discard the log",
+        "nothing was discarded",
+    )?;
     wal::discard(&args.url, store, &lease(args.takeover)).await?;
     output::line("the log is given up")
 }

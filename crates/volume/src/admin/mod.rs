@@ -3,10 +3,15 @@
 use std::sync::Arc;
 
 use crate::buffer_file::BufferDir;
-use crate::engine::{Checkpoint, StoredState, inode};
+use crate::engine::container::{self, Container};
+use crate::engine::guard::InodeGuard;
+use crate::engine::index_cache::IndexCache;
+use crate::engine::index_seal::IndexSeals;
+use crate::engine::{Checkpoint, Ownership, StoredState, inode};
 use crate::error::VolumeError;
 use crate::history::{self, Known};
 use crate::lease::{self, Lease};
+use crate::log::marker;
 use crate::log::open as log_open;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
@@ -105,6 +110,41 @@ async fn take_lease(
         None => label::settle(store, None, None, false).await?,
     };
     Lease::take(store, label.volume_id, &options, seen, &mut |_| Ok(())).await
+}
+
+/// Refuses a volume whose log was not ended: it may hold flushed writes. `then` is what to do after that.
+async fn check_closed(store: &Store, then: &str) -> Result<(), VolumeError> {
+    let marker = marker::load(store).await?.map(|(marker, _)| marker);
+    let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.url);
+    check_log(&store.url, unfinished.as_deref(), then)
+}
+
+/// As [`check_closed`], of a log that was looked for already.
+fn check_log(url: &VolumeUrl, unfinished: Option<&str>, then: &str) -> Result<(), VolumeError> {
+    match unfinished {
+        Some(wal_url) => Err(VolumeError::InvalidInput(format!(
+            "{url} was not closed cleanly, and its log {wal_url} may hold flushed writes: publish them first with \
+             hypernbd wal replay {url}, then {then}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Opens the container for one change by the owner of this lease. To be called on a thread of its own. `failed` tells what an error
+/// of the engine hindered.
+async fn adopt(
+    store: &Store,
+    lease: &Lease,
+    failed: impl FnOnce(std::io::Error) -> VolumeError,
+) -> Result<Container, VolumeError> {
+    let guard = InodeGuard::opening();
+    let seals = IndexSeals::new(store.clone());
+    let opened = container::open(store, &guard, seals, IndexCache::default(), false).await;
+    let container = opened.map_err(failed)?;
+    guard.close();
+    // Adopt, then check (Invariant O1).
+    lease.check().await?;
+    Ok(container)
 }
 
 /// Makes the list of checkpoints agree with the container, for the owner of this lease. Returns the generation that is published.

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use hyperfile::file::HyperTrait;
 
 use super::create::check_size;
-use super::{VolumeInfo, info};
-use crate::engine::guard::InodeGuard;
-use crate::engine::index_cache::IndexCache;
-use crate::engine::index_seal::IndexSeals;
-use crate::engine::{self, Ownership, container};
+use super::{VolumeInfo, check_closed, check_log, info};
+use crate::engine;
 use crate::error::VolumeError;
 use crate::lease::Lease;
-use crate::log::marker;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
+
+/// What is to be done once the log is closed.
+const THEN: &str = "resize it";
 
 /// Gives the volume a new size. A server running on it must be stopped first.
 ///
@@ -31,7 +30,7 @@ pub async fn resize(
 ) -> Result<VolumeInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let before = info::of_store(&store).await?;
-    check_log(url, before.wal_url.as_deref(), "resize it")?;
+    check_log(url, before.wal_url.as_deref(), THEN)?;
     check_size(new_size_bytes, before.block_size_bytes)?;
     let wanted = Wanted {
         url: url.clone(),
@@ -72,45 +71,21 @@ impl Wanted {
     }
 }
 
-/// Refuses a volume whose log was not ended.
-pub(super) fn check_log(url: &VolumeUrl, unfinished: Option<&str>, then: &str) -> Result<(), VolumeError> {
-    match unfinished {
-        Some(wal_url) => Err(VolumeError::InvalidInput(format!(
-            "{url} was not closed cleanly, and its log {wal_url} may hold flushed writes: publish them first with \
-             hypernbd wal replay {url}, then {then}"
-        ))),
-        None => Ok(()),
-    }
-}
-
 /// With the lease: what was seen before it was taken may have changed by then.
 async fn resize_owned(store: &Store, lease: &Arc<Lease>, wanted: Wanted) -> Result<(), VolumeError> {
-    let marker = marker::load(store).await?.map(|(marker, _)| marker);
-    check_log(
-        &wanted.url,
-        marker.filter(|m| !m.is_clean).map(|m| m.url).as_deref(),
-        "resize it",
-    )?;
-    let (store, lease) = (store.clone(), lease.clone());
+    check_closed(store, THEN).await?;
     let (owned, of) = (store.clone(), lease.clone());
     super::on_owner_thread(move || async move { Ok(resize_adopted(&owned, &of, &wanted).await) })
         .await
         .map_err(|e| VolumeError::Internal(format!("the thread that resizes ended early: {e}")))??;
     // So that the list of checkpoints has it; the next open would add it, too.
-    super::settle_history(&store, &lease).await?;
+    super::settle_history(store, lease).await?;
     Ok(())
 }
 
 async fn resize_adopted(store: &Store, lease: &Lease, wanted: &Wanted) -> Result<(), VolumeError> {
     let failed = |e| VolumeError::engine(format!("resizing {}", wanted.url), e);
-    let guard = InodeGuard::opening();
-    let seals = IndexSeals::new(store.clone());
-    let mut container = container::open(store, &guard, seals, IndexCache::default(), false)
-        .await
-        .map_err(failed)?;
-    guard.close();
-    // Adopt, then check (Invariant O1).
-    lease.check().await?;
+    let mut container = super::adopt(store, lease, failed).await?;
     if wanted.differs_from(container.inode().size() as u64)? {
         engine::resize::resize(&mut container, wanted.size_bytes)
             .await

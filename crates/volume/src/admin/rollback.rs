@@ -5,21 +5,19 @@
 
 use std::sync::Arc;
 
-use super::resize::check_log;
+use super::check_closed;
 use crate::catalogue::{self, CatalogueEntry};
 use crate::clock::now_ms;
-use crate::engine::guard::InodeGuard;
-use crate::engine::index_cache::IndexCache;
-use crate::engine::index_seal::IndexSeals;
-use crate::engine::{Checkpoint, CheckpointId, Ownership, StoredState, bare, container};
+use crate::engine::{Checkpoint, CheckpointId, StoredState, bare, container};
 use crate::error::VolumeError;
 use crate::lease::Lease;
-use crate::log::marker;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 
+/// What is to be done once the log is closed.
+const THEN: &str = "roll it back";
 /// Begins the name of the state before a rollback.
 const BEFORE: &str = "before-rollback-";
 
@@ -44,7 +42,7 @@ pub async fn look(
     at: &At,
 ) -> Result<(Point, Point), VolumeError> {
     let store = store::connect(url, store_options).await?;
-    check_closed(&store).await?;
+    check_closed(&store, THEN).await?;
     let (to, newest) = futures::try_join!(past::find(&store, Some(at)), past::find(&store, None))?;
     match to.id() == newest.id() {
         true => Err(VolumeError::InvalidInput(format!(
@@ -74,21 +72,14 @@ pub async fn rollback(
     rolled_back
 }
 
-/// Refuses a volume whose log was not ended: it may hold flushed writes.
-async fn check_closed(store: &Store) -> Result<(), VolumeError> {
-    let marker = marker::load(store).await?.map(|(marker, _)| marker);
-    let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.url);
-    check_log(&store.url, unfinished.as_deref(), "roll it back")
-}
-
 /// With the lease: what was seen before it was taken may have changed by then.
 async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<RolledBack, VolumeError> {
-    check_closed(store).await?;
+    check_closed(store, THEN).await?;
     // The state before gets its entry and its name, and so does not depend on this ending well.
     let generation = super::settle_history(store, lease).await?;
     let before = past::free_name(BEFORE)?;
     let newest = past::find(store, None).await?;
-    if !past::put(store, &before, &newest).await? {
+    if past::put(store, &before, &newest).await?.is_none() {
         return Err(VolumeError::Internal(format!("the name {before} is taken")));
     }
     let (owned, of) = (store.clone(), lease.clone());
@@ -124,14 +115,7 @@ async fn rollback_adopted(
     newest: CheckpointId,
 ) -> Result<Checkpoint, VolumeError> {
     let failed = |e| VolumeError::engine(format!("rolling {} back", store.url), e);
-    let guard = InodeGuard::opening();
-    let seals = IndexSeals::new(store.clone());
-    let mut container = container::open(store, &guard, seals, IndexCache::default(), false)
-        .await
-        .map_err(failed)?;
-    guard.close();
-    // Adopt, then check (Invariant O1).
-    lease.check().await?;
+    let mut container = super::adopt(store, lease, failed).await?;
     let (root, size_bytes) = (to.state.root.0, to.size_bytes());
     let opened = container::checkpoint_of(&container);
     if opened != newest {

@@ -76,8 +76,8 @@ impl BufferDir {
         checked().map_err(|e| unusable(path, &e))
     }
 
-    /// Locks the directory, makes it where there is none, and notes in a file that is there that this server is about to take
-    /// the volume. To be called before the lease is taken, with the token that it will have.
+    /// Locks the directory, and makes it where there is none. To be called before the lease is taken, with the token that it will
+    /// have.
     ///
     /// # Errors
     /// [`VolumeError::BufferFile`]: another server uses it, it is not ours, the file system fails.
@@ -220,11 +220,12 @@ impl BufferDir {
     ///
     /// # Errors
     /// [`VolumeError::BufferFile`].
-    pub fn begin(&mut self, newest: NewestCheckpoint) -> Result<Kept, VolumeError> {
-        self.begin_anew(newest).map_err(|e| unusable(&self.path, &e))
+    pub fn begin(self, newest: NewestCheckpoint) -> Result<Kept, VolumeError> {
+        let path = self.path.clone();
+        self.begin_anew(newest).map_err(|e| unusable(&path, &e))
     }
 
-    fn begin_anew(&mut self, newest: NewestCheckpoint) -> io::Result<Kept> {
+    fn begin_anew(self, newest: NewestCheckpoint) -> io::Result<Kept> {
         let path = self.path.join(FILE);
         let header = Header {
             version: VERSION,
@@ -238,7 +239,7 @@ impl BufferDir {
             chunks: self.chunks,
         };
         let fits = |found: &Found| found.header.as_ref().is_ok_and(|old| old.chunks == self.chunks);
-        let file = match self.found.take() {
+        let file = match self.found {
             Some(mut found) if fits(&found) => {
                 put_header(&found.file, &header, &mut found.count)?;
                 found.file
@@ -263,8 +264,14 @@ impl BufferDir {
                 })?
             }
         };
-        let lock = self.lock.try_clone()?;
-        Ok(Kept::new(&path, file, lock, header.nonce, self.chunks, newest))
+        Ok(Kept::new(
+            &path,
+            file,
+            self.lock,
+            header.nonce,
+            self.chunks,
+            newest,
+        ))
     }
 }
 

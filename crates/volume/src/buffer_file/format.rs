@@ -107,9 +107,9 @@ impl Twin {
         Some((self.at[(count % 2) as usize] as u64, bytes))
     }
 
-    /// The newest whole record and its count.
-    fn decode(self, head: &[u8]) -> Option<(u64, &[u8])> {
-        let one = |at: usize| {
+    /// The whole records, with their counts.
+    fn whole(self, head: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+        let one = move |at: usize| {
             let bytes = head.get(at..at + self.len)?;
             let crc = u32::from_le_bytes(bytes[..4].try_into().ok()?);
             let len = u32::from_le_bytes(bytes[4..8].try_into().ok()?) as usize;
@@ -117,10 +117,7 @@ impl Twin {
             let body = bytes.get(16..16usize.checked_add(len)?)?;
             (crc32c(&bytes[4..16 + len]) == crc).then_some((count, body))
         };
-        self.at
-            .into_iter()
-            .filter_map(one)
-            .max_by_key(|(count, _)| *count)
+        self.at.into_iter().filter_map(one)
     }
 }
 
@@ -138,7 +135,8 @@ impl Header {
         if !head.starts_with(MAGIC) {
             return Err("it does not begin as a write buffer's file".to_owned());
         }
-        let (count, body) = HEADERS.decode(head).ok_or("both of its headers are damaged")?;
+        let newest = HEADERS.whole(head).max_by_key(|(count, _)| *count);
+        let (count, body) = newest.ok_or("both of its headers are damaged")?;
         let header: Self = serde_json::from_slice(body).map_err(|e| format!("its header: {e}"))?;
         match header.version {
             VERSION => Ok((count, header)),
@@ -172,12 +170,7 @@ impl Floor {
 
     /// Of the first bytes of a file, for this use of it.
     pub fn decode(head: &[u8], nonce: u64) -> Self {
-        let found = FLOORS.at.into_iter().filter_map(|at| {
-            let twin = Twin {
-                at: [at, at],
-                ..FLOORS
-            };
-            let (generation, body) = twin.decode(head)?;
+        let found = FLOORS.whole(head).filter_map(|(generation, body)| {
             let number = |at: usize| Some(u64::from_le_bytes(body.get(at..at + 8)?.try_into().ok()?));
             let base = number(8).zip(number(16)).map(|(cno, check)| CheckpointId {
                 cno,

@@ -253,12 +253,19 @@ impl Kept {
              not flushed from now on",
             self.path.display()
         );
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+        match self.remove() {
+            Err(e) => {
                 log::error!("it cannot be removed either: {e}; changes are refused");
                 self.is_stale.store(true, Ordering::Release);
             }
-            _ => self.is_given_up.store(true, Ordering::Release),
+            Ok(()) => self.is_given_up.store(true, Ordering::Release),
+        }
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -307,9 +314,7 @@ impl Kept {
 
     /// Everything is published, and the volume is closed: the file is removed and its room given back.
     pub fn close(&self) {
-        if let Err(e) = std::fs::remove_file(&self.path)
-            && e.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(e) = self.remove() {
             log::warn!("the write buffer's file {} is left: {e}", self.path.display());
         }
     }

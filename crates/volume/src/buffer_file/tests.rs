@@ -170,7 +170,6 @@ fn what_was_answered_comes_back_in_order() {
     let mut dir = place.claim("seven", 4);
     assert!(dir.settle(Some("six")).unwrap().is_some());
     drop(dir.begin(NewestCheckpoint::default()).unwrap());
-    drop(dir);
     assert_eq!(place.recover("eight", Some("seven")), None);
     assert!(place.names(SET_ASIDE).is_empty());
 }
@@ -237,7 +236,7 @@ fn changes_tell_the_checkpoint_that_they_were_made_upon() {
             kept.drop_oldest();
         }
         make(&kept, write(0, 4096, 1)).unwrap();
-        drop((kept, dir));
+        drop(kept);
         let mut dir = place.claim("two", 4);
         let recovered = dir.settle(Some("one")).unwrap().unwrap();
         assert_eq!(recovered.base(), Some(checkpoint(10 + publishes)));

@@ -235,9 +235,7 @@ impl Engine for HyperEngine {
     }
 
     fn note_read(&self, offset_bytes: u64, len_bytes: u64) {
-        if let Some(ahead) = self.reads.note_read(offset_bytes, len_bytes) {
-            self.runtime.spawn(self.reads.clone().read_ahead(ahead));
-        }
+        self.reads.note_read(&self.runtime, offset_bytes, len_bytes);
     }
 
     async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use hyperfile::segment::Segment;
 use log::debug;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::index::{Index, Published};
 use super::object::{cno_of, segment_of};
@@ -284,9 +285,15 @@ impl Reads {
         self.bring(offset_bytes, len_bytes.min(most)).await
     }
 
-    /// A client reads here: what it will probably read next is brought into the cache, in the background. Must be
-    /// called on the runtime, or with it entered.
-    pub(super) fn note_read(&self, offset_bytes: u64, len_bytes: u64) -> Option<Range<u64>> {
+    /// A client reads here: what it will probably read next is brought into the cache, in the background.
+    pub(super) fn note_read(&self, runtime: &Handle, offset_bytes: u64, len_bytes: u64) {
+        if let Some(ahead) = self.ahead_of(offset_bytes, len_bytes) {
+            runtime.spawn(self.clone().read_ahead(ahead));
+        }
+    }
+
+    /// What is to be read ahead of a read.
+    fn ahead_of(&self, offset_bytes: u64, len_bytes: u64) -> Option<Range<u64>> {
         if self.shared.reader.cache().memory_bytes() == 0 {
             return None;
         }

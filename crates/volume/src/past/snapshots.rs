@@ -130,11 +130,15 @@ pub(super) async fn load_all(store: &Store) -> Result<Vec<Snapshot>, VolumeError
     Ok(loaded.into_iter().flatten().collect())
 }
 
-/// Gives a checkpoint a name. `false` when the name is taken.
+/// Gives a checkpoint a name. `None` when the name is taken.
 ///
 /// # Errors
 /// When the store fails.
-pub(crate) async fn put(store: &Store, name: &SnapshotName, point: &Point) -> Result<bool, VolumeError> {
+pub(crate) async fn put(
+    store: &Store,
+    name: &SnapshotName,
+    point: &Point,
+) -> Result<Option<Snapshot>, VolumeError> {
     let snapshot = Snapshot {
         name: name.clone(),
         checkpoint: point.id(),
@@ -145,12 +149,9 @@ pub(crate) async fn put(store: &Store, name: &SnapshotName, point: &Point) -> Re
     match store.put_create_only(&key(store, name), body).await {
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
             // The answer to an earlier sending may have been lost.
-            let there = load(store, name).await?;
-            Ok(there.is_some_and(|there| {
-                there.checkpoint == snapshot.checkpoint && there.named_ms == snapshot.named_ms
-            }))
+            Ok(load(store, name).await?.filter(|there| *there == snapshot))
         }
-        other => Ok(other.map(|_| true)?),
+        other => Ok(other.map(|_| Some(snapshot))?),
     }
 }
 
@@ -159,11 +160,8 @@ pub(crate) async fn put(store: &Store, name: &SnapshotName, point: &Point) -> Re
 /// # Errors
 /// When it is no name.
 pub(crate) fn free_name(start: &str) -> Result<SnapshotName, VolumeError> {
-    let now = jiff::Timestamp::from_millisecond(i64::try_from(now_ms()).unwrap_or(0));
-    let now = now.map(|now| now.strftime("%Y%m%dT%H%M%S%3fZ").to_string());
-    let name = now
-        .map_err(|e| e.to_string())
-        .and_then(|now| format!("{start}{now}").parse());
+    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ");
+    let name = format!("{start}{now}").parse();
     name.map_err(VolumeError::Internal)
 }
 
@@ -179,14 +177,12 @@ pub async fn create(
 ) -> Result<Snapshot, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let point = find(&store, at).await?;
-    if !put(&store, name, &point).await? {
-        return Err(VolumeError::InvalidInput(format!(
+    put(&store, name, &point).await?.ok_or_else(|| {
+        VolumeError::InvalidInput(format!(
             "{url} has a snapshot {name} already: choose another name, or delete that one with hypernbd snapshot delete \
              {url} {name}"
-        )));
-    }
-    let there = load(&store, name).await?;
-    there.ok_or_else(|| VolumeError::Internal(format!("the snapshot {name} is not there")))
+        ))
+    })
 }
 
 /// The snapshots of a volume, in the order of their names.

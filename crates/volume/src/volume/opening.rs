@@ -170,12 +170,7 @@ fn begin<'a>(
         let mut claim = Claim::new(options, label.volume_id, &store.url)?;
         let lease_options = LeaseOptions {
             is_copied,
-            token: Some(claim.token.clone()),
-            write_buffer_dir: options
-                .write_buffer_dir
-                .as_ref()
-                .map(|dir| dir.display().to_string()),
-            ..options.lease.clone()
+            ..claim.lease_options(options)
         };
         let mut before_put = |predecessor: Option<&str>| claim.about_to_replace(predecessor);
         let (lease, entry) = join!(
@@ -221,14 +216,7 @@ fn begin_sighted<'a>(
         let (parent, origin) = (sighting.parent, sighting.origin);
         warn_of_buffer(Some(&sighting.lease), options);
         let mut claim = Claim::new(options, volume_id, url)?;
-        let lease_options = LeaseOptions {
-            token: Some(claim.token.clone()),
-            write_buffer_dir: options
-                .write_buffer_dir
-                .as_ref()
-                .map(|dir| dir.display().to_string()),
-            ..options.lease.clone()
-        };
+        let lease_options = claim.lease_options(options);
         let mut before_put = |predecessor: Option<&str>| claim.about_to_replace(predecessor);
         let (lease, entry) = join!(
             Lease::take_unchanged(

@@ -9,7 +9,7 @@ use crate::engine::{CheckpointId, checkpoint_stored};
 use crate::error::VolumeError;
 use crate::history::NewestCheckpoint;
 use crate::lease::{self, Lease};
-use crate::options::VolumeOptions;
+use crate::options::{LeaseOptions, VolumeOptions};
 use crate::store::Store;
 use crate::units::format_size;
 use crate::url::VolumeUrl;
@@ -22,7 +22,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(10);
 pub(super) struct Claim {
     dir: Option<BufferDir>,
     /// The token that the lease is to have.
-    pub token: String,
+    token: String,
 }
 
 impl Claim {
@@ -39,6 +39,16 @@ impl Claim {
             dir: dir.transpose()?,
             token,
         })
+    }
+
+    /// How the lease is to be taken, so that it can be told from others and names the directory.
+    pub fn lease_options(&self, options: &VolumeOptions) -> LeaseOptions {
+        let dir = options.write_buffer_dir.as_ref();
+        LeaseOptions {
+            token: Some(self.token.clone()),
+            write_buffer_dir: dir.map(|dir| dir.display().to_string()),
+            ..options.lease.clone()
+        }
     }
 
     /// Called before the lease is put; see [`BufferDir::about_to_replace`].

@@ -227,36 +227,37 @@ impl Overlay {
     /// # Errors
     /// [`NoRoom`] when that file is full; nothing is done then.
     pub(crate) fn take_in(&self, change: Change<'_>) -> Result<(Buffered, Ticket), NoRoom> {
-        let prepared = match change {
+        match change {
             Change::Write { offset_bytes, data } => {
-                Some(PreparedWrite::new(self.geometry, offset_bytes, data))
+                let prepared = PreparedWrite::new(self.geometry, offset_bytes, data);
+                self.change_kept(change, |layers| layers.write(prepared))
             }
-            Change::Zero { .. } | Change::Trim { .. } => None,
-        };
+            Change::Zero {
+                offset_bytes,
+                len_bytes,
+            } => self.change_kept(change, |layers| layers.zero(offset_bytes, len_bytes)),
+            Change::Trim {
+                offset_bytes,
+                len_bytes,
+            } => self.change_kept(change, |layers| {
+                layers.trim(self.geometry, offset_bytes, len_bytes)
+            }),
+        }
+    }
+
+    /// Under one lock a change gets its place in the file, if there is one, and is applied.
+    fn change_kept(
+        &self,
+        change: Change<'_>,
+        apply: impl FnOnce(&mut Layers) -> Replaced,
+    ) -> Result<(Buffered, Ticket), NoRoom> {
         let mut ticket = Ticket::default();
         let buffered = self.change(|layers| {
             if let Some(kept) = &layers.kept {
                 let (kind, offset_bytes, len_bytes) = change.place();
                 ticket = kept.reserve(kind, offset_bytes, len_bytes)?;
             }
-            Ok(match (change, prepared) {
-                (Change::Write { .. }, Some(prepared)) => layers.write(prepared),
-                (Change::Write { .. }, None) => Replaced::default(),
-                (
-                    Change::Zero {
-                        offset_bytes,
-                        len_bytes,
-                    },
-                    _,
-                ) => layers.zero(offset_bytes, len_bytes),
-                (
-                    Change::Trim {
-                        offset_bytes,
-                        len_bytes,
-                    },
-                    _,
-                ) => layers.trim(self.geometry, offset_bytes, len_bytes),
-            })
+            Ok(apply(layers))
         })?;
         Ok((buffered, ticket))
     }
