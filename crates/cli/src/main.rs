@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, checkpoints, completions, create, delete, diff, file, info, probe, resize, restart, rollback,
-    serve, snapshot, space, wal,
+    buffer, checkpoints, completions, create, delete, diff, file, info, probe, prune, resize, restart,
+    retention, rollback, serve, snapshot, space, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -55,6 +55,11 @@ enum Command {
     /// Give checkpoints names, list them, take them away
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Say which checkpoints are kept, and for how long
+    #[command(subcommand)]
+    Retention(retention::Command),
+    /// Remove the checkpoints that a volume's retention does not keep, and their space
+    Prune(prune::Args),
     /// Make a volume read as it did at an earlier checkpoint; that can be undone
     Rollback(rollback::Args),
     /// Show which ranges differ between two checkpoints
@@ -69,7 +74,7 @@ enum Command {
     /// Look at the writes that a killed server left in write_buffer_dir, or give them up
     #[command(subcommand)]
     Buffer(buffer::Command),
-    /// The same as hypercli's file commands: create-opt, set-len, rollback, delete
+    /// The same as hypercli's file commands: create-opt, set-len, rollback, prune, du, delete
     #[command(subcommand)]
     File(file::Command),
     /// Print a shell's completions for this command
@@ -113,6 +118,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,
         Command::Checkpoints(args) => runtime.block_on(checkpoints::run(&args, &store))?,
         Command::Snapshot(command) => runtime.block_on(snapshot::run(&command, &store))?,
+        Command::Retention(command) => runtime.block_on(retention::run(&command, &store))?,
+        Command::Prune(args) => runtime.block_on(prune::run(&args, &store))?,
         Command::Rollback(args) => runtime.block_on(rollback::run(&args, &store))?,
         Command::Diff(args) => runtime.block_on(diff::run(&args, &store))?,
         Command::Space(args) => runtime.block_on(space::run(&args, &store))?,

@@ -24,6 +24,7 @@ pub mod options;
 pub mod past;
 pub mod read;
 pub mod readers;
+pub mod retention;
 #[cfg(test)]
 mod simulation;
 pub mod store;

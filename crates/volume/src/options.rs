@@ -35,6 +35,11 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 /// The same with a log, which makes flushes durable in between.
 pub const CHECKPOINT_INTERVAL_WITH_LOG: Duration = Duration::from_secs(30);
 
+/// `retention_interval` unless it is given.
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// `retention_grace` unless it is given: well above the time that a read waits for the store.
+pub const RETENTION_GRACE: Duration = Duration::from_secs(10 * 60);
+
 /// What is logged unless `RUST_LOG` says otherwise.
 pub const LOG_FILTER_DEFAULT: &str = "warn";
 
@@ -77,8 +82,12 @@ pub struct VolumeOptions {
     pub adopt: bool,
     /// What becomes of the log of the volume that this one is a copy of.
     pub inherited_log: InheritedLog,
-    /// Refuse every write and change nothing on the store.
+    /// Refuse every write and change nothing of the volume.
     pub read_only: bool,
+    /// How often what is not kept of the volume is removed; never when `None`.
+    pub retention_interval: Option<Duration>,
+    /// How long something must not have been needed before it is removed.
+    pub retention_grace: Duration,
     /// How the volume is kept from other servers.
     pub lease: LeaseOptions,
 }
@@ -98,6 +107,8 @@ impl Default for VolumeOptions {
             adopt: false,
             inherited_log: InheritedLog::default(),
             read_only: false,
+            retention_interval: Some(RETENTION_INTERVAL),
+            retention_grace: RETENTION_GRACE,
             lease: LeaseOptions::default(),
         }
     }

@@ -22,6 +22,7 @@ use crate::lease::Lease;
 use crate::log::LOG_BULK_BYTES;
 use crate::log::open::OpenLog;
 use crate::options::VolumeOptions;
+use crate::retention::{Keeper, Reading};
 use crate::store::Store;
 use crate::writeback::appender::DriverLog;
 use crate::writeback::backlog::Backlog;
@@ -87,6 +88,10 @@ pub struct Volume {
     kept: OnceLock<Arc<Kept>>,
     /// Where it is kept, to be left clean.
     store: Option<Store>,
+    /// What removes checkpoints that are not kept.
+    retention: Option<Keeper>,
+    /// What keeps the checkpoint that is read.
+    reading: Reading,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -129,6 +134,8 @@ impl Volume {
             log: None,
             kept: OnceLock::new(),
             store: None,
+            retention: None,
+            reading: Reading::default(),
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -409,6 +416,9 @@ impl Volume {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        if let Some(retention) = &self.retention {
+            retention.stop();
+        }
         self.runtime.block_on(async {
             let until = tokio::time::Instant::now() + timeout;
             let flushed = if self.is_read_only {
@@ -438,6 +448,7 @@ impl Volume {
                     catalogue.finish().await;
                 }
                 self.engine.close().await;
+                self.reading.end().await;
             };
             // The owner thread may be in the middle of a publish that hangs.
             let until = until.max(tokio::time::Instant::now() + CLOSE_LEAST);

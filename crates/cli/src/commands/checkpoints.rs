@@ -51,8 +51,8 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
         return output::line(serde_json::to_string_pretty(&listed)?);
     }
     let head = format!(
-        "{:>10}  {:<20}  {:>10}  {:>10}  NAMES\n",
-        "NUMBER", "TIME", "SIZE", "WRITTEN"
+        "{:>10}  {:<23}  {:>10}  {:>10}  {:<24}  NAMES\n",
+        "NUMBER", "TIME", "SIZE", "WRITTEN", "KEPT BY"
     );
     let rows: String = listed.iter().map(row).collect();
     output::write(head + &rows)
@@ -60,8 +60,13 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
 
 fn row(listed: &Listed) -> String {
     let names: Vec<String> = listed.names.iter().map(ToString::to_string).collect();
+    let kept_by: Vec<String> = listed.kept_by.iter().map(ToString::to_string).collect();
+    let kept_by = match kept_by.is_empty() {
+        true => "nothing: it goes".to_owned(),
+        false => kept_by.join(","),
+    };
     let row = format!(
-        "{:>10}  {:<20}  {:>10}  {:>10}  {}",
+        "{:>10}  {:<23}  {:>10}  {:>10}  {kept_by:<24}  {}",
         listed.cno,
         output::time(listed.time),
         format_size(listed.size_bytes),

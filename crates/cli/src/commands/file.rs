@@ -8,7 +8,7 @@ use hypernbd_volume::url::VolumeUrl;
 
 use super::delete::{self, Unasked};
 use super::resize::resize;
-use super::rollback;
+use super::{prune, rollback, space};
 use crate::flags::block_size;
 
 /// The verbs.
@@ -20,6 +20,10 @@ pub enum Command {
     SetLen(SetLenArgs),
     /// Make a volume read as it did at an earlier checkpoint
     Rollback(rollback::Args),
+    /// Remove the checkpoints that a volume's retention does not keep
+    Prune(prune::Args),
+    /// Show what a volume takes in its store
+    Du(space::Args),
     /// Delete a volume; asks on a terminal only
     Delete(delete::Args),
 }
@@ -64,6 +68,8 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
         Command::SetLen(args) => {
             resize(&args.url, store, args.size_bytes, false, args.takeover).await?;
         }
+        Command::Prune(args) => prune::run(args, store).await?,
+        Command::Du(args) => space::run(args, store).await?,
         Command::Rollback(args) => rollback::run(args, store).await?,
         Command::Delete(args) => delete::delete(args, store, Unasked::Delete).await?,
     }

@@ -7,6 +7,7 @@ use super::{VolumeInfo, delete, info};
 use crate::engine::{CheckpointId, container, inode};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
+use crate::retention::{Policy, put_policy, remove_policy};
 use crate::store::{self, Directory, Store, StoreErrorKind, probe, probe_objects};
 use crate::url::VolumeUrl;
 
@@ -87,6 +88,10 @@ pub async fn create(
             return Err(e);
         }
     };
+    if let Err(e) = put_policy(&store, &Policy::of_new_volumes()).await {
+        undo(&store, &label, made).await;
+        return Err(e);
+    }
     let created = super::on_owner_thread({
         let store = store.clone();
         move || async move { container::create(&store, &inode).await }
@@ -145,6 +150,7 @@ async fn undo(store: &Store, label: &Label, made: CheckpointId) {
         if is_made {
             store.delete(&store.data_key(inode::NAME)).await?;
         }
+        remove_policy(store).await?;
         label::withdraw(store, label).await
     };
     if let Err(e) = undone.await {

@@ -24,6 +24,7 @@ mod info;
 pub mod label;
 mod look;
 mod resize;
+pub mod retention;
 pub mod rollback;
 mod space;
 mod tombstone;

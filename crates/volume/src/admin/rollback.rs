@@ -13,6 +13,7 @@ use crate::error::VolumeError;
 use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
+use crate::retention::ensure_kept;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 
@@ -77,6 +78,9 @@ async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<
     check_closed(store, THEN).await?;
     // The state before gets its entry and its name, and so does not depend on this ending well.
     let generation = super::settle_history(store, lease).await?;
+    // Older owners remove nothing from here on, and what they had begun to remove is gone.
+    super::retention::rounds(store, lease).settle(true).await?;
+    ensure_kept(store, to.id()).await?;
     let before = past::free_name(BEFORE)?;
     let newest = past::find(store, None).await?;
     if past::put(store, &before, &newest).await?.is_none() {

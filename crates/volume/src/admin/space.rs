@@ -3,9 +3,11 @@
 use futures::try_join;
 use serde::Serialize;
 
+use crate::engine::node::NODE_BYTES;
 use crate::engine::{StoredState, inode, usage};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
+use crate::retention::{self, Survey};
 use crate::store::{self, ObjectEntry};
 use crate::url::VolumeUrl;
 
@@ -14,11 +16,12 @@ use crate::url::VolumeUrl;
 pub struct Space {
     /// What the newest state refers to: data blocks and the leaves of the index.
     pub live_bytes: u64,
-    /// The rest of what the container holds: what earlier checkpoints alone refer to, and bookkeeping.
+    /// The rest of what the container holds: what earlier checkpoints alone refer to, what lies in objects beside what is live, and
+    /// bookkeeping.
     pub history_bytes: u64,
-    /// What could be removed. Nothing: every checkpoint is kept.
+    /// What no checkpoint needs that is kept, and goes by itself.
     pub reclaimable_bytes: u64,
-    /// What will be removed once its time of grace is over. Nothing, as above.
+    /// What is planned to go, or going.
     pub grace_bytes: u64,
     /// All of it, with what lies beside the container (list of checkpoints, lease, check values, log if it is there).
     pub stored_bytes: u64,
@@ -39,22 +42,30 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
     })?;
     let state = StoredState::of_inode(&raw);
     let used = async {
+        if retention::load_policy(&store).await?.is_some() {
+            let survey = retention::survey(&store).await?;
+            let blocks = survey.live_blocks * u64::from(block_size_bytes);
+            return Ok::<_, VolumeError>((blocks + survey.live_nodes * NODE_BYTES as u64, survey));
+        }
+        // Where nothing goes, the newest state alone is looked at.
         let used = usage::usage(&store, &state, block_size_bytes).await;
-        used.map_err(|e| VolumeError::engine(format!("reading the index of {url}"), e))
+        let used = used.map_err(|e| VolumeError::engine(format!("reading the index of {url}"), e))?;
+        Ok((used.bytes, Survey::default()))
     };
     let listed = async {
         let (data, beside) = (store.data_key(""), store.meta_key(""));
         Ok(try_join!(store.list(&data), store.list(&beside))?)
     };
-    let (used, (data, beside)) = try_join!(used, listed)?;
+    let ((used_bytes, survey), (data, beside)) = try_join!(used, listed)?;
     let sum = |objects: &[ObjectEntry]| -> u64 { objects.iter().map(|object| object.size_bytes).sum() };
     let held = sum(&data);
-    let live_bytes = used.bytes.min(held);
+    let live_bytes = used_bytes.min(held);
+    let going_bytes = survey.reclaimable_bytes + survey.grace_bytes;
     Ok(Space {
         live_bytes,
-        history_bytes: held - live_bytes,
-        reclaimable_bytes: 0,
-        grace_bytes: 0,
+        history_bytes: held.saturating_sub(live_bytes + going_bytes),
+        reclaimable_bytes: survey.reclaimable_bytes,
+        grace_bytes: survey.grace_bytes,
         stored_bytes: held + sum(&beside),
         objects: (data.len() + beside.len()) as u64,
     })

@@ -14,8 +14,9 @@ use hyperfile::meta_format::BlockPtrFormat;
 use super::index::StoredState;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
-use super::loader::NodeLoader;
+use super::loader::{NodeLoader, format_of};
 use super::node::NODE_BYTES;
+use super::object::object_of;
 use crate::store::Store;
 
 /// Nodes fetched together.
@@ -36,8 +37,7 @@ struct Side {
 }
 
 impl Side {
-    async fn new(store: &Store, state: &StoredState) -> io::Result<Self> {
-        let cache = IndexCache::default();
+    async fn new(store: &Store, state: &StoredState, cache: IndexCache) -> io::Result<Self> {
         let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
         let tree: Tree = BMap::read(&state.root.0, NODE_BYTES, loader, cache)?;
         let first = match tree.seek_key(&0).await {
@@ -148,6 +148,114 @@ impl<'a> Entries<'a> {
     }
 }
 
+/// Which of two checkpoints has something that the other one has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnlyIn {
+    /// The first.
+    From,
+    /// The second.
+    To,
+}
+
+/// Leaves both sides with the leaves that may hold differences. `each_node` gets the pointers of the nodes that one of the two trees alone has, the leaves
+/// among them.
+async fn descend_to_leaves(
+    old: &mut Side,
+    new: &mut Side,
+    mut each_node: impl FnMut(OnlyIn, BlockPtr),
+) -> io::Result<()> {
+    let mut tell = |only_in, side: &Side| {
+        let pointers = side.nodes.iter().filter_map(|(_, pointer)| *pointer);
+        pointers.for_each(|pointer| each_node(only_in, pointer));
+    };
+    loop {
+        // What is higher in one tree than the other is tall is in that one alone.
+        match old.level.cmp(&new.level) {
+            std::cmp::Ordering::Greater => {
+                tell(OnlyIn::From, old);
+                old.descend().await?;
+            }
+            std::cmp::Ordering::Less => {
+                tell(OnlyIn::To, new);
+                new.descend().await?;
+            }
+            std::cmp::Ordering::Equal => {
+                drop_common(old, new);
+                tell(OnlyIn::From, old);
+                tell(OnlyIn::To, new);
+                if old.level == 1 {
+                    return Ok(());
+                }
+                old.descend().await?;
+                new.descend().await?;
+            }
+        }
+    }
+}
+
+/// What a checkpoint refers to, a place at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A node of the index in the object of this number ([`object_of`]).
+    Node(u64),
+    /// A block of data in it.
+    Block(u64),
+}
+
+/// Hands over the places that one of two checkpoints refers to and the other does not; everything that `to` refers to, when there is
+/// no `from`. Nodes come from `cache` where it has them.
+///
+/// # Errors
+/// When an index cannot be read.
+pub(crate) async fn places(
+    store: &Store,
+    from: Option<&StoredState>,
+    to: &StoredState,
+    cache: &IndexCache,
+    mut each: impl FnMut(OnlyIn, Place),
+) -> io::Result<()> {
+    let mut new = Side::new(store, to, cache.clone()).await?;
+    let mut old = match from {
+        Some(from) => Side::new(store, from, cache.clone()).await?,
+        None => Side {
+            tree: Side::new(store, to, cache.clone()).await?.tree,
+            nodes: Vec::new(),
+            level: 1,
+        },
+    };
+    let format = format_of(new.tree.get_userdata())?;
+    let object = |pointer: &BlockPtr| object_of(BlockPtrFormat::decode(pointer, &format).0);
+    descend_to_leaves(&mut old, &mut new, |only_in, pointer| {
+        each(only_in, Place::Node(object(&pointer)));
+    })
+    .await?;
+    let (mut old, mut new) = (Entries::of(&old), Entries::of(&new));
+    loop {
+        let (was, is) = (old.peek().await?, new.peek().await?);
+        let block = match (was, is) {
+            (None, None) => return Ok(()),
+            (Some((block, _)), None) | (None, Some((block, _))) => block,
+            (Some((a, _)), Some((b, _))) => a.min(b),
+        };
+        let of = |entry: Option<(u64, BlockPtr)>| entry.filter(|(at, _)| *at == block).map(|(_, p)| p);
+        let (was, is) = (of(was), of(is));
+        if was.is_some() {
+            old.leaf.next();
+        }
+        if is.is_some() {
+            new.leaf.next();
+        }
+        if was == is {
+            continue;
+        }
+        for (only_in, pointer) in [(OnlyIn::From, was), (OnlyIn::To, is)] {
+            if let Some(pointer) = pointer.filter(BlockPtrFormat::is_on_staging) {
+                each(only_in, Place::Block(object(&pointer)));
+            }
+        }
+    }
+}
+
 /// Hands over the blocks that read otherwise at `to` than at `from`, in ascending runs, and whether they hold data at `to` or read
 /// as zeros. A block that was moved without being changed is told as changed. Blocks that only one of the two sizes has are told
 /// when they hold data at `to`.
@@ -160,21 +268,12 @@ pub(crate) async fn changes(
     to: &StoredState,
     mut each: impl FnMut(Range<u64>, bool),
 ) -> io::Result<()> {
-    let (mut old, mut new) = (Side::new(store, from).await?, Side::new(store, to).await?);
-    loop {
-        match old.level.cmp(&new.level) {
-            std::cmp::Ordering::Greater => old.descend().await?,
-            std::cmp::Ordering::Less => new.descend().await?,
-            std::cmp::Ordering::Equal => {
-                drop_common(&mut old, &mut new);
-                if old.level == 1 {
-                    break;
-                }
-                old.descend().await?;
-                new.descend().await?;
-            }
-        }
-    }
+    let cache = IndexCache::default();
+    let (mut old, mut new) = (
+        Side::new(store, from, cache.clone()).await?,
+        Side::new(store, to, cache).await?,
+    );
+    descend_to_leaves(&mut old, &mut new, |_, _| ()).await?;
     let (mut old, mut new) = (Entries::of(&old), Entries::of(&new));
     let mut run: Option<(Range<u64>, bool)> = None;
     let is_data = |pointer: Option<BlockPtr>| pointer.is_some_and(|p| !BlockPtrFormat::is_zero_block(&p));

@@ -36,6 +36,11 @@ struct IndexSeal {
     crc32c: String,
 }
 
+/// The key of the check values of an object.
+pub(crate) fn key(store: &Store, object: &str) -> String {
+    store.meta_key(&format!("index/{object}"))
+}
+
 /// Check values beside the container. Clones share what they remember.
 #[derive(Clone)]
 pub(crate) struct IndexSeals {
@@ -53,7 +58,7 @@ impl IndexSeals {
     }
 
     fn key(&self, object: &str) -> String {
-        self.store.meta_key(&format!("index/{object}"))
+        key(&self.store, object)
     }
 
     /// Checks a window of an object, read at `offset_bytes`, as far as its index reaches.

@@ -31,7 +31,7 @@ mod mark;
 pub mod memory;
 pub(crate) mod node;
 mod node_files;
-mod object;
+pub(crate) mod object;
 mod owner;
 mod owner_thread;
 pub(crate) mod past;

@@ -6,7 +6,7 @@
 use hyperfile::meta_format::BlockPtrFormat;
 
 /// Size of an index node in bytes; the format has no other.
-pub(super) const NODE_BYTES: usize = 4096;
+pub(crate) const NODE_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 8;
 const SLOT_BYTES: usize = 8;
 const FLAG_LARGE: u8 = 1;

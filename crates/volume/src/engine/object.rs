@@ -1,6 +1,7 @@
 //! Names of stored objects as numbers, for the location map, which knows nothing of the format.
 
 use hyperfile::SegmentId;
+use hyperfile::segment::Segment;
 
 /// A segment object as a number: its checkpoint number, and part + 1, or 0 for a segment without parts.
 pub(super) fn object_of(segment: SegmentId) -> u64 {
@@ -17,13 +18,55 @@ pub(super) fn segment_of(object: u64) -> SegmentId {
 }
 
 /// The checkpoint that the object of a number made by [`object_of`] belongs to.
-pub(super) fn cno_of(object: u64) -> u64 {
+pub(crate) fn cno_of(object: u64) -> u64 {
     object >> 32
+}
+
+/// The name of the object of a number made by [`object_of`], below the container's root.
+pub(crate) fn name_of(object: u64) -> String {
+    Segment::segid_to_staging_file_id(segment_of(object))
+}
+
+/// The number of the object of this name. None when it is not the name of a segment object.
+pub(crate) fn of_name(name: &str) -> Option<u64> {
+    let cno: u64 = name.get(..10)?.parse().ok()?;
+    if !(1..=super::limits::CHECKPOINT_NUMBER_MAX).contains(&cno) {
+        return None;
+    }
+    let object = object_of(Segment::object_of_file_id(name)?);
+    // A number may be written in several ways, of which one is a name.
+    (name_of(object) == name).then_some(object)
+}
+
+/// The objects that the whole inode of this checkpoint may be in.
+pub(crate) fn summaries_of(cno: u64) -> [u64; 2] {
+    [cno << 32, cno << 32 | 1]
+}
+
+/// Whether it is the object that the whole inode of its checkpoint is in: part 0, or the only one.
+pub(crate) fn is_summary(object: u64) -> bool {
+    object as u32 <= 1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_and_numbers_are_one_to_one() {
+        for (name, object) in [
+            ("0000000007", 7 << 32),
+            ("0000000007.0", 7 << 32 | 1),
+            ("0000000007.12", 7 << 32 | 13),
+        ] {
+            assert_eq!(of_name(name), Some(object), "{name}");
+            assert_eq!(name_of(object), name);
+            assert_eq!(is_summary(object), !name.ends_with("12"));
+        }
+        for name in ["inode", "7", "0000000007.", "0000000007.00", "0000000007.x", "0000000000", "9999999999", "00000000070"] {
+            assert_eq!(of_name(name), None, "{name}");
+        }
+    }
 
     #[test]
     fn objects_name_segments_both_ways() {

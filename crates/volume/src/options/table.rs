@@ -264,6 +264,35 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "retention_interval",
+        alias: None,
+        value_name: "TIME",
+        default: "5m",
+        default_is_value: true,
+        help: "how often checkpoints that the volume's retention does not keep are removed; off, or 1s to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.retention_interval = match value {
+                "off" => None,
+                value => Some(duration_within(value, Duration::from_secs(1))?),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "retention_grace",
+        alias: None,
+        value_name: "TIME",
+        default: "10m",
+        default_is_value: true,
+        help: "how long something must not have been needed before it is removed; 1s to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.retention_grace = duration_within(value, Duration::from_secs(1))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "cache_memory",
         alias: None,
         value_name: "SIZE",

@@ -84,6 +84,8 @@ fn every_key_takes_effect_in_every_spelling() {
             ("cache_dir", "/var/cache/pages"),
             ("cache_disk", "1G"),
             ("write_buffer_dir", "/run/hypernbd/disk"),
+            ("retention_interval", "90s"),
+            ("retention_grace", "1h"),
         ];
         assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
         let mut options = ServeOptions::default();
@@ -129,6 +131,8 @@ fn every_key_takes_effect_in_every_spelling() {
                 },
                 index_memory_bytes: 8 * MIB,
                 read_only: false,
+                retention_interval: Some(Duration::from_secs(90)),
+                retention_grace: Duration::from_secs(3600),
                 lease: LeaseOptions {
                     duration: Duration::from_secs(10),
                     takeover: true,
@@ -262,6 +266,8 @@ fn bad_values_say_what_to_write() {
         ("checkpoint_interval", "0", "100ms"),
         ("checkpoint_interval", "2000h", "24h"),
         ("io_timeout", "10ms", "1s"),
+        ("retention_interval", "0", "1s"),
+        ("retention_grace", "0", "1s"),
         ("endpoint_url", "127.0.0.1:9000", "http://"),
         ("endpoint_url", "http://", "http://"),
         ("region", "", "eu-west-1"),

@@ -16,6 +16,7 @@ use crate::clock::now_ms;
 use crate::engine::{CheckpointId, StoredState, inode as stored_inode, state_stored};
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
+use crate::retention::{self, Policy, Protected, Reason, load_policy, plan};
 use crate::store::{self, ObjectEntry, Store};
 use crate::url::VolumeUrl;
 
@@ -68,8 +69,8 @@ pub struct Listed {
     pub written_bytes: u64,
     /// Names that it has.
     pub names: Vec<SnapshotName>,
-    /// Why it is kept.
-    pub kept_by: Vec<&'static str>,
+    /// Why it is kept. Nothing: it goes with one of the next rounds.
+    pub kept_by: Vec<Reason>,
 }
 
 fn rfc3339<S: Serializer>(ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -95,32 +96,53 @@ pub async fn list(
     until_ms: u64,
 ) -> Result<Vec<Listed>, VolumeError> {
     let store = store::connect(url, store_options).await?;
+    let policy = load_policy(&store).await?;
+    list_by(&store, since_ms, until_ms, policy.as_ref()).await
+}
+
+/// As [`list`], with the reasons by which they would be kept if this were the volume's policy.
+///
+/// # Errors
+/// As [`list`].
+pub(crate) async fn list_by(
+    store: &Store,
+    since_ms: u64,
+    until_ms: u64,
+    policy: Option<&Policy>,
+) -> Result<Vec<Listed>, VolumeError> {
     let data = async { Ok(store.list(&store.data_key("")).await?) };
-    let (entries, objects, named) =
-        try_join!(entries_since(&store, since_ms), data, snapshots::load_all(&store))?;
-    let written = bytes_by_number(&store, &objects);
+    // What an hour, a day or a month keeps depends on all of them.
+    let since_entries_ms = if policy.is_some() { 0 } else { since_ms };
+    let (entries, objects, named, in_use) = try_join!(
+        entries_since(store, since_entries_ms),
+        data,
+        snapshots::load_all(store),
+        retention::in_use(store)
+    )?;
+    let written = bytes_by_number(store, &objects);
+    let protected = Protected {
+        named: named.iter().map(|snapshot| snapshot.checkpoint.cno).collect(),
+        in_use,
+    };
     let mut names: BTreeMap<CheckpointId, Vec<SnapshotName>> = BTreeMap::new();
     for snapshot in named {
         names.entry(snapshot.checkpoint).or_default().push(snapshot.name);
     }
+    let times: Vec<(u64, u64)> = entries.iter().map(|entry| (entry.cno, entry.published_ms)).collect();
+    let mut kept = retention::kept(&times, policy, &protected);
     let listed = entries
         .into_iter()
         .filter(|entry| (since_ms..=until_ms).contains(&entry.published_ms))
         .map(|entry| {
             let cno = entry.cno;
             let id = entry.check.map(|check| CheckpointId { cno, check });
-            let names = id.and_then(|id| names.remove(&id)).unwrap_or_default();
-            let mut kept_by = vec!["everything is kept"];
-            if !names.is_empty() {
-                kept_by.push("its name");
-            }
             Listed {
                 cno,
                 time: entry.published_ms,
                 size_bytes: entry.size_bytes,
                 written_bytes: written.get(&cno).copied().unwrap_or(0),
-                names,
-                kept_by,
+                names: id.and_then(|id| names.remove(&id)).unwrap_or_default(),
+                kept_by: kept.remove(&cno).unwrap_or_default(),
             }
         });
     Ok(listed.collect())
@@ -133,8 +155,28 @@ async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntr
     let is_newest_listed = numbers.last().map_or(0, |(number, _)| *number) == inode.i_last_cno;
     // An entry is written after its publish, so what was written long before is not asked for.
     let oldest = UNIX_EPOCH + Duration::from_millis(since_ms).saturating_sub(CLOCKS_APART_MAX);
-    let numbers = numbers.into_iter().filter(|(_, written)| *written >= oldest);
-    let loaded = stream::iter(numbers.map(|(cno, _)| catalogue::load_entry(store, cno)));
+    let (accounted, plan) = try_join!(retention::accounted(store), plan::load(store))?;
+    let numbers = numbers.into_iter().filter(|(cno, written)| {
+        *written >= oldest && plan.as_ref().is_none_or(|(plan, _)| plan.keeps(*cno))
+    });
+    // Of what was accounted the table tells as much, with one request.
+    let loaded = stream::iter(numbers.map(|(cno, _)| {
+        let known = accounted.get(&cno).map(|known| CatalogueEntry {
+            cno,
+            check: Some(known.check),
+            published_ms: known.published_ms,
+            size_bytes: known.size_bytes,
+            epoch: 0,
+            generation: 0,
+            is_repaired: false,
+        });
+        async move {
+            match known {
+                Some(known) => Ok(Some(known)),
+                None => catalogue::load_entry(store, cno).await,
+            }
+        }
+    }));
     let loaded: Vec<Option<CatalogueEntry>> = loaded.buffered(READS_AT_ONCE).try_collect().await?;
     let newest = (!is_newest_listed).then(|| CatalogueEntry {
         cno: inode.i_last_cno,

@@ -11,6 +11,7 @@ mod snapshots;
 pub use at::{At, AtError, Past};
 pub(crate) use diff::between;
 pub use diff::{ChangeKind, Changed, diff};
+pub(crate) use list::list_by;
 pub use list::{Listed, Point, find, list, time_text};
 pub use snapshots::{Snapshot, SnapshotName, create, delete, snapshots};
-pub(crate) use snapshots::{free_name, put};
+pub(crate) use snapshots::{free_name, named, put};

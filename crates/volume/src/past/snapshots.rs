@@ -1,5 +1,6 @@
 //! Names of checkpoints: one small object each, `<root>.meta/snapshots/<name>`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,6 +13,7 @@ use crate::clock::now_ms;
 use crate::engine::CheckpointId;
 use crate::error::VolumeError;
 use crate::options::StoreOptions;
+use crate::retention::ensure_kept;
 use crate::store::{self, Store, StoreErrorKind};
 use crate::url::VolumeUrl;
 
@@ -130,6 +132,15 @@ pub(super) async fn load_all(store: &Store) -> Result<Vec<Snapshot>, VolumeError
     Ok(loaded.into_iter().flatten().collect())
 }
 
+/// The numbers of the checkpoints that have names.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) async fn named(store: &Store) -> Result<BTreeSet<u64>, VolumeError> {
+    let snapshots = load_all(store).await?.into_iter();
+    Ok(snapshots.map(|snapshot| snapshot.checkpoint.cno).collect())
+}
+
 /// Gives a checkpoint a name. `None` when the name is taken.
 ///
 /// # Errors
@@ -177,12 +188,18 @@ pub async fn create(
 ) -> Result<Snapshot, VolumeError> {
     let store = store::connect(url, store_options).await?;
     let point = find(&store, at).await?;
-    put(&store, name, &point).await?.ok_or_else(|| {
+    let snapshot = put(&store, name, &point).await?.ok_or_else(|| {
         VolumeError::InvalidInput(format!(
             "{url} has a snapshot {name} already: choose another name, or delete that one with hypernbd snapshot delete \
              {url} {name}"
         ))
-    })
+    })?;
+    // It may have been about to be removed before it had its name.
+    if let Err(e) = ensure_kept(&store, point.id()).await {
+        store.delete(&key(&store, name)).await?;
+        return Err(e);
+    }
+    Ok(snapshot)
 }
 
 /// The snapshots of a volume, in the order of their names.

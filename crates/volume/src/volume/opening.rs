@@ -25,7 +25,9 @@ use crate::log::marker::{self, MarkerState};
 use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
+use crate::retention::{Keeper, ORPHAN_AGE, Reading, Rounds};
 use crate::store::{self, Store};
+use crate::units::MIB;
 use crate::url::VolumeUrl;
 use crate::volume_id::VolumeId;
 use crate::writeback::appender::DriverLog;
@@ -34,6 +36,8 @@ use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 /// Age from which an unfinished upload is a killed server's, by the store's clock: this server's own are younger, whatever the
 /// clocks say.
 const UNFINISHED_AGE_MIN: Duration = Duration::from_secs(3600);
+/// Memory for nodes of the index while what checkpoints use is counted.
+const ACCOUNTING_MEMORY_BYTES: u64 = 8 * MIB;
 
 impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
@@ -249,7 +253,7 @@ fn open_read_only<'a>(
     async move {
         let volume_id = looked.volume_id();
         warn_of_log(looked.marker);
-        let (engine, _) = open_engine(EngineOf {
+        let (engine, state) = open_engine(EngineOf {
             store: &looked.store,
             options,
             volume_id,
@@ -258,11 +262,10 @@ fn open_read_only<'a>(
             entry: None,
         })
         .await?;
-        Ok(Arc::new(Volume::with_parts(
-            Arc::new(engine),
-            Parts::default(),
-            options,
-        )))
+        let reading = Reading::begin(&looked.store, state.newest.id).await?;
+        let mut volume = Volume::with_parts(Arc::new(engine), Parts::default(), options);
+        volume.reading = reading;
+        Ok(Arc::new(volume))
     }
     .boxed()
 }
@@ -361,6 +364,17 @@ fn open_owned<'a>(
         volume.lease = Some(lease.clone());
         volume.store = Some(store.clone());
         tokio::spawn(abort_uploads(store.clone()));
+        if let Some(interval) = options.retention_interval {
+            let rounds = Rounds::new(
+                store.clone(),
+                epoch,
+                lease.clone(),
+                IndexCache::default().with_memory(ACCOUNTING_MEMORY_BYTES),
+                options.retention_grace,
+                ORPHAN_AGE,
+            );
+            volume.retention = Some(Keeper::start(rounds, interval, newest.clone()));
+        }
         Ok((Arc::new(volume), newest))
     }
     .boxed()

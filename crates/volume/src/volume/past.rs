@@ -12,6 +12,7 @@ use crate::error::VolumeError;
 use crate::options::{ReadCacheConfig, StoreOptions, VolumeOptions};
 use crate::past::{self, Past};
 use crate::read::cache::ReadCache;
+use crate::retention::Reading;
 use crate::store;
 use crate::units::MIB;
 use crate::url::VolumeUrl;
@@ -33,15 +34,19 @@ impl Volume {
         what: &Past,
     ) -> Result<Arc<Self>, VolumeError> {
         let store = store::unproved(url, store_options).await?;
-        let (point, shown) = match what {
-            Past::At(at) => (past::find(&store, Some(at)).await?, None),
+        let (point, reading, shown) = match what {
+            Past::At(at) => {
+                let point = past::find(&store, Some(at)).await?;
+                (point, Reading::begin(&store, point.id()).await?, None)
+            }
             Past::Changes { from, to } => {
                 let (from, to) = try_join!(past::find(&store, Some(from)), past::find(&store, Some(to)))?;
+                let reading = Reading::begin(&store, to.id()).await?;
                 let changed = past::between(&store, &from, &to).await?;
                 let shown = changed
                     .iter()
                     .map(|range| range.offset_bytes..range.offset_bytes + range.len_bytes);
-                (to, Some(shown.collect::<RangeSet<u64>>()))
+                (to, reading, Some(shown.collect::<RangeSet<u64>>()))
             }
         };
         let cache = ReadCacheConfig {
@@ -64,10 +69,8 @@ impl Volume {
             write_buffer_dir: None,
             ..options.clone()
         };
-        Ok(Arc::new(Self::with_parts(
-            Arc::new(engine),
-            Parts::default(),
-            &options,
-        )))
+        let mut volume = Self::with_parts(Arc::new(engine), Parts::default(), &options);
+        volume.reading = reading;
+        Ok(Arc::new(volume))
     }
 }

@@ -1,0 +1,156 @@
+//! `hypernbd retention set|show|unset URL`.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use hypernbd_volume::admin::retention;
+use hypernbd_volume::options::StoreOptions;
+use hypernbd_volume::past::Listed;
+use hypernbd_volume::retention::Policy;
+use hypernbd_volume::units::{format_size, parse_duration};
+use hypernbd_volume::url::VolumeUrl;
+
+use crate::output;
+
+/// The commands for how long checkpoints are kept.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Say which checkpoints are kept; the newest and those with names always are
+    Set(SetArgs),
+    /// Show which checkpoints are kept
+    Show(ShowArgs),
+    /// Keep every checkpoint
+    Unset(UnsetArgs),
+}
+
+/// Arguments of `retention set`.
+#[derive(Debug, clap::Args)]
+pub struct SetArgs {
+    /// The volume; a server may have it open
+    pub url: VolumeUrl,
+
+    /// Keep this many of the newest
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_last: u32,
+
+    /// Keep all that are not older than the newest by more than this, as in 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub keep_within: Option<Duration>,
+
+    /// Keep the last one of each of this many hours that have any
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_hourly: u32,
+
+    /// The same of days
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_daily: u32,
+
+    /// The same of weeks
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_weekly: u32,
+
+    /// The same of months
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_monthly: u32,
+
+    /// List what would go, and set nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `retention show`.
+#[derive(Debug, clap::Args)]
+pub struct ShowArgs {
+    /// The volume
+    pub url: VolumeUrl,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `retention unset`.
+#[derive(Debug, clap::Args)]
+pub struct UnsetArgs {
+    /// The volume; a server may have it open
+    pub url: VolumeUrl,
+}
+
+/// Carries a command out.
+pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
+    match command {
+        Command::Set(args) => set(args, store).await,
+        Command::Show(args) => {
+            let policy = retention::policy(&args.url, store).await?;
+            if args.json {
+                return output::line(serde_json::to_string_pretty(&policy)?);
+            }
+            output::line(policy.unwrap_or_default())
+        }
+        Command::Unset(args) => {
+            let going = retention::set_policy(&args.url, store, None).await?;
+            warn_of(&going)?;
+            output::line(format_args!("every checkpoint of {} is kept", args.url))
+        }
+    }
+}
+
+async fn set(args: &SetArgs, store: &StoreOptions) -> Result<()> {
+    let within = args.keep_within.unwrap_or_default();
+    let policy = Policy {
+        keep_last: args.keep_last,
+        keep_within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+        keep_hourly: args.keep_hourly,
+        keep_daily: args.keep_daily,
+        keep_weekly: args.keep_weekly,
+        keep_monthly: args.keep_monthly,
+    };
+    if policy.is_empty() {
+        bail!(
+            "name what is kept, as in --keep-within 7d or --keep-daily 30; hypernbd retention unset {} keeps everything",
+            args.url
+        );
+    }
+    if args.dry_run {
+        let going = retention::preview(&args.url, store, &policy).await?;
+        if args.json {
+            return output::line(serde_json::to_string_pretty(&going)?);
+        }
+        return output::write(table(&going));
+    }
+    let going = retention::set_policy(&args.url, store, Some(&policy)).await?;
+    if args.json {
+        return output::line(serde_json::to_string_pretty(&policy)?);
+    }
+    warn_of(&going)?;
+    output::line(format_args!("{} keeps {policy}", args.url))
+}
+
+/// What the policy before had decided may be done still.
+fn warn_of(going: &[u64]) -> Result<()> {
+    match going {
+        [] => Ok(()),
+        [first, ..] => output::line(format_args!(
+            "{} checkpoints, from {first} on, were being removed before, and may go",
+            going.len()
+        )),
+    }
+}
+
+fn table(going: &[Listed]) -> String {
+    let rows = going.iter().map(|listed| {
+        format!(
+            "{:>10}  {:<20}  {:>10}\n",
+            listed.cno,
+            output::time(listed.time),
+            format_size(listed.written_bytes)
+        )
+    });
+    let head = format!("{:>10}  {:<20}  {:>10}\n", "NUMBER", "TIME", "WRITTEN");
+    let sum = format!("{} checkpoints would go\n", going.len());
+    std::iter::once(head).chain(rows).chain([sum]).collect()
+}

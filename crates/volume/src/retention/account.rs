@@ -1,0 +1,189 @@
+//! Takes the usage table from the checkpoint accounted last to the newest one that is listed.
+
+use std::collections::HashMap;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::try_join;
+use hyperfile::ondisk::InodeRaw;
+use log::{debug, warn};
+
+use super::plan::Plan;
+use super::usage::{Delta, Usage};
+use crate::catalogue::{self, CatalogueEntry};
+use crate::engine::diff::{OnlyIn, Place, places};
+use crate::engine::index_cache::IndexCache;
+use crate::engine::{CheckpointId, StoredState, checkpoint_stored, inode, state_stored};
+use crate::error::{ErrorKind, VolumeError};
+use crate::history;
+use crate::store::Store;
+
+/// Where the table is, below the volume's `.meta/`.
+const NAME: &str = "retention/usage";
+/// Entries and states read at once, ahead of the one that is accounted.
+const READ_AHEAD: usize = 16;
+
+/// The table and where it stands.
+pub(crate) struct Account {
+    usage: Usage,
+    /// The state that the table is at; none before the first checkpoint.
+    state: Option<StoredState>,
+    /// The checkpoint of the table that is stored.
+    stored_at: Option<CheckpointId>,
+}
+
+impl Account {
+    /// From the stored table, if it is of a checkpoint that the volume has; else from the beginning.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn load(store: &Store) -> Result<Self, VolumeError> {
+        let key = store.meta_key(NAME);
+        let Some((body, _)) = store.get(&key).await? else {
+            return Ok(Self::new());
+        };
+        let usage = match Usage::decode(&body) {
+            Ok(usage) => usage,
+            // It is made of what else is stored, and can be made again.
+            Err(e) => {
+                warn!("the usage table {key} cannot be read, and is made anew: {e}");
+                return Ok(Self::new());
+            }
+        };
+        let Some(at) = usage.at() else {
+            return Ok(Self::new());
+        };
+        let ((newest, _), stored) = try_join!(inode::load(store), state_stored(store, at.cno))?;
+        // One that goes on from an earlier state may have another checkpoint of that number soon.
+        let stored = stored.filter(|raw| newest.i_last_cno >= at.cno && CheckpointId::of_inode(raw) == at);
+        let Some(raw) = stored else {
+            warn!("the usage table {key} is of another history than the volume, and is made anew");
+            return Ok(Self::new());
+        };
+        Ok(Self {
+            state: Some(StoredState::of_inode(&raw)),
+            stored_at: Some(at),
+            usage,
+        })
+    }
+
+    fn new() -> Self {
+        Self {
+            usage: Usage::default(),
+            state: None,
+            stored_at: None,
+        }
+    }
+
+    /// The table.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// The checkpoints that accounting depends on: the one that the table is at, and the one of the table that is stored.
+    pub fn depends_on(&self) -> impl Iterator<Item = u64> {
+        [self.usage.at(), self.stored_at].into_iter().flatten().map(|at| at.cno)
+    }
+
+    /// Accounts every listed checkpoint up to the newest. Nodes of the index come from `cache` where it has them.
+    ///
+    /// # Errors
+    /// When the store fails or an index cannot be read.
+    pub async fn advance(&mut self, store: &Store, cache: &IndexCache) -> Result<(), VolumeError> {
+        match self.advance_once(store, cache).await {
+            Err(e) if e.kind() == ErrorKind::Corrupt && self.usage.at().is_some() => {
+                warn!(
+                    "what the checkpoints of {} use is counted anew: {}",
+                    store.url,
+                    e.chain()
+                );
+                // The stored table's checkpoint is kept until another is stored.
+                *self = Self {
+                    stored_at: self.stored_at,
+                    ..Self::new()
+                };
+                self.advance_once(store, cache).await
+            }
+            advanced => advanced,
+        }
+    }
+
+    async fn advance_once(&mut self, store: &Store, cache: &IndexCache) -> Result<(), VolumeError> {
+        let (newest, _) = inode::load(store).await?;
+        let numbers = history::numbers_after(store, self.usage.at_number()).await?;
+        let numbers = numbers.into_iter().filter(|cno| *cno <= newest.i_last_cno);
+        let mut listed = stream::iter(numbers.map(|cno| listed(store, cno))).buffered(READ_AHEAD);
+        while let Some(next) = listed.try_next().await? {
+            let Some((entry, raw)) = next else { continue };
+            let (id, state) = (CheckpointId::of_inode(&raw), StoredState::of_inode(&raw));
+            let mut deltas: HashMap<u64, Delta> = HashMap::new();
+            places(store, self.state.as_ref(), &state, cache, |only_in, place| {
+                let change = match only_in {
+                    OnlyIn::From => -1,
+                    OnlyIn::To => 1,
+                };
+                match place {
+                    Place::Node(object) => deltas.entry(object).or_default().nodes += change,
+                    Place::Block(object) => deltas.entry(object).or_default().blocks += change,
+                }
+            })
+            .await
+            .map_err(|e| VolumeError::engine(format!("reading the index of checkpoint {id}"), e))?;
+            let checkpoint = (id.check, entry.published_ms, entry.size_bytes).into();
+            self.usage
+                .step(id.cno, checkpoint, &deltas)
+                .map_err(|reason| VolumeError::Corrupt {
+                    what: "the usage table".into(),
+                    reason,
+                })?;
+            self.state = Some(state);
+        }
+        debug!(
+            "{}: accounted up to checkpoint {}, {} objects, {} checkpoints",
+            store.url,
+            self.usage.at_number(),
+            self.usage.objects().len(),
+            self.usage.kept().len()
+        );
+        Ok(())
+    }
+
+    /// Stores the table, unless the stored one is of this checkpoint. Until then the checkpoint of that one is kept.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn store(&mut self, store: &Store) -> Result<(), VolumeError> {
+        if self.usage.at() == self.stored_at {
+            return Ok(());
+        }
+        let body = serde_json::to_vec(&self.usage).map_err(|e| VolumeError::Internal(e.to_string()))?;
+        store.put(&store.meta_key(NAME), body).await?;
+        self.stored_at = self.usage.at();
+        Ok(())
+    }
+
+    /// Of the accounted checkpoints only those that `plan` keeps are there still.
+    pub fn follow(&mut self, plan: &Plan) {
+        self.usage.retain(|cno| plan.keeps(cno));
+    }
+
+    /// These checkpoints and objects are gone.
+    pub fn forget(&mut self, checkpoints: &[u64], objects: &[u64]) {
+        self.usage.forget(checkpoints, objects);
+    }
+}
+
+/// Whether the volume has this checkpoint still, and goes on from it.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn has(store: &Store, id: CheckpointId) -> Result<bool, VolumeError> {
+    let (newest, _) = inode::load(store).await?;
+    Ok(newest.i_last_cno >= id.cno && checkpoint_stored(store, id.cno).await? == Some(id))
+}
+
+/// A checkpoint that is listed and stored.
+async fn listed(store: &Store, cno: u64) -> Result<Option<(CatalogueEntry, InodeRaw)>, VolumeError> {
+    let (entry, raw) = try_join!(catalogue::load_entry(store, cno), state_stored(store, cno))?;
+    let both = entry.zip(raw);
+    Ok(both.filter(|(entry, raw)| entry.is_of(CheckpointId::of_inode(raw)) != Some(false)))
+}

@@ -1,0 +1,199 @@
+//! What goes. Pure: what is stored, what is kept and since when things are not needed, in; checkpoints and objects, out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::policy::{Policy, Reason};
+use super::usage::{Accounted, Usage};
+use crate::engine::object;
+
+/// The newest checkpoints are kept whatever the policy says: records of a log and the write buffer's file name the checkpoint that
+/// they continue, which is one of the last few.
+pub(crate) const NEWEST_KEPT: usize = 16;
+/// Objects, and checkpoints, that go with one plan.
+const PLANNED_MAX: usize = 10_000;
+
+/// What must stay besides what the policy keeps: numbers of checkpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Protected {
+    /// Those that have names.
+    pub named: BTreeSet<u64>,
+    /// Those that are read, or that a log or the accounting depends on.
+    pub in_use: BTreeSet<u64>,
+}
+
+impl Protected {
+    /// Whether this checkpoint must stay.
+    pub fn contains(&self, cno: u64) -> bool {
+        self.named.contains(&cno) || self.in_use.contains(&cno)
+    }
+}
+
+/// Why each of these checkpoints is kept, given with when they were published, in milliseconds since 1970-01-01 UTC, ascending. One
+/// for which there is no reason is not in the answer. Everything is kept without a policy, and by one that asks for nothing.
+pub(crate) fn kept(
+    checkpoints: &[(u64, u64)],
+    policy: Option<&Policy>,
+    protected: &Protected,
+) -> BTreeMap<u64, Vec<Reason>> {
+    let mut kept = match policy.filter(|policy| !policy.is_empty()) {
+        Some(policy) => policy.keep(checkpoints),
+        None => checkpoints
+            .iter()
+            .map(|&(cno, _)| (cno, vec![Reason::Everything]))
+            .collect(),
+    };
+    let newest = checkpoints.iter().rev().take(NEWEST_KEPT).map(|&(cno, _)| (cno, Reason::Newest));
+    let has = |cno: &u64| checkpoints.binary_search_by_key(cno, |&(cno, _)| cno).is_ok();
+    let named = protected.named.iter().filter(|cno| has(cno)).map(|&cno| (cno, Reason::Name));
+    let in_use = protected.in_use.iter().filter(|cno| has(cno)).map(|&cno| (cno, Reason::InUse));
+    for (cno, reason) in newest.chain(named).chain(in_use) {
+        kept.entry(cno).or_default().push(reason);
+    }
+    for reasons in kept.values_mut() {
+        reasons.sort_unstable();
+    }
+    kept
+}
+
+/// Since when each of some things is not needed, by a clock that never goes back.
+#[derive(Debug)]
+struct Aging<K>(HashMap<K, Instant>);
+
+impl<K: Copy + Eq + Hash + Ord> Aging<K> {
+    fn new() -> Self {
+        Self(HashMap::new())
+    }
+
+    /// These are the ones at `now`. Returns those that have been among them for `grace`, ascending.
+    fn update(&mut self, current: &BTreeSet<K>, now: Instant, grace: Duration) -> Vec<K> {
+        self.0.retain(|key, _| current.contains(key));
+        for key in current {
+            self.0.entry(*key).or_insert(now);
+        }
+        let is_ripe = |since: &Instant| now.saturating_duration_since(*since) >= grace;
+        let ripe = self.0.iter().filter(|(_, since)| is_ripe(since)).map(|(key, _)| *key);
+        let mut ripe: Vec<K> = ripe.collect();
+        ripe.sort_unstable();
+        ripe
+    }
+}
+
+/// What is to go, and what is not needed and may be soon.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Checkpoints that go now.
+    pub retired: Vec<u64>,
+    /// Checkpoints that stay, ascending.
+    pub kept: Vec<u64>,
+    /// Objects that go now, by number.
+    pub objects: Vec<u64>,
+    /// Checkpoints and objects that are not needed and go later: once their time of grace is over, or with another plan.
+    pub waiting: usize,
+    /// Objects in the table that are not needed and are not stored any more.
+    pub gone: Vec<u64>,
+}
+
+impl Choice {
+    /// Whether nothing goes now.
+    pub fn is_empty(&self) -> bool {
+        self.retired.is_empty() && self.objects.is_empty()
+    }
+}
+
+/// Chooses what goes, and remembers since when what is not needed.
+#[derive(Debug)]
+pub(crate) struct Chooser {
+    grace: Duration,
+    orphan_age: Duration,
+    at_once_max: usize,
+    retiring: Aging<u64>,
+    dying: Aging<u64>,
+}
+
+impl Chooser {
+    /// What goes has not been needed for `grace`, as far as this chooser was asked; what was never used is older than `orphan_age`.
+    pub fn new(grace: Duration, orphan_age: Duration) -> Self {
+        Self {
+            grace,
+            orphan_age,
+            at_once_max: PLANNED_MAX,
+            retiring: Aging::new(),
+            dying: Aging::new(),
+        }
+    }
+
+    /// Of everything that is not needed now, however much it is.
+    pub fn unlimited(orphan_age: Duration) -> Self {
+        Self {
+            at_once_max: usize::MAX,
+            ..Self::new(Duration::ZERO, orphan_age)
+        }
+    }
+
+    /// What goes of the checkpoints of `usage` and of the stored objects, when `kept` are the checkpoints that are kept.
+    pub fn choose(
+        &mut self,
+        usage: &Usage,
+        kept: &BTreeMap<u64, Vec<Reason>>,
+        stored: &BTreeMap<u64, SystemTime>,
+        now: Instant,
+    ) -> Choice {
+        let unkept: BTreeSet<u64> = usage
+            .kept()
+            .keys()
+            .copied()
+            .filter(|cno| !kept.contains_key(cno))
+            .collect();
+        let without = |gone: &BTreeSet<u64>| -> BTreeMap<u64, Accounted> {
+            let stays = usage.kept().iter().filter(|(cno, _)| !gone.contains(cno));
+            stays.map(|(cno, of)| (*cno, *of)).collect()
+        };
+        let needed = |object: u64, kept: &BTreeMap<u64, Accounted>| {
+            (object::is_summary(object) && kept.contains_key(&object::cno_of(object)))
+                || usage.is_needed(object, kept)
+        };
+        let staying = without(&unkept);
+        let unneeded = stored.keys().copied();
+        let unneeded: BTreeSet<u64> = unneeded
+            .filter(|object| self.is_settled(*object, usage, stored) && !needed(*object, &staying))
+            .collect();
+        let mut retired = self.retiring.update(&unkept, now, self.grace);
+        retired.truncate(self.at_once_max);
+        let staying = without(&retired.iter().copied().collect());
+        let mut objects = self.dying.update(&unneeded, now, self.grace);
+        objects.retain(|object| !needed(*object, &staying));
+        // The part that tells which checkpoint the others belong to goes last.
+        objects.reverse();
+        objects.truncate(self.at_once_max);
+        let gone = usage.objects().keys().copied();
+        let gone = gone.filter(|object| !stored.contains_key(object) && !usage.is_needed(*object, &staying));
+        Choice {
+            waiting: unkept.len() + unneeded.len() - retired.len() - objects.len(),
+            gone: gone.collect(),
+            kept: staying.into_keys().collect(),
+            retired,
+            objects,
+        }
+    }
+    /// Whether all uses that an object can ever have are accounted. Numbers are used in order and never again, and the one of the
+    /// checkpoint accounted last is past it. What no checkpoint that was accounted has used is of a publish that failed; but parts
+    /// under a number that is past may be those of a compaction by another tool, so such an object must have lain there for long, by
+    /// the store's clock, and its checkpoint must have been written whole.
+    fn is_settled(&self, object: u64, usage: &Usage, stored: &BTreeMap<u64, SystemTime>) -> bool {
+        let cno = object::cno_of(object);
+        if cno >= usage.at_number() {
+            return false;
+        }
+        if usage.objects().contains_key(&object) {
+            return true;
+        }
+        let newest = stored.values().max().copied();
+        let age = newest
+            .zip(stored.get(&object))
+            .and_then(|(newest, written)| newest.duration_since(*written).ok());
+        let is_old = age.is_some_and(|age| age >= self.orphan_age);
+        is_old && object::summaries_of(cno).iter().any(|summary| stored.contains_key(summary))
+    }
+}

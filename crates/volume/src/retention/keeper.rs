@@ -1,0 +1,79 @@
+//! The rounds of a volume that is served, beside everything else it does.
+
+use std::time::{Duration, Instant};
+
+use log::{debug, warn};
+use tokio::task::AbortHandle;
+
+use super::round::Rounds;
+use crate::error::{ErrorKind, VolumeError};
+use crate::history::NewestCheckpoint;
+
+/// Runs rounds until it is dropped. A round that is broken off is gone on with by the next server.
+#[derive(Debug)]
+pub(crate) struct Keeper(AbortHandle);
+
+impl Keeper {
+    /// Starts on the current runtime: once at once, to settle what earlier servers left, and then each `interval`. `newest` tells
+    /// whether there is anything new.
+    pub fn start(rounds: Rounds, interval: Duration, newest: NewestCheckpoint) -> Self {
+        let running = tokio::spawn(run(rounds, interval, newest));
+        Self(running.abort_handle())
+    }
+
+    /// Ends it.
+    pub fn stop(&self) {
+        self.0.abort();
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+async fn run(mut rounds: Rounds, interval: Duration, newest: NewestCheckpoint) {
+    let mut failures = 0_u32;
+    let mut done: Option<crate::engine::CheckpointId> = None;
+    if let Err(e) = rounds.settle(false).await {
+        if ends(&e) {
+            return;
+        }
+        debug!("what earlier servers were removing is settled later: {}", e.chain());
+    }
+    loop {
+        tokio::time::sleep(interval).await;
+        let at = newest.get();
+        if done.is_some() && done == at && rounds.is_policy_unchanged().await {
+            continue;
+        }
+        match rounds.round(Instant::now()).await {
+            Ok(removed) => {
+                failures = 0;
+                done = at.filter(|_| removed.waiting == 0);
+            }
+            Err(e) if ends(&e) => return,
+            Err(e) => {
+                done = None;
+                failures += 1;
+                // Once, and then now and then: it costs nothing but space.
+                if failures.is_power_of_two() {
+                    warn!(
+                        "what is not kept of the volume stays for now, after {failures} attempts: {}",
+                        e.chain()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Whether there is another owner.
+fn ends(e: &VolumeError) -> bool {
+    let is_fenced = e.kind() == ErrorKind::Fenced;
+    if is_fenced {
+        debug!("nothing more is removed: {e}");
+    }
+    is_fenced
+}

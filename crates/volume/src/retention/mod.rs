@@ -1,0 +1,90 @@
+//! How long checkpoints are kept, and how the space of those that are not comes back.
+//!
+//! Three things decide what stays: the [`Policy`], names (`past/`), and pins of whoever reads a checkpoint ([`pins`]). Which objects
+//! the checkpoints that stay need is told by the usage table ([`usage`], [`account`]). What goes stands in the plan first ([`plan`]),
+//! so that an owner which was paused cannot remove what a later one keeps.
+//!
+//! * *Invariant H1:* every kept checkpoint reads byte for byte as it did when it was published, always.
+//! * *Invariant H2:* nothing that a kept checkpoint, a pin, a reader or a publish under way refers to is ever removed, by whichever
+//!   owner, whenever it wakes up.
+
+mod account;
+mod choice;
+mod keeper;
+pub(crate) mod pins;
+pub(crate) mod plan;
+mod policy;
+mod reading;
+mod round;
+pub(crate) mod usage;
+
+pub(crate) use choice::{Protected, kept};
+pub(crate) use keeper::Keeper;
+pub use policy::{Policy, Reason};
+pub(crate) use reading::{Reading, ensure_kept};
+pub(crate) use round::{ORPHAN_AGE, Rounds, survey};
+pub use round::{Removed, Survey};
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::VolumeError;
+use crate::log::marker;
+use crate::store::Store;
+
+/// Where the policy is, below the volume's `.meta/`.
+const POLICY: &str = "retention/policy";
+
+/// The stored policy. None when there is none: then nothing goes.
+///
+/// # Errors
+/// When the store fails, or the policy cannot be read.
+pub(crate) async fn load_policy(store: &Store) -> Result<Option<Policy>, VolumeError> {
+    let key = store.meta_key(POLICY);
+    let Some((body, _)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    let policy = Policy::decode(&body).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the retention policy {key}"),
+        reason,
+    })?;
+    Ok(Some(policy).filter(|policy| !policy.is_empty()))
+}
+
+/// Stores a policy. The caller looks at the plan afterwards.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn put_policy(store: &Store, policy: &Policy) -> Result<(), VolumeError> {
+    let body = serde_json::to_vec(policy).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    store.put(&store.meta_key(POLICY), body).await?;
+    Ok(())
+}
+
+/// Removes the policy: nothing goes any more. The caller looks at the plan afterwards.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn remove_policy(store: &Store) -> Result<(), VolumeError> {
+    store.delete(&store.meta_key(POLICY)).await?;
+    Ok(())
+}
+
+/// What is known of the checkpoints that are accounted, by number.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn accounted(store: &Store) -> Result<BTreeMap<u64, usage::Accounted>, VolumeError> {
+    let account = account::Account::load(store).await?;
+    Ok(account.usage().kept().clone())
+}
+
+/// The checkpoints that somebody reads, or that a log depends on.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn in_use(store: &Store) -> Result<BTreeSet<u64>, VolumeError> {
+    let (pinned, marker) = futures::try_join!(pins::checkpoints(store), marker::load(store))?;
+    // The log goes on from it.
+    let of_log = marker.and_then(|(marker, _)| marker.checkpoint);
+    Ok(pinned.into_iter().chain(of_log).map(|id| id.cno).collect())
+}

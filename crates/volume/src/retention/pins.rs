@@ -1,0 +1,142 @@
+//! Checkpoints that somebody reads: one object each, `<root>.meta/retention/pins/<id>`, put again as long as it is needed.
+//!
+//! Whether a pin has run out is told by the store's clock alone: by when it was written and when something else was.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use log::{debug, warn};
+use serde::{Deserialize, Serialize};
+use tokio::task::AbortHandle;
+
+use super::plan;
+use crate::engine::CheckpointId;
+use crate::error::VolumeError;
+use crate::store::Store;
+use crate::stored_text;
+
+/// Where they are, below the volume's `.meta/`.
+const PINS: &str = "retention/pins/";
+/// How long a pin holds unless it is put again.
+pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(15 * 60);
+/// A pin is removed by others only this long after it ran out.
+const REMOVED_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// The longest time that a stored pin may ask for.
+const TIME_TO_LIVE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often a pin is put again within its time.
+const RENEWALS: u32 = 3;
+const READS_AT_ONCE: usize = 32;
+
+/// A pin as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pin {
+    /// The checkpoint.
+    pub checkpoint: CheckpointId,
+    /// Who reads it, for people.
+    #[serde(deserialize_with = "stored_text::printable")]
+    pub reader: String,
+    /// How long it holds from when it was written, in milliseconds.
+    pub ttl_ms: u64,
+}
+
+impl Pin {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| e.to_string())
+    }
+
+    fn holds_until(&self, written: SystemTime) -> SystemTime {
+        let ttl = Duration::from_millis(self.ttl_ms).min(TIME_TO_LIVE_MAX);
+        // Some stores tell whole seconds.
+        written + ttl + Duration::from_secs(1)
+    }
+}
+
+/// A pin of this process. It is put again until it is dropped; [`Held::remove`] takes it away at once.
+#[derive(Debug)]
+pub(crate) struct Held {
+    store: Store,
+    key: String,
+    renewing: AbortHandle,
+}
+
+impl Held {
+    /// Takes the pin away.
+    pub async fn remove(&self) {
+        self.renewing.abort();
+        if let Err(e) = self.store.delete(&self.key).await {
+            debug!("the pin {} stays until it runs out: {e}", self.key);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+/// Puts a pin on a checkpoint, and again in time. The caller must look at the plan afterwards.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn put(store: &Store, checkpoint: CheckpointId, ttl: Duration) -> Result<Arc<Held>, VolumeError> {
+    let pin = Pin {
+        checkpoint,
+        reader: format!("{}, process {}", crate::log::marker::host(), std::process::id()),
+        ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
+    };
+    let key = store.meta_key(&format!("{PINS}{}", uuid::Uuid::new_v4().simple()));
+    let body = serde_json::to_vec(&pin).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    store.put(&key, body.clone()).await?;
+    let (owned, of) = (store.clone(), key.clone());
+    let renewing = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(ttl / RENEWALS).await;
+            if let Err(e) = owned.put(&of, body.clone()).await {
+                warn!(
+                    "the pin on checkpoint {} could not be put again, which is tried on: {e}",
+                    pin.checkpoint
+                );
+            }
+        }
+    });
+    Ok(Arc::new(Held {
+        store: store.clone(),
+        key,
+        renewing: renewing.abort_handle(),
+    }))
+}
+
+/// The checkpoints that have pins which hold. A pin that had run out when the plan was written last, by the store's clock, is left
+/// out, and removed a day later. One that cannot be read is an error: what it holds must not go.
+///
+/// # Errors
+/// When the store fails, or a pin is damaged.
+pub(crate) async fn checkpoints(store: &Store) -> Result<Vec<CheckpointId>, VolumeError> {
+    let written_now = plan::written(store).await?;
+    let listed = store.list(&store.meta_key(PINS)).await?;
+    let read = stream::iter(listed).map(|object| async move {
+        let Some((body, _)) = store.get(&object.key).await? else {
+            return Ok(None);
+        };
+        let pin = Pin::decode(&body).map_err(|reason| VolumeError::Corrupt {
+            what: format!("the pin {}", object.key),
+            reason,
+        })?;
+        let until = pin.holds_until(object.last_modified);
+        if written_now <= until {
+            return Ok(Some(pin.checkpoint));
+        }
+        if written_now > until + REMOVED_AFTER {
+            store.delete(&object.key).await?;
+        }
+        Ok::<_, VolumeError>(None)
+    });
+    let read: Vec<Option<CheckpointId>> = read.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+    Ok(read.into_iter().flatten().collect())
+}

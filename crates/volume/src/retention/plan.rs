@@ -1,0 +1,217 @@
+//! What is about to be removed: one object, `<root>.meta/retention/plan`, replaced on condition alone.
+//!
+//! A deletion is not covered by what shuts older owners out of the container: one that was paused could remove what a later one
+//! keeps. So everything that goes stands in the plan first, in two phases (protocol of issue 16, model-checked):
+//!
+//! 1. `Planned`, with the checkpoints that stay from then on. Afterwards pins and names are looked at; one that the plan is in the
+//!    way of makes it void.
+//! 2. `Deleting`: nothing is removed before this is stored, and nothing of it is used again. Whoever finds it finishes it.
+//!
+//! An owner replaces what an earlier one left before it does anything of this kind itself; the earlier one's next replacement then
+//! fails. Readers of an earlier checkpoint put their pin first and read the plan afterwards, so that one of both sees the other.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::CheckpointId;
+use crate::error::VolumeError;
+use crate::store::{ETag, Store, StoreErrorKind};
+
+/// Where it is, below the volume's `.meta/`.
+const NAME: &str = "retention/plan";
+const VERSION: u32 = 1;
+
+/// How far a plan is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// Nothing is to be removed.
+    #[default]
+    Empty,
+    /// Something will be, unless somebody needs it.
+    Planned,
+    /// It is being removed.
+    Deleting,
+}
+
+/// The plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(super) version: u32,
+    /// Tells this write of it from any other.
+    pub(super) write: String,
+    /// The owner's epoch.
+    #[serde(deserialize_with = "crate::counters::epoch")]
+    pub epoch: u64,
+    /// The newest checkpoint that was accounted: the plan speaks for a container that has it. None before the first.
+    pub at: Option<CheckpointId>,
+    /// How far it is.
+    pub phase: Phase,
+    /// Up to this number a checkpoint is kept only if it is one of `kept`: its entry may have been written late, after its objects
+    /// went.
+    pub up_to: u64,
+    /// First and last number of each run of checkpoints that stay, among those that have entries.
+    pub kept: Vec<(u64, u64)>,
+    /// Checkpoints that go.
+    pub retired: Vec<u64>,
+    /// Objects that go, by the number that `engine/object.rs` gives them.
+    pub objects: Vec<u64>,
+}
+
+impl Plan {
+    /// One by which nothing goes.
+    pub fn empty(epoch: u64) -> Self {
+        Self {
+            version: VERSION,
+            write: String::new(),
+            epoch,
+            at: None,
+            phase: Phase::Empty,
+            up_to: 0,
+            kept: Vec::new(),
+            retired: Vec::new(),
+            objects: Vec::new(),
+        }
+    }
+
+    /// The same with nothing that goes: of `Planned` that means it is void, of `Deleting` that it is done.
+    pub fn emptied(&self, epoch: u64) -> Self {
+        Self {
+            epoch,
+            phase: Phase::Empty,
+            retired: Vec::new(),
+            objects: Vec::new(),
+            kept: match self.phase {
+                // Only what was planned to go is not among them.
+                Phase::Planned => {
+                    let retired = self.retired.iter().map(|&cno| (cno, cno));
+                    merged(self.kept.iter().copied().chain(retired).collect())
+                }
+                _ => self.kept.clone(),
+            },
+            ..self.clone()
+        }
+    }
+
+    /// Whether a checkpoint that has an entry can be read by this plan.
+    pub fn keeps(&self, cno: u64) -> bool {
+        if cno > self.up_to {
+            return true;
+        }
+        let next = self.kept.partition_point(|&(_, last)| last < cno);
+        self.kept.get(next).is_some_and(|&(first, _)| first <= cno)
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        let plan: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        if plan.version != VERSION {
+            return Err(format!("it has version {}, and {VERSION} is known", plan.version));
+        }
+        let ascends = plan.kept.windows(2).all(|pair| pair[0].1 < pair[1].0);
+        match ascends && plan.kept.iter().all(|(first, last)| first <= last && *last <= plan.up_to) {
+            true => Ok(plan),
+            false => Err("its list of kept checkpoints does not ascend".to_owned()),
+        }
+    }
+}
+
+/// Numbers as runs.
+pub(crate) fn runs(numbers: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
+    merged(numbers.map(|number| (number, number)).collect())
+}
+
+fn merged(mut parts: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    parts.sort_unstable();
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for (first, last) in parts {
+        match runs.last_mut() {
+            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
+            _ => runs.push((first, last)),
+        }
+    }
+    runs
+}
+
+/// The stored plan, and which write of it that is. Neither when there is none.
+///
+/// # Errors
+/// When the store fails or the plan cannot be read.
+pub(crate) async fn load(store: &Store) -> Result<Option<(Plan, ETag)>, VolumeError> {
+    let key = store.meta_key(NAME);
+    let Some((body, etag)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    let plan = Plan::decode(&body).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the plan of what is removed, {key}"),
+        reason,
+    })?;
+    Ok(Some((plan, etag)))
+}
+
+/// When the plan was written last, by the store's clock.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn written(store: &Store) -> Result<SystemTime, VolumeError> {
+    let info = store.head(&store.meta_key(NAME)).await?;
+    // Without a plan nothing goes.
+    Ok(info.map_or(SystemTime::UNIX_EPOCH, |info| info.last_modified))
+}
+
+/// Puts `plan` in the place of the one that was read with `before`; of none, when there was none.
+///
+/// # Errors
+/// [`VolumeError::Fenced`] when somebody else has replaced it. After any other error the plan may be stored or come to be stored:
+/// it is in force until the next replacement.
+pub(crate) async fn replace(store: &Store, plan: &Plan, before: Option<&ETag>) -> Result<ETag, VolumeError> {
+    let plan = Plan {
+        write: uuid::Uuid::new_v4().to_string(),
+        ..plan.clone()
+    };
+    let key = store.meta_key(NAME);
+    let body = serde_json::to_vec(&plan).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    let written = match before {
+        Some(before) => store.put_if_match(&key, body, before).await,
+        None => store.put_create_only(&key, body).await,
+    };
+    match written {
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => match load(store).await? {
+            // The answer to an earlier sending was lost.
+            Some((there, etag)) if there.write == plan.write => Ok(etag),
+            _ => Err(VolumeError::Fenced {
+                reason: "another server or command removes checkpoints of the volume".into(),
+            }),
+        },
+        written => Ok(written?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_told_by_the_list_up_to_where_it_goes() {
+        let mut plan = Plan {
+            up_to: 20,
+            kept: runs([3, 4, 5, 9, 20, 19].into_iter()),
+            retired: vec![7],
+            phase: Phase::Planned,
+            ..Plan::empty(1)
+        };
+        assert_eq!(plan.kept, [(3, 5), (9, 9), (19, 20)]);
+        let kept = |plan: &Plan| (0..24).filter(|cno| plan.keeps(*cno)).collect::<Vec<_>>();
+        assert_eq!(kept(&plan), [3, 4, 5, 9, 19, 20, 21, 22, 23]);
+        // Void: what was to go stays. An entry that was never accounted does not come back.
+        assert_eq!(kept(&plan.emptied(2)), [3, 4, 5, 7, 9, 19, 20, 21, 22, 23]);
+        plan.phase = Phase::Deleting;
+        assert_eq!(kept(&plan.emptied(2)), kept(&plan));
+        let body = serde_json::to_vec(&plan).unwrap();
+        assert_eq!(Plan::decode(&body), Ok(plan));
+    }
+}

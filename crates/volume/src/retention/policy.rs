@@ -1,0 +1,330 @@
+//! Which checkpoints are kept. Pure: times and counts in, a set out.
+//!
+//! Words and meaning are those of restic's `forget`
+//! (<https://restic.readthedocs.io/en/stable/060_forget.html>): ages count from the newest checkpoint, not from now, and an hour,
+//! day, week or month counts only when a checkpoint was published in it. So neither a clock that is wrong now nor a volume that
+//! rests makes anything go.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::units::format_duration;
+
+const HOUR_MS: u64 = 3_600_000;
+const DAY_MS: u64 = 24 * HOUR_MS;
+/// 1970-01-01 was a Thursday; ISO 8601 weeks begin on Monday.
+const DAYS_BEFORE_THURSDAY: u64 = 3;
+
+/// Which checkpoints are kept, besides the newest ones and those that have a name. A checkpoint is kept when any of these says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// This many of the newest.
+    pub keep_last: u32,
+    /// All that are not older than the newest by more than this, in milliseconds.
+    pub keep_within_ms: u64,
+    /// The last one of each of the newest hours that have any: this many hours. Hours, days, weeks and months are those of UTC.
+    pub keep_hourly: u32,
+    /// The same of days.
+    pub keep_daily: u32,
+    /// The same of weeks, from Monday on.
+    pub keep_weekly: u32,
+    /// The same of months.
+    pub keep_monthly: u32,
+}
+
+impl Default for Policy {
+    /// Nothing is asked for.
+    fn default() -> Self {
+        Self {
+            keep_last: 0,
+            keep_within_ms: 0,
+            keep_hourly: 0,
+            keep_daily: 0,
+            keep_weekly: 0,
+            keep_monthly: 0,
+        }
+    }
+}
+
+/// Why a checkpoint is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Nothing removes checkpoints of this volume.
+    Everything,
+    /// It has a name.
+    Name,
+    /// It is one of the newest: a server that is killed is followed by one that continues it.
+    Newest,
+    /// A client reads it, a log or the accounting of space depends on it.
+    InUse,
+    /// `keep-last`.
+    Last,
+    /// `keep-within`.
+    Within,
+    /// `keep-hourly`.
+    Hourly,
+    /// `keep-daily`.
+    Daily,
+    /// `keep-weekly`.
+    Weekly,
+    /// `keep-monthly`.
+    Monthly,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Everything => "everything",
+            Self::Name => "name",
+            Self::Newest => "newest",
+            Self::InUse => "in-use",
+            Self::Last => "last",
+            Self::Within => "within",
+            Self::Hourly => "hourly",
+            Self::Daily => "daily",
+            Self::Weekly => "weekly",
+            Self::Monthly => "monthly",
+        })
+    }
+}
+
+impl Policy {
+    /// What new volumes begin with: everything of a day, hourly for a week, daily for a month.
+    pub fn of_new_volumes() -> Self {
+        Self {
+            keep_within_ms: DAY_MS,
+            keep_hourly: 7 * 24,
+            keep_daily: 30,
+            ..Self::default()
+        }
+    }
+
+    /// Reads one that is stored.
+    ///
+    /// # Errors
+    /// What is wrong with `body`. A rule that this release does not know is an error: what it keeps must not go.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| e.to_string())
+    }
+
+    /// Whether it asks for nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What it keeps of these checkpoints, and why: numbers, ascending, each with the time that it was published, in milliseconds
+    /// since 1970-01-01 UTC by its server's clock. Where a clock went back, what was published after that counts as published when
+    /// the clock showed the latest time.
+    pub fn keep(&self, checkpoints: &[(u64, u64)]) -> BTreeMap<u64, Vec<Reason>> {
+        let mut latest = 0;
+        let times = checkpoints.iter().map(|&(cno, ms)| {
+            latest = ms.max(latest);
+            (cno, latest)
+        });
+        let checkpoints: Vec<(u64, u64)> = times.collect();
+        let mut kept: BTreeMap<u64, Vec<Reason>> = BTreeMap::new();
+        let oldest_within = latest.saturating_sub(self.keep_within_ms);
+        let mut buckets = [
+            Bucket::new(Reason::Last, self.keep_last, |cno, _| cno),
+            Bucket::new(Reason::Hourly, self.keep_hourly, |_, ms| ms / HOUR_MS),
+            Bucket::new(Reason::Daily, self.keep_daily, |_, ms| ms / DAY_MS),
+            Bucket::new(Reason::Weekly, self.keep_weekly, |_, ms| {
+                (ms / DAY_MS + DAYS_BEFORE_THURSDAY) / 7
+            }),
+            Bucket::new(Reason::Monthly, self.keep_monthly, |_, ms| month_of(ms)),
+        ];
+        for (from_newest, &(cno, ms)) in checkpoints.iter().rev().enumerate() {
+            let is_oldest = from_newest + 1 == checkpoints.len();
+            let mut reasons: Vec<Reason> = buckets
+                .iter_mut()
+                .filter_map(|bucket| bucket.takes(cno, ms, is_oldest).then_some(bucket.reason))
+                .collect();
+            if self.keep_within_ms > 0 && ms >= oldest_within {
+                reasons.push(Reason::Within);
+            }
+            if !reasons.is_empty() {
+                reasons.sort_unstable();
+                kept.insert(cno, reasons);
+            }
+        }
+        kept
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("everything is kept");
+        }
+        let counts = [
+            ("--keep-last", self.keep_last),
+            ("--keep-hourly", self.keep_hourly),
+            ("--keep-daily", self.keep_daily),
+            ("--keep-weekly", self.keep_weekly),
+            ("--keep-monthly", self.keep_monthly),
+        ];
+        let within = (self.keep_within_ms > 0).then(|| {
+            let within = format_duration(Duration::from_millis(self.keep_within_ms));
+            format!("--keep-within {within}")
+        });
+        let counts = counts.iter().filter(|(_, count)| *count > 0);
+        let rules: Vec<String> = within
+            .into_iter()
+            .chain(counts.map(|(flag, count)| format!("{flag} {count}")))
+            .collect();
+        f.write_str(&rules.join(" "))
+    }
+}
+
+/// One kind of period: of each the newest checkpoint is kept, as long as there are some left to be kept.
+struct Bucket {
+    reason: Reason,
+    left: u32,
+    period: fn(u64, u64) -> u64,
+    newest: Option<u64>,
+}
+
+impl Bucket {
+    fn new(reason: Reason, left: u32, period: fn(u64, u64) -> u64) -> Self {
+        Self {
+            reason,
+            left,
+            period,
+            newest: None,
+        }
+    }
+
+    /// Whether it keeps the next older checkpoint. The oldest of all is kept where there are fewer periods than asked for, as restic
+    /// does: history then reaches back as far as it can.
+    fn takes(&mut self, cno: u64, ms: u64, is_oldest: bool) -> bool {
+        let period = (self.period)(cno, ms);
+        if self.left == 0 || (self.newest == Some(period) && !is_oldest) {
+            return false;
+        }
+        self.newest = Some(period);
+        self.left -= 1;
+        true
+    }
+}
+
+/// Months since the year 0, so that they ascend over years.
+fn month_of(ms: u64) -> u64 {
+    let time = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::MAX);
+    let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
+    u64::try_from(i64::from(date.year()) * 12 + i64::from(date.month())).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> u64 {
+        text.parse::<Timestamp>().unwrap().as_millisecond() as u64
+    }
+
+    fn kept(policy: &Policy, checkpoints: &[(u64, u64)]) -> Vec<u64> {
+        policy.keep(checkpoints).into_keys().collect()
+    }
+
+    #[test]
+    fn ages_count_from_the_newest_checkpoint() {
+        let policy = Policy {
+            keep_within_ms: 2 * HOUR_MS,
+            ..Policy::default()
+        };
+        let hour = |n: u64| at("2020-02-01T00:00:00Z") + n * HOUR_MS;
+        let checkpoints: Vec<_> = (0..5).map(|n| (n + 1, hour(n))).collect();
+        // Whatever the clock shows by now.
+        assert_eq!(kept(&policy, &checkpoints), [3, 4, 5]);
+    }
+
+    #[test]
+    fn the_last_of_each_period_is_kept_and_periods_without_any_do_not_count() {
+        let checkpoints = [
+            (1, at("2026-01-30T23:10:00Z")),
+            (2, at("2026-01-30T23:50:00Z")),
+            (3, at("2026-02-01T08:00:00Z")), // a Sunday
+            (4, at("2026-02-02T09:00:00Z")), // a Monday
+            (5, at("2026-02-02T09:30:00Z")),
+            (6, at("2026-02-02T11:00:00Z")),
+        ];
+        let policy = |set: fn(&mut Policy)| {
+            let mut policy = Policy::default();
+            set(&mut policy);
+            policy
+        };
+        assert_eq!(kept(&policy(|p| p.keep_last = 2), &checkpoints), [5, 6]);
+        assert_eq!(kept(&policy(|p| p.keep_hourly = 3), &checkpoints), [3, 5, 6]);
+        assert_eq!(kept(&policy(|p| p.keep_daily = 2), &checkpoints), [3, 6]);
+        assert_eq!(kept(&policy(|p| p.keep_weekly = 2), &checkpoints), [3, 6]);
+        assert_eq!(kept(&policy(|p| p.keep_monthly = 1), &checkpoints), [6]);
+        // More than there are: the oldest, too.
+        assert_eq!(kept(&policy(|p| p.keep_monthly = 9), &checkpoints), [1, 2, 6]);
+        assert_eq!(kept(&policy(|p| p.keep_daily = 9), &checkpoints), [1, 2, 3, 6]);
+        let both = policy(|p| {
+            p.keep_last = 1;
+            p.keep_hourly = 2;
+        });
+        let reasons = both.keep(&checkpoints);
+        assert_eq!(reasons[&6], [Reason::Last, Reason::Hourly]);
+        assert_eq!(reasons[&5], [Reason::Hourly]);
+        assert!(kept(&Policy::default(), &checkpoints).is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_makes_nothing_go() {
+        let policy = Policy {
+            keep_within_ms: DAY_MS,
+            ..Policy::default()
+        };
+        let now = at("2026-11-29T12:00:00Z");
+        let mut checkpoints: Vec<_> = (0..10).map(|n| (n + 1, now + n * 1000)).collect();
+        assert_eq!(kept(&policy, &checkpoints).len(), 10);
+        // To 1970, and on from there.
+        checkpoints.extend((10..20).map(|n| (n + 1, n * 1000)));
+        assert_eq!(kept(&policy, &checkpoints).len(), 20);
+        // And right again, two hours later.
+        checkpoints.push((21, now + 2 * HOUR_MS));
+        assert_eq!(kept(&policy, &checkpoints).len(), 21);
+        // Those of that time are as old as the last one before.
+        checkpoints.push((22, now + 2 * DAY_MS));
+        assert_eq!(kept(&policy, &checkpoints), [22]);
+    }
+
+    #[test]
+    fn new_volumes_keep_a_day_whole_then_hours_then_days() {
+        let policy = Policy::of_new_volumes();
+        let end = at("2026-11-29T12:00:00Z");
+        // One each ten minutes, for sixty days.
+        let checkpoints: Vec<_> = (0..60 * 144)
+            .map(|n| (n + 1, end - (60 * 144 - 1 - n) * 600_000))
+            .collect();
+        let kept = policy.keep(&checkpoints);
+        let of = |reason| kept.values().filter(|r| r.contains(&reason)).count();
+        assert_eq!(of(Reason::Within), 145);
+        assert_eq!(of(Reason::Hourly), 168);
+        assert_eq!(of(Reason::Daily), 30);
+        assert!(kept.len() < 145 + 168 + 30, "{}", kept.len());
+        assert_eq!(
+            policy.to_string(),
+            "--keep-within 24h --keep-hourly 168 --keep-daily 30"
+        );
+    }
+
+    #[test]
+    fn a_rule_of_a_later_release_is_not_overlooked() {
+        let policy = Policy::of_new_volumes();
+        let body = serde_json::to_vec(&policy).unwrap();
+        assert_eq!(Policy::decode(&body), Ok(policy));
+        assert!(Policy::decode(br#"{"keep_last":3,"keep_yearly":2}"#).is_err());
+    }
+}

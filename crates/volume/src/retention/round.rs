@@ -1,0 +1,373 @@
+//! One round of removing what nobody needs: account, choose, plan, look again, remove. Resumed after any end by whoever is next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::try_join;
+use log::{info, warn};
+
+use super::account::{self, Account};
+use super::choice::{self, Choice, Chooser, Protected};
+use super::plan::{self, Phase, Plan, runs};
+use super::policy::{Policy, Reason};
+use super::usage::ObjectUse;
+use super::load_policy;
+use crate::catalogue;
+use crate::engine::index_cache::IndexCache;
+use crate::engine::{Ownership, inode, object};
+use crate::error::VolumeError;
+use crate::past;
+use crate::store::{ETag, Store};
+
+/// How long an object that no checkpoint has used lies there before it goes, by the store's clock.
+pub(crate) const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
+/// The table is stored this often at least, so that the next server has little to account.
+const STORED_EVERY: Duration = Duration::from_secs(600);
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Checkpoints that were removed.
+    pub checkpoints: u64,
+    /// Objects that were removed.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Checkpoints and objects that are not needed and may go in a later round.
+    pub waiting: u64,
+}
+
+/// Removes what nobody needs, for the owner of a volume.
+pub(crate) struct Rounds {
+    store: Store,
+    epoch: u64,
+    ownership: Arc<dyn Ownership>,
+    cache: IndexCache,
+    chooser: Chooser,
+    account: Option<Account>,
+    stored: Instant,
+    /// The plan that this owner put; none before it has settled what earlier ones left.
+    plan: Option<(Plan, ETag)>,
+    /// The policy of the last round.
+    policy: Option<Policy>,
+}
+
+/// What is stored below the container's root, by number of object: length in bytes, and when it was written.
+pub(super) type Stored = BTreeMap<u64, (u64, SystemTime)>;
+
+impl Rounds {
+    /// For the owner of this epoch, who has shut older ones out of the container. Nothing goes before it has not been needed for
+    /// `grace`.
+    pub fn new(
+        store: Store,
+        epoch: u64,
+        ownership: Arc<dyn Ownership>,
+        cache: IndexCache,
+        grace: Duration,
+        orphan_age: Duration,
+    ) -> Self {
+        Self {
+            store,
+            epoch,
+            ownership,
+            cache,
+            chooser: Chooser::new(grace, orphan_age),
+            account: None,
+            stored: Instant::now(),
+            plan: None,
+            policy: None,
+        }
+    }
+
+    /// Whether the policy is the one of the last round, as far as can be told.
+    pub async fn is_policy_unchanged(&self) -> bool {
+        matches!(load_policy(&self.store).await, Ok(policy) if policy == self.policy)
+    }
+
+    /// Settles what earlier owners left: what is being removed is removed, what was planned is void. Afterwards they cannot remove
+    /// anything more. Nothing is written where there never was a plan, unless `is_forced`.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when a later owner is at it.
+    pub async fn settle(&mut self, is_forced: bool) -> Result<(), VolumeError> {
+        let found = plan::load(&self.store).await?;
+        let Some((found, etag)) = found else {
+            if is_forced {
+                self.put(Plan::empty(self.epoch), None).await?;
+            }
+            return Ok(());
+        };
+        if found.epoch > self.epoch {
+            return Err(VolumeError::Fenced {
+                reason: format!("the owner of epoch {} removes its checkpoints", found.epoch),
+            });
+        }
+        let is_own = self.plan.is_some() && found.epoch == self.epoch;
+        if is_own && found.phase == Phase::Empty {
+            self.plan = Some((found, etag));
+            return Ok(());
+        }
+        let is_of_volume = match found.at {
+            Some(at) => account::has(&self.store, at).await?,
+            None => true,
+        };
+        if !is_of_volume {
+            warn!(
+                "what was to be removed of {} is of another history than the volume, and stays: it was restored from a backup, \
+                 rolled back by another tool, or made anew",
+                self.store.url
+            );
+            return self.put(Plan::empty(self.epoch), Some(&etag)).await;
+        }
+        if found.phase == Phase::Deleting {
+            self.remove(&found).await?;
+        }
+        self.put(found.emptied(self.epoch), Some(&etag)).await
+    }
+
+    async fn put(&mut self, plan: Plan, before: Option<&ETag>) -> Result<(), VolumeError> {
+        let etag = plan::replace(&self.store, &plan, before).await?;
+        self.plan = Some((plan, etag));
+        Ok(())
+    }
+
+    /// Puts `plan` in the place of the own one.
+    async fn replace(&mut self, plan: Plan) -> Result<(), VolumeError> {
+        let before = self.plan.as_ref().map(|(_, etag)| etag.clone());
+        self.put(plan, before.as_ref()).await
+    }
+
+    /// Removes what can go at `now`.
+    ///
+    /// # Errors
+    /// When the store fails: what is left undone is done by a later round. [`VolumeError::Fenced`] when there is another owner.
+    pub async fn round(&mut self, now: Instant) -> Result<Removed, VolumeError> {
+        self.policy = load_policy(&self.store).await?;
+        let Some(policy) = self.policy.clone() else {
+            self.settle(false).await?;
+            return Ok(Removed::default());
+        };
+        self.settle(true).await?;
+        if is_compacted_elsewhere(&self.store).await? {
+            return Ok(Removed::default());
+        }
+        let mut account = match self.account.take() {
+            Some(account) => account,
+            None => Account::load(&self.store).await?,
+        };
+        account.advance(&self.store, &self.cache).await?;
+        if let Some((plan, _)) = &self.plan {
+            account.follow(plan);
+        }
+        let removed = self.round_of(&mut account, &policy, now).await;
+        // After a failure it is read again: what it had removed may be of a plan that is void.
+        if removed.is_ok() {
+            self.account = Some(account);
+        }
+        removed
+    }
+
+    async fn round_of(
+        &mut self,
+        account: &mut Account,
+        policy: &Policy,
+        now: Instant,
+    ) -> Result<Removed, VolumeError> {
+        let (protected, stored) = try_join!(
+            protected(&self.store, account),
+            stored(&self.store)
+        )?;
+        let kept = kept(account, policy, &protected);
+        let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
+        let choice = self.chooser.choose(account.usage(), &kept, &written, now);
+        account.forget(&[], &choice.gone);
+        let mut removed = Removed {
+            waiting: choice.waiting as u64,
+            ..Removed::default()
+        };
+        if choice.is_empty() {
+            if self.stored.elapsed() >= STORED_EVERY {
+                account.store(&self.store).await?;
+                self.stored = Instant::now();
+            }
+            return Ok(removed);
+        }
+        // The plan names the checkpoint that the table is of.
+        account.store(&self.store).await?;
+        self.stored = Instant::now();
+        if !self.carry_out(account, policy, &choice).await? {
+            removed.waiting += (choice.retired.len() + choice.objects.len()) as u64;
+            return Ok(removed);
+        }
+        account.forget(&choice.retired, &choice.objects);
+        removed.checkpoints = choice.retired.len() as u64;
+        removed.objects = choice.objects.len() as u64;
+        let bytes = choice.objects.iter().filter_map(|object| stored.get(object));
+        removed.bytes = bytes.map(|(len_bytes, _)| len_bytes).sum();
+        info!(
+            "removed {} checkpoints of {} and {} objects with {} bytes",
+            removed.checkpoints, self.store.url, removed.objects, removed.bytes
+        );
+        Ok(removed)
+    }
+
+    /// Plans, looks again, removes. `false` when somebody needs what was to go: then all of it stays.
+    async fn carry_out(
+        &mut self,
+        account: &Account,
+        policy: &Policy,
+        choice: &Choice,
+    ) -> Result<bool, VolumeError> {
+        let planned = self.plan(account, choice).await?;
+        if self.is_in_the_way(account, policy, &planned).await? {
+            self.replace(planned.emptied(self.epoch)).await?;
+            return Ok(false);
+        }
+        let deleting = self.decide(planned).await?;
+        self.remove(&deleting).await?;
+        self.replace(deleting.emptied(self.epoch)).await?;
+        Ok(true)
+    }
+
+    /// Phase one.
+    pub(super) async fn plan(&mut self, account: &Account, choice: &Choice) -> Result<Plan, VolumeError> {
+        let planned = Plan {
+            at: account.usage().at(),
+            phase: Phase::Planned,
+            up_to: account.usage().at_number(),
+            kept: runs(choice.kept.iter().copied()),
+            retired: choice.retired.clone(),
+            objects: choice.objects.clone(),
+            ..Plan::empty(self.epoch)
+        };
+        self.replace(planned.clone()).await?;
+        Ok(planned)
+    }
+
+    /// Whether somebody needs what is planned to go. Whoever has put a pin, a name or a policy that is not seen here looks at the plan
+    /// afterwards.
+    async fn is_in_the_way(
+        &self,
+        account: &Account,
+        policy: &Policy,
+        planned: &Plan,
+    ) -> Result<bool, VolumeError> {
+        let (protected, policy_now) = try_join!(protected(&self.store, account), load_policy(&self.store))?;
+        let is_protected = planned.retired.iter().any(|cno| protected.contains(*cno));
+        Ok(is_protected || policy_now.as_ref() != Some(policy))
+    }
+
+    /// Phase two: from here on what the plan names is gone, whoever removes it.
+    pub(super) async fn decide(&mut self, planned: Plan) -> Result<Plan, VolumeError> {
+        self.ownership.check().await?;
+        let deleting = Plan {
+            phase: Phase::Deleting,
+            ..planned
+        };
+        self.replace(deleting.clone()).await?;
+        Ok(deleting)
+    }
+
+    /// Removes what a plan names that is being carried out: the entries first, so that nobody begins to read what goes.
+    async fn remove(&self, plan: &Plan) -> Result<(), VolumeError> {
+        let entries = plan.retired.iter().map(|&cno| catalogue::entry_name(cno));
+        let entries: Vec<String> = entries.map(|name| self.store.meta_key(&name)).collect();
+        self.store.delete_keys(&entries).await?;
+        let names = plan.objects.iter().map(|&object| object::name_of(object));
+        let names: Vec<String> = names.collect();
+        let objects: Vec<String> = names.iter().map(|name| self.store.data_key(name)).collect();
+        self.store.delete_keys(&objects).await?;
+        let beside = plan.objects.iter().filter(|object| object::is_summary(**object));
+        let beside = beside.map(|&object| crate::engine::index_seal::key(&self.store, &object::name_of(object)));
+        self.store.delete_keys(&beside.collect::<Vec<_>>()).await?;
+        Ok(())
+    }
+}
+
+/// Why each accounted checkpoint is kept.
+fn kept(account: &Account, policy: &Policy, protected: &Protected) -> BTreeMap<u64, Vec<Reason>> {
+    let checkpoints = account.usage().kept().iter();
+    let checkpoints: Vec<(u64, u64)> = checkpoints.map(|(cno, of)| (*cno, of.published_ms)).collect();
+    choice::kept(&checkpoints, Some(policy), protected)
+}
+
+/// What must stay besides what the policy keeps.
+async fn protected(store: &Store, account: &Account) -> Result<Protected, VolumeError> {
+    let (named, mut in_use) = try_join!(past::named(store), super::in_use(store))?;
+    in_use.extend(account.depends_on());
+    Ok(Protected { named, in_use })
+}
+
+/// Every object of the container.
+pub(super) async fn stored(store: &Store) -> Result<Stored, VolumeError> {
+    let root = store.data_key("");
+    let listed = store.list(&root).await?;
+    let numbered = listed.into_iter().filter_map(|entry| {
+        let object = object::of_name(entry.key.strip_prefix(&root)?)?;
+        Some((object, (entry.size_bytes, entry.last_modified)))
+    });
+    Ok(numbered.collect())
+}
+
+/// Whether a compaction by another tool waits to be taken in: what it names is in no checkpoint yet.
+async fn is_compacted_elsewhere(store: &Store) -> Result<bool, VolumeError> {
+    let (raw, _) = inode::load(store).await?;
+    Ok(raw.is_compaction_pending())
+}
+
+/// What a volume takes in its store, and why. In bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Data blocks that the newest listed checkpoint refers to.
+    pub live_blocks: u64,
+    /// Nodes of its index.
+    pub live_nodes: u64,
+    /// What of the container no checkpoint that is kept needs.
+    pub reclaimable_bytes: u64,
+    /// What a plan names.
+    pub grace_bytes: u64,
+    /// What [`Removed`] would say.
+    pub checkpoints: u64,
+    /// The same of objects.
+    pub objects: u64,
+}
+
+/// Counts what the volume takes and what could go. Changes nothing.
+///
+/// # Errors
+/// When the store fails, or an index cannot be read.
+pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
+    let policy = load_policy(store).await?;
+    let plan = plan::load(store).await?.map(|(plan, _)| plan);
+    let mut account = Account::load(store).await?;
+    let cache = IndexCache::default();
+    account.advance(store, &cache).await?;
+    if let Some(plan) = &plan {
+        account.follow(plan);
+    }
+    let (protected, stored) = try_join!(protected(store, &account), stored(store))?;
+    let usage = account.usage();
+    let checkpoints = usage.kept().iter().map(|(cno, of)| (*cno, of.published_ms));
+    let checkpoints: Vec<(u64, u64)> = checkpoints.collect();
+    let kept = choice::kept(&checkpoints, policy.as_ref(), &protected);
+    let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
+    let choice = Chooser::unlimited(ORPHAN_AGE).choose(usage, &kept, &written, Instant::now());
+    let planned = plan.filter(|plan| plan.phase != Phase::Empty);
+    let planned = planned.map(|plan| plan.objects).unwrap_or_default();
+    let bytes = |objects: &[u64]| -> u64 { objects.iter().filter_map(|o| stored.get(o)).map(|(len, _)| len).sum() };
+    let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
+    let grace_bytes = bytes(&planned);
+    Ok(Survey {
+        live_blocks: live(|of| of.live_blocks),
+        live_nodes: live(|of| of.live_nodes),
+        reclaimable_bytes: bytes(&choice.objects).saturating_sub(grace_bytes),
+        grace_bytes,
+        checkpoints: choice.retired.len() as u64,
+        objects: choice.objects.len() as u64,
+    })
+}
+
+#[cfg(test)]
+#[path = "round_tests.rs"]
+mod tests;

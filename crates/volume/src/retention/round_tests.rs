@@ -1,0 +1,427 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::Volume;
+use crate::admin::{self, CreateOptions, rollback};
+use crate::engine::diff::{Place, places};
+use crate::engine::{CheckpointId, SoleOwner, StoredState, state_stored};
+use crate::error::ErrorKind;
+use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use crate::past::{At, Past};
+use crate::retention::{Reading, ensure_kept, put_policy};
+use crate::store;
+use crate::url::VolumeUrl;
+
+const SIZE: usize = 3 << 20;
+const BLOCK: usize = 4096;
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct World {
+    runtime: tokio::runtime::Runtime,
+    _dir: tempfile::TempDir,
+    url: VolumeUrl,
+    options: StoreOptions,
+    store: Store,
+    model: Vec<u8>,
+    /// What the volume read as at each checkpoint.
+    at: BTreeMap<u64, Vec<u8>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let options = StoreOptions::default();
+        let create = CreateOptions {
+            size_bytes: SIZE as u64,
+            block_size_bytes: BLOCK as u32,
+        };
+        runtime.block_on(admin::create(&url, &options, &create)).unwrap();
+        let store = runtime.block_on(store::connect(&url, &options)).unwrap();
+        Self {
+            runtime,
+            _dir: dir,
+            url,
+            options,
+            store,
+            model: vec![0; SIZE],
+            at: BTreeMap::new(),
+        }
+    }
+
+    fn run<R>(&self, future: impl Future<Output = R>) -> R {
+        self.runtime.block_on(future)
+    }
+
+    fn newest(&self) -> u64 {
+        self.run(inode::load(&self.store)).unwrap().0.i_last_cno
+    }
+
+    fn id(&self, cno: u64) -> CheckpointId {
+        CheckpointId::of_inode(&self.run(state_stored(&self.store, cno)).unwrap().unwrap())
+    }
+
+    fn open(&self) -> Arc<Volume> {
+        let options = VolumeOptions {
+            retention_interval: None,
+            ..VolumeOptions::default()
+        };
+        self.run(Volume::open(&self.url, &self.options, &options)).unwrap()
+    }
+
+    /// So many checkpoints with random changes.
+    fn publish(&mut self, rng: &mut fastrand::Rng, checkpoints: usize) {
+        let volume = self.open();
+        for _ in 0..checkpoints {
+            for _ in 0..rng.usize(1..4) {
+                // Most of it again and again in one place, or few objects would ever be dead.
+                let within = if rng.u8(0..8) == 0 { SIZE } else { SIZE / 24 };
+                let at = rng.usize(0..within - 1);
+                let len = rng.usize(1..(SIZE - at).min(30 * BLOCK) + 1);
+                if rng.u8(0..4) == 0 {
+                    volume.zero(at as u64, len as u64, false).unwrap();
+                    self.model[at..at + len].fill(0);
+                } else {
+                    let byte = rng.u8(1..255);
+                    volume.write(at as u64, &vec![byte; len], false).unwrap();
+                    self.model[at..at + len].fill(byte);
+                }
+            }
+            volume.flush().unwrap();
+            self.at.insert(self.newest(), self.model.clone());
+        }
+        volume.close(LIMIT).unwrap();
+    }
+
+    fn keep_last(&self, count: u32) {
+        let policy = Policy {
+            keep_last: count,
+            ..Policy::default()
+        };
+        self.run(put_policy(&self.store, &policy)).unwrap();
+    }
+
+    fn prune(&self) -> Removed {
+        let lease = LeaseOptions::default();
+        self.run(admin::retention::prune(&self.url, &self.options, &lease)).unwrap()
+    }
+
+    fn listed(&self) -> BTreeSet<u64> {
+        let listed = self.run(past::list(&self.url, &self.options, 0, u64::MAX)).unwrap();
+        listed.into_iter().map(|listed| listed.cno).collect()
+    }
+
+    fn read_at(&self, cno: u64) -> Result<Vec<u8>, VolumeError> {
+        let (options, at) = (VolumeOptions::default(), Past::At(At::Number(cno)));
+        let volume = self.run(Volume::open_past(&self.url, &self.options, &options, &at))?;
+        let mut out = vec![0xEE; SIZE];
+        let read = volume.read(0, &mut out);
+        volume.close(LIMIT).unwrap();
+        read.map(|()| out)
+    }
+
+    /// Every checkpoint that is listed reads as it did (Invariant H1), and no other can be opened.
+    fn check_past(&self, seed: u64) {
+        let listed = self.listed();
+        assert!(listed.contains(&self.newest()), "seed {seed}");
+        for (cno, model) in &self.at {
+            match self.read_at(*cno) {
+                Ok(read) => assert!(listed.contains(cno) && read == *model, "seed {seed}, checkpoint {cno}"),
+                Err(e) => assert!(!listed.contains(cno), "seed {seed}, checkpoint {cno}: {e}"),
+            }
+        }
+    }
+
+    /// Objects that a listed checkpoint refers to, counted without the table.
+    fn referred(&self) -> BTreeSet<u64> {
+        let mut objects = BTreeSet::new();
+        for cno in self.listed() {
+            let raw = self.run(state_stored(&self.store, cno)).unwrap().unwrap();
+            let (state, cache) = (StoredState::of_inode(&raw), IndexCache::default());
+            let each = |_, place| match place {
+                Place::Node(object) | Place::Block(object) => drop(objects.insert(object)),
+            };
+            self.run(places(&self.store, None, &state, &cache, each)).unwrap();
+            objects.extend(object::summaries_of(cno));
+        }
+        objects
+    }
+
+    fn stored(&self) -> BTreeSet<u64> {
+        self.run(stored(&self.store)).unwrap().into_keys().collect()
+    }
+
+    fn rounds(&self, epoch: u64, grace: Duration) -> Rounds {
+        Rounds::new(
+            self.store.clone(),
+            epoch,
+            Arc::new(SoleOwner),
+            IndexCache::default(),
+            grace,
+            Duration::ZERO,
+        )
+    }
+
+    /// What would go now, and the account that tells it.
+    fn choose(&self, policy: &Policy) -> (Account, Choice) {
+        self.run(async {
+            let mut account = Account::load(&self.store).await.unwrap();
+            account.advance(&self.store, &IndexCache::default()).await.unwrap();
+            account.store(&self.store).await.unwrap();
+            let protected = protected(&self.store, &account).await.unwrap();
+            let stored = stored(&self.store).await.unwrap();
+            let kept = kept(&account, policy, &protected);
+            let written = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
+            let mut chooser = Chooser::unlimited(Duration::ZERO);
+            let choice = chooser.choose(account.usage(), &kept, &written, Instant::now());
+            (account, choice)
+        })
+    }
+}
+
+fn keep_last(count: u32) -> Policy {
+    Policy {
+        keep_last: count,
+        ..Policy::default()
+    }
+}
+
+/// Changes, rollbacks, names and prunings at random: what is kept reads as it did, and without rollbacks nothing else is stored.
+#[test]
+fn what_is_kept_reads_as_it_did_and_the_rest_is_gone() {
+    for seed in 0..8 {
+        let has_rollbacks = seed % 2 == 1;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut world = World::new();
+        let mut names = 0;
+        let mut removed = Removed::default();
+        for step in 0..14 {
+            match rng.u8(0..6) {
+                0 if has_rollbacks && step > 2 => {
+                    let listed: Vec<u64> = world.listed().into_iter().collect();
+                    let target = *rng.choice(&listed).unwrap();
+                    if target != world.newest() {
+                        let (at, lease) = (At::Number(target), LeaseOptions::default());
+                        world
+                            .run(rollback::rollback(&world.url, &world.options, &at, &lease))
+                            .unwrap();
+                        world.model = world.at[&target].clone();
+                        world.at.insert(world.newest(), world.model.clone());
+                    }
+                }
+                1 if step > 2 => {
+                    let listed: Vec<u64> = world.listed().into_iter().collect();
+                    let at = At::Number(*rng.choice(&listed).unwrap());
+                    names += 1;
+                    let name = format!("n{names}").parse().unwrap();
+                    world
+                        .run(past::create(&world.url, &world.options, &name, Some(&at)))
+                        .unwrap();
+                }
+                2 if names > 0 => {
+                    let name = format!("n{names}").parse().unwrap();
+                    world.run(past::delete(&world.url, &world.options, &name)).unwrap();
+                    names -= 1;
+                }
+                _ => world.publish(&mut rng, 8),
+            }
+            if rng.bool() {
+                world.keep_last(rng.u32(1..30));
+                let pruned = world.prune();
+                removed.checkpoints += pruned.checkpoints;
+                removed.objects += pruned.objects;
+                removed.bytes += pruned.bytes;
+                world.check_past(seed);
+                let (referred, stored) = (world.referred(), world.stored());
+                let newest = world.newest();
+                let extra = stored.difference(&referred).filter(|o| object::cno_of(**o) < newest);
+                assert!(has_rollbacks || extra.count() == 0, "seed {seed}: something is left");
+            }
+        }
+        assert!(removed.checkpoints > 10 && removed.objects > 10, "seed {seed}: {removed:?}");
+    }
+}
+
+/// A round that was broken off at any point is gone on with by the next owner, and what was not decided stays.
+#[test]
+fn an_owner_that_was_paused_removes_nothing_of_a_later_one() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(7);
+    world.publish(&mut rng, 30);
+    let policy = keep_last(1);
+    world.keep_last(1);
+    let (account, choice) = world.choose(&policy);
+    assert!(choice.retired.len() > 10 && choice.objects.len() > 5, "{choice:?}");
+    // The first owner has planned, and sleeps. The second one settles that: it was not decided, and stays.
+    let (mut first, mut second) = (world.rounds(1, Duration::ZERO), world.rounds(2, Duration::ZERO));
+    world.run(first.settle(true)).unwrap();
+    let planned = world.run(first.plan(&account, &choice)).unwrap();
+    assert!(world.read_at(choice.retired[0]).is_err(), "it is planned to go");
+    world.run(second.settle(true)).unwrap();
+    let refused = world.run(first.decide(planned)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    assert_eq!(world.run(first.settle(true)).unwrap_err().kind(), ErrorKind::Fenced);
+    world.check_past(0);
+    assert!(world.read_at(choice.retired[0]).is_ok());
+    // The second has decided, and is killed. The third one removes it, although the policy keeps it by now.
+    let planned = world.run(second.plan(&account, &choice)).unwrap();
+    world.run(second.decide(planned)).unwrap();
+    world.keep_last(100);
+    let before = world.stored();
+    world.run(world.rounds(3, Duration::ZERO).settle(true)).unwrap();
+    let gone: BTreeSet<u64> = before.difference(&world.stored()).copied().collect();
+    assert_eq!(gone, choice.objects.iter().copied().collect());
+    world.check_past(0);
+    assert_eq!(world.listed().len(), world.at.len() - choice.retired.len());
+}
+
+/// What a plan names is of one history. A volume that was restored from before it may use all of it.
+#[test]
+fn a_plan_of_another_history_removes_nothing() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(8);
+    world.publish(&mut rng, 30);
+    let (account, choice) = world.choose(&keep_last(1));
+    let mut first = world.rounds(1, Duration::ZERO);
+    world.run(first.settle(true)).unwrap();
+    let mut planned = world.run(first.plan(&account, &choice)).unwrap();
+    planned.at = planned.at.map(|at| CheckpointId {
+        check: crate::engine::InodeCheck::from_bits(!at.check.to_bits()),
+        ..at
+    });
+    world.run(first.decide(planned)).unwrap();
+    let before = world.stored();
+    world.run(world.rounds(2, Duration::ZERO).settle(true)).unwrap();
+    assert_eq!(world.stored(), before);
+    world.check_past(0);
+}
+
+/// Readers, names and policies that come while a plan is made: either they are seen, and it is void, or they see it.
+#[test]
+fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(9);
+    world.publish(&mut rng, 30);
+    world.keep_last(1);
+    let policy = keep_last(1);
+    let (account, choice) = world.choose(&policy);
+    let cno = choice.retired[3];
+    let id = world.id(cno);
+    let mut rounds = world.rounds(1, Duration::ZERO);
+    world.run(rounds.settle(true)).unwrap();
+    // Nobody wants anything.
+    let planned = world.run(rounds.plan(&account, &choice)).unwrap();
+    assert!(!world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    // A reader that comes now sees the plan, and takes its pin away.
+    let refused = world.run(Reading::begin(&world.store, id)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    assert!(!world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    // So does one that gives a name, which is not listed then.
+    let (at, name) = (At::Number(cno), "late".parse().unwrap());
+    let named = world.run(past::create(&world.url, &world.options, &name, Some(&at)));
+    assert_eq!(named.unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(world.run(past::snapshots(&world.url, &world.options)).unwrap().is_empty());
+    world.run(rounds.replace(planned.emptied(1))).unwrap();
+    // Readers that came before are seen, until they end.
+    let reading = world.run(Reading::begin(&world.store, id)).unwrap();
+    let planned = world.run(rounds.plan(&account, &choice)).unwrap();
+    assert!(world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
+    world.check_past(0);
+    world.run(reading.end());
+    assert!(!world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    // Names, too.
+    world.run(past::create(&world.url, &world.options, &name, Some(&at))).unwrap();
+    assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
+    world.run(past::delete(&world.url, &world.options, &name)).unwrap();
+    // And another policy.
+    world.keep_last(2);
+    assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
+    world.keep_last(1);
+    assert!(world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
+    assert!(world.run(ensure_kept(&world.store, id)).is_err());
+    world.check_past(0);
+}
+
+/// An entry that is written after its checkpoint went does not bring it back.
+#[test]
+fn an_entry_that_comes_late_is_not_believed() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(10);
+    world.publish(&mut rng, 30);
+    world.keep_last(1);
+    let cno = *world.at.keys().nth(4).unwrap();
+    let entry = world.run(catalogue::load_entry(&world.store, cno)).unwrap().unwrap();
+    assert!(world.prune().checkpoints > 0);
+    assert!(world.run(catalogue::write_entry(&world.store, &entry)).unwrap());
+    world.check_past(0);
+    assert!(!world.listed().contains(&cno));
+    let name = "late".parse().unwrap();
+    let at = At::Number(cno);
+    let named = past::create(&world.url, &world.options, &name, Some(&at));
+    assert!(world.run(named).is_err());
+}
+
+/// Nothing goes before it has not been needed for the time of grace; and the time counts anew once it was.
+#[test]
+fn what_is_not_needed_stays_for_the_time_of_grace() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(11);
+    world.publish(&mut rng, 30);
+    world.keep_last(1);
+    let grace = Duration::from_secs(600);
+    let mut rounds = world.rounds(1, grace);
+    let begin = Instant::now();
+    let mut at = |seconds| world.run(rounds.round(begin + Duration::from_secs(seconds))).unwrap();
+    let first = at(0);
+    assert!(first.checkpoints == 0 && first.objects == 0 && first.waiting > 10, "{first:?}");
+    assert_eq!(at(599), first);
+    world.keep_last(1000);
+    assert_eq!(at(601).waiting, 0);
+    world.keep_last(1);
+    assert_eq!(at(700), first);
+    assert_eq!(at(1299), first);
+    let removed = at(1300);
+    assert_eq!((removed.checkpoints + removed.objects, removed.waiting), (first.waiting, 0));
+    world.check_past(0);
+}
+
+/// The table is made again where it is lost, damaged or of another history, and comes to the same.
+#[test]
+fn the_table_can_be_made_again() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(12);
+    world.publish(&mut rng, 20);
+    let (account, _) = world.choose(&keep_last(1));
+    world.publish(&mut rng, 3);
+    let key = world.store.meta_key("retention/usage");
+    let gone_on = world.choose(&keep_last(1)).0;
+    assert_ne!(gone_on.usage(), account.usage());
+    for lost in [None, Some(b"{".to_vec())] {
+        match lost {
+            None => drop(world.run(world.store.delete(&key)).unwrap()),
+            Some(body) => drop(world.run(world.store.put(&key, body)).unwrap()),
+        }
+        assert_eq!(world.choose(&keep_last(1)).0.usage(), gone_on.usage());
+    }
+}
+
+/// A volume without a policy loses nothing, and nothing is written to it for this.
+#[test]
+fn without_a_policy_everything_stays() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(13);
+    world.publish(&mut rng, 25);
+    world.run(crate::retention::remove_policy(&world.store)).unwrap();
+    let before = world.run(world.store.list(&world.store.meta_key(""))).unwrap();
+    let mut rounds = world.rounds(1, Duration::ZERO);
+    assert_eq!(world.run(rounds.round(Instant::now())).unwrap(), Removed::default());
+    world.check_past(0);
+    assert_eq!(world.run(world.store.list(&world.store.meta_key(""))).unwrap(), before);
+    assert_eq!(world.listed(), world.at.keys().copied().collect());
+}

@@ -1,0 +1,261 @@
+//! Which objects which checkpoints need. Pure.
+//!
+//! The table follows the volume from one listed checkpoint to the next. For each object it has the number of places in it that the
+//! newest of them refers to (`live`), the first that referred to it (`born`), and the first since which none has (`dead_since`).
+//! *An object is needed when `live` is above 0, or when a kept checkpoint r exists with born <= r < dead_since.* That is exact as
+//! long as nothing was rolled back, and a little too much afterwards; never too little.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{CheckpointId, InodeCheck};
+
+/// Format of the stored table; another one is not read.
+const VERSION: u32 = 1;
+
+/// What is known of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64, u64, u64)", into = "(u64, u64, u64, u64)")]
+pub(crate) struct ObjectUse {
+    /// Blocks of data in it that the checkpoint accounted last refers to.
+    pub live_blocks: u64,
+    /// Nodes of the index, in the same way.
+    pub live_nodes: u64,
+    /// The first checkpoint that referred to it.
+    pub born: u64,
+    /// The first since which none does, once `live` is 0; else the largest number there is.
+    pub dead_since: u64,
+}
+
+impl From<(u64, u64, u64, u64)> for ObjectUse {
+    fn from((live_blocks, live_nodes, born, dead_since): (u64, u64, u64, u64)) -> Self {
+        Self {
+            live_blocks,
+            live_nodes,
+            born,
+            dead_since,
+        }
+    }
+}
+
+impl From<ObjectUse> for (u64, u64, u64, u64) {
+    fn from(of: ObjectUse) -> Self {
+        (of.live_blocks, of.live_nodes, of.born, of.dead_since)
+    }
+}
+
+/// A listed checkpoint that was accounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(InodeCheck, u64, u64)", into = "(InodeCheck, u64, u64)")]
+pub(crate) struct Accounted {
+    /// What tells it from others of its number.
+    pub check: InodeCheck,
+    /// When it was published, in milliseconds since 1970-01-01 UTC, by its server's clock.
+    pub published_ms: u64,
+    /// Size of the volume at it, in bytes.
+    pub size_bytes: u64,
+}
+
+impl From<(InodeCheck, u64, u64)> for Accounted {
+    fn from((check, published_ms, size_bytes): (InodeCheck, u64, u64)) -> Self {
+        Self {
+            check,
+            published_ms,
+            size_bytes,
+        }
+    }
+}
+
+impl From<Accounted> for (InodeCheck, u64, u64) {
+    fn from(of: Accounted) -> Self {
+        (of.check, of.published_ms, of.size_bytes)
+    }
+}
+
+/// What changes in the use of one object from one checkpoint to the next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Delta {
+    /// Blocks of data.
+    pub blocks: i64,
+    /// Nodes of the index.
+    pub nodes: i64,
+}
+
+/// The table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    version: u32,
+    /// The checkpoint accounted last.
+    at: Option<CheckpointId>,
+    /// By the number that `engine/object.rs` gives an object.
+    objects: BTreeMap<u64, ObjectUse>,
+    /// Checkpoints that are accounted and not removed, by number.
+    kept: BTreeMap<u64, Accounted>,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            at: None,
+            objects: BTreeMap::new(),
+            kept: BTreeMap::new(),
+        }
+    }
+}
+
+impl Usage {
+    /// Reads a stored table.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        let usage: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        match usage.version {
+            VERSION => Ok(usage),
+            other => Err(format!("it has version {other}, and {VERSION} is known")),
+        }
+    }
+
+    /// The checkpoint accounted last.
+    pub fn at(&self) -> Option<CheckpointId> {
+        self.at
+    }
+
+    /// The number of the checkpoint accounted last; 0 before the first.
+    pub fn at_number(&self) -> u64 {
+        self.at.map_or(0, |at| at.cno)
+    }
+
+    /// Checkpoints that are accounted and not removed, ascending.
+    pub fn kept(&self) -> &BTreeMap<u64, Accounted> {
+        &self.kept
+    }
+
+    /// What is known of the objects.
+    pub fn objects(&self) -> &BTreeMap<u64, ObjectUse> {
+        &self.objects
+    }
+
+    /// Goes on to the next listed checkpoint, from which it differs so.
+    ///
+    /// # Errors
+    /// When the table cannot be of the checkpoint before: it must be made anew.
+    pub fn step(
+        &mut self,
+        cno: u64,
+        checkpoint: Accounted,
+        deltas: &HashMap<u64, Delta>,
+    ) -> Result<(), String> {
+        let after = |live: u64, change: i64| live.checked_add_signed(change);
+        for (object, delta) in deltas {
+            let is_new = !self.objects.contains_key(object);
+            let of = self.objects.entry(*object).or_insert(ObjectUse {
+                live_blocks: 0,
+                live_nodes: 0,
+                born: cno,
+                dead_since: u64::MAX,
+            });
+            let live = after(of.live_blocks, delta.blocks).zip(after(of.live_nodes, delta.nodes));
+            let Some((blocks, nodes)) = live else {
+                return Err(format!("object {object:#x} would have fewer uses than none"));
+            };
+            (of.live_blocks, of.live_nodes) = (blocks, nodes);
+            match blocks + nodes {
+                // What a checkpoint neither had nor has.
+                0 if is_new => drop(self.objects.remove(object)),
+                0 => of.dead_since = of.dead_since.min(cno),
+                _ => of.dead_since = u64::MAX,
+            }
+        }
+        let check = checkpoint.check;
+        self.at = Some(CheckpointId { cno, check });
+        self.kept.insert(cno, checkpoint);
+        Ok(())
+    }
+
+    /// Whether an object is needed by the checkpoint accounted last, or by one of `kept`. One that the table does not know was used
+    /// by none of those that were accounted.
+    pub fn is_needed(&self, object: u64, kept: &BTreeMap<u64, Accounted>) -> bool {
+        let Some(of) = self.objects.get(&object) else {
+            return false;
+        };
+        of.dead_since == u64::MAX || (of.born < of.dead_since && kept.range(of.born..of.dead_since).next().is_some())
+    }
+
+    /// Of the accounted checkpoints only these are there still.
+    pub fn retain(&mut self, is_kept: impl Fn(u64) -> bool) {
+        self.kept.retain(|cno, _| is_kept(*cno));
+    }
+
+    /// These checkpoints and objects are gone.
+    pub fn forget(&mut self, checkpoints: &[u64], objects: &[u64]) {
+        for cno in checkpoints {
+            self.kept.remove(cno);
+        }
+        for object in objects {
+            self.objects.remove(object);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accounted(cno: u64) -> Accounted {
+        (InodeCheck::from_bits(cno), cno * 1000, 1 << 30).into()
+    }
+
+    fn step(usage: &mut Usage, cno: u64, blocks: &[(u64, i64)]) {
+        let deltas = blocks
+            .iter()
+            .map(|&(object, blocks)| (object, Delta { blocks, nodes: 0 }));
+        usage.step(cno, accounted(cno), &deltas.collect()).unwrap();
+    }
+
+    fn needed(usage: &Usage, kept: &[u64]) -> Vec<u64> {
+        let kept = usage
+            .kept()
+            .iter()
+            .filter(|(cno, _)| kept.contains(cno))
+            .map(|(cno, of)| (*cno, *of))
+            .collect();
+        let objects = usage.objects().keys().copied();
+        objects.filter(|object| usage.is_needed(*object, &kept)).collect()
+    }
+
+    #[test]
+    fn an_object_is_needed_from_its_first_use_to_its_last() {
+        let mut usage = Usage::default();
+        step(&mut usage, 1, &[(10, 2)]);
+        step(&mut usage, 2, &[(20, 1), (10, -1)]);
+        step(&mut usage, 5, &[(50, 1), (10, -1)]);
+        step(&mut usage, 6, &[(20, -1), (60, 1)]);
+        assert_eq!(needed(&usage, &[]), [50, 60]);
+        assert_eq!(needed(&usage, &[1]), [10, 50, 60]);
+        assert_eq!(needed(&usage, &[2]), [10, 20, 50, 60]);
+        assert_eq!(needed(&usage, &[5]), [20, 50, 60]);
+        assert_eq!(needed(&usage, &[1, 5]), [10, 20, 50, 60]);
+        // A use of one that was dead, as a rollback makes it: needed all along.
+        step(&mut usage, 8, &[(10, 1), (60, -1)]);
+        assert_eq!(needed(&usage, &[]), [10, 50]);
+        step(&mut usage, 9, &[(10, -1)]);
+        assert_eq!(needed(&usage, &[6]), [10, 50, 60]);
+        usage.forget(&[1, 2, 5], &[20]);
+        assert_eq!(usage.kept().keys().copied().collect::<Vec<_>>(), [6, 8, 9]);
+        let stored = serde_json::to_vec(&usage).unwrap();
+        assert_eq!(Usage::decode(&stored), Ok(usage));
+    }
+
+    #[test]
+    fn a_table_that_is_not_of_the_volume_is_noticed() {
+        let mut usage = Usage::default();
+        step(&mut usage, 1, &[(10, 2)]);
+        let deltas = HashMap::from([(10, Delta { blocks: -3, nodes: 0 })]);
+        assert!(usage.step(2, accounted(2), &deltas).is_err());
+        let stored = serde_json::to_string(&usage).unwrap();
+        assert!(Usage::decode(stored.replace("\"version\":1", "\"version\":2").as_bytes()).is_err());
+    }
+}
