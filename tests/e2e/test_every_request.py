@@ -3,6 +3,7 @@
 What is left is nothing, or what the same verb, given again, finishes; never something that looks whole and is not.
 """
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -185,3 +186,38 @@ def test_snapshot_create(store, proxy, make_server, tmp_path, how):
         assert (once_more.returncode != 0) == is_there, (at, once_more.stderr)
         assert f"name-{number}" in again(volume, "snapshot", "list", volume.url), at
     assert number > 2, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_prune(store, proxy, make_server, tmp_path, how):
+    """What is listed reads as it did, and the same verb finishes it."""
+    volume = create_volume(store, SIZE, 64 * KI, "pruned")
+    server = make_server(volume, checkpoint_interval="1h")
+    again(volume, "retention", "set", volume.url, "--keep-last", "1")
+    written: dict[int, bytes] = {}
+    for number in range(1, REQUESTS_MAX):
+        server.start()
+        with server.connect() as client:
+            # There is something to remove each time.
+            for tag in range(2 if written else 20):
+                client.pwrite(pattern(64 * KI, number + tag), 0)
+                client.flush()
+                # Each flush is a checkpoint, and the next number.
+                written[len(written) + 1] = pattern(64 * KI, number + tag)
+        assert server.terminate() == 0, server.log_text()
+        words = ["prune", volume.url]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        listed = [one["cno"] for one in json.loads(again(volume, "checkpoints", volume.url, "--json"))]
+        server.start()
+        for one in (listed[0], listed[len(listed) // 2], listed[-1]):
+            past = nbd.NBD()
+            past.set_export_name(f"@{one}")
+            past.connect_unix(str(server.socket))
+            assert past.pread(64 * KI, 0) == written[one], (at, one)
+            past.shutdown()
+        assert server.terminate() == 0, server.log_text()
+        again(volume, *words)
+        assert len(json.loads(again(volume, "checkpoints", volume.url, "--json"))) <= 17, at
+    assert number > 20, "the verb was not interrupted where it matters"

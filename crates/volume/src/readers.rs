@@ -13,6 +13,10 @@ use crate::lease::LeaseRecord;
 use crate::log::marker::MarkerState;
 use crate::log::record::Group;
 use crate::past::{At, Snapshot};
+use crate::retention::Policy;
+use crate::retention::pins::Pin;
+use crate::retention::plan::Plan;
+use crate::retention::usage::Usage;
 
 /// A reader of one kind of object, or of a part of one.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +48,22 @@ pub const READERS: &[Reader] = &[
     Reader {
         name: "snapshot",
         read: |bytes| Snapshot::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "retention-policy",
+        read: |bytes| Policy::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "retention-plan",
+        read: |bytes| Plan::decode(bytes).map(|plan| drop(plan.emptied(1))),
+    },
+    Reader {
+        name: "retention-usage",
+        read: |bytes| Usage::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "retention-pin",
+        read: |bytes| Pin::decode(bytes).map(drop),
     },
     Reader {
         name: "checkpoint-name",

@@ -37,7 +37,7 @@ pub enum UnitError {
     },
     /// Not of the form number plus optional unit of time.
     #[error(
-        "\"{value}\" is not a duration: write seconds, or a number with ms, s, m or h, as in 500ms or 5s"
+        "\"{value}\" is not a duration: write seconds, or a number with ms, s, m, h or d, as in 500ms or 5s"
     )]
     Duration {
         /// The text that was given.
@@ -80,7 +80,7 @@ pub fn format_size(size_bytes: u64) -> String {
     format!("{} {letter}iB", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// Reads a duration: `500ms`, `5s`, `2m`, `1h`, `1.5s`; a bare number is seconds.
+/// Reads a duration: `500ms`, `5s`, `2m`, `1h`, `7d`, `1.5s`; a bare number is seconds.
 ///
 /// # Errors
 /// [`UnitError`] when the text is no duration or does not fit.
@@ -94,6 +94,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         "" | "s" => 1_000_000_000,
         "m" | "min" => 60_000_000_000,
         "h" => 3_600_000_000_000,
+        "d" => 86_400_000_000_000,
         _ => return Err(bad()),
     };
     let (digits, scale) = parse_decimal(number).ok_or_else(bad)?;
@@ -111,6 +112,7 @@ pub fn format_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms {
         0 => "0s".to_string(),
+        _ if ms > 86_400_000 && ms.is_multiple_of(86_400_000) => format!("{}d", ms / 86_400_000),
         _ if ms.is_multiple_of(3_600_000) => format!("{}h", ms / 3_600_000),
         _ if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
         _ if ms.is_multiple_of(1_000) => format!("{}s", ms / 1_000),
@@ -253,5 +255,7 @@ mod tests {
             assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
         }
         assert_eq!(format_duration(Duration::from_secs(5)), "5s");
+        assert_eq!(format_duration(Duration::from_secs(24 * 3600)), "24h");
+        assert_eq!(format_duration(Duration::from_secs(7 * 24 * 3600)), "7d");
     }
 }

@@ -63,7 +63,16 @@ mod tests {
             assert_eq!(name_of(object), name);
             assert_eq!(is_summary(object), !name.ends_with("12"));
         }
-        for name in ["inode", "7", "0000000007.", "0000000007.00", "0000000007.x", "0000000000", "9999999999", "00000000070"] {
+        for name in [
+            "inode",
+            "7",
+            "0000000007.",
+            "0000000007.00",
+            "0000000007.x",
+            "0000000000",
+            "9999999999",
+            "00000000070",
+        ] {
             assert_eq!(of_name(name), None, "{name}");
         }
     }

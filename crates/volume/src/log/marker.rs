@@ -131,6 +131,18 @@ impl Marker {
         .await
     }
 
+    /// Names a newer checkpoint, unless the one that is named is one of the last `near`: a checkpoint that is named is kept.
+    ///
+    /// # Errors
+    /// As [`Self::raise_watermark`].
+    pub async fn follow(&self, near: u64) -> Result<(), VolumeError> {
+        let named = self.current.lock().await.0.checkpoint.map_or(0, |id| id.cno);
+        match self.newest.get() {
+            Some(newest) if newest.cno > named.saturating_add(near) => self.raise_watermark(0).await,
+            _ => Ok(()),
+        }
+    }
+
     async fn update(&self, change: impl FnOnce(&mut MarkerState)) -> Result<(), VolumeError> {
         let mut current = self.current.lock().await;
         let mut state = current.0.clone();

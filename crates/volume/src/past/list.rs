@@ -128,7 +128,10 @@ pub(crate) async fn list_by(
     for snapshot in named {
         names.entry(snapshot.checkpoint).or_default().push(snapshot.name);
     }
-    let times: Vec<(u64, u64)> = entries.iter().map(|entry| (entry.cno, entry.published_ms)).collect();
+    let times: Vec<(u64, u64)> = entries
+        .iter()
+        .map(|entry| (entry.cno, entry.published_ms))
+        .collect();
     let mut kept = retention::kept(&times, policy, &protected);
     let listed = entries
         .into_iter()

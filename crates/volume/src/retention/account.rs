@@ -81,7 +81,10 @@ impl Account {
 
     /// The checkpoints that accounting depends on: the one that the table is at, and the one of the table that is stored.
     pub fn depends_on(&self) -> impl Iterator<Item = u64> {
-        [self.usage.at(), self.stored_at].into_iter().flatten().map(|at| at.cno)
+        [self.usage.at(), self.stored_at]
+            .into_iter()
+            .flatten()
+            .map(|at| at.cno)
     }
 
     /// Accounts every listed checkpoint up to the newest. Nodes of the index come from `cache` where it has them.

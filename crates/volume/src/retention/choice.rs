@@ -44,10 +44,22 @@ pub(crate) fn kept(
             .map(|&(cno, _)| (cno, vec![Reason::Everything]))
             .collect(),
     };
-    let newest = checkpoints.iter().rev().take(NEWEST_KEPT).map(|&(cno, _)| (cno, Reason::Newest));
+    let newest = checkpoints
+        .iter()
+        .rev()
+        .take(NEWEST_KEPT)
+        .map(|&(cno, _)| (cno, Reason::Newest));
     let has = |cno: &u64| checkpoints.binary_search_by_key(cno, |&(cno, _)| cno).is_ok();
-    let named = protected.named.iter().filter(|cno| has(cno)).map(|&cno| (cno, Reason::Name));
-    let in_use = protected.in_use.iter().filter(|cno| has(cno)).map(|&cno| (cno, Reason::InUse));
+    let named = protected
+        .named
+        .iter()
+        .filter(|cno| has(cno))
+        .map(|&cno| (cno, Reason::Name));
+    let in_use = protected
+        .in_use
+        .iter()
+        .filter(|cno| has(cno))
+        .map(|&cno| (cno, Reason::InUse));
     for (cno, reason) in newest.chain(named).chain(in_use) {
         kept.entry(cno).or_default().push(reason);
     }
@@ -73,7 +85,11 @@ impl<K: Copy + Eq + Hash + Ord> Aging<K> {
             self.0.entry(*key).or_insert(now);
         }
         let is_ripe = |since: &Instant| now.saturating_duration_since(*since) >= grace;
-        let ripe = self.0.iter().filter(|(_, since)| is_ripe(since)).map(|(key, _)| *key);
+        let ripe = self
+            .0
+            .iter()
+            .filter(|(_, since)| is_ripe(since))
+            .map(|(key, _)| *key);
         let mut ripe: Vec<K> = ripe.collect();
         ripe.sort_unstable();
         ripe
@@ -194,6 +210,125 @@ impl Chooser {
             .zip(stored.get(&object))
             .and_then(|(newest, written)| newest.duration_since(*written).ok());
         let is_old = age.is_some_and(|age| age >= self.orphan_age);
-        is_old && object::summaries_of(cno).iter().any(|summary| stored.contains_key(summary))
+        is_old
+            && object::summaries_of(cno)
+                .iter()
+                .any(|summary| stored.contains_key(summary))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::usage::Delta;
+    use super::*;
+    use crate::engine::InodeCheck;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Part `part` of a checkpoint, as a number.
+    fn object(cno: u64, part: u64) -> u64 {
+        cno << 32 | (part + 1)
+    }
+
+    /// Checkpoints 1 to `count`: each overwrites what the one before wrote to its part 1.
+    fn overwritten(count: u64) -> Usage {
+        let mut usage = Usage::default();
+        for cno in 1..=count {
+            let mut deltas = HashMap::from([(object(cno, 1), Delta { blocks: 1, nodes: 0 })]);
+            if cno > 1 {
+                deltas.insert(object(cno - 1, 1), Delta { blocks: -1, nodes: 0 });
+            }
+            let accounted = (InodeCheck::from_bits(cno), cno, 1).into();
+            usage.step(cno, accounted, &deltas).unwrap();
+        }
+        usage
+    }
+
+    fn stored(objects: impl IntoIterator<Item = u64>) -> BTreeMap<u64, SystemTime> {
+        objects
+            .into_iter()
+            .map(|object| (object, SystemTime::UNIX_EPOCH + HOUR))
+            .collect()
+    }
+
+    fn keep(numbers: impl IntoIterator<Item = u64>) -> BTreeMap<u64, Vec<Reason>> {
+        numbers.into_iter().map(|cno| (cno, vec![Reason::Last])).collect()
+    }
+
+    #[test]
+    fn what_a_publish_under_way_has_stored_stays() {
+        let usage = overwritten(5);
+        let there = stored((1..=5).flat_map(|cno| [object(cno, 0), object(cno, 1)]));
+        // Whole, and not entered in the list yet; and one that is being uploaded.
+        let under_way = stored([object(6, 0), object(6, 1), object(7, 1)]);
+        let all = there.into_iter().chain(under_way).collect();
+        let mut chooser = Chooser::new(Duration::ZERO, Duration::ZERO);
+        let choice = chooser.choose(&usage, &keep([5]), &all, Instant::now());
+        assert_eq!(choice.retired, [1, 2, 3, 4]);
+        let going: BTreeSet<u64> = choice.objects.iter().copied().collect();
+        assert_eq!(
+            going,
+            (1..=4).flat_map(|cno| [object(cno, 0), object(cno, 1)]).collect()
+        );
+        // The part that tells what the others are goes after them.
+        let place = |object| choice.objects.iter().position(|o| *o == object);
+        assert!(place(object(3, 1)) < place(object(3, 0)));
+    }
+
+    #[test]
+    fn what_a_checkpoint_needs_that_goes_later_stays_until_then() {
+        let usage = overwritten(5);
+        let all = stored((1..=5).flat_map(|cno| [object(cno, 0), object(cno, 1)]));
+        let mut chooser = Chooser {
+            at_once_max: 1,
+            ..Chooser::new(Duration::ZERO, Duration::ZERO)
+        };
+        // Of the objects that nobody needs the last one comes first, and its checkpoint does not go with this plan.
+        let choice = chooser.choose(&usage, &keep([5]), &all, Instant::now());
+        assert_eq!(
+            (choice.retired.as_slice(), choice.objects.as_slice()),
+            ([1].as_slice(), [object(1, 1)].as_slice())
+        );
+        assert_eq!(choice.kept, [2, 3, 4, 5]);
+        assert_eq!(choice.waiting, 3 + 7);
+    }
+
+    #[test]
+    fn what_was_never_used_goes_once_it_is_old_and_its_checkpoint_was_written() {
+        let usage = overwritten(5);
+        let mut all = stored((1..=5).flat_map(|cno| [object(cno, 0), object(cno, 1)]));
+        // A publish that failed, and parts that another tool may be about to use.
+        all.extend(stored([object(3, 7), object(4, 9)]));
+        all.remove(&object(4, 0));
+        let mut chosen = |newest: Duration| {
+            all.insert(object(9, 0), SystemTime::UNIX_EPOCH + newest);
+            let mut chooser = Chooser::new(Duration::ZERO, HOUR);
+            chooser.choose(&usage, &keep(1..=5), &all, Instant::now()).objects
+        };
+        assert!(chosen(HOUR + HOUR / 2).is_empty());
+        assert_eq!(chosen(2 * HOUR), [object(3, 7)]);
+    }
+
+    #[test]
+    fn the_newest_checkpoints_and_those_in_use_stay_whatever_the_policy_says() {
+        let checkpoints: Vec<(u64, u64)> = (1..=40).map(|cno| (cno * 2, cno)).collect();
+        let policy = Policy {
+            keep_last: 1,
+            ..Policy::default()
+        };
+        let protected = Protected {
+            named: [4, 5].into(),
+            in_use: [4, 8, 1000].into(),
+        };
+        let kept = kept(&checkpoints, Some(&policy), &protected);
+        assert_eq!(kept[&4], [Reason::Name, Reason::InUse]);
+        assert_eq!(kept[&8], [Reason::InUse]);
+        assert_eq!(kept[&80], [Reason::Newest, Reason::Last]);
+        assert_eq!(kept.len(), 2 + NEWEST_KEPT);
+        assert_eq!(super::kept(&checkpoints, None, &protected).len(), 40);
+        assert_eq!(
+            super::kept(&checkpoints, Some(&Policy::default()), &protected).len(),
+            40
+        );
     }
 }

@@ -1,13 +1,16 @@
 //! The rounds of a volume that is served, beside everything else it does.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 use tokio::task::AbortHandle;
 
+use super::choice::NEWEST_KEPT;
 use super::round::Rounds;
 use crate::error::{ErrorKind, VolumeError};
 use crate::history::NewestCheckpoint;
+use crate::log::marker::Marker;
 
 /// Runs rounds until it is dropped. A round that is broken off is gone on with by the next server.
 #[derive(Debug)]
@@ -15,9 +18,14 @@ pub(crate) struct Keeper(AbortHandle);
 
 impl Keeper {
     /// Starts on the current runtime: once at once, to settle what earlier servers left, and then each `interval`. `newest` tells
-    /// whether there is anything new.
-    pub fn start(rounds: Rounds, interval: Duration, newest: NewestCheckpoint) -> Self {
-        let running = tokio::spawn(run(rounds, interval, newest));
+    /// whether there is anything new; `marker` is that of the volume's log, if it has one.
+    pub fn start(
+        rounds: Rounds,
+        interval: Duration,
+        newest: NewestCheckpoint,
+        marker: Option<Arc<Marker>>,
+    ) -> Self {
+        let running = tokio::spawn(run(rounds, interval, newest, marker));
         Self(running.abort_handle())
     }
 
@@ -33,20 +41,31 @@ impl Drop for Keeper {
     }
 }
 
-async fn run(mut rounds: Rounds, interval: Duration, newest: NewestCheckpoint) {
+async fn run(mut rounds: Rounds, interval: Duration, newest: NewestCheckpoint, marker: Option<Arc<Marker>>) {
     let mut failures = 0_u32;
     let mut done: Option<crate::engine::CheckpointId> = None;
     if let Err(e) = rounds.settle(false).await {
         if ends(&e) {
             return;
         }
-        debug!("what earlier servers were removing is settled later: {}", e.chain());
+        debug!(
+            "what earlier servers were removing is settled later: {}",
+            e.chain()
+        );
     }
     loop {
         tokio::time::sleep(interval).await;
         let at = newest.get();
         if done.is_some() && done == at && rounds.is_policy_unchanged().await {
             continue;
+        }
+        if let Some(marker) = &marker
+            && let Err(e) = marker.follow(NEWEST_KEPT as u64).await
+        {
+            debug!(
+                "the log's marker names an old checkpoint, which stays for that: {}",
+                e.chain()
+            );
         }
         match rounds.round(Instant::now()).await {
             Ok(removed) => {

@@ -84,7 +84,11 @@ impl Drop for Held {
 ///
 /// # Errors
 /// When the store fails.
-pub(crate) async fn put(store: &Store, checkpoint: CheckpointId, ttl: Duration) -> Result<Arc<Held>, VolumeError> {
+pub(crate) async fn put(
+    store: &Store,
+    checkpoint: CheckpointId,
+    ttl: Duration,
+) -> Result<Arc<Held>, VolumeError> {
     let pin = Pin {
         checkpoint,
         reader: format!("{}, process {}", crate::log::marker::host(), std::process::id()),

@@ -113,7 +113,12 @@ impl Plan {
             return Err(format!("it has version {}, and {VERSION} is known", plan.version));
         }
         let ascends = plan.kept.windows(2).all(|pair| pair[0].1 < pair[1].0);
-        match ascends && plan.kept.iter().all(|(first, last)| first <= last && *last <= plan.up_to) {
+        match ascends
+            && plan
+                .kept
+                .iter()
+                .all(|(first, last)| first <= last && *last <= plan.up_to)
+        {
             true => Ok(plan),
             false => Err("its list of kept checkpoints does not ascend".to_owned()),
         }

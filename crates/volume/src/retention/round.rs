@@ -9,10 +9,10 @@ use log::{info, warn};
 
 use super::account::{self, Account};
 use super::choice::{self, Choice, Chooser, Protected};
+use super::load_policy;
 use super::plan::{self, Phase, Plan, runs};
 use super::policy::{Policy, Reason};
 use super::usage::ObjectUse;
-use super::load_policy;
 use crate::catalogue;
 use crate::engine::index_cache::IndexCache;
 use crate::engine::{Ownership, inode, object};
@@ -174,10 +174,7 @@ impl Rounds {
         policy: &Policy,
         now: Instant,
     ) -> Result<Removed, VolumeError> {
-        let (protected, stored) = try_join!(
-            protected(&self.store, account),
-            stored(&self.store)
-        )?;
+        let (protected, stored) = try_join!(protected(&self.store, account), stored(&self.store))?;
         let kept = kept(account, policy, &protected);
         let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
         let choice = self.chooser.choose(account.usage(), &kept, &written, now);
@@ -279,7 +276,8 @@ impl Rounds {
         let objects: Vec<String> = names.iter().map(|name| self.store.data_key(name)).collect();
         self.store.delete_keys(&objects).await?;
         let beside = plan.objects.iter().filter(|object| object::is_summary(**object));
-        let beside = beside.map(|&object| crate::engine::index_seal::key(&self.store, &object::name_of(object)));
+        let beside =
+            beside.map(|&object| crate::engine::index_seal::key(&self.store, &object::name_of(object)));
         self.store.delete_keys(&beside.collect::<Vec<_>>()).await?;
         Ok(())
     }
@@ -355,7 +353,13 @@ pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
     let choice = Chooser::unlimited(ORPHAN_AGE).choose(usage, &kept, &written, Instant::now());
     let planned = plan.filter(|plan| plan.phase != Phase::Empty);
     let planned = planned.map(|plan| plan.objects).unwrap_or_default();
-    let bytes = |objects: &[u64]| -> u64 { objects.iter().filter_map(|o| stored.get(o)).map(|(len, _)| len).sum() };
+    let bytes = |objects: &[u64]| -> u64 {
+        objects
+            .iter()
+            .filter_map(|o| stored.get(o))
+            .map(|(len, _)| len)
+            .sum()
+    };
     let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
     let grace_bytes = bytes(&planned);
     Ok(Survey {

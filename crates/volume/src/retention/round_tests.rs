@@ -71,7 +71,8 @@ impl World {
             retention_interval: None,
             ..VolumeOptions::default()
         };
-        self.run(Volume::open(&self.url, &self.options, &options)).unwrap()
+        self.run(Volume::open(&self.url, &self.options, &options))
+            .unwrap()
     }
 
     /// So many checkpoints with random changes.
@@ -108,11 +109,14 @@ impl World {
 
     fn prune(&self) -> Removed {
         let lease = LeaseOptions::default();
-        self.run(admin::retention::prune(&self.url, &self.options, &lease)).unwrap()
+        self.run(admin::retention::prune(&self.url, &self.options, &lease))
+            .unwrap()
     }
 
     fn listed(&self) -> BTreeSet<u64> {
-        let listed = self.run(past::list(&self.url, &self.options, 0, u64::MAX)).unwrap();
+        let listed = self
+            .run(past::list(&self.url, &self.options, 0, u64::MAX))
+            .unwrap();
         listed.into_iter().map(|listed| listed.cno).collect()
     }
 
@@ -131,7 +135,10 @@ impl World {
         assert!(listed.contains(&self.newest()), "seed {seed}");
         for (cno, model) in &self.at {
             match self.read_at(*cno) {
-                Ok(read) => assert!(listed.contains(cno) && read == *model, "seed {seed}, checkpoint {cno}"),
+                Ok(read) => assert!(
+                    listed.contains(cno) && read == *model,
+                    "seed {seed}, checkpoint {cno}"
+                ),
                 Err(e) => assert!(!listed.contains(cno), "seed {seed}, checkpoint {cno}: {e}"),
             }
         }
@@ -171,7 +178,10 @@ impl World {
     fn choose(&self, policy: &Policy) -> (Account, Choice) {
         self.run(async {
             let mut account = Account::load(&self.store).await.unwrap();
-            account.advance(&self.store, &IndexCache::default()).await.unwrap();
+            account
+                .advance(&self.store, &IndexCache::default())
+                .await
+                .unwrap();
             account.store(&self.store).await.unwrap();
             let protected = protected(&self.store, &account).await.unwrap();
             let stored = stored(&self.store).await.unwrap();
@@ -225,7 +235,9 @@ fn what_is_kept_reads_as_it_did_and_the_rest_is_gone() {
                 }
                 2 if names > 0 => {
                     let name = format!("n{names}").parse().unwrap();
-                    world.run(past::delete(&world.url, &world.options, &name)).unwrap();
+                    world
+                        .run(past::delete(&world.url, &world.options, &name))
+                        .unwrap();
                     names -= 1;
                 }
                 _ => world.publish(&mut rng, 8),
@@ -239,11 +251,19 @@ fn what_is_kept_reads_as_it_did_and_the_rest_is_gone() {
                 world.check_past(seed);
                 let (referred, stored) = (world.referred(), world.stored());
                 let newest = world.newest();
-                let extra = stored.difference(&referred).filter(|o| object::cno_of(**o) < newest);
-                assert!(has_rollbacks || extra.count() == 0, "seed {seed}: something is left");
+                let extra = stored
+                    .difference(&referred)
+                    .filter(|o| object::cno_of(**o) < newest);
+                assert!(
+                    has_rollbacks || extra.count() == 0,
+                    "seed {seed}: something is left"
+                );
             }
         }
-        assert!(removed.checkpoints > 10 && removed.objects > 10, "seed {seed}: {removed:?}");
+        assert!(
+            removed.checkpoints > 10 && removed.objects > 10,
+            "seed {seed}: {removed:?}"
+        );
     }
 }
 
@@ -256,7 +276,10 @@ fn an_owner_that_was_paused_removes_nothing_of_a_later_one() {
     let policy = keep_last(1);
     world.keep_last(1);
     let (account, choice) = world.choose(&policy);
-    assert!(choice.retired.len() > 10 && choice.objects.len() > 5, "{choice:?}");
+    assert!(
+        choice.retired.len() > 10 && choice.objects.len() > 5,
+        "{choice:?}"
+    );
     // The first owner has planned, and sleeps. The second one settles that: it was not decided, and stays.
     let (mut first, mut second) = (world.rounds(1, Duration::ZERO), world.rounds(2, Duration::ZERO));
     world.run(first.settle(true)).unwrap();
@@ -265,7 +288,10 @@ fn an_owner_that_was_paused_removes_nothing_of_a_later_one() {
     world.run(second.settle(true)).unwrap();
     let refused = world.run(first.decide(planned)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Fenced);
-    assert_eq!(world.run(first.settle(true)).unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(
+        world.run(first.settle(true)).unwrap_err().kind(),
+        ErrorKind::Fenced
+    );
     world.check_past(0);
     assert!(world.read_at(choice.retired[0]).is_ok());
     // The second has decided, and is killed. The third one removes it, although the policy keeps it by now.
@@ -316,29 +342,54 @@ fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
     world.run(rounds.settle(true)).unwrap();
     // Nobody wants anything.
     let planned = world.run(rounds.plan(&account, &choice)).unwrap();
-    assert!(!world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    assert!(
+        !world
+            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .unwrap()
+    );
     // A reader that comes now sees the plan, and takes its pin away.
     let refused = world.run(Reading::begin(&world.store, id)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotFound);
-    assert!(!world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    assert!(
+        !world
+            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .unwrap()
+    );
     // So does one that gives a name, which is not listed then.
     let (at, name) = (At::Number(cno), "late".parse().unwrap());
     let named = world.run(past::create(&world.url, &world.options, &name, Some(&at)));
     assert_eq!(named.unwrap_err().kind(), ErrorKind::NotFound);
-    assert!(world.run(past::snapshots(&world.url, &world.options)).unwrap().is_empty());
+    assert!(
+        world
+            .run(past::snapshots(&world.url, &world.options))
+            .unwrap()
+            .is_empty()
+    );
     world.run(rounds.replace(planned.emptied(1))).unwrap();
     // Readers that came before are seen, until they end.
     let reading = world.run(Reading::begin(&world.store, id)).unwrap();
     let planned = world.run(rounds.plan(&account, &choice)).unwrap();
-    assert!(world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    assert!(
+        world
+            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .unwrap()
+    );
     assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
     world.check_past(0);
     world.run(reading.end());
-    assert!(!world.run(rounds.is_in_the_way(&account, &policy, &planned)).unwrap());
+    assert!(
+        !world
+            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .unwrap()
+    );
     // Names, too.
-    world.run(past::create(&world.url, &world.options, &name, Some(&at))).unwrap();
+    world
+        .run(past::create(&world.url, &world.options, &name, Some(&at)))
+        .unwrap();
     assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
-    world.run(past::delete(&world.url, &world.options, &name)).unwrap();
+    world
+        .run(past::delete(&world.url, &world.options, &name))
+        .unwrap();
     // And another policy.
     world.keep_last(2);
     assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
@@ -356,7 +407,10 @@ fn an_entry_that_comes_late_is_not_believed() {
     world.publish(&mut rng, 30);
     world.keep_last(1);
     let cno = *world.at.keys().nth(4).unwrap();
-    let entry = world.run(catalogue::load_entry(&world.store, cno)).unwrap().unwrap();
+    let entry = world
+        .run(catalogue::load_entry(&world.store, cno))
+        .unwrap()
+        .unwrap();
     assert!(world.prune().checkpoints > 0);
     assert!(world.run(catalogue::write_entry(&world.store, &entry)).unwrap());
     world.check_past(0);
@@ -377,9 +431,16 @@ fn what_is_not_needed_stays_for_the_time_of_grace() {
     let grace = Duration::from_secs(600);
     let mut rounds = world.rounds(1, grace);
     let begin = Instant::now();
-    let mut at = |seconds| world.run(rounds.round(begin + Duration::from_secs(seconds))).unwrap();
+    let mut at = |seconds| {
+        world
+            .run(rounds.round(begin + Duration::from_secs(seconds)))
+            .unwrap()
+    };
     let first = at(0);
-    assert!(first.checkpoints == 0 && first.objects == 0 && first.waiting > 10, "{first:?}");
+    assert!(
+        first.checkpoints == 0 && first.objects == 0 && first.waiting > 10,
+        "{first:?}"
+    );
     assert_eq!(at(599), first);
     world.keep_last(1000);
     assert_eq!(at(601).waiting, 0);
@@ -387,7 +448,10 @@ fn what_is_not_needed_stays_for_the_time_of_grace() {
     assert_eq!(at(700), first);
     assert_eq!(at(1299), first);
     let removed = at(1300);
-    assert_eq!((removed.checkpoints + removed.objects, removed.waiting), (first.waiting, 0));
+    assert_eq!(
+        (removed.checkpoints + removed.objects, removed.waiting),
+        (first.waiting, 0)
+    );
     world.check_past(0);
 }
 
@@ -420,8 +484,14 @@ fn without_a_policy_everything_stays() {
     world.run(crate::retention::remove_policy(&world.store)).unwrap();
     let before = world.run(world.store.list(&world.store.meta_key(""))).unwrap();
     let mut rounds = world.rounds(1, Duration::ZERO);
-    assert_eq!(world.run(rounds.round(Instant::now())).unwrap(), Removed::default());
+    assert_eq!(
+        world.run(rounds.round(Instant::now())).unwrap(),
+        Removed::default()
+    );
     world.check_past(0);
-    assert_eq!(world.run(world.store.list(&world.store.meta_key(""))).unwrap(), before);
+    assert_eq!(
+        world.run(world.store.list(&world.store.meta_key(""))).unwrap(),
+        before
+    );
     assert_eq!(world.listed(), world.at.keys().copied().collect());
 }

@@ -181,7 +181,8 @@ impl Usage {
         let Some(of) = self.objects.get(&object) else {
             return false;
         };
-        of.dead_since == u64::MAX || (of.born < of.dead_since && kept.range(of.born..of.dead_since).next().is_some())
+        of.dead_since == u64::MAX
+            || (of.born < of.dead_since && kept.range(of.born..of.dead_since).next().is_some())
     }
 
     /// Of the accounted checkpoints only these are there still.

@@ -373,7 +373,8 @@ fn open_owned<'a>(
                 options.retention_grace,
                 ORPHAN_AGE,
             );
-            volume.retention = Some(Keeper::start(rounds, interval, newest.clone()));
+            let marker = volume.log.as_ref().map(|log| log.marker.clone());
+            volume.retention = Some(Keeper::start(rounds, interval, newest.clone(), marker));
         }
         Ok((Arc::new(volume), newest))
     }
