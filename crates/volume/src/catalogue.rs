@@ -18,8 +18,8 @@ use crate::clock::now_ms;
 use crate::engine::{Checkpoint, CheckpointId, InodeCheck};
 use crate::error::VolumeError;
 use crate::history::NewestCheckpoint;
-use crate::log::marker::{self, Marker};
 use crate::store::{ETag, ObjectEntry, Store, StoreErrorKind};
+use crate::wal::marker::{self, Marker};
 
 /// One published checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,7 +19,6 @@ pub mod geometry;
 pub mod history;
 pub mod lease;
 pub mod limits;
-pub mod log;
 pub mod options;
 pub mod past;
 pub mod read;
@@ -32,6 +31,7 @@ pub mod units;
 pub mod url;
 mod volume;
 mod volume_id;
+pub mod wal;
 pub mod writeback;
 
 pub use error::{ErrorKind, VolumeError};

@@ -10,9 +10,9 @@ use crate::buffer_file;
 use crate::catalogue::CatalogueEntry;
 use crate::engine::{inode, node, staging};
 use crate::lease::LeaseRecord;
-use crate::log::marker::MarkerState;
-use crate::log::record::Group;
 use crate::past::{At, Snapshot};
+use crate::wal::marker::MarkerState;
+use crate::wal::record::Group;
 
 /// A reader of one kind of object, or of a part of one.
 #[derive(Debug, Clone, Copy)]

@@ -9,11 +9,11 @@ use crate::durability::Durability;
 use crate::engine::{inode, limits};
 use crate::error::VolumeError;
 use crate::lease::{self, LeaseRecord};
-use crate::log::marker;
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 use crate::volume_id::VolumeId;
+use crate::wal::marker;
 
 /// What is known of a volume without opening it.
 #[derive(Debug, Clone, Serialize)]

@@ -8,11 +8,11 @@ use crate::engine::{InodeCheck, StoredState, inode as stored_inode};
 use crate::error::VolumeError;
 use crate::lease;
 use crate::lease::state::Stored;
-use crate::log::marker::{self, MarkerState};
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
 use crate::url::VolumeUrl;
 use crate::volume_id::VolumeId;
+use crate::wal::marker::{self, MarkerState};
 
 /// What a look at a volume found. That there is one means that the volume exists.
 #[derive(Debug)]

@@ -11,12 +11,11 @@ use crate::engine::{Checkpoint, Ownership, StoredState, inode};
 use crate::error::VolumeError;
 use crate::history::{self, Known};
 use crate::lease::{self, Lease};
-use crate::log::marker;
-use crate::log::open as log_open;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, Directory, Store};
 use crate::url::VolumeUrl;
+use crate::wal::{marker, open as log_open};
 
 mod create;
 mod delete;

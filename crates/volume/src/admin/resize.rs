@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use crate::admin::{CreateOptions, create};
     use crate::error::ErrorKind;
-    use crate::log::marker::{Marker, MarkerState};
+    use crate::wal::marker::{Marker, MarkerState};
 
     /// A server may have come and gone between the first look and the lease.
     #[tokio::test(flavor = "multi_thread")]

@@ -5,15 +5,15 @@ use serde::Serialize;
 use super::label;
 use crate::error::VolumeError;
 use crate::lease::Lease;
-use crate::log::LogStore;
-use crate::log::journal::Journal;
-use crate::log::marker::{self, MarkerState};
-use crate::log::open::give_up_marker;
-use crate::log::s3::{self, S3Log};
 use crate::options::{InheritedLog, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 use crate::volume::Volume;
+use crate::wal::LogStore;
+use crate::wal::journal::Journal;
+use crate::wal::marker::{self, MarkerState};
+use crate::wal::open::give_up_marker;
+use crate::wal::s3::{self, S3Log};
 
 /// What is known of a volume's log.
 #[derive(Debug, Clone, Serialize)]

@@ -3,8 +3,8 @@
 
 use super::store::{Answer, Body, Client, Inode, Key, Request};
 use crate::lease::LeaseRecord;
-use crate::log::GroupId;
-use crate::log::group_commit::AppendEnd;
+use crate::wal::GroupId;
+use crate::wal::group_commit::AppendEnd;
 use crate::writeback::machine_world::{Cells, Record};
 use crate::writeback::state::PublishEnd;
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use crate::lease::LeaseRecord;
-use crate::log::GroupId;
+use crate::wal::GroupId;
 use crate::writeback::machine_world::{Cells, Record};
 
 /// The name of an object.

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::shells::{End, Engine, Identity};
 use super::store::{Answer, Body, Key};
-use crate::log::GroupId;
-use crate::log::record::Content;
-use crate::log::replay::{Replay, numbers_to_seal};
+use crate::wal::GroupId;
+use crate::wal::record::Content;
+use crate::wal::replay::{Replay, numbers_to_seal};
 use crate::writeback::machine_world::{Cells, Record, seal};
 use crate::writeback::state::{GENERATIONS_AHEAD_MAX, PublishEnd};
 

@@ -9,8 +9,9 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, join};
 use log::{info, warn};
 
+use super::Parts;
+use super::Volume;
 use super::restore::Claim;
-use super::{Parts, Volume};
 use crate::admin::{self, Looked, is_container_object};
 use crate::cache_state;
 use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
@@ -21,13 +22,13 @@ use crate::error::VolumeError;
 use crate::history::{self, Known, NewestCheckpoint, Seen};
 use crate::lease::state::Stored;
 use crate::lease::{Lease, LeaseState};
-use crate::log::marker::{self, MarkerState};
-use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::store::{self, Store};
 use crate::url::VolumeUrl;
 use crate::volume_id::VolumeId;
+use crate::wal::marker::{self, MarkerState};
+use crate::wal::open::{self as log_open, OpenLog, ReplayOptions};
 use crate::writeback::appender::DriverLog;
 use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 

@@ -13,9 +13,9 @@ use super::overlay::{ForLog, Overlay};
 use super::state::GenerationId;
 use super::task::{Command, Commands};
 use crate::history::NewestCheckpoint;
-use crate::log::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
-use crate::log::record::{Entry, Group, NONE_ACKNOWLEDGED};
-use crate::log::{AppendError, EncodedGroup, LogStore};
+use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
+use crate::wal::record::{Entry, Group, NONE_ACKNOWLEDGED};
+use crate::wal::{AppendError, EncodedGroup, LogStore};
 
 /// First wait after a failed append; doubled by each further failure.
 const RETRY_WAIT: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::geometry::Geometry;
-use crate::log::journal::Journal;
+use crate::wal::journal::Journal;
 
 async fn appender(path: &Path, volume_id: Uuid) -> Appender {
     let journal = Journal::open(path, volume_id, None).await.unwrap();

@@ -5,7 +5,7 @@
 //! write-back machine alone.
 
 use super::state::{self, FlushId, GenerationId, WriteBack};
-use crate::log::group_commit::{self, GroupCommit};
+use crate::wal::group_commit::{self, GroupCommit};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

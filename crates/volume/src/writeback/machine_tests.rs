@@ -14,10 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::log::GroupId;
-use crate::log::group_commit::AppendEnd;
-use crate::log::record::Content;
-use crate::log::replay::{IN_FLIGHT_MAX, Replay, numbers_to_seal};
+use crate::wal::GroupId;
+use crate::wal::group_commit::AppendEnd;
+use crate::wal::record::Content;
+use crate::wal::replay::{IN_FLIGHT_MAX, Replay, numbers_to_seal};
 use crate::writeback::machine_world::{Cells, Owner, Record, seal};
 use crate::writeback::state::{GENERATIONS_AHEAD_MAX, PublishEnd};
 

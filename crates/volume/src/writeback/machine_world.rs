@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::machine::{Action, Event, Machine};
 use super::state::{self, FlushAnswer, FlushId, GenerationId, PublishEnd};
-use crate::log::group_commit::{self, GroupCommit, Snapshot};
-use crate::log::record::{Content, Entry, Group};
-use crate::log::replay::IN_FLIGHT_MAX;
+use crate::wal::group_commit::{self, GroupCommit, Snapshot};
+use crate::wal::record::{Content, Entry, Group};
+use crate::wal::replay::IN_FLIGHT_MAX;
 
 pub type Cells = BTreeMap<u8, u64>;
 

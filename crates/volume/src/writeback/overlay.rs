@@ -16,7 +16,7 @@ use super::state::FROZEN_MAX;
 use super::unlogged::Unlogged;
 use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};
 use crate::geometry::{BlockIndex, Geometry};
-use crate::log::record::Content;
+use crate::wal::record::Content;
 
 /// A generation that takes no more writes. It is still completed (see [`Generation::complete`]), hence the lock.
 #[derive(Debug)]

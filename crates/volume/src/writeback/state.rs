@@ -2,7 +2,7 @@
 //! (pure: events in, actions out, no clock, no I/O).
 //!
 //! Generations are numbered from 1, and go on over restarts. With a log a flush waits without asking for a checkpoint,
-//! until the log (`crate::log::group_commit`) has answered it, or says that a checkpoint is needed after all. One
+//! until the log (`crate::wal::group_commit`) has answered it, or says that a checkpoint is needed after all. One
 //! generation is one checkpoint. At most two are frozen, and each stays frozen until its publish has succeeded. They are
 //! published in the order of their numbers; the publish of the second begins beside that of the first only when the
 //! engine says that it may, which is when the line would otherwise stand idle.

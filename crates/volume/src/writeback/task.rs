@@ -23,8 +23,8 @@ use super::state::{Action, Event, FlushAnswer, FlushId, GenerationId, PublishEnd
 use crate::catalogue::Recorder;
 use crate::engine::{BESIDE_BYTES, Beside, Engine};
 use crate::error::VolumeError;
-use crate::log::AppendError;
-use crate::log::group_commit::{AppendEnd, Event as LogEvent};
+use crate::wal::AppendError;
+use crate::wal::group_commit::{AppendEnd, Event as LogEvent};
 
 /// First wait after a failed publish; doubled by each further failure.
 const RETRY_WAIT: Duration = Duration::from_millis(200);

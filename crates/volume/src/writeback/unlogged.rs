@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rangemap::RangeSet;
 
-use crate::log::record::ENTRY_BYTES;
+use crate::wal::record::ENTRY_BYTES;
 
 /// The ranges changed since they were last logged.
 #[derive(Debug, Clone)]

@@ -2,14 +2,13 @@
 //! and what is given up.
 
 use super::*;
-use crate::catalogue::Watermarks;
-use crate::catalogue::{self, CatalogueEntry};
+use crate::catalogue::{self, CatalogueEntry, Watermarks};
 use crate::engine::memory::MemoryEngine;
 use crate::engine::{Checkpoint, InodeCheck};
 use crate::geometry::Geometry;
 use crate::history;
-use crate::log::record::Group;
-use crate::log::{AppendError, EncodedGroup, GroupId};
+use crate::wal::record::Group;
+use crate::wal::{AppendError, EncodedGroup, GroupId};
 
 const SIZE: u64 = 1 << 20;
 const OPTIONS: ReplayOptions = ReplayOptions {
@@ -248,7 +247,7 @@ async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
     let seal = f.group(1, first + 12, generation, generation, 99);
     assert!(matches!(
         log.append(&seal).await,
-        Err(crate::log::AppendError::Fenced(_))
+        Err(crate::wal::AppendError::Fenced(_))
     ));
     f.open(4).await.unwrap();
     assert_eq!(f.first_byte().await, 0);

@@ -186,7 +186,7 @@ proptest! {
             pieces = damaged(pieces, damage);
         }
         let log = Bytes::from(pieces.concat());
-        let mut replay = crate::log::replay::Replay::new(0);
+        let mut replay = crate::wal::replay::Replay::new(0);
         let mut at = 0;
         let mut sequences = Vec::new();
         while at < log.len() {
@@ -200,7 +200,7 @@ proptest! {
                 continue;
             }
             prop_assert!(groups.contains(&group), "never a group that was not written");
-            let id = crate::log::GroupId { epoch: group.epoch, sequence: group.sequence };
+            let id = crate::wal::GroupId { epoch: group.epoch, sequence: group.sequence };
             if let Ok(entries) = replay.next(id, group) {
                 prop_assert!(entries.iter().all(|e| groups[id.sequence as usize - 1].entries.contains(e)));
                 sequences.push(id.sequence);

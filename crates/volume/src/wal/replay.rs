@@ -138,7 +138,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::log::record::Content;
+    use crate::wal::record::Content;
 
     fn next(replay: &mut Replay, group: Group) -> Result<Vec<Entry>, ReplayError> {
         let (epoch, sequence) = (group.epoch, group.sequence);

@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::disk::tests::{Lack, Lacking, Noting};
-use crate::log::journal_label::NEW_LABEL;
-use crate::log::record::{Content, Entry, NONE_ACKNOWLEDGED};
-use crate::log::replay::Replay;
+use crate::wal::journal_label::NEW_LABEL;
+use crate::wal::record::{Content, Entry, NONE_ACKNOWLEDGED};
+use crate::wal::replay::Replay;
 
 struct Fixture {
     dir: tempfile::TempDir,

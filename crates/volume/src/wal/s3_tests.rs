@@ -1,9 +1,9 @@
 //! The log's objects, on the S3 server in process: sealing, lost answers, deletion.
 
 use super::*;
-use crate::log::record::{Content, Entry};
 use crate::options::StoreOptions;
 use crate::url::VolumeUrl;
+use crate::wal::record::{Content, Entry};
 
 struct Fixture {
     _dir: tempfile::TempDir,
