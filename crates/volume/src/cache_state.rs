@@ -12,8 +12,8 @@ use futures::join;
 use log::warn;
 use serde::{Deserialize, Serialize};
 
+use crate::base::checkpoint_id::CheckpointId;
 use crate::catalogue::{self, CatalogueEntry};
-use crate::engine::CheckpointId;
 use crate::store::Store;
 
 /// Name of the file in the cache's directory.
@@ -115,7 +115,7 @@ pub(crate) async fn is_of_volume(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::InodeCheck;
+    use crate::base::checkpoint_id::InodeCheck;
 
     fn id(cno: u64) -> CheckpointId {
         CheckpointId {

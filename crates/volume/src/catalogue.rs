@@ -14,9 +14,10 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::now_ms;
-use crate::engine::{Checkpoint, CheckpointId, InodeCheck};
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::engine::Checkpoint;
 use crate::history::NewestCheckpoint;
 use crate::store::{ETag, ObjectEntry, Store, StoreErrorKind};
 use crate::wal::marker::{self, Marker};
@@ -35,10 +36,10 @@ pub struct CatalogueEntry {
     /// Size of the volume at it, in bytes.
     pub size_bytes: u64,
     /// The owner's epoch.
-    #[serde(deserialize_with = "crate::counters::epoch")]
+    #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
     /// The generation it holds, and all before it: the watermark of the log. 0 in entries of releases without a log.
-    #[serde(default, deserialize_with = "crate::counters::generation")]
+    #[serde(default, deserialize_with = "crate::base::counters::generation")]
     pub generation: u64,
     /// Whether the entry was added later, by an open that found it missing; its time is then the container's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -1,9 +1,9 @@
 //! The catalogue as the watermark of a log.
 
 use super::*;
+use crate::base::url::VolumeUrl;
 use crate::history;
 use crate::options::StoreOptions;
-use crate::url::VolumeUrl;
 use crate::wal::marker::MarkerState;
 
 async fn store() -> (tempfile::TempDir, Store) {
@@ -29,7 +29,7 @@ async fn watermarks(store: &Store, epoch: u64) -> Watermarks {
     let before = crate::wal::marker::load(store).await.unwrap();
     let state = MarkerState {
         url: "s3://bucket/log/".into(),
-        volume_id: crate::VolumeId::from_uuid(uuid::Uuid::from_u128(42)),
+        volume_id: crate::base::volume_id::VolumeId::from_uuid(uuid::Uuid::from_u128(42)),
         host: "here".into(),
         journal_id: None,
         epoch,

@@ -1,6 +1,6 @@
 //! What a successful flush promises, in words. One place for the log at start, `hypernbd info` and `--dump-plugin`.
 
-use crate::url::VolumeUrl;
+use crate::base::url::VolumeUrl;
 
 /// Environment variable that names a file. The plugin makes it when a volume cannot be closed with everything published; who
 /// started nbdkit learns of it so, as nbdkit's own exit status does not depend on what its plugin's end came to.

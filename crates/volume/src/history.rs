@@ -16,10 +16,11 @@ use log::warn;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
 use crate::catalogue::{self, CatalogueEntry, ENTRIES};
-use crate::clock::now_ms;
-use crate::engine::{Checkpoint, CheckpointId, InodeCheck, checkpoint_stored};
-use crate::error::VolumeError;
+use crate::engine::{Checkpoint, checkpoint_stored};
 use crate::store::{ETag, Store};
 use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 

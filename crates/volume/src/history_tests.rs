@@ -1,8 +1,8 @@
 //! What the catalogue may say of a container, and what becomes of it.
 
 use super::*;
+use crate::base::url::VolumeUrl;
 use crate::options::StoreOptions;
-use crate::url::VolumeUrl;
 
 async fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();

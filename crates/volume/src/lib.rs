@@ -5,20 +5,15 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod base;
 pub mod buffer_file;
 mod cache_state;
 pub mod catalogue;
-mod checksum;
-mod clock;
-pub mod counters;
 mod disk;
 pub mod durability;
 pub mod engine;
-mod error;
-pub mod geometry;
 pub mod history;
 pub mod lease;
-pub mod limits;
 pub mod options;
 pub mod past;
 pub mod read;
@@ -26,15 +21,12 @@ pub mod readers;
 #[cfg(test)]
 mod simulation;
 pub mod store;
-mod stored_text;
-pub mod units;
-pub mod url;
 mod volume;
-mod volume_id;
 pub mod wal;
 pub mod writeback;
 
-pub use error::{ErrorKind, VolumeError};
-pub use url::VolumeUrl;
+pub use base::error::{ErrorKind, VolumeError};
+pub use base::url::VolumeUrl;
+pub use base::volume_id::VolumeId;
+pub use base::{counters, descriptors, geometry, units, url};
 pub use volume::{Extent, ExtentKind, Volume};
-pub use volume_id::VolumeId;

@@ -17,8 +17,8 @@ pub use store::{PayloadSigning, ServerSideEncryption, StoreOptions};
 pub(crate) use store::{check_endpoint, check_region};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
-use crate::units::MIB;
-use crate::url::VolumeUrl;
+use crate::base::units::MIB;
+use crate::base::url::VolumeUrl;
 
 /// The least `write_buffer`: two generations of a few large requests each.
 pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;

@@ -13,11 +13,11 @@ use futures::future::try_join_all;
 use log::warn;
 use tokio::runtime::Handle;
 
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::geometry::Geometry;
 use crate::buffer_file::{Kept, NoRoom};
 use crate::catalogue::{Catalogue, NoRecorder, Recorder};
 use crate::engine::Engine;
-use crate::error::{ErrorKind, VolumeError};
-use crate::geometry::Geometry;
 use crate::lease::Lease;
 use crate::options::VolumeOptions;
 use crate::store::Store;

@@ -4,15 +4,15 @@ use hyperfile::config::HyperFileMetaConfig;
 use serde::Serialize;
 
 use super::label;
-use crate::counters::{CounterUse, OWNERS};
+use crate::base::counters::{CounterUse, OWNERS};
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
 use crate::durability::Durability;
 use crate::engine::{inode, limits};
-use crate::error::VolumeError;
 use crate::lease::{self, LeaseRecord};
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
-use crate::volume_id::VolumeId;
 use crate::wal::marker;
 
 /// What is known of a volume without opening it.

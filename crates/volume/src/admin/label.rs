@@ -9,12 +9,12 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::now_ms;
-use crate::engine::InodeCheck;
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::InodeCheck;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
 use crate::store::{ETag, Store, StoreErrorKind};
-use crate::url::VolumeUrl;
-use crate::volume_id::VolumeId;
 
 /// The label's name below the volume's `.meta/`.
 pub(super) const NAME: &str = "volume.json";

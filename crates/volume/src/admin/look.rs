@@ -4,14 +4,15 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, join, try_join};
 
 use super::label::{self, Found, Label, Unpublished};
-use crate::engine::{InodeCheck, StoredState, inode as stored_inode};
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::InodeCheck;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::engine::{StoredState, inode as stored_inode};
 use crate::lease;
 use crate::lease::state::Stored;
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
-use crate::url::VolumeUrl;
-use crate::volume_id::VolumeId;
 use crate::wal::marker::{self, MarkerState};
 
 /// What a look at a volume found. That there is one means that the volume exists.

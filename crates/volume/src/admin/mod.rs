@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::buffer_file::BufferDir;
 use crate::engine::container::{self, Container};
 use crate::engine::guard::InodeGuard;
 use crate::engine::index_cache::IndexCache;
 use crate::engine::index_seal::IndexSeals;
 use crate::engine::{Checkpoint, Ownership, StoredState, inode};
-use crate::error::VolumeError;
 use crate::history::{self, Known};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, Directory, Store};
-use crate::url::VolumeUrl;
 use crate::wal::{marker, open as log_open};
 
 mod create;

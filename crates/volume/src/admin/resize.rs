@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use hyperfile::file::HyperTrait;
 
+use super::VolumeInfo;
+use super::check_closed;
+use super::check_log;
 use super::create::check_size;
-use super::{VolumeInfo, check_closed, check_log, info};
+use super::info;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::engine;
-use crate::error::VolumeError;
 use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "resize it";
@@ -98,7 +101,7 @@ async fn resize_adopted(store: &Store, lease: &Lease, wanted: &Wanted) -> Result
 mod tests {
     use super::*;
     use crate::admin::{CreateOptions, create};
-    use crate::error::ErrorKind;
+    use crate::base::error::ErrorKind;
     use crate::wal::marker::{Marker, MarkerState};
 
     /// A server may have come and gone between the first look and the lease.

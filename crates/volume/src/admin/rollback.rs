@@ -6,15 +6,16 @@
 use std::sync::Arc;
 
 use super::check_closed;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::catalogue::{self, CatalogueEntry};
-use crate::clock::now_ms;
-use crate::engine::{Checkpoint, CheckpointId, StoredState, bare, container};
-use crate::error::VolumeError;
+use crate::engine::{Checkpoint, StoredState, bare, container};
 use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "roll it back";

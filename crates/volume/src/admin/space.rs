@@ -3,11 +3,11 @@
 use futures::try_join;
 use serde::Serialize;
 
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::engine::{StoredState, inode, usage};
-use crate::error::VolumeError;
 use crate::options::StoreOptions;
 use crate::store::{self, ObjectEntry};
-use crate::url::VolumeUrl;
 
 /// What a volume takes in its store, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

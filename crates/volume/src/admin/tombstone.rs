@@ -6,7 +6,7 @@
 //! exclude that.
 
 use super::label::{self, Label};
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
 use crate::store::{ETag, Store, StoreErrorKind};
 
 /// A deletion's own mark, as it is stored.
@@ -82,10 +82,10 @@ pub(super) fn interfered(store: &Store) -> VolumeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::InodeCheck;
+    use crate::base::checkpoint_id::InodeCheck;
+    use crate::base::url::VolumeUrl;
     use crate::options::StoreOptions;
     use crate::store;
-    use crate::url::VolumeUrl;
 
     async fn labelled(path: &std::path::Path) -> (Store, Label) {
         let url = VolumeUrl::parse(&format!("file://{}/", path.display())).unwrap();

@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::label;
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::lease::Lease;
 use crate::options::{InheritedLog, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 use crate::volume::Volume;
 use crate::wal::LogStore;
 use crate::wal::journal::Journal;

@@ -20,12 +20,12 @@ use hyperfile::staging::s3::S3Staging;
 use hyperfile::{BMapUserData, BlockPtr};
 
 use super::guard::InodeGuard;
-use super::identity::CheckpointId;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::inode;
 use super::loader::NodeLoader;
 use super::mark::Mark;
+use crate::base::checkpoint_id::CheckpointId;
 use crate::store::Store;
 use crate::store::turns::UPLOAD_TURNS;
 

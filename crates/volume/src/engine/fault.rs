@@ -7,9 +7,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Beside, Checkpoint, Engine};
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
+use super::Beside;
+use super::Checkpoint;
+use super::Engine;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
 use crate::writeback::overlay::Frozen;
 
 /// What happens to one call.

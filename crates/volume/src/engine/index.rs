@@ -16,7 +16,6 @@ use hyperfile::meta_format::BlockPtrFormat;
 use hyperfile::ondisk::InodeRaw;
 use parking_lot::Mutex;
 
-use super::identity::CheckpointId;
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::loader::NodeLoader;
@@ -24,8 +23,9 @@ use super::mark::Mark;
 use super::node::NODE_BYTES;
 use super::object::object_of;
 use super::walk::Walk;
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
 use crate::read::location::{LocationMap, LookupId, Place, Run};
 use crate::store::Store;
 

@@ -15,13 +15,13 @@ use foyer::{
 use log::warn;
 use parking_lot::RwLock;
 
-use super::identity::CheckpointId;
 use super::node::NODE_BYTES;
 use super::node_files::{NodeFiles, named};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::volume_id::VolumeId;
 use crate::cache_state::CacheState;
 use crate::disk::RealDisk;
 use crate::options::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
-use crate::volume_id::VolumeId;
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
 const BLOCK_BYTES: usize = 16 << 20;
@@ -261,7 +261,7 @@ mod tests {
     fn at(cno: u64) -> CheckpointId {
         CheckpointId {
             cno,
-            check: crate::engine::InodeCheck::from_bits(cno),
+            check: crate::base::checkpoint_id::InodeCheck::from_bits(cno),
         }
     }
 

@@ -4,7 +4,7 @@ use hyperfile::config::HyperFileMetaConfig;
 use hyperfile::ondisk::InodeRaw;
 
 use super::node;
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
 use crate::store::{ObjectInfo, Store, StoreError, StoreErrorKind};
 
 /// Name of the object.

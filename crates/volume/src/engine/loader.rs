@@ -15,8 +15,8 @@ use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::node::{self, NODE_BYTES};
 use super::object::object_of;
-use crate::error::VolumeError;
-use crate::read::single_flight::SingleFlight;
+use crate::base::error::VolumeError;
+use crate::base::single_flight::SingleFlight;
 use crate::store::{Store, StoreError, StoreErrorKind, seal};
 
 /// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not. What has

@@ -3,7 +3,7 @@
 use hyperfile::ondisk::{BMapRawType, InodeRaw};
 
 use super::container::Container;
-use super::identity::{CheckpointId, InodeCheck};
+use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
 
 /// What tells one published state of the container from any other: its checkpoint number, and when it was last written and
 /// last changed, to the nanosecond, by the writer's clock. Two writers that publish the same number differ in the times; a

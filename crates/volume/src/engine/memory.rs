@@ -7,9 +7,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Beside, Checkpoint, CheckpointId, Engine, InodeCheck};
-use crate::error::VolumeError;
-use crate::geometry::{BlockIndex, Geometry};
+use super::Beside;
+use super::Checkpoint;
+use super::Engine;
+use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use crate::base::error::VolumeError;
+use crate::base::geometry::{BlockIndex, Geometry};
 use crate::writeback::overlay::Frozen;
 
 #[derive(Debug, Default)]

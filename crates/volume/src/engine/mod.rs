@@ -9,8 +9,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
 use crate::writeback::overlay::Frozen;
 
 pub(crate) mod bare;
@@ -19,7 +19,6 @@ pub(crate) mod diff;
 pub mod fault;
 pub(crate) mod guard;
 pub mod hyper;
-mod identity;
 mod index;
 pub mod index_cache;
 pub(crate) mod index_seal;
@@ -45,7 +44,7 @@ pub(crate) mod touch;
 pub(crate) mod usage;
 mod walk;
 
-pub use identity::{CheckpointId, InodeCheck};
+pub use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
 pub use index::StoredState;
 pub use mark::Mark;
 pub(crate) use staging::{checkpoint_stored, state_stored};

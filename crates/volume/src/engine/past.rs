@@ -8,13 +8,15 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
+use super::Beside;
+use super::Checkpoint;
+use super::Engine;
 use super::index::{Index, Published, StoredState};
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::reads::{Objects, Reads};
-use super::{Beside, Checkpoint, Engine};
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
 use crate::read::cache::ReadCache;
 use crate::read::location::LocationMap;
 use crate::read::reader::Reader;

@@ -8,8 +8,8 @@ use hyperfile::file::ReadPolicy;
 use super::container::Container;
 use super::index::push;
 use super::object::object_of;
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
 use crate::read::location::{Place, Run};
 
 /// Blocks looked up in the index at a time.

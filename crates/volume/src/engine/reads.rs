@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 
 use super::index::{Index, Published};
 use super::object::{cno_of, segment_of};
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
 use crate::read::cache::ReadCache;
 use crate::read::coalesce::{self, Piece};
 use crate::read::gate::Class;

@@ -11,7 +11,7 @@ use super::bare;
 use super::container::Container;
 use super::placement;
 use super::walk::Walk;
-use crate::geometry::Geometry;
+use crate::base::geometry::Geometry;
 use crate::read::location::Place;
 
 /// Blocks cut off by one checkpoint at most: each costs an index entry in memory until it is published.

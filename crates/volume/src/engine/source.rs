@@ -78,7 +78,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::geometry::Geometry;
+    use crate::base::geometry::Geometry;
     use crate::writeback::generation::{Generation, PreparedWrite};
 
     const MIB: u64 = 1 << 20;

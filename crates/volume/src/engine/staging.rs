@@ -18,11 +18,11 @@ use hyperfile::staging::{Staging, StagingIntercept};
 use hyperfile::stream_segment::{self, StreamLayout};
 use hyperfile::{BlockPtr, Cno, SegmentId};
 
-use super::identity::CheckpointId;
 use super::index_seal::IndexSeals;
 use super::inode;
 use super::loader::NodeLoader;
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
 use crate::store::{Store, StoreError, StoreErrorKind, seal};
 
 /// The engine's own staging.

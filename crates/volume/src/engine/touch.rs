@@ -6,7 +6,7 @@
 use hyperfile::ondisk::InodeRaw;
 
 use super::inode;
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
 use crate::store::{Store, StoreErrorKind};
 
 /// Publishes of the old owner that may come in between.
@@ -18,7 +18,7 @@ const METADATA_KEPT: &str = hyperfile::compaction::METADATA_KEY;
 
 /// Writes the inode anew. Nothing in it changes but the time of its last change, by one nanosecond, so that the old
 /// owner can tell it from what it wrote itself. The time of the last write stays: it is part of what tells the checkpoint
-/// from others ([`InodeCheck`](super::InodeCheck)).
+/// from others ([`InodeCheck`](crate::base::checkpoint_id::InodeCheck)).
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none.
@@ -60,9 +60,9 @@ mod tests {
     use hyperfile::config::HyperFileMetaConfig;
 
     use super::*;
+    use crate::base::url::VolumeUrl;
     use crate::options::StoreOptions;
     use crate::store;
-    use crate::url::VolumeUrl;
 
     async fn store_with_inode(raw: &InodeRaw, metadata: &[(&str, &str)]) -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();

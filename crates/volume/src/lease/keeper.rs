@@ -13,14 +13,14 @@ use super::record::{LeaseRecord, LeaseState};
 use super::state::{
     Keep, KeepAction, KeepEvent, Liveness, Refusal, Stored, Take, TakeAction, TakeEvent, TakeOptions, Taken,
 };
+use crate::base::clock::now_ms;
+use crate::base::counters::OWNERS;
+use crate::base::error::VolumeError;
+use crate::base::volume_id::VolumeId;
 use crate::catalogue;
-use crate::clock::now_ms;
-use crate::counters::OWNERS;
 use crate::engine::{Ownership, touch};
-use crate::error::VolumeError;
 use crate::options::LeaseOptions;
 use crate::store::{ETag, Store, StoreError, StoreErrorKind};
-use crate::volume_id::VolumeId;
 
 /// The lease's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "lease";

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::units::{MIB, UnitError, parse_size};
+use crate::base::units::{MIB, UnitError, parse_size};
 
 /// The least size the engine accepts; smaller ones are raised to it.
 pub const NODE_CACHE_LEAST_BYTES: u64 = 32 * MIB;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::OptionError;
-use crate::units::{GIB, MIB};
+use crate::base::units::{GIB, MIB};
 
 /// The least memory of a read cache that is not off.
 pub const CACHE_MEMORY_LEAST_BYTES: u64 = 16 * MIB;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::snapshots::SnapshotName;
-use crate::units::{format_duration, parse_duration};
+use crate::base::units::{format_duration, parse_duration};
 
 /// The longest text that can name a checkpoint, in bytes.
 const TEXT_MAX_BYTES: usize = 128;

@@ -11,13 +11,14 @@ use serde::{Serialize, Serializer};
 
 use super::At;
 use super::snapshots::{self, SnapshotName};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::catalogue::{self, CatalogueEntry};
-use crate::clock::now_ms;
-use crate::engine::{CheckpointId, StoredState, inode as stored_inode, state_stored};
-use crate::error::VolumeError;
+use crate::engine::{StoredState, inode as stored_inode, state_stored};
 use crate::options::StoreOptions;
 use crate::store::{self, ObjectEntry, Store};
-use crate::url::VolumeUrl;
 
 /// How far the clocks of servers and store may be apart, for leaving out what is certainly too old.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);

@@ -15,5 +15,4 @@ pub mod gate;
 pub mod hedge;
 pub mod location;
 pub mod reader;
-pub mod single_flight;
 pub mod window;

@@ -12,8 +12,8 @@ use super::cache::{PageKey, ReadCache};
 use super::coalesce::{self, Piece, Span};
 use super::gate::{Class, Gate};
 use super::hedge::Hedge;
-use super::single_flight::{Board, Flight, SingleFlight};
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
+use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;
 
 /// Fetches in flight at once, per volume.

@@ -11,7 +11,7 @@ use aws_smithy_types::date_time::Format;
 
 use super::durable::{DAMAGED, DAMAGED_STATUS};
 use super::foreign::ID_HEADERS;
-use crate::units::format_duration;
+use crate::base::units::format_duration;
 
 /// The class of a [`StoreError`]: what a caller may decide by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -39,9 +39,9 @@ use aws_sdk_s3::Client;
 pub use error::{StoreError, StoreErrorKind};
 pub use frames::Frames;
 
+use crate::base::url::VolumeUrl;
 use crate::disk::RealDisk;
 use crate::options::StoreOptions;
-use crate::url::VolumeUrl;
 pub(crate) use durable::Directory;
 use durable::ObjectDir;
 pub(crate) use operations::DELETE_KEYS_MAX;

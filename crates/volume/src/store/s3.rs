@@ -17,6 +17,9 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 
+use super::Store;
+use super::StoreError;
+use super::StoreErrorKind;
 use super::checksums::Checksums;
 use super::environment::{self, Environment};
 use super::error::CONNECT;
@@ -24,9 +27,9 @@ use super::foreign::ForeignAnswers;
 use super::seal::Seal;
 use super::signing::SignPayload;
 use super::sse::Encrypt;
-use super::{Store, StoreError, StoreErrorKind, turns};
+use super::turns;
+use crate::base::url::VolumeUrl;
 use crate::options::StoreOptions;
-use crate::url::VolumeUrl;
 
 /// Region where nobody names one: the one that S3 services other than AWS take to be theirs.
 const DEFAULT_REGION: &str = "us-east-1";

@@ -14,7 +14,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 use super::ObjectInfo;
 use super::frames::Frames;
 use super::upload::{has_parameter, in_one_piece};
-use crate::checksum::crc32c;
+use crate::base::checksum::crc32c;
 
 /// Size of a window in bytes.
 pub(crate) const WINDOW_BYTES: u64 = 128 << 10;

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use futures::try_join;
 use rangemap::RangeSet;
 
-use super::{Parts, Volume};
+use super::Parts;
+use super::Volume;
+use crate::base::error::VolumeError;
+use crate::base::units::MIB;
+use crate::base::url::VolumeUrl;
 use crate::engine::index_cache::IndexCache;
 use crate::engine::past::PastEngine;
-use crate::error::VolumeError;
 use crate::options::{ReadCacheConfig, StoreOptions, VolumeOptions};
 use crate::past::{self, Past};
 use crate::read::cache::ReadCache;
 use crate::store;
-use crate::units::MIB;
-use crate::url::VolumeUrl;
 
 /// Memory for the index of one checkpoint, and the most for its data, in bytes.
 const INDEX_MEMORY_BYTES: u64 = 8 * MIB;

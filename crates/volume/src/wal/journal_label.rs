@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::base::error::VolumeError;
+use crate::base::volume_id::VolumeId;
 use crate::disk::fitness::{self, is_unfit, sync_dir, sync_file};
 use crate::disk::{Disk, make_dirs, remove_dirs};
-use crate::error::VolumeError;
-use crate::volume_id::VolumeId;
 
 pub(super) const LABEL: &str = "journal.json";
 pub(super) const LABEL_VERSION: u32 = 1;

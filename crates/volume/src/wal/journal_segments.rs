@@ -10,8 +10,8 @@ use super::EncodedGroup;
 use super::journal::Inner;
 use super::journal_label::failed;
 use super::replay::IN_FLIGHT_MAX;
-use crate::counters::JOURNAL_NUMBERS;
-use crate::error::VolumeError;
+use crate::base::counters::JOURNAL_NUMBERS;
+use crate::base::error::VolumeError;
 
 pub(super) const SUFFIX: &str = "log";
 /// Size of a segment in bytes. Two frozen generations and the active one can make a group larger than that: then its

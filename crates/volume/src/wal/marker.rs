@@ -6,12 +6,12 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::engine::CheckpointId;
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::stored_text;
+use crate::base::volume_id::VolumeId;
 use crate::history::NewestCheckpoint;
 use crate::store::{ETag, Store, StoreErrorKind};
-use crate::stored_text;
-use crate::volume_id::VolumeId;
 
 /// The marker's name below the volume's `.meta/`.
 pub const NAME: &str = "wal";
@@ -35,12 +35,12 @@ pub struct MarkerState {
     )]
     pub journal_id: Option<String>,
     /// The epoch of the owner.
-    #[serde(deserialize_with = "crate::counters::epoch")]
+    #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
     /// When it was opened, in milliseconds since 1970-01-01 UTC.
     pub opened_ms: u64,
     /// Every generation up to this one is published, whatever the catalogue says.
-    #[serde(deserialize_with = "crate::counters::generation")]
+    #[serde(deserialize_with = "crate::base::counters::generation")]
     pub watermark: u64,
     /// A checkpoint that the volume has if this marker is of its history. None in markers of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]

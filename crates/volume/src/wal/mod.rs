@@ -10,7 +10,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
 
 pub mod group_commit;
 pub mod journal;

@@ -2,10 +2,11 @@
 //! and what is given up.
 
 use super::*;
+use crate::base::checkpoint_id::InodeCheck;
+use crate::base::geometry::Geometry;
 use crate::catalogue::{self, CatalogueEntry, Watermarks};
+use crate::engine::Checkpoint;
 use crate::engine::memory::MemoryEngine;
-use crate::engine::{Checkpoint, InodeCheck};
-use crate::geometry::Geometry;
 use crate::history;
 use crate::wal::record::Group;
 use crate::wal::{AppendError, EncodedGroup, GroupId};

@@ -21,8 +21,8 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 use uuid::Uuid;
 
-use crate::checksum::crc32c;
-use crate::engine::{CheckpointId, InodeCheck};
+use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use crate::base::checksum::crc32c;
 
 const MAGIC: &[u8; 8] = b"hnbd-wal";
 const VERSION: u32 = 2;

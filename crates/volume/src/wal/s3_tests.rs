@@ -1,8 +1,8 @@
 //! The log's objects, on the S3 server in process: sealing, lost answers, deletion.
 
 use super::*;
+use crate::base::url::VolumeUrl;
 use crate::options::StoreOptions;
-use crate::url::VolumeUrl;
 use crate::wal::record::{Content, Entry};
 
 struct Fixture {

@@ -155,7 +155,7 @@ impl Appender {
                 }
             };
             let result = ended.unwrap_or_else(|e| {
-                Err(AppendError::Failed(crate::error::VolumeError::Internal(
+                Err(AppendError::Failed(crate::base::error::VolumeError::Internal(
                     e.to_string(),
                 )))
             });

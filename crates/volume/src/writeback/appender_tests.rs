@@ -5,7 +5,7 @@ use std::path::Path;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::geometry::Geometry;
+use crate::base::geometry::Geometry;
 use crate::wal::journal::Journal;
 
 async fn appender(path: &Path, volume_id: Uuid) -> Appender {

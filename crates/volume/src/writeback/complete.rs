@@ -9,9 +9,9 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::oneshot;
 
 use super::overlay::{Frozen, Overlay, PartialBlock};
+use crate::base::error::VolumeError;
+use crate::base::geometry::BlockIndex;
 use crate::engine::Engine;
-use crate::error::VolumeError;
-use crate::geometry::BlockIndex;
 
 /// Reads in flight at once ...
 const READS_IN_FLIGHT: u64 = 64;
@@ -119,9 +119,9 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::base::geometry::Geometry;
     use crate::engine::Beside;
     use crate::engine::memory::MemoryEngine;
-    use crate::geometry::Geometry;
 
     const BLOCK: u64 = 65536;
 

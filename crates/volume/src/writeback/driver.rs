@@ -13,9 +13,9 @@ use super::overlay::{Buffered, Overlay};
 use super::pressure::{Pressure, Reservation};
 use super::state::Event;
 use super::task::{Command, Commands, Task};
+use crate::base::error::VolumeError;
 use crate::catalogue::Recorder;
 use crate::engine::Engine;
-use crate::error::VolumeError;
 
 /// What a driver works by.
 #[derive(Clone)]

@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use rangemap::RangeSet;
 
-use crate::geometry::{BlockIndex, Geometry};
+use crate::base::geometry::{BlockIndex, Geometry};
 
 /// Memory per buffered block besides its bytes: its place in the map and the allocator's.
 const BLOCK_OVERHEAD_BYTES: u64 = 96;

@@ -14,8 +14,8 @@ use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
 use super::progress::Progress;
 use super::state::FROZEN_MAX;
 use super::unlogged::Unlogged;
+use crate::base::geometry::{BlockIndex, Geometry};
 use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};
-use crate::geometry::{BlockIndex, Geometry};
 use crate::wal::record::Content;
 
 /// A generation that takes no more writes. It is still completed (see [`Generation::complete`]), hence the lock.

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::overlay::{Buffered, Overlay};
 use super::throttle::Throttle;
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
 
 /// How often a writer looks whether there is room of which nobody tells it.
 const ROOM_POLL: Duration = Duration::from_millis(50);
@@ -245,7 +245,7 @@ impl Pressure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::Geometry;
+    use crate::base::geometry::Geometry;
     use crate::writeback::generation::RANGE_BYTES;
 
     const NO_TIME: Duration = Duration::from_millis(1);

@@ -5,11 +5,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::*;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
 use crate::catalogue::NoRecorder;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::{Beside, Checkpoint, Engine};
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::overlay::{Frozen, Overlay};
 

@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use super::complete::{complete_ahead, complete_partial_blocks};
 use super::overlay::{Frozen, Overlay};
 use super::state::GenerationId;
+use crate::base::error::VolumeError;
 use crate::catalogue::Recorder;
 use crate::engine::{Beside, Checkpoint, Engine};
-use crate::error::VolumeError;
 
 /// Publishes generations, in the order of their numbers.
 pub(super) struct Publisher {

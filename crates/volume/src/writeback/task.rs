@@ -20,9 +20,9 @@ use super::overlay::{Frozen, Overlay};
 use super::pressure::Pressure;
 use super::publish::Publisher;
 use super::state::{Action, Event, FlushAnswer, FlushId, GenerationId, PublishEnd};
+use crate::base::error::VolumeError;
 use crate::catalogue::Recorder;
 use crate::engine::{BESIDE_BYTES, Beside, Engine};
-use crate::error::VolumeError;
 use crate::wal::AppendError;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent};
 

@@ -9,7 +9,7 @@ use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 
 use super::*;
-use crate::error::{ErrorKind, VolumeError};
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::store::object_file::ObjectHeader;
 use crate::store::probe::{self, Check};
 use crate::store::probe_objects;

@@ -23,7 +23,7 @@ impl InodeCheck {
     const DIGITS: usize = 16;
 
     /// Of these parts of an inode; times in seconds and nanoseconds since 1970-01-01 UTC.
-    pub(super) fn of_parts(cno: u64, size_bytes: u64, mtime: (i64, i64), root: &BMapRawType) -> Self {
+    pub(crate) fn of_parts(cno: u64, size_bytes: u64, mtime: (i64, i64), root: &BMapRawType) -> Self {
         let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
         digest.update(&cno.to_le_bytes());
         digest.update(&size_bytes.to_le_bytes());

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
 
 /// A counter that has an end.
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
 
 /// What became of the work; an error is told to all who waited.
 pub type Outcome<T> = Result<T, Arc<VolumeError>>;
