@@ -14,12 +14,11 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck, NewestCheckpoint};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
-use crate::engine::Checkpoint;
-use crate::history::NewestCheckpoint;
-use crate::store::{ETag, ObjectEntry, Store, StoreErrorKind};
+use crate::base::store_error::StoreErrorKind;
+use crate::store::{ETag, ObjectEntry, Store};
 use crate::wal::marker::{self, Marker};
 
 /// One published checkpoint.

@@ -16,13 +16,13 @@ use log::warn;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
+use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::catalogue::{self, CatalogueEntry, ENTRIES};
-use crate::engine::{Checkpoint, checkpoint_stored};
+use crate::engine::checkpoint_stored;
 use crate::store::{ETag, Store};
-use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
 /// What a history that was left may have used above the newest generation that is known of it.
 pub const GENERATIONS_LEFT: u64 = 1 << 32;
@@ -31,29 +31,6 @@ const _: () = assert!(GENERATIONS_LEFT > GENERATIONS_AHEAD_MAX);
 const READS_AT_ONCE: usize = 16;
 /// Where entries of a history that was left are kept, below the volume's `.meta/`.
 const ASIDE: &str = "aside/";
-
-/// The newest checkpoint that is published and recorded, for what is to name it. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct NewestCheckpoint(Arc<Mutex<Option<CheckpointId>>>);
-
-impl NewestCheckpoint {
-    /// Begins with this one.
-    pub fn new(id: CheckpointId) -> Self {
-        let newest = Self::default();
-        newest.set(id);
-        newest
-    }
-
-    /// The checkpoint, once one is known.
-    pub fn get(&self) -> Option<CheckpointId> {
-        *self.0.lock()
-    }
-
-    /// Another was recorded.
-    pub fn set(&self, id: CheckpointId) {
-        *self.0.lock() = Some(id);
-    }
-}
 
 /// What the catalogue says of the container's newest checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]

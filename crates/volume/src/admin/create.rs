@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use super::VolumeInfo;
-use super::delete;
-use super::info;
 use super::label::{self, Label};
+use super::{VolumeInfo, delete, info};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::{container, inode};
 use crate::options::StoreOptions;
-use crate::store::{self, Directory, Store, StoreErrorKind, probe, probe_objects};
+use crate::store::{self, Directory, Store, probe, probe_objects};
 
 /// Block size of a volume unless another is asked for; chosen by measurement (docs/benchmarking.md).
 pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;

@@ -5,18 +5,15 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::info;
-use super::label;
 use super::tombstone::{Tombstone, interfered};
-use super::wal;
+use super::{info, label, wal};
 use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::{Ownership, inode};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store::{
-    self, DELETE_KEYS_MAX, Directory, ObjectEntry, Store, StoreErrorKind, probe, probe_objects,
-};
+use crate::store::{self, DELETE_KEYS_MAX, Directory, ObjectEntry, Store, probe, probe_objects};
 
 /// How far the store's clock may be ahead of this machine's: S3 refuses requests beyond a quarter of an hour.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);

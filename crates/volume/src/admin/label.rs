@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::base::checkpoint_id::InodeCheck;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
-use crate::store::{ETag, Store, StoreErrorKind};
+use crate::store::{ETag, Store};
 
 /// The label's name below the volume's `.meta/`.
 pub(super) const NAME: &str = "volume.json";

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::buffer_file::BufferDir;
@@ -9,7 +10,7 @@ use crate::engine::container::{self, Container};
 use crate::engine::guard::InodeGuard;
 use crate::engine::index_cache::IndexCache;
 use crate::engine::index_seal::IndexSeals;
-use crate::engine::{Checkpoint, Ownership, StoredState, inode};
+use crate::engine::{Ownership, StoredState, inode};
 use crate::history::{self, Known};
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use super::check_closed;
-use crate::base::checkpoint_id::CheckpointId;
+use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::catalogue::{self, CatalogueEntry};
-use crate::engine::{Checkpoint, StoredState, bare, container};
+use crate::engine::{StoredState, bare, container};
 use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};

@@ -7,7 +7,8 @@
 
 use super::label::{self, Label};
 use crate::base::error::VolumeError;
-use crate::store::{ETag, Store, StoreErrorKind};
+use crate::base::store_error::StoreErrorKind;
+use crate::store::{ETag, Store};
 
 /// A deletion's own mark, as it is stored.
 #[derive(Debug)]

@@ -5,9 +5,10 @@
 //! is believed only by a container that has that very one.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use hyperfile::ondisk::BMapRawType;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 /// A check value over what a checkpoint fixes in its inode: number, size, time of the last write, root of the index. Not
@@ -23,7 +24,7 @@ impl InodeCheck {
     const DIGITS: usize = 16;
 
     /// Of these parts of an inode; times in seconds and nanoseconds since 1970-01-01 UTC.
-    pub(crate) fn of_parts(cno: u64, size_bytes: u64, mtime: (i64, i64), root: &BMapRawType) -> Self {
+    pub(crate) fn of_parts(cno: u64, size_bytes: u64, mtime: (i64, i64), root: &[u8]) -> Self {
         let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
         digest.update(&cno.to_le_bytes());
         digest.update(&size_bytes.to_le_bytes());
@@ -84,13 +85,45 @@ impl fmt::Display for CheckpointId {
     }
 }
 
+/// A published checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Which it is.
+    pub id: CheckpointId,
+    /// Size of the volume at it.
+    pub size_bytes: u64,
+}
+
+/// The newest checkpoint that is published and recorded, for what is to name it. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct NewestCheckpoint(Arc<Mutex<Option<CheckpointId>>>);
+
+impl NewestCheckpoint {
+    /// Begins with this one.
+    pub fn new(id: CheckpointId) -> Self {
+        let newest = Self::default();
+        newest.set(id);
+        newest
+    }
+
+    /// The checkpoint, once one is known.
+    pub fn get(&self) -> Option<CheckpointId> {
+        *self.0.lock()
+    }
+
+    /// Another was recorded.
+    pub fn set(&self, id: CheckpointId) {
+        *self.0.lock() = Some(id);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_part_of_an_inode_that_a_checkpoint_fixes_counts() {
-        let root: BMapRawType = [7; std::mem::size_of::<BMapRawType>()];
+        let root = [7; 56];
         let base = InodeCheck::of_parts(3, 4096, (5, 6), &root);
         let mut other_root = root;
         other_root[9] ^= 1;

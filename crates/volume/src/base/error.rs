@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::{StoreError, StoreErrorKind};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 
 /// The classes of failure, for whoever must turn them into an errno or an exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

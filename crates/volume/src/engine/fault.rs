@@ -7,9 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::Beside;
-use super::Checkpoint;
-use super::Engine;
+use super::{Beside, Engine};
+use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::writeback::overlay::Frozen;

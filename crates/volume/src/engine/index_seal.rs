@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::staging::check_claims;
+use crate::base::store_error::StoreError;
 use crate::store::seal::{self, WINDOW_BYTES};
-use crate::store::{ObjectInfo, Store, StoreError};
+use crate::store::{ObjectInfo, Store};
 
 /// Bytes of an index read back at a time, whole windows.
 const READ_BACK_BYTES: u64 = 8 * WINDOW_BYTES;

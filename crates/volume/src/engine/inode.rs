@@ -5,7 +5,8 @@ use hyperfile::ondisk::InodeRaw;
 
 use super::node;
 use crate::base::error::VolumeError;
-use crate::store::{ObjectInfo, Store, StoreError, StoreErrorKind};
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::store::{ObjectInfo, Store};
 
 /// Name of the object.
 pub(crate) const NAME: &str = "inode";

@@ -17,7 +17,8 @@ use super::node::{self, NODE_BYTES};
 use super::object::object_of;
 use crate::base::error::VolumeError;
 use crate::base::single_flight::SingleFlight;
-use crate::store::{Store, StoreError, StoreErrorKind, seal};
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::store::{Store, seal};
 
 /// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not. What has
 /// check values has one for each such piece.

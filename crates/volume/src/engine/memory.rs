@@ -7,10 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::Beside;
-use super::Checkpoint;
-use super::Engine;
-use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use super::{Beside, Engine};
+use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck};
 use crate::base::error::VolumeError;
 use crate::base::geometry::{BlockIndex, Geometry};
 use crate::writeback::overlay::Frozen;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
+use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::writeback::overlay::Frozen;
@@ -44,19 +45,9 @@ pub(crate) mod touch;
 pub(crate) mod usage;
 mod walk;
 
-pub use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
 pub use index::StoredState;
 pub use mark::Mark;
 pub(crate) use staging::{checkpoint_stored, state_stored};
-
-/// A published checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// Which it is.
-    pub id: CheckpointId,
-    /// Size of the volume at it.
-    pub size_bytes: u64,
-}
 
 /// Whose container it is. *Adopt, then check*: whoever reads the stored state to publish upon it asks afterwards, and goes
 /// on only when the answer is yes; `lease` says why that is enough.

@@ -8,13 +8,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
-use super::Beside;
-use super::Checkpoint;
-use super::Engine;
 use super::index::{Index, Published, StoredState};
 use super::index_cache::IndexCache;
 use super::index_seal::IndexSeals;
 use super::reads::{Objects, Reads};
+use super::{Beside, Engine};
+use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::read::cache::ReadCache;

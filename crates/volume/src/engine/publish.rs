@@ -10,16 +10,15 @@ use hyperfile::file::HyperTrait;
 use hyperfile::meta_format::BlockPtrFormat;
 use log::debug;
 
-use super::Beside;
-use super::Checkpoint;
 use super::container::INDEX_NODES;
 use super::index::Root;
 use super::landing::{self, Landing, Predecessor};
 use super::mark::Mark;
 use super::owner::{Changed, Owner, Reply, UnderWay};
-use super::placement;
 use super::source::FrozenSource;
 use super::walk::Walk;
+use super::{Beside, placement};
+use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::BlockIndex;
 use crate::read::location::Place;

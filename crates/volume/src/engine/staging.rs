@@ -23,7 +23,8 @@ use super::inode;
 use super::loader::NodeLoader;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
-use crate::store::{Store, StoreError, StoreErrorKind, seal};
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::store::{Store, seal};
 
 /// The engine's own staging.
 type Plain = S3BlockLoader;

@@ -7,7 +7,8 @@ use hyperfile::ondisk::InodeRaw;
 
 use super::inode;
 use crate::base::error::VolumeError;
-use crate::store::{Store, StoreErrorKind};
+use crate::base::store_error::StoreErrorKind;
+use crate::store::Store;
 
 /// Publishes of the old owner that may come in between.
 const ATTEMPTS_MAX: u32 = 20;

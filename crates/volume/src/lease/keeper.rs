@@ -16,11 +16,12 @@ use super::state::{
 use crate::base::clock::now_ms;
 use crate::base::counters::OWNERS;
 use crate::base::error::VolumeError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::volume_id::VolumeId;
 use crate::catalogue;
 use crate::engine::{Ownership, touch};
 use crate::options::LeaseOptions;
-use crate::store::{ETag, Store, StoreError, StoreErrorKind};
+use crate::store::{ETag, Store};
 
 /// The lease's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "lease";

@@ -6,15 +6,15 @@ use std::str::FromStr;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use super::At;
-use super::AtError;
 use super::list::{Point, find};
+use super::{At, AtError};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::options::StoreOptions;
-use crate::store::{self, Store, StoreErrorKind};
+use crate::store::{self, Store};
 
 /// Where they are, below the volume's `.meta/`.
 const SNAPSHOTS: &str = "snapshots/";

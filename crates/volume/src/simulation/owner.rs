@@ -10,6 +10,7 @@ use futures::future::LocalBoxFuture;
 use super::shells::{Defences, End, Engine, Identity};
 use super::store::{Answer, Body, Client, Key};
 use super::wal::{Log, Marker, Opened, open};
+use crate::base::ids::GenerationId;
 use crate::lease::state::*;
 use crate::lease::tests::record;
 use crate::store::ETag;
@@ -17,7 +18,7 @@ use crate::wal::GroupId;
 use crate::wal::group_commit::{self, AppendEnd};
 use crate::writeback::machine::Event;
 use crate::writeback::machine_world::{self as world, Cells, Record};
-use crate::writeback::state::{self, GenerationId, PublishEnd};
+use crate::writeback::state::{self, PublishEnd};
 
 /// How a task ended.
 enum Done {

@@ -36,7 +36,7 @@ use std::time::SystemTime;
 
 use aws_sdk_s3::Client;
 
-pub use error::{StoreError, StoreErrorKind};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 pub use frames::Frames;
 
 use crate::base::url::VolumeUrl;

@@ -13,7 +13,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::error::status_of;
 use super::frames::Frames;
-use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind, seal};
+use super::{ETag, ObjectEntry, ObjectInfo, Store, seal};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 
 /// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
 const WRITE_MARK: &str = "hypernbd-write";

@@ -13,14 +13,11 @@ use log::{info, warn};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::ETag;
-use super::ObjectEntry;
-use super::Store;
-use super::StoreError;
-use super::StoreErrorKind;
 use super::probe_objects::{self, ATTEMPTS_MAX};
+use super::{ETag, ObjectEntry, Store};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::url::VolumeUrl;
 
 /// Raised when a check is added, so that stores are probed again.

@@ -17,9 +17,6 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 
-use super::Store;
-use super::StoreError;
-use super::StoreErrorKind;
 use super::checksums::Checksums;
 use super::environment::{self, Environment};
 use super::error::CONNECT;
@@ -27,7 +24,8 @@ use super::foreign::ForeignAnswers;
 use super::seal::Seal;
 use super::signing::SignPayload;
 use super::sse::Encrypt;
-use super::turns;
+use super::{Store, turns};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::url::VolumeUrl;
 use crate::options::StoreOptions;
 

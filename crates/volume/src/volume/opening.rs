@@ -9,12 +9,12 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, join};
 use log::{info, warn};
 
-use super::Parts;
-use super::Volume;
 use super::restore::Claim;
+use super::{Parts, Volume};
 use crate::admin::{self, Looked, is_container_object};
-use crate::base::checkpoint_id::InodeCheck;
+use crate::base::checkpoint_id::{InodeCheck, NewestCheckpoint};
 use crate::base::error::VolumeError;
+use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::cache_state;
@@ -22,7 +22,7 @@ use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
 use crate::engine::{Engine, Ownership, SoleOwner, StoredState};
-use crate::history::{self, Known, NewestCheckpoint, Seen};
+use crate::history::{self, Known, Seen};
 use crate::lease::state::Stored;
 use crate::lease::{Lease, LeaseState};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
@@ -31,7 +31,6 @@ use crate::store::{self, Store};
 use crate::wal::marker::{self, MarkerState};
 use crate::wal::open::{self as log_open, OpenLog, ReplayOptions};
 use crate::writeback::appender::DriverLog;
-use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
 /// Age from which an unfinished upload is a killed server's, by the store's clock: this server's own are younger, whatever the
 /// clocks say.

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Volume;
-use crate::base::checkpoint_id::CheckpointId;
+use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::VolumeError;
 use crate::base::units::format_size;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::buffer_file::{BufferDir, Kind, Recovered};
 use crate::engine::checkpoint_stored;
-use crate::history::NewestCheckpoint;
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, VolumeOptions};
 use crate::store::Store;

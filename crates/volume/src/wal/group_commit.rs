@@ -18,7 +18,7 @@
 
 use std::collections::VecDeque;
 
-use crate::writeback::state::{FlushAnswer, FlushId, GenerationId};
+use crate::base::ids::{FlushAnswer, FlushId, GenerationId};
 
 /// How an append ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,12 +6,12 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::base::checkpoint_id::CheckpointId;
+use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
 use crate::base::stored_text;
 use crate::base::volume_id::VolumeId;
-use crate::history::NewestCheckpoint;
-use crate::store::{ETag, Store, StoreErrorKind};
+use crate::store::{ETag, Store};
 
 /// The marker's name below the volume's `.meta/`.
 pub const NAME: &str = "wal";

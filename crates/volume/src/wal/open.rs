@@ -27,6 +27,7 @@ use super::unchanged::Unchanged;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
+use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::catalogue::Recorder;
@@ -36,7 +37,6 @@ use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
 use crate::store::{self, ETag, Store};
 use crate::writeback::complete::complete_partial_blocks;
 use crate::writeback::overlay::Overlay;
-use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
 /// Wait before a failed publish of a replay is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
@@ -507,7 +507,7 @@ impl OpenLog {
         watermark: u64,
         history: &Seen,
         options: &ReplayOptions,
-    ) -> Result<Option<(u64, Option<crate::engine::Checkpoint>)>, VolumeError> {
+    ) -> Result<Option<(u64, Option<crate::base::checkpoint_id::Checkpoint>)>, VolumeError> {
         // The newest first: of what is refused no part must be published.
         if let Some(&id) = self.store.found().last() {
             self.check_base(&self.store.read(id).await?, watermark, history)
@@ -623,7 +623,7 @@ async fn publish(
     engine: &dyn Engine,
     overlay: &Overlay,
     options: &ReplayOptions,
-) -> Result<Option<crate::engine::Checkpoint>, VolumeError> {
+) -> Result<Option<crate::base::checkpoint_id::Checkpoint>, VolumeError> {
     let frozen = overlay.freeze();
     let until = tokio::time::Instant::now() + options.io_timeout;
     let checkpoint = loop {

@@ -2,10 +2,9 @@
 //! and what is given up.
 
 use super::*;
-use crate::base::checkpoint_id::InodeCheck;
+use crate::base::checkpoint_id::{Checkpoint, InodeCheck};
 use crate::base::geometry::Geometry;
 use crate::catalogue::{self, CatalogueEntry, Watermarks};
-use crate::engine::Checkpoint;
 use crate::engine::memory::MemoryEngine;
 use crate::history;
 use crate::wal::record::Group;

@@ -12,15 +12,13 @@ use log::{debug, warn};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::AppendError;
-use super::EncodedGroup;
-use super::GroupId;
-use super::LogStore;
 use super::record::Group;
 use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
+use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::base::counters::LOG_RECORDS;
 use crate::base::error::VolumeError;
-use crate::store::{Store, StoreErrorKind};
+use crate::base::store_error::StoreErrorKind;
+use crate::store::Store;
 
 /// Groups not yet published beyond which flushes go by checkpoints, in bytes.
 const CAPACITY_BYTES: u64 = 512 << 20;

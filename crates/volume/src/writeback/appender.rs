@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::machine::Event;
 use super::overlay::{ForLog, Overlay};
-use super::state::GenerationId;
 use super::task::{Command, Commands};
-use crate::history::NewestCheckpoint;
+use crate::base::checkpoint_id::NewestCheckpoint;
+use crate::base::ids::GenerationId;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
 use crate::wal::record::{Entry, Group, NONE_ACKNOWLEDGED};
 use crate::wal::{AppendError, EncodedGroup, LogStore};

@@ -4,7 +4,8 @@
 //! the generation it waits for is published, and whichever is first tells the other. Without a log this is the
 //! write-back machine alone.
 
-use super::state::{self, FlushId, GenerationId, WriteBack};
+use super::state::{self, WriteBack};
+use crate::base::ids::{FlushId, GenerationId};
 use crate::wal::group_commit::{self, GroupCommit};
 
 /// What happened.

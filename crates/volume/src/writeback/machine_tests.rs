@@ -14,12 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::wal::GroupId;
 use crate::wal::group_commit::AppendEnd;
 use crate::wal::record::Content;
 use crate::wal::replay::{IN_FLIGHT_MAX, Replay, numbers_to_seal};
 use crate::writeback::machine_world::{Cells, Owner, Record, seal};
-use crate::writeback::state::{GENERATIONS_AHEAD_MAX, PublishEnd};
+use crate::writeback::state::PublishEnd;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {

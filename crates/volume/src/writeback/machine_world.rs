@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::machine::{Action, Event, Machine};
-use super::state::{self, FlushAnswer, FlushId, GenerationId, PublishEnd};
+use super::state::{self, PublishEnd};
+use crate::base::ids::{FROZEN_MAX, FlushAnswer, FlushId, GENERATIONS_AHEAD_MAX, GenerationId};
 use crate::wal::group_commit::{self, GroupCommit, Snapshot};
 use crate::wal::record::{Content, Entry, Group};
 use crate::wal::replay::IN_FLIGHT_MAX;
@@ -148,7 +149,7 @@ impl Owner {
     pub fn carry_out(&mut self, action: state::Action, acknowledged: &mut Vec<Cells>) {
         match action {
             state::Action::Freeze(id) => {
-                assert!(self.frozen.len() < state::FROZEN_MAX);
+                assert!(self.frozen.len() < FROZEN_MAX);
                 self.frozen.push_back(Frozen {
                     id,
                     cells: std::mem::take(&mut self.active),
@@ -239,7 +240,7 @@ impl Owner {
             return Snapshot::Nothing { behind };
         };
         assert!(
-            newest.0 <= self.trimmed.0 + state::GENERATIONS_AHEAD_MAX,
+            newest.0 <= self.trimmed.0 + GENERATIONS_AHEAD_MAX,
             "L2: further beyond what is published than openings reckon with"
         );
         let len_bytes = entries.len() as u64;

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
 use super::progress::Progress;
-use super::state::FROZEN_MAX;
 use super::unlogged::Unlogged;
 use crate::base::geometry::{BlockIndex, Geometry};
+use crate::base::ids::FROZEN_MAX;
 use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};
 use crate::wal::record::Content;
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::*;
+use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::catalogue::NoRecorder;
 use crate::engine::memory::MemoryEngine;
-use crate::engine::{Beside, Checkpoint, Engine};
+use crate::engine::{Beside, Engine};
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::overlay::{Frozen, Overlay};
 

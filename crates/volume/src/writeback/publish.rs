@@ -9,10 +9,11 @@ use tokio::sync::oneshot;
 
 use super::complete::{complete_ahead, complete_partial_blocks};
 use super::overlay::{Frozen, Overlay};
-use super::state::GenerationId;
+use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
+use crate::base::ids::GenerationId;
 use crate::catalogue::Recorder;
-use crate::engine::{Beside, Checkpoint, Engine};
+use crate::engine::{Beside, Engine};
 
 /// Publishes generations, in the order of their numbers.
 pub(super) struct Publisher {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
+use hypernbd_volume::base::checkpoint_id::Checkpoint;
 use hypernbd_volume::engine::hyper::HyperEngine;
 use hypernbd_volume::engine::index_cache::IndexCache;
-use hypernbd_volume::engine::{Beside, Checkpoint, Engine, NextMayBegin};
+use hypernbd_volume::engine::{Beside, Engine, NextMayBegin};
 use hypernbd_volume::options::ReadCacheConfig;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
