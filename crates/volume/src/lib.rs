@@ -7,13 +7,12 @@
 pub mod admin;
 pub mod base;
 pub mod buffer_file;
-mod cache_state;
-pub mod catalogue;
 mod disk;
 pub mod durability;
 pub mod engine;
-pub mod history;
 pub mod lease;
+pub mod meta;
+pub mod open;
 pub mod options;
 pub mod past;
 pub mod read;

@@ -5,13 +5,13 @@
 
 use bytes::Bytes;
 
-use crate::admin::label::Label;
 use crate::buffer_file;
-use crate::catalogue::CatalogueEntry;
 use crate::engine::{inode, node, staging};
 use crate::lease::LeaseRecord;
+use crate::meta::checkpoint_list::CatalogueEntry;
+use crate::meta::label::Label;
+use crate::meta::wal_marker::MarkerState;
 use crate::past::{At, Snapshot};
-use crate::wal::marker::MarkerState;
 use crate::wal::record::Group;
 
 /// A reader of one kind of object, or of a part of one.

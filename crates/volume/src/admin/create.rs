@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use super::label::{self, Label};
 use super::{VolumeInfo, delete, info};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::{container, inode};
+use crate::meta::label::{self, Label};
 use crate::options::StoreOptions;
 use crate::store::{self, Directory, Store, probe, probe_objects};
 

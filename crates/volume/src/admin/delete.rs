@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::tombstone::{Tombstone, interfered};
-use super::{info, label, wal};
+use super::{info, wal};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::{Ownership, inode};
 use crate::lease::{self, Lease};
+use crate::meta::label;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::store::{self, DELETE_KEYS_MAX, Directory, ObjectEntry, Store, probe, probe_objects};
 

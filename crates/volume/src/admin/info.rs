@@ -3,7 +3,6 @@
 use hyperfile::config::HyperFileMetaConfig;
 use serde::Serialize;
 
-use super::label;
 use crate::base::counters::{CounterUse, OWNERS};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -11,9 +10,9 @@ use crate::base::volume_id::VolumeId;
 use crate::durability::Durability;
 use crate::engine::{inode, limits};
 use crate::lease::{self, LeaseRecord};
+use crate::meta::{label, wal_marker};
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
-use crate::wal::marker;
 
 /// What is known of a volume without opening it.
 #[derive(Debug, Clone, Serialize)]
@@ -66,7 +65,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         inode::load(store),
         label::load(store),
         lease::load(store),
-        marker::load(store)
+        wal_marker::load(store)
     );
     let (inode, _) = inode?;
     let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {

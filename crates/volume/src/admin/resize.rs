@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use hyperfile::file::HyperTrait;
 
-use super::VolumeInfo;
-use super::check_closed;
-use super::check_log;
 use super::create::check_size;
-use super::info;
+use super::{VolumeInfo, check_closed, check_log, info};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine;
@@ -102,7 +99,7 @@ mod tests {
     use super::*;
     use crate::admin::{CreateOptions, create};
     use crate::base::error::ErrorKind;
-    use crate::wal::marker::{Marker, MarkerState};
+    use crate::meta::wal_marker::{Marker, MarkerState};
 
     /// A server may have come and gone between the first look and the lease.
     #[tokio::test(flavor = "multi_thread")]

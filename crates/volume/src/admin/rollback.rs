@@ -10,9 +10,9 @@ use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
-use crate::catalogue::{self, CatalogueEntry};
 use crate::engine::{StoredState, bare, container};
 use crate::lease::Lease;
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
 use crate::store::{self, Store};
@@ -101,7 +101,7 @@ async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<
         generation,
         is_repaired: false,
     };
-    catalogue::write_entry(store, &entry).await?;
+    checkpoint_list::write_entry(store, &entry).await?;
     Ok(RolledBack {
         to,
         number: published.id.cno,

@@ -5,9 +5,9 @@
 //! looks before every step. A request already sent can still arrive late: only names that are never used twice would
 //! exclude that.
 
-use super::label::{self, Label};
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
+use crate::meta::label::{self, Label};
 use crate::store::{ETag, Store};
 
 /// A deletion's own mark, as it is stored.

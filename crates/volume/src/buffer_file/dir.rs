@@ -16,7 +16,7 @@ use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::units::{MIB, format_size};
 use crate::base::volume_id::VolumeId;
-use crate::cache_state::boot_id;
+use crate::meta::cache_state::boot_id;
 
 pub(super) const FILE: &str = "buffer";
 /// The file while it is being made.

@@ -19,8 +19,8 @@ use super::node::NODE_BYTES;
 use super::node_files::{NodeFiles, named};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
-use crate::cache_state::CacheState;
 use crate::disk::RealDisk;
+use crate::meta::cache_state::CacheState;
 use crate::options::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.

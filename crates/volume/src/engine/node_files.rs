@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use log::warn;
 
-use crate::cache_state;
 use crate::disk::{Disk, fitness};
+use crate::meta::cache_state;
 
 /// The cache's own directory in the volume's.
 const NODES_NAME: &str = "nodes";

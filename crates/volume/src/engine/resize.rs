@@ -7,10 +7,9 @@ use std::io;
 
 use hyperfile::file::HyperTrait;
 
-use super::bare;
 use super::container::Container;
-use super::placement;
 use super::walk::Walk;
+use super::{bare, placement};
 use crate::base::geometry::Geometry;
 use crate::read::location::Place;
 

@@ -18,8 +18,8 @@ use crate::base::counters::OWNERS;
 use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::volume_id::VolumeId;
-use crate::catalogue;
 use crate::engine::{Ownership, touch};
+use crate::meta::checkpoint_list;
 use crate::options::LeaseOptions;
 use crate::store::{ETag, Store};
 
@@ -342,7 +342,7 @@ impl<'a> Looking<'a> {
             };
             let event = match seen {
                 None => TakeEvent::Absent {
-                    epoch_seen: catalogue::newest_epoch(store).await?,
+                    epoch_seen: checkpoint_list::newest_epoch(store).await?,
                 },
                 Some(stored) => {
                     let holder = match self.is_copied {

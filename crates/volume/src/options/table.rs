@@ -2,18 +2,13 @@
 
 use std::time::Duration;
 
-use super::CACHE_DISK_LEAST_BYTES;
-use super::CACHE_MEMORY_LEAST_BYTES;
-use super::INDEX_MEMORY_LEAST_BYTES;
-use super::NodeCacheConfig;
-use super::PayloadSigning;
-use super::ServeOptions;
-use super::ServerSideEncryption;
-use super::ThreadModelOption;
-use super::WRITE_BUFFER_LEAST_BYTES;
-use super::WRITE_BUFFER_MOST_BYTES;
 use super::node_cache::absolute;
 use super::store::{check_endpoint, check_region};
+use super::{
+    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, INDEX_MEMORY_LEAST_BYTES, NodeCacheConfig,
+    PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
+    WRITE_BUFFER_MOST_BYTES,
+};
 use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::base::url::VolumeUrl;
 

@@ -18,8 +18,8 @@ use log::warn;
 
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
-use crate::cache_state::CacheState;
 use crate::disk::{Disk, RealDisk, fitness};
+use crate::meta::cache_state::CacheState;
 use crate::options::{ReadCacheConfig, ReadCacheDisk};
 
 /// Memory for a page besides its bytes.

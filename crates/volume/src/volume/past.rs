@@ -5,8 +5,7 @@ use std::sync::Arc;
 use futures::try_join;
 use rangemap::RangeSet;
 
-use super::Parts;
-use super::Volume;
+use super::{Parts, Volume};
 use crate::base::error::VolumeError;
 use crate::base::units::MIB;
 use crate::base::url::VolumeUrl;

@@ -25,15 +25,12 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
-use super::AppendError;
-use super::EncodedGroup;
-use super::GroupId;
-use super::LogStore;
 use super::journal_label::{Claimed, LABEL, check_claimable, claim, failed};
 use super::journal_segments::{
     ALIGN_BYTES, APPENDS_AT_ONCE, SEGMENT_BYTES, SEGMENTS_MAX, SUFFIX, Segment, Segments,
 };
 use super::record::{Group, HEADER_BYTES, RecordError};
+use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::base::counters::JOURNAL_NUMBERS;
 use crate::base::error::VolumeError;
 use crate::base::volume_id::VolumeId;

@@ -4,24 +4,22 @@
 //! * [`replay`] (pure): what is applied when a volume is opened, and where the end of a log is sealed.
 //! * [`group_commit`] (pure): which flush is made durable by which group.
 //! * [`s3`], [`journal`]: where groups are kept, behind the trait [`LogStore`].
-//! * [`marker`]: the object that says that a volume has a log.
-//! * [`open`]: what happens when a volume with a log is opened, before the first client.
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 
 pub mod group_commit;
 pub mod journal;
 mod journal_label;
 mod journal_segments;
-pub mod marker;
-pub mod open;
 pub mod record;
 pub mod replay;
 pub mod s3;
-mod unchanged;
+pub(crate) mod unchanged;
 
 /// Changes of more than this many bytes are not logged: bulk data would be written twice.
 pub const LOG_BULK_BYTES: u64 = 8 << 20;
@@ -118,4 +116,11 @@ pub trait LogStore: Send + Sync {
     /// # Errors
     /// When not all could be removed.
     async fn clear(&self, is_older_alive: bool) -> Result<(), VolumeError>;
+}
+
+/// The error for a log that belongs to another volume.
+pub fn foreign_log(url: &VolumeUrl, there: Uuid, this: Uuid) -> VolumeError {
+    VolumeError::InvalidInput(format!(
+        "the log at {url} belongs to volume {there}, this is volume {this}; give each volume a log URL of its own"
+    ))
 }

@@ -274,7 +274,7 @@ async fn read(store: &Store, id: GroupId, volume_id: Uuid) -> Result<Group, Volu
     };
     let group = Group::decode(&bytes).map_err(|e| corrupt(e.to_string()))?;
     if group.volume_id != volume_id {
-        return Err(super::open::foreign_log(&store.url, group.volume_id, volume_id));
+        return Err(super::foreign_log(&store.url, group.volume_id, volume_id));
     }
     Ok(group)
 }

@@ -4,15 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::AppendError;
-use super::EncodedGroup;
-use super::GroupId;
-use super::LogStore;
 use super::record::Group;
+use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::base::error::VolumeError;
 
 /// A log as it was found. Nothing is appended to it, and nothing removed from it.
-pub(super) struct Unchanged(pub Arc<dyn LogStore>);
+pub(crate) struct Unchanged(pub Arc<dyn LogStore>);
 
 #[async_trait]
 impl LogStore for Unchanged {

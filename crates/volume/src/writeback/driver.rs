@@ -14,8 +14,8 @@ use super::pressure::{Pressure, Reservation};
 use super::state::Event;
 use super::task::{Command, Commands, Task};
 use crate::base::error::VolumeError;
-use crate::catalogue::Recorder;
 use crate::engine::Engine;
+use crate::meta::checkpoint_list::Recorder;
 
 /// What a driver works by.
 #[derive(Clone)]

@@ -8,9 +8,9 @@ use super::*;
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
-use crate::catalogue::NoRecorder;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::{Beside, Engine};
+use crate::meta::checkpoint_list::NoRecorder;
 use crate::writeback::driver::{Driver, DriverConfig};
 use crate::writeback::overlay::{Frozen, Overlay};
 

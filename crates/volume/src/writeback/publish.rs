@@ -12,8 +12,8 @@ use super::overlay::{Frozen, Overlay};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::ids::GenerationId;
-use crate::catalogue::Recorder;
 use crate::engine::{Beside, Engine};
+use crate::meta::checkpoint_list::Recorder;
 
 /// Publishes generations, in the order of their numbers.
 pub(super) struct Publisher {

@@ -22,8 +22,8 @@ use super::publish::Publisher;
 use super::state::{Action, Event, PublishEnd};
 use crate::base::error::VolumeError;
 use crate::base::ids::{FlushAnswer, FlushId, GenerationId};
-use crate::catalogue::Recorder;
 use crate::engine::{BESIDE_BYTES, Beside, Engine};
+use crate::meta::checkpoint_list::Recorder;
 use crate::wal::AppendError;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent};
 

@@ -37,7 +37,7 @@ async fn record(store: &Store, cno: u64, check: Option<u64>, generation: u64) {
         generation,
         is_repaired: false,
     };
-    assert!(catalogue::write_entry(store, &entry).await.unwrap());
+    assert!(checkpoint_list::write_entry(store, &entry).await.unwrap());
 }
 
 #[tokio::test]
@@ -58,7 +58,11 @@ async fn a_container_that_the_catalogue_knows_is_taken_up_as_it_is() {
     ] {
         assert_eq!(seen.has(asked).await.unwrap(), is_there, "{asked}");
     }
-    assert_eq!(catalogue::numbers(&store).await.unwrap(), [3, 4], "as it was");
+    assert_eq!(
+        checkpoint_list::numbers(&store).await.unwrap(),
+        [3, 4],
+        "as it was"
+    );
 }
 
 #[tokio::test]
@@ -69,10 +73,14 @@ async fn a_restored_backup_is_noticed_and_what_came_after_it_set_aside() {
     }
     let seen = look(&store, checkpoint(3, 33), Known::default()).await.unwrap();
     assert!(seen.is_broken() && seen.left_history().contains("up to checkpoint 5"));
-    assert_eq!(catalogue::numbers(&store).await.unwrap(), [3, 4, 5], "a look");
+    assert_eq!(
+        checkpoint_list::numbers(&store).await.unwrap(),
+        [3, 4, 5],
+        "a look"
+    );
     let generation = seen.settle(0, 2).await.unwrap();
     assert!(generation >= 9 + GENERATIONS_LEFT, "{generation}");
-    assert_eq!(catalogue::numbers(&store).await.unwrap(), [3]);
+    assert_eq!(checkpoint_list::numbers(&store).await.unwrap(), [3]);
     let aside = store.list(&store.meta_key(ASIDE)).await.unwrap();
     let (body, _) = store.get(&aside[0].key).await.unwrap().unwrap();
     let kept: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -92,12 +100,15 @@ async fn the_entry_of_another_checkpoint_of_that_number_is_no_watermark() {
     assert!(!seen.has(id(2, 22)).await.unwrap() && seen.has(id(3, 34)).await.unwrap());
     let generation = seen.settle(7, 2).await.unwrap();
     assert!(generation >= 50 + GENERATIONS_LEFT);
-    let (entry, _) = catalogue::load_entry_with(&store, 3).await.unwrap().unwrap();
+    let (entry, _) = checkpoint_list::load_entry_with(&store, 3)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(
         (entry.is_of(id(3, 34)), entry.generation, entry.is_repaired),
         (Some(true), generation, true)
     );
-    assert_eq!(catalogue::numbers(&store).await.unwrap(), [3]);
+    assert_eq!(checkpoint_list::numbers(&store).await.unwrap(), [3]);
 }
 
 /// A checkpoint without an entry goes on from the one before only if the container has that.
@@ -117,7 +128,7 @@ async fn a_missing_entry_says_no_more_than_the_one_before_if_that_is_of_this_con
     record(&store, 4, None, 6).await;
     let seen = look(&store, checkpoint(9, 99), Known::default()).await.unwrap();
     assert_eq!(seen.settle(0, 1).await.unwrap(), 6);
-    let added = catalogue::load_entry(&store, 9).await.unwrap().unwrap();
+    let added = checkpoint_list::load_entry(&store, 9).await.unwrap().unwrap();
     assert!(added.is_repaired && added.generation == 6);
     // Nothing is stored of checkpoint 9 here.
     let seen = look(&store, checkpoint(10, 100), Known::default()).await.unwrap();
@@ -130,7 +141,7 @@ async fn entries_of_earlier_releases_are_marked_once() {
     record(&store, 3, None, 5).await;
     let seen = look(&store, checkpoint(3, 33), Known::default()).await.unwrap();
     assert_eq!(seen.settle(0, 2).await.unwrap(), 5);
-    let entry = catalogue::load_entry(&store, 3).await.unwrap().unwrap();
+    let entry = checkpoint_list::load_entry(&store, 3).await.unwrap().unwrap();
     assert_eq!(entry.is_of(id(3, 33)), Some(true));
     let other = look(&store, checkpoint(3, 34), Known::default()).await.unwrap();
     assert!(other.is_broken());
@@ -155,5 +166,5 @@ async fn an_empty_container_has_no_checkpoints() {
     assert!(!seen.has(id(3, 33)).await.unwrap());
     assert!(!seen.has(id(0, 1)).await.unwrap(), "the one that was here before");
     assert!(seen.settle(0, 2).await.unwrap() >= GENERATIONS_LEFT);
-    assert!(catalogue::numbers(&store).await.unwrap().is_empty());
+    assert!(checkpoint_list::numbers(&store).await.unwrap().is_empty());
 }

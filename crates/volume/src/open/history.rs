@@ -8,8 +8,6 @@
 //! * [`look`] reads and changes nothing; [`Seen::settle`] makes the catalogue agree with the container.
 //! * [`Seen::has`] answers for one checkpoint, with a request at most.
 
-use std::sync::Arc;
-
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 use log::warn;
@@ -20,8 +18,8 @@ use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
-use crate::catalogue::{self, CatalogueEntry, ENTRIES};
 use crate::engine::checkpoint_stored;
+use crate::meta::checkpoint_list::{self, CatalogueEntry, ENTRIES};
 use crate::store::{ETag, Store};
 
 /// What a history that was left may have used above the newest generation that is known of it.
@@ -114,18 +112,18 @@ async fn relation(
             _ => Relation::Unrecorded { generation: 0 },
         });
     }
-    if let Some((entry, etag)) = catalogue::load_entry_with(store, newest.cno).await? {
+    if let Some((entry, etag)) = checkpoint_list::load_entry_with(store, newest.cno).await? {
         return Ok(match entry.is_of(newest) {
             Some(true) => Relation::Recorded(entry),
             Some(false) => Relation::Foreign,
             None => Relation::Unmarked(entry, etag),
         });
     }
-    let numbers = catalogue::numbers(store).await?;
+    let numbers = checkpoint_list::numbers(store).await?;
     let Some(before) = numbers.into_iter().rfind(|&n| n < newest.cno) else {
         return Ok(Relation::Unrecorded { generation: 0 });
     };
-    let Some(before) = catalogue::load_entry(store, before).await? else {
+    let Some(before) = checkpoint_list::load_entry(store, before).await? else {
         return Ok(Relation::Foreign);
     };
     let is_own = match before.check {
@@ -151,9 +149,9 @@ async fn relation(
 /// # Errors
 /// When the store fails.
 pub async fn numbers_after(store: &Store, cno: u64) -> Result<Vec<u64>, VolumeError> {
-    let after = store.meta_key(&catalogue::entry_name(cno));
+    let after = store.meta_key(&checkpoint_list::entry_name(cno));
     let listed = store.list_after(&store.meta_key(ENTRIES), &after).await?;
-    Ok(catalogue::numbers_of(store, &listed))
+    Ok(checkpoint_list::numbers_of(store, &listed))
 }
 
 impl Seen {
@@ -182,7 +180,7 @@ impl Seen {
         if id.cno == 0 {
             return Ok(self.origin.is_none_or(|origin| origin == id.check));
         }
-        let entry = catalogue::load_entry(&self.store, id.cno).await?;
+        let entry = checkpoint_list::load_entry(&self.store, id.cno).await?;
         let is_there = entry.is_some_and(|e| e.is_of(id).unwrap_or(true));
         if is_there {
             *self.known.lock() = Some(id);
@@ -228,7 +226,7 @@ impl Seen {
         };
         if self.is_broken() {
             let numbers = match self.relation {
-                Relation::Foreign => catalogue::numbers(&self.store).await?,
+                Relation::Foreign => checkpoint_list::numbers(&self.store).await?,
                 _ => self.later.clone(),
             };
             let newest_left = self.set_aside(&numbers, epoch).await?;
@@ -241,7 +239,7 @@ impl Seen {
                     check: Some(self.newest.id.check),
                     ..entry.clone()
                 };
-                catalogue::replace_entry(&self.store, &marked, etag).await?;
+                checkpoint_list::replace_entry(&self.store, &marked, etag).await?;
             }
             Relation::Unrecorded { .. } | Relation::Foreign if self.newest.id.cno == 0 => {}
             Relation::Unrecorded { .. } | Relation::Foreign => {
@@ -254,9 +252,9 @@ impl Seen {
                     generation,
                     is_repaired: true,
                 };
-                if !catalogue::write_entry(&self.store, &entry).await? {
+                if !checkpoint_list::write_entry(&self.store, &entry).await? {
                     // The owner before this one was on its way with the entry of its last publish.
-                    match catalogue::load_entry(&self.store, entry.cno).await? {
+                    match checkpoint_list::load_entry(&self.store, entry.cno).await? {
                         Some(there) if there.is_of(self.newest.id) == Some(true) => {
                             generation = generation.max(there.generation);
                         }
@@ -279,7 +277,7 @@ impl Seen {
             return Ok(0);
         }
         let entries: Vec<Option<CatalogueEntry>> = stream::iter(numbers.iter().copied())
-            .map(|cno| catalogue::load_entry(&self.store, cno))
+            .map(|cno| checkpoint_list::load_entry(&self.store, cno))
             .buffered(READS_AT_ONCE)
             .try_collect()
             .await?;
@@ -297,7 +295,7 @@ impl Seen {
         self.store.put_create_only(&key, body).await?;
         let names = numbers
             .iter()
-            .map(|&cno| self.store.meta_key(&catalogue::entry_name(cno)));
+            .map(|&cno| self.store.meta_key(&checkpoint_list::entry_name(cno)));
         self.store.delete_keys(&names.collect::<Vec<_>>()).await?;
         let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
         warn!(

@@ -3,7 +3,6 @@
 use futures::future::BoxFuture;
 use futures::{FutureExt, join, try_join};
 
-use super::label::{self, Found, Label, Unpublished};
 use crate::base::checkpoint_id::InodeCheck;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -11,9 +10,10 @@ use crate::base::volume_id::VolumeId;
 use crate::engine::{StoredState, inode as stored_inode};
 use crate::lease;
 use crate::lease::state::Stored;
+use crate::meta::label::{self, Found, Label, Unpublished};
+use crate::meta::wal_marker::{self, MarkerState};
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
-use crate::wal::marker::{self, MarkerState};
 
 /// What a look at a volume found. That there is one means that the volume exists.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub(crate) fn look<'a>(
                 stored_inode::load(&store),
                 label::find(&store),
                 lease::stored(&store),
-                marker::load(&store),
+                wal_marker::load(&store),
                 probe::has_passed(&store),
             );
             Ok(asked)

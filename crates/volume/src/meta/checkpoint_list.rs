@@ -18,8 +18,8 @@ use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck, NewestChe
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
+use crate::meta::wal_marker::{self, Marker};
 use crate::store::{ETag, ObjectEntry, Store};
-use crate::wal::marker::{self, Marker};
 
 /// One published checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,7 +272,9 @@ impl CatalogueEntry {
 /// When the store fails.
 pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
     // The log's owner may have published nothing yet.
-    let of_log = marker::load(store).await?.map_or(0, |(marker, _)| marker.epoch);
+    let of_log = wal_marker::load(store)
+        .await?
+        .map_or(0, |(marker, _)| marker.epoch);
     let entries = store.list(&store.meta_key(ENTRIES)).await?;
     for entry in entries.iter().rev() {
         if let Some((body, _)) = store.get(&entry.key).await?
@@ -346,5 +348,5 @@ pub(crate) async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result
 }
 
 #[cfg(test)]
-#[path = "catalogue_tests.rs"]
+#[path = "checkpoint_list_tests.rs"]
 mod tests;

@@ -1,12 +1,14 @@
 //! Replay over a log on the S3 server in process and an engine in memory: what may still be on its way, what is gone,
 //! and what is given up.
 
+use uuid::Uuid;
+
 use super::*;
 use crate::base::checkpoint_id::{Checkpoint, InodeCheck};
 use crate::base::geometry::Geometry;
-use crate::catalogue::{self, CatalogueEntry, Watermarks};
 use crate::engine::memory::MemoryEngine;
-use crate::history;
+use crate::meta::checkpoint_list::{self, CatalogueEntry, Watermarks};
+use crate::open::history;
 use crate::wal::record::Group;
 use crate::wal::{AppendError, EncodedGroup, GroupId};
 
@@ -48,7 +50,7 @@ impl Fixture {
             .await
             .unwrap();
         let log = Arc::new(log);
-        let before = marker::load(&self.volume).await.unwrap();
+        let before = wal_marker::load(&self.volume).await.unwrap();
         let state = MarkerState {
             url: self.log.url.to_string(),
             volume_id: VolumeId::from_uuid(self.volume_id),
@@ -85,7 +87,7 @@ impl Fixture {
     }
 
     async fn watermark(&self) -> u64 {
-        marker::load(&self.volume)
+        wal_marker::load(&self.volume)
             .await
             .unwrap()
             .map_or(0, |(m, _)| m.watermark)
@@ -284,7 +286,7 @@ async fn a_clean_end_leaves_the_watermark_behind() {
     let f = Fixture::new().await;
     let (open, _) = f.begin(1, false).await;
     open.finish(7, true).await.unwrap();
-    let (state, _) = marker::load(&f.volume).await.unwrap().unwrap();
+    let (state, _) = wal_marker::load(&f.volume).await.unwrap().unwrap();
     assert!(state.is_clean);
     assert_eq!(state.watermark, 7);
 }
@@ -391,7 +393,7 @@ async fn records_that_continue_another_history_are_refused_and_nothing_is_applie
                 generation: 0,
                 is_repaired: false,
             };
-            assert!(catalogue::write_entry(&f.volume, &entry).await.unwrap());
+            assert!(checkpoint_list::write_entry(&f.volume, &entry).await.unwrap());
         }
         let (log, generation) = f.open(1).await.unwrap();
         for (n, base) in [(0, super::tests::base(3)), (1, base)] {

@@ -13,7 +13,7 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 
 use crate::base::checkpoint_id::CheckpointId;
-use crate::catalogue::{self, CatalogueEntry};
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::store::Store;
 
 /// Name of the file in the cache's directory.
@@ -98,7 +98,7 @@ pub(crate) async fn is_of_volume(
         return false;
     }
     let load = async |id: CheckpointId| {
-        let loaded = catalogue::load_entry(store, id.cno).await;
+        let loaded = checkpoint_list::load_entry(store, id.cno).await;
         // A cache that is emptied for nothing costs misses.
         loaded.is_ok_and(|entry| entry.and_then(|e| e.is_of(id)) == Some(true))
     };

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::base::url::VolumeUrl;
-use crate::history;
+use crate::meta::wal_marker::MarkerState;
+use crate::open::history;
 use crate::options::StoreOptions;
-use crate::wal::marker::MarkerState;
 
 async fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -26,7 +26,7 @@ fn checkpoint(cno: u64) -> Checkpoint {
 }
 
 async fn watermarks(store: &Store, epoch: u64) -> Watermarks {
-    let before = crate::wal::marker::load(store).await.unwrap();
+    let before = crate::meta::wal_marker::load(store).await.unwrap();
     let state = MarkerState {
         url: "s3://bucket/log/".into(),
         volume_id: crate::base::volume_id::VolumeId::from_uuid(uuid::Uuid::from_u128(42)),

@@ -18,7 +18,7 @@ use crate::base::volume_id::VolumeId;
 use crate::store::{ETag, Store};
 
 /// The label's name below the volume's `.meta/`.
-pub(super) const NAME: &str = "volume.json";
+pub(crate) const NAME: &str = "volume.json";
 
 /// Where a volume lies: what a copy of it does not share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,7 +238,7 @@ impl Found {
 ///
 /// # Errors
 /// [`VolumeError::Leftovers`] when there is one; when the store fails.
-pub(super) async fn make(store: &Store, origin: InodeCheck) -> Result<Label, VolumeError> {
+pub(crate) async fn make(store: &Store, origin: InodeCheck) -> Result<Label, VolumeError> {
     let key = store.meta_key(NAME);
     let label = Label::new(store, Some(origin))?;
     match store.put_create_only(&key, label.encode()?).await {
@@ -262,7 +262,7 @@ pub(super) async fn make(store: &Store, origin: InodeCheck) -> Result<Label, Vol
 ///
 /// # Errors
 /// When the store fails, or the label there is not one.
-pub(super) async fn withdraw(store: &Store, label: &Label) -> Result<(), VolumeError> {
+pub(crate) async fn withdraw(store: &Store, label: &Label) -> Result<(), VolumeError> {
     if load(store).await?.as_ref() == Some(label) {
         store.delete(&store.meta_key(NAME)).await?;
     }
@@ -270,7 +270,7 @@ pub(super) async fn withdraw(store: &Store, label: &Label) -> Result<(), VolumeE
 }
 
 impl Label {
-    pub(super) fn new(store: &Store, origin: Option<InodeCheck>) -> Result<Self, VolumeError> {
+    pub(crate) fn new(store: &Store, origin: Option<InodeCheck>) -> Result<Self, VolumeError> {
         Ok(Self {
             volume_id: VolumeId::random(),
             created_ms: now_ms(),
@@ -289,7 +289,7 @@ impl Label {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }
 
-    pub(super) fn encode(&self) -> Result<Vec<u8>, VolumeError> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, VolumeError> {
         serde_json::to_vec(self).map_err(|e| VolumeError::Internal(e.to_string()))
     }
 }

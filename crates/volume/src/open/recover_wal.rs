@@ -15,26 +15,25 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use log::warn;
-use uuid::Uuid;
 
-use super::LogStore;
-use super::journal::Journal;
-use super::marker::{self, Marker, MarkerState};
-use super::record::{Content, Entry, Group};
-use super::replay::Replay;
-use super::s3::{self, S3Log};
-use super::unchanged::Unchanged;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
-use crate::catalogue::Recorder;
 use crate::engine::{Beside, Engine};
-use crate::history::{GENERATIONS_LEFT, Seen};
+use crate::meta::checkpoint_list::Recorder;
+use crate::meta::wal_marker::{self, Marker, MarkerState};
+use crate::open::history::{GENERATIONS_LEFT, Seen};
 use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
 use crate::store::{self, ETag, Store};
+use crate::wal::LogStore;
+use crate::wal::journal::Journal;
+use crate::wal::record::{Content, Entry, Group};
+use crate::wal::replay::Replay;
+use crate::wal::s3::{self, S3Log};
+use crate::wal::unchanged::Unchanged;
 use crate::writeback::complete::complete_partial_blocks;
 use crate::writeback::overlay::Overlay;
 
@@ -140,13 +139,6 @@ fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
         reason,
         advice: ADVICE_OTHER_HISTORY,
     }
-}
-
-/// The error for a log that belongs to another volume.
-pub fn foreign_log(url: &VolumeUrl, there: Uuid, this: Uuid) -> VolumeError {
-    VolumeError::InvalidInput(format!(
-        "the log at {url} belongs to volume {there}, this is volume {this}; give each volume a log URL of its own"
-    ))
 }
 
 /// What the marker allows.
@@ -366,7 +358,7 @@ async fn begin_inherited(
 /// # Errors
 /// When the store fails.
 pub async fn give_up_marker(store: &Store) -> Result<u64, VolumeError> {
-    let Some((state, etag)) = marker::load(store).await? else {
+    let Some((state, etag)) = wal_marker::load(store).await? else {
         return Ok(0);
     };
     let watermark = state.watermark + GENERATIONS_LEFT;
@@ -396,7 +388,7 @@ async fn take_marker(
     let state = MarkerState {
         url: url.to_string(),
         volume_id: request.volume_id,
-        host: marker::host(),
+        host: wal_marker::host(),
         journal_id,
         epoch: request.epoch,
         opened_ms: now_ms(),
@@ -437,7 +429,7 @@ async fn open_store(
                     url,
                     format!(
                         "{reason} (this is host {}, it was last open on {})",
-                        marker::host(),
+                        wal_marker::host(),
                         marker.host
                     ),
                 ),
@@ -648,5 +640,5 @@ async fn publish(
 }
 
 #[cfg(test)]
-#[path = "open_tests.rs"]
+#[path = "recover_wal_tests.rs"]
 mod tests;
