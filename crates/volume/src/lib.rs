@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod base;
 pub mod buffer_file;
+pub mod checkpoint;
 mod disk;
 pub mod durability;
 pub mod engine;
@@ -22,7 +23,7 @@ mod simulation;
 pub mod store;
 mod volume;
 pub mod wal;
-pub mod writeback;
+pub mod write_buffer;
 
 pub use base::error::{ErrorKind, VolumeError};
 pub use base::url::VolumeUrl;

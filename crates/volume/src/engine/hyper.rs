@@ -28,7 +28,7 @@ use crate::base::geometry::Geometry;
 use crate::read::cache::ReadCache;
 use crate::read::reader::Reader;
 use crate::store::Store;
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 /// Publishes of no more than this are put in one piece, index and all: their objects carry their own check values.
 const ONE_PIECE_BYTES: u64 = 2 << 20;

@@ -11,7 +11,7 @@ use super::{Beside, Engine};
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck};
 use crate::base::error::VolumeError;
 use crate::base::geometry::{BlockIndex, Geometry};
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 #[derive(Debug, Default)]
 struct Published {

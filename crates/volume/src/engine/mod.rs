@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 pub(crate) mod bare;
 pub(crate) mod container;

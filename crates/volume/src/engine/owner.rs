@@ -27,7 +27,7 @@ use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::read::location::{LocationMap, Place};
 use crate::store::{ETag, Store};
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 /// Runs kept in the location map: about 9 MiB.
 const LOCATION_RUNS_MAX: usize = 192 * 1024;

@@ -20,7 +20,7 @@ use crate::read::cache::ReadCache;
 use crate::read::location::LocationMap;
 use crate::read::reader::Reader;
 use crate::store::Store;
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 /// Runs of blocks whose places are remembered, at about 50 bytes each.
 const LOCATION_RUNS_MAX: usize = 32 * 1024;

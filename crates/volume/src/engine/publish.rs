@@ -22,7 +22,7 @@ use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::BlockIndex;
 use crate::read::location::Place;
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 /// Blocks zeroed by one checkpoint at most: each costs an index entry in memory until it is published.
 const ZEROED_BLOCKS_MAX: u64 = 2 << 20;

@@ -21,7 +21,7 @@ use crate::read::location::{Place, Run};
 use crate::read::reader::{ObjectSource, Reader, Stored};
 use crate::read::window::Windows;
 use crate::store::{Frames, Store};
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 /// Blocks looked up at least at a time, so that a stream of reads seldom needs a look-up.
 const LOOKUP_BLOCKS_MIN: u64 = 1024;

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::NextMayBegin;
 use super::container::IN_FLIGHT_BYTES;
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 /// Bytes that may be unread when the next publish may begin: those of the pieces that are in flight at a time. While
 /// they are sent, the next publish is laid out.
@@ -31,7 +31,7 @@ struct Unread {
 
 impl FrozenSource {
     /// A source of `len_bytes`, which sends to `next` when nearly all of them were read. `steps_before` are those that the
-    /// publish took before it ([`Progress::reached`](crate::writeback::progress::Progress::reached)).
+    /// publish took before it ([`Progress::reached`](crate::write_buffer::progress::Progress::reached)).
     pub(super) fn new(
         frozen: Arc<Frozen>,
         steps_before: u64,
@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::base::geometry::Geometry;
-    use crate::writeback::generation::{Generation, PreparedWrite};
+    use crate::write_buffer::generation::{Generation, PreparedWrite};
 
     const MIB: u64 = 1 << 20;
 

@@ -22,6 +22,7 @@ use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
+use crate::checkpoint::fill_partial::complete_partial_blocks;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
 use crate::meta::wal_marker::{self, Marker, MarkerState};
@@ -34,8 +35,7 @@ use crate::wal::record::{Content, Entry, Group};
 use crate::wal::replay::Replay;
 use crate::wal::s3::{self, S3Log};
 use crate::wal::unchanged::Unchanged;
-use crate::writeback::complete::complete_partial_blocks;
-use crate::writeback::overlay::Overlay;
+use crate::write_buffer::overlay::Overlay;
 
 /// Wait before a failed publish of a replay is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);

@@ -7,11 +7,11 @@ use std::rc::Rc;
 use super::owner::{Owner, Report};
 use super::shells::Defences;
 use super::store::{Body, Client, Fate, Inode, Key, Network, Random};
+use crate::checkpoint::machine::Event;
+use crate::checkpoint::machine_world::Cells;
+use crate::checkpoint::state;
 use crate::wal::group_commit;
 use crate::wal::replay::IN_FLIGHT_MAX;
-use crate::writeback::machine::Event;
-use crate::writeback::machine_world::Cells;
-use crate::writeback::state;
 
 const OWNERS: u64 = 3;
 const STEPS: u32 = 1500;

@@ -11,14 +11,14 @@ use super::shells::{Defences, End, Engine, Identity};
 use super::store::{Answer, Body, Client, Key};
 use super::wal::{Log, Marker, Opened, open};
 use crate::base::ids::GenerationId;
+use crate::checkpoint::machine::Event;
+use crate::checkpoint::machine_world::{self as world, Cells, Record};
+use crate::checkpoint::state::{self, PublishEnd};
 use crate::lease::state::*;
 use crate::lease::tests::record;
 use crate::store::ETag;
 use crate::wal::GroupId;
 use crate::wal::group_commit::{self, AppendEnd};
-use crate::writeback::machine::Event;
-use crate::writeback::machine_world::{self as world, Cells, Record};
-use crate::writeback::state::{self, PublishEnd};
 
 /// How a task ended.
 enum Done {

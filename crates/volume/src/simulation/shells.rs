@@ -2,11 +2,11 @@
 //! `writeback/publish.rs` and an append to the log, over the store of the simulation.
 
 use super::store::{Answer, Body, Client, Inode, Key, Request};
+use crate::checkpoint::machine_world::{Cells, Record};
+use crate::checkpoint::state::PublishEnd;
 use crate::lease::LeaseRecord;
 use crate::wal::GroupId;
 use crate::wal::group_commit::AppendEnd;
-use crate::writeback::machine_world::{Cells, Record};
-use crate::writeback::state::PublishEnd;
 
 /// What keeps older owners out and flushed writes in; each is taken out in a test of its own.
 #[derive(Debug, Clone, Copy)]

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::task::Poll;
 
+use crate::checkpoint::machine_world::{Cells, Record};
 use crate::lease::LeaseRecord;
 use crate::wal::GroupId;
-use crate::writeback::machine_world::{Cells, Record};
 
 /// The name of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::shells::{End, Engine, Identity};
 use super::store::{Answer, Body, Key};
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
+use crate::checkpoint::machine_world::{Cells, Record, seal};
+use crate::checkpoint::state::PublishEnd;
 use crate::wal::GroupId;
 use crate::wal::record::Content;
 use crate::wal::replay::{Replay, numbers_to_seal};
-use crate::writeback::machine_world::{Cells, Record, seal};
-use crate::writeback::state::PublishEnd;
 
 /// The marker as its owner wrote it last.
 pub struct Marker {

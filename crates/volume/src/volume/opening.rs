@@ -17,6 +17,7 @@ use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
+use crate::checkpoint::appender::DriverLog;
 use crate::engine::hyper::{HyperEngine, OpenState};
 use crate::engine::index_cache::IndexCache;
 use crate::engine::{Engine, Ownership, SoleOwner, StoredState};
@@ -31,7 +32,6 @@ use crate::open::recover_wal::{self, OpenLog, ReplayOptions};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::store::{self, Store};
-use crate::writeback::appender::DriverLog;
 
 /// Age from which an unfinished upload is a killed server's, by the store's clock: this server's own are younger, whatever the
 /// clocks say.

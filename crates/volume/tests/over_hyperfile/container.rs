@@ -13,8 +13,8 @@ use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::options::LeaseOptions;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store;
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, ExtentKind, Volume, admin};
 
 const MIB: u64 = 1 << 20;

@@ -17,8 +17,8 @@ use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::lease::Lease;
 use hypernbd_volume::options::LeaseOptions;
 use hypernbd_volume::read::cache::ReadCache;
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, Volume, admin, store};
 use parking_lot::Mutex;
 

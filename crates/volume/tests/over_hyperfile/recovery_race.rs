@@ -11,8 +11,8 @@ use hypernbd_volume::engine::index_cache::IndexCache;
 use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store::{self, ETag, Store};
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, VolumeError};
 use parking_lot::Mutex;
 

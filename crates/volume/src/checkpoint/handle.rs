@@ -7,15 +7,15 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::appender::DriverLog;
-use super::backlog::{Backlog, Since};
 use super::machine;
-use super::overlay::{Buffered, Overlay};
-use super::pressure::{Pressure, Reservation};
 use super::state::Event;
 use super::task::{Command, Commands, Task};
 use crate::base::error::VolumeError;
 use crate::engine::Engine;
 use crate::meta::checkpoint_list::Recorder;
+use crate::write_buffer::backlog::{Backlog, Since};
+use crate::write_buffer::overlay::{Buffered, Overlay};
+use crate::write_buffer::quota::{Pressure, Reservation};
 
 /// What a driver works by.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ pub struct DriverConfig {
 
 /// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth when
 /// nothing is gained by waiting, so that the line is busy from early on.
-pub(super) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
+pub(crate) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
     let part = if is_streaming { 8 } else { 2 };
     bytes >= write_buffer_bytes / part
 }

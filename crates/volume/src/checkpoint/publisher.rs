@@ -7,16 +7,16 @@ use futures::future::{Either, select};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::complete::{complete_ahead, complete_partial_blocks};
-use super::overlay::{Frozen, Overlay};
+use super::fill_partial::{complete_ahead, complete_partial_blocks};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::ids::GenerationId;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
+use crate::write_buffer::overlay::{Frozen, Overlay};
 
 /// Publishes generations, in the order of their numbers.
-pub(super) struct Publisher {
+pub(crate) struct Publisher {
     engine: Arc<dyn Engine>,
     recorder: Arc<dyn Recorder>,
     overlay: Arc<Overlay>,

@@ -13,12 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::appender::Appender;
-use super::backlog::Since;
-use super::driver::{DriverConfig, is_large_enough};
+use super::handle::{DriverConfig, is_large_enough};
 use super::machine::{self, Machine};
-use super::overlay::{Frozen, Overlay};
-use super::pressure::Pressure;
-use super::publish::Publisher;
+use super::publisher::Publisher;
 use super::state::{Action, Event, PublishEnd};
 use crate::base::error::VolumeError;
 use crate::base::ids::{FlushAnswer, FlushId, GenerationId};
@@ -26,6 +23,9 @@ use crate::engine::{BESIDE_BYTES, Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
 use crate::wal::AppendError;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent};
+use crate::write_buffer::backlog::Since;
+use crate::write_buffer::overlay::{Frozen, Overlay};
+use crate::write_buffer::quota::Pressure;
 
 /// First wait after a failed publish; doubled by each further failure.
 const RETRY_WAIT: Duration = Duration::from_millis(200);

@@ -9,13 +9,13 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::machine::Event;
-use super::overlay::{ForLog, Overlay};
 use super::task::{Command, Commands};
 use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::ids::GenerationId;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
 use crate::wal::record::{Entry, Group, NONE_ACKNOWLEDGED};
 use crate::wal::{AppendError, EncodedGroup, LogStore};
+use crate::write_buffer::overlay::{ForLog, Overlay};
 
 /// First wait after a failed append; doubled by each further failure.
 const RETRY_WAIT: Duration = Duration::from_millis(100);

@@ -8,11 +8,11 @@ use super::*;
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
+use crate::checkpoint::handle::{Driver, DriverConfig};
 use crate::engine::memory::MemoryEngine;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::NoRecorder;
-use crate::writeback::driver::{Driver, DriverConfig};
-use crate::writeback::overlay::{Frozen, Overlay};
+use crate::write_buffer::overlay::{Frozen, Overlay};
 
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_secs(40);

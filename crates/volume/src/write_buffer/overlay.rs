@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
 use super::progress::Progress;
-use super::unlogged::Unlogged;
+use super::wal_delta::Unlogged;
 use crate::base::geometry::{BlockIndex, Geometry};
 use crate::base::ids::FROZEN_MAX;
 use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};

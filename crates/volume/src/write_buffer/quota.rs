@@ -87,14 +87,14 @@ impl Pressure {
     }
 
     /// The error with the reason noted last.
-    pub(super) fn fenced_error(&self) -> VolumeError {
+    pub(crate) fn fenced_error(&self) -> VolumeError {
         VolumeError::Fenced {
             reason: self.fenced.lock().clone().unwrap_or_default(),
         }
     }
 
     /// Notes why the volume is fenced and says so, the first time.
-    pub(super) fn note_fenced(&self, reason: String) {
+    pub(crate) fn note_fenced(&self, reason: String) {
         let mut fenced = self.fenced.lock();
         if fenced.is_none() {
             log::error!("fenced: {reason}; writes and flushes fail from now on, reads go on");
@@ -103,24 +103,24 @@ impl Pressure {
     }
 
     /// Every writer is refused from now on.
-    pub(super) fn fence(&self) {
+    pub(crate) fn fence(&self) {
         self.is_fenced.store(true, Ordering::Release);
         self.wake_writers();
     }
 
     /// A publish of `bytes` has begun, behind all before it.
-    pub(super) fn publish_began(&self, bytes: u64) {
+    pub(crate) fn publish_began(&self, bytes: u64) {
         let takes = self.throttle.lock().publish_estimate(bytes);
         *self.room_expected.lock() = Instant::now() + takes;
     }
 
     /// A publish of `bytes` succeeded.
-    pub(super) fn published(&self, bytes: u64, took: Duration) {
+    pub(crate) fn published(&self, bytes: u64, took: Duration) {
         self.throttle.lock().published(bytes, took);
     }
 
     /// Takes room: for a generation that the buffer has dropped, until its memory is free; for what an upload copies.
-    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Taken {
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Taken {
         self.room.0.lock().reserved_bytes += bytes;
         Taken {
             pressure: self.clone(),
@@ -129,7 +129,7 @@ impl Pressure {
     }
 
     /// A generation was frozen or is gone: there is room again.
-    pub(super) fn made_room(&self) {
+    pub(crate) fn made_room(&self) {
         *self.paid_until.lock() = Instant::now();
         self.wake_writers();
     }
@@ -246,7 +246,7 @@ impl Pressure {
 mod tests {
     use super::*;
     use crate::base::geometry::Geometry;
-    use crate::writeback::generation::RANGE_BYTES;
+    use crate::write_buffer::generation::RANGE_BYTES;
 
     const NO_TIME: Duration = Duration::from_millis(1);
 

@@ -15,12 +15,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
+use crate::checkpoint::machine_world::{Cells, Owner, Record, seal};
+use crate::checkpoint::state::PublishEnd;
 use crate::wal::GroupId;
 use crate::wal::group_commit::AppendEnd;
 use crate::wal::record::Content;
 use crate::wal::replay::{IN_FLIGHT_MAX, Replay, numbers_to_seal};
-use crate::writeback::machine_world::{Cells, Owner, Record, seal};
-use crate::writeback::state::PublishEnd;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {

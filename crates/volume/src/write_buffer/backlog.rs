@@ -24,7 +24,7 @@ pub struct Backlog {
 
 /// Since when there is what [`Backlog`] tells of.
 #[derive(Debug, Default)]
-pub(super) struct Since {
+pub(crate) struct Since {
     pub active: Option<Instant>,
     /// Of each frozen generation, oldest first.
     pub frozen: VecDeque<Option<Instant>>,
