@@ -11,6 +11,8 @@ pub mod checkpoint;
 mod disk;
 pub mod durability;
 pub mod engine;
+pub(crate) mod format;
+pub mod index;
 pub mod lease;
 pub mod meta;
 pub mod open;

@@ -2,7 +2,6 @@
 //! `key=value`. The list of keys, with defaults and help, is [`OPTIONS`] and nothing else.
 
 mod lease;
-mod node_cache;
 mod read_cache;
 mod store;
 mod table;
@@ -10,8 +9,10 @@ mod table;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::index::cache_config::{
+    NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy,
+};
 pub use lease::LeaseOptions;
-pub use node_cache::{NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, ReadCacheConfig, ReadCacheDisk};
 pub use store::{PayloadSigning, ServerSideEncryption, StoreOptions};
 pub(crate) use store::{check_endpoint, check_region};

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use crate::buffer_file;
-use crate::engine::{inode, node, staging};
+use crate::format::{inode, node, segment_header};
 use crate::lease::LeaseRecord;
 use crate::meta::checkpoint_list::CatalogueEntry;
 use crate::meta::label::Label;
@@ -73,7 +73,7 @@ pub const READERS: &[Reader] = &[
     },
     Reader {
         name: "segment-header",
-        read: |bytes| staging::decode_header(bytes, bytes.len() as u64).map(drop),
+        read: |bytes| segment_header::decode_header(bytes, bytes.len() as u64).map(drop),
     },
 ];
 

@@ -5,7 +5,9 @@ use serde::Serialize;
 
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
-use crate::engine::{StoredState, inode, usage};
+use crate::format::inode;
+use crate::format::stored_state::StoredState;
+use crate::index::usage;
 use crate::options::StoreOptions;
 use crate::store::{self, ObjectEntry};
 

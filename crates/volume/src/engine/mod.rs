@@ -1,6 +1,6 @@
 //! Published data: the container behind a volume.
 //!
-//! [`Engine`] is all the rest of the crate knows of it. `hyper` is the real one, [`memory`] a model kept in memory,
+//! [`Engine`] is all the rest of the crate knows of it. [`hyper_engine`] is the real one, [`memory`] a model kept in memory,
 //! [`fault`] wraps any and makes it fail.
 
 use std::ops::Range;
@@ -16,37 +16,18 @@ use crate::write_buffer::overlay::Frozen;
 
 pub(crate) mod bare;
 pub(crate) mod container;
-pub(crate) mod diff;
 pub mod fault;
+pub(crate) mod fence;
 pub(crate) mod guard;
-pub mod hyper;
-mod index;
-pub mod index_cache;
-pub(crate) mod index_seal;
-pub(crate) mod inode;
-mod landing;
+pub mod hyper_engine;
 pub mod limits;
-mod loader;
-mod mark;
 pub mod memory;
-pub(crate) mod node;
-mod node_files;
-mod object;
 mod owner;
-mod owner_thread;
 pub(crate) mod past;
 mod placement;
-mod publish;
-mod reads;
 pub(crate) mod resize;
-mod source;
 pub(crate) mod staging;
-pub(crate) mod touch;
-pub(crate) mod usage;
-mod walk;
 
-pub use index::StoredState;
-pub use mark::Mark;
 pub(crate) use staging::{checkpoint_stored, state_stored};
 
 /// Whose container it is. *Adopt, then check*: whoever reads the stored state to publish upon it asks afterwards, and goes

@@ -18,7 +18,7 @@ use crate::base::counters::OWNERS;
 use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::volume_id::VolumeId;
-use crate::engine::{Ownership, touch};
+use crate::engine::{Ownership, fence};
 use crate::meta::checkpoint_list;
 use crate::options::LeaseOptions;
 use crate::store::{ETag, Store};
@@ -147,7 +147,7 @@ impl Lease {
         );
         let lease = Self::keep(store.clone(), stored, predecessor, held);
         // An owner before the lease, or one that cannot be proved to have ended, may wake up at any time.
-        if !is_after_release && let Err(e) = touch::rewrite_inode(store).await {
+        if !is_after_release && let Err(e) = fence::rewrite_inode(store).await {
             lease.release(false).await;
             return Err(e);
         }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::node_cache::absolute;
 use super::store::{check_endpoint, check_region};
 use super::{
     CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, INDEX_MEMORY_LEAST_BYTES, NodeCacheConfig,
@@ -11,6 +10,7 @@ use super::{
 };
 use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::base::url::VolumeUrl;
+use crate::index::cache_config::absolute;
 
 /// Which part of the program a parameter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::At;
 use super::list::{Point, find};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
-use crate::engine::diff;
+use crate::index::diff;
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
 

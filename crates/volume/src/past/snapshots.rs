@@ -193,7 +193,7 @@ pub async fn create(
 pub async fn snapshots(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Vec<Snapshot>, VolumeError> {
     let store = store::connect(url, store_options).await?;
     // That there is a volume.
-    crate::engine::inode::load(&store).await?;
+    crate::format::inode::load(&store).await?;
     load_all(&store).await
 }
 

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use super::cache::{PageKey, ReadCache};
 use super::coalesce::{self, Piece, Span};
-use super::gate::{Class, Gate};
 use super::hedge::Hedge;
+use super::priority_gate::{Class, Gate};
 use crate::base::error::VolumeError;
 use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;

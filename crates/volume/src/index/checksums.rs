@@ -16,8 +16,8 @@ use log::debug;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::staging::check_claims;
 use crate::base::store_error::StoreError;
+use crate::format::segment_header::check_claims;
 use crate::store::seal::{self, WINDOW_BYTES};
 use crate::store::{ObjectInfo, Store};
 
@@ -61,7 +61,7 @@ impl IndexSeals {
     ///
     /// # Errors
     /// `Corrupt`; also when the check values cannot be read.
-    pub(super) async fn verify(
+    pub(crate) async fn verify(
         &self,
         object: &str,
         info: &ObjectInfo,
@@ -101,7 +101,7 @@ impl IndexSeals {
     }
 
     /// Puts the check values of a published checkpoint beside the container, unless its object carries its own.
-    pub(super) async fn seal(self, cno: u64) {
+    pub(crate) async fn seal(self, cno: u64) {
         let object =
             Segment::segid_to_staging_file_id(SegmentId::new_from_cno(cno).at_part(Segment::SUMMARY_PART));
         match self.made(&object).await {

@@ -14,18 +14,19 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::index::{self, Index};
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
 use super::limits::CheckpointNumbers;
+use super::owner::thread::OwnerThread;
 use super::owner::{self, Opened, Request};
-use super::owner_thread::OwnerThread;
-use super::reads::{Objects, Reads};
-use super::{Beside, Engine, Ownership, SoleOwner, StoredState};
+use super::{Beside, Engine, Ownership, SoleOwner};
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
+use crate::format::stored_state::StoredState;
+use crate::index::cache::IndexCache;
+use crate::index::checksums::IndexSeals;
+use crate::index::lookup::{self, Index};
 use crate::read::cache::ReadCache;
+use crate::read::read_path::{Objects, Reads};
 use crate::read::reader::Reader;
 use crate::store::Store;
 use crate::write_buffer::overlay::Frozen;
@@ -117,7 +118,7 @@ impl HyperEngine {
             }
         };
         let warming = seen.map(|seen| {
-            let warm = index::warm(store.clone(), index_cache.in_memory(), seen.root);
+            let warm = lookup::warm(store.clone(), index_cache.in_memory(), seen.root);
             runtime.spawn(warm)
         });
         let (opened, early_check) = join!(wait, early_check);

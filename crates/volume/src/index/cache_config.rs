@@ -88,7 +88,7 @@ impl NodeCacheConfig {
 }
 
 /// The absolute form, since a server changes its directory. `None` for an empty path and the root directory.
-pub(super) fn absolute(path: &str) -> Option<PathBuf> {
+pub(crate) fn absolute(path: &str) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     (path != Path::new("/")).then_some(path)
 }

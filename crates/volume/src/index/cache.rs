@@ -15,11 +15,11 @@ use foyer::{
 use log::warn;
 use parking_lot::RwLock;
 
-use super::node::NODE_BYTES;
-use super::node_files::{NodeFiles, named};
+use super::cache_files::{NodeFiles, named};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
 use crate::disk::RealDisk;
+use crate::format::node::NODE_BYTES;
 use crate::meta::cache_state::CacheState;
 use crate::options::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
 
@@ -69,7 +69,7 @@ impl IndexCache {
     }
 
     /// Nodes that memory has room for.
-    pub(super) fn nodes_in_memory(&self) -> usize {
+    pub(crate) fn nodes_in_memory(&self) -> usize {
         self.nodes_in_memory
     }
 

@@ -5,13 +5,13 @@ use std::io;
 
 use hyperfile::meta_format::BlockPtrFormat;
 
-use super::index::StoredState;
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
 use super::loader::NodeLoader;
-use super::node::NODE_BYTES;
-use super::object::object_of;
 use super::walk::Walk;
+use crate::format::node::NODE_BYTES;
+use crate::format::object_names::object_of;
+use crate::format::stored_state::StoredState;
 use crate::store::Store;
 
 /// What one state refers to.

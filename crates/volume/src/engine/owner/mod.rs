@@ -1,5 +1,9 @@
 //! The thread that owns a container: opens it, takes requests and the ends of landings in, recovers after a failed publish.
-//! How it publishes stands in `publish`.
+//!
+//! * `thread`: the thread itself, and its end.
+//! * `publish`: how it publishes.
+//! * `in_flight`: a checkpoint that is laid out, on its way to the store beside the thread.
+//! * `upload_source`: the bytes that such a checkpoint uploads.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,19 +19,25 @@ use tokio::task::JoinError;
 
 use super::container::{self, Container};
 use super::guard::InodeGuard;
-use super::index::{Published, Root};
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
-use super::landing::{self, Landed, Landing};
 use super::limits::CheckpointNumbers;
-use super::mark::Mark;
-use super::{Beside, Ownership, inode};
+use super::{Beside, Ownership};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
-use crate::read::location::{LocationMap, Place};
+use crate::format::inode;
+use crate::format::stored_state::{Mark, Root};
+use crate::index::cache::IndexCache;
+use crate::index::checksums::IndexSeals;
+use crate::index::location_map::{LocationMap, Place};
+use crate::index::lookup::Published;
 use crate::store::{ETag, Store};
 use crate::write_buffer::overlay::Frozen;
+use in_flight::{Landed, Landing};
+
+mod in_flight;
+mod publish;
+pub(super) mod thread;
+mod upload_source;
 
 /// Runs kept in the location map: about 9 MiB.
 const LOCATION_RUNS_MAX: usize = 192 * 1024;
@@ -274,9 +284,9 @@ impl Owner {
         let through = self.attempted.iter().position(|&a| a == mark);
         self.attempted.drain(..through.map_or(0, |at| at + 1));
         if let Some(container) = &self.container {
-            landing::stored(container, landed);
+            in_flight::stored(container, landed);
             if self.under_way.is_empty() {
-                landing::all_stored(container);
+                in_flight::all_stored(container);
                 self.nodes_kept = 0;
             }
         }

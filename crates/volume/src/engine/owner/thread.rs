@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 const STACK_BYTES: usize = 8 << 20;
 
 /// A thread that runs one future. Dropping this ends the future at its next wait.
-pub(super) struct OwnerThread {
+pub(crate) struct OwnerThread {
     thread: JoinHandle<()>,
     /// Nothing is ever sent: the thread waits for the end of this side.
     wanted: oneshot::Sender<Infallible>,
@@ -26,7 +26,7 @@ impl OwnerThread {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn start<F: Future<Output = ()>>(
+    pub(crate) fn start<F: Future<Output = ()>>(
         runtime: Handle,
         work: impl FnOnce() -> F + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -48,14 +48,14 @@ impl OwnerThread {
     }
 
     /// Waits for the end of the future.
-    pub(super) async fn ended(self) {
+    pub(crate) async fn ended(self) {
         let Self { thread, wanted } = self;
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         drop(wanted);
     }
 
     /// Ends the future at its next wait, and waits for that.
-    pub(super) async fn abandon(self) {
+    pub(crate) async fn abandon(self) {
         let Self { thread, wanted } = self;
         drop(wanted);
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;

@@ -11,13 +11,13 @@ use hyperfile::meta_format::BlockPtrFormat;
 use hyperfile::segment::Segment;
 use hyperfile::{BMapUserData, BlockPtr};
 
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
-use super::node::{self, NODE_BYTES};
-use super::object::object_of;
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
 use crate::base::error::VolumeError;
 use crate::base::single_flight::SingleFlight;
 use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::format::node::{self, NODE_BYTES};
+use crate::format::object_names::object_of;
 use crate::store::{Store, seal};
 
 /// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not. What has
@@ -41,7 +41,7 @@ type Fetched = Result<Bytes, Arc<str>>;
 
 impl NodeLoader {
     /// A loader that gives the neighbours of what it fetches to `cache`.
-    pub(super) fn new(store: Store, seals: IndexSeals, cache: Option<IndexCache>) -> Self {
+    pub(crate) fn new(store: Store, seals: IndexSeals, cache: Option<IndexCache>) -> Self {
         Self {
             seals,
             store,
@@ -142,7 +142,7 @@ impl BlockLoader<BlockPtr> for NodeLoader {
 }
 
 /// The format of block pointers, as an index's root has it.
-pub(super) fn format_of(user_data: u32) -> io::Result<BlockPtrFormat> {
+pub(crate) fn format_of(user_data: u32) -> io::Result<BlockPtrFormat> {
     // Checked before it is taken for the enumeration it should be.
     BlockPtrFormat::try_from_u8(user_data as u8)?;
     Ok(BMapUserData::from_u32(user_data).blk_ptr_format)

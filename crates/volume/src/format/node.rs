@@ -6,7 +6,7 @@
 use hyperfile::meta_format::BlockPtrFormat;
 
 /// Size of an index node in bytes; the format has no other.
-pub(super) const NODE_BYTES: usize = 4096;
+pub(crate) const NODE_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 8;
 const SLOT_BYTES: usize = 8;
 const FLAG_LARGE: u8 = 1;
@@ -29,7 +29,7 @@ pub(crate) fn check(node: &[u8]) -> Result<(), String> {
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn check_root(root: &[u8]) -> Result<(), String> {
+pub(crate) fn check_root(root: &[u8]) -> Result<(), String> {
     if root[0] & FLAG_LARGE != 0 {
         return check_entries(root, 0);
     }

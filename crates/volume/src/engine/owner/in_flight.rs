@@ -23,14 +23,13 @@ use log::debug;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::Beside;
-use super::container::Container;
-use super::index::Root;
-use super::loader::NodeLoader;
-use super::mark::Mark;
+use crate::engine::Beside;
+use crate::engine::container::Container;
+use crate::format::stored_state::{Mark, Root};
+use crate::index::loader::NodeLoader;
 
 /// A checkpoint that has its places and is not stored.
-pub(super) struct Laid {
+pub(crate) struct Laid {
     /// Objects of data alone: stored first.
     parts: Vec<Writer<S3Staging>>,
     /// The object that makes the checkpoint one.
@@ -42,12 +41,12 @@ pub(super) struct Laid {
 
 impl Laid {
     /// What it will be told by, once stored.
-    pub(super) fn mark(&self) -> Mark {
+    pub(crate) fn mark(&self) -> Mark {
         Mark::of_inode(&self.inode)
     }
 
     /// Root of the index that belongs to it. The container's own may be ahead of it soon.
-    pub(super) fn root(&self) -> Root {
+    pub(crate) fn root(&self) -> Root {
         Root(self.inode.i_bmap)
     }
 }
@@ -57,7 +56,7 @@ impl Laid {
 ///
 /// # Errors
 /// After any error the container must go back to what is stored.
-pub(super) async fn lay_out(container: &mut Container) -> io::Result<Laid> {
+pub(crate) async fn lay_out(container: &mut Container) -> io::Result<Laid> {
     HyperTrait::check_writable(container)?;
     let lock = container.flush_lock().await;
     let laid = lay_out_locked(container).await;
@@ -103,19 +102,19 @@ async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
 }
 
 /// The container's part in the end of a landing that succeeded; the oldest one first.
-pub(super) fn stored(container: &Container, landed: Landed) {
+pub(crate) fn stored(container: &Container, landed: Landed) {
     let state = container.inode_mut();
     state.set_ondisk_state(landed.state);
     state.set_last_ondisk_cno(landed.cno);
 }
 
 /// No landing is under way: the container need keep no more nodes than it always does.
-pub(super) fn all_stored(container: &Container) {
+pub(crate) fn all_stored(container: &Container) {
     container.bmap_set_cache_limit(container.config().runtime.node_cache_blocks);
 }
 
 /// What an inode is put over.
-pub(super) enum Predecessor {
+pub(crate) enum Predecessor {
     /// The inode that the container was opened with or stored last.
     Stored(Option<OnDiskState>),
     /// One that is not stored yet. Nothing comes when it will not be.
@@ -123,20 +122,20 @@ pub(super) enum Predecessor {
 }
 
 /// What is stored when a landing ends.
-pub(super) struct Landed {
+pub(crate) struct Landed {
     cno: u64,
     state: Option<OnDiskState>,
 }
 
 /// A checkpoint on its way.
-pub(super) struct Landing {
+pub(crate) struct Landing {
     task: JoinHandle<io::Result<Landed>>,
     stored: Option<oneshot::Receiver<Option<OnDiskState>>>,
 }
 
 impl Landing {
     /// Begins to store a checkpoint, on the current runtime. Its inode is not put before `before` says so.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         laid: Laid,
         predecessor: Predecessor,
         before: Option<oneshot::Receiver<bool>>,
@@ -155,7 +154,7 @@ impl Landing {
     }
 
     /// This one as what the next one's inode is put over. There is one next.
-    pub(super) fn as_predecessor(&mut self) -> Predecessor {
+    pub(crate) fn as_predecessor(&mut self) -> Predecessor {
         let stored = self.stored.take();
         // A receiver of nothing fails whoever waits for it.
         Predecessor::UnderWay(stored.unwrap_or_else(|| oneshot::channel().1))
@@ -165,7 +164,7 @@ impl Landing {
     ///
     /// # Errors
     /// The outer one after a panic, or at the runtime's end.
-    pub(super) async fn ended(&mut self) -> Result<io::Result<Landed>, JoinError> {
+    pub(crate) async fn ended(&mut self) -> Result<io::Result<Landed>, JoinError> {
         (&mut self.task).await
     }
 }

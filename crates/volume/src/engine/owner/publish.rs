@@ -10,18 +10,17 @@ use hyperfile::file::HyperTrait;
 use hyperfile::meta_format::BlockPtrFormat;
 use log::debug;
 
-use super::container::INDEX_NODES;
-use super::index::Root;
-use super::landing::{self, Landing, Predecessor};
-use super::mark::Mark;
-use super::owner::{Changed, Owner, Reply, UnderWay};
-use super::source::FrozenSource;
-use super::walk::Walk;
-use super::{Beside, placement};
+use super::in_flight::{self, Landing, Predecessor};
+use super::upload_source::FrozenSource;
+use super::{Changed, Owner, Reply, UnderWay};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::BlockIndex;
-use crate::read::location::Place;
+use crate::engine::container::INDEX_NODES;
+use crate::engine::{Beside, placement};
+use crate::format::stored_state::{Mark, Root};
+use crate::index::location_map::Place;
+use crate::index::walk::Walk;
 use crate::write_buffer::overlay::Frozen;
 
 /// Blocks zeroed by one checkpoint at most: each costs an index entry in memory until it is published.
@@ -42,7 +41,7 @@ const OVERLAP_RUNS_MAX: usize = 1024;
 impl Owner {
     /// Publishes a generation, and replies once that has ended, after the publishes before it. Returns early where the
     /// next may be asked for meanwhile.
-    pub(super) async fn publish(
+    pub(crate) async fn publish(
         &mut self,
         frozen: &Arc<Frozen>,
         beside: Beside,
@@ -159,7 +158,7 @@ impl Owner {
         let source = FrozenSource::new(frozen.clone(), 0, len_bytes, beside.next);
         self.write_refs(frozen, source, &data_runs).await?;
         let applied = started.elapsed();
-        let laid = landing::lay_out(self.container()?).await;
+        let laid = in_flight::lay_out(self.container()?).await;
         let laid = laid.map_err(|e| VolumeError::engine("laying out a checkpoint", e))?;
         self.release_source()?;
         let changed = self.places(data_runs).await?;

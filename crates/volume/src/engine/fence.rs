@@ -5,9 +5,9 @@
 
 use hyperfile::ondisk::InodeRaw;
 
-use super::inode;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
+use crate::format::inode;
 use crate::store::Store;
 
 /// Publishes of the old owner that may come in between.

@@ -13,63 +13,26 @@ use btree_ondisk::bmap::BMap;
 use futures::FutureExt;
 use hyperfile::BlockPtr;
 use hyperfile::meta_format::BlockPtrFormat;
-use hyperfile::ondisk::InodeRaw;
 use parking_lot::Mutex;
 
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
 use super::loader::NodeLoader;
-use super::mark::Mark;
-use super::node::NODE_BYTES;
-use super::object::object_of;
 use super::walk::Walk;
-use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
-use crate::read::location::{LocationMap, LookupId, Place, Run};
+use crate::format::node::NODE_BYTES;
+use crate::format::object_names::object_of;
+use crate::format::stored_state::Root;
+use crate::index::location_map::{LocationMap, LookupId, Place, Run};
 use crate::store::Store;
 
 /// Entries of the index after which one look-up answers for a part, holes not counted.
 const LOOKUP_ENTRIES_MAX: usize = 64 * 1024;
 
-/// The root of a container's index, as its inode holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(align(8))]
-pub(crate) struct Root(pub hyperfile::ondisk::BMapRawType);
-
-/// A state that was stored, as its inode says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoredState {
-    /// What tells it from any other.
-    pub mark: Mark,
-    pub(crate) root: Root,
-    /// Size of the volume at it.
-    pub(super) size_bytes: u64,
-}
-
-impl StoredState {
-    pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
-        Self {
-            mark: Mark::of_inode(raw),
-            root: Root(raw.i_bmap),
-            size_bytes: raw.i_size,
-        }
-    }
-
-    /// Size of the volume at it, in bytes.
-    pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
-    }
-
-    /// The checkpoint that was the newest.
-    pub fn id(&self) -> CheckpointId {
-        self.mark.id(self.size_bytes, &self.root.0)
-    }
-}
-
 /// What is known of the published state: changed by the owner alone, in one step with each publish.
 #[derive(Debug)]
-pub(super) struct Published {
+pub(crate) struct Published {
     /// Where blocks lie.
     pub locations: LocationMap,
     /// Root of the index.
@@ -77,7 +40,7 @@ pub(super) struct Published {
 }
 
 /// The published index, for any number of look-ups at once.
-pub(super) struct Index {
+pub(crate) struct Index {
     store: Store,
     published: Arc<Mutex<Published>>,
     geometry: Geometry,
@@ -86,7 +49,7 @@ pub(super) struct Index {
 }
 
 /// Brings the way to the first block into the memory of `cache`: most of it is the way to all other blocks.
-pub(super) async fn warm(store: Store, cache: IndexCache, root: Root) {
+pub(crate) async fn warm(store: Store, cache: IndexCache, root: Root) {
     let loader = NodeLoader::new(store.clone(), IndexSeals::new(store), Some(cache.clone()));
     match BMap::<'_, u64, BlockPtr, BlockPtr, _, _>::read(&root.0, NODE_BYTES, loader, cache) {
         Ok(tree) => drop(tree.lookup_batch(&[0]).await),
@@ -109,7 +72,7 @@ impl Drop for Lookup<'_> {
 }
 
 impl Index {
-    pub(super) fn new(
+    pub(crate) fn new(
         store: Store,
         seals: IndexSeals,
         cache: IndexCache,
@@ -128,7 +91,7 @@ impl Index {
 
     /// Finds the places of blocks from `blocks.start` on and enters them into the location map. Blocks that were
     /// published meanwhile are left out: the map has them.
-    pub(super) async fn look_up(&self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
+    pub(crate) async fn look_up(&self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
         let (root, mut lookup) = {
             let mut published = self.published.lock();
             let id = published.locations.begin_lookup();
@@ -166,7 +129,7 @@ impl Index {
     ///
     /// # Errors
     /// When the index cannot be read; reads look for themselves then.
-    pub(super) async fn bring_into_memory(&self) -> io::Result<usize> {
+    pub(crate) async fn bring_into_memory(&self) -> io::Result<usize> {
         let root = self.published.lock().root;
         let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
         // The rest is for the levels above, and for what is published.
@@ -231,7 +194,7 @@ fn place_of(pointer: BlockPtr, format: BlockPtrFormat) -> io::Result<Place> {
 }
 
 /// Adds a run to `runs`, as a part of the last one where it goes on there.
-pub(super) fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_size: u64) {
+pub(crate) fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_size: u64) {
     if let Some(last) = runs.last_mut()
         && last.blocks.end == blocks.start
         && last

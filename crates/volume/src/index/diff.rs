@@ -11,11 +11,11 @@ use btree_ondisk::bmap::BMap;
 use hyperfile::BlockPtr;
 use hyperfile::meta_format::BlockPtrFormat;
 
-use super::index::StoredState;
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
 use super::loader::NodeLoader;
-use super::node::NODE_BYTES;
+use crate::format::node::NODE_BYTES;
+use crate::format::stored_state::StoredState;
 use crate::store::Store;
 
 /// Nodes fetched together.

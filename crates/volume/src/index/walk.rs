@@ -5,14 +5,12 @@ use std::ops::Range;
 
 use btree_ondisk::bmap::BMap;
 use hyperfile::BlockPtr;
-use hyperfile::file::HyperTrait;
 use hyperfile::meta_format::BlockPtrFormat;
 
-use super::container::Container;
-use super::index::Root;
-use super::index_cache::IndexCache;
+use super::cache::IndexCache;
 use super::loader::{NodeLoader, format_of};
-use super::node::NODE_BYTES;
+use crate::format::node::NODE_BYTES;
+use crate::format::stored_state::Root;
 
 /// Leaves fetched together, ahead of the walk.
 const LEAVES_AHEAD: usize = 256;
@@ -22,7 +20,7 @@ const LEAVES_KEPT: usize = 1024;
 type Tree = BMap<'static, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache>;
 
 /// A walk over the index below one root. The state of that root is what it sees, whatever is published meanwhile.
-pub(super) struct Walk {
+pub(crate) struct Walk {
     root: Root,
     loader: NodeLoader,
     cache: IndexCache,
@@ -34,7 +32,7 @@ pub(super) struct Walk {
 
 /// What one leaf says of a range.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Blocks of the range with their pointers, ascending; a pointer may be that of a zeroed block.
     pub entries: Vec<(u64, BlockPtr)>,
     /// What is no entry before this block is not mapped. May lie past the range.
@@ -43,7 +41,7 @@ pub(super) struct Part {
 
 impl Part {
     /// The blocks that hold data, in runs, ascending.
-    pub(super) fn mapped(&self) -> Vec<Range<u64>> {
+    pub(crate) fn mapped(&self) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (block, pointer) in &self.entries {
             if BlockPtrFormat::is_zero_block(pointer) {
@@ -63,7 +61,7 @@ impl Walk {
     ///
     /// # Errors
     /// `InvalidData` when it cannot be one.
-    pub(super) fn new(root: Root, loader: NodeLoader, cache: IndexCache) -> io::Result<Self> {
+    pub(crate) fn new(root: Root, loader: NodeLoader, cache: IndexCache) -> io::Result<Self> {
         let tree = read(&root, &loader, &cache)?;
         Ok(Self {
             root,
@@ -75,24 +73,11 @@ impl Walk {
         })
     }
 
-    /// A walk over what is stored of a container that no changes were applied to.
-    ///
-    /// # Errors
-    /// `InvalidInput` when there are changes: the index holds nodes then that are not stored.
-    pub(super) fn of_container(container: &Container) -> io::Result<Self> {
-        if container.is_bmap_dirty() {
-            let reason = "the container holds changes that are not published";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-        }
-        let (loader, cache) = (container.bmap_get_block_loader(), container.bmap_get_node_cache());
-        Self::new(Root(container.bmap_get_raw()), loader, cache)
-    }
-
     /// How the pointers say where a block lies.
     ///
     /// # Errors
     /// `InvalidData` when the root names no known format.
-    pub(super) fn format(&self) -> io::Result<BlockPtrFormat> {
+    pub(crate) fn format(&self) -> io::Result<BlockPtrFormat> {
         format_of(self.tree.get_userdata())
     }
 
@@ -101,7 +86,7 @@ impl Walk {
     ///
     /// # Errors
     /// When the index cannot be read.
-    pub(super) async fn next(&mut self, blocks: Range<u64>) -> io::Result<Part> {
+    pub(crate) async fn next(&mut self, blocks: Range<u64>) -> io::Result<Part> {
         self.fetch_ahead(&blocks).await?;
         let nothing_until = |end| Part {
             entries: Vec::new(),

@@ -10,16 +10,16 @@ use log::debug;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::index::{Index, Published};
-use super::object::{cno_of, segment_of};
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
+use crate::format::object_names::{cno_of, segment_of};
+use crate::index::location_map::{Place, Run};
+use crate::index::lookup::{Index, Published};
 use crate::read::cache::ReadCache;
 use crate::read::coalesce::{self, Piece};
-use crate::read::gate::Class;
-use crate::read::location::{Place, Run};
+use crate::read::priority_gate::Class;
+use crate::read::read_ahead::Windows;
 use crate::read::reader::{ObjectSource, Reader, Stored};
-use crate::read::window::Windows;
 use crate::store::{Frames, Store};
 use crate::write_buffer::overlay::Frozen;
 
@@ -38,7 +38,7 @@ const CACHE_PARTS: u64 = 16;
 
 /// Reads of one container. Clones share everything.
 #[derive(Clone)]
-pub(super) struct Reads {
+pub(crate) struct Reads {
     shared: Arc<Shared>,
 }
 
@@ -51,7 +51,7 @@ struct Shared {
 }
 
 /// Objects of a container.
-pub(super) struct Objects(pub Store);
+pub(crate) struct Objects(pub Store);
 
 #[async_trait]
 impl ObjectSource for Objects {
@@ -72,7 +72,7 @@ impl ObjectSource for Objects {
 }
 
 impl Reads {
-    pub(super) fn new(
+    pub(crate) fn new(
         geometry: Geometry,
         known: Arc<Mutex<Published>>,
         index: Index,
@@ -91,7 +91,7 @@ impl Reads {
     }
 
     /// The cache of what is read.
-    pub(super) fn cache(&self) -> &ReadCache {
+    pub(crate) fn cache(&self) -> &ReadCache {
         self.shared.reader.cache()
     }
 
@@ -156,7 +156,7 @@ impl Reads {
     }
 
     /// Reads without waiting for anything, if that is possible. Otherwise `out` may be filled in part.
-    pub(super) fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
+    pub(crate) fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
         let len_bytes = out.len() as u64;
         let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
         let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
@@ -202,13 +202,13 @@ impl Reads {
         Ok(pieces)
     }
 
-    pub(super) async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+    pub(crate) async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
         let pieces = self.pieces(offset_bytes, out).await?;
         self.shared.reader.read(pieces, Class::Foreground).await
     }
 
     /// Ranges in groups, each to be given to [`Self::read_near`]. Of what is not known the place in the volume has to do.
-    pub(super) fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
+    pub(crate) fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
         let piece_of = |(number, range): (usize, &Range<u64>)| {
             let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
             let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
@@ -234,7 +234,7 @@ impl Reads {
 
     /// Hands over the bytes of each range. Where they are is looked up now, so it does not matter for how long they were
     /// thought to be near each other.
-    pub(super) async fn read_near(
+    pub(crate) async fn read_near(
         &self,
         ranges: &[Range<u64>],
         each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
@@ -255,7 +255,7 @@ impl Reads {
     }
 
     /// Brings the index into memory, once the first reads have had the line for themselves.
-    pub(super) async fn warm_index(self) {
+    pub(crate) async fn warm_index(self) {
         tokio::time::sleep(WARM_UP_WAIT).await;
         let began = Instant::now();
         match self.shared.index.bring_into_memory().await {
@@ -280,13 +280,13 @@ impl Reads {
     }
 
     /// Brings as much of a range into the cache as may be asked for at once: half of it.
-    pub(super) async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+    pub(crate) async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         let most = self.shared.reader.cache().memory_bytes() / 2;
         self.bring(offset_bytes, len_bytes.min(most)).await
     }
 
     /// A client reads here: what it will probably read next is brought into the cache, in the background.
-    pub(super) fn note_read(&self, runtime: &Handle, offset_bytes: u64, len_bytes: u64) {
+    pub(crate) fn note_read(&self, runtime: &Handle, offset_bytes: u64, len_bytes: u64) {
         if let Some(ahead) = self.ahead_of(offset_bytes, len_bytes) {
             runtime.spawn(self.clone().read_ahead(ahead));
         }
@@ -303,14 +303,14 @@ impl Reads {
     }
 
     /// Reads ahead, as far as the volume reaches.
-    pub(super) async fn read_ahead(self, range: Range<u64>) {
+    pub(crate) async fn read_ahead(self, range: Range<u64>) {
         let range = range.start..range.end.min(self.shared.geometry.size_bytes());
         if let Err(e) = self.bring(range.start, range.end - range.start).await {
             debug!("reading ahead at {}: {}", range.start, e.chain());
         }
     }
 
-    pub(super) async fn block_runs(
+    pub(crate) async fn block_runs(
         &self,
         blocks: Range<u64>,
     ) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
@@ -319,14 +319,14 @@ impl Reads {
     }
 
     /// As [`Self::block_runs`], of the whole range, if all of it is known.
-    pub(super) fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+    pub(crate) fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
         let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
         let is_all = runs.last().is_some_and(|r| r.blocks.end >= blocks.end);
         is_all.then(|| runs.into_iter().map(is_data).collect())
     }
 
     /// Puts what was published as checkpoint `cno` into the cache, unless it is so much that it would drive out the rest.
-    pub(super) fn keep(&self, frozen: &Frozen, cno: u64) {
+    pub(crate) fn keep(&self, frozen: &Frozen, cno: u64) {
         let reader = &self.shared.reader;
         frozen.with(|generation| {
             if generation.buffered_bytes() > reader.cache().memory_bytes() / CACHE_PARTS {
