@@ -11,7 +11,7 @@ use std::time::Duration;
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::descriptors;
-use hypernbd_volume::durability::{Durability, LOSS_FILE};
+use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
 use hypernbd_volume::past::{self, Past};
 use nbdkit::{Error, Result};

@@ -9,7 +9,6 @@ pub mod base;
 pub mod buffer_file;
 pub mod checkpoint;
 mod disk;
-pub mod durability;
 pub mod engine;
 pub(crate) mod format;
 pub mod index;

@@ -7,12 +7,12 @@ use crate::base::counters::{CounterUse, OWNERS};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
-use crate::durability::Durability;
 use crate::engine::limits;
 use crate::format::inode;
 use crate::lease::{self, LeaseRecord};
 use crate::meta::{label, wal_marker};
 use crate::options::StoreOptions;
+use crate::options::durability::Durability;
 use crate::store::{self, Store};
 
 /// What is known of a volume without opening it.

@@ -31,7 +31,7 @@ mod space;
 mod tombstone;
 pub mod wal;
 
-pub use crate::open::inspect::Sighting;
+pub use crate::lease::sighting::Sighting;
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, Deleted, IfDamaged, delete, delete_plan};
 pub use info::{VolumeInfo, info};

@@ -62,8 +62,8 @@ mod tests {
 
     use super::*;
     use crate::base::url::VolumeUrl;
-    use crate::options::StoreOptions;
     use crate::store;
+    use crate::store::options::StoreOptions;
 
     async fn store_with_inode(raw: &InodeRaw, metadata: &[(&str, &str)]) -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();

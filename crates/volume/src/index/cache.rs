@@ -20,8 +20,8 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
 use crate::disk::RealDisk;
 use crate::format::node::NODE_BYTES;
+use crate::index::cache_config::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
 use crate::meta::cache_state::CacheState;
-use crate::options::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
 const BLOCK_BYTES: usize = 16 << 20;

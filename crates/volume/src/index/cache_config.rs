@@ -6,6 +6,8 @@ use crate::base::units::{MIB, UnitError, parse_size};
 
 /// The least size the engine accepts; smaller ones are raised to it.
 pub const NODE_CACHE_LEAST_BYTES: u64 = 32 * MIB;
+/// `index_memory` unless it is given: the index of 16 GiB of data in 4 KiB blocks that were written in order.
+pub const INDEX_MEMORY_DEFAULT_BYTES: u64 = 64 * MIB;
 
 /// Cache of the container's index nodes on a local disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

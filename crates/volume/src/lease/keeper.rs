@@ -19,8 +19,8 @@ use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::volume_id::VolumeId;
 use crate::engine::{Ownership, fence};
+use crate::lease::options::LeaseOptions;
 use crate::meta::checkpoint_list;
-use crate::options::LeaseOptions;
 use crate::store::{ETag, Store};
 
 /// The lease's name below the volume's `.meta/`.

@@ -4,7 +4,7 @@ use super::*;
 use crate::base::url::VolumeUrl;
 use crate::meta::wal_marker::MarkerState;
 use crate::open::history;
-use crate::options::StoreOptions;
+use crate::store::options::StoreOptions;
 
 async fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! Copies, moves and labels of earlier releases.
 
 use super::*;
-use crate::options::StoreOptions;
+use crate::store::options::StoreOptions;
 
 async fn store_at(path: &std::path::Path) -> Store {
     let url = VolumeUrl::parse(&format!("file://{}/", path.display())).unwrap();

@@ -10,6 +10,7 @@ use crate::base::volume_id::VolumeId;
 use crate::format::inode as stored_inode;
 use crate::format::stored_state::StoredState;
 use crate::lease;
+use crate::lease::sighting::Sighting;
 use crate::lease::state::Stored;
 use crate::meta::label::{self, Found, Label, Unpublished};
 use crate::meta::wal_marker::{self, MarkerState};
@@ -65,17 +66,6 @@ pub(crate) fn look<'a>(
         })
     }
     .boxed()
-}
-
-/// What an open may start from that comes some time after a look: it holds as long as the lease is still that one,
-/// because nobody changes or deletes a volume without taking the lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sighting {
-    pub(crate) volume_id: VolumeId,
-    pub(crate) newest: StoredState,
-    pub(crate) origin: Option<InodeCheck>,
-    pub(crate) parent: Option<VolumeId>,
-    pub(crate) lease: Stored,
 }
 
 impl Looked {

@@ -20,7 +20,7 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
 use crate::disk::{Disk, RealDisk, fitness};
 use crate::meta::cache_state::CacheState;
-use crate::options::{ReadCacheConfig, ReadCacheDisk};
+use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 
 /// Memory for a page besides its bytes.
 const PAGE_OVERHEAD_BYTES: usize = 160;

@@ -9,6 +9,7 @@
 //! * [`read_ahead`] (pure): what to read ahead.
 
 pub mod cache;
+pub(crate) mod cache_config;
 pub mod coalesce;
 pub mod hedge;
 pub mod priority_gate;

@@ -15,6 +15,7 @@ mod local;
 mod multipart;
 mod object_file;
 mod operations;
+pub(crate) mod options;
 pub mod probe;
 pub(crate) mod probe_objects;
 mod s3;
@@ -41,7 +42,7 @@ pub use frames::Frames;
 
 use crate::base::url::VolumeUrl;
 use crate::disk::RealDisk;
-use crate::options::StoreOptions;
+use crate::store::options::StoreOptions;
 pub(crate) use durable::Directory;
 use durable::ObjectDir;
 pub(crate) use operations::DELETE_KEYS_MAX;

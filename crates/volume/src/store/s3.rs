@@ -27,7 +27,7 @@ use super::sse::Encrypt;
 use super::{Store, turns};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::url::VolumeUrl;
-use crate::options::StoreOptions;
+use crate::store::options::StoreOptions;
 
 /// Region where nobody names one: the one that S3 services other than AWS take to be theirs.
 const DEFAULT_REGION: &str = "us-east-1";

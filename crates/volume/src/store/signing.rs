@@ -10,7 +10,7 @@ use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 
 use super::upload::in_one_piece;
-use crate::options::PayloadSigning;
+use crate::store::options::PayloadSigning;
 
 /// Interceptor that carries out the choice.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 
 use super::upload::has_parameter;
-use crate::options::{ServerSideEncryption, StoreOptions};
+use crate::store::options::{ServerSideEncryption, StoreOptions};
 
 /// Interceptor that adds the headers.
 #[derive(Debug)]

@@ -11,9 +11,10 @@ use crate::base::units::MIB;
 use crate::base::url::VolumeUrl;
 use crate::engine::past::PastEngine;
 use crate::index::cache::IndexCache;
-use crate::options::{ReadCacheConfig, StoreOptions, VolumeOptions};
+use crate::options::{StoreOptions, VolumeOptions};
 use crate::past::{self, Past};
 use crate::read::cache::ReadCache;
+use crate::read::cache_config::ReadCacheConfig;
 use crate::store;
 
 /// Memory for the index of one checkpoint, and the most for its data, in bytes.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::base::url::VolumeUrl;
-use crate::options::StoreOptions;
+use crate::store::options::StoreOptions;
 use crate::wal::record::{Content, Entry};
 
 struct Fixture {

@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_documentation_has_every_class() {
-        let page = include_str!("../../../docs/durability.md");
+        let page = include_str!("../../../../docs/durability.md");
         for class in Durability::ALL {
             assert!(page.contains(&format!("`{}`", class.name())), "{}", class.name());
         }

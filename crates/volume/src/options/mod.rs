@@ -1,21 +1,21 @@
 //! What a user can set: the store's options, the volume's, the server's, and the builder that reads them as
 //! `key=value`. The list of keys, with defaults and help, is [`OPTIONS`] and nothing else.
 
-mod lease;
+pub mod durability;
 mod read_cache;
-mod store;
 mod table;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::index::cache_config::{
-    NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy,
+    INDEX_MEMORY_DEFAULT_BYTES, NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy,
 };
-pub use lease::LeaseOptions;
-pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, ReadCacheConfig, ReadCacheDisk};
-pub use store::{PayloadSigning, ServerSideEncryption, StoreOptions};
-pub(crate) use store::{check_endpoint, check_region};
+pub use crate::lease::options::LeaseOptions;
+pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
+pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
+pub(crate) use crate::store::options::{check_endpoint, check_region};
+pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
 use crate::base::units::MIB;
@@ -26,8 +26,6 @@ pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
 /// The most `write_buffer`: a larger one is a slip of the pen.
 pub const WRITE_BUFFER_MOST_BYTES: u64 = 1 << 40;
 
-/// `index_memory` unless it is given: the index of 16 GiB of data in 4 KiB blocks that were written in order.
-pub const INDEX_MEMORY_DEFAULT_BYTES: u64 = 64 * MIB;
 /// The least `index_memory`.
 pub const INDEX_MEMORY_LEAST_BYTES: u64 = MIB;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::admin::Sighting;
+use crate::lease::sighting::Sighting;
 
 /// How the lease of a volume is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
