@@ -19,9 +19,9 @@ pub mod options;
 pub mod past;
 pub mod read;
 pub mod readers;
-#[cfg(test)]
-mod simulation;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod volume;
 pub mod wal;
 pub mod write_buffer;

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::base::geometry::Geometry;
     use crate::engine::Beside;
-    use crate::engine::memory::MemoryEngine;
+    use crate::testing::memory_engine::MemoryEngine;
 
     const BLOCK: u64 = 65536;
 

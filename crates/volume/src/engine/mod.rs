@@ -1,7 +1,7 @@
 //! Published data: the container behind a volume.
 //!
-//! [`Engine`] is all the rest of the crate knows of it. [`hyper_engine`] is the real one, [`memory`] a model kept in memory,
-//! [`fault`] wraps any and makes it fail.
+//! [`Engine`] is all the rest of the crate knows of it. [`hyper_engine`] is the real one; tests have a model kept in memory, and
+//! one that wraps any and makes it fail.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,12 +16,10 @@ use crate::write_buffer::overlay::Frozen;
 
 pub(crate) mod bare;
 pub(crate) mod container;
-pub mod fault;
 pub(crate) mod fence;
 pub(crate) mod guard;
 pub mod hyper_engine;
 pub mod limits;
-pub mod memory;
 mod owner;
 pub(crate) mod past;
 mod placement;

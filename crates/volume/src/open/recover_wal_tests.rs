@@ -6,9 +6,9 @@ use uuid::Uuid;
 use super::*;
 use crate::base::checkpoint_id::{Checkpoint, InodeCheck};
 use crate::base::geometry::Geometry;
-use crate::engine::memory::MemoryEngine;
 use crate::meta::checkpoint_list::{self, CatalogueEntry, Watermarks};
 use crate::open::history;
+use crate::testing::memory_engine::MemoryEngine;
 use crate::wal::record::Group;
 use crate::wal::{AppendError, EncodedGroup, GroupId};
 

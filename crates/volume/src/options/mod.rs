@@ -14,7 +14,6 @@ pub use crate::index::cache_config::{
 pub use crate::lease::options::LeaseOptions;
 pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
-pub(crate) use crate::store::options::{check_endpoint, check_region};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 

@@ -9,9 +9,9 @@ use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::checkpoint::handle::{Driver, DriverConfig};
-use crate::engine::memory::MemoryEngine;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::NoRecorder;
+use crate::testing::memory_engine::MemoryEngine;
 use crate::write_buffer::overlay::{Frozen, Overlay};
 
 const IO_TIMEOUT: Duration = Duration::from_secs(60);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Beside, Engine};
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck};
 use crate::base::error::VolumeError;
 use crate::base::geometry::{BlockIndex, Geometry};
+use crate::engine::{Beside, Engine};
 use crate::write_buffer::overlay::Frozen;
 
 #[derive(Debug, Default)]

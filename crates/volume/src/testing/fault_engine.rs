@@ -7,10 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Beside, Engine};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
+use crate::engine::{Beside, Engine};
 use crate::write_buffer::overlay::Frozen;
 
 /// What happens to one call.
