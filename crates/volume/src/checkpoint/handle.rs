@@ -15,7 +15,7 @@ use crate::engine::Engine;
 use crate::meta::checkpoint_list::Recorder;
 use crate::write_buffer::backlog::{Backlog, Since};
 use crate::write_buffer::overlay::{Buffered, Overlay};
-use crate::write_buffer::quota::{Pressure, Reservation};
+use crate::write_buffer::quota::{Quota, Reservation};
 
 /// What a driver works by.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ pub(crate) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming:
 #[derive(Clone)]
 pub struct Driver {
     commands: mpsc::UnboundedSender<Command>,
-    pressure: Arc<Pressure>,
+    quota: Arc<Quota>,
     overlay: Arc<Overlay>,
     since: Arc<Mutex<Since>>,
     has_log: bool,
@@ -62,7 +62,7 @@ impl Driver {
         let (commands, inbox) = mpsc::unbounded_channel();
         let driver = Self {
             commands: commands.clone(),
-            pressure: Arc::new(Pressure::new(config.write_buffer_bytes)),
+            quota: Arc::new(Quota::new(config.write_buffer_bytes)),
             overlay: overlay.clone(),
             since: Arc::default(),
             has_log: config.log.is_some(),
@@ -75,7 +75,7 @@ impl Driver {
             engine,
             recorder,
             config,
-            &driver.pressure,
+            &driver.quota,
             &driver.since,
             back,
         );
@@ -88,7 +88,7 @@ impl Driver {
     /// # Errors
     /// [`VolumeError::Fenced`].
     pub fn check_fenced(&self) -> Result<(), VolumeError> {
-        self.pressure.check_fenced()
+        self.quota.check_fenced()
     }
 
     /// Says that a change was taken into the overlay, and slows the caller by what it buffered.
@@ -106,7 +106,7 @@ impl Driver {
         {
             self.send(Event::Grown);
         }
-        self.pressure.slow_down(change);
+        self.quota.slow_down(change);
     }
 
     fn send(&self, event: Event) {
@@ -118,7 +118,7 @@ impl Driver {
     /// # Errors
     /// [`VolumeError::BufferFull`] after `io_timeout`, [`VolumeError::Fenced`].
     pub fn wait_for_room(&self, bytes: u64) -> Result<Reservation<'_>, VolumeError> {
-        self.pressure
+        self.quota
             .wait_for_room(&self.overlay, bytes, self.io_timeout, || self.send(Event::Grown))
     }
 
@@ -128,8 +128,7 @@ impl Driver {
     /// As [`Self::wait_for_room`].
     pub(crate) fn wait_for_kept_room(&self, has_room: impl Fn() -> bool) -> Result<(), VolumeError> {
         let ask = || self.checkpoint_soon();
-        self.pressure
-            .wait_for(&self.overlay, has_room, self.io_timeout, ask)
+        self.quota.wait_for(&self.overlay, has_room, self.io_timeout, ask)
     }
 
     /// Resolves once everything taken into the overlay before the call is durable: in the log, or published.
@@ -161,10 +160,10 @@ impl Driver {
 
     /// Ends all writing for good once `lost` resolves to a reason: another server took the volume over.
     pub fn fence_when(&self, lost: impl Future<Output = Option<String>> + Send + 'static) {
-        let (commands, pressure) = (Commands::to(&self.commands), self.pressure.clone());
+        let (commands, quota) = (Commands::to(&self.commands), self.quota.clone());
         tokio::spawn(async move {
             if let Some(reason) = lost.await {
-                pressure.note_fenced(reason);
+                quota.note_fenced(reason);
                 commands.send(Command::Event(machine::Event::Volume(Event::Fenced)));
             }
         });

@@ -25,7 +25,7 @@ use crate::wal::AppendError;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent};
 use crate::write_buffer::backlog::Since;
 use crate::write_buffer::overlay::{Frozen, Overlay};
-use crate::write_buffer::quota::Pressure;
+use crate::write_buffer::quota::Quota;
 
 /// First wait after a failed publish; doubled by each further failure.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
@@ -90,7 +90,7 @@ pub(super) struct Task {
     publisher: Arc<Publisher>,
     appender: Option<Appender>,
     config: DriverConfig,
-    pressure: Arc<Pressure>,
+    quota: Arc<Quota>,
     since: Arc<Mutex<Since>>,
     commands: Commands,
     flushes: HashMap<FlushId, oneshot::Sender<Result<(), VolumeError>>>,
@@ -113,7 +113,7 @@ impl Task {
         engine: Arc<dyn Engine>,
         recorder: Arc<dyn Recorder>,
         config: DriverConfig,
-        pressure: &Arc<Pressure>,
+        quota: &Arc<Quota>,
         since: &Arc<Mutex<Since>>,
         back: Commands,
     ) -> Self {
@@ -128,7 +128,7 @@ impl Task {
             overlay,
             appender: config.log.clone().map(|log| Appender::new(log, back.clone())),
             config,
-            pressure: pressure.clone(),
+            quota: quota.clone(),
             since: since.clone(),
             commands: back,
             flushes: HashMap::new(),
@@ -285,7 +285,7 @@ impl Task {
                 let mut since = self.since.lock();
                 let active = since.active.take();
                 since.frozen.push_back(active);
-                self.pressure.made_room();
+                self.quota.made_room();
             }
             Action::Publish { generation, attempt } => self.publish(generation, attempt),
             Action::DropFrozen(_) => {
@@ -293,7 +293,7 @@ impl Task {
                 let bytes = dropped
                     .as_ref()
                     .map_or(0, |f| f.generation.with(|g| g.buffered_bytes()));
-                let room = self.pressure.take(bytes);
+                let room = self.quota.take(bytes);
                 let dropped = (dropped, self.overlay.drop_frozen());
                 // Freeing some 10^5 blocks takes a while, and the next publish should not wait for it.
                 tokio::task::spawn_blocking(move || {
@@ -321,7 +321,7 @@ impl Task {
                 self.commands.send_later(wait, Command::Event(due));
             }
             Action::Answer(id, answer) => self.answer(id, answer),
-            Action::Fence => self.pressure.fence(),
+            Action::Fence => self.quota.fence(),
         }
     }
 
@@ -332,7 +332,7 @@ impl Task {
         };
         let result = match answer {
             FlushAnswer::Durable => Ok(()),
-            FlushAnswer::Fenced => Err(self.pressure.fenced_error()),
+            FlushAnswer::Fenced => Err(self.quota.fenced_error()),
             FlushAnswer::TimedOut => {
                 let last = match self.last_failure.as_str() {
                     "" => "none, but nothing went on meanwhile: the store is slow".to_owned(),
@@ -361,9 +361,9 @@ impl Task {
         };
         frozen.publish_started = Some(Instant::now());
         let frozen = frozen.generation.clone();
-        self.pressure.publish_began(frozen.with(|g| g.buffered_bytes()));
+        self.quota.publish_began(frozen.with(|g| g.buffered_bytes()));
         let copied_bytes = BESIDE_BYTES.min(self.config.write_buffer_bytes / 8);
-        let room = is_beside.then(|| self.pressure.take(copied_bytes));
+        let room = is_beside.then(|| self.quota.take(copied_bytes));
         let (ended, newest) = oneshot::channel();
         let before = self.newest_publish.replace(newest).filter(|_| is_beside);
         let (next, may_begin) = oneshot::channel();
@@ -408,11 +408,11 @@ impl Task {
                 if !std::mem::take(&mut self.last_failure).is_empty() {
                     info!("the store takes data again: everything kept so far is published");
                 }
-                self.pressure.published(bytes, self.last_publish_ended - began);
+                self.quota.published(bytes, self.last_publish_ended - began);
                 PublishEnd::Published
             }
             Err(VolumeError::Fenced { reason }) => {
-                self.pressure.note_fenced(reason);
+                self.quota.note_fenced(reason);
                 PublishEnd::Fenced
             }
             Err(e) => {
@@ -433,7 +433,7 @@ impl Task {
         };
         let (end, reason) = appender.ended(result);
         match (end, reason) {
-            (AppendEnd::Fenced, reason) => self.pressure.note_fenced(reason.unwrap_or_default()),
+            (AppendEnd::Fenced, reason) => self.quota.note_fenced(reason.unwrap_or_default()),
             (_, Some(reason)) => self.last_failure = reason,
             _ => {}
         }

@@ -28,7 +28,7 @@ use crate::index::checksums::IndexSeals;
 use crate::index::loader::NodeLoader;
 use crate::index::walk::Walk;
 use crate::store::Store;
-use crate::store::turns::UPLOAD_TURNS;
+use crate::store::interceptors::upload_limiter::UPLOAD_TURNS;
 
 /// The container type used throughout. Not `Send`: it lives on the thread that opened it.
 pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;

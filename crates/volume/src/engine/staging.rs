@@ -25,7 +25,8 @@ use crate::format::inode;
 use crate::format::segment_header::decode_header;
 use crate::index::checksums::IndexSeals;
 use crate::index::loader::NodeLoader;
-use crate::store::{Store, seal};
+use crate::store::Store;
+use crate::store::interceptors::window_checksums;
 
 /// The engine's own staging.
 type Plain = S3BlockLoader;
@@ -49,7 +50,9 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
     let store = store_of(staging);
     let key = store.data_key(&Segment::segid_to_staging_file_id(object));
     // A whole window, for its check value.
-    let got = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await;
+    let got = store
+        .get_within_info(&key, 0, window_checksums::WINDOW_BYTES)
+        .await;
     let Some((bytes, info)) = got.map_err(|e| io_error(&e))? else {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
@@ -90,7 +93,10 @@ async fn header_stored(store: &Store, cno: u64) -> Result<Option<SegmentHeader>,
         SegmentId::new_from_cno(cno),
     ] {
         let key = store.data_key(&Segment::segid_to_staging_file_id(object));
-        let Some((bytes, info)) = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await? else {
+        let Some((bytes, info)) = store
+            .get_within_info(&key, 0, window_checksums::WINDOW_BYTES)
+            .await?
+        else {
             continue;
         };
         let header = bytes.get(..SegmentHeader::size()).map(SegmentHeader::from_slice);

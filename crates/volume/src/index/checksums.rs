@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::store_error::StoreError;
 use crate::format::segment_header::check_claims;
-use crate::store::seal::{self, WINDOW_BYTES};
+use crate::store::interceptors::window_checksums::{self, WINDOW_BYTES};
 use crate::store::{ObjectInfo, Store};
 
 /// Bytes of an index read back at a time, whole windows.
@@ -68,7 +68,7 @@ impl IndexSeals {
         offset_bytes: u64,
         window: &Bytes,
     ) -> Result<(), StoreError> {
-        if seal::is_sealed(info) {
+        if window_checksums::is_sealed(info) {
             return Ok(());
         }
         match self.of(object).await? {
@@ -115,7 +115,7 @@ impl IndexSeals {
     async fn made(&self, object: &str) -> Result<bool, StoreError> {
         let key = self.store.data_key(object);
         let first = self.store.get_within_info(&key, 0, WINDOW_BYTES).await?;
-        let Some((first, info)) = first.filter(|(_, info)| !seal::is_sealed(info)) else {
+        let Some((first, info)) = first.filter(|(_, info)| !window_checksums::is_sealed(info)) else {
             return Ok(false);
         };
         let header = first.get(..SegmentHeader::size()).map(SegmentHeader::from_slice);
@@ -128,13 +128,13 @@ impl IndexSeals {
         if first.len() < start as usize {
             return Ok(false);
         }
-        let mut crc32c = seal::seal(&first[..start as usize]);
+        let mut crc32c = window_checksums::seal(&first[..start as usize]);
         while start < index_end_bytes {
             let len = READ_BACK_BYTES.min(index_end_bytes - start);
             let Some(piece) = self.store.get_range(&key, start, len).await? else {
                 return Ok(false);
             };
-            crc32c += &seal::seal(&piece);
+            crc32c += &window_checksums::seal(&piece);
             start += len;
         }
         let seal = IndexSeal {
@@ -163,7 +163,7 @@ fn check(seal: &IndexSeal, offset_bytes: u64, window: &Bytes) -> Result<(), Stri
     if window.len() < covered {
         return Err("it ends before its index does".into());
     }
-    seal::verify(
+    window_checksums::verify(
         &seal.crc32c,
         offset_bytes,
         &window.slice(..covered),

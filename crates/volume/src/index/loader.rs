@@ -18,11 +18,12 @@ use crate::base::single_flight::SingleFlight;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::format::node::{self, NODE_BYTES};
 use crate::format::object_names::object_of;
-use crate::store::{Store, seal};
+use crate::store::Store;
+use crate::store::interceptors::window_checksums;
 
 /// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not. What has
 /// check values has one for each such piece.
-const FETCH_BYTES: u64 = seal::WINDOW_BYTES;
+const FETCH_BYTES: u64 = window_checksums::WINDOW_BYTES;
 /// Nodes of one level fetched at once by one look-up.
 const FETCHES_IN_FLIGHT: usize = 16;
 

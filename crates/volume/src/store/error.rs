@@ -9,8 +9,8 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
-use super::durable::{DAMAGED, DAMAGED_STATUS};
-use super::foreign::ID_HEADERS;
+use super::interceptors::foreign::ID_HEADERS;
+use super::local::object_dir::{DAMAGED, DAMAGED_STATUS};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::units::format_duration;
 

@@ -1,4 +1,4 @@
-//! Single decisions of the group commit; `writeback/machine_tests.rs` has the whole in a simulated world.
+//! Single decisions of the group commit; `checkpoint/machine_tests.rs` has the whole in a simulated world.
 
 use super::*;
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
 use super::progress::Progress;
-use super::wal_delta::Unlogged;
+use super::wal_delta::WalDelta;
 use crate::base::geometry::{BlockIndex, Geometry};
 use crate::base::ids::FROZEN_MAX;
 use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};
@@ -62,7 +62,7 @@ struct Layers {
     /// Oldest first.
     frozen: VecDeque<FrozenLayer>,
     /// What the log lacks of the active generation; `None` without a log.
-    active_unlogged: Option<Unlogged>,
+    active_unlogged: Option<WalDelta>,
     /// Where changes are kept too, so that they survive this process.
     kept: Option<Arc<Kept>>,
 }
@@ -103,7 +103,7 @@ struct FrozenLayer {
     generation: Arc<Frozen>,
     buffered_bytes: u64,
     /// What the log lacks of it.
-    unlogged: Option<Unlogged>,
+    unlogged: Option<WalDelta>,
 }
 
 /// What a generation has for the log.
@@ -184,7 +184,7 @@ pub struct Overlay {
     /// Bytes of the frozen generations, so that writers need not take their locks.
     frozen_bytes: Mutex<u64>,
     /// The account of an empty generation; `None` without a log.
-    no_unlogged: Option<Unlogged>,
+    no_unlogged: Option<WalDelta>,
 }
 
 impl Overlay {
@@ -195,10 +195,10 @@ impl Overlay {
 
     /// An empty overlay that keeps account of what a log lacks: of each generation up to `log_bulk_bytes`.
     pub fn with_log(geometry: Geometry, log_bulk_bytes: u64) -> Self {
-        Self::following(geometry, Some(Unlogged::new(log_bulk_bytes)))
+        Self::following(geometry, Some(WalDelta::new(log_bulk_bytes)))
     }
 
-    fn following(geometry: Geometry, unlogged: Option<Unlogged>) -> Self {
+    fn following(geometry: Geometry, unlogged: Option<WalDelta>) -> Self {
         let layers = Layers {
             active: Generation::new(geometry),
             freezes: 0,
@@ -457,7 +457,7 @@ impl Overlay {
         let mut layers = self.layers.write();
         let layers = &mut *layers;
         let is_too_large =
-            |unlogged: &Option<Unlogged>| unlogged.as_ref().is_some_and(Unlogged::is_too_large);
+            |unlogged: &Option<WalDelta>| unlogged.as_ref().is_some_and(WalDelta::is_too_large);
         if is_too_large(&layers.active_unlogged) {
             return UnloggedChanges {
                 frozen: layers.frozen.iter().map(|_| ForLog::Nothing).collect(),
@@ -481,12 +481,12 @@ impl Overlay {
         let layers = self.layers.read();
         let frozen = layers.frozen.iter().map(|layer| &layer.unlogged);
         let all = frozen.chain([&layers.active_unlogged]);
-        all.flatten().map(Unlogged::data_bytes).sum()
+        all.flatten().map(WalDelta::data_bytes).sum()
     }
 }
 
 /// The changes to a generation that its account names.
-fn changes(generation: &Generation, unlogged: Option<&mut Unlogged>) -> ForLog {
+fn changes(generation: &Generation, unlogged: Option<&mut WalDelta>) -> ForLog {
     let Some(unlogged) = unlogged.filter(|u| !u.is_empty()) else {
         return ForLog::Nothing;
     };

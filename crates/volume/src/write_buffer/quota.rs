@@ -1,4 +1,4 @@
-//! Back-pressure: the room in the write buffer, and how writers wait for it. Blocks the calling threads; never call it on
+//! Quota and back-pressure: the room in the write buffer, and how writers wait for it. Blocks the calling threads; never call it on
 //! the runtime.
 
 use std::sync::Arc;
@@ -25,33 +25,33 @@ struct Room {
 /// Room in the write buffer for one change, given back when the change is made.
 #[derive(Debug)]
 pub struct Reservation<'a> {
-    pressure: &'a Pressure,
+    quota: &'a Quota,
     bytes: u64,
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.pressure.room.0.lock().reserved_bytes -= self.bytes;
+        self.quota.room.0.lock().reserved_bytes -= self.bytes;
     }
 }
 
 /// Room that something else than buffered changes takes, given back when this is dropped.
 #[derive(Debug)]
 pub struct Taken {
-    pressure: Arc<Pressure>,
+    quota: Arc<Quota>,
     bytes: u64,
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.pressure.room.0.lock().reserved_bytes -= self.bytes;
-        self.pressure.made_room();
+        self.quota.room.0.lock().reserved_bytes -= self.bytes;
+        self.quota.made_room();
     }
 }
 
 /// What writers and the driver share.
 #[derive(Debug)]
-pub struct Pressure {
+pub struct Quota {
     capacity_bytes: u64,
     /// Why the volume is fenced, once it is.
     fenced: Mutex<Option<String>>,
@@ -64,7 +64,7 @@ pub struct Pressure {
     room: (Mutex<Room>, Condvar),
 }
 
-impl Pressure {
+impl Quota {
     /// For a write buffer of `capacity_bytes`.
     pub fn new(capacity_bytes: u64) -> Self {
         Self {
@@ -123,7 +123,7 @@ impl Pressure {
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Taken {
         self.room.0.lock().reserved_bytes += bytes;
         Taken {
-            pressure: self.clone(),
+            quota: self.clone(),
             bytes,
         }
     }
@@ -188,10 +188,7 @@ impl Pressure {
         let has_room = |room: &Room| overlay.total_bytes() + room.reserved_bytes + needed <= capacity;
         let mut room = self.wait_until(overlay, has_room, timeout, None, ask_for_room)?;
         room.reserved_bytes += bytes;
-        Ok(Reservation {
-            pressure: self,
-            bytes,
-        })
+        Ok(Reservation { quota: self, bytes })
     }
 
     /// Waits until a publish has made room of another kind. That is looked at again every now and then, since room may also be
@@ -252,14 +249,10 @@ mod tests {
 
     #[test]
     fn a_dropped_generation_takes_room_until_it_is_freed() {
-        let pressure = Arc::new(Pressure::new(1 << 20));
+        let quota = Arc::new(Quota::new(1 << 20));
         let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
-        let has_room = || {
-            pressure
-                .wait_for_room(&overlay, 512 << 10, NO_TIME, || {})
-                .is_ok()
-        };
-        let taken = pressure.take(768 << 10);
+        let has_room = || quota.wait_for_room(&overlay, 512 << 10, NO_TIME, || {}).is_ok();
+        let taken = quota.take(768 << 10);
         assert!(!has_room());
         drop(taken);
         assert!(has_room());
@@ -268,13 +261,10 @@ mod tests {
     /// Runs of zeroed blocks take memory as data does: a client that makes them without end is held back.
     #[test]
     fn scattered_zeroes_fill_the_buffer() {
-        let pressure = Arc::new(Pressure::new(1 << 20));
+        let quota = Arc::new(Quota::new(1 << 20));
         let overlay = Overlay::new(Geometry::new(1 << 40, 4096));
         let mut let_in = 0;
-        while pressure
-            .wait_for_room(&overlay, RANGE_BYTES, NO_TIME, || {})
-            .is_ok()
-        {
+        while quota.wait_for_room(&overlay, RANGE_BYTES, NO_TIME, || {}).is_ok() {
             overlay.zero(let_in * 8192, 4096);
             let_in += 1;
             assert!(let_in <= (1 << 20) / RANGE_BYTES, "more than there is room for");
@@ -284,15 +274,15 @@ mod tests {
 
     #[test]
     fn room_given_back_wakes_a_writer_that_waits() {
-        let pressure = Arc::new(Pressure::new(1 << 20));
-        let taken = pressure.take(1 << 20);
+        let quota = Arc::new(Quota::new(1 << 20));
+        let taken = quota.take(1 << 20);
         let (asks, asked) = std::sync::mpsc::channel();
         let writer = std::thread::spawn({
-            let pressure = pressure.clone();
+            let quota = quota.clone();
             move || {
                 let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
                 let ask = || asks.send(()).expect("somebody listens");
-                let room = pressure.wait_for_room(&overlay, 4096, Duration::from_secs(3600), ask);
+                let room = quota.wait_for_room(&overlay, 4096, Duration::from_secs(3600), ask);
                 room.is_ok()
             }
         });
@@ -304,10 +294,10 @@ mod tests {
     /// The time that a writer waits counts from the last step of a publish, which is in an hour here.
     #[tokio::test(start_paused = true)]
     async fn a_writer_waits_for_a_publish_that_gets_on() {
-        let pressure = Arc::new(Pressure::new(1 << 20));
+        let quota = Arc::new(Quota::new(1 << 20));
         let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
-        let taken = pressure.take(1 << 20);
-        let has_room = |ask: &dyn Fn()| pressure.wait_for_room(&overlay, 4096, NO_TIME, ask).is_ok();
+        let taken = quota.take(1 << 20);
+        let has_room = |ask: &dyn Fn()| quota.wait_for_room(&overlay, 4096, NO_TIME, ask).is_ok();
         assert!(!has_room(&|| {}));
         overlay.write(0, &[1; 4096]);
         let frozen = overlay.freeze();

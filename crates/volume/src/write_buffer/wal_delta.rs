@@ -11,7 +11,7 @@ use crate::wal::record::ENTRY_BYTES;
 
 /// The ranges changed since they were last logged.
 #[derive(Debug, Clone)]
-pub struct Unlogged {
+pub struct WalDelta {
     data: RangeSet<u64>,
     zeros: RangeSet<u64>,
     /// Never less than what logging all of it would take, in bytes.
@@ -20,7 +20,7 @@ pub struct Unlogged {
     is_too_large: bool,
 }
 
-impl Unlogged {
+impl WalDelta {
     /// Nothing changed. More than `limit_bytes` is too large to be logged.
     pub fn new(limit_bytes: u64) -> Self {
         Self {
@@ -106,7 +106,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_byte_is_known_by_its_last_change(ops in prop::collection::vec((any::<bool>(), 0..200u64, 0..60u64), 0..40)) {
-            let mut unlogged = Unlogged::new(1 << 30);
+            let mut unlogged = WalDelta::new(1 << 30);
             let mut model = vec![' '; 300];
             for (is_data, at, len) in ops {
                 let range = at..at + len;
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn only_what_is_really_much_is_too_large() {
-        let mut unlogged = Unlogged::new(100_000);
+        let mut unlogged = WalDelta::new(100_000);
         for _ in 0..1000 {
             unlogged.written(0..4096);
             unlogged.zeroed(1 << 30..1 << 50);

@@ -64,7 +64,7 @@ impl Intercept for Racing {
     }
 }
 
-/// What a takeover does to the inode (`engine/touch.rs`).
+/// What a takeover does to the inode (`engine/fence.rs`).
 async fn take_over(store: &Store) -> ETag {
     let key = store.data_key("inode");
     let (body, etag) = store.get(&key).await.unwrap().unwrap();

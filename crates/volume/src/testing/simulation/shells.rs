@@ -1,5 +1,5 @@
-//! What the shells around the machines do, request by request: `engine/owner.rs`, `engine/touch.rs`, `catalogue.rs`,
-//! `writeback/publish.rs` and an append to the log, over the store of the simulation.
+//! What the shells around the machines do, request by request: `engine/owner.rs`, `engine/fence.rs`, `catalogue.rs`,
+//! `checkpoint/publisher.rs` and an append to the log, over the store of the simulation.
 
 use super::store::{Answer, Body, Client, Inode, Key, Request};
 use crate::checkpoint::machine_world::{Cells, Record};
@@ -78,7 +78,7 @@ impl Identity {
         }
     }
 
-    /// `engine/touch.rs`.
+    /// `engine/fence.rs`.
     pub async fn rewrite_inode(&self) -> Result<(), End> {
         loop {
             let (inode, version) = self.inode().await;
@@ -200,7 +200,7 @@ impl Engine {
         })
     }
 
-    /// `writeback/publish.rs`.
+    /// `checkpoint/publisher.rs`.
     pub async fn publish(
         &mut self,
         me: &Identity,

@@ -1,4 +1,4 @@
-//! The log of the simulation and its marker, and an opening with them: what `log/s3.rs`, `log/marker.rs`, `log/open.rs`
+//! The log of the simulation and its marker, and an opening with them: what `wal/s3.rs`, `meta/wal_marker.rs`, `open/recover_wal.rs`
 //! and `volume/opening.rs` do, request by request.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,7 +52,7 @@ impl Marker {
     }
 }
 
-/// `log/s3.rs`: the log as its owner knows it.
+/// `wal/s3.rs`: the log as its owner knows it.
 #[derive(Default)]
 pub struct Log {
     found: BTreeSet<GroupId>,
@@ -214,7 +214,7 @@ pub struct Opened {
     pub generation: u64,
 }
 
-/// `log/open.rs` and `volume/opening.rs`, once the lease is taken.
+/// `open/recover_wal.rs` and `volume/opening.rs`, once the lease is taken.
 pub async fn open(me: &Identity) -> Result<Opened, End> {
     let found = me.marker().await;
     let mut log = Log::open(me, found.filter(|f| !f.2)).await?;

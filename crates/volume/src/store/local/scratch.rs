@@ -18,7 +18,7 @@ use crate::disk::{Disk, fitness};
 const ALIVE: &str = "alive";
 
 /// The scratch directory of this process.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     dir: PathBuf,
     /// The directory-wide lock. flock(2) keeps other processes out, the mutex other threads of this one.
     lock: Mutex<File>,
@@ -31,7 +31,7 @@ pub(super) struct Scratch {
 
 /// A multipart upload in progress.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Upload {
+pub(crate) struct Upload {
     /// The key of the object to be.
     pub key: String,
     /// Its user metadata.
@@ -42,7 +42,7 @@ pub(super) struct Upload {
 
 /// A part of an upload, in a file of its own that holds the data alone.
 #[derive(Debug, Clone)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Different for every upload of a part; without quotes.
     pub etag: String,
     /// Length of the data.
@@ -104,7 +104,7 @@ impl Drop for Scratch {
 }
 
 /// The right to check and rename; given back when dropped.
-pub(super) struct Exclusive<'a> {
+pub(crate) struct Exclusive<'a> {
     file: MutexGuard<'a, File>,
 }
 
@@ -116,7 +116,7 @@ impl Drop for Exclusive<'_> {
 }
 
 /// A new file in the scratch directory, removed unless it is renamed.
-pub(super) struct TempFile {
+pub(crate) struct TempFile {
     path: Option<PathBuf>,
     /// Open for writing, at its end.
     pub file: File,
@@ -166,7 +166,7 @@ fn is_ours(dir: &Path) -> bool {
 }
 
 /// Removes the scratch directories of a store that goes, and the directory around them, unless something else is in it.
-pub(super) fn remove(all: &Path) -> io::Result<()> {
+pub(crate) fn remove(all: &Path) -> io::Result<()> {
     for entry in fs::read_dir(all)? {
         let dir = entry?.path();
         if is_ours(&dir) {

@@ -1,7 +1,7 @@
 //! `file://`: an S3 server in this process, over a directory, without a socket.
 //!
 //! The SDK's client hands its requests to [`s3s`] through `s3s-aws`; what they mean is here, how they become durable
-//! in [`durable`](super::durable). There is one bucket, [`BUCKET`]. The operations are those that a volume needs; all
+//! in [`object_dir`]. There is one bucket, [`BUCKET`]. The operations are those that a volume needs; all
 //! others answer NotImplemented. Conditional writes answer as AWS S3 and MinIO do: 412 PreconditionFailed for an
 //! object that is another one, 404 NoSuchKey for If-Match on an absent one. ETags are random, one a write, so that
 //! nobody has to hash the data; an ETag therefore says more than that the bytes are equal.
@@ -27,11 +27,16 @@ use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
-use super::durable::{Condition, ObjectDir, OpenObject, Page, copy_exactly, read_at, write_all};
-use super::multipart;
-use super::object_file::ObjectHeader;
-use super::scratch::Upload;
-use super::seal::Seal;
+use super::interceptors::window_checksums::WindowChecksums;
+use object_dir::{Condition, ObjectDir, OpenObject, Page, copy_exactly, read_at, write_all};
+use object_file::ObjectHeader;
+use scratch::Upload;
+
+pub(crate) mod layout;
+mod multipart;
+pub(crate) mod object_dir;
+pub(super) mod object_file;
+mod scratch;
 
 /// The only bucket.
 pub(super) const BUCKET: &str = "local";
@@ -55,7 +60,7 @@ pub(super) fn client(dir: Arc<ObjectDir>) -> Client {
         .force_path_style(true)
         .allow_no_auth()
         .http_client(s3s_aws::Client::from(service(dir).build()))
-        .interceptor(Seal)
+        .interceptor(WindowChecksums)
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

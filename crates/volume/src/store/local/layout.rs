@@ -19,19 +19,19 @@ use super::scratch::{self, Scratch};
 use crate::disk::fitness::{check_files, is_unfit, sync_dir, sync_file};
 use crate::disk::{Disk, make_dirs, remove_dirs};
 
-pub(super) const MARKER: &str = "hypernbd-store";
-pub(super) const MARKER_TEXT: &str =
+pub(crate) const MARKER: &str = "hypernbd-store";
+pub(crate) const MARKER_TEXT: &str =
     "Objects of a hypernbd volume, layout 1. Do not change anything in this directory by hand.\n";
 const NEW_MARKER: &str = "hypernbd-store.new";
 /// No object has such a name.
-pub(super) const OBJECTS_MARKER: &str = ".hypernbd-objects";
+pub(crate) const OBJECTS_MARKER: &str = ".hypernbd-objects";
 const TRIED: &str = ".hypernbd-try";
-pub(super) const LOCK: &str = "lock";
-pub(super) const OBJECTS: &str = "objects";
-pub(super) const SCRATCH: &str = "scratch";
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const OBJECTS: &str = "objects";
+pub(crate) const SCRATCH: &str = "scratch";
 
 /// Whether a name in `objects/` is one of those that the store has there beside its objects.
-pub(super) fn is_no_object(name: &str) -> bool {
+pub(crate) fn is_no_object(name: &str) -> bool {
     [OBJECTS_MARKER, TRIED].contains(&name)
 }
 
@@ -41,7 +41,7 @@ pub(super) fn is_no_object(name: &str) -> bool {
 /// # Errors
 /// `DirectoryNotEmpty` when the directory holds anything else; `Unsupported` when its file system is not fit for a store,
 /// and then nothing is left of it.
-pub(super) fn make(root: &Path, disk: &dyn Disk) -> io::Result<Option<Vec<PathBuf>>> {
+pub(crate) fn make(root: &Path, disk: &dyn Disk) -> io::Result<Option<Vec<PathBuf>>> {
     if root.join(MARKER).exists() {
         return Ok(None);
     }
@@ -98,7 +98,7 @@ fn fill(root: &Path, disk: &dyn Disk) -> io::Result<()> {
 ///
 /// # Errors
 /// `Unsupported` when it does not.
-pub(super) fn try_out(root: &Path, disk: &dyn Disk) -> io::Result<()> {
+pub(crate) fn try_out(root: &Path, disk: &dyn Disk) -> io::Result<()> {
     let scratch = Scratch::open(root, disk)?;
     let _exclusive = scratch.exclusive()?;
     check_files(disk, scratch.dir(), &root.join(OBJECTS), TRIED)
@@ -108,7 +108,7 @@ pub(super) fn try_out(root: &Path, disk: &dyn Disk) -> io::Result<()> {
 ///
 /// # Errors
 /// What the file system says.
-pub(super) fn mark_objects(root: &Path, disk: &dyn Disk) -> io::Result<()> {
+pub(crate) fn mark_objects(root: &Path, disk: &dyn Disk) -> io::Result<()> {
     let objects = root.join(OBJECTS);
     write_marker(&objects.join(OBJECTS_MARKER), disk)?;
     sync_dir(disk, &File::open(&objects)?, &objects)
@@ -124,7 +124,7 @@ fn write_marker(path: &Path, disk: &dyn Disk) -> io::Result<()> {
 ///
 /// # Errors
 /// What the file system says.
-pub(super) fn remove(root: &Path, is_wanted: impl FnOnce(bool) -> bool) -> io::Result<bool> {
+pub(crate) fn remove(root: &Path, is_wanted: impl FnOnce(bool) -> bool) -> io::Result<bool> {
     let lock = File::options().append(true).open(root.join(LOCK))?;
     lock.lock()?;
     let mut is_empty = true;

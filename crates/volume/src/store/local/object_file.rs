@@ -29,7 +29,7 @@ const NAME_LEN_MAX_BYTES: usize = 255;
 /// What is known about an object besides its data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ObjectHeader {
+pub(crate) struct ObjectHeader {
     /// Different for every write; without quotes.
     pub etag: String,
     /// Time of the write, in milliseconds since 1970.
@@ -113,7 +113,7 @@ fn read_tail(file: &File, file_len: u64, len: usize) -> io::Result<Vec<u8>> {
 }
 
 /// The file name of a key; `None` when it would be too long for a file system.
-pub(super) fn name_of_key(key: &str) -> Option<String> {
+pub(crate) fn name_of_key(key: &str) -> Option<String> {
     let mut name = String::with_capacity(key.len() + 16);
     for (at, byte) in key.bytes().enumerate() {
         match byte {
@@ -126,7 +126,7 @@ pub(super) fn name_of_key(key: &str) -> Option<String> {
 }
 
 /// The key of a file name; `None` for names that [`name_of_key`] does not make.
-pub(super) fn key_of_name(name: &str) -> Option<String> {
+pub(crate) fn key_of_name(name: &str) -> Option<String> {
     let mut key = Vec::with_capacity(name.len());
     let mut rest = name.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {

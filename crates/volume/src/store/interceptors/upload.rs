@@ -5,7 +5,7 @@ use aws_sdk_s3::primitives::{AggregatedBytes, ByteStream, SdkBody};
 use futures::FutureExt;
 
 /// Whether the query of a request's URI has a parameter of this name.
-pub(super) fn has_parameter(uri: &str, name: &str) -> bool {
+pub(crate) fn has_parameter(uri: &str, name: &str) -> bool {
     let query = uri.split_once('?').map_or("", |(_, query)| query);
     query.split('&').any(|pair| pair.split('=').next() == Some(name))
 }
@@ -14,7 +14,7 @@ pub(super) fn has_parameter(uri: &str, name: &str) -> bool {
 ///
 /// # Errors
 /// `not_in_memory` for a body that is not; what reading it fails with.
-pub(super) fn pieces(body: SdkBody, not_in_memory: &'static str) -> Result<AggregatedBytes, BoxError> {
+pub(crate) fn pieces(body: SdkBody, not_in_memory: &'static str) -> Result<AggregatedBytes, BoxError> {
     let pieces = ByteStream::new(body).collect().now_or_never();
     Ok(pieces.ok_or(not_in_memory)??)
 }
@@ -23,7 +23,7 @@ pub(super) fn pieces(body: SdkBody, not_in_memory: &'static str) -> Result<Aggre
 ///
 /// # Errors
 /// As [`pieces`].
-pub(super) fn in_one_piece(body: &mut SdkBody, not_in_memory: &'static str) -> Result<(), BoxError> {
+pub(crate) fn in_one_piece(body: &mut SdkBody, not_in_memory: &'static str) -> Result<(), BoxError> {
     if body.bytes().is_some() {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 //!
 //! The container's format has no checksums, so a damaged index or inode would be believed. Every object that is put in
 //! one piece therefore carries the check values of its windows. They come back with every GET, of ranges too, and cost
-//! no request of their own. Whoever reads through [`Store`](super::Store) gets bytes that were checked as far as the
+//! no request of their own. Whoever reads through [`Store`](crate::store::Store) gets bytes that were checked as far as the
 //! answer covers whole windows. Objects made by others, or uploaded in parts, carry none and are taken as they are.
 
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
@@ -11,15 +11,15 @@ use aws_sdk_s3::error::BoxError;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::ObjectInfo;
-use super::frames::Frames;
 use super::upload::{has_parameter, in_one_piece};
 use crate::base::checksum::crc32c;
+use crate::store::ObjectInfo;
+use crate::store::frames::Frames;
 
 /// Size of a window in bytes.
 pub(crate) const WINDOW_BYTES: u64 = 128 << 10;
 /// Name of the user metadata: the windows' CRC-32C one after another, as 8 hexadecimal digits each.
-pub(super) const METADATA_KEY: &str = "hypernbd-crc32c";
+pub(crate) const METADATA_KEY: &str = "hypernbd-crc32c";
 const HEADER: &str = "x-amz-meta-hypernbd-crc32c";
 const DIGITS: usize = 8;
 /// The largest body that is sealed: its check values take 512 of the 2048 bytes that S3 gives to user metadata.
@@ -27,11 +27,11 @@ const SEALED_BYTES_MAX: u64 = 8 << 20;
 
 /// Interceptor that seals what is put.
 #[derive(Debug)]
-pub(super) struct Seal;
+pub(crate) struct WindowChecksums;
 
-impl Intercept for Seal {
+impl Intercept for WindowChecksums {
     fn name(&self) -> &'static str {
-        "Seal"
+        "WindowChecksums"
     }
 
     fn modify_before_retry_loop(
@@ -84,7 +84,7 @@ pub(crate) fn verify(seal: &str, offset_bytes: u64, bytes: &Bytes, object_bytes:
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn verify_frames(
+pub(crate) fn verify_frames(
     seal: &str,
     offset_bytes: u64,
     bytes: &Frames,
@@ -127,7 +127,7 @@ pub(super) fn verify_frames(
 ///
 /// # Errors
 /// When the header says nothing of the kind.
-pub(super) fn place_of(content_range: Option<&str>, answer_bytes: u64) -> Result<(u64, u64), String> {
+pub(crate) fn place_of(content_range: Option<&str>, answer_bytes: u64) -> Result<(u64, u64), String> {
     let Some(header) = content_range else {
         return Ok((0, answer_bytes));
     };

@@ -9,14 +9,14 @@ use crate::store::options::{ServerSideEncryption, StoreOptions};
 
 /// Interceptor that adds the headers.
 #[derive(Debug)]
-pub(super) struct Encrypt {
+pub(crate) struct Encrypt {
     with: ServerSideEncryption,
     kms_key_id: Option<String>,
 }
 
 impl Encrypt {
     /// What the options ask for, if they do.
-    pub(super) fn from_options(options: &StoreOptions) -> Option<Self> {
+    pub(crate) fn from_options(options: &StoreOptions) -> Option<Self> {
         Some(Self {
             with: options.sse?,
             kms_key_id: options.sse_kms_key_id.clone(),

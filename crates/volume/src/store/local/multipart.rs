@@ -9,7 +9,7 @@ use s3s::dto::CompletedPart;
 use s3s::{S3Result, s3_error};
 use uuid::Uuid;
 
-use super::durable::{Condition, ObjectDir, copy_exactly, disk_error, write_all};
+use super::object_dir::{Condition, ObjectDir, copy_exactly, disk_error, write_all};
 use super::object_file::ObjectHeader;
 use super::scratch::{Part, TempFile, Upload};
 
@@ -17,7 +17,7 @@ use super::scratch::{Part, TempFile, Upload};
 const PART_LEN_MIN_BYTES: u64 = 5 << 20;
 
 /// Stores a part and tells its ETag. It is not synced: the object that it becomes part of will be.
-pub(super) fn store_part(
+pub(crate) fn store_part(
     dir: &ObjectDir,
     upload_id: &str,
     key: &str,
@@ -49,7 +49,7 @@ pub(super) fn store_part(
 }
 
 /// Makes the parts an object. The upload stays open unless this succeeds, as S3 has it.
-pub(super) fn complete(
+pub(crate) fn complete(
     dir: &ObjectDir,
     upload_id: &str,
     key: &str,
@@ -105,7 +105,7 @@ fn chosen_parts<'a>(upload: &'a Upload, named: &[CompletedPart]) -> S3Result<Vec
 }
 
 /// Ends an upload without an object.
-pub(super) fn abort(dir: &ObjectDir, upload_id: &str) -> S3Result<()> {
+pub(crate) fn abort(dir: &ObjectDir, upload_id: &str) -> S3Result<()> {
     let upload = dir
         .scratch()?
         .uploads

@@ -30,7 +30,7 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// An HTTP client whose uploads of pieces take turns.
 #[derive(Debug)]
-struct Turns {
+struct UploadLimiter {
     inner: SharedHttpClient,
     turns: Arc<Semaphore>,
 }
@@ -46,7 +46,7 @@ struct InTurn {
 ///
 /// # Errors
 /// When the certificates cannot be used. Those of the system never vouch in their place.
-pub(super) fn client(ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
+pub(crate) fn client(ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
     let trusted = ca_bundle.map_or_else(TrustStore::default, |pem| {
         TrustStore::empty().with_pem_certificate(pem)
     });
@@ -60,13 +60,13 @@ pub(super) fn client(ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, Str
         connector.set_proxy_config(Some(ProxyConfig::from_env()));
         connector.build()
     });
-    Ok(SharedHttpClient::new(Turns {
+    Ok(SharedHttpClient::new(UploadLimiter {
         inner,
         turns: Arc::new(Semaphore::new(UPLOAD_TURNS)),
     }))
 }
 
-impl HttpClient for Turns {
+impl HttpClient for UploadLimiter {
     fn http_connector(
         &self,
         settings: &HttpConnectorSettings,

@@ -15,12 +15,12 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::body::SdkBody;
 
 /// What a store marks its answers with.
-pub(super) const ID_HEADERS: [&str; 2] = ["x-amz-request-id", "x-amz-id-2"];
+pub(crate) const ID_HEADERS: [&str; 2] = ["x-amz-request-id", "x-amz-id-2"];
 const UNAVAILABLE: u16 = 503;
 
 /// Interceptor that takes the answers of others for none.
 #[derive(Debug, Default)]
-pub(super) struct ForeignAnswers {
+pub(crate) struct ForeignAnswers {
     /// The store was seen to mark its answers.
     is_marking: AtomicBool,
 }

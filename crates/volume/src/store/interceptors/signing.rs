@@ -14,7 +14,7 @@ use crate::store::options::PayloadSigning;
 
 /// Interceptor that carries out the choice.
 #[derive(Debug)]
-pub(super) struct SignPayload(pub PayloadSigning);
+pub(crate) struct SignPayload(pub PayloadSigning);
 
 impl SignPayload {
     fn signs(&self, uri: &str) -> bool {

@@ -39,7 +39,7 @@ const UPLOADS_MAX: usize = 256;
 
 /// Interceptor that adds checksums to uploads.
 #[derive(Debug, Default)]
-pub(super) struct Checksums {
+pub(crate) struct Checksums {
     uploads: Mutex<Uploads>,
 }
 

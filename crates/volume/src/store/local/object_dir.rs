@@ -27,13 +27,13 @@ use super::scratch::{Scratch, TempFile};
 use crate::disk::{Disk, remove_dirs};
 
 /// The code of an object whose file is damaged; no code of S3's.
-pub(super) const DAMAGED: &str = "DamagedObject";
+pub(crate) const DAMAGED: &str = "DamagedObject";
 /// Its status, which is all that a HEAD gets.
-pub(super) const DAMAGED_STATUS: u16 = 422;
+pub(crate) const DAMAGED_STATUS: u16 = 422;
 
 /// What must hold for a write to take place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Condition {
+pub(crate) enum Condition {
     /// Nothing.
     None,
     /// No such object (`If-None-Match: *`).
@@ -44,14 +44,14 @@ pub(super) enum Condition {
 
 /// An object found: its file, open, and its header. Later writes and deletes do not affect it.
 #[derive(Debug)]
-pub(super) struct OpenObject {
+pub(crate) struct OpenObject {
     pub file: File,
     pub header: ObjectHeader,
 }
 
 /// A piece of a listing.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(crate) struct Page {
     /// The objects, in the order of their keys.
     pub found: Vec<(String, ObjectHeader)>,
     /// If there are more: the key to go on after. It is the last one looked at, which need not exist any more.
@@ -59,7 +59,7 @@ pub(super) struct Page {
 }
 
 /// A store in a directory. All calls block; share it by `Arc`.
-pub(super) struct ObjectDir {
+pub(crate) struct ObjectDir {
     root: PathBuf,
     disk: Box<dyn Disk>,
     /// Made at the first change, so that reading needs no permission to write.
@@ -387,14 +387,14 @@ impl ObjectDir {
 }
 
 /// Reads `len` bytes at `at` of a file that has them.
-pub(super) fn read_at(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
+pub(crate) fn read_at(file: &File, at: u64, len: usize) -> io::Result<Bytes> {
     let mut buffer = vec![0; len];
     std::os::unix::fs::FileExt::read_exact_at(file, &mut buffer, at)?;
     Ok(buffer.into())
 }
 
 /// Writes the pieces one after another; how many bytes they are.
-pub(super) fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<u64> {
+pub(crate) fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<u64> {
     let mut len_bytes = 0;
     for piece in pieces {
         file.write_all(piece)?;
@@ -404,7 +404,7 @@ pub(super) fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<u64> {
 }
 
 /// Copies all of `from`, which must be `len_bytes` long. The kernel does it, without bytes passing through here.
-pub(super) fn copy_exactly(mut from: impl io::Read, to: &mut File, len_bytes: u64) -> io::Result<u64> {
+pub(crate) fn copy_exactly(mut from: impl io::Read, to: &mut File, len_bytes: u64) -> io::Result<u64> {
     let copied = io::copy(&mut from, to)?;
     if copied != len_bytes {
         return Err(io::Error::new(
@@ -416,7 +416,7 @@ pub(super) fn copy_exactly(mut from: impl io::Read, to: &mut File, len_bytes: u6
 }
 
 /// What the disk says, as S3 says it.
-pub(super) fn disk_error(verb: &str, path: &Path, error: io::Error) -> S3Error {
+pub(crate) fn disk_error(verb: &str, path: &Path, error: io::Error) -> S3Error {
     let what = format!("cannot {verb} {}: {error}", path.display());
     // Logged here, because the engine's own messages give the code alone.
     log::error!("{what}");
