@@ -14,6 +14,6 @@ pub mod handle;
 pub mod machine;
 #[cfg(test)]
 pub(crate) mod machine_world;
-pub(crate) mod publisher;
+mod publisher;
 pub mod state;
 mod task;

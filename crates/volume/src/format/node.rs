@@ -1,6 +1,6 @@
 //! Whether bytes can be a node of a container's index (pure: no clock, no I/O).
 //!
-//! The format has no checksum for a node. Where an object carries check values (`store/seal.rs`) they decide; this is for
+//! The format has no checksum for a node. Where an object carries check values (`store/interceptors/window_checksums.rs`) they decide; this is for
 //! the others, and keeps the tree's code, which trusts what it is given, from anything that no writer makes.
 
 use hyperfile::meta_format::BlockPtrFormat;

@@ -1,6 +1,6 @@
 //! Check values of the indexes of objects that carry none themselves: `<root>.meta/index/<object>`.
 //!
-//! An object that is put in one piece carries check values (`store/seal.rs`); one uploaded in parts cannot, because they
+//! An object that is put in one piece carries check values (`store/interceptors/window_checksums.rs`); one uploaded in parts cannot, because they
 //! would have to be known before its first byte is sent. So after a publish its index is read back, and its check values
 //! are put beside the container. Nobody waits for them, and an index without them is taken as it is: they are an
 //! additional net. They name the very write they are of, by its ETag, and say nothing of any other.

@@ -3,7 +3,7 @@
 //! * [`label`]: who the volume is, `<root>.meta/volume`.
 //! * [`checkpoint_list`]: the published checkpoints, `<root>.meta/checkpoints/<cno>`.
 //! * [`wal_marker`]: that the volume has a log, `<root>.meta/wal`.
-//! * [`cache_state`]: up to which checkpoint a cache on a local disk goes.
+//! * `cache_state`: up to which checkpoint a cache on a local disk goes.
 
 pub(crate) mod cache_state;
 pub mod checkpoint_list;

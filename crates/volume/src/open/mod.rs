@@ -1,6 +1,6 @@
 //! What an opening asks before it serves: what is there, whether it is one history, and what the log has to say.
 //!
-//! * [`inspect`]: everything that an opening wants to know, asked for at once, before anything is written.
+//! * `inspect`: everything that an opening wants to know, asked for at once, before anything is written.
 //! * [`history`]: whether checkpoint list, log and caches continue what the container has.
 //! * [`recover_wal`]: the log of a volume is taken over and replayed, before the first client.
 

@@ -1,6 +1,6 @@
 //! Reading published data.
 //!
-//! * [`read_path`]: one read from look-up to bytes: what the rest of this folder and the index do for it, and in which order.
+//! * `read_path`: one read from look-up to bytes: what the rest of this folder and the index do for it, and in which order.
 //! * [`reader`]: reads stored bytes: from the cache, from a fetch under way, or with one of its own.
 //! * [`coalesce`] (pure): what is read with one request.
 //! * [`cache`]: pages of stored data, in memory and on a disk.

@@ -11,6 +11,6 @@ pub(crate) mod checksums;
 pub(crate) mod foreign;
 pub(crate) mod signing;
 pub(crate) mod sse;
-pub(crate) mod upload;
+mod upload;
 pub(crate) mod upload_limiter;
 pub(crate) mod window_checksums;

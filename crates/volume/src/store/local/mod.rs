@@ -32,7 +32,7 @@ use object_dir::{Condition, ObjectDir, OpenObject, Page, copy_exactly, read_at, 
 use object_file::ObjectHeader;
 use scratch::Upload;
 
-pub(crate) mod layout;
+pub(super) mod layout;
 mod multipart;
 pub(crate) mod object_dir;
 pub(super) mod object_file;

@@ -1,4 +1,4 @@
-//! What the shells around the machines do, request by request: `engine/owner.rs`, `engine/fence.rs`, `catalogue.rs`,
+//! What the shells around the machines do, request by request: `engine/owner/mod.rs`, `engine/fence.rs`, `meta/checkpoint_list.rs`,
 //! `checkpoint/publisher.rs` and an append to the log, over the store of the simulation.
 
 use super::store::{Answer, Body, Client, Inode, Key, Request};
@@ -249,7 +249,7 @@ impl Engine {
             || stored.cno > self.published.cno && self.attempted.iter().any(|a| a.1 == stored.mtime)
     }
 
-    /// `engine/owner.rs`, after a publish that failed.
+    /// `engine/owner/mod.rs`, after a publish that failed.
     async fn recover(&mut self, me: &Identity) -> Result<(), PublishEnd> {
         me.check().await?;
         if !self.is_own(&me.inode().await.0) {
