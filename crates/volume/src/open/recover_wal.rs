@@ -11,42 +11,26 @@
 //! A crash at any of these leaves a volume that the next opening finds as this one did, or further.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures::stream::{self, StreamExt};
 use log::warn;
 
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
-use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
-use crate::checkpoint::fill_partial::complete_partial_blocks;
-use crate::engine::{Beside, Engine};
-use crate::meta::checkpoint_list::Recorder;
 use crate::meta::wal_marker::{self, Marker, MarkerState};
 use crate::open::history::{GENERATIONS_LEFT, Seen};
 use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
 use crate::store::{self, ETag, Store};
 use crate::wal::LogStore;
 use crate::wal::journal::Journal;
-use crate::wal::record::{Content, Entry, Group};
-use crate::wal::replay::Replay;
 use crate::wal::s3::{self, S3Log};
 use crate::wal::unchanged::Unchanged;
-use crate::write_buffer::overlay::Overlay;
-
-/// Wait before a failed publish of a replay is tried again.
-const RETRY_WAIT: Duration = Duration::from_millis(500);
-/// A line of progress about every so many groups.
-const PROGRESS_GROUPS: usize = 1000;
-/// Groups read at once; each has at most a few MiB.
-const READS_AT_ONCE: usize = 16;
 
 const ADVICE_NAME_IT: &str = "name it with backend_wal_url, or give up the writes flushed to it since the last \
      checkpoint with discard_wal=yes";
-const ADVICE_GIVE_UP: &str = "make it available again, or give up the writes flushed to it since the last checkpoint \
+pub(super) const ADVICE_GIVE_UP: &str = "make it available again, or give up the writes flushed to it since the last checkpoint \
      with discard_wal=yes";
 const ADVICE_OTHER_HISTORY: &str = "put the volume back to the state that the log continues, or give up the writes flushed \
      to it since then with discard_wal=yes";
@@ -86,8 +70,8 @@ pub struct OpenLog {
     /// Its URL.
     pub url: VolumeUrl,
     /// Whether what was found is to be removed, not replayed.
-    is_discarded: bool,
-    is_discard_allowed: bool,
+    pub(super) is_discarded: bool,
+    pub(super) is_discard_allowed: bool,
 }
 
 /// What steps 1 to 3 found.
@@ -133,7 +117,7 @@ impl Begun {
     }
 }
 
-fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
+pub(super) fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
     VolumeError::Log {
         url: url.to_string(),
         reason,
@@ -371,7 +355,7 @@ pub async fn give_up_marker(store: &Store) -> Result<u64, VolumeError> {
     Ok(watermark)
 }
 
-fn warn_given_up(url: Option<&str>) {
+pub(super) fn warn_given_up(url: Option<&str>) {
     if let Some(url) = url {
         warn!("discard_wal=yes: the writes flushed to the log {url} since the last checkpoint are given up");
     }
@@ -440,203 +424,6 @@ async fn open_store(
             Ok((Arc::new(journal), Some(id)))
         }
     }
-}
-
-impl OpenLog {
-    /// Step 5: applies, publishes and records what is above `watermark`. Returns the newest generation used.
-    ///
-    /// # Errors
-    /// When the log or the store fails; nothing is lost then, and the next opening does it again.
-    pub async fn replay(
-        &self,
-        engine: &dyn Engine,
-        recorder: &dyn Recorder,
-        watermark: u64,
-        history: &Seen,
-        options: &ReplayOptions,
-    ) -> Result<u64, VolumeError> {
-        if self.is_discarded {
-            self.store.remove_found().await?;
-            return Ok(watermark);
-        }
-        match self.apply(engine, watermark, history, options).await {
-            Ok(None) if self.store.found().is_empty() => Ok(watermark),
-            // An older owner may still have groups on its way, beyond the gap that was sealed. They must not be applied
-            // by a later opening, over what this one shows: an owner has so many generations beyond the watermark.
-            Ok(None) => {
-                let generation = watermark + GENERATIONS_AHEAD_MAX;
-                recorder.published(generation, None).await?;
-                Ok(generation)
-            }
-            Ok(Some((newest, checkpoint))) => {
-                // Above every generation that an older owner may have on its way somewhere.
-                let generation = newest + GENERATIONS_AHEAD_MAX;
-                recorder.published(generation, checkpoint).await?;
-                Ok(generation)
-            }
-            Err(e @ (VolumeError::Corrupt { .. } | VolumeError::Log { .. })) if self.is_discard_allowed => {
-                warn!("{}", e.chain());
-                warn_given_up(Some(&self.url.to_string()));
-                // First the watermark: a log of which a part is removed must never be replayed.
-                let generation = watermark + GENERATIONS_LEFT;
-                recorder.published(generation, None).await?;
-                self.store.remove_found().await?;
-                Ok(generation)
-            }
-            Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Log {
-                url: self.url.to_string(),
-                reason: e.chain(),
-                advice: ADVICE_GIVE_UP,
-            }),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Applies and publishes. `None` when there was nothing to apply.
-    async fn apply(
-        &self,
-        engine: &dyn Engine,
-        watermark: u64,
-        history: &Seen,
-        options: &ReplayOptions,
-    ) -> Result<Option<(u64, Option<crate::base::checkpoint_id::Checkpoint>)>, VolumeError> {
-        // The newest first: of what is refused no part must be published.
-        if let Some(&id) = self.store.found().last() {
-            self.check_base(&self.store.read(id).await?, watermark, history)
-                .await?;
-        }
-        let mut replay = Replay::new(watermark);
-        let overlay = Overlay::new(engine.geometry());
-        let (mut groups, mut changes, mut bytes) = (0, 0, 0);
-        let mut checkpoint = None;
-        let reads = self
-            .store
-            .found()
-            .iter()
-            .copied()
-            .map(|id| async move { (id, self.store.read(id).await) });
-        let mut reads = stream::iter(reads).buffered(READS_AT_ONCE).enumerate();
-        while let Some((nth, (id, group))) = reads.next().await {
-            if nth > 0 && nth % PROGRESS_GROUPS == 0 {
-                warn!(
-                    "replaying {}: record {nth} of {}",
-                    self.url,
-                    self.store.found().len()
-                );
-            }
-            let corrupt = |reason: String| VolumeError::Corrupt {
-                what: format!("the log {}", self.url),
-                reason,
-            };
-            let group = group?;
-            if self.store.is_suspect(id) && group.newest_generation() > watermark {
-                return Err(corrupt(format!(
-                    "what comes before record {} of epoch {} is damaged",
-                    id.sequence, id.epoch
-                )));
-            }
-            self.check_base(&group, watermark, history).await?;
-            let entries = replay.next(id, group).map_err(|e| corrupt(e.to_string()))?;
-            groups += usize::from(!entries.is_empty());
-            for entry in entries {
-                if !engine
-                    .geometry()
-                    .contains(entry.offset_bytes, entry.content.len_bytes())
-                {
-                    return Err(corrupt(format!("record {id} reaches past the volume's end")));
-                }
-                changes += 1;
-                bytes += entry.content.len_bytes();
-                apply_entry(&overlay, &entry);
-            }
-            // Publishing a part early is harmless: the next opening applies all of it again.
-            if overlay.total_bytes() > options.write_buffer_bytes / 2 {
-                checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
-            }
-        }
-        if changes == 0 {
-            return Ok(None);
-        }
-        checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
-        // Worth saying by default: the server before this one did not end cleanly.
-        warn!(
-            "replayed {groups} records of the log {}: {changes} changes, {bytes} bytes",
-            self.url
-        );
-        Ok(Some((replay.newest_generation(), checkpoint)))
-    }
-
-    /// Whether the container has the checkpoint that a group continues. One that is published already is not asked for it.
-    async fn check_base(&self, group: &Group, watermark: u64, history: &Seen) -> Result<(), VolumeError> {
-        if group.newest_generation() <= watermark {
-            return Ok(());
-        }
-        let reason = match group.base {
-            Some(base) if history.has(base).await? => return Ok(()),
-            Some(base) => history.other_history(base),
-            None if !history.is_broken() => return Ok(()),
-            None => history.left_history(),
-        };
-        Err(other_history(
-            &self.url,
-            format!("record {} of epoch {}: {reason}", group.sequence, group.epoch),
-        ))
-    }
-
-    /// The clean end: nothing unpublished is left, and `generation` was the last one. An older server that may only be
-    /// paused stays shut out. The marker stays, clean: an older server may still have groups on their way, which its
-    /// watermark keeps from being replayed; and this one may have been overtaken, so that the marker is another's by now.
-    ///
-    /// # Errors
-    /// When the store or the log fails; what is left is then in the way of nobody.
-    pub async fn finish(&self, generation: u64, is_older_alive: bool) -> Result<(), VolumeError> {
-        self.marker.set_clean(generation).await?;
-        self.store.clear(is_older_alive).await
-    }
-}
-
-/// How a replay is published.
-#[derive(Debug, Clone, Copy)]
-pub struct ReplayOptions {
-    /// Memory for unpublished changes, in bytes.
-    pub write_buffer_bytes: u64,
-    /// How long a failing store is tried.
-    pub io_timeout: Duration,
-}
-
-fn apply_entry(overlay: &Overlay, entry: &Entry) {
-    match &entry.content {
-        Content::Data(bytes) => overlay.write(entry.offset_bytes, bytes),
-        Content::Zero { len_bytes } => overlay.zero(entry.offset_bytes, *len_bytes),
-    };
-}
-
-async fn publish(
-    engine: &dyn Engine,
-    overlay: &Overlay,
-    options: &ReplayOptions,
-) -> Result<Option<crate::base::checkpoint_id::Checkpoint>, VolumeError> {
-    let frozen = overlay.freeze();
-    let until = tokio::time::Instant::now() + options.io_timeout;
-    let checkpoint = loop {
-        let published = async {
-            complete_partial_blocks(engine, &frozen, || {}).await?;
-            engine.publish(frozen.clone(), Beside::default()).await
-        };
-        match published.await {
-            Ok(checkpoint) => break checkpoint,
-            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
-            Err(e) if tokio::time::Instant::now() >= until => return Err(e),
-            Err(e) => warn!(
-                "a replay could not be published and is tried again: {}",
-                e.chain()
-            ),
-        }
-        tokio::time::sleep(RETRY_WAIT).await;
-        engine.recover().await?;
-    };
-    overlay.drop_frozen();
-    Ok(checkpoint)
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! Replay over a log on the S3 server in process and an engine in memory: what may still be on its way, what is gone,
 //! and what is given up.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::*;
 use crate::base::checkpoint_id::{Checkpoint, InodeCheck};
 use crate::base::geometry::Geometry;
-use crate::meta::checkpoint_list::{self, CatalogueEntry, Watermarks};
+use crate::engine::Engine;
+use crate::meta::checkpoint_list::{self, CatalogueEntry, Recorder, Watermarks};
 use crate::open::history;
+use crate::open::replay_wal::ReplayOptions;
 use crate::testing::memory_engine::MemoryEngine;
-use crate::wal::record::Group;
+use crate::wal::record::{Content, Entry, Group};
 use crate::wal::{AppendError, EncodedGroup, GroupId};
 
 const SIZE: u64 = 1 << 20;
