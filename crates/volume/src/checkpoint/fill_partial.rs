@@ -38,7 +38,7 @@ pub(crate) async fn complete_partial_blocks(
 /// Completes blocks of the active generation, so that its own publish finds less to do: from `may_read` on, when the frozen
 /// one needs the line for its upload alone. Goes on until it is dropped, or a read fails: then the publish completes what
 /// is left, and says what is wrong.
-pub(crate) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay, may_read: oneshot::Receiver<()>) {
+pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay, may_read: oneshot::Receiver<()>) {
     let mut settling = Settling::default();
     let watch = async {
         loop {

@@ -34,7 +34,7 @@ pub struct DriverConfig {
 
 /// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth when
 /// nothing is gained by waiting, so that the line is busy from early on.
-pub(crate) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
+pub(super) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
     let part = if is_streaming { 8 } else { 2 };
     bytes >= write_buffer_bytes / part
 }

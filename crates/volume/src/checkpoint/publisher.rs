@@ -16,7 +16,7 @@ use crate::meta::checkpoint_list::Recorder;
 use crate::write_buffer::overlay::{Frozen, Overlay};
 
 /// Publishes generations, in the order of their numbers.
-pub(crate) struct Publisher {
+pub(super) struct Publisher {
     engine: Arc<dyn Engine>,
     recorder: Arc<dyn Recorder>,
     overlay: Arc<Overlay>,

@@ -29,7 +29,7 @@ pub(crate) fn check(node: &[u8]) -> Result<(), String> {
 ///
 /// # Errors
 /// What is wrong.
-pub(crate) fn check_root(root: &[u8]) -> Result<(), String> {
+pub(super) fn check_root(root: &[u8]) -> Result<(), String> {
     if root[0] & FLAG_LARGE != 0 {
         return check_entries(root, 0);
     }

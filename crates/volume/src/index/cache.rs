@@ -69,7 +69,7 @@ impl IndexCache {
     }
 
     /// Nodes that memory has room for.
-    pub(crate) fn nodes_in_memory(&self) -> usize {
+    pub(super) fn nodes_in_memory(&self) -> usize {
         self.nodes_in_memory
     }
 

@@ -29,7 +29,7 @@ const PAGES_NAME: &str = "pages";
 
 /// The directory of a node cache, locked.
 #[derive(Debug)]
-pub(crate) struct NodeFiles {
+pub(super) struct NodeFiles {
     dir: PathBuf,
     lock: File,
 }
@@ -170,7 +170,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// The error, with where it came from.
-pub(crate) fn named(dir: &Path, e: &dyn std::fmt::Display) -> io::Error {
+pub(super) fn named(dir: &Path, e: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("the node cache in {}: {e}", dir.display()))
 }
 

@@ -61,7 +61,7 @@ impl IndexSeals {
     ///
     /// # Errors
     /// `Corrupt`; also when the check values cannot be read.
-    pub(crate) async fn verify(
+    pub(super) async fn verify(
         &self,
         object: &str,
         info: &ObjectInfo,

@@ -77,7 +77,7 @@ impl Walk {
     ///
     /// # Errors
     /// `InvalidData` when the root names no known format.
-    pub(crate) fn format(&self) -> io::Result<BlockPtrFormat> {
+    pub(super) fn format(&self) -> io::Result<BlockPtrFormat> {
         format_of(self.tree.get_userdata())
     }
 

@@ -449,7 +449,7 @@ impl BufferedBlock {
 }
 
 /// Compares with itself shifted by one: as fast as memory, and ends at the first byte that is not zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|b| *b == 0) && bytes[1..] == bytes[..bytes.len() - 1]
 }
 

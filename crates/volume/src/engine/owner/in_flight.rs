@@ -29,7 +29,7 @@ use crate::format::stored_state::{Mark, Root};
 use crate::index::loader::NodeLoader;
 
 /// A checkpoint that has its places and is not stored.
-pub(crate) struct Laid {
+pub(super) struct Laid {
     /// Objects of data alone: stored first.
     parts: Vec<Writer<S3Staging>>,
     /// The object that makes the checkpoint one.
@@ -41,12 +41,12 @@ pub(crate) struct Laid {
 
 impl Laid {
     /// What it will be told by, once stored.
-    pub(crate) fn mark(&self) -> Mark {
+    pub(super) fn mark(&self) -> Mark {
         Mark::of_inode(&self.inode)
     }
 
     /// Root of the index that belongs to it. The container's own may be ahead of it soon.
-    pub(crate) fn root(&self) -> Root {
+    pub(super) fn root(&self) -> Root {
         Root(self.inode.i_bmap)
     }
 }
@@ -56,7 +56,7 @@ impl Laid {
 ///
 /// # Errors
 /// After any error the container must go back to what is stored.
-pub(crate) async fn lay_out(container: &mut Container) -> io::Result<Laid> {
+pub(super) async fn lay_out(container: &mut Container) -> io::Result<Laid> {
     HyperTrait::check_writable(container)?;
     let lock = container.flush_lock().await;
     let laid = lay_out_locked(container).await;
@@ -102,19 +102,19 @@ async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
 }
 
 /// The container's part in the end of a landing that succeeded; the oldest one first.
-pub(crate) fn stored(container: &Container, landed: Landed) {
+pub(super) fn stored(container: &Container, landed: Landed) {
     let state = container.inode_mut();
     state.set_ondisk_state(landed.state);
     state.set_last_ondisk_cno(landed.cno);
 }
 
 /// No landing is under way: the container need keep no more nodes than it always does.
-pub(crate) fn all_stored(container: &Container) {
+pub(super) fn all_stored(container: &Container) {
     container.bmap_set_cache_limit(container.config().runtime.node_cache_blocks);
 }
 
 /// What an inode is put over.
-pub(crate) enum Predecessor {
+pub(super) enum Predecessor {
     /// The inode that the container was opened with or stored last.
     Stored(Option<OnDiskState>),
     /// One that is not stored yet. Nothing comes when it will not be.
@@ -122,7 +122,7 @@ pub(crate) enum Predecessor {
 }
 
 /// What is stored when a landing ends.
-pub(crate) struct Landed {
+pub(super) struct Landed {
     cno: u64,
     state: Option<OnDiskState>,
 }
@@ -135,7 +135,7 @@ pub(crate) struct Landing {
 
 impl Landing {
     /// Begins to store a checkpoint, on the current runtime. Its inode is not put before `before` says so.
-    pub(crate) fn begin(
+    pub(super) fn begin(
         laid: Laid,
         predecessor: Predecessor,
         before: Option<oneshot::Receiver<bool>>,
@@ -154,7 +154,7 @@ impl Landing {
     }
 
     /// This one as what the next one's inode is put over. There is one next.
-    pub(crate) fn as_predecessor(&mut self) -> Predecessor {
+    pub(super) fn as_predecessor(&mut self) -> Predecessor {
         let stored = self.stored.take();
         // A receiver of nothing fails whoever waits for it.
         Predecessor::UnderWay(stored.unwrap_or_else(|| oneshot::channel().1))
@@ -164,7 +164,7 @@ impl Landing {
     ///
     /// # Errors
     /// The outer one after a panic, or at the runtime's end.
-    pub(crate) async fn ended(&mut self) -> Result<io::Result<Landed>, JoinError> {
+    pub(super) async fn ended(&mut self) -> Result<io::Result<Landed>, JoinError> {
         (&mut self.task).await
     }
 }

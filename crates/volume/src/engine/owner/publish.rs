@@ -41,7 +41,7 @@ const OVERLAP_RUNS_MAX: usize = 1024;
 impl Owner {
     /// Publishes a generation, and replies once that has ended, after the publishes before it. Returns early where the
     /// next may be asked for meanwhile.
-    pub(crate) async fn publish(
+    pub(super) async fn publish(
         &mut self,
         frozen: &Arc<Frozen>,
         beside: Beside,

@@ -15,7 +15,7 @@ use crate::write_buffer::overlay::Frozen;
 const UNREAD_AT_NEXT_BYTES: u64 = IN_FLIGHT_BYTES;
 
 /// Reads a generation, piece by piece, and tells when nearly all of it was read.
-pub(crate) struct FrozenSource {
+pub(super) struct FrozenSource {
     frozen: Arc<Frozen>,
     /// Steps of the publish before the first byte is read.
     steps_before: u64,
@@ -32,7 +32,7 @@ struct Unread {
 impl FrozenSource {
     /// A source of `len_bytes`, which sends to `next` when nearly all of them were read. `steps_before` are those that the
     /// publish took before it ([`Progress::reached`](crate::write_buffer::progress::Progress::reached)).
-    pub(crate) fn new(
+    pub(super) fn new(
         frozen: Arc<Frozen>,
         steps_before: u64,
         len_bytes: u64,
