@@ -1,7 +1,7 @@
 //! The real engine: a Hyperfile container, owned by one thread.
 //!
 //! The container's futures are not `Send`, and anything that needs its index borrows it exclusively, so it lives on a
-//! thread of its own (`owner`) and is asked by messages, to publish and to recover. Reads do not ask it (`reads`).
+//! thread of its own (`owner`) and is asked by messages, to publish and to recover. Reads do not ask it (`read_path`).
 
 use std::ops::Range;
 use std::sync::Arc;

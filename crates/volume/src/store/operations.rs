@@ -177,7 +177,7 @@ impl Store {
         Ok(got.map(|(frames, _)| frames.together()))
     }
 
-    /// Bytes that are those that were written, as far as check values say (`seal`).
+    /// Bytes that are those that were written, as far as check values say (`window_checksums`).
     async fn fetch(
         &self,
         key: &str,
