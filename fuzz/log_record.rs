@@ -7,9 +7,9 @@
 #![no_main]
 
 use bytes::Bytes;
-use hypernbd_volume::log::GroupId;
-use hypernbd_volume::log::record::{Group, HEADER_BYTES, fix_checksums};
-use hypernbd_volume::log::replay::Replay;
+use hypernbd_volume::wal::GroupId;
+use hypernbd_volume::wal::record::{Group, HEADER_BYTES, fix_checksums};
+use hypernbd_volume::wal::replay::Replay;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -60,7 +60,7 @@ impl Server for Connection {
 
     fn load() {
         logging::start();
-        hypernbd_volume::limits::raise_descriptors();
+        hypernbd_volume::descriptors::raise_descriptors();
     }
 
     fn config(key: &str, value: &str) -> Result<()> {

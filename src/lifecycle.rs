@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
-use hypernbd_volume::durability::{Durability, LOSS_FILE};
-use hypernbd_volume::limits;
+use hypernbd_volume::descriptors;
+use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
 use hypernbd_volume::past::{self, Past};
 use nbdkit::{Error, Result};
@@ -92,7 +92,7 @@ pub fn start() -> Result<()> {
         .enable_all()
         .build()
         .map_err(no_runtime)?;
-    if let Some((limit, connections)) = limits::connections()
+    if let Some((limit, connections)) = descriptors::connections()
         && connections < CONNECTIONS_USUAL
     {
         log::warn!(

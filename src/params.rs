@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Mutex;
 
 use hypernbd_volume::buffer_file::{BUFFER_FILE_KEY, BUFFER_FILE_VERSION};
-use hypernbd_volume::durability::Durability;
+use hypernbd_volume::options::durability::Durability;
 use hypernbd_volume::options::{OptionError, ServeConfig, ServeOptions, ThreadModelOption, config_help};
 use nbdkit::{Result, ThreadModel};
 use once_cell::sync::{Lazy, OnceCell};

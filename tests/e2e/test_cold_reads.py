@@ -14,7 +14,7 @@ pytestmark = pytest.mark.s3_only
 BLOCK = 4 * KI
 REGIONS = 12
 REGION = 8 * MI
-LOUD = {"RUST_LOG": "info,hypernbd_volume::engine::reads=debug"}
+LOUD = {"RUST_LOG": "info,hypernbd_volume::read::read_path=debug"}
 
 
 @pytest.fixture

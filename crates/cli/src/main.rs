@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
         .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
         .init();
-    hypernbd_volume::limits::raise_descriptors();
+    hypernbd_volume::descriptors::raise_descriptors();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -5,37 +5,30 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod base;
 pub mod buffer_file;
-mod cache_state;
-pub mod catalogue;
-mod checksum;
-mod clock;
-pub mod counters;
+pub mod checkpoint;
 mod disk;
-pub mod durability;
 pub mod engine;
-mod error;
-pub mod geometry;
-pub mod history;
+pub(crate) mod format;
+pub mod index;
 pub mod lease;
-pub mod limits;
-pub mod log;
+pub mod meta;
+pub mod open;
 pub mod options;
 pub mod past;
 pub mod read;
 pub mod readers;
 pub mod retention;
-#[cfg(test)]
-mod simulation;
 pub mod store;
-mod stored_text;
-pub mod units;
-pub mod url;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod volume;
-mod volume_id;
-pub mod writeback;
+pub mod wal;
+pub mod write_buffer;
 
-pub use error::{ErrorKind, VolumeError};
-pub use url::VolumeUrl;
+pub use base::error::{ErrorKind, VolumeError};
+pub use base::url::VolumeUrl;
+pub use base::volume_id::VolumeId;
+pub use base::{counters, descriptors, geometry, units, url};
 pub use volume::{Extent, ExtentKind, Volume};
-pub use volume_id::VolumeId;

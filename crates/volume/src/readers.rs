@@ -5,18 +5,18 @@
 
 use bytes::Bytes;
 
-use crate::admin::label::Label;
 use crate::buffer_file;
-use crate::catalogue::CatalogueEntry;
-use crate::engine::{inode, node, staging};
+use crate::format::{inode, node, segment_header};
 use crate::lease::LeaseRecord;
-use crate::log::marker::MarkerState;
-use crate::log::record::Group;
+use crate::meta::checkpoint_list::CatalogueEntry;
+use crate::meta::label::Label;
+use crate::meta::wal_marker::MarkerState;
 use crate::past::{At, Snapshot};
 use crate::retention::Policy;
 use crate::retention::pins::Pin;
 use crate::retention::plan::Plan;
 use crate::retention::usage::Usage;
+use crate::wal::record::Group;
 
 /// A reader of one kind of object, or of a part of one.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +93,7 @@ pub const READERS: &[Reader] = &[
     },
     Reader {
         name: "segment-header",
-        read: |bytes| staging::decode_header(bytes, bytes.len() as u64).map(drop),
+        read: |bytes| segment_header::decode_header(bytes, bytes.len() as u64).map(drop),
     },
 ];
 

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hypernbd_volume::catalogue::NoRecorder;
-use hypernbd_volume::engine::fault::{Fault, FaultEngine};
-use hypernbd_volume::engine::memory::MemoryEngine;
 use hypernbd_volume::geometry::Geometry;
+use hypernbd_volume::meta::checkpoint_list::NoRecorder;
 use hypernbd_volume::options::VolumeOptions;
+use hypernbd_volume::testing::fault_engine::{Fault, FaultEngine};
+use hypernbd_volume::testing::memory_engine::MemoryEngine;
 use hypernbd_volume::{ErrorKind, ExtentKind, Volume};
 use proptest::prelude::*;
 

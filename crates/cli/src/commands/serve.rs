@@ -12,7 +12,7 @@ use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 use hypernbd_volume::buffer_file::{BUFFER_FILE_KEY, BUFFER_FILE_VERSION};
-use hypernbd_volume::durability::{Durability, LOSS_FILE};
+use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, ServeOptions};
 use hypernbd_volume::url::VolumeUrl;
 use tokio::process::Command;

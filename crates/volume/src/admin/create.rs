@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
-use super::label::{self, Label};
 use super::{VolumeInfo, delete, info};
-use crate::engine::{CheckpointId, container, inode};
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::base::url::VolumeUrl;
+use crate::engine::container;
+use crate::format::inode;
+use crate::meta::label::{self, Label};
 use crate::options::StoreOptions;
 use crate::retention::{Policy, put_policy, remove_policy};
-use crate::store::{self, Directory, Store, StoreErrorKind, probe, probe_objects};
-use crate::url::VolumeUrl;
+use crate::store::{self, Directory, Store, probe, probe_objects};
 
 /// Block size of a volume unless another is asked for; chosen by measurement (docs/benchmarking.md).
 pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;

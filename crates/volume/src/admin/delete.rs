@@ -6,15 +6,17 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::tombstone::{Tombstone, interfered};
-use super::{info, label, wal};
-use crate::engine::{Ownership, inode};
-use crate::error::{ErrorKind, VolumeError};
+use super::{info, wal};
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::store_error::StoreErrorKind;
+use crate::base::url::VolumeUrl;
+use crate::engine::Ownership;
+use crate::format::inode;
+use crate::format::object_names::is_container_object;
 use crate::lease::{self, Lease};
+use crate::meta::label;
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store::{
-    self, DELETE_KEYS_MAX, Directory, ObjectEntry, Store, StoreErrorKind, probe, probe_objects,
-};
-use crate::url::VolumeUrl;
+use crate::store::{self, DELETE_KEYS_MAX, Directory, ObjectEntry, Store, probe, probe_objects};
 
 /// How far the store's clock may be ahead of this machine's: S3 refuses requests beyond a quarter of an hour.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -228,34 +230,4 @@ pub(super) async fn objects(store: &Store) -> Result<Vec<ObjectEntry>, VolumeErr
     objects.retain(|o| o.key.strip_prefix(&root).is_some_and(is_container_object));
     objects.extend(store.list(&store.meta_key("")).await?);
     Ok(objects)
-}
-
-/// Whether a name below the root is one the format uses: `inode`, `NNNNNNNNNN` or `NNNNNNNNNN.<part>`.
-pub(crate) fn is_container_object(name: &str) -> bool {
-    let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    let (segment, part) = name.split_once('.').unwrap_or((name, "0"));
-    name == inode::NAME || (segment.len() == 10 && is_number(segment) && is_number(part))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_formats_own_names_are_deleted() {
-        for name in ["inode", "0000000001", "0000000001.0", "1073741823.16383"] {
-            assert!(is_container_object(name), "{name}");
-        }
-        for name in [
-            "",
-            "inode.bak",
-            "000000001",
-            "0000000001.",
-            "0000000001.x",
-            "a/0000000001",
-            "notes.txt",
-        ] {
-            assert!(!is_container_object(name), "{name}");
-        }
-    }
 }

@@ -3,17 +3,17 @@
 use hyperfile::config::HyperFileMetaConfig;
 use serde::Serialize;
 
-use super::label;
-use crate::counters::{CounterUse, OWNERS};
-use crate::durability::Durability;
-use crate::engine::{inode, limits};
-use crate::error::VolumeError;
+use crate::base::counters::{CounterUse, OWNERS};
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::engine::limits;
+use crate::format::inode;
 use crate::lease::{self, LeaseRecord};
-use crate::log::marker;
+use crate::meta::{label, wal_marker};
 use crate::options::StoreOptions;
+use crate::options::durability::Durability;
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
-use crate::volume_id::VolumeId;
 
 /// What is known of a volume without opening it.
 #[derive(Debug, Clone, Serialize)]
@@ -66,7 +66,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         inode::load(store),
         label::load(store),
         lease::load(store),
-        marker::load(store)
+        wal_marker::load(store)
     );
     let (inode, _) = inode?;
     let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {

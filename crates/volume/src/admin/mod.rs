@@ -2,27 +2,29 @@
 
 use std::sync::Arc;
 
+use crate::base::checkpoint_id::Checkpoint;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::buffer_file::BufferDir;
+use crate::engine::Ownership;
 use crate::engine::container::{self, Container};
 use crate::engine::guard::InodeGuard;
-use crate::engine::index_cache::IndexCache;
-use crate::engine::index_seal::IndexSeals;
-use crate::engine::{Checkpoint, Ownership, StoredState, inode};
-use crate::error::VolumeError;
-use crate::history::{self, Known};
+use crate::format::inode;
+use crate::format::stored_state::StoredState;
+use crate::index::cache::IndexCache;
+use crate::index::checksums::IndexSeals;
 use crate::lease::{self, Lease};
-use crate::log::marker;
-use crate::log::open as log_open;
+use crate::meta::{label, wal_marker};
+use crate::open::history::{self, Known};
+use crate::open::inspect::{Looked, look};
+use crate::open::recover_wal;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, Directory, Store};
-use crate::url::VolumeUrl;
 
 mod create;
 mod delete;
 mod info;
-pub mod label;
-mod look;
 mod resize;
 pub mod retention;
 pub mod rollback;
@@ -30,12 +32,10 @@ mod space;
 mod tombstone;
 pub mod wal;
 
+pub use crate::lease::sighting::Sighting;
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
-pub(crate) use delete::is_container_object;
 pub use delete::{DeletePlan, Deleted, IfDamaged, delete, delete_plan};
 pub use info::{VolumeInfo, info};
-pub use look::Sighting;
-pub(crate) use look::{Looked, look};
 pub use resize::resize;
 pub use space::{Space, space};
 
@@ -66,9 +66,9 @@ pub async fn check_servable(
     } = looked;
     let marker = marker?;
     if lease_options.is_copied {
-        log_open::check_copied(marker.as_ref(), options)?;
+        recover_wal::check_copied(marker.as_ref(), options)?;
     }
-    log_open::check(
+    recover_wal::check(
         marker.as_ref(),
         store_options,
         options.wal_url.as_ref(),
@@ -76,7 +76,7 @@ pub async fn check_servable(
     )
     .await?;
     let takeable = lease::probe(&store, &lease_options, lease).await?;
-    log_open::check_claimable(options.wal_url.as_ref()).await?;
+    recover_wal::check_claimable(options.wal_url.as_ref()).await?;
     if let Some(dir) = &options.write_buffer_dir {
         BufferDir::check(dir, &url.to_string(), options.write_buffer_bytes)?;
     }
@@ -115,7 +115,7 @@ async fn take_lease(
 
 /// Refuses a volume whose log was not ended: it may hold flushed writes. `then` is what to do after that.
 async fn check_closed(store: &Store, then: &str) -> Result<(), VolumeError> {
-    let marker = marker::load(store).await?.map(|(marker, _)| marker);
+    let marker = wal_marker::load(store).await?.map(|(marker, _)| marker);
     let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.url);
     check_log(&store.url, unfinished.as_deref(), then)
 }

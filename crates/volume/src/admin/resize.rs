@@ -6,12 +6,12 @@ use hyperfile::file::HyperTrait;
 
 use super::create::check_size;
 use super::{VolumeInfo, check_closed, check_log, info};
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::engine;
-use crate::error::VolumeError;
 use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "resize it";
@@ -98,8 +98,8 @@ async fn resize_adopted(store: &Store, lease: &Lease, wanted: &Wanted) -> Result
 mod tests {
     use super::*;
     use crate::admin::{CreateOptions, create};
-    use crate::error::ErrorKind;
-    use crate::log::marker::{Marker, MarkerState};
+    use crate::base::error::ErrorKind;
+    use crate::meta::wal_marker::{Marker, MarkerState};
 
     /// A server may have come and gone between the first look and the lease.
     #[tokio::test(flavor = "multi_thread")]

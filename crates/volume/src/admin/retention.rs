@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::check_closed;
-use crate::engine::index_cache::IndexCache;
-use crate::engine::inode;
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::format::inode;
+use crate::index::cache::IndexCache;
 use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, Listed};
 use crate::retention::plan::{self, Phase};
 use crate::retention::{self, ORPHAN_AGE, Policy, Removed, Rounds, Survey};
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "prune it";

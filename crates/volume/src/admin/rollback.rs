@@ -6,16 +6,18 @@
 use std::sync::Arc;
 
 use super::check_closed;
-use crate::catalogue::{self, CatalogueEntry};
-use crate::clock::now_ms;
-use crate::engine::{Checkpoint, CheckpointId, StoredState, bare, container};
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::engine::{bare, container};
+use crate::format::stored_state::StoredState;
 use crate::lease::Lease;
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
 use crate::retention::ensure_kept;
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "roll it back";
@@ -104,7 +106,7 @@ async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<
         generation,
         is_repaired: false,
     };
-    catalogue::write_entry(store, &entry).await?;
+    checkpoint_list::write_entry(store, &entry).await?;
     Ok(RolledBack {
         to,
         number: published.id.cno,

@@ -3,13 +3,15 @@
 use futures::try_join;
 use serde::Serialize;
 
-use crate::engine::node::NODE_BYTES;
-use crate::engine::{StoredState, inode, usage};
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::format::inode;
+use crate::format::node::NODE_BYTES;
+use crate::format::stored_state::StoredState;
+use crate::index::usage;
 use crate::options::StoreOptions;
 use crate::retention::{self, Survey};
 use crate::store::{self, ObjectEntry};
-use crate::url::VolumeUrl;
 
 /// What a volume takes in its store, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -5,9 +5,10 @@
 //! looks before every step. A request already sent can still arrive late: only names that are never used twice would
 //! exclude that.
 
-use super::label::{self, Label};
-use crate::error::VolumeError;
-use crate::store::{ETag, Store, StoreErrorKind};
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::meta::label::{self, Label};
+use crate::store::{ETag, Store};
 
 /// A deletion's own mark, as it is stored.
 #[derive(Debug)]
@@ -82,10 +83,10 @@ pub(super) fn interfered(store: &Store) -> VolumeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::InodeCheck;
+    use crate::base::checkpoint_id::InodeCheck;
+    use crate::base::url::VolumeUrl;
     use crate::options::StoreOptions;
     use crate::store;
-    use crate::url::VolumeUrl;
 
     async fn labelled(path: &std::path::Path) -> (Store, Label) {
         let url = VolumeUrl::parse(&format!("file://{}/", path.display())).unwrap();

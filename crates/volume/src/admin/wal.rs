@@ -2,18 +2,18 @@
 
 use serde::Serialize;
 
-use super::label;
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
 use crate::lease::Lease;
-use crate::log::LogStore;
-use crate::log::journal::Journal;
-use crate::log::marker::{self, MarkerState};
-use crate::log::open::give_up_marker;
-use crate::log::s3::{self, S3Log};
+use crate::meta::label;
+use crate::meta::wal_marker::{self, MarkerState};
+use crate::open::recover_wal::give_up_marker;
 use crate::options::{InheritedLog, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 use crate::volume::Volume;
+use crate::wal::LogStore;
+use crate::wal::journal::Journal;
+use crate::wal::s3::{self, S3Log};
 
 /// What is known of a volume's log.
 #[derive(Debug, Clone, Serialize)]
@@ -33,7 +33,7 @@ pub struct WalInfo {
 pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     super::info::of_store(&store).await?;
-    let log = marker::load(&store).await?.map(|(marker, _)| marker);
+    let log = wal_marker::load(&store).await?.map(|(marker, _)| marker);
     let log = log.filter(|marker| !marker.is_clean);
     let records = match log.as_ref().map(|marker| VolumeUrl::parse(&marker.url)) {
         Some(Ok(wal_url @ VolumeUrl::S3 { .. })) => {
@@ -95,7 +95,7 @@ pub async fn discard(
 ) -> Result<bool, VolumeError> {
     let store = store::connect(url, store_options).await?;
     super::info::of_store(&store).await?;
-    if marker::load(&store)
+    if wal_marker::load(&store)
         .await?
         .is_none_or(|(marker, _)| marker.is_clean)
     {
@@ -122,7 +122,7 @@ pub(super) async fn remove_log(
     owner: Option<(&Lease, bool)>,
 ) -> bool {
     let removed = async {
-        let Some((marker, _)) = marker::load(store).await? else {
+        let Some((marker, _)) = wal_marker::load(store).await? else {
             return Ok(());
         };
         let Some(found) = label::find(store).await? else {

@@ -11,12 +11,12 @@ use super::file::{Found, Recovered, base, entries, find, give_room_back, make, p
 use super::format::{CHUNK_BYTES, CLAIMANTS_MAX, Header, VERSION, chunk_at};
 use super::kept::Kept;
 use super::left::describe;
-use crate::cache_state::boot_id;
-use crate::clock::now_ms;
-use crate::error::VolumeError;
-use crate::history::NewestCheckpoint;
-use crate::units::{MIB, format_size};
-use crate::volume_id::VolumeId;
+use crate::base::checkpoint_id::NewestCheckpoint;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::units::{MIB, format_size};
+use crate::base::volume_id::VolumeId;
+use crate::meta::cache_state::boot_id;
 
 pub(super) const FILE: &str = "buffer";
 /// The file while it is being made.

@@ -12,9 +12,9 @@ use super::dir::unusable;
 use super::format::{
     CHUNK_BYTES, ENTRY_BYTES, Entry, Floor, HEAD_BYTES, Header, Kind, MAGIC, TABLE_BYTES, chunk_at,
 };
-use crate::checksum::crc32c;
-use crate::engine::CheckpointId;
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::checksum::crc32c;
+use crate::base::error::VolumeError;
 
 /// A file that was in the directory.
 #[derive(Debug)]

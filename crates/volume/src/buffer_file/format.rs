@@ -13,10 +13,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::checksum::crc32c;
-use crate::engine::{CheckpointId, InodeCheck};
-use crate::stored_text;
-use crate::volume_id::VolumeId;
+use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
+use crate::base::checksum::crc32c;
+use crate::base::stored_text;
+use crate::base::volume_id::VolumeId;
 
 /// The first bytes of every buffer file.
 pub(super) const MAGIC: &[u8; 8] = b"HNBDBUF1";

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::format::{DATA_BYTES, ENTRIES, ENTRY_BYTES, Entry, Floor, Kind, TABLE_BYTES, chunk_at};
-use crate::checksum::crc32c;
-use crate::error::VolumeError;
-use crate::history::NewestCheckpoint;
+use crate::base::checkpoint_id::NewestCheckpoint;
+use crate::base::checksum::crc32c;
+use crate::base::error::VolumeError;
 
 /// There is no free chunk for a change: a generation must be published first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::dir::{FILE, SET_ASIDE, lock, unusable};
 use super::file::{entries, find};
 use super::format::Header;
-use crate::error::VolumeError;
-use crate::volume_id::VolumeId;
+use crate::base::error::VolumeError;
+use crate::base::volume_id::VolumeId;
 
 /// What lies in a buffer file, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -1,8 +1,8 @@
 use super::*;
+use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
 use crate::buffer_file::format::{DATA_BYTES, Kind};
 use crate::buffer_file::kept::{Kept, NoRoom};
 use crate::buffer_file::left::{discard, look};
-use crate::engine::{CheckpointId, InodeCheck};
 
 const URL: &str = "s3://bucket/vol/";
 

@@ -16,7 +16,7 @@ use hyperfile::stream_segment::TailBuilder;
 
 use super::container::Container;
 use super::limits::CHECKPOINT_NUMBER_MAX;
-use super::loader::NodeLoader;
+use crate::index::loader::NodeLoader;
 
 const NS_A_SECOND: u32 = 1_000_000_000;
 

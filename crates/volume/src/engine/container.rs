@@ -20,14 +20,15 @@ use hyperfile::staging::s3::S3Staging;
 use hyperfile::{BMapUserData, BlockPtr};
 
 use super::guard::InodeGuard;
-use super::identity::CheckpointId;
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
-use super::inode;
-use super::loader::NodeLoader;
-use super::mark::Mark;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::format::inode;
+use crate::format::stored_state::{Mark, Root};
+use crate::index::cache::IndexCache;
+use crate::index::checksums::IndexSeals;
+use crate::index::loader::NodeLoader;
+use crate::index::walk::Walk;
 use crate::store::Store;
-use crate::store::turns::UPLOAD_TURNS;
+use crate::store::interceptors::upload_limiter::UPLOAD_TURNS;
 
 /// The container type used throughout. Not `Send`: it lives on the thread that opened it.
 pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
@@ -160,4 +161,31 @@ fn read_write() -> HyperFileFlags {
 
 fn read_only() -> HyperFileFlags {
     HyperFileFlags::from_flags(FileFlags::rdonly().noatime())
+}
+
+impl Mark {
+    /// Of an open container, with the changes applied to it.
+    pub(super) fn of_container(c: &Container) -> Self {
+        let stat = c.stat();
+        Self {
+            cno: c.last_cno(),
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+}
+
+impl Walk {
+    /// A walk over what is stored of a container that no changes were applied to.
+    ///
+    /// # Errors
+    /// `InvalidInput` when there are changes: the index holds nodes then that are not stored.
+    pub(super) fn of_container(container: &Container) -> io::Result<Self> {
+        if container.is_bmap_dirty() {
+            let reason = "the container holds changes that are not published";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        let (loader, cache) = (container.bmap_get_block_loader(), container.bmap_get_node_cache());
+        Self::new(Root(container.bmap_get_raw()), loader, cache)
+    }
 }

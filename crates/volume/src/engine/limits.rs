@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyperfile::meta_format::BLOCK_PTR_MAX_CHECKPOINT;
 
-use crate::counters::Counter;
-use crate::error::VolumeError;
+use crate::base::counters::Counter;
+use crate::base::error::VolumeError;
 
 /// The largest checkpoint number that a block pointer can name.
 pub const CHECKPOINT_NUMBER_MAX: u64 = BLOCK_PTR_MAX_CHECKPOINT;
@@ -61,7 +61,7 @@ impl CheckpointNumbers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::base::error::ErrorKind;
 
     #[test]
     fn writes_end_before_flushes_do_and_both_before_the_last_number() {

@@ -1,7 +1,7 @@
 //! Published data: the container behind a volume.
 //!
-//! [`Engine`] is all the rest of the crate knows of it. `hyper` is the real one, [`memory`] a model kept in memory,
-//! [`fault`] wraps any and makes it fail.
+//! [`Engine`] is all the rest of the crate knows of it. [`hyper_engine`] is the real one; tests have a model kept in memory, and
+//! one that wraps any and makes it fail.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,55 +9,24 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
-use crate::writeback::overlay::Frozen;
+use crate::base::checkpoint_id::Checkpoint;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
+use crate::write_buffer::overlay::Frozen;
 
 pub(crate) mod bare;
 pub(crate) mod container;
-pub(crate) mod diff;
-pub mod fault;
+pub(crate) mod fence;
 pub(crate) mod guard;
-pub mod hyper;
-mod identity;
-mod index;
-pub mod index_cache;
-pub(crate) mod index_seal;
-pub(crate) mod inode;
-mod landing;
+pub mod hyper_engine;
 pub mod limits;
-mod loader;
-mod mark;
-pub mod memory;
-pub(crate) mod node;
-mod node_files;
-pub(crate) mod object;
 mod owner;
-mod owner_thread;
 pub(crate) mod past;
 mod placement;
-mod publish;
-mod reads;
 pub(crate) mod resize;
-mod source;
 pub(crate) mod staging;
-pub(crate) mod touch;
-pub(crate) mod usage;
-mod walk;
 
-pub use identity::{CheckpointId, InodeCheck};
-pub use index::StoredState;
-pub use mark::Mark;
 pub(crate) use staging::{checkpoint_stored, state_stored};
-
-/// A published checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// Which it is.
-    pub id: CheckpointId,
-    /// Size of the volume at it.
-    pub size_bytes: u64,
-}
 
 /// Whose container it is. *Adopt, then check*: whoever reads the stored state to publish upon it asks afterwards, and goes
 /// on only when the answer is yes; `lease` says why that is enough.

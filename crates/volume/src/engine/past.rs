@@ -8,18 +8,20 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
-use super::index::{Index, Published, StoredState};
-use super::index_cache::IndexCache;
-use super::index_seal::IndexSeals;
-use super::reads::{Objects, Reads};
-use super::{Beside, Checkpoint, Engine};
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
+use super::{Beside, Engine};
+use crate::base::checkpoint_id::Checkpoint;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
+use crate::format::stored_state::StoredState;
+use crate::index::cache::IndexCache;
+use crate::index::checksums::IndexSeals;
+use crate::index::location_map::LocationMap;
+use crate::index::lookup::{Index, Published};
 use crate::read::cache::ReadCache;
-use crate::read::location::LocationMap;
+use crate::read::read_path::{Objects, Reads};
 use crate::read::reader::Reader;
 use crate::store::Store;
-use crate::writeback::overlay::Frozen;
+use crate::write_buffer::overlay::Frozen;
 
 /// Runs of blocks whose places are remembered, at about 50 bytes each.
 const LOCATION_RUNS_MAX: usize = 32 * 1024;

@@ -6,11 +6,11 @@ use hyperfile::SegmentId;
 use hyperfile::file::ReadPolicy;
 
 use super::container::Container;
-use super::index::push;
-use super::object::object_of;
-use crate::error::VolumeError;
-use crate::geometry::Geometry;
-use crate::read::location::{Place, Run};
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
+use crate::format::object_names::object_of;
+use crate::index::location_map::{Place, Run};
+use crate::index::lookup::push;
 
 /// Blocks looked up in the index at a time.
 const LOOKUP_BLOCKS: u64 = 2048;

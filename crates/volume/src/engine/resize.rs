@@ -7,12 +7,11 @@ use std::io;
 
 use hyperfile::file::HyperTrait;
 
-use super::bare;
 use super::container::Container;
-use super::placement;
-use super::walk::Walk;
-use crate::geometry::Geometry;
-use crate::read::location::Place;
+use super::{bare, placement};
+use crate::base::geometry::Geometry;
+use crate::index::location_map::Place;
+use crate::index::walk::Walk;
 
 /// Blocks cut off by one checkpoint at most: each costs an index entry in memory until it is published.
 const CUT_BLOCKS_MAX: u64 = 2 << 20;

@@ -18,12 +18,15 @@ use hyperfile::staging::{Staging, StagingIntercept};
 use hyperfile::stream_segment::{self, StreamLayout};
 use hyperfile::{BlockPtr, Cno, SegmentId};
 
-use super::identity::CheckpointId;
-use super::index_seal::IndexSeals;
-use super::inode;
-use super::loader::NodeLoader;
-use crate::error::VolumeError;
-use crate::store::{Store, StoreError, StoreErrorKind, seal};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::format::inode;
+use crate::format::segment_header::decode_header;
+use crate::index::checksums::IndexSeals;
+use crate::index::loader::NodeLoader;
+use crate::store::Store;
+use crate::store::interceptors::window_checksums;
 
 /// The engine's own staging.
 type Plain = S3BlockLoader;
@@ -47,7 +50,9 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
     let store = store_of(staging);
     let key = store.data_key(&Segment::segid_to_staging_file_id(object));
     // A whole window, for its check value.
-    let got = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await;
+    let got = store
+        .get_within_info(&key, 0, window_checksums::WINDOW_BYTES)
+        .await;
     let Some((bytes, info)) = got.map_err(|e| io_error(&e))? else {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
@@ -56,17 +61,6 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
     };
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, format!("{key}: {reason}"));
     decode_header(&bytes, info.size_bytes).map_err(invalid)
-}
-
-/// The header that an object of `object_bytes` begins with, given its first bytes.
-///
-/// # Errors
-/// What is wrong.
-pub(crate) fn decode_header(bytes: &[u8], object_bytes: u64) -> Result<SegmentHeader, String> {
-    let bytes = bytes.get(..SegmentHeader::size());
-    let header = SegmentHeader::from_slice(bytes.ok_or("it is too short for a segment")?);
-    check_claims(&header, object_bytes)?;
-    Ok(header)
 }
 
 /// The checkpoint that is stored under this number, if one is. Whether it was published only an inode can tell.
@@ -99,7 +93,10 @@ async fn header_stored(store: &Store, cno: u64) -> Result<Option<SegmentHeader>,
         SegmentId::new_from_cno(cno),
     ] {
         let key = store.data_key(&Segment::segid_to_staging_file_id(object));
-        let Some((bytes, info)) = store.get_within_info(&key, 0, seal::WINDOW_BYTES).await? else {
+        let Some((bytes, info)) = store
+            .get_within_info(&key, 0, window_checksums::WINDOW_BYTES)
+            .await?
+        else {
             continue;
         };
         let header = bytes.get(..SegmentHeader::size()).map(SegmentHeader::from_slice);
@@ -134,28 +131,6 @@ async fn header_at_end(
     Ok(layout.ok().map(|layout| layout.hdr.as_segment_header()))
 }
 
-/// Looks whether an object of `object_bytes` can have the index that its header claims: the engine takes as much memory
-/// as the header says.
-pub(super) fn check_claims(header: &SegmentHeader, object_bytes: u64) -> Result<(), String> {
-    if !header.has_magic() {
-        return Err("it does not begin as a segment does".into());
-    }
-    if u32::from(header.s_meta_blk_shift) != super::node::NODE_BYTES.ilog2() {
-        return Err(format!(
-            "its header claims index nodes of 2^{} bytes",
-            header.s_meta_blk_shift
-        ));
-    }
-    let index_bytes = u64::from(header.s_nmetablk) << header.s_meta_blk_shift;
-    let claimed = (header.aligned_ss_bytes() as u64).saturating_add(index_bytes);
-    if claimed > object_bytes {
-        return Err(format!(
-            "its header claims an index of {claimed} bytes, the object has {object_bytes}"
-        ));
-    }
-    Ok(())
-}
-
 impl Staging<NodeLoader> for S3Staging {
     async fn load_inode(&self, buf: &mut [u8]) -> io::Result<Option<OnDiskState>> {
         let (raw, info) = inode::load(&store_of(self)).await.map_err(|e| match &e {
@@ -185,7 +160,7 @@ impl Staging<NodeLoader> for S3Staging {
         object: SegmentId,
         user_data: u32,
     ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
-        if !super::loader::format_of(user_data)?.is_stream() {
+        if !crate::index::loader::format_of(user_data)?.is_stream() {
             header_of(self, object).await?;
         }
         Staging::<Plain>::fetch_index_nodes(self, object, user_data).await

@@ -13,14 +13,15 @@ use super::record::{LeaseRecord, LeaseState};
 use super::state::{
     Keep, KeepAction, KeepEvent, Liveness, Refusal, Stored, Take, TakeAction, TakeEvent, TakeOptions, Taken,
 };
-use crate::catalogue;
-use crate::clock::now_ms;
-use crate::counters::OWNERS;
-use crate::engine::{Ownership, touch};
-use crate::error::VolumeError;
-use crate::options::LeaseOptions;
-use crate::store::{ETag, Store, StoreError, StoreErrorKind};
-use crate::volume_id::VolumeId;
+use crate::base::clock::now_ms;
+use crate::base::counters::OWNERS;
+use crate::base::error::VolumeError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::base::volume_id::VolumeId;
+use crate::engine::{Ownership, fence};
+use crate::lease::options::LeaseOptions;
+use crate::meta::checkpoint_list;
+use crate::store::{ETag, Store};
 
 /// The lease's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "lease";
@@ -146,7 +147,7 @@ impl Lease {
         );
         let lease = Self::keep(store.clone(), stored, predecessor, held);
         // An owner before the lease, or one that cannot be proved to have ended, may wake up at any time.
-        if !is_after_release && let Err(e) = touch::rewrite_inode(store).await {
+        if !is_after_release && let Err(e) = fence::rewrite_inode(store).await {
             lease.release(false).await;
             return Err(e);
         }
@@ -341,7 +342,7 @@ impl<'a> Looking<'a> {
             };
             let event = match seen {
                 None => TakeEvent::Absent {
-                    epoch_seen: catalogue::newest_epoch(store).await?,
+                    epoch_seen: checkpoint_list::newest_epoch(store).await?,
                 },
                 Some(stored) => {
                     let holder = match self.is_copied {

@@ -22,7 +22,9 @@ mod host;
 mod keeper;
 #[cfg(test)]
 mod model_tests;
+pub(crate) mod options;
 mod record;
+pub(crate) mod sighting;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod tests;

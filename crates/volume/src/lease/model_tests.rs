@@ -1,8 +1,8 @@
 //! Invariant O1 in a simulated world: owners that take a volume from each other, over a store whose answers are lost and
 //! whose requests arrive late. Any of them may stand still at any step for as long as it takes, and clocks say anything.
 //!
-//! The machines of the lease are the real ones; the owner around them does in one-request steps what `engine/owner.rs`
-//! and `engine/touch.rs` do. One seed is one history; a failure names it.
+//! The machines of the lease are the real ones; the owner around them does in one-request steps what `engine/owner/mod.rs`
+//! and `engine/fence.rs` do. One seed is one history; a failure names it.
 
 use super::state::*;
 use super::tests::record;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::stored_text;
-use crate::volume_id::VolumeId;
+use crate::base::stored_text;
+use crate::base::volume_id::VolumeId;
 
 /// The process that holds a lease, told so that another one on the same machine can see whether it still runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub struct LeaseRecord {
     /// Whether it is in force.
     pub state: LeaseState,
     /// Counts the owners of the volume: each one's is higher than every one's before it.
-    #[serde(deserialize_with = "crate::counters::epoch")]
+    #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
     /// Random, one a taking: tells whose lease it is.
     #[serde(deserialize_with = "stored_text::printable")]

@@ -1,7 +1,7 @@
 //! The lease over a store in a directory: several takers in one process.
 
 use super::record::{Holder, LeaseRecord, LeaseState};
-use crate::volume_id::VolumeId;
+use crate::base::volume_id::VolumeId;
 
 /// A lease of a process on another machine.
 pub fn record(token: &str, epoch: u64) -> LeaseRecord {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::OptionError;
-use crate::units::{GIB, MIB};
+use crate::base::units::{GIB, MIB};
+use crate::read::cache_config::ReadCacheDisk;
 
 /// The least memory of a read cache that is not off.
 pub const CACHE_MEMORY_LEAST_BYTES: u64 = 16 * MIB;
@@ -11,33 +12,6 @@ pub const CACHE_MEMORY_LEAST_BYTES: u64 = 16 * MIB;
 pub const CACHE_DISK_LEAST_BYTES: u64 = 64 * MIB;
 /// The room on a disk when none is given.
 const CACHE_DISK_DEFAULT_BYTES: u64 = 10 * GIB;
-
-/// Cache of published data.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadCacheConfig {
-    /// Memory, in bytes; 0 for no cache.
-    pub memory_bytes: u64,
-    /// A disk below it.
-    pub disk: Option<ReadCacheDisk>,
-}
-
-impl Default for ReadCacheConfig {
-    fn default() -> Self {
-        Self {
-            memory_bytes: 256 * MIB,
-            disk: None,
-        }
-    }
-}
-
-/// Room for a read cache on a local disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadCacheDisk {
-    /// Absolute path of a directory, made when it is missing; each volume has its own below it.
-    pub dir: PathBuf,
-    /// Room in bytes.
-    pub size_bytes: u64,
-}
 
 /// The disk that `cache_dir` and `cache_disk` name together.
 pub(super) fn disk(

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::node_cache::absolute;
-use super::store::{check_endpoint, check_region};
 use super::{
     CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, INDEX_MEMORY_LEAST_BYTES, NodeCacheConfig,
     PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
     WRITE_BUFFER_MOST_BYTES,
 };
-use crate::units::{format_duration, format_size, parse_duration, parse_size};
-use crate::url::VolumeUrl;
+use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
+use crate::base::url::VolumeUrl;
+use crate::index::cache_config::absolute;
+use crate::store::options::{check_endpoint, check_region};
 
 /// Which part of the program a parameter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

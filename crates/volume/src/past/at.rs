@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::snapshots::SnapshotName;
-use crate::units::{format_duration, parse_duration};
+use crate::base::units::{format_duration, parse_duration};
+use crate::meta::snapshots::SnapshotName;
 
 /// The longest text that can name a checkpoint, in bytes.
 const TEXT_MAX_BYTES: usize = 128;

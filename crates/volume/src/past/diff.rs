@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use super::At;
 use super::list::{Point, find};
-use crate::engine::diff;
-use crate::error::VolumeError;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::index::diff;
 use crate::options::StoreOptions;
 use crate::store::{self, Store};
-use crate::url::VolumeUrl;
 
 /// What a changed range holds at the later of two checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

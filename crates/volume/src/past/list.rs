@@ -10,15 +10,18 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::At;
-use super::snapshots::{self, SnapshotName};
-use crate::catalogue::{self, CatalogueEntry};
-use crate::clock::now_ms;
-use crate::engine::{CheckpointId, StoredState, inode as stored_inode, state_stored};
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::engine::state_stored;
+use crate::format::inode as stored_inode;
+use crate::format::stored_state::StoredState;
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::meta::snapshots::{self, SnapshotName};
 use crate::options::StoreOptions;
 use crate::retention::{self, Policy, Protected, Reason, load_policy, plan};
 use crate::store::{self, ObjectEntry, Store};
-use crate::url::VolumeUrl;
 
 /// How far the clocks of servers and store may be apart, for leaving out what is certainly too old.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -154,7 +157,7 @@ pub(crate) async fn list_by(
 /// The entries of the list that may be of this time or later, ascending; and what will be the newest one's, where it is on its way.
 async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntry>, VolumeError> {
     let (inode, _) = stored_inode::load(store).await?;
-    let numbers = catalogue::numbers_up_to(store, inode.i_last_cno).await?;
+    let numbers = checkpoint_list::numbers_up_to(store, inode.i_last_cno).await?;
     let is_newest_listed = numbers.last().map_or(0, |(number, _)| *number) == inode.i_last_cno;
     // An entry is written after its publish, so what was written long before is not asked for.
     let oldest = UNIX_EPOCH + Duration::from_millis(since_ms).saturating_sub(CLOCKS_APART_MAX);
@@ -176,7 +179,7 @@ async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntr
         async move {
             match known {
                 Some(known) => Ok(Some(known)),
-                None => catalogue::load_entry(store, cno).await,
+                None => checkpoint_list::load_entry(store, cno).await,
             }
         }
     }));
@@ -268,7 +271,7 @@ async fn by_number(store: &Store, cno: u64) -> Result<Option<Point>, VolumeError
     if cno == 0 || cno > crate::engine::limits::CHECKPOINT_NUMBER_MAX {
         return Ok(None);
     }
-    let (entry, stored) = try_join!(catalogue::load_entry(store, cno), state_stored(store, cno))?;
+    let (entry, stored) = try_join!(checkpoint_list::load_entry(store, cno), state_stored(store, cno))?;
     let Some(raw) = stored else { return Ok(None) };
     let id = CheckpointId::of_inode(&raw);
     if let Some(entry) = entry {
@@ -288,7 +291,7 @@ async fn by_number(store: &Store, cno: u64) -> Result<Option<Point>, VolumeError
 /// search may find another checkpoint that was published before this time.
 async fn by_time(store: &Store, ms: u64) -> Result<Option<Point>, VolumeError> {
     let (inode, _) = stored_inode::load(store).await?;
-    let numbers = catalogue::numbers_up_to(store, inode.i_last_cno).await?;
+    let numbers = checkpoint_list::numbers_up_to(store, inode.i_last_cno).await?;
     let numbers: Vec<u64> = numbers.into_iter().map(|(number, _)| number).collect();
     let is_newest_listed = numbers.last().copied().unwrap_or(0) == inode.i_last_cno;
     if !is_newest_listed && stored_inode::modified_ms(&inode) <= ms {
@@ -312,7 +315,7 @@ async fn count_in_time(store: &Store, numbers: &[u64], ms: u64) -> Result<usize,
         let step = (high - low).div_ceil(SEARCH_PARTS);
         let places: Vec<usize> = (low..high).step_by(step).collect();
         let loaded = stream::iter(places.iter().map(|place| numbers[*place]));
-        let loaded = loaded.map(|cno| catalogue::load_entry(store, cno));
+        let loaded = loaded.map(|cno| checkpoint_list::load_entry(store, cno));
         let loaded: Vec<Option<CatalogueEntry>> = loaded.buffered(SEARCH_PARTS).try_collect().await?;
         let is_late = |entry: &Option<CatalogueEntry>| entry.as_ref().is_some_and(|e| e.published_ms > ms);
         (low, high) = match loaded.iter().position(is_late) {
@@ -346,7 +349,7 @@ mod tests {
                 generation: number,
                 is_repaired: false,
             };
-            catalogue::write_entry(&store, &entry).await.unwrap();
+            checkpoint_list::write_entry(&store, &entry).await.unwrap();
             numbers.push(entry.cno);
         }
         for count in [0, 1, 2, 32, 33, 65, 150] {

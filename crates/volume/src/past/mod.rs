@@ -3,6 +3,8 @@
 //! Every checkpoint is a whole state of the volume, and none is ever changed. [`At`] is a person's word for one of them;
 //! [`find`] tells which that is. Nothing here changes the container.
 
+pub use crate::meta::snapshots::{Snapshot, SnapshotName};
+
 mod at;
 mod diff;
 mod list;
@@ -13,5 +15,5 @@ pub(crate) use diff::between;
 pub use diff::{ChangeKind, Changed, diff};
 pub(crate) use list::list_by;
 pub use list::{Listed, Point, find, list, time_text};
-pub use snapshots::{Snapshot, SnapshotName, create, delete, snapshots};
-pub(crate) use snapshots::{free_name, named, put};
+pub use snapshots::{create, delete, snapshots};
+pub(crate) use snapshots::{free_name, put};

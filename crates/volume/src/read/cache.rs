@@ -16,11 +16,11 @@ use foyer::{
 };
 use log::warn;
 
-use crate::cache_state::CacheState;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::volume_id::VolumeId;
 use crate::disk::{Disk, RealDisk, fitness};
-use crate::engine::CheckpointId;
-use crate::options::{ReadCacheConfig, ReadCacheDisk};
-use crate::volume_id::VolumeId;
+use crate::meta::cache_state::CacheState;
+use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 
 /// Memory for a page besides its bytes.
 const PAGE_OVERHEAD_BYTES: usize = 160;

@@ -19,7 +19,7 @@ fn id(number: u128) -> VolumeId {
 fn at(cno: u64) -> CheckpointId {
     CheckpointId {
         cno,
-        check: crate::engine::InodeCheck::from_bits(cno),
+        check: crate::base::checkpoint_id::InodeCheck::from_bits(cno),
     }
 }
 

@@ -1,19 +1,18 @@
 //! Reading published data.
 //!
-//! * [`location`] (pure): where each block lies, as extents, in bounded memory.
+//! * `read_path`: one read from look-up to bytes: what the rest of this folder and the index do for it, and in which order.
 //! * [`reader`]: reads stored bytes: from the cache, from a fetch under way, or with one of its own.
 //! * [`coalesce`] (pure): what is read with one request.
 //! * [`cache`]: pages of stored data, in memory and on a disk.
-//! * [`single_flight`]: one fetch for all who want the same bytes.
-//! * [`gate`]: who may ask the store next.
+//! * [`priority_gate`]: who may ask the store next.
 //! * [`hedge`] (pure): when a slow request is asked a second time.
-//! * [`window`] (pure): what to read ahead.
+//! * [`read_ahead`] (pure): what to read ahead.
 
 pub mod cache;
+pub(crate) mod cache_config;
 pub mod coalesce;
-pub mod gate;
 pub mod hedge;
-pub mod location;
+pub mod priority_gate;
+pub mod read_ahead;
+pub(crate) mod read_path;
 pub mod reader;
-pub mod single_flight;
-pub mod window;

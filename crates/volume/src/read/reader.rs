@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 
 use super::cache::{PageKey, ReadCache};
 use super::coalesce::{self, Piece, Span};
-use super::gate::{Class, Gate};
 use super::hedge::Hedge;
-use super::single_flight::{Board, Flight, SingleFlight};
-use crate::error::VolumeError;
+use super::priority_gate::{Class, Gate};
+use crate::base::error::VolumeError;
+use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;
 
 /// Fetches in flight at once, per volume.

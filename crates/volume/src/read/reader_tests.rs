@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::options::ReadCacheConfig;
+use crate::read::cache_config::ReadCacheConfig;
 
 /// An object whose bytes can be worked out, with a count of its fetches and a door they wait at.
 struct Pattern {

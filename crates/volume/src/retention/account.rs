@@ -9,12 +9,16 @@ use log::{debug, warn};
 
 use super::plan::Plan;
 use super::usage::{Delta, Usage};
-use crate::catalogue::{self, CatalogueEntry};
-use crate::engine::diff::{OnlyIn, Place, places};
-use crate::engine::index_cache::IndexCache;
-use crate::engine::{CheckpointId, StoredState, checkpoint_stored, inode, state_stored};
-use crate::error::{ErrorKind, VolumeError};
-use crate::history;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::ErrorKind;
+use crate::base::error::VolumeError;
+use crate::engine::checkpoint_stored;
+use crate::engine::state_stored;
+use crate::format::inode;
+use crate::format::stored_state::StoredState;
+use crate::index::cache::IndexCache;
+use crate::index::diff::{OnlyIn, Place, places};
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::store::Store;
 
 /// Where the table is, below the volume's `.meta/`.
@@ -112,7 +116,7 @@ impl Account {
 
     async fn advance_once(&mut self, store: &Store, cache: &IndexCache) -> Result<(), VolumeError> {
         let (newest, _) = inode::load(store).await?;
-        let numbers = history::numbers_after(store, self.usage.at_number()).await?;
+        let numbers = checkpoint_list::numbers_after(store, self.usage.at_number()).await?;
         let numbers = numbers.into_iter().filter(|cno| *cno <= newest.i_last_cno);
         let mut listed = stream::iter(numbers.map(|cno| listed(store, cno))).buffered(READ_AHEAD);
         while let Some(next) = listed.try_next().await? {
@@ -186,7 +190,7 @@ pub(super) async fn has(store: &Store, id: CheckpointId) -> Result<bool, VolumeE
 
 /// A checkpoint that is listed and stored.
 async fn listed(store: &Store, cno: u64) -> Result<Option<(CatalogueEntry, InodeRaw)>, VolumeError> {
-    let (entry, raw) = try_join!(catalogue::load_entry(store, cno), state_stored(store, cno))?;
+    let (entry, raw) = try_join!(checkpoint_list::load_entry(store, cno), state_stored(store, cno))?;
     let both = entry.zip(raw);
     Ok(both.filter(|(entry, raw)| entry.is_of(CheckpointId::of_inode(raw)) != Some(false)))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::policy::{Policy, Reason};
 use super::usage::{Accounted, Usage};
-use crate::engine::object;
+use crate::format::object_names;
 
 /// The newest checkpoints are kept whatever the policy says: records of a log and the write buffer's file name the checkpoint that
 /// they continue, which is one of the last few.
@@ -167,7 +167,7 @@ impl Chooser {
             stays.map(|(cno, of)| (*cno, *of)).collect()
         };
         let needed = |object: u64, kept: &BTreeMap<u64, Accounted>| {
-            (object::is_summary(object) && kept.contains_key(&object::cno_of(object)))
+            (object_names::is_summary(object) && kept.contains_key(&object_names::cno_of(object)))
                 || usage.is_needed(object, kept)
         };
         let staying = without(&unkept);
@@ -198,7 +198,7 @@ impl Chooser {
     /// under a number that is past may be those of a compaction by another tool, so such an object must have lain there for long, by
     /// the store's clock, and its checkpoint must have been written whole.
     fn is_settled(&self, object: u64, usage: &Usage, stored: &BTreeMap<u64, SystemTime>) -> bool {
-        let cno = object::cno_of(object);
+        let cno = object_names::cno_of(object);
         if cno >= usage.at_number() {
             return false;
         }
@@ -211,7 +211,7 @@ impl Chooser {
             .and_then(|(newest, written)| newest.duration_since(*written).ok());
         let is_old = age.is_some_and(|age| age >= self.orphan_age);
         is_old
-            && object::summaries_of(cno)
+            && object_names::summaries_of(cno)
                 .iter()
                 .any(|summary| stored.contains_key(summary))
     }
@@ -221,7 +221,7 @@ impl Chooser {
 mod tests {
     use super::super::usage::Delta;
     use super::*;
-    use crate::engine::InodeCheck;
+    use crate::base::checkpoint_id::InodeCheck;
 
     const HOUR: Duration = Duration::from_secs(3600);
 

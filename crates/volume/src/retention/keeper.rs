@@ -8,9 +8,10 @@ use tokio::task::AbortHandle;
 
 use super::choice::NEWEST_KEPT;
 use super::round::Rounds;
-use crate::error::{ErrorKind, VolumeError};
-use crate::history::NewestCheckpoint;
-use crate::log::marker::Marker;
+use crate::base::checkpoint_id::NewestCheckpoint;
+use crate::base::error::ErrorKind;
+use crate::base::error::VolumeError;
+use crate::meta::wal_marker::Marker;
 
 /// Runs rounds until it is dropped. A round that is broken off is gone on with by the next server.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Drop for Keeper {
 
 async fn run(mut rounds: Rounds, interval: Duration, newest: NewestCheckpoint, marker: Option<Arc<Marker>>) {
     let mut failures = 0_u32;
-    let mut done: Option<crate::engine::CheckpointId> = None;
+    let mut done: Option<crate::base::checkpoint_id::CheckpointId> = None;
     if let Err(e) = rounds.settle(false).await {
         if ends(&e) {
             return;

@@ -27,8 +27,8 @@ pub use round::{Removed, Survey};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::error::VolumeError;
-use crate::log::marker;
+use crate::base::error::VolumeError;
+use crate::meta::wal_marker;
 use crate::store::Store;
 
 /// Where the policy is, below the volume's `.meta/`.
@@ -83,7 +83,7 @@ pub(crate) async fn accounted(store: &Store) -> Result<BTreeMap<u64, usage::Acco
 /// # Errors
 /// When the store fails.
 pub(crate) async fn in_use(store: &Store) -> Result<BTreeSet<u64>, VolumeError> {
-    let (pinned, marker) = futures::try_join!(pins::checkpoints(store), marker::load(store))?;
+    let (pinned, marker) = futures::try_join!(pins::checkpoints(store), wal_marker::load(store))?;
     // The log goes on from it.
     let of_log = marker.and_then(|(marker, _)| marker.checkpoint);
     Ok(pinned.into_iter().chain(of_log).map(|id| id.cno).collect())

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
 use super::plan;
-use crate::engine::CheckpointId;
-use crate::error::VolumeError;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::stored_text;
 use crate::store::Store;
-use crate::stored_text;
 
 /// Where they are, below the volume's `.meta/`.
 const PINS: &str = "retention/pins/";
@@ -91,7 +91,11 @@ pub(crate) async fn put(
 ) -> Result<Arc<Held>, VolumeError> {
     let pin = Pin {
         checkpoint,
-        reader: format!("{}, process {}", crate::log::marker::host(), std::process::id()),
+        reader: format!(
+            "{}, process {}",
+            crate::meta::wal_marker::host(),
+            std::process::id()
+        ),
         ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
     };
     let key = store.meta_key(&format!("{PINS}{}", uuid::Uuid::new_v4().simple()));

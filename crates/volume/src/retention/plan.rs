@@ -14,9 +14,10 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::CheckpointId;
-use crate::error::VolumeError;
-use crate::store::{ETag, Store, StoreErrorKind};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::store::{ETag, Store};
 
 /// Where it is, below the volume's `.meta/`.
 const NAME: &str = "retention/plan";
@@ -42,7 +43,7 @@ pub(crate) struct Plan {
     /// Tells this write of it from any other.
     pub(super) write: String,
     /// The owner's epoch.
-    #[serde(deserialize_with = "crate::counters::epoch")]
+    #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
     /// The newest checkpoint that was accounted: the plan speaks for a container that has it. None before the first.
     pub at: Option<CheckpointId>,

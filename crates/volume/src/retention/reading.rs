@@ -5,9 +5,11 @@ use std::sync::Arc;
 use log::warn;
 
 use super::{load_policy, pins, plan};
-use crate::catalogue;
-use crate::engine::{CheckpointId, inode};
-use crate::error::{ErrorKind, VolumeError};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::ErrorKind;
+use crate::base::error::VolumeError;
+use crate::format::inode;
+use crate::meta::checkpoint_list;
 use crate::store::Store;
 
 /// A checkpoint that is being read. It stays as long as this is there and the store is reached.
@@ -70,7 +72,7 @@ pub(crate) async fn ensure_kept(store: &Store, id: CheckpointId) -> Result<(), V
     {
         return Err(gone());
     }
-    match catalogue::load_entry(store, id.cno).await? {
+    match checkpoint_list::load_entry(store, id.cno).await? {
         Some(entry) if entry.is_of(id) != Some(false) => Ok(()),
         Some(_) => Err(gone()),
         None => {

@@ -13,11 +13,14 @@ use super::load_policy;
 use super::plan::{self, Phase, Plan, runs};
 use super::policy::{Policy, Reason};
 use super::usage::ObjectUse;
-use crate::catalogue;
-use crate::engine::index_cache::IndexCache;
-use crate::engine::{Ownership, inode, object};
-use crate::error::VolumeError;
-use crate::past;
+use crate::base::error::VolumeError;
+use crate::engine::Ownership;
+use crate::format::inode;
+use crate::format::object_names;
+use crate::index::cache::IndexCache;
+use crate::index::checksums;
+use crate::meta::checkpoint_list;
+use crate::meta::snapshots;
 use crate::store::{ETag, Store};
 
 /// How long an object that no checkpoint has used lies there before it goes, by the store's clock.
@@ -268,16 +271,18 @@ impl Rounds {
 
     /// Removes what a plan names that is being carried out: the entries first, so that nobody begins to read what goes.
     async fn remove(&self, plan: &Plan) -> Result<(), VolumeError> {
-        let entries = plan.retired.iter().map(|&cno| catalogue::entry_name(cno));
+        let entries = plan.retired.iter().map(|&cno| checkpoint_list::entry_name(cno));
         let entries: Vec<String> = entries.map(|name| self.store.meta_key(&name)).collect();
         self.store.delete_keys(&entries).await?;
-        let names = plan.objects.iter().map(|&object| object::name_of(object));
+        let names = plan.objects.iter().map(|&object| object_names::name_of(object));
         let names: Vec<String> = names.collect();
         let objects: Vec<String> = names.iter().map(|name| self.store.data_key(name)).collect();
         self.store.delete_keys(&objects).await?;
-        let beside = plan.objects.iter().filter(|object| object::is_summary(**object));
-        let beside =
-            beside.map(|&object| crate::engine::index_seal::key(&self.store, &object::name_of(object)));
+        let beside = plan
+            .objects
+            .iter()
+            .filter(|object| object_names::is_summary(**object));
+        let beside = beside.map(|&object| checksums::key(&self.store, &object_names::name_of(object)));
         self.store.delete_keys(&beside.collect::<Vec<_>>()).await?;
         Ok(())
     }
@@ -292,7 +297,7 @@ fn kept(account: &Account, policy: &Policy, protected: &Protected) -> BTreeMap<u
 
 /// What must stay besides what the policy keeps.
 async fn protected(store: &Store, account: &Account) -> Result<Protected, VolumeError> {
-    let (named, mut in_use) = try_join!(past::named(store), super::in_use(store))?;
+    let (named, mut in_use) = try_join!(snapshots::named(store), super::in_use(store))?;
     in_use.extend(account.depends_on());
     Ok(Protected { named, in_use })
 }
@@ -302,7 +307,7 @@ pub(super) async fn stored(store: &Store) -> Result<Stored, VolumeError> {
     let root = store.data_key("");
     let listed = store.list(&root).await?;
     let numbered = listed.into_iter().filter_map(|entry| {
-        let object = object::of_name(entry.key.strip_prefix(&root)?)?;
+        let object = object_names::of_name(entry.key.strip_prefix(&root)?)?;
         Some((object, (entry.size_bytes, entry.last_modified)))
     });
     Ok(numbered.collect())

@@ -3,14 +3,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::Volume;
 use crate::admin::{self, CreateOptions, rollback};
-use crate::engine::diff::{Place, places};
-use crate::engine::{CheckpointId, SoleOwner, StoredState, state_stored};
-use crate::error::ErrorKind;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::ErrorKind;
+use crate::base::url::VolumeUrl;
+use crate::engine::SoleOwner;
+use crate::engine::state_stored;
+use crate::format::stored_state::StoredState;
+use crate::index::diff::{Place, places};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
-use crate::past::{At, Past};
+use crate::past::{self, At, Past};
 use crate::retention::{Reading, ensure_kept, put_policy};
 use crate::store;
-use crate::url::VolumeUrl;
 
 const SIZE: usize = 3 << 20;
 const BLOCK: usize = 4096;
@@ -154,7 +157,7 @@ impl World {
                 Place::Node(object) | Place::Block(object) => drop(objects.insert(object)),
             };
             self.run(places(&self.store, None, &state, &cache, each)).unwrap();
-            objects.extend(object::summaries_of(cno));
+            objects.extend(object_names::summaries_of(cno));
         }
         objects
     }
@@ -253,7 +256,7 @@ fn what_is_kept_reads_as_it_did_and_the_rest_is_gone() {
                 let newest = world.newest();
                 let extra = stored
                     .difference(&referred)
-                    .filter(|o| object::cno_of(**o) < newest);
+                    .filter(|o| object_names::cno_of(**o) < newest);
                 assert!(
                     has_rollbacks || extra.count() == 0,
                     "seed {seed}: something is left"
@@ -317,7 +320,7 @@ fn a_plan_of_another_history_removes_nothing() {
     world.run(first.settle(true)).unwrap();
     let mut planned = world.run(first.plan(&account, &choice)).unwrap();
     planned.at = planned.at.map(|at| CheckpointId {
-        check: crate::engine::InodeCheck::from_bits(!at.check.to_bits()),
+        check: crate::base::checkpoint_id::InodeCheck::from_bits(!at.check.to_bits()),
         ..at
     });
     world.run(first.decide(planned)).unwrap();
@@ -408,11 +411,15 @@ fn an_entry_that_comes_late_is_not_believed() {
     world.keep_last(1);
     let cno = *world.at.keys().nth(4).unwrap();
     let entry = world
-        .run(catalogue::load_entry(&world.store, cno))
+        .run(checkpoint_list::load_entry(&world.store, cno))
         .unwrap()
         .unwrap();
     assert!(world.prune().checkpoints > 0);
-    assert!(world.run(catalogue::write_entry(&world.store, &entry)).unwrap());
+    assert!(
+        world
+            .run(checkpoint_list::write_entry(&world.store, &entry))
+            .unwrap()
+    );
     world.check_past(0);
     assert!(!world.listed().contains(&cno));
     let name = "late".parse().unwrap();

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{CheckpointId, InodeCheck};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::checkpoint_id::InodeCheck;
 
 /// Format of the stored table; another one is not read.
 const VERSION: u32 = 1;

@@ -19,7 +19,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::options::{check_endpoint, check_region};
+use crate::store::options::{check_endpoint, check_region};
 
 /// The profile of those who name none.
 const DEFAULT_PROFILE: &str = "default";

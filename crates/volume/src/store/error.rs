@@ -1,4 +1,4 @@
-//! What can go wrong between a volume and its store.
+//! What an answer of the SDK, or the lack of one, means to a volume.
 
 use std::error::Error;
 use std::fmt;
@@ -9,65 +9,12 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
-use super::durable::{DAMAGED, DAMAGED_STATUS};
-use super::foreign::ID_HEADERS;
-use crate::units::format_duration;
-
-/// The class of a [`StoreError`]: what a caller may decide by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StoreErrorKind {
-    /// No such object, bucket or directory.
-    NotFound,
-    /// The credentials are missing, wrong, expired, or not allowed to do this.
-    AccessDenied,
-    /// A conditional write was refused: somebody else wrote the object.
-    PreconditionFailed,
-    /// No answer, a cut-off answer, or a store that is overloaded or failing (429, 5xx): worth trying again. Whether
-    /// a write that ended so was carried out is not known.
-    Unreachable,
-    /// What came back is not what was written.
-    Corrupt,
-    /// The store does not take a request of this form: a header, a checksum or a condition that it does not know. A
-    /// setting decides, not chance and not the data.
-    Refused,
-    /// Anything else.
-    Other,
-}
-
-/// A failed operation on the store. Its `Display` is one complete sentence: what was tried, on what, what came of it
-/// and, where somebody can do something about it, what.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {target}: {detail}")]
-pub struct StoreError {
-    /// What was tried, as a verb: `read`, `list`, `connect to`.
-    pub operation: &'static str,
-    /// The object, prefix or directory: `s3://bucket/key`, `file:///path (key)`.
-    pub target: String,
-    /// The class of the failure.
-    pub kind: StoreErrorKind,
-    /// What happened, and what to do.
-    pub detail: String,
-    /// The error below. Not its `source()`, because `detail` already tells what it says.
-    pub cause: Option<Box<dyn Error + Send + Sync>>,
-}
+use super::interceptors::foreign::ID_HEADERS;
+use super::local::object_dir::{DAMAGED, DAMAGED_STATUS};
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::base::units::format_duration;
 
 impl StoreError {
-    /// An error that does not come from the SDK.
-    pub(crate) fn new(
-        operation: &'static str,
-        target: impl fmt::Display,
-        kind: StoreErrorKind,
-        detail: impl Into<String>,
-    ) -> Self {
-        Self {
-            operation,
-            target: target.to_string(),
-            kind,
-            detail: detail.into(),
-            cause: None,
-        }
-    }
-
     /// The error of an SDK call on `target`, sent to `endpoint`.
     pub(super) fn from_sdk<E>(
         operation: &'static str,

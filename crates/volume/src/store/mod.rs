@@ -4,29 +4,19 @@
 //! conditions, the errors and the handling of lost answers that everything else of a volume needs. The data of a
 //! volume is under `<root>/`, everything beside it (catalogue, lease, label) under `<root>.meta/`.
 
-mod checksums;
-mod durable;
 pub(crate) mod environment;
 mod error;
-mod foreign;
 mod frames;
-mod layout;
+pub(crate) mod interceptors;
 mod local;
-mod multipart;
-mod object_file;
 mod operations;
+pub(crate) mod options;
 pub mod probe;
 pub(crate) mod probe_objects;
 mod s3;
-mod scratch;
-pub(crate) mod seal;
-mod signing;
-mod sse;
 #[cfg(test)]
 mod tests;
-pub(crate) mod turns;
 mod unfinished;
-mod upload;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -36,14 +26,14 @@ use std::time::SystemTime;
 
 use aws_sdk_s3::Client;
 
-pub use error::{StoreError, StoreErrorKind};
 pub use frames::Frames;
 
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::base::url::VolumeUrl;
 use crate::disk::RealDisk;
-use crate::options::StoreOptions;
-use crate::url::VolumeUrl;
-pub(crate) use durable::Directory;
-use durable::ObjectDir;
+use crate::store::options::StoreOptions;
+pub(crate) use local::object_dir::Directory;
+use local::object_dir::ObjectDir;
 pub(crate) use operations::DELETE_KEYS_MAX;
 
 /// Key prefix of the volume in a `file://` store.
@@ -134,7 +124,7 @@ pub async fn connect_for_create(url: &VolumeUrl, options: &StoreOptions) -> Resu
 
 /// Whether the directory is a store.
 pub(crate) fn is_store(path: &Path) -> bool {
-    path.join(layout::MARKER).is_file()
+    path.join(local::layout::MARKER).is_file()
 }
 
 async fn connect_dir(

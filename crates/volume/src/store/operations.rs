@@ -13,7 +13,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::error::status_of;
 use super::frames::Frames;
-use super::{ETag, ObjectEntry, ObjectInfo, Store, StoreError, StoreErrorKind, seal};
+use super::interceptors::window_checksums;
+use super::{ETag, ObjectEntry, ObjectInfo, Store};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 
 /// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
 const WRITE_MARK: &str = "hypernbd-write";
@@ -175,7 +177,7 @@ impl Store {
         Ok(got.map(|(frames, _)| frames.together()))
     }
 
-    /// Bytes that are those that were written, as far as check values say (`seal`).
+    /// Bytes that are those that were written, as far as check values say (`window_checksums`).
     async fn fetch(
         &self,
         key: &str,
@@ -526,9 +528,9 @@ fn check(
     content_range: Option<&str>,
     bytes: &Frames,
 ) -> Result<u64, String> {
-    let (offset_bytes, object_bytes) = seal::place_of(content_range, bytes.len() as u64)?;
-    if let Some(seal) = metadata.get(seal::METADATA_KEY) {
-        seal::verify_frames(seal, offset_bytes, bytes, object_bytes)?;
+    let (offset_bytes, object_bytes) = window_checksums::place_of(content_range, bytes.len() as u64)?;
+    if let Some(seal) = metadata.get(window_checksums::METADATA_KEY) {
+        window_checksums::verify_frames(seal, offset_bytes, bytes, object_bytes)?;
     }
     Ok(object_bytes)
 }

@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::probe_objects::{self, ATTEMPTS_MAX};
-use super::{ETag, ObjectEntry, Store, StoreError, StoreErrorKind};
-use crate::clock::now_ms;
-use crate::error::VolumeError;
-use crate::url::VolumeUrl;
+use super::{ETag, ObjectEntry, Store};
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::base::url::VolumeUrl;
 
 /// Raised when a check is added, so that stores are probed again.
 const VERSION: u32 = 1;

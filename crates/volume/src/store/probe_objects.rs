@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{ObjectEntry, Store, StoreError};
+use super::{ObjectEntry, Store};
+use crate::base::store_error::StoreError;
 
 /// What the objects of one probe have before its id, below the volume's `.meta/`.
 const PREFIX: &str = "probe-";

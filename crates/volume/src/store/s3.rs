@@ -17,16 +17,18 @@ use aws_sdk_s3::config::{
     StalledStreamProtectionConfig,
 };
 
-use super::checksums::Checksums;
+use super::Store;
 use super::environment::{self, Environment};
 use super::error::CONNECT;
-use super::foreign::ForeignAnswers;
-use super::seal::Seal;
-use super::signing::SignPayload;
-use super::sse::Encrypt;
-use super::{Store, StoreError, StoreErrorKind, turns};
-use crate::options::StoreOptions;
-use crate::url::VolumeUrl;
+use super::interceptors::checksums::Checksums;
+use super::interceptors::foreign::ForeignAnswers;
+use super::interceptors::signing::SignPayload;
+use super::interceptors::sse::Encrypt;
+use super::interceptors::upload_limiter;
+use super::interceptors::window_checksums::WindowChecksums;
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::base::url::VolumeUrl;
+use crate::store::options::StoreOptions;
 
 /// Region where nobody names one: the one that S3 services other than AWS take to be theirs.
 const DEFAULT_REGION: &str = "us-east-1";
@@ -69,7 +71,7 @@ async fn unproved_as(
         .endpoint_url
         .clone()
         .or_else(|| environment.endpoint_url.clone());
-    let http_client = turns::client(environment.ca_bundle.clone())
+    let http_client = upload_limiter::client(environment.ca_bundle.clone())
         .map_err(|wrong| StoreError::new(CONNECT, url, StoreErrorKind::Other, wrong))?;
     let config = load(
         options,
@@ -156,7 +158,7 @@ async fn load(
 
 pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
     let mut builder = aws_sdk_s3::config::Builder::from(config)
-        .interceptor(Seal)
+        .interceptor(WindowChecksums)
         .interceptor(ForeignAnswers::default())
         .interceptor(SignPayload(options.payload_signing));
     if let Some(encrypt) = Encrypt::from_options(options) {
@@ -251,7 +253,7 @@ pub(super) mod tests {
     /// The store of a bucket that need not exist.
     pub async fn unchecked(url: &VolumeUrl, options: &StoreOptions) -> Store {
         let (bucket, prefix) = parts(url);
-        let http_client = turns::client(None).expect("the system's certificates");
+        let http_client = upload_limiter::client(None).expect("the system's certificates");
         let config = load(options, &Environment::default(), http_client, true, None).await;
         store(
             url,

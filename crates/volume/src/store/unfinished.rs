@@ -5,8 +5,9 @@ use std::time::SystemTime;
 
 use log::debug;
 
+use super::Store;
 use super::operations::time;
-use super::{Store, StoreError, StoreErrorKind};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 
 /// Most uploads that are looked at; S3 lists a thousand at a time.
 const PAGES_MAX: usize = 100;

@@ -11,27 +11,31 @@ use log::{info, warn};
 
 use super::restore::Claim;
 use super::{Parts, Volume};
-use crate::admin::{self, Looked, is_container_object};
-use crate::cache_state;
-use crate::catalogue::{self, Catalogue, CatalogueEntry, Watermarks};
-use crate::engine::hyper::{HyperEngine, OpenState};
-use crate::engine::index_cache::IndexCache;
-use crate::engine::{Engine, InodeCheck, Ownership, SoleOwner, StoredState};
-use crate::error::VolumeError;
-use crate::history::{self, Known, NewestCheckpoint, Seen};
+use crate::base::checkpoint_id::{InodeCheck, NewestCheckpoint};
+use crate::base::error::VolumeError;
+use crate::base::ids::GENERATIONS_AHEAD_MAX;
+use crate::base::units::MIB;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::checkpoint::appender::DriverLog;
+use crate::engine::hyper_engine::{HyperEngine, OpenState};
+use crate::engine::{Engine, Ownership, SoleOwner};
+use crate::format::object_names::is_container_object;
+use crate::format::stored_state::StoredState;
+use crate::index::cache::IndexCache;
 use crate::lease::state::Stored;
 use crate::lease::{Lease, LeaseState};
-use crate::log::marker::{self, MarkerState};
-use crate::log::open::{self as log_open, OpenLog, ReplayOptions};
+use crate::meta::cache_state;
+use crate::meta::checkpoint_list::{self, Catalogue, CatalogueEntry, Watermarks};
+use crate::meta::wal_marker::{self, MarkerState};
+use crate::open::history::{self, Known, Seen};
+use crate::open::inspect::{self, Looked};
+use crate::open::recover_wal::{self, OpenLog};
+use crate::open::replay_wal::ReplayOptions;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::retention::{Keeper, ORPHAN_AGE, Reading, Rounds};
 use crate::store::{self, Store};
-use crate::units::MIB;
-use crate::url::VolumeUrl;
-use crate::volume_id::VolumeId;
-use crate::writeback::appender::DriverLog;
-use crate::writeback::state::GENERATIONS_AHEAD_MAX;
 
 /// Age from which an unfinished upload is a killed server's, by the store's clock: this server's own are younger, whatever the
 /// clocks say.
@@ -53,7 +57,7 @@ impl Volume {
     ) -> BoxFuture<'a, Result<Arc<Self>, VolumeError>> {
         async move {
             if !options.read_only {
-                log_open::check_claimable(options.wal_url.as_ref()).await?;
+                recover_wal::check_claimable(options.wal_url.as_ref()).await?;
             }
             match Self::open_once(url, store_options, options).await {
                 // The lease was put back with the volume. What is given up in the log must stay behind this owner.
@@ -78,7 +82,7 @@ impl Volume {
             let begun = match begin_sighted(url, store_options, options).await? {
                 Some(begun) => begun,
                 None => {
-                    let looked = admin::look(url, store_options).await?;
+                    let looked = inspect::look(url, store_options).await?;
                     if options.read_only {
                         return open_read_only(looked, options).await;
                     }
@@ -102,7 +106,7 @@ impl Volume {
                     return Err(e);
                 }
             };
-            let request = log_open::Request {
+            let request = recover_wal::Request {
                 store: &store,
                 volume_id,
                 parent,
@@ -166,7 +170,7 @@ fn begin<'a>(
         let is_copied = looked.is_elsewhere();
         if looked.is_elsewhere() {
             let marker = std::mem::replace(&mut looked.marker, Ok(None))?;
-            log_open::check_copied(marker.as_ref(), options)?;
+            recover_wal::check_copied(marker.as_ref(), options)?;
         }
         let label = looked.settle_label(options.adopt).await?;
         let (store, seen) = (looked.store, looked.newest);
@@ -185,7 +189,7 @@ fn begin<'a>(
                 looked.lease,
                 &mut before_put
             ),
-            catalogue::load_entry(&store, seen.mark.cno)
+            checkpoint_list::load_entry(&store, seen.mark.cno)
         );
         Ok(Begun {
             lease: lease?,
@@ -230,7 +234,7 @@ fn begin_sighted<'a>(
                 sighting.lease.clone(),
                 &mut before_put
             ),
-            catalogue::load_entry(&store, seen.mark.cno)
+            checkpoint_list::load_entry(&store, seen.mark.cno)
         );
         Ok(lease.map(|lease| Begun {
             store,
@@ -278,13 +282,13 @@ struct Before {
 }
 
 fn open_owned<'a>(
-    request: &'a log_open::Request<'a>,
+    request: &'a recover_wal::Request<'a>,
     options: &'a VolumeOptions,
     lease: &'a Arc<Lease>,
     before: Before,
 ) -> BoxFuture<'a, Result<(Arc<Volume>, NewestCheckpoint), VolumeError>> {
     async move {
-        let &log_open::Request {
+        let &recover_wal::Request {
             store,
             volume_id,
             epoch,
@@ -299,16 +303,16 @@ fn open_owned<'a>(
             entry: before.entry.as_ref(),
         });
         let seen_cno = before.seen.mark.cno;
-        let later = history::numbers_after(store, seen_cno);
+        let later = checkpoint_list::numbers_after(store, seen_cno);
         let (mut begun, (engine, state), later) = if request.url.is_some() {
             // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
-            let begun = log_open::begin(request, marker::load(store).await?).await?;
+            let begun = recover_wal::begin(request, wal_marker::load(store).await?).await?;
             let (engine, later) = join!(engine, later);
             (begun, engine?, later?)
         } else {
             // No log to replay. One that is there is refused, or given up.
-            let (found, engine, later) = join!(marker::load(store), engine, later);
-            (log_open::begin(request, found?).await?, engine?, later?)
+            let (found, engine, later) = join!(wal_marker::load(store), engine, later);
+            (recover_wal::begin(request, found?).await?, engine?, later?)
         };
         let known = Known {
             origin: before.origin,

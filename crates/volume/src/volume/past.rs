@@ -6,16 +6,17 @@ use futures::try_join;
 use rangemap::RangeSet;
 
 use super::{Parts, Volume};
-use crate::engine::index_cache::IndexCache;
+use crate::base::error::VolumeError;
+use crate::base::units::MIB;
+use crate::base::url::VolumeUrl;
 use crate::engine::past::PastEngine;
-use crate::error::VolumeError;
-use crate::options::{ReadCacheConfig, StoreOptions, VolumeOptions};
+use crate::index::cache::IndexCache;
+use crate::options::{StoreOptions, VolumeOptions};
 use crate::past::{self, Past};
 use crate::read::cache::ReadCache;
+use crate::read::cache_config::ReadCacheConfig;
 use crate::retention::Reading;
 use crate::store;
-use crate::units::MIB;
-use crate::url::VolumeUrl;
 
 /// Memory for the index of one checkpoint, and the most for its data, in bytes.
 const INDEX_MEMORY_BYTES: u64 = 8 * MIB;

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Volume;
+use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
+use crate::base::error::VolumeError;
+use crate::base::units::format_size;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
 use crate::buffer_file::{BufferDir, Kind, Recovered};
-use crate::engine::{CheckpointId, checkpoint_stored};
-use crate::error::VolumeError;
-use crate::history::NewestCheckpoint;
+use crate::engine::checkpoint_stored;
 use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, VolumeOptions};
 use crate::store::Store;
-use crate::units::format_size;
-use crate::url::VolumeUrl;
-use crate::volume_id::VolumeId;
 
 /// How long a volume that could not be restored may take to close.
 const CLOSE_MAX: Duration = Duration::from_secs(10);

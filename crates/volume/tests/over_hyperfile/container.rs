@@ -7,14 +7,14 @@ use crate::fixture::{Fixture, pattern};
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::admin::IfDamaged;
-use hypernbd_volume::engine::hyper::HyperEngine;
-use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Beside, Engine};
+use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::options::LeaseOptions;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store;
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, ExtentKind, Volume, admin};
 
 const MIB: u64 = 1 << 20;

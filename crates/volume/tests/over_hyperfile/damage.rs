@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use aws_sdk_s3::primitives::ByteStream;
 use hyperfile::ondisk::SegmentHeader;
-use hypernbd_volume::engine::hyper::HyperEngine;
-use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Beside, Engine};
+use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store::Store;
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, VolumeError, admin};
 
 use super::fixture::{Fixture, pattern};

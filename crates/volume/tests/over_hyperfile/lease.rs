@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hypernbd_volume::admin::IfDamaged;
-use hypernbd_volume::engine::hyper::HyperEngine;
-use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Engine, Ownership};
+use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::lease::{LeaseRecord, LeaseState};
 use hypernbd_volume::options::LeaseOptions;
 use hypernbd_volume::read::cache::ReadCache;

@@ -8,8 +8,8 @@ use futures::future::{Either, select};
 use hyperfile::file::hyper::Hyper;
 use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::lease::LeaseState;
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, store};
 use tokio::sync::oneshot;
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, select};
-use hypernbd_volume::engine::hyper::HyperEngine;
-use hypernbd_volume::engine::index_cache::IndexCache;
-use hypernbd_volume::engine::{Beside, Checkpoint, Engine, NextMayBegin};
+use hypernbd_volume::base::checkpoint_id::Checkpoint;
+use hypernbd_volume::engine::hyper_engine::HyperEngine;
+use hypernbd_volume::engine::{Beside, Engine, NextMayBegin};
+use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::options::ReadCacheConfig;
 use hypernbd_volume::read::cache::ReadCache;
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{VolumeError, store};
 use tokio::sync::oneshot;
 

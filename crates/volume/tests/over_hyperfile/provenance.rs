@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
-use hypernbd_volume::admin::{IfDamaged, label, wal};
+use hypernbd_volume::admin::{IfDamaged, wal};
+use hypernbd_volume::meta::label;
 use hypernbd_volume::options::{
     LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk, VolumeOptions,
 };

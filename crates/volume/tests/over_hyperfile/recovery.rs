@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::faults::{Policy, Verdict, Write, judged};
 use crate::fixture::{Fixture, pattern};
-use hypernbd_volume::catalogue::NoRecorder;
-use hypernbd_volume::engine::hyper::HyperEngine;
-use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::hyper_engine::HyperEngine;
+use hypernbd_volume::index::cache::IndexCache;
+use hypernbd_volume::meta::checkpoint_list::NoRecorder;
 use hypernbd_volume::options::VolumeOptions;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::{ErrorKind, Volume, store};

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hyperfile::ondisk::InodeRaw;
-use hypernbd_volume::engine::hyper::HyperEngine;
-use hypernbd_volume::engine::index_cache::IndexCache;
+use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Beside, Engine};
+use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store::{self, ETag, Store};
-use hypernbd_volume::writeback::generation::{Generation, PreparedWrite};
-use hypernbd_volume::writeback::overlay::Frozen;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, VolumeError};
 use parking_lot::Mutex;
 
@@ -64,7 +64,7 @@ impl Intercept for Racing {
     }
 }
 
-/// What a takeover does to the inode (`engine/touch.rs`).
+/// What a takeover does to the inode (`engine/fence.rs`).
 async fn take_over(store: &Store) -> ETag {
     let key = store.data_key("inode");
     let (body, etag) = store.get(&key).await.unwrap().unwrap();

@@ -1,6 +1,7 @@
 //! Single requests: conditions, ranges, metadata, listing, deleting.
 
 use super::*;
+use crate::store::interceptors::window_checksums;
 use StoreErrorKind::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,7 +233,7 @@ async fn user_metadata_comes_back_and_is_copied() {
             .unwrap();
         let info = store.head(&from).await.unwrap().unwrap();
         // Its own, and the check value that every object has.
-        let seal = (seal::METADATA_KEY.into(), "aed87dd1".into());
+        let seal = (window_checksums::METADATA_KEY.into(), "aed87dd1".into());
         assert_eq!(
             info.metadata,
             HashMap::from([("hf-write".into(), "01HX/y z".into()), seal])
@@ -272,7 +273,10 @@ async fn user_metadata_comes_back_and_is_copied() {
         // An overwrite without metadata leaves none behind.
         store.put(&from, "plain").await.unwrap();
         let metadata = store.head(&from).await.unwrap().unwrap().metadata;
-        assert_eq!(metadata.keys().collect::<Vec<_>>(), [seal::METADATA_KEY]);
+        assert_eq!(
+            metadata.keys().collect::<Vec<_>>(),
+            [window_checksums::METADATA_KEY]
+        );
         store.delete_prefix(&store.data_key("")).await.unwrap();
     }
 }

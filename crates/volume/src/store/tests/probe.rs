@@ -9,8 +9,8 @@ use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 
 use super::*;
-use crate::error::{ErrorKind, VolumeError};
-use crate::store::object_file::ObjectHeader;
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::store::local::object_file::ObjectHeader;
 use crate::store::probe::{self, Check};
 use crate::store::probe_objects;
 
@@ -233,7 +233,7 @@ async fn so_many_addresses_are_remembered_and_no_more() {
 
 /// Makes an object look as if it had been written some time ago.
 fn age(dir: &TempDir, key: &str, by: Duration) {
-    let name = crate::store::object_file::name_of_key(key).unwrap();
+    let name = crate::store::local::object_file::name_of_key(key).unwrap();
     let path = dir.path().join("vol/objects").join(name);
     let mut header = ObjectHeader::read(&std::fs::File::open(&path).unwrap()).unwrap();
     header.modified_ms -= by.as_millis() as u64;

@@ -8,7 +8,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
 
 use super::*;
-use crate::options::PayloadSigning;
+use crate::store::options::PayloadSigning;
 use PayloadSigning::*;
 
 /// Lets signed requests pass and notes what they say of their body.

@@ -7,7 +7,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
 
 use super::*;
-use crate::options::ServerSideEncryption;
+use crate::store::options::ServerSideEncryption;
 use crate::store::probe;
 
 type Seen = Arc<Mutex<Vec<(String, Option<String>, Option<String>)>>>;

@@ -1,0 +1,152 @@
+//! Which checkpoint a stored state is: its number, and a check value of the inode that made it.
+//!
+//! Numbers alone do not tell: a restored backup, a rollback by another tool or a volume made anew reaches the same numbers
+//! with other data. What lies outside the container (catalogue, log, caches) therefore names its checkpoint by both, and
+//! is believed only by a container that has that very one.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crc_fast::{CrcAlgorithm, Digest};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+/// A check value over what a checkpoint fixes in its inode: number, size, time of the last write, root of the index. Not
+/// over what a takeover changes (the time of change), nor over counters that move without a checkpoint.
+///
+/// CRC-64/NVME (NVM Express, NVM Command Set Specification 1.0, section 5.2.1.3.4): it tells writers apart, not forgers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InodeCheck(u64);
+
+impl InodeCheck {
+    /// Length of its text: hexadecimal digits.
+    const DIGITS: usize = 16;
+
+    /// Of these parts of an inode; times in seconds and nanoseconds since 1970-01-01 UTC.
+    pub(crate) fn of_parts(cno: u64, size_bytes: u64, mtime: (i64, i64), root: &[u8]) -> Self {
+        let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+        digest.update(&cno.to_le_bytes());
+        digest.update(&size_bytes.to_le_bytes());
+        digest.update(&mtime.0.to_le_bytes());
+        digest.update(&mtime.1.to_le_bytes());
+        digest.update(root);
+        Self(digest.finalize())
+    }
+
+    /// The value as it is stored in binary records.
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The value read from a binary record.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+impl fmt::Display for InodeCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<InodeCheck> for String {
+    fn from(check: InodeCheck) -> Self {
+        check.to_string()
+    }
+}
+
+impl TryFrom<String> for InodeCheck {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let is_hex = text.len() == Self::DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
+        is_hex
+            .then(|| u64::from_str_radix(&text, 16).ok())
+            .flatten()
+            .map(Self)
+            .ok_or_else(|| "a check value has 16 hexadecimal digits".into())
+    }
+}
+
+/// One checkpoint of one history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CheckpointId {
+    /// Its number in the container; 0 is the volume as it was made.
+    pub cno: u64,
+    /// What tells it from others of that number.
+    pub check: InodeCheck,
+}
+
+impl fmt::Display for CheckpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.cno, self.check)
+    }
+}
+
+/// A published checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Which it is.
+    pub id: CheckpointId,
+    /// Size of the volume at it.
+    pub size_bytes: u64,
+}
+
+/// The newest checkpoint that is published and recorded, for what is to name it. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct NewestCheckpoint(Arc<Mutex<Option<CheckpointId>>>);
+
+impl NewestCheckpoint {
+    /// Begins with this one.
+    pub fn new(id: CheckpointId) -> Self {
+        let newest = Self::default();
+        newest.set(id);
+        newest
+    }
+
+    /// The checkpoint, once one is known.
+    pub fn get(&self) -> Option<CheckpointId> {
+        *self.0.lock()
+    }
+
+    /// Another was recorded.
+    pub fn set(&self, id: CheckpointId) {
+        *self.0.lock() = Some(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_an_inode_that_a_checkpoint_fixes_counts() {
+        let root = [7; 56];
+        let base = InodeCheck::of_parts(3, 4096, (5, 6), &root);
+        let mut other_root = root;
+        other_root[9] ^= 1;
+        for other in [
+            InodeCheck::of_parts(4, 4096, (5, 6), &root),
+            InodeCheck::of_parts(3, 8192, (5, 6), &root),
+            InodeCheck::of_parts(3, 4096, (6, 6), &root),
+            InodeCheck::of_parts(3, 4096, (5, 7), &root),
+            InodeCheck::of_parts(3, 4096, (5, 6), &other_root),
+        ] {
+            assert_ne!(base, other);
+        }
+        assert_eq!(base, InodeCheck::of_parts(3, 4096, (5, 6), &root));
+    }
+
+    #[test]
+    fn the_text_of_a_check_value_is_read_back_and_nothing_else_is() {
+        let check = InodeCheck(0x00ab_cdef_0123_4567);
+        let text = serde_json::to_string(&check).unwrap();
+        assert_eq!(text, "\"00abcdef01234567\"");
+        assert_eq!(serde_json::from_str::<InodeCheck>(&text).unwrap(), check);
+        for wrong in ["\"\"", "\"00abcdef0123456\"", "\"+0abcdef01234567\"", "7"] {
+            assert!(serde_json::from_str::<InodeCheck>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! What can go wrong with a volume, with enough context to act on.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::store_error::{StoreError, StoreErrorKind};
+
+/// The classes of failure, for whoever must turn them into an errno or an exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A request reaches past the volume's end.
+    OutOfRange,
+    /// A value that makes no sense.
+    InvalidInput,
+    /// A write to a volume opened read-only.
+    ReadOnly,
+    /// No such volume.
+    NotFound,
+    /// There is a volume already.
+    AlreadyExists,
+    /// The store refused the credentials or the permission.
+    AccessDenied,
+    /// Another server holds the volume.
+    Busy,
+    /// Another writer took the volume over; this one must not write again.
+    Fenced,
+    /// The store failed or could not be reached.
+    Store,
+    /// Not done within the time allowed.
+    Timeout,
+    /// The write buffer is full and the store takes nothing.
+    BufferFull,
+    /// A local disk failed or is full.
+    LocalDisk,
+    /// What is stored makes no sense.
+    Corrupt,
+    /// The volume is closed.
+    Closed,
+    /// A counter of the volume is at its end: it can be read, and no more be written.
+    Exhausted,
+    /// Not supported.
+    Unsupported,
+    /// A defect in this program.
+    Internal,
+}
+
+/// A failure of a volume operation.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A request reaches past the end.
+    #[error("a request of {len_bytes} bytes at {offset_bytes} reaches past the volume's end at {size_bytes}")]
+    OutOfRange {
+        /// Start of the request.
+        offset_bytes: u64,
+        /// Its length.
+        len_bytes: u64,
+        /// Size of the volume.
+        size_bytes: u64,
+    },
+    /// A value that makes no sense; the text says which, and what would.
+    #[error("{0}")]
+    InvalidInput(String),
+    /// A write to a volume opened read-only.
+    #[error("the volume is open read-only")]
+    ReadOnly,
+    /// No such volume.
+    #[error("there is no volume at {url}; create one with: hypernbd create {url} --size SIZE")]
+    NotFound {
+        /// The volume's URL.
+        url: String,
+    },
+    /// No such checkpoint.
+    #[error("{url} has no checkpoint {at}; hypernbd checkpoints {url} lists those there are")]
+    NoCheckpoint {
+        /// The volume's URL.
+        url: String,
+        /// What was asked for.
+        at: String,
+    },
+    /// There is a volume already.
+    #[error("there is a volume at {url} already; delete it first, or choose another URL")]
+    AlreadyExists {
+        /// The volume's URL.
+        url: String,
+    },
+    /// What a deletion that was interrupted, or other tools, left of an earlier volume.
+    #[error(
+        "{found} is left of an earlier volume at {url}; hypernbd delete {url} ends a deletion that was interrupted; else \
+         remove what is there, or choose another URL"
+    )]
+    Leftovers {
+        /// The URL of the volume that was to be created.
+        url: String,
+        /// Key of an object that is there.
+        found: String,
+    },
+    /// Another command changed the volume while it was being deleted.
+    #[error(
+        "the volume at {url} was changed while it was to be deleted: another command is at work there; nothing more was \
+         done, look at what is there and try again"
+    )]
+    Interfered {
+        /// The volume's URL.
+        url: String,
+    },
+    /// A counter of the format is at its end.
+    #[error(
+        "the volume has used all but the last of its {limit} {counter}: it can be read, and no more be written; copy it into \
+         a new volume"
+    )]
+    CountersExhausted {
+        /// What is counted.
+        counter: &'static str,
+        /// The largest number there is.
+        limit: u64,
+    },
+    /// Another writer took the volume over.
+    #[error("this server is fenced: {reason}; it will not write to the volume again")]
+    Fenced {
+        /// What was seen.
+        reason: String,
+    },
+    /// Another server holds the volume.
+    #[error(
+        "{url} is held by another server, {holder}: {why}; stop that server, or serve read-only (nbdkit -r), or, if it \
+         must not go on, take the volume over with takeover=yes (--takeover)"
+    )]
+    Held {
+        /// The volume's URL.
+        url: String,
+        /// Who holds it.
+        holder: String,
+        /// How it is known to be alive.
+        why: String,
+    },
+    /// The store does not keep what a volume rests on.
+    #[error(
+        "{endpoint} is not safe for volumes: {failures}; use another store, or, where no second server can ever be \
+         started by mistake, allow_unsafe_store=yes"
+    )]
+    UnsafeStore {
+        /// The store.
+        endpoint: String,
+        /// What is broken.
+        failures: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The container's engine failed.
+    #[error("{operation}: {source}")]
+    Engine {
+        /// What was being done.
+        operation: String,
+        /// The engine's own error.
+        source: std::io::Error,
+    },
+    /// Not done within the time allowed.
+    #[error("{operation} was not done within {} s; the last failure was: {last}", waited.as_secs())]
+    Timeout {
+        /// What was being done.
+        operation: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
+        /// The last failure seen, or that there was none.
+        last: String,
+    },
+    /// The write buffer stayed full.
+    #[error("the write buffer of {capacity_bytes} bytes stayed full for {} s: the store takes no data", waited.as_secs())]
+    BufferFull {
+        /// Its size.
+        capacity_bytes: u64,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The local journal cannot be used.
+    #[error("the journal in {path} cannot be used: {reason}")]
+    Journal {
+        /// Its directory.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file that keeps answered writes over a restart cannot be used.
+    #[error("write_buffer_dir={path} cannot be used: {reason}")]
+    BufferFile {
+        /// Its directory, or the file.
+        path: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The volume's log cannot be used, and must not be ignored.
+    #[error("the write-ahead log {url} may hold flushed writes of this volume: {reason}; {advice}")]
+    Log {
+        /// The log's URL.
+        url: String,
+        /// Why it cannot be used.
+        reason: String,
+        /// What to do, and what that gives up.
+        advice: &'static str,
+    },
+    /// An owner later than the volume's lease knows of wrote to the log: the lease was put back, and the log was not.
+    #[error(
+        "the write-ahead log {url} may hold flushed writes of this volume: servers up to the {newest}th of the volume have \
+         written to it, and by the volume's lease this one is the {own}th: the volume was restored from a backup or rolled \
+         back by another tool; put the volume back to the state that the log continues, or give up the writes flushed to \
+         it since then with discard_wal=yes"
+    )]
+    LogAhead {
+        /// The log's URL.
+        url: String,
+        /// The newest epoch in the log.
+        newest: u64,
+        /// This owner's epoch.
+        own: u64,
+    },
+    /// What is stored makes no sense.
+    #[error("{what} is corrupt: {reason}")]
+    Corrupt {
+        /// The object or structure.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The failure of work that several waited for.
+    #[error(transparent)]
+    Shared(Arc<VolumeError>),
+    /// The volume is closed.
+    #[error("the volume is closed")]
+    Closed,
+    /// A defect in this program.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl VolumeError {
+    /// The class of this failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Self::InvalidInput(_) => ErrorKind::InvalidInput,
+            Self::ReadOnly => ErrorKind::ReadOnly,
+            Self::NotFound { .. } | Self::NoCheckpoint { .. } => ErrorKind::NotFound,
+            Self::AlreadyExists { .. } | Self::Leftovers { .. } => ErrorKind::AlreadyExists,
+            Self::Fenced { .. } => ErrorKind::Fenced,
+            Self::UnsafeStore { .. } => ErrorKind::Unsupported,
+            Self::Held { .. } | Self::Interfered { .. } => ErrorKind::Busy,
+            Self::Store(e) => match e.kind {
+                StoreErrorKind::NotFound => ErrorKind::NotFound,
+                StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,
+                StoreErrorKind::PreconditionFailed => ErrorKind::AlreadyExists,
+                StoreErrorKind::Corrupt => ErrorKind::Corrupt,
+                StoreErrorKind::Unreachable | StoreErrorKind::Refused | StoreErrorKind::Other => {
+                    ErrorKind::Store
+                }
+            },
+            Self::Engine { .. } => ErrorKind::Store,
+            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::BufferFull { .. } => ErrorKind::BufferFull,
+            Self::Journal { .. } | Self::BufferFile { .. } => ErrorKind::LocalDisk,
+            Self::Log { .. } | Self::LogAhead { .. } => ErrorKind::InvalidInput,
+            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::CountersExhausted { .. } => ErrorKind::Exhausted,
+            Self::Shared(e) => e.kind(),
+            Self::Closed => ErrorKind::Closed,
+            Self::Internal(_) => ErrorKind::Internal,
+        }
+    }
+
+    /// The failure of an engine operation.
+    pub(crate) fn engine(operation: impl Into<String>, source: std::io::Error) -> Self {
+        Self::Engine {
+            operation: operation.into(),
+            source,
+        }
+    }
+
+    /// This failure and its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            let cause_text = cause.to_string();
+            // SDK errors often repeat their cause in their own text.
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            next = cause.source();
+        }
+        text
+    }
+}

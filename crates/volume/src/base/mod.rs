@@ -1,0 +1,16 @@
+//! What all the rest of the crate speaks in: units, ids, errors. Nothing here knows what a store or a container is.
+
+pub mod checkpoint_id;
+pub(crate) mod checksum;
+pub(crate) mod clock;
+pub mod counters;
+pub mod descriptors;
+pub(crate) mod error;
+pub mod geometry;
+pub mod ids;
+pub mod single_flight;
+pub mod store_error;
+pub(crate) mod stored_text;
+pub mod units;
+pub mod url;
+pub(crate) mod volume_id;

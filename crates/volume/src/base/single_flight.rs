@@ -1,0 +1,156 @@
+//! One piece of work for all who want its result at the same time.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::base::error::VolumeError;
+
+/// What became of the work; an error is told to all who waited.
+pub type Outcome<T> = Result<T, Arc<VolumeError>>;
+/// Work under way. Dropping it does not stop the work.
+pub type Flight<T> = Shared<BoxFuture<'static, Outcome<T>>>;
+
+/// Work under way, each under one or more keys. Clones share it.
+pub struct SingleFlight<K, T> {
+    flights: Arc<Mutex<HashMap<K, Flight<T>>>>,
+}
+
+impl<K, T> Clone for SingleFlight<K, T> {
+    fn clone(&self) -> Self {
+        Self {
+            flights: self.flights.clone(),
+        }
+    }
+}
+
+impl<K, T> Default for SingleFlight<K, T> {
+    fn default() -> Self {
+        Self {
+            flights: Arc::default(),
+        }
+    }
+}
+
+impl<K, T> SingleFlight<K, T>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// The outcome of the work under way for `key`, or of `work`, which is begun when there is none.
+    pub async fn run(&self, key: K, work: impl Future<Output = Outcome<T>> + Send + 'static) -> Outcome<T> {
+        let flight = {
+            let mut board = self.board();
+            match board.get(&key) {
+                Some(flight) => flight,
+                None => board.start(vec![key], work),
+            }
+        };
+        flight.await
+    }
+
+    /// The work under way, nobody else adding to it meanwhile.
+    pub fn board(&self) -> Board<'_, K, T> {
+        Board {
+            all: self,
+            flights: self.flights.lock(),
+        }
+    }
+}
+
+/// See [`SingleFlight::board`].
+pub struct Board<'a, K, T> {
+    all: &'a SingleFlight<K, T>,
+    flights: MutexGuard<'a, HashMap<K, Flight<T>>>,
+}
+
+impl<K, T> Board<'_, K, T>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// The work under way for `key`.
+    pub fn get(&self, key: &K) -> Option<Flight<T>> {
+        self.flights.get(key).cloned()
+    }
+
+    /// Begins `work`, on the current runtime, under all of `keys`; none of them may be taken.
+    pub fn start(
+        &mut self,
+        keys: Vec<K>,
+        work: impl Future<Output = Outcome<T>> + Send + 'static,
+    ) -> Flight<T> {
+        let landing = Landing {
+            all: self.all.clone(),
+            keys: keys.clone(),
+        };
+        let task = tokio::spawn(async move {
+            let _landing = landing;
+            work.await
+        });
+        let flight = task
+            .map(|joined| joined.unwrap_or_else(|e| Err(Arc::new(VolumeError::Internal(e.to_string())))))
+            .boxed()
+            .shared();
+        for key in keys {
+            self.flights.insert(key, flight.clone());
+        }
+        flight
+    }
+}
+
+/// Takes work off the board, however it ended.
+struct Landing<K: Eq + Hash, T> {
+    all: SingleFlight<K, T>,
+    keys: Vec<K>,
+}
+
+impl<K: Eq + Hash, T> Drop for Landing<K, T> {
+    fn drop(&mut self) {
+        let mut flights = self.all.flights.lock();
+        for key in &self.keys {
+            flights.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use futures::future::join_all;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_callers_share_one_piece_of_work() {
+        let flights: SingleFlight<u32, u32> = SingleFlight::default();
+        let (count, go) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
+        let callers = (0..50).map(|_| {
+            let (count, go) = (count.clone(), go.clone());
+            flights.run(7, async move {
+                let _ = go.acquire().await;
+                Ok(count.fetch_add(1, Ordering::SeqCst) + 1)
+            })
+        });
+        let all = join_all(callers);
+        go.add_permits(1);
+        let all: Vec<_> = all.await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(all, [1; 50]);
+        let again = flights.run(7, async { Ok(9) }).await;
+        assert_eq!(again.unwrap(), 9, "begun anew once it ended");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_for_all_and_leaves_nothing_behind() {
+        let flights: SingleFlight<u32, u32> = SingleFlight::default();
+        let failed = flights.run(7, async { panic!("a defect") }).await;
+        assert!(failed.is_err());
+        assert_eq!(flights.run(7, async { Ok(1) }).await.unwrap(), 1);
+    }
+}

@@ -1,0 +1,226 @@
+//! The shell around a volume's log: makes groups of what the log lacks, appends and removes them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{info, warn};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::machine::Event;
+use super::task::{Command, Commands};
+use crate::base::checkpoint_id::NewestCheckpoint;
+use crate::base::ids::GenerationId;
+use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
+use crate::wal::record::{Entry, Group, NONE_ACKNOWLEDGED};
+use crate::wal::{AppendError, EncodedGroup, LogStore};
+use crate::write_buffer::overlay::{ForLog, Overlay};
+
+/// First wait after a failed append; doubled by each further failure.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// An append that takes longer than this is not waited for alone: its flushes go by a checkpoint.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// The log that a driver works with.
+#[derive(Clone)]
+pub struct DriverLog {
+    /// Its groups.
+    pub store: Arc<dyn LogStore>,
+    /// The volume it belongs to.
+    pub volume_id: Uuid,
+    /// The owner's epoch.
+    pub epoch: u64,
+    /// The checkpoint that a group made now continues.
+    pub newest: NewestCheckpoint,
+}
+
+impl DriverLog {
+    /// The group commit of this log, on top of the published generation `published`.
+    pub(super) fn group_commit(&self, published: GenerationId) -> GroupCommit {
+        GroupCommit::new(
+            self.store.first_sequence(),
+            published,
+            self.store.depth(),
+            self.store.capacity_bytes(),
+        )
+    }
+}
+
+pub(super) struct Appender {
+    log: DriverLog,
+    commands: Commands,
+    /// Groups on their way.
+    groups: HashMap<u64, EncodedGroup>,
+    /// The newest generation in a group so far.
+    newest: u64,
+    /// The last number below which no group is missing.
+    acknowledged: u64,
+    /// When the groups that a replay would need were made, with the newest generation of each.
+    made: VecDeque<(GenerationId, Instant)>,
+    failures: u64,
+}
+
+impl Appender {
+    pub fn new(log: DriverLog, commands: Commands) -> Self {
+        let acknowledged = log.store.first_sequence() - 1;
+        Self {
+            log,
+            commands,
+            groups: HashMap::new(),
+            newest: 0,
+            acknowledged,
+            made: VecDeque::new(),
+            failures: 0,
+        }
+    }
+
+    /// Makes a group of what the log lacks; `frozen` are the frozen generations, oldest first.
+    pub fn snapshot(
+        &mut self,
+        sequence: u64,
+        overlay: &Overlay,
+        frozen: impl Iterator<Item = GenerationId>,
+        active: GenerationId,
+    ) -> Snapshot {
+        let taken = overlay.take_unlogged();
+        let mut entries = Vec::new();
+        let mut behind = None;
+        let frozen = frozen.zip(taken.frozen);
+        for (generation, part) in frozen.chain([(active, taken.active)]) {
+            match part {
+                ForLog::Nothing => {}
+                ForLog::TooLarge if generation == active => return Snapshot::TooLarge,
+                // The newest of them is published last.
+                ForLog::TooLarge => behind = Some(generation),
+                ForLog::Changes(changes) => {
+                    entries.extend(changes.into_iter().map(|(offset_bytes, content)| Entry {
+                        generation: generation.0,
+                        offset_bytes,
+                        content,
+                    }));
+                }
+            }
+        }
+        if entries.is_empty() {
+            return Snapshot::Nothing { behind };
+        }
+        let unacknowledged = if self.acknowledged < self.log.store.first_sequence() {
+            NONE_ACKNOWLEDGED
+        } else {
+            (sequence - 1 - self.acknowledged) as u32
+        };
+        let group = Group {
+            is_seal: false,
+            after_generation: self.newest,
+            unacknowledged,
+            base: self.log.newest.get(),
+            entries,
+            ..Group::seal(self.log.volume_id, self.log.epoch, sequence)
+        };
+        let newest = GenerationId(group.newest_generation());
+        self.newest = newest.0;
+        let bytes = group.encode();
+        let len_bytes = self.log.store.stored_bytes(bytes.len() as u64);
+        let encoded = EncodedGroup {
+            sequence,
+            newest_generation: newest.0,
+            bytes,
+        };
+        self.groups.insert(sequence, encoded);
+        self.made.push_back((newest, Instant::now()));
+        Snapshot::Group {
+            newest,
+            len_bytes,
+            behind,
+        }
+    }
+
+    /// Starts the append of a group.
+    pub fn append(&self, sequence: u64) {
+        let Some(group) = self.groups.get(&sequence).cloned() else {
+            debug_assert!(false, "appended before it was made");
+            return;
+        };
+        let (store, commands) = (self.log.store.clone(), self.commands.clone());
+        tokio::spawn(async move {
+            // The inner task isolates a panic: it becomes a failed append.
+            let mut append = tokio::spawn(async move { store.append(&group).await });
+            let ended = match tokio::time::timeout(SLOW, &mut append).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    commands.send(Command::Event(Event::Log(LogEvent::AppendSlow { sequence })));
+                    append.await
+                }
+            };
+            let result = ended.unwrap_or_else(|e| {
+                Err(AppendError::Failed(crate::base::error::VolumeError::Internal(
+                    e.to_string(),
+                )))
+            });
+            commands.send(Command::AppendEnded { sequence, result });
+        });
+    }
+
+    /// The append of a group ended; the text is the reason of a failure.
+    pub fn ended(&mut self, result: Result<(), AppendError>) -> (AppendEnd, Option<String>) {
+        match result {
+            Ok(()) => {
+                if std::mem::take(&mut self.failures) > 0 {
+                    info!("the log takes records again");
+                }
+                (AppendEnd::Durable, None)
+            }
+            Err(AppendError::Fenced(reason)) => (AppendEnd::Fenced, Some(reason)),
+            Err(AppendError::Failed(e)) => {
+                let text = e.chain();
+                if self.failures == 0 {
+                    warn!("the log takes no records (flushes go by checkpoints until it does): {text}");
+                }
+                self.failures += 1;
+                (AppendEnd::Failed, Some(text))
+            }
+        }
+    }
+
+    /// Arranges for another attempt.
+    pub fn retry_later(&self, sequence: u64, attempt: u32) {
+        let wait = RETRY_WAIT
+            .saturating_mul(1 << (attempt - 1).min(16))
+            .min(RETRY_WAIT_MAX);
+        let event = Event::Log(LogEvent::RetryDue { sequence });
+        self.commands.send_later(wait, Command::Event(event));
+    }
+
+    /// The group is durable, and so are all before it.
+    pub fn forget(&mut self, sequence: u64) {
+        self.groups.remove(&sequence);
+        self.acknowledged = self.acknowledged.max(sequence);
+    }
+
+    /// Removes groups with nothing above this generation.
+    pub fn trim(&mut self, generation: GenerationId) {
+        while self.made.front().is_some_and(|(newest, _)| *newest <= generation) {
+            self.made.pop_front();
+        }
+        let (store, acknowledged) = (self.log.store.clone(), self.acknowledged);
+        tokio::spawn(async move {
+            if let Err(e) = store.trim(generation.0, acknowledged).await {
+                warn!(
+                    "old records could not be removed from the log, which goes on: {}",
+                    e.chain()
+                );
+            }
+        });
+    }
+
+    /// When the oldest group that a replay would need was made.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.made.front().map(|(_, at)| *at)
+    }
+}
+
+#[cfg(test)]
+#[path = "appender_tests.rs"]
+mod tests;

@@ -1,0 +1,189 @@
+//! The handle of a volume's driver: what writers and flushes ask of it. The driver itself is `task`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use super::appender::DriverLog;
+use super::machine;
+use super::state::Event;
+use super::task::{Command, Commands, Task};
+use crate::base::error::VolumeError;
+use crate::engine::Engine;
+use crate::meta::checkpoint_list::Recorder;
+use crate::write_buffer::backlog::{Backlog, Since};
+use crate::write_buffer::overlay::{Buffered, Overlay};
+use crate::write_buffer::quota::{Quota, Reservation};
+
+/// What a driver works by.
+#[derive(Clone)]
+pub struct DriverConfig {
+    /// Age of a generation at which it is published.
+    pub checkpoint_interval: Duration,
+    /// How long a flush may wait.
+    pub io_timeout: Duration,
+    /// The most bytes buffered, active and frozen together.
+    pub write_buffer_bytes: u64,
+    /// The number of the first generation: above every one used before.
+    pub first_generation: u64,
+    /// The log, if there is one. The overlay must then keep account for it.
+    pub log: Option<DriverLog>,
+}
+
+/// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth when
+/// nothing is gained by waiting, so that the line is busy from early on.
+pub(super) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
+    let part = if is_streaming { 8 } else { 2 };
+    bytes >= write_buffer_bytes / part
+}
+
+/// Handle to the driver of one volume. Clones share it.
+#[derive(Clone)]
+pub struct Driver {
+    commands: mpsc::UnboundedSender<Command>,
+    quota: Arc<Quota>,
+    overlay: Arc<Overlay>,
+    since: Arc<Mutex<Since>>,
+    has_log: bool,
+    io_timeout: Duration,
+    write_buffer_bytes: u64,
+}
+
+impl Driver {
+    /// Starts the driver's task on the current runtime.
+    pub fn start(
+        overlay: Arc<Overlay>,
+        engine: Arc<dyn Engine>,
+        recorder: Arc<dyn Recorder>,
+        config: DriverConfig,
+    ) -> Self {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let driver = Self {
+            commands: commands.clone(),
+            quota: Arc::new(Quota::new(config.write_buffer_bytes)),
+            overlay: overlay.clone(),
+            since: Arc::default(),
+            has_log: config.log.is_some(),
+            io_timeout: config.io_timeout,
+            write_buffer_bytes: config.write_buffer_bytes,
+        };
+        let back = Commands::to(&commands);
+        let task = Task::new(
+            overlay,
+            engine,
+            recorder,
+            config,
+            &driver.quota,
+            &driver.since,
+            back,
+        );
+        tokio::spawn(task.run(inbox));
+        driver
+    }
+
+    /// The error of a fenced volume, if it is one.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`].
+    pub fn check_fenced(&self) -> Result<(), VolumeError> {
+        self.quota.check_fenced()
+    }
+
+    /// Says that a change was taken into the overlay, and slows the caller by what it buffered.
+    ///
+    /// Blocks the calling thread; never call it on the runtime.
+    pub fn buffered(&self, change: Buffered) {
+        if change.is_first {
+            self.send(Event::Dirtied);
+        }
+        // Looked at each time another eighth of the buffer is filled, not at every write.
+        let eighths = |bytes: u64| bytes / (self.write_buffer_bytes / 8).max(1);
+        let is_next_eighth = eighths(change.active_bytes) > eighths(change.active_bytes - change.added_bytes);
+        if is_next_eighth
+            && is_large_enough(self.write_buffer_bytes, change.active_bytes, change.is_streaming)
+        {
+            self.send(Event::Grown);
+        }
+        self.quota.slow_down(change);
+    }
+
+    fn send(&self, event: Event) {
+        let _ = self.commands.send(Command::Event(machine::Event::Volume(event)));
+    }
+
+    /// Waits until the buffer has room for a change that adds at most `bytes`. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFull`] after `io_timeout`, [`VolumeError::Fenced`].
+    pub fn wait_for_room(&self, bytes: u64) -> Result<Reservation<'_>, VolumeError> {
+        self.quota
+            .wait_for_room(&self.overlay, bytes, self.io_timeout, || self.send(Event::Grown))
+    }
+
+    /// Waits until a publish has made room in the file that keeps changes: until `has_room`. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_room`].
+    pub(crate) fn wait_for_kept_room(&self, has_room: impl Fn() -> bool) -> Result<(), VolumeError> {
+        let ask = || self.checkpoint_soon();
+        self.quota.wait_for(&self.overlay, has_room, self.io_timeout, ask)
+    }
+
+    /// Resolves once everything taken into the overlay before the call is durable: in the log, or published.
+    ///
+    /// # Errors
+    /// [`VolumeError::Timeout`] after `io_timeout` (the data is kept and retried), [`VolumeError::Fenced`].
+    pub async fn flush(&self) -> Result<(), VolumeError> {
+        self.flush_to(false).await
+    }
+
+    /// Resolves once everything taken into the overlay before the call is published.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub async fn publish_all(&self) -> Result<(), VolumeError> {
+        self.flush_to(true).await
+    }
+
+    async fn flush_to(&self, needs_checkpoint: bool) -> Result<(), VolumeError> {
+        let (answer, answered) = oneshot::channel();
+        self.commands
+            .send(Command::Flush {
+                needs_checkpoint,
+                answer,
+            })
+            .map_err(|_| VolumeError::Closed)?;
+        answered.await.map_err(|_| VolumeError::Closed)?
+    }
+
+    /// Ends all writing for good once `lost` resolves to a reason: another server took the volume over.
+    pub fn fence_when(&self, lost: impl Future<Output = Option<String>> + Send + 'static) {
+        let (commands, quota) = (Commands::to(&self.commands), self.quota.clone());
+        tokio::spawn(async move {
+            if let Some(reason) = lost.await {
+                quota.note_fenced(reason);
+                commands.send(Command::Event(machine::Event::Volume(Event::Fenced)));
+            }
+        });
+    }
+
+    /// Asks for a checkpoint nobody waits for.
+    pub fn checkpoint_soon(&self) {
+        let _ = self.commands.send(Command::CheckpointWanted);
+    }
+
+    /// What is not yet where it is to be.
+    pub fn backlog(&self) -> Backlog {
+        self.since.lock().backlog(&self.overlay, self.has_log)
+    }
+
+    /// Ends the driver's task, after the publish and the appends under way. Returns the number of the generation that
+    /// was active; `None` when it had ended already.
+    pub async fn stop(&self) -> Option<u64> {
+        let (stopped, wait) = oneshot::channel();
+        self.commands.send(Command::Stop(stopped)).ok()?;
+        wait.await.ok().map(|generation| generation.0)
+    }
+}

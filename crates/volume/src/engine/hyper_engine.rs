@@ -1,0 +1,318 @@
+//! The real engine: a Hyperfile container, owned by one thread.
+//!
+//! The container's futures are not `Send`, and anything that needs its index borrows it exclusively, so it lives on a
+//! thread of its own (`owner`) and is asked by messages, to publish and to recover. Reads do not ask it (`read_path`).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use btree_ondisk::NodeCache;
+use futures::join;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::limits::CheckpointNumbers;
+use super::owner::thread::OwnerThread;
+use super::owner::{self, Opened, Request};
+use super::{Beside, Engine, Ownership, SoleOwner};
+use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
+use crate::format::stored_state::StoredState;
+use crate::index::cache::IndexCache;
+use crate::index::checksums::IndexSeals;
+use crate::index::lookup::{self, Index};
+use crate::read::cache::ReadCache;
+use crate::read::read_path::{Objects, Reads};
+use crate::read::reader::Reader;
+use crate::store::Store;
+use crate::write_buffer::overlay::Frozen;
+
+/// Publishes of no more than this are put in one piece, index and all: their objects carry their own check values.
+const ONE_PIECE_BYTES: u64 = 2 << 20;
+/// Time that check values still under way get when the volume is closed.
+const SEALING_TIME_MAX: Duration = Duration::from_secs(5);
+/// Time that the owner gets to reach its next wait when it is abandoned. It may be in a stretch without one: laying out a large
+/// checkpoint, or a file system's call.
+const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A volume's container.
+pub struct HyperEngine {
+    geometry: Geometry,
+    reads: Reads,
+    runtime: tokio::runtime::Handle,
+    requests: mpsc::UnboundedSender<Request>,
+    index_cache: IndexCache,
+    numbers: Arc<CheckpointNumbers>,
+    /// The checkpoint published last.
+    newest: Mutex<CheckpointId>,
+    seals: IndexSeals,
+    sealing: Mutex<JoinSet<()>>,
+    thread: Mutex<Option<OwnerThread>>,
+    warming: Mutex<Option<AbortHandle>>,
+}
+
+/// What an open found.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenState {
+    /// The newest published checkpoint.
+    pub newest: Checkpoint,
+    /// The state as it was stored.
+    pub stored: StoredState,
+    /// When the container last changed, in milliseconds since 1970-01-01 UTC.
+    pub modified_ms: u64,
+}
+
+impl HyperEngine {
+    /// Opens the container below `store`'s root and starts its owner thread, on the current runtime.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`] when there is none.
+    pub async fn open(
+        store: &Store,
+        index_cache: IndexCache,
+        read_cache: ReadCache,
+        is_read_only: bool,
+    ) -> Result<(Self, OpenState), VolumeError> {
+        let ownership = Arc::new(SoleOwner);
+        Self::open_owned(store, index_cache, read_cache, is_read_only, ownership, None).await
+    }
+
+    /// As [`Self::open`], of a container that others may take over. `seen` is a state that was stored before this call.
+    /// When it is the one that is adopted, the ownership need not be asked for once more, and the index is warm.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`VolumeError::Fenced`] when it was taken over meanwhile.
+    pub async fn open_owned(
+        store: &Store,
+        index_cache: IndexCache,
+        read_cache: ReadCache,
+        is_read_only: bool,
+        ownership: Arc<dyn Ownership>,
+        seen: Option<StoredState>,
+    ) -> Result<(Self, OpenState), VolumeError> {
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let (opened, wait) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::current();
+        let seals = IndexSeals::new(store.clone());
+        let numbers = Arc::<CheckpointNumbers>::default();
+        let owner = owner::Config {
+            store: store.clone(),
+            seals: seals.clone(),
+            index_cache: index_cache.clone(),
+            is_read_only,
+            ownership: ownership.clone(),
+            numbers: numbers.clone(),
+        };
+        let thread = OwnerThread::start(runtime.clone(), move || owner::run(owner, inbox, opened))
+            .map_err(|e| VolumeError::engine("starting the owner thread", e))?;
+        // Adopt, then check (Invariant O1). Most often what is adopted was read before, and then this check, of now, is
+        // one that comes after. The owner ends with its requests, if one fails.
+        let early_check = async {
+            match seen {
+                Some(_) => ownership.check().await,
+                None => Ok(()),
+            }
+        };
+        let warming = seen.map(|seen| {
+            let warm = lookup::warm(store.clone(), index_cache.in_memory(), seen.root);
+            runtime.spawn(warm)
+        });
+        let (opened, early_check) = join!(wait, early_check);
+        let opened = opened.map_err(|_| thread_ended())??;
+        let Opened {
+            known,
+            geometry,
+            newest,
+            mark,
+            modified_ms,
+        } = opened;
+        let stored = StoredState {
+            mark,
+            root: known.lock().root,
+            size_bytes: geometry.size_bytes(),
+        };
+        let index = Index::new(
+            store.clone(),
+            seals.clone(),
+            index_cache.clone(),
+            geometry,
+            known.clone(),
+        );
+        let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
+        let reads = Reads::new(geometry, known, index, reader);
+        early_check?;
+        reads.cache().note_checkpoint(newest.id);
+        if seen != Some(stored) {
+            if let Some(warming) = warming {
+                // It need not even be of the same volume, if that one was deleted and made again.
+                warming.abort();
+                let _ = warming.await;
+                index_cache.clear_memory();
+            }
+            ownership.check().await?;
+        }
+        // What a client reads first: a partition table or a superblock.
+        runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
+        let engine = Self {
+            geometry,
+            reads,
+            runtime,
+            requests,
+            index_cache,
+            numbers,
+            newest: Mutex::new(newest.id),
+            seals,
+            sealing: Mutex::default(),
+            thread: Mutex::new(Some(thread)),
+            warming: Mutex::default(),
+        };
+        let state = OpenState {
+            newest,
+            stored,
+            modified_ms,
+        };
+        Ok((engine, state))
+    }
+
+    /// Begins to bring the index into memory, in the background.
+    pub fn warm_index(&self) {
+        let warming = self.runtime.spawn(self.reads.clone().warm_index());
+        *self.warming.lock() = Some(warming.abort_handle());
+    }
+
+    fn stop_warming(&self) {
+        if let Some(warming) = self.warming.lock().take() {
+            warming.abort();
+        }
+    }
+
+    /// Empties the caches: what they hold may be of another history.
+    ///
+    /// # Errors
+    /// When a disk fails.
+    pub async fn empty_caches(&self) -> Result<(), VolumeError> {
+        let failed = |e| VolumeError::engine("emptying the caches", e);
+        NodeCache::reset(&self.index_cache).await.map_err(failed)?;
+        self.reads.cache().clear().await.map_err(failed)
+    }
+
+    async fn ask<R>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<R, VolumeError>>) -> Request,
+    ) -> Result<R, VolumeError> {
+        let (reply, wait) = oneshot::channel();
+        self.requests.send(request(reply)).map_err(|_| thread_ended())?;
+        wait.await.map_err(|_| thread_ended())?
+    }
+}
+
+#[async_trait]
+impl Engine for HyperEngine {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        self.reads.read(offset_bytes, out).await
+    }
+
+    fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
+        self.reads.grouped(ranges)
+    }
+
+    async fn read_near(
+        &self,
+        ranges: &[Range<u64>],
+        each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
+    ) -> Result<(), VolumeError> {
+        self.reads.read_near(ranges, each).await
+    }
+
+    fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
+        self.reads.read_at_once(offset_bytes, out)
+    }
+
+    fn note_read(&self, offset_bytes: u64, len_bytes: u64) {
+        self.reads.note_read(&self.runtime, offset_bytes, len_bytes);
+    }
+
+    async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.reads.prefetch(offset_bytes, len_bytes).await
+    }
+
+    async fn block_runs(&self, blocks: Range<u64>) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
+        self.reads.block_runs(blocks).await
+    }
+
+    fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        self.reads.block_runs_at_once(blocks)
+    }
+
+    async fn publish(&self, frozen: Arc<Frozen>, beside: Beside) -> Result<Option<Checkpoint>, VolumeError> {
+        let published = self
+            .ask(|reply| Request::Publish {
+                frozen: frozen.clone(),
+                beside,
+                reply,
+            })
+            .await?;
+        let Some(checkpoint) = published else {
+            return Ok(None);
+        };
+        *self.newest.lock() = checkpoint.id;
+        self.reads.cache().note_checkpoint(checkpoint.id);
+        self.reads.keep(&frozen, checkpoint.id.cno);
+        if frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES {
+            let mut sealing = self.sealing.lock();
+            while sealing.try_join_next().is_some() {}
+            sealing.spawn_on(self.seals.clone().seal(checkpoint.id.cno), &self.runtime);
+        }
+        Ok(published)
+    }
+
+    fn check_write(&self) -> Result<(), VolumeError> {
+        self.numbers.check_write()
+    }
+
+    fn check_publish(&self) -> Result<(), VolumeError> {
+        self.numbers.check_publish()
+    }
+
+    async fn recover(&self) -> Result<(), VolumeError> {
+        self.ask(|reply| Request::Recover { reply }).await
+    }
+
+    async fn close(&self) {
+        self.stop_warming();
+        let (reply, wait) = oneshot::channel();
+        if self.requests.send(Request::Close { reply }).is_ok() {
+            let _ = wait.await;
+        }
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            thread.ended().await;
+        }
+        let mut sealing = std::mem::take(&mut *self.sealing.lock());
+        let sealed = async { while sealing.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(SEALING_TIME_MAX, sealed).await;
+        let newest = *self.newest.lock();
+        self.index_cache.close(newest).await;
+        self.reads.cache().close(newest).await;
+    }
+
+    async fn abandon(&self) {
+        self.stop_warming();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            let _ = tokio::time::timeout(ABANDON_TIME_MAX, thread.abandon()).await;
+        }
+    }
+}
+
+fn thread_ended() -> VolumeError {
+    VolumeError::Internal("the container's owner thread has ended".into())
+}

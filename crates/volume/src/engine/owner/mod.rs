@@ -1,0 +1,398 @@
+//! The thread that owns a container: opens it, takes requests and the ends of landings in, recovers after a failed publish.
+//!
+//! * `thread`: the thread itself, and its end.
+//! * `publish`: how it publishes.
+//! * `in_flight`: a checkpoint that is laid out, on its way to the store beside the thread.
+//! * `upload_source`: the bytes that such a checkpoint uploads.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use hyperfile::file::HyperTrait;
+use log::{info, warn};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
+
+use super::container::{self, Container};
+use super::guard::InodeGuard;
+use super::limits::CheckpointNumbers;
+use super::{Beside, Ownership};
+use crate::base::checkpoint_id::Checkpoint;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
+use crate::format::inode;
+use crate::format::stored_state::{Mark, Root};
+use crate::index::cache::IndexCache;
+use crate::index::checksums::IndexSeals;
+use crate::index::location_map::{LocationMap, Place};
+use crate::index::lookup::Published;
+use crate::store::{ETag, Store};
+use crate::write_buffer::overlay::Frozen;
+use in_flight::{Landed, Landing};
+
+mod in_flight;
+mod publish;
+pub(super) mod thread;
+mod upload_source;
+
+/// Runs kept in the location map: about 9 MiB.
+const LOCATION_RUNS_MAX: usize = 192 * 1024;
+
+pub(super) type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
+
+/// What the owner is asked.
+pub(super) enum Request {
+    Publish {
+        frozen: Arc<Frozen>,
+        beside: Beside,
+        reply: Reply<Option<Checkpoint>>,
+    },
+    Recover {
+        reply: Reply<()>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+pub(super) struct Config {
+    pub store: Store,
+    pub seals: IndexSeals,
+    pub index_cache: IndexCache,
+    pub is_read_only: bool,
+    pub ownership: Arc<dyn Ownership>,
+    /// Kept up by the owner.
+    pub numbers: Arc<CheckpointNumbers>,
+}
+
+pub(super) struct Opened {
+    pub known: Arc<Mutex<Published>>,
+    pub geometry: Geometry,
+    pub newest: Checkpoint,
+    pub mark: Mark,
+    pub modified_ms: u64,
+}
+
+/// Blocks whose places a publish changes; `None` where the new place is not known.
+pub(super) type Changed = Vec<(Range<u64>, Option<Place>)>;
+
+/// A publish whose checkpoint is on its way to the store.
+pub(super) struct UnderWay {
+    pub landing: Landing,
+    pub mark: Mark,
+    /// What is entered once it is stored.
+    pub changed: Changed,
+    pub root: Root,
+    pub reply: Reply<Option<Checkpoint>>,
+}
+
+pub(super) struct Owner {
+    pub(super) config: Config,
+    /// Around the inode, of every container this owner opens.
+    guard: InodeGuard,
+    pub(super) geometry: Geometry,
+    /// `None` after a panic inside the engine, until a recovery opens it anew.
+    pub(super) container: Option<Container>,
+    /// The state published last, by this owner or before it.
+    pub(super) published: Mark,
+    /// What publishes tried to store since, their outcomes unknown. All of them: a request that was given up may still
+    /// be on its way, and land after a later attempt began.
+    pub(super) attempted: Vec<Mark>,
+    /// Publishes on their way, in their order. The container is ahead of what is stored by all of them.
+    pub(super) under_way: VecDeque<UnderWay>,
+    /// Index nodes, at most, that the engine keeps because something was under way ever since they were laid out.
+    pub(super) nodes_kept: u64,
+    /// Since a publish failed: the container holds what is not stored, and must go back first.
+    pub(super) must_recover: bool,
+    /// What reads go by.
+    pub(super) known: Arc<Mutex<Published>>,
+}
+
+/// Opens the container, says how that went, and serves requests until told to close. Who is told must check the ownership
+/// before the first request: what was opened is adopted by now.
+pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Request>, opened: Reply<Opened>) {
+    let mut owner = match open(config).await {
+        Ok((owner, modified_ms)) => {
+            let newest = owner.checkpoint(&owner.known.lock().root);
+            let state = Opened {
+                known: owner.known.clone(),
+                geometry: owner.geometry,
+                newest,
+                mark: owner.published,
+                modified_ms,
+            };
+            if opened.send(Ok(state)).is_err() {
+                return;
+            }
+            owner
+        }
+        Err(e) => {
+            let _ = opened.send(Err(e));
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            // A publish that has ended is reported before the next one is begun.
+            biased;
+            () = owner.land_next(), if !owner.under_way.is_empty() => {}
+            request = inbox.recv() => match request {
+                Some(Request::Publish { frozen, beside, reply }) => owner.publish(&frozen, beside, reply).await,
+                Some(Request::Recover { reply }) => {
+                    owner.land_all().await;
+                    let result = AssertUnwindSafe(owner.recover()).catch_unwind().await;
+                    let _ = reply.send(owner.after(result));
+                }
+                Some(Request::Close { reply }) => {
+                    owner.land_all().await;
+                    drop(owner);
+                    let _ = reply.send(());
+                    return;
+                }
+                None => return owner.land_all().await,
+            }
+        }
+    }
+}
+
+async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
+    let url = config.store.url.to_string();
+    let guard = InodeGuard::opening();
+    let container = container::open(
+        &config.store,
+        &guard,
+        config.seals.clone(),
+        config.index_cache.clone(),
+        config.is_read_only,
+    )
+    .await
+    .map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => VolumeError::NotFound { url: url.clone() },
+        _ => VolumeError::engine(format!("opening the volume at {url}"), e),
+    })?;
+    guard.close();
+    let stat = container.stat();
+    let block_size = u32::try_from(stat.st_blksize)
+        .ok()
+        .filter(|b| b.is_power_of_two() && *b <= 1 << 30);
+    let Some(block_size) = block_size else {
+        let reason = format!("its block size is {}", stat.st_blksize);
+        return Err(VolumeError::Corrupt {
+            what: format!("the volume at {url}"),
+            reason,
+        });
+    };
+    let geometry = Geometry::new(stat.st_size as u64, block_size);
+    let published = Mark::of_container(&container);
+    let modified_ms = (stat.st_mtime * 1000 + stat.st_mtime_nsec / 1_000_000).max(0) as u64;
+    let known = Published {
+        locations: LocationMap::new(geometry.block_size(), LOCATION_RUNS_MAX),
+        root: Root(container.bmap_get_raw()),
+    };
+    config.numbers.note(container.inode().get_last_seq().as_cno());
+    let owner = Owner {
+        known: Arc::new(Mutex::new(known)),
+        config,
+        guard,
+        geometry,
+        container: Some(container),
+        published,
+        attempted: Vec::new(),
+        under_way: VecDeque::new(),
+        nodes_kept: 0,
+        must_recover: false,
+    };
+    Ok((owner, modified_ms))
+}
+
+impl Owner {
+    /// The checkpoint published last, of which this is the root.
+    pub(super) fn checkpoint(&self, root: &Root) -> Checkpoint {
+        let size_bytes = self.geometry.size_bytes();
+        Checkpoint {
+            id: self.published.id(size_bytes, &root.0),
+            size_bytes,
+        }
+    }
+
+    /// A panic inside the engine leaves the container in an unknown state: it is given up, and reported as a failure.
+    pub(super) fn after<R>(
+        &mut self,
+        result: std::thread::Result<Result<R, VolumeError>>,
+    ) -> Result<R, VolumeError> {
+        result.unwrap_or_else(|_| {
+            self.container = None;
+            Err(VolumeError::Internal(
+                "the engine panicked; the container is opened anew".into(),
+            ))
+        })
+    }
+
+    pub(super) fn container(&mut self) -> Result<&mut Container, VolumeError> {
+        self.container
+            .as_mut()
+            .ok_or_else(|| VolumeError::Internal("the container is being recovered".into()))
+    }
+
+    /// Waits for the oldest publish under way and reports it. May be given up and asked again.
+    async fn land_next(&mut self) {
+        let Some(oldest) = self.under_way.front_mut() else {
+            return;
+        };
+        let ended = oldest.landing.ended().await;
+        if let Some(UnderWay {
+            mark,
+            changed,
+            root,
+            reply,
+            ..
+        }) = self.under_way.pop_front()
+        {
+            let landed = self.landed(ended, mark, changed, root);
+            self.must_recover |= landed.is_err();
+            let _ = reply.send(landed.map(Some));
+        }
+    }
+
+    /// Waits for every publish under way.
+    pub(super) async fn land_all(&mut self) {
+        while !self.under_way.is_empty() {
+            self.land_next().await;
+        }
+    }
+
+    fn landed(
+        &mut self,
+        ended: Result<std::io::Result<Landed>, JoinError>,
+        mark: Mark,
+        changed: Changed,
+        root: Root,
+    ) -> Result<Checkpoint, VolumeError> {
+        let ended = ended.map_err(|e| {
+            self.container = None;
+            VolumeError::Internal(format!(
+                "storing a checkpoint ended early ({e}); the container is opened anew"
+            ))
+        })?;
+        let landed = ended.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
+        self.published = mark;
+        // Nothing from before it can be stored any more; what was begun after it can.
+        let through = self.attempted.iter().position(|&a| a == mark);
+        self.attempted.drain(..through.map_or(0, |at| at + 1));
+        if let Some(container) = &self.container {
+            in_flight::stored(container, landed);
+            if self.under_way.is_empty() {
+                in_flight::all_stored(container);
+                self.nodes_kept = 0;
+            }
+        }
+        self.enter(changed, root);
+        Ok(self.checkpoint(&root))
+    }
+
+    /// Enters what was published, and the root that goes with it, in one step: before the publish is reported, and so
+    /// before its generation is dropped (Invariant R1).
+    pub(super) fn enter(&self, changed: Changed, root: Root) {
+        let mut known = self.known.lock();
+        known.locations.publish(changed);
+        known.root = root;
+    }
+
+    /// Whether a stored state is one this owner made: the last it published, or the one it just tried to.
+    fn is_own(&self, stored: Mark) -> bool {
+        stored == self.published
+            || self
+                .attempted
+                .iter()
+                .any(|a| stored.cno > self.published.cno && stored.has_times_of(a))
+    }
+
+    fn foreign(&self, stored: Mark) -> VolumeError {
+        let reason = format!(
+            "checkpoint {} at {} was published by another writer (this server's newest is {})",
+            stored.cno, self.config.store.url, self.published.cno
+        );
+        VolumeError::Fenced { reason }
+    }
+
+    /// Goes back to what is stored: the one way on after a failed publish, whatever failed.
+    ///
+    /// A plain retry can stay refused for ever. The engine's own way back adopts whatever is stored, and may write to
+    /// it, so the lease is asked for and the state stored is proved to be ours first. The guard holds the engine to the
+    /// write that was proved, however often it reads the inode, and the lease is asked for once more after.
+    async fn recover(&mut self) -> Result<(), VolumeError> {
+        self.config.ownership.check().await?;
+        let proved = self.prove_stored().await?;
+        self.guard.recover(&proved);
+        let went_back = self.go_back().await;
+        self.guard.close();
+        if let Err(e) = went_back {
+            // Perhaps because somebody published meanwhile; an own publish that was still on its way can be that, too.
+            self.prove_stored().await?;
+            return Err(e);
+        }
+        self.adopt().await
+    }
+
+    /// Which write of the inode is stored, if it is one of this owner's.
+    async fn prove_stored(&self) -> Result<ETag, VolumeError> {
+        let (raw, info) = inode::load(&self.config.store).await?;
+        let stored = Mark::of_inode(&raw);
+        if !self.is_own(stored) {
+            return Err(self.foreign(stored));
+        }
+        Ok(info.etag)
+    }
+
+    /// Has the container go back to what is stored.
+    async fn go_back(&mut self) -> Result<(), VolumeError> {
+        let failed = |e| VolumeError::engine("recovering after a failed publish", e);
+        match self.container.as_mut() {
+            Some(container) => {
+                container.discard_unflushed().await.map_err(failed)?;
+                // Of a publish that failed before it was stored.
+                container.set_block_source(None).map_err(failed)?;
+            }
+            None => {
+                let (store, cache) = (&self.config.store, self.config.index_cache.clone());
+                let seals = self.config.seals.clone();
+                let container =
+                    container::open(store, &self.guard, seals, cache, self.config.is_read_only).await;
+                self.container = Some(container.map_err(failed)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on from what the container went back to.
+    async fn adopt(&mut self) -> Result<(), VolumeError> {
+        let adopted = Mark::of_container(self.container()?);
+        if !self.is_own(adopted) {
+            return Err(self.foreign(adopted));
+        }
+        // Adopt, then check (Invariant O1): a new owner that comes after this rewrites the inode, and what was adopted
+        // here is refused. The marks alone depend on clocks.
+        self.config.ownership.check().await?;
+        if adopted != self.published {
+            info!(
+                "checkpoint {} had been published though its answer was lost",
+                adopted.cno
+            );
+            self.published = adopted;
+            self.attempted.clear();
+        }
+        let root = Root(self.container()?.bmap_get_raw());
+        self.enter(Vec::new(), root);
+        self.must_recover = false;
+        self.nodes_kept = 0;
+        warn!(
+            "recovered to checkpoint {}; what is unpublished is published again",
+            adopted.cno
+        );
+        Ok(())
+    }
+}

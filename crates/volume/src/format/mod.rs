@@ -1,0 +1,13 @@
+//! What is stored of a container, read and checked, and how its parts are named. Knows no container that is open.
+//!
+//! * [`inode`]: loads the inode; whether bytes can be one.
+//! * [`node`] (pure): whether bytes can be a node of the index.
+//! * [`segment_header`] (pure): whether bytes can be the header of a segment.
+//! * [`object_names`] (pure): names of a container's objects, and the numbers that stand for them.
+//! * [`stored_state`] (pure): which state of a container an inode tells of.
+
+pub(crate) mod inode;
+pub(crate) mod node;
+pub(crate) mod object_names;
+pub(crate) mod segment_header;
+pub(crate) mod stored_state;

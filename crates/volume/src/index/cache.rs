@@ -1,0 +1,304 @@
+//! The cache of a container's index nodes: some in memory, more on a disk when `node_cache_config` says so.
+//!
+//! Nodes are keyed by their pointer, which is immutable within one volume; so every volume has a directory of its own
+//! below the one configured, named by its id, and is used only by a volume that has the checkpoint which the cache goes up
+//! to. A failing cache is a cache that misses.
+
+use std::io;
+use std::sync::Arc;
+
+use btree_ondisk::{NodeCache, NodeTieredCacheStats};
+use foyer::{
+    BlockEngineBuilder, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
+    HybridCachePolicy,
+};
+use log::warn;
+use parking_lot::RwLock;
+
+use super::cache_files::{NodeFiles, named};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::volume_id::VolumeId;
+use crate::disk::RealDisk;
+use crate::format::node::NODE_BYTES;
+use crate::index::cache_config::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
+use crate::meta::cache_state::CacheState;
+
+/// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
+const BLOCK_BYTES: usize = 16 << 20;
+type Nodes = HybridCache<u64, Vec<u8>>;
+
+/// A cache of index nodes. Clones share it.
+#[derive(Clone)]
+pub struct IndexCache {
+    memory: Cache<u64, Box<[u8]>>,
+    nodes_in_memory: usize,
+    disk: Option<Arc<Disk>>,
+}
+
+struct Disk {
+    nodes: RwLock<Option<Nodes>>,
+    state: CacheState,
+    capacity_bytes: usize,
+    /// Locked until the cache is closed: what is in the directory is this process's to write and to empty.
+    files: NodeFiles,
+}
+
+impl Default for IndexCache {
+    /// In memory only.
+    fn default() -> Self {
+        Self::in_memory_of(INDEX_MEMORY_DEFAULT_BYTES, None)
+    }
+}
+
+impl IndexCache {
+    fn in_memory_of(memory_bytes: u64, disk: Option<Arc<Disk>>) -> Self {
+        let nodes_in_memory = usize::try_from(memory_bytes / NODE_BYTES as u64).unwrap_or(usize::MAX);
+        Self {
+            memory: CacheBuilder::new(nodes_in_memory)
+                .with_name("index-nodes")
+                .build(),
+            nodes_in_memory,
+            disk,
+        }
+    }
+
+    /// The same cache with this much memory, empty.
+    #[must_use]
+    pub fn with_memory(self, memory_bytes: u64) -> Self {
+        Self::in_memory_of(memory_bytes, self.disk)
+    }
+
+    /// Nodes that memory has room for.
+    pub(super) fn nodes_in_memory(&self) -> usize {
+        self.nodes_in_memory
+    }
+
+    /// Opens the cache of the volume `volume_id`.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or used; the text names it.
+    pub async fn open(config: &NodeCacheConfig, volume_id: VolumeId) -> io::Result<Self> {
+        let of_volume = config.path.join(volume_id.to_string());
+        let Some(files) = NodeFiles::lock(&of_volume, &RealDisk)? else {
+            return Ok(Self::default());
+        };
+        let is_trusted = matches!(config.strategy, NodeCacheStrategy::ReuseCache) && files.is_closed();
+        if !is_trusted {
+            files.empty()?;
+        }
+        let capacity_bytes = config.size_bytes as usize;
+        let state = CacheState::load(files.dir());
+        let nodes = build(&files, capacity_bytes).await?;
+        Ok(Self {
+            disk: Some(Arc::new(Disk {
+                state,
+                nodes: RwLock::new(Some(nodes)),
+                capacity_bytes,
+                files,
+            })),
+            ..Self::default()
+        })
+    }
+
+    /// The part of it that is in memory, shared.
+    pub fn in_memory(&self) -> Self {
+        Self {
+            memory: self.memory.clone(),
+            nodes_in_memory: self.nodes_in_memory,
+            disk: None,
+        }
+    }
+
+    /// Forgets what is in memory.
+    pub fn clear_memory(&self) {
+        self.memory.clear();
+    }
+
+    /// Keeps a node that was fetched, unless it is kept already.
+    pub fn keep(&self, pointer: u64, node: &[u8]) {
+        if !self.memory.contains(&pointer) {
+            self.push(&pointer, node);
+        }
+    }
+
+    /// The checkpoint that the disk goes up to, if there is a disk and it can be told.
+    pub(crate) fn found(&self) -> Option<CheckpointId> {
+        self.disk.as_ref()?.state.found()
+    }
+
+    /// Whether there is a disk.
+    pub(crate) fn has_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// As [`Self::shut`], of a volume that is at the checkpoint `newest`.
+    pub async fn close(&self, newest: CheckpointId) {
+        if let Some(disk) = &self.disk {
+            disk.state.note(newest, true);
+        }
+        self.shut().await;
+        if let Some(disk) = &self.disk {
+            disk.files.unlock();
+        }
+    }
+
+    /// Writes out what is held and closes the files. The cache misses from then on.
+    async fn shut(&self) {
+        let Some(disk) = &self.disk else { return };
+        let nodes = disk.nodes.write().take();
+        if let Some(nodes) = nodes {
+            nodes.memory().flush().await;
+            match nodes.close().await {
+                Ok(()) => disk.files.set_closed(),
+                Err(e) => warn!("closing the node cache in {}: {e}", disk.files.dir().display()),
+            }
+        }
+    }
+
+    fn nodes(&self) -> Option<Nodes> {
+        self.disk.as_ref().and_then(|d| d.nodes.read().clone())
+    }
+}
+
+async fn build(files: &NodeFiles, capacity_bytes: usize) -> io::Result<Nodes> {
+    files.set_open()?;
+    let dir = files.dir();
+    let device = FsDeviceBuilder::new(dir)
+        .with_capacity(capacity_bytes)
+        .build()
+        .map_err(|e| named(dir, &e))?;
+    HybridCacheBuilder::new()
+        .with_name("index-nodes")
+        .with_policy(HybridCachePolicy::WriteOnInsertion)
+        .memory(0)
+        .storage()
+        .with_engine_config(BlockEngineBuilder::new(device).with_block_size(BLOCK_BYTES))
+        .build()
+        .await
+        .map_err(|e| named(dir, &e))
+}
+
+impl NodeCache<u64> for IndexCache {
+    fn push(&self, p: &u64, data: &[u8]) {
+        self.memory.insert(*p, data.into());
+        if let Some(nodes) = self.nodes() {
+            nodes.insert(*p, data.to_vec());
+        }
+    }
+
+    async fn load(&self, p: u64, data: &mut [u8]) -> io::Result<bool> {
+        if let Some(node) = self
+            .memory
+            .get(&p)
+            .filter(|node| node.value().len() == data.len())
+        {
+            data.copy_from_slice(node.value());
+            return Ok(true);
+        }
+        let Some(nodes) = self.nodes() else {
+            return Ok(false);
+        };
+        match nodes.get(&p).await {
+            Ok(Some(entry)) if entry.value().len() == data.len() => {
+                data.copy_from_slice(entry.value());
+                self.memory.insert(p, entry.value().as_slice().into());
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            Err(e) => {
+                warn!("the node cache failed, the node is read from the store: {e}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn invalid(&self, p: &u64) {
+        self.memory.remove(p);
+        if let Some(nodes) = self.nodes() {
+            nodes.remove(p);
+        }
+    }
+
+    fn evict(&self) {
+        if let Some(nodes) = self.nodes() {
+            nodes.memory().evict_all();
+        }
+    }
+
+    fn get_stats(&self) -> NodeTieredCacheStats {
+        NodeTieredCacheStats::default()
+    }
+
+    fn shutdown(&self) {}
+
+    async fn reset(&self) -> io::Result<()> {
+        self.memory.clear();
+        let Some(disk) = &self.disk else { return Ok(()) };
+        self.shut().await;
+        disk.files.empty()?;
+        let nodes = build(&disk.files, disk.capacity_bytes).await?;
+        *disk.nodes.write() = Some(nodes);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &std::path::Path, strategy: NodeCacheStrategy) -> NodeCacheConfig {
+        NodeCacheConfig {
+            path: dir.to_owned(),
+            size_bytes: 2 * BLOCK_BYTES as u64,
+            strategy,
+        }
+    }
+
+    fn id(number: u128) -> VolumeId {
+        VolumeId::from_uuid(uuid::Uuid::from_u128(number))
+    }
+
+    fn at(cno: u64) -> CheckpointId {
+        CheckpointId {
+            cno,
+            check: crate::base::checkpoint_id::InodeCheck::from_bits(cno),
+        }
+    }
+
+    async fn has(cache: &IndexCache, key: u64) -> bool {
+        cache.load(key, &mut [0; 4096]).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nodes_stay_with_their_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let reuse = config(dir.path(), NodeCacheStrategy::ReuseCache);
+        let cache = IndexCache::open(&reuse, id(1)).await.unwrap();
+        cache.push(&7, &[7; 4096]);
+        cache.nodes().unwrap().storage().wait().await;
+        assert!(has(&cache, 7).await, "in memory");
+        cache.memory.clear();
+        assert!(has(&cache, 7).await, "on the disk");
+        cache.close(at(1)).await;
+        cache.memory.clear();
+        assert!(!has(&cache, 7).await, "closed");
+
+        let other = IndexCache::open(&reuse, id(2)).await.unwrap();
+        assert!(!has(&other, 7).await, "another volume");
+        let again = IndexCache::open(&reuse, id(1)).await.unwrap();
+        assert!(has(&again, 7).await, "kept");
+        // Another server at the same time leaves the first one's files, and what says that they are being written.
+        let beside = IndexCache::open(&reuse, id(1)).await.unwrap();
+        assert!(!beside.has_disk() && again.has_disk());
+        beside.push(&9, &[9; 4096]);
+        beside.close(at(1)).await;
+        // Dropped without being closed, as a server that is killed: not trusted.
+        drop(again);
+        let after_kill = IndexCache::open(&reuse, id(1)).await.unwrap();
+        assert!(!has(&after_kill, 7).await);
+        after_kill.push(&8, &[8; 4096]);
+        after_kill.close(at(1)).await;
+        let recreate = config(dir.path(), NodeCacheStrategy::Recreate);
+        assert!(!has(&IndexCache::open(&recreate, id(1)).await.unwrap(), 8).await);
+    }
+}

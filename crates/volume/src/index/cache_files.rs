@@ -1,0 +1,275 @@
+//! The files of a node cache on a disk: its directory, the lock on it, and which of the files in it are the cache's own.
+//!
+//! ```text
+//! <path>/<volume id>/nodes.lock   flock(2) on it is held by the server that uses the cache
+//! <path>/<volume id>/nodes/       the cache's files (foyer's names), `open` while it is used, `checkpoint` (`cache_state`)
+//! ```
+//!
+//! Earlier releases had the same files right in `<volume id>/`, where the read cache may have its own.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use log::warn;
+
+use crate::disk::{Disk, fitness};
+use crate::meta::cache_state;
+
+/// The cache's own directory in the volume's.
+const NODES_NAME: &str = "nodes";
+const LOCK_NAME: &str = "nodes.lock";
+/// There while a cache is open; found by an open, the process before was killed and the contents are not trusted.
+const OPEN_MARKER: &str = "open";
+/// What foyer calls its files, before a number of eight digits or more.
+const FILE_PREFIX: &str = "foyer-storage-direct-fs-";
+/// The directory of a read cache, whose files the volume's directory has then.
+const PAGES_NAME: &str = "pages";
+
+/// The directory of a node cache, locked.
+#[derive(Debug)]
+pub(super) struct NodeFiles {
+    dir: PathBuf,
+    lock: File,
+}
+
+impl NodeFiles {
+    /// Makes the volume's directory and locks the cache of nodes in it. `None`, with a warning, when that cannot be done:
+    /// only whoever has the lock may say whether what is there is whole.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or used.
+    pub fn lock(of_volume: &Path, disk: &dyn Disk) -> io::Result<Option<Self>> {
+        make_dir(of_volume)?;
+        let path = of_volume.join(LOCK_NAME);
+        let open = || {
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(|e| named(&path, &e))
+        };
+        let (lock, second) = (open()?, open()?);
+        let reason = match fitness::try_lock(disk, &lock, &second, of_volume) {
+            Ok(true) => {
+                remove_earlier(of_volume)?;
+                let dir = of_volume.join(NODES_NAME);
+                return Ok(Some(Self { dir, lock }));
+            }
+            Ok(false) => "another server uses it".to_owned(),
+            Err(e) if fitness::is_unfit(&e) => e.to_string(),
+            Err(e) => return Err(named(&path, &e)),
+        };
+        warn!(
+            "the node cache in {} is kept in memory only: {reason}",
+            of_volume.display()
+        );
+        Ok(None)
+    }
+
+    /// Where the cache's files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the cache was closed by whoever used it last.
+    pub fn is_closed(&self) -> bool {
+        !self.dir.join(OPEN_MARKER).exists()
+    }
+
+    /// Says that the cache is used from here on, until [`Self::set_closed`].
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn set_open(&self) -> io::Result<()> {
+        make_dir(&self.dir)?;
+        File::create(self.dir.join(OPEN_MARKER))
+            .map(drop)
+            .map_err(|e| named(&self.dir, &e))
+    }
+
+    /// Says that what is there is whole.
+    pub fn set_closed(&self) {
+        let _ = fs::remove_file(self.dir.join(OPEN_MARKER));
+    }
+
+    /// Removes the cache's files, and nothing that somebody else has put there.
+    ///
+    /// # Errors
+    /// When one of them cannot be removed.
+    pub fn empty(&self) -> io::Result<()> {
+        let names = [cache_state::NAME, cache_state::NEW_NAME, OPEN_MARKER];
+        remove_ours(&self.dir, &names)
+    }
+
+    /// Lets another server have it.
+    pub fn unlock(&self) {
+        // Fails only for a handle that is not a file's.
+        let _ = self.lock.unlock();
+    }
+}
+
+/// Removes what an earlier release left right in the volume's directory, which nothing reads any more.
+fn remove_earlier(of_volume: &Path) -> io::Result<()> {
+    // One file of foyer's says that there was a cache; `open` was empty.
+    let is_any = file_names(of_volume)?.iter().any(|name| is_foyers(name));
+    if !is_any {
+        return Ok(());
+    }
+    let mut names = Vec::new();
+    if fs::metadata(of_volume.join(OPEN_MARKER)).is_ok_and(|found| found.is_file() && found.len() == 0) {
+        names.push(OPEN_MARKER);
+    }
+    if !of_volume.join(PAGES_NAME).exists() {
+        names.extend([cache_state::NAME, cache_state::NEW_NAME]);
+    }
+    remove_ours(of_volume, &names)
+}
+
+/// Removes foyer's files, and those with one of `names`.
+fn remove_ours(dir: &Path, names: &[&str]) -> io::Result<()> {
+    for name in file_names(dir)? {
+        if is_foyers(&name) || names.contains(&name.as_str()) {
+            let path = dir.join(name);
+            fs::remove_file(&path).map_err(|e| named(&path, &e))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_foyers(name: &str) -> bool {
+    name.strip_prefix(FILE_PREFIX)
+        .is_some_and(|number| number.len() >= 8 && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The names of the files in a directory; none where there is no directory.
+fn file_names(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|e| named(dir, &e))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| named(dir, &e))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            names.extend(entry.file_name().into_string());
+        }
+    }
+    Ok(names)
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| named(dir, &e))
+}
+
+/// The error, with where it came from.
+pub(super) fn named(dir: &Path, e: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("the node cache in {}: {e}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+    use crate::disk::tests::{Lack, Lacking};
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn put(dir: &Path, all: &[&str]) {
+        for name in all {
+            fs::write(dir.join(name), "").unwrap();
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_release_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = [
+            "foyer-storage-direct-fs-00000000",
+            "foyer-storage-direct-fs-00000001",
+        ];
+        put(dir.path(), &ours);
+        put(
+            dir.path(),
+            &["open", "checkpoint", "notes", "foyer-storage-direct-fs-1.bak"],
+        );
+        fs::create_dir(dir.path().join("foyer-storage-direct-fs-00000002")).unwrap();
+        let left = [
+            "foyer-storage-direct-fs-00000002",
+            "foyer-storage-direct-fs-1.bak",
+            "nodes.lock",
+            "notes",
+        ];
+        drop(NodeFiles::lock(dir.path(), &RealDisk).unwrap().unwrap());
+        assert_eq!(names(dir.path()), left);
+
+        // Without a cache these are somebody's; and beside a read cache `checkpoint` is that one's.
+        fs::write(dir.path().join("open"), "").unwrap();
+        drop(NodeFiles::lock(dir.path(), &RealDisk).unwrap().unwrap());
+        assert!(dir.path().join("open").exists());
+        put(dir.path(), &ours);
+        put(dir.path(), &["checkpoint"]);
+        fs::write(dir.path().join("open"), "a text").unwrap();
+        fs::create_dir(dir.path().join(PAGES_NAME)).unwrap();
+        drop(NodeFiles::lock(dir.path(), &RealDisk).unwrap().unwrap());
+        let kept = names(dir.path());
+        assert!(
+            ["checkpoint", "open"]
+                .iter()
+                .all(|name| kept.iter().any(|k| k == name)),
+            "{kept:?}"
+        );
+        assert!(
+            !kept.iter().any(|name| is_foyers(name) && name != left[0]),
+            "{kept:?}"
+        );
+    }
+
+    #[test]
+    fn emptying_leaves_what_is_not_the_caches() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = NodeFiles::lock(dir.path(), &RealDisk).unwrap().unwrap();
+        files.empty().unwrap();
+        files.set_open().unwrap();
+        put(
+            files.dir(),
+            &[
+                "foyer-storage-direct-fs-00000000",
+                "checkpoint",
+                "checkpoint.new",
+                "thesis.tex",
+            ],
+        );
+        files.empty().unwrap();
+        assert_eq!(names(files.dir()), ["thesis.tex"]);
+    }
+
+    #[test]
+    fn a_disk_whose_locks_exclude_nobody_is_gone_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let earlier = "foyer-storage-direct-fs-00000000";
+        put(dir.path(), &[earlier]);
+        for lack in [Lack::Exclusion, Lack::Locks] {
+            assert!(
+                NodeFiles::lock(dir.path(), &Lacking(lack)).unwrap().is_none(),
+                "{lack:?}"
+            );
+        }
+        let first = NodeFiles::lock(dir.path(), &RealDisk).unwrap();
+        assert!(first.is_some() && NodeFiles::lock(dir.path(), &RealDisk).unwrap().is_none());
+    }
+}

@@ -1,0 +1,311 @@
+//! What differs between two checkpoints of one container.
+//!
+//! Nodes of the index are never changed in place, so equal pointers are equal subtrees: level by level from the roots, what
+//! both have is dropped, and only the rest is read. The cost is that of what changed, not of the volume.
+
+use std::collections::HashSet;
+use std::io;
+use std::ops::Range;
+
+use btree_ondisk::bmap::BMap;
+use hyperfile::BlockPtr;
+use hyperfile::meta_format::BlockPtrFormat;
+
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
+use super::loader::{NodeLoader, format_of};
+use crate::format::node::NODE_BYTES;
+use crate::format::object_names::object_of;
+use crate::format::stored_state::StoredState;
+use crate::store::Store;
+
+/// Nodes fetched together.
+const FETCHED_TOGETHER: usize = 256;
+
+type Tree = BMap<'static, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache>;
+
+/// A node that may hold a difference: the first block below it, and its pointer; none for a root.
+type Node = (u64, Option<BlockPtr>);
+
+/// One of the two checkpoints.
+struct Side {
+    tree: Tree,
+    /// Nodes of one level that may hold differences, in the order of their blocks.
+    nodes: Vec<Node>,
+    /// Their level: 1 for leaves.
+    level: usize,
+}
+
+impl Side {
+    async fn new(store: &Store, state: &StoredState, cache: IndexCache) -> io::Result<Self> {
+        let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
+        let tree: Tree = BMap::read(&state.root.0, NODE_BYTES, loader, cache)?;
+        let first = match tree.seek_key(&0).await {
+            Ok(first) => first,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self {
+                    tree,
+                    nodes: Vec::new(),
+                    level: 1,
+                });
+            }
+            Err(e) => return Err(e),
+        };
+        let root_level = tree.height() - 1;
+        match root_level {
+            // The root holds the entries itself.
+            0 | 1 => Ok(Self {
+                tree,
+                nodes: vec![(first, None)],
+                level: 1,
+            }),
+            _ => {
+                let children = tree.node_children(root_level, &first).await?;
+                Ok(Self {
+                    tree,
+                    nodes: children
+                        .into_iter()
+                        .map(|(key, pointer, _)| (key, Some(pointer)))
+                        .collect(),
+                    level: root_level - 1,
+                })
+            }
+        }
+    }
+
+    /// Goes one level down.
+    async fn descend(&mut self) -> io::Result<()> {
+        let mut below = Vec::new();
+        for nodes in self.nodes.chunks(FETCHED_TOGETHER) {
+            self.fetch(nodes).await;
+            for (key, _) in nodes {
+                let children = self.tree.node_children(self.level, key).await?;
+                below.extend(children.into_iter().map(|(key, pointer, _)| (key, Some(pointer))));
+            }
+        }
+        self.nodes = below;
+        self.level -= 1;
+        Ok(())
+    }
+
+    /// Fetches nodes together. What fails here fails again, and is told, when it is needed.
+    async fn fetch(&self, nodes: &[Node]) {
+        let keys: Vec<u64> = nodes.iter().map(|(key, _)| *key).collect();
+        drop(self.tree.lookup_batch(&keys).await);
+    }
+
+    /// Entries of the leaves from the `at`th on, until there are some.
+    async fn entries(&self, at: &mut usize) -> io::Result<Vec<(u64, BlockPtr)>> {
+        let Some((key, _)) = self.nodes.get(*at) else {
+            return Ok(Vec::new());
+        };
+        if at.is_multiple_of(FETCHED_TOGETHER) {
+            self.fetch(&self.nodes[*at..self.nodes.len().min(*at + FETCHED_TOGETHER)])
+                .await;
+        }
+        *at += 1;
+        let entries = self.tree.leaf_entries(key).await?;
+        match entries.is_empty() {
+            false => Ok(entries),
+            true => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the index leads to block {key}, and has no entry for it"),
+            )),
+        }
+    }
+}
+
+/// Drops what both sides have.
+fn drop_common(from: &mut Side, to: &mut Side) {
+    let pointers = |side: &Side| -> HashSet<BlockPtr> { side.nodes.iter().filter_map(|(_, p)| *p).collect() };
+    let (of_from, of_to) = (pointers(from), pointers(to));
+    let is_common = |(_, pointer): &Node| pointer.is_some_and(|p| of_from.contains(&p) && of_to.contains(&p));
+    from.nodes.retain(|node| !is_common(node));
+    to.nodes.retain(|node| !is_common(node));
+}
+
+/// Entries of one side, in their order.
+struct Entries<'a> {
+    side: &'a Side,
+    at: usize,
+    leaf: std::iter::Peekable<std::vec::IntoIter<(u64, BlockPtr)>>,
+}
+
+impl<'a> Entries<'a> {
+    fn of(side: &'a Side) -> Self {
+        Self {
+            side,
+            at: 0,
+            leaf: Vec::new().into_iter().peekable(),
+        }
+    }
+
+    async fn peek(&mut self) -> io::Result<Option<(u64, BlockPtr)>> {
+        if self.leaf.peek().is_none() {
+            self.leaf = self.side.entries(&mut self.at).await?.into_iter().peekable();
+        }
+        Ok(self.leaf.peek().copied())
+    }
+}
+
+/// Which of two checkpoints has something that the other one has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnlyIn {
+    /// The first.
+    From,
+    /// The second.
+    To,
+}
+
+/// Leaves both sides with the leaves that may hold differences. `each_node` gets the pointers of the nodes that one of the two trees alone has, the leaves
+/// among them.
+async fn descend_to_leaves(
+    old: &mut Side,
+    new: &mut Side,
+    mut each_node: impl FnMut(OnlyIn, BlockPtr),
+) -> io::Result<()> {
+    let mut tell = |only_in, side: &Side| {
+        let pointers = side.nodes.iter().filter_map(|(_, pointer)| *pointer);
+        pointers.for_each(|pointer| each_node(only_in, pointer));
+    };
+    loop {
+        // What is higher in one tree than the other is tall is in that one alone.
+        match old.level.cmp(&new.level) {
+            std::cmp::Ordering::Greater => {
+                tell(OnlyIn::From, old);
+                old.descend().await?;
+            }
+            std::cmp::Ordering::Less => {
+                tell(OnlyIn::To, new);
+                new.descend().await?;
+            }
+            std::cmp::Ordering::Equal => {
+                drop_common(old, new);
+                tell(OnlyIn::From, old);
+                tell(OnlyIn::To, new);
+                if old.level == 1 {
+                    return Ok(());
+                }
+                old.descend().await?;
+                new.descend().await?;
+            }
+        }
+    }
+}
+
+/// What a checkpoint refers to, a place at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A node of the index in the object of this number ([`object_of`]).
+    Node(u64),
+    /// A block of data in it.
+    Block(u64),
+}
+
+/// Hands over the places that one of two checkpoints refers to and the other does not; everything that `to` refers to, when there is
+/// no `from`. Nodes come from `cache` where it has them.
+///
+/// # Errors
+/// When an index cannot be read.
+pub(crate) async fn places(
+    store: &Store,
+    from: Option<&StoredState>,
+    to: &StoredState,
+    cache: &IndexCache,
+    mut each: impl FnMut(OnlyIn, Place),
+) -> io::Result<()> {
+    let mut new = Side::new(store, to, cache.clone()).await?;
+    let mut old = match from {
+        Some(from) => Side::new(store, from, cache.clone()).await?,
+        None => Side {
+            tree: Side::new(store, to, cache.clone()).await?.tree,
+            nodes: Vec::new(),
+            level: 1,
+        },
+    };
+    let format = format_of(new.tree.get_userdata())?;
+    let object = |pointer: &BlockPtr| object_of(BlockPtrFormat::decode(pointer, &format).0);
+    descend_to_leaves(&mut old, &mut new, |only_in, pointer| {
+        each(only_in, Place::Node(object(&pointer)));
+    })
+    .await?;
+    let (mut old, mut new) = (Entries::of(&old), Entries::of(&new));
+    loop {
+        let (was, is) = (old.peek().await?, new.peek().await?);
+        let block = match (was, is) {
+            (None, None) => return Ok(()),
+            (Some((block, _)), None) | (None, Some((block, _))) => block,
+            (Some((a, _)), Some((b, _))) => a.min(b),
+        };
+        let of = |entry: Option<(u64, BlockPtr)>| entry.filter(|(at, _)| *at == block).map(|(_, p)| p);
+        let (was, is) = (of(was), of(is));
+        if was.is_some() {
+            old.leaf.next();
+        }
+        if is.is_some() {
+            new.leaf.next();
+        }
+        if was == is {
+            continue;
+        }
+        for (only_in, pointer) in [(OnlyIn::From, was), (OnlyIn::To, is)] {
+            if let Some(pointer) = pointer.filter(BlockPtrFormat::is_on_staging) {
+                each(only_in, Place::Block(object(&pointer)));
+            }
+        }
+    }
+}
+
+/// Hands over the blocks that read otherwise at `to` than at `from`, in ascending runs, and whether they hold data at `to` or read
+/// as zeros. A block that was moved without being changed is told as changed. Blocks that only one of the two sizes has are told
+/// when they hold data at `to`.
+///
+/// # Errors
+/// When an index cannot be read.
+pub(crate) async fn changes(
+    store: &Store,
+    from: &StoredState,
+    to: &StoredState,
+    mut each: impl FnMut(Range<u64>, bool),
+) -> io::Result<()> {
+    let cache = IndexCache::default();
+    let (mut old, mut new) = (
+        Side::new(store, from, cache.clone()).await?,
+        Side::new(store, to, cache).await?,
+    );
+    descend_to_leaves(&mut old, &mut new, |_, _| ()).await?;
+    let (mut old, mut new) = (Entries::of(&old), Entries::of(&new));
+    let mut run: Option<(Range<u64>, bool)> = None;
+    let is_data = |pointer: Option<BlockPtr>| pointer.is_some_and(|p| !BlockPtrFormat::is_zero_block(&p));
+    loop {
+        let (before, after) = (old.peek().await?, new.peek().await?);
+        let block = match (before, after) {
+            (None, None) => break,
+            (Some((block, _)), None) | (None, Some((block, _))) => block,
+            (Some((a, _)), Some((b, _))) => a.min(b),
+        };
+        let of = |entry: Option<(u64, BlockPtr)>| entry.filter(|(at, _)| *at == block).map(|(_, p)| p);
+        let (was, is) = (of(before), of(after));
+        if was.is_some() {
+            old.leaf.next();
+        }
+        if is.is_some() {
+            new.leaf.next();
+        }
+        if was == is || (!is_data(was) && !is_data(is)) {
+            continue;
+        }
+        match &mut run {
+            Some((blocks, data)) if blocks.end == block && *data == is_data(is) => blocks.end += 1,
+            _ => {
+                if let Some((blocks, data)) = run.replace((block..block + 1, is_data(is))) {
+                    each(blocks, data);
+                }
+            }
+        }
+    }
+    if let Some((blocks, data)) = run {
+        each(blocks, data);
+    }
+    Ok(())
+}

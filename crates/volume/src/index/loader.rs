@@ -1,0 +1,150 @@
+//! Fetches index nodes, for look-ups and for the engine alike: the one way that nodes come in.
+//!
+//! The engine's own loader believes what an object's header says of its length and what its nodes say of each other.
+
+use std::io;
+use std::sync::Arc;
+
+use btree_ondisk::BlockLoader;
+use bytes::Bytes;
+use hyperfile::meta_format::BlockPtrFormat;
+use hyperfile::segment::Segment;
+use hyperfile::{BMapUserData, BlockPtr};
+
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
+use crate::base::error::VolumeError;
+use crate::base::single_flight::SingleFlight;
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::format::node::{self, NODE_BYTES};
+use crate::format::object_names::object_of;
+use crate::store::Store;
+use crate::store::interceptors::window_checksums;
+
+/// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not. What has
+/// check values has one for each such piece.
+const FETCH_BYTES: u64 = window_checksums::WINDOW_BYTES;
+/// Nodes of one level fetched at once by one look-up.
+const FETCHES_IN_FLIGHT: usize = 16;
+
+/// Fetches index nodes from the store, with their neighbours, each once however many look-ups want it. A node comes out
+/// only if it is what was written, where its object has check values, and laid out as a node is.
+#[derive(Clone)]
+pub(crate) struct NodeLoader {
+    store: Store,
+    seals: IndexSeals,
+    cache: Option<IndexCache>,
+    flights: SingleFlight<(u64, u64), Fetched>,
+}
+
+/// A piece of an object, or what is wrong with it.
+type Fetched = Result<Bytes, Arc<str>>;
+
+impl NodeLoader {
+    /// A loader that gives the neighbours of what it fetches to `cache`.
+    pub(crate) fn new(store: Store, seals: IndexSeals, cache: Option<IndexCache>) -> Self {
+        Self {
+            seals,
+            store,
+            cache,
+            flights: SingleFlight::default(),
+        }
+    }
+
+    async fn load(&self, pointer: BlockPtr, node: &mut [u8], format: BlockPtrFormat) -> io::Result<()> {
+        let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
+        let offset = offset as u64;
+        let start = offset - offset % FETCH_BYTES;
+        let name = Segment::segid_to_staging_file_id(segment);
+        let (store, seals) = (self.store.clone(), self.seals.clone());
+        let (key, object) = (self.store.data_key(&name), name.clone());
+        let fetched = self
+            .flights
+            .run((object_of(segment), start), async move {
+                let fetched = async {
+                    let got = store.get_within_info(&key, start, FETCH_BYTES).await?;
+                    if let Some((bytes, info)) = &got {
+                        seals.verify(&object, info, start, bytes).await?;
+                    }
+                    Ok(got.map(|(bytes, _)| bytes))
+                };
+                match fetched.await {
+                    Ok(Some(bytes)) => Ok(Ok(bytes)),
+                    Ok(None) => Err(Arc::new(VolumeError::Corrupt {
+                        what: format!("the index in the object {key}"),
+                        reason: "the object is missing".into(),
+                    })),
+                    Err::<_, StoreError>(e) if e.kind == StoreErrorKind::Corrupt => {
+                        Ok(Err(e.to_string().into()))
+                    }
+                    Err(e) => Err(Arc::new(e.into())),
+                }
+            })
+            .await
+            .map_err(|e| io::Error::other(VolumeError::Shared(e)))?;
+        let damaged = |reason: &str| {
+            let reason = format!("the index node at {offset} of the object {name} is damaged: {reason}");
+            io::Error::new(io::ErrorKind::InvalidData, reason)
+        };
+        let fetched = fetched.map_err(|reason| damaged(&reason))?;
+        let at = (offset - start) as usize;
+        let bytes = fetched.get(at..at + node.len());
+        let bytes = bytes.ok_or_else(|| damaged("the object ends before it"))?;
+        node::check(bytes).map_err(|reason| damaged(&reason))?;
+        node.copy_from_slice(bytes);
+        let Some(cache) = &self.cache else {
+            return Ok(());
+        };
+        // What is no node is data.
+        let whole = fetched.chunks_exact(NODE_BYTES).enumerate();
+        for (index, bytes) in whole.filter(|(_, bytes)| node::check(bytes).is_ok()) {
+            let place = (start as usize) + index * NODE_BYTES;
+            cache.keep(BlockPtrFormat::encode(segment, place, 0, &format), bytes);
+        }
+        Ok(())
+    }
+}
+
+impl BlockLoader<BlockPtr> for NodeLoader {
+    async fn read(
+        &self,
+        pointer: BlockPtr,
+        node: &mut [u8],
+        user_data: u32,
+    ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
+        self.load(pointer, node, format_of(user_data)?).await?;
+        Ok(Vec::new())
+    }
+
+    async fn read_batch(
+        &self,
+        pointers: &[BlockPtr],
+        nodes: &mut [Vec<u8>],
+        user_data: u32,
+    ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
+        use futures::stream::{self, StreamExt, TryStreamExt};
+        let format = format_of(user_data)?;
+        // Made first and then run: mapped inside the stream, the future would not be seen to be `Send`.
+        let loads: Vec<_> = pointers
+            .iter()
+            .zip(nodes.iter_mut())
+            .map(|(&pointer, node)| self.load(pointer, node, format))
+            .collect();
+        stream::iter(loads)
+            .buffer_unordered(FETCHES_IN_FLIGHT)
+            .try_collect::<()>()
+            .await?;
+        Ok(Vec::new())
+    }
+
+    fn dup_from_new_path(self, _: &str) -> Self {
+        self
+    }
+}
+
+/// The format of block pointers, as an index's root has it.
+pub(crate) fn format_of(user_data: u32) -> io::Result<BlockPtrFormat> {
+    // Checked before it is taken for the enumeration it should be.
+    BlockPtrFormat::try_from_u8(user_data as u8)?;
+    Ok(BMapUserData::from_u32(user_data).blk_ptr_format)
+}

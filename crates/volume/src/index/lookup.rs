@@ -1,0 +1,209 @@
+//! Looking blocks up in the container's index without its owner.
+//!
+//! Index nodes never change once stored, and the root of the index changes only with a publish. So a look-up walks the
+//! tree below the newest published root on its own, with nodes from a cache that all look-ups share, and never waits
+//! for a publish under way. What it finds is entered into the location map unless a publish overtook it (see
+//! [`LocationMap::end_lookup`]).
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use btree_ondisk::bmap::BMap;
+use futures::FutureExt;
+use hyperfile::BlockPtr;
+use hyperfile::meta_format::BlockPtrFormat;
+use parking_lot::Mutex;
+
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
+use super::loader::NodeLoader;
+use super::walk::Walk;
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
+use crate::format::node::NODE_BYTES;
+use crate::format::object_names::object_of;
+use crate::format::stored_state::Root;
+use crate::index::location_map::{LocationMap, LookupId, Place, Run};
+use crate::store::Store;
+
+/// Entries of the index after which one look-up answers for a part, holes not counted.
+const LOOKUP_ENTRIES_MAX: usize = 64 * 1024;
+
+/// What is known of the published state: changed by the owner alone, in one step with each publish.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// Where blocks lie.
+    pub locations: LocationMap,
+    /// Root of the index.
+    pub root: Root,
+}
+
+/// The published index, for any number of look-ups at once.
+pub(crate) struct Index {
+    store: Store,
+    published: Arc<Mutex<Published>>,
+    geometry: Geometry,
+    cache: IndexCache,
+    loader: NodeLoader,
+}
+
+/// Brings the way to the first block into the memory of `cache`: most of it is the way to all other blocks.
+pub(crate) async fn warm(store: Store, cache: IndexCache, root: Root) {
+    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store), Some(cache.clone()));
+    match BMap::<'_, u64, BlockPtr, BlockPtr, _, _>::read(&root.0, NODE_BYTES, loader, cache) {
+        Ok(tree) => drop(tree.lookup_batch(&[0]).await),
+        Err(e) => log::debug!("the index is not fetched ahead: {e}"),
+    }
+}
+
+/// A look-up under way; one that is given up is taken off the books.
+struct Lookup<'a> {
+    published: &'a Mutex<Published>,
+    id: Option<LookupId>,
+}
+
+impl Drop for Lookup<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.take() {
+            self.published.lock().locations.abandon_lookup(id);
+        }
+    }
+}
+
+impl Index {
+    pub(crate) fn new(
+        store: Store,
+        seals: IndexSeals,
+        cache: IndexCache,
+        geometry: Geometry,
+        published: Arc<Mutex<Published>>,
+    ) -> Self {
+        let loader = NodeLoader::new(store.clone(), seals, Some(cache.clone()));
+        Self {
+            store,
+            published,
+            geometry,
+            cache,
+            loader,
+        }
+    }
+
+    /// Finds the places of blocks from `blocks.start` on and enters them into the location map. Blocks that were
+    /// published meanwhile are left out: the map has them.
+    pub(crate) async fn look_up(&self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
+        let (root, mut lookup) = {
+            let mut published = self.published.lock();
+            let id = published.locations.begin_lookup();
+            let lookup = Lookup {
+                published: &self.published,
+                id: Some(id),
+            };
+            (published.root, lookup)
+        };
+        let what = format!("looking up blocks {}..{}", blocks.start, blocks.end);
+        // The tree's code trusts what is stored; a damaged node must not take the server down.
+        let found = std::panic::AssertUnwindSafe(self.find(root, blocks))
+            .catch_unwind()
+            .boxed()
+            .await
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "the index is damaged")))
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::InvalidData => VolumeError::Corrupt {
+                    what: format!("the index of the volume at {}", self.store.url),
+                    reason: format!("{what}: {e}"),
+                },
+                // What the loader failed with, or an error of the tree's own.
+                _ => e
+                    .downcast::<VolumeError>()
+                    .unwrap_or_else(|e| VolumeError::engine(what, e)),
+            })?;
+        let id = lookup.id.take();
+        Ok(id.map_or_else(Vec::new, |id| {
+            self.published.lock().locations.end_lookup(id, found)
+        }))
+    }
+
+    /// Brings the index as it is now into memory, leaf by leaf from the start of the volume, as far as there is room: a read of
+    /// any block then costs no look-up in the store. Nodes never change, so what is published meanwhile takes little of it away.
+    ///
+    /// # Errors
+    /// When the index cannot be read; reads look for themselves then.
+    pub(crate) async fn bring_into_memory(&self) -> io::Result<usize> {
+        let root = self.published.lock().root;
+        let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
+        // The rest is for the levels above, and for what is published.
+        let most = self.cache.nodes_in_memory() / 4 * 3;
+        let (mut at, mut leaves) = (0, 0);
+        while at < u64::MAX && leaves < most {
+            let part = walk.next(at..u64::MAX).await?;
+            leaves += usize::from(!part.entries.is_empty());
+            at = part.end;
+            // All of it may be in memory already.
+            tokio::task::yield_now().await;
+        }
+        Ok(leaves)
+    }
+
+    async fn find(&self, root: Root, blocks: Range<u64>) -> io::Result<Vec<Run>> {
+        let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
+        let format = walk.format()?;
+        let block_size = u64::from(self.geometry.block_size());
+        let mut runs = Vec::new();
+        let mut at = blocks.start;
+        let mut found = 0;
+        while at < blocks.end && found < LOOKUP_ENTRIES_MAX {
+            let part = walk.next(at..blocks.end).await?;
+            found += part.entries.len();
+            for (block, pointer) in part.entries {
+                if block > at {
+                    push(&mut runs, at..block, Place::Nothing, block_size);
+                }
+                push(
+                    &mut runs,
+                    block..block + 1,
+                    place_of(pointer, format)?,
+                    block_size,
+                );
+                at = block + 1;
+            }
+            // Holes are skipped whole, however long.
+            let end = part.end.min(self.geometry.blocks().max(blocks.end));
+            if end > at {
+                push(&mut runs, at..end, Place::Nothing, block_size);
+                at = end;
+            }
+        }
+        Ok(runs)
+    }
+}
+
+fn place_of(pointer: BlockPtr, format: BlockPtrFormat) -> io::Result<Place> {
+    if BlockPtrFormat::is_zero_block(&pointer) {
+        return Ok(Place::Nothing);
+    }
+    if !BlockPtrFormat::is_on_staging(&pointer) {
+        let reason = format!("the published index holds the pointer {pointer:#x}, which names no object");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
+    Ok(Place::Stored {
+        object: object_of(segment),
+        offset_bytes: offset as u64,
+    })
+}
+
+/// Adds a run to `runs`, as a part of the last one where it goes on there.
+pub(crate) fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_size: u64) {
+    if let Some(last) = runs.last_mut()
+        && last.blocks.end == blocks.start
+        && last
+            .place
+            .advanced(last.blocks.end - last.blocks.start, block_size)
+            == place
+    {
+        last.blocks.end = blocks.end;
+        return;
+    }
+    runs.push(Run { blocks, place });
+}

@@ -1,0 +1,58 @@
+//! How much of what is stored the newest state refers to.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use hyperfile::meta_format::BlockPtrFormat;
+
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
+use super::loader::NodeLoader;
+use super::walk::Walk;
+use crate::format::node::NODE_BYTES;
+use crate::format::object_names::object_of;
+use crate::format::stored_state::StoredState;
+use crate::store::Store;
+
+/// What one state refers to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Bytes of its data blocks and of the leaves of its index.
+    pub bytes: u64,
+    /// Blocks that hold data.
+    pub blocks: u64,
+    /// Objects that its data blocks are in.
+    pub objects: u64,
+}
+
+/// Walks the whole index of a state.
+///
+/// # Errors
+/// When the index cannot be read.
+pub(crate) async fn usage(store: &Store, state: &StoredState, block_size_bytes: u32) -> io::Result<Usage> {
+    let cache = IndexCache::default();
+    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
+    let mut walk = Walk::new(state.root, loader, cache)?;
+    let format = walk.format()?;
+    let mut usage = Usage::default();
+    let mut objects = BTreeSet::new();
+    let mut at = 0;
+    while at < u64::MAX {
+        let part = walk.next(at..u64::MAX).await?;
+        if !part.entries.is_empty() {
+            usage.bytes += NODE_BYTES as u64;
+        }
+        for (_, pointer) in &part.entries {
+            if BlockPtrFormat::is_zero_block(pointer) {
+                continue;
+            }
+            usage.blocks += 1;
+            let (segment, _) = BlockPtrFormat::decode(pointer, &format);
+            objects.insert(object_of(segment));
+        }
+        at = part.end;
+    }
+    usage.bytes += usage.blocks * u64::from(block_size_bytes);
+    usage.objects = objects.len() as u64;
+    Ok(usage)
+}

@@ -1,0 +1,112 @@
+//! The catalogue as the watermark of a log.
+
+use super::*;
+use crate::base::url::VolumeUrl;
+use crate::meta::wal_marker::MarkerState;
+use crate::open::history;
+use crate::store::options::StoreOptions;
+
+async fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+    let store = crate::store::connect_for_create(&url, &StoreOptions::default())
+        .await
+        .unwrap();
+    (dir, store)
+}
+
+fn checkpoint(cno: u64) -> Checkpoint {
+    Checkpoint {
+        id: CheckpointId {
+            cno,
+            check: InodeCheck::from_bits(cno),
+        },
+        size_bytes: 7,
+    }
+}
+
+async fn watermarks(store: &Store, epoch: u64) -> Watermarks {
+    let before = crate::meta::wal_marker::load(store).await.unwrap();
+    let state = MarkerState {
+        url: "s3://bucket/log/".into(),
+        volume_id: crate::base::volume_id::VolumeId::from_uuid(uuid::Uuid::from_u128(42)),
+        host: "here".into(),
+        journal_id: None,
+        epoch,
+        opened_ms: 0,
+        watermark: 0,
+        checkpoint: None,
+        is_clean: false,
+    };
+    let marker = Marker::take(store, state, before.as_ref().map(|b| &b.1))
+        .await
+        .unwrap();
+    Watermarks::new(store.clone(), epoch, Arc::new(marker))
+}
+
+/// L2: the next owner has replayed the log over the checkpoint, so the older one must not call it published.
+#[tokio::test]
+async fn a_watermark_cannot_be_written_behind_the_next_owners_back() {
+    let (_dir, store) = store().await;
+    let older = watermarks(&store, 1).await;
+    older.published(5, Some(checkpoint(3))).await.unwrap();
+    older
+        .published(5, Some(checkpoint(3)))
+        .await
+        .expect("its own, once more");
+    older.published(6, None).await.unwrap();
+    let next = history::look(&store, checkpoint(4), history::Known::default())
+        .await
+        .unwrap();
+    // The container here is empty, and cannot show the checkpoint before.
+    assert!(next.settle(0, 1).await.unwrap() >= 5);
+    let _newer = watermarks(&store, 1).await;
+    for checkpoint in [Some(checkpoint(4)), None] {
+        let late = older.published(7, checkpoint).await;
+        assert!(matches!(late, Err(VolumeError::Fenced { .. })), "{late:?}");
+    }
+}
+
+/// A lease that somebody removed is made again above the log's owner, who may have published nothing yet.
+#[tokio::test]
+async fn the_newest_epoch_is_that_of_log_or_catalogue() {
+    let (_dir, store) = store().await;
+    assert_eq!(newest_epoch(&store).await.unwrap(), 0);
+    let older = watermarks(&store, 3).await;
+    assert_eq!(newest_epoch(&store).await.unwrap(), 3);
+    older.published(5, Some(checkpoint(1))).await.unwrap();
+    let _newer = watermarks(&store, 4).await;
+    assert_eq!(newest_epoch(&store).await.unwrap(), 4);
+}
+
+#[test]
+fn entries_of_earlier_releases_are_read() {
+    let entry: CatalogueEntry =
+        serde_json::from_str(r#"{"cno":3,"published_ms":1,"size_bytes":2,"epoch":1}"#).unwrap();
+    assert_eq!((entry.generation, entry.is_repaired), (0, false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_listed_in_parts_as_they_are_in_one() {
+    let (_dir, store) = store().await;
+    let mut all = Vec::new();
+    for cno in (1..=90).filter(|cno| cno % 7 != 0 && !(30..50).contains(cno)) {
+        let entry = CatalogueEntry::of(checkpoint(cno), cno, 1);
+        write_entry(&store, &entry).await.unwrap();
+        all.push(cno);
+    }
+    for (newest, part) in [
+        (90, 1000),
+        (90, 10),
+        (90, 1),
+        (55, 8),
+        (1, 1000),
+        (0, 1000),
+        (5000, 1000),
+    ] {
+        let listed = listed_in_parts(&store, newest, part).await.unwrap();
+        let listed: Vec<u64> = listed.into_iter().map(|(number, _)| number).collect();
+        let expected: Vec<u64> = all.iter().copied().filter(|cno| *cno <= newest).collect();
+        assert_eq!(listed, expected, "up to {newest} by {part}");
+    }
+}

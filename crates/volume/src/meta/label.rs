@@ -1,0 +1,299 @@
+//! A volume's label, `<root>.meta/volume.json`: who it is, and where it was made.
+//!
+//! The id is made when the volume is created, or at the first read-write open of a volume made elsewhere, so a volume
+//! deleted and created again at the same URL never meets caches or logs of the one before. A label that is found in
+//! another place than the one it names belongs to a copy of the volume, or to a volume that was moved: see [`Found`].
+
+use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::checkpoint_id::InodeCheck;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::store::{ETag, Store};
+
+/// The label's name below the volume's `.meta/`.
+pub(crate) const NAME: &str = "volume.json";
+
+/// Where a volume lies: what a copy of it does not share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Place {
+    /// A bucket and the prefix in it. The server's address may change.
+    Bucket {
+        /// Name of the bucket.
+        bucket: String,
+        /// Prefix of the volume's keys.
+        prefix: String,
+    },
+    /// A directory, by what a copy does not keep, and neither a rename nor another mount point changes.
+    Directory {
+        /// Its inode number.
+        inode: u64,
+        /// When it was made, in nanoseconds since 1970-01-01 UTC, where the file system tells.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        born_ns: Option<u64>,
+    },
+}
+
+impl Place {
+    /// Where `store` is.
+    ///
+    /// # Errors
+    /// When its directory cannot be looked at.
+    pub(crate) fn of(store: &Store) -> Result<Self, VolumeError> {
+        match &store.url {
+            VolumeUrl::S3 { bucket, prefix } => Ok(Self::Bucket {
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+            }),
+            VolumeUrl::File { path } => {
+                let looked = std::fs::metadata(path).map_err(|e| {
+                    VolumeError::engine(format!("looking at the directory {}", path.display()), e)
+                })?;
+                let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
+                Ok(Self::Directory {
+                    inode: looked.ino(),
+                    born_ns: looked.created().ok().and_then(since).map(|t| t.as_nanos() as u64),
+                })
+            }
+        }
+    }
+
+    /// Whether both are one place, as far as can be told.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Directory {
+                    inode: a,
+                    born_ns: Some(born_a),
+                },
+                Self::Directory {
+                    inode: b,
+                    born_ns: Some(born_b),
+                },
+            ) => (a, born_a) == (b, born_b),
+            (Self::Directory { inode: a, .. }, Self::Directory { inode: b, .. }) => a == b,
+            (a, b) => a == b,
+        }
+    }
+}
+
+/// The label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Label {
+    /// The volume's id.
+    pub volume_id: VolumeId,
+    /// When the label was made, in milliseconds since 1970-01-01 UTC.
+    pub created_ms: u64,
+    /// The check value of the container as it was made, before its first checkpoint. None in labels of earlier releases
+    /// and of volumes made by other tools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<InodeCheck>,
+    /// Where the volume was when it got its id. None in labels of earlier releases, until the first open of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    /// The id of the volume that this one is a copy of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<VolumeId>,
+    /// A number that a deletion drew which is under way, or was interrupted before it removed anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion: Option<u64>,
+}
+
+/// A label as it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// What it says.
+    pub label: Label,
+    version: ETag,
+    here: Place,
+}
+
+impl Found {
+    /// Whether the volume is a copy, or was moved: what lies outside of it, by its id, may be the original's.
+    pub fn is_elsewhere(&self) -> bool {
+        self.label
+            .place
+            .as_ref()
+            .is_some_and(|place| !place.is_same(&self.here))
+    }
+}
+
+/// What the container tells of its label: what it was at its creation, if it is still that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unpublished(pub InodeCheck);
+
+/// Reads the label, if there is one.
+///
+/// # Errors
+/// When the store fails or the label is not one.
+pub async fn load(store: &Store) -> Result<Option<Label>, VolumeError> {
+    Ok(find(store).await?.map(|found| found.label))
+}
+
+/// As [`load`], with where the volume is now.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) async fn find(store: &Store) -> Result<Option<Found>, VolumeError> {
+    let key = store.meta_key(NAME);
+    let Some((body, version)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    let label = Label::decode(&body).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the label {key}"),
+        reason,
+    })?;
+    Ok(Some(Found {
+        label,
+        version,
+        here: Place::of(store)?,
+    }))
+}
+
+/// The label of a volume that is to be written to: made where there is none, and brought up to what is there. A copy gets
+/// an id of its own, and keeps its parent's beside it; with `adopt` it keeps its id, as a volume that was moved.
+/// `unpublished` is the check value of a container that has no checkpoint. Of several makers one wins, and all return its
+/// label.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) async fn settle(
+    store: &Store,
+    found: Option<Found>,
+    unpublished: Option<Unpublished>,
+    adopt: bool,
+) -> Result<Label, VolumeError> {
+    let mut found = found;
+    loop {
+        let Some(there) = found.take() else {
+            let label = Label::new(store, unpublished.map(|u| u.0))?;
+            match store
+                .put_create_only(&store.meta_key(NAME), label.encode()?)
+                .await
+            {
+                Ok(_) => return Ok(label),
+                Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
+                    found = find(store).await?;
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        };
+        let label = there.brought_up(unpublished, adopt);
+        if label == there.label {
+            return Ok(label);
+        }
+        match store
+            .put_if_match(&store.meta_key(NAME), label.encode()?, &there.version)
+            .await
+        {
+            Ok(_) => {
+                if label.volume_id != there.label.volume_id {
+                    log::warn!(
+                        "{} is a copy of volume {}, made elsewhere: it is volume {} from now on (adopt=yes says that it \
+                         was moved)",
+                        store.url,
+                        there.label.volume_id,
+                        label.volume_id
+                    );
+                }
+                return Ok(label);
+            }
+            // Another server was faster.
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => found = find(store).await?,
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+impl Found {
+    /// The label as it has to be.
+    fn brought_up(&self, unpublished: Option<Unpublished>, adopt: bool) -> Label {
+        let mut label = self.label.clone();
+        // The deletion that left its mark has removed nothing, and removes nothing from now on.
+        label.deletion = None;
+        // Other tools make a container anew and know of no label.
+        if let Some(Unpublished(check)) = unpublished {
+            label.origin = Some(check);
+        }
+        if self.is_elsewhere() && !adopt {
+            label.parent = Some(std::mem::replace(&mut label.volume_id, VolumeId::random()));
+            label.created_ms = now_ms();
+        }
+        if label.place.is_none() || self.is_elsewhere() {
+            label.place = Some(self.here.clone());
+        }
+        label
+    }
+}
+
+/// Makes the label of a new volume. One that is there already is not believed.
+///
+/// # Errors
+/// [`VolumeError::Leftovers`] when there is one; when the store fails.
+pub(crate) async fn make(store: &Store, origin: InodeCheck) -> Result<Label, VolumeError> {
+    let key = store.meta_key(NAME);
+    let label = Label::new(store, Some(origin))?;
+    match store.put_create_only(&key, label.encode()?).await {
+        Ok(_) => Ok(label),
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::Leftovers {
+            url: store.url.to_string(),
+            found: key,
+        }),
+        Err(e) => {
+            // The answer alone may be lost.
+            if let Err(left) = withdraw(store, &label).await {
+                log::warn!("{key} may be left of a volume that could not be created: {left}");
+            }
+            Err(e.into())
+        }
+    }
+}
+
+/// Takes away the label of a volume that could not be created. Another volume's, made there meanwhile, stays: without its
+/// label that one would lose the id that its log goes by.
+///
+/// # Errors
+/// When the store fails, or the label there is not one.
+pub(crate) async fn withdraw(store: &Store, label: &Label) -> Result<(), VolumeError> {
+    if load(store).await?.as_ref() == Some(label) {
+        store.delete(&store.meta_key(NAME)).await?;
+    }
+    Ok(())
+}
+
+impl Label {
+    pub(crate) fn new(store: &Store, origin: Option<InodeCheck>) -> Result<Self, VolumeError> {
+        Ok(Self {
+            volume_id: VolumeId::random(),
+            created_ms: now_ms(),
+            origin,
+            place: Some(Place::of(store)?),
+            parent: None,
+            deletion: None,
+        })
+    }
+
+    /// Reads a label.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| e.to_string())
+    }
+
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, VolumeError> {
+        serde_json::to_vec(self).map_err(|e| VolumeError::Internal(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+#[path = "label_tests.rs"]
+mod tests;

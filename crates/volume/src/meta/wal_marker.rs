@@ -1,0 +1,178 @@
+//! `<root>.meta/wal`: that a volume has a log, which one, and the watermark of publishes that made no checkpoint.
+//!
+//! A log with records is never ignored: whoever opens the volume for writing finds this object first. It is there from
+//! before the first record until after the last one was removed by a clean stop.
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::base::stored_text;
+use crate::base::volume_id::VolumeId;
+use crate::store::{ETag, Store};
+
+/// The marker's name below the volume's `.meta/`.
+pub const NAME: &str = "wal";
+
+/// What the marker says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkerState {
+    /// The log's URL.
+    #[serde(deserialize_with = "stored_text::printable")]
+    pub url: String,
+    /// The volume's id.
+    pub volume_id: VolumeId,
+    /// The host that opened the log last.
+    #[serde(deserialize_with = "stored_text::printable")]
+    pub host: String,
+    /// The identity of a journal's directory; none for a log on S3.
+    #[serde(
+        default,
+        deserialize_with = "stored_text::printable_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub journal_id: Option<String>,
+    /// The epoch of the owner.
+    #[serde(deserialize_with = "crate::base::counters::epoch")]
+    pub epoch: u64,
+    /// When it was opened, in milliseconds since 1970-01-01 UTC.
+    pub opened_ms: u64,
+    /// Every generation up to this one is published, whatever the catalogue says.
+    #[serde(deserialize_with = "crate::base::counters::generation")]
+    pub watermark: u64,
+    /// A checkpoint that the volume has if this marker is of its history. None in markers of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointId>,
+    /// Everything in the log is published; what is left there may be removed.
+    #[serde(default)]
+    pub is_clean: bool,
+}
+
+impl MarkerState {
+    /// Reads a marker.
+    ///
+    /// # Errors
+    /// What is wrong with `body`.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|e| e.to_string())
+    }
+}
+
+/// Reads the marker, if there is one.
+///
+/// # Errors
+/// When the store fails or the marker cannot be read.
+pub async fn load(store: &Store) -> Result<Option<(MarkerState, ETag)>, VolumeError> {
+    let key = store.meta_key(NAME);
+    let Some((body, etag)) = store.get(&key).await? else {
+        return Ok(None);
+    };
+    let state = MarkerState::decode(&body).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the log's marker {key}"),
+        reason,
+    })?;
+    Ok(Some((state, etag)))
+}
+
+/// The name of this host, for people.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_else(|_| "unknown".to_owned())
+}
+
+/// The marker of a log that this server has open.
+#[derive(Debug)]
+pub struct Marker {
+    store: Store,
+    current: Mutex<(MarkerState, ETag)>,
+    newest: NewestCheckpoint,
+}
+
+impl Marker {
+    /// Puts `state` in the place of the marker `before`, or of none. From then on its older owner cannot change it.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when somebody else was faster.
+    pub async fn take(store: &Store, state: MarkerState, before: Option<&ETag>) -> Result<Self, VolumeError> {
+        let etag = write(store, &state, before).await?;
+        Ok(Self {
+            store: store.clone(),
+            newest: state.checkpoint.map(NewestCheckpoint::new).unwrap_or_default(),
+            current: Mutex::new((state, etag)),
+        })
+    }
+
+    /// The newest checkpoint that is recorded: what is written next names it.
+    pub fn newest(&self) -> &NewestCheckpoint {
+        &self.newest
+    }
+
+    /// Says that every generation up to this one is published.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when another server has the log now.
+    pub async fn raise_watermark(&self, generation: u64) -> Result<(), VolumeError> {
+        self.update(|state| state.watermark = state.watermark.max(generation))
+            .await
+    }
+
+    /// Says that everything in the log is published, up to this generation.
+    ///
+    /// # Errors
+    /// As [`Self::raise_watermark`].
+    pub async fn set_clean(&self, generation: u64) -> Result<(), VolumeError> {
+        self.update(|state| {
+            state.watermark = state.watermark.max(generation);
+            state.is_clean = true;
+        })
+        .await
+    }
+
+    /// Names a newer checkpoint, unless the one that is named is one of the last `near`: a checkpoint that is named is kept.
+    ///
+    /// # Errors
+    /// As [`Self::raise_watermark`].
+    pub async fn follow(&self, near: u64) -> Result<(), VolumeError> {
+        let named = self.current.lock().await.0.checkpoint.map_or(0, |id| id.cno);
+        match self.newest.get() {
+            Some(newest) if newest.cno > named.saturating_add(near) => self.raise_watermark(0).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn update(&self, change: impl FnOnce(&mut MarkerState)) -> Result<(), VolumeError> {
+        let mut current = self.current.lock().await;
+        let mut state = current.0.clone();
+        change(&mut state);
+        state.checkpoint = self.newest.get().or(state.checkpoint);
+        let etag = match write(&self.store, &state, Some(&current.1)).await {
+            Ok(etag) => etag,
+            // An earlier attempt may have been carried out though its answer was lost.
+            Err(fenced @ VolumeError::Fenced { .. }) => match load(&self.store).await? {
+                Some((there, etag)) if there == state => etag,
+                _ => return Err(fenced),
+            },
+            Err(e) => return Err(e),
+        };
+        *current = (state, etag);
+        Ok(())
+    }
+}
+
+async fn write(store: &Store, state: &MarkerState, before: Option<&ETag>) -> Result<ETag, VolumeError> {
+    let key = store.meta_key(NAME);
+    let body = serde_json::to_vec(state).map_err(|e| VolumeError::Internal(e.to_string()))?;
+    let written = match before {
+        Some(etag) => store.put_if_match(&key, body, etag).await,
+        None => store.put_create_only(&key, body).await,
+    };
+    written.map_err(|e| match e.kind {
+        StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => VolumeError::Fenced {
+            reason: format!("another server has taken over the log at {}", state.url),
+        },
+        _ => e.into(),
+    })
+}

@@ -1,0 +1,312 @@
+//! Whose history it is: whether what lies beside a container continues what the container has.
+//!
+//! Catalogue, log and caches name the checkpoint that they build on ([`CheckpointId`]). A container that was restored from
+//! a backup, rolled back by another tool, or made anew does not have the checkpoints of the history it left, and what
+//! names one of them is not believed: old entries are set aside, a log is refused until somebody decides, caches are
+//! emptied.
+//!
+//! * [`look`] reads and changes nothing; [`Seen::settle`] makes the catalogue agree with the container.
+//! * [`Seen::has`] answers for one checkpoint, with a request at most.
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::try_join;
+use log::warn;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck};
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::ids::GENERATIONS_AHEAD_MAX;
+use crate::engine::checkpoint_stored;
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::store::{ETag, Store};
+
+/// What a history that was left may have used above the newest generation that is known of it.
+pub const GENERATIONS_LEFT: u64 = 1 << 32;
+const _: () = assert!(GENERATIONS_LEFT > GENERATIONS_AHEAD_MAX);
+/// Entries read at once.
+const READS_AT_ONCE: usize = 16;
+/// Where entries of a history that was left are kept, below the volume's `.meta/`.
+const ASIDE: &str = "aside/";
+
+/// What the catalogue says of the container's newest checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Relation {
+    /// It has the checkpoint's own entry.
+    Recorded(CatalogueEntry),
+    /// It has an entry of an earlier release, which does not say which checkpoint of that number it is of.
+    Unmarked(CatalogueEntry, ETag),
+    /// It has none, and the newest before it is of a checkpoint that the container has: a server was killed between a
+    /// publish and its entry. The generation of the entry before.
+    Unrecorded { generation: u64 },
+    /// It is another history's.
+    Foreign,
+}
+
+/// What was seen of a container and its catalogue.
+#[derive(Debug)]
+pub struct Seen {
+    store: Store,
+    newest: Checkpoint,
+    /// The check value of the container as it was made, if the label says so.
+    origin: Option<InodeCheck>,
+    relation: Relation,
+    /// Numbers above the newest checkpoint's that have entries, ascending.
+    later: Vec<u64>,
+    /// The base asked for last, which the next one asked for most often is.
+    known: Mutex<Option<CheckpointId>>,
+}
+
+/// What is known of a volume before its container is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// The check value of the container as it was made.
+    pub origin: Option<InodeCheck>,
+    /// An entry, perhaps that of the newest checkpoint.
+    pub entry: Option<CatalogueEntry>,
+    /// Numbers above this one that have entries: listed after the volume was this owner's, so that nobody adds more.
+    pub later: Option<(u64, Vec<u64>)>,
+}
+
+/// Looks how the catalogue relates to a container whose newest checkpoint is this one. Changes nothing.
+///
+/// # Errors
+/// When the store fails, or an entry is damaged.
+pub async fn look(store: &Store, newest: Checkpoint, known: Known) -> Result<Seen, VolumeError> {
+    let Known { origin, entry, later } = known;
+    let relation = async {
+        if let Some(entry) = entry.filter(|e| e.is_of(newest.id) == Some(true)) {
+            return Ok(Relation::Recorded(entry));
+        }
+        relation(store, newest.id, origin).await
+    };
+    let later = async {
+        match later.filter(|(above, _)| *above <= newest.id.cno) {
+            Some((_, mut numbers)) => {
+                numbers.retain(|&n| n > newest.id.cno);
+                Ok(numbers)
+            }
+            None => checkpoint_list::numbers_after(store, newest.id.cno).await,
+        }
+    };
+    let (relation, later) = try_join!(relation, later)?;
+    Ok(Seen {
+        store: store.clone(),
+        newest,
+        origin,
+        relation,
+        later,
+        known: Mutex::default(),
+    })
+}
+
+async fn relation(
+    store: &Store,
+    newest: CheckpointId,
+    origin: Option<InodeCheck>,
+) -> Result<Relation, VolumeError> {
+    if newest.cno == 0 {
+        return Ok(match origin {
+            Some(origin) if origin != newest.check => Relation::Foreign,
+            _ => Relation::Unrecorded { generation: 0 },
+        });
+    }
+    if let Some((entry, etag)) = checkpoint_list::load_entry_with(store, newest.cno).await? {
+        return Ok(match entry.is_of(newest) {
+            Some(true) => Relation::Recorded(entry),
+            Some(false) => Relation::Foreign,
+            None => Relation::Unmarked(entry, etag),
+        });
+    }
+    let numbers = checkpoint_list::numbers(store).await?;
+    let Some(before) = numbers.into_iter().rfind(|&n| n < newest.cno) else {
+        return Ok(Relation::Unrecorded { generation: 0 });
+    };
+    let Some(before) = checkpoint_list::load_entry(store, before).await? else {
+        return Ok(Relation::Foreign);
+    };
+    let is_own = match before.check {
+        None => true,
+        Some(check) => {
+            let id = CheckpointId {
+                cno: before.cno,
+                check,
+            };
+            checkpoint_stored(store, id.cno).await? == Some(id)
+        }
+    };
+    Ok(match is_own {
+        true => Relation::Unrecorded {
+            generation: before.generation,
+        },
+        false => Relation::Foreign,
+    })
+}
+
+impl Seen {
+    /// Whether the catalogue tells of another history than the container.
+    pub fn is_broken(&self) -> bool {
+        self.relation == Relation::Foreign || !self.later.is_empty()
+    }
+
+    /// The newest checkpoint of the container.
+    pub fn newest(&self) -> CheckpointId {
+        self.newest.id
+    }
+
+    /// Whether the container has this very checkpoint, its newest or an earlier one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn has(&self, id: CheckpointId) -> Result<bool, VolumeError> {
+        let newest = self.newest.id;
+        if id.cno >= newest.cno || self.relation == Relation::Foreign {
+            return Ok(id == newest);
+        }
+        if *self.known.lock() == Some(id) {
+            return Ok(true);
+        }
+        if id.cno == 0 {
+            return Ok(self.origin.is_none_or(|origin| origin == id.check));
+        }
+        let entry = checkpoint_list::load_entry(&self.store, id.cno).await?;
+        let is_there = entry.is_some_and(|e| e.is_of(id).unwrap_or(true));
+        if is_there {
+            *self.known.lock() = Some(id);
+        }
+        Ok(is_there)
+    }
+
+    /// What to say where the catalogue tells of another history and nothing names a checkpoint.
+    pub fn left_history(&self) -> String {
+        let newest = self.newest.id;
+        match self.later.last() {
+            Some(last) => format!(
+                "the volume's catalogue goes up to checkpoint {last}, and the volume's newest is {newest}: it was restored \
+                 from a backup, rolled back by another tool, or made anew"
+            ),
+            None => format!(
+                "the volume's catalogue is not that of its newest checkpoint, {newest}: it was restored from a backup, \
+                 rolled back by another tool, or made anew"
+            ),
+        }
+    }
+
+    /// What to say of something that names a checkpoint the container does not have.
+    pub fn other_history(&self, id: CheckpointId) -> String {
+        let newest = self.newest.id;
+        format!(
+            "it continues checkpoint {id}, and this volume does not have that one: its newest is {newest}; the volume was \
+             restored from a backup, rolled back by another tool, or made anew"
+        )
+    }
+
+    /// Makes the catalogue agree with the container, for the owner of this epoch: the newest checkpoint has an entry, and
+    /// entries of another history are set aside. Returns the generation that is published at least; above it nothing was
+    /// ever used. `modified_ms` is when the container last changed, in milliseconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn settle(&self, modified_ms: u64, epoch: u64) -> Result<u64, VolumeError> {
+        let mut generation = match &self.relation {
+            Relation::Recorded(entry) | Relation::Unmarked(entry, _) => entry.generation,
+            Relation::Unrecorded { generation } => *generation,
+            Relation::Foreign => 0,
+        };
+        if self.is_broken() {
+            let numbers = match self.relation {
+                Relation::Foreign => checkpoint_list::numbers(&self.store).await?,
+                _ => self.later.clone(),
+            };
+            let newest_left = self.set_aside(&numbers, epoch).await?;
+            generation = generation.max(newest_left).saturating_add(GENERATIONS_LEFT);
+        }
+        match &self.relation {
+            Relation::Recorded(_) => {}
+            Relation::Unmarked(entry, etag) => {
+                let marked = CatalogueEntry {
+                    check: Some(self.newest.id.check),
+                    ..entry.clone()
+                };
+                checkpoint_list::replace_entry(&self.store, &marked, etag).await?;
+            }
+            Relation::Unrecorded { .. } | Relation::Foreign if self.newest.id.cno == 0 => {}
+            Relation::Unrecorded { .. } | Relation::Foreign => {
+                let entry = CatalogueEntry {
+                    cno: self.newest.id.cno,
+                    check: Some(self.newest.id.check),
+                    published_ms: modified_ms,
+                    size_bytes: self.newest.size_bytes,
+                    epoch,
+                    generation,
+                    is_repaired: true,
+                };
+                if !checkpoint_list::write_entry(&self.store, &entry).await? {
+                    // The owner before this one was on its way with the entry of its last publish.
+                    match checkpoint_list::load_entry(&self.store, entry.cno).await? {
+                        Some(there) if there.is_of(self.newest.id) == Some(true) => {
+                            generation = generation.max(there.generation);
+                        }
+                        _ => {
+                            return Err(VolumeError::Fenced {
+                                reason: format!("checkpoint {} was recorded by another server", entry.cno),
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(generation)
+    }
+
+    /// Keeps these entries together in one object, which no server reads, and removes them. Returns the newest generation in
+    /// them.
+    async fn set_aside(&self, numbers: &[u64], epoch: u64) -> Result<u64, VolumeError> {
+        if numbers.is_empty() {
+            return Ok(0);
+        }
+        let entries: Vec<Option<CatalogueEntry>> = stream::iter(numbers.iter().copied())
+            .map(|cno| checkpoint_list::load_entry(&self.store, cno))
+            .buffered(READS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let entries: Vec<_> = entries.into_iter().flatten().collect();
+        let newest_left = entries.iter().map(|e| e.generation).max().unwrap_or(0);
+        let key = self
+            .store
+            .meta_key(&format!("{ASIDE}{epoch:010}-{}", uuid::Uuid::new_v4().simple()));
+        let body = serde_json::to_vec(&Aside {
+            noticed_ms: now_ms(),
+            newest: self.newest.id,
+            entries: &entries,
+        })
+        .map_err(|e| VolumeError::Internal(e.to_string()))?;
+        self.store.put_create_only(&key, body).await?;
+        let names = numbers
+            .iter()
+            .map(|&cno| self.store.meta_key(&checkpoint_list::entry_name(cno)));
+        self.store.delete_keys(&names.collect::<Vec<_>>()).await?;
+        let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+        warn!(
+            "the catalogue of {} tells of checkpoints {first} to {last} of another history than the volume, whose newest \
+             checkpoint is {}: it was restored from a backup, rolled back by another tool, or made anew; their entries are \
+             set aside in {key}",
+            self.store.url, self.newest.id
+        );
+        Ok(newest_left)
+    }
+}
+
+/// Entries of a history that was left.
+#[derive(Debug, Serialize)]
+struct Aside<'a> {
+    noticed_ms: u64,
+    /// The container's newest checkpoint then.
+    newest: CheckpointId,
+    entries: &'a [CatalogueEntry],
+}
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

@@ -1,0 +1,128 @@
+//! The look at a volume that comes before anything is written to it, in one round trip.
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, join, try_join};
+
+use crate::base::checkpoint_id::InodeCheck;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::format::inode as stored_inode;
+use crate::format::stored_state::StoredState;
+use crate::lease;
+use crate::lease::sighting::Sighting;
+use crate::lease::state::Stored;
+use crate::meta::label::{self, Found, Label, Unpublished};
+use crate::meta::wal_marker::{self, MarkerState};
+use crate::options::StoreOptions;
+use crate::store::{self, Store, probe};
+
+/// What a look at a volume found. That there is one means that the volume exists.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// Where the volume is.
+    pub store: Store,
+    /// What was published then.
+    pub newest: StoredState,
+    /// Its lease, if there is one.
+    pub lease: Option<Stored>,
+    /// The marker of its log, if there is one. It may be another once the lease is taken.
+    pub marker: Result<Option<MarkerState>, VolumeError>,
+    label: Option<Found>,
+    is_store_proved: bool,
+}
+
+/// Looks at the volume. Everything is asked for at once, before it is known that the store answers, and nothing is
+/// changed.
+///
+/// # Errors
+/// What [`store::connect`] says, before all else; [`VolumeError::NotFound`] when there is no volume.
+pub(crate) fn look<'a>(
+    url: &'a VolumeUrl,
+    options: &'a StoreOptions,
+) -> BoxFuture<'a, Result<Looked, VolumeError>> {
+    async move {
+        let store = store::unproved(url, options).await?;
+        let asked = async {
+            let asked = join!(
+                stored_inode::load(&store),
+                label::find(&store),
+                lease::stored(&store),
+                wal_marker::load(&store),
+                probe::has_passed(&store),
+            );
+            Ok(asked)
+        };
+        // The check of the store first: its errors say best what is wrong.
+        let ((), (inode, label, lease, marker, is_store_proved)) = try_join!(store.check(), asked)?;
+        let (inode, _) = inode?;
+        Ok(Looked {
+            newest: StoredState::of_inode(&inode),
+            lease: lease?,
+            label: label?,
+            marker: marker.map(|found| found.map(|(marker, _)| marker)),
+            is_store_proved: is_store_proved.unwrap_or(false),
+            store,
+        })
+    }
+    .boxed()
+}
+
+impl Looked {
+    /// What is handed on to an open, if the volume has a lease already, and a label that need not be changed.
+    pub fn sighting(&self) -> Option<Sighting> {
+        let is_settled = self.label.as_ref().is_some_and(|found| {
+            let label = &found.label;
+            // The mark of a deletion must go before anything is written.
+            label.deletion.is_none()
+                && label.place.is_some()
+                && (label.origin.is_some() || self.newest.mark.cno > 0)
+        });
+        if !is_settled || self.is_elsewhere() {
+            return None;
+        }
+        Some(Sighting {
+            volume_id: self.volume_id()?,
+            newest: self.newest,
+            origin: self.origin(),
+            parent: self.label.as_ref().and_then(|found| found.label.parent),
+            lease: self.lease.clone()?,
+        })
+    }
+
+    /// Makes sure that the store keeps what a volume needs of it, before the first write.
+    ///
+    /// # Errors
+    /// As [`probe::ensure`].
+    pub async fn ensure_safe(&self, allow_unsafe: bool) -> Result<(), VolumeError> {
+        if self.is_store_proved {
+            return Ok(());
+        }
+        probe::ensure(&self.store, allow_unsafe).await
+    }
+
+    /// The check value of the container as it was made, if the label says so.
+    pub fn origin(&self) -> Option<InodeCheck> {
+        self.label.as_ref().and_then(|found| found.label.origin)
+    }
+
+    /// The volume's id, if it has a label.
+    pub fn volume_id(&self) -> Option<VolumeId> {
+        self.label.as_ref().map(|found| found.label.volume_id)
+    }
+
+    /// Whether the volume is a copy, or was moved, and was not opened for writing since.
+    pub fn is_elsewhere(&self) -> bool {
+        self.label.as_ref().is_some_and(Found::is_elsewhere)
+    }
+
+    /// The volume's label, made or brought up to what is there; see [`label::settle`].
+    ///
+    /// # Errors
+    /// As [`label::settle`].
+    pub async fn settle_label(&mut self, adopt: bool) -> Result<Label, VolumeError> {
+        let newest = self.newest.id();
+        let unpublished = (newest.cno == 0).then_some(Unpublished(newest.check));
+        label::settle(&self.store, self.label.take(), unpublished, adopt).await
+    }
+}

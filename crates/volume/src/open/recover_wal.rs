@@ -1,0 +1,431 @@
+//! Opening a volume that has a log, or is to have one, before the first client.
+//!
+//! 1. The marker says whether there is a log. One with records is never ignored.
+//! 2. The log is opened: older owners are shut out. From here on they acknowledge nothing.
+//! 3. The marker is taken over, so that they cannot raise the watermark either.
+//! 4. The container is opened, and its newest checkpoint entered in the catalogue: that is the watermark. A log that
+//!    continues a checkpoint which the container does not have is not replayed.
+//! 5. Groups above the watermark are applied, published and recorded under a new generation.
+//! 6. Old groups are removed.
+//!
+//! A crash at any of these leaves a volume that the next opening finds as this one did, or further.
+
+use std::sync::Arc;
+
+use log::warn;
+
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::meta::wal_marker::{self, Marker, MarkerState};
+use crate::open::history::{GENERATIONS_LEFT, Seen};
+use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
+use crate::store::{self, ETag, Store};
+use crate::wal::LogStore;
+use crate::wal::journal::Journal;
+use crate::wal::s3::{self, S3Log};
+use crate::wal::unchanged::Unchanged;
+
+const ADVICE_NAME_IT: &str = "name it with backend_wal_url, or give up the writes flushed to it since the last \
+     checkpoint with discard_wal=yes";
+pub(super) const ADVICE_GIVE_UP: &str = "make it available again, or give up the writes flushed to it since the last checkpoint \
+     with discard_wal=yes";
+const ADVICE_OTHER_HISTORY: &str = "put the volume back to the state that the log continues, or give up the writes flushed \
+     to it since then with discard_wal=yes";
+
+const ADVICE_INHERITED: &str = "publish what it holds into this volume with hypernbd wal replay, which leaves the log as it \
+     is; or give it up for this volume with discard_wal=yes; if the volume was moved and is no copy, say adopt=yes";
+
+/// What an opening needs to know.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The volume's store.
+    pub store: &'a Store,
+    /// The volume's id.
+    pub volume_id: VolumeId,
+    /// The id of the volume that it is a copy of.
+    pub parent: Option<VolumeId>,
+    /// What becomes of that one's log.
+    pub inherited: InheritedLog,
+    /// How stores are reached.
+    pub store_options: &'a StoreOptions,
+    /// The log's URL, if there is to be a log.
+    pub url: Option<&'a VolumeUrl>,
+    /// Whether a log that cannot be used is given up.
+    pub is_discard_allowed: bool,
+    /// This owner's epoch.
+    pub epoch: u64,
+    /// The volume's newest checkpoint as it was seen before the lease was taken.
+    pub newest_seen: CheckpointId,
+}
+
+/// A log that older owners are shut out of.
+pub struct OpenLog {
+    /// Its groups.
+    pub store: Arc<dyn LogStore>,
+    /// The volume's marker, taken over.
+    pub marker: Arc<Marker>,
+    /// Its URL.
+    pub url: VolumeUrl,
+    /// Whether what was found is to be removed, not replayed.
+    pub(super) is_discarded: bool,
+    pub(super) is_discard_allowed: bool,
+}
+
+/// What steps 1 to 3 found.
+#[derive(Default)]
+pub struct Begun {
+    /// The log, if the volume is to have one.
+    pub log: Option<OpenLog>,
+    /// The watermark says at least this, whatever the catalogue says.
+    pub least_watermark: u64,
+    /// The marker of a log that was not closed and is not given up.
+    unfinished: Option<MarkerState>,
+}
+
+impl Begun {
+    /// Step 4, once the container is open: a log that does not continue what the container has is given up if that is
+    /// allowed, else refused.
+    ///
+    /// # Errors
+    /// [`VolumeError::Log`]; nothing is lost then.
+    pub async fn judge(&mut self, history: &Seen) -> Result<(), VolumeError> {
+        let Some((marker, log)) = self.unfinished.as_ref().zip(self.log.as_mut()) else {
+            return Ok(());
+        };
+        let is_continued = match marker.checkpoint {
+            Some(checkpoint) => history.has(checkpoint).await?,
+            None => true,
+        };
+        if is_continued && !history.is_broken() {
+            return Ok(());
+        }
+        let reason = match marker.checkpoint {
+            Some(checkpoint) if !is_continued => history.other_history(checkpoint),
+            _ => history.left_history(),
+        };
+        if !log.is_discard_allowed {
+            return Err(other_history(&log.url, reason));
+        }
+        warn!("the log {}: {reason}", log.url);
+        warn_given_up(Some(&log.url.to_string()));
+        log.is_discarded = true;
+        self.least_watermark = self.least_watermark.saturating_add(GENERATIONS_LEFT);
+        Ok(())
+    }
+}
+
+pub(super) fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
+    VolumeError::Log {
+        url: url.to_string(),
+        reason,
+        advice: ADVICE_OTHER_HISTORY,
+    }
+}
+
+/// What the marker allows.
+///
+/// # Errors
+/// [`VolumeError::Log`] for a log that would be ignored, with the way out.
+fn check_marker(
+    marker: Option<&MarkerState>,
+    url: Option<&VolumeUrl>,
+    is_discard_allowed: bool,
+) -> Result<(), VolumeError> {
+    let Some(marker) = marker.filter(|m| !m.is_clean) else {
+        return Ok(());
+    };
+    let is_same = url.is_some_and(|url| url.to_string() == marker.url);
+    if is_same || is_discard_allowed {
+        return Ok(());
+    }
+    let reason = match url {
+        Some(url) => format!("backend_wal_url names another one, {url}"),
+        None => "it is not named".to_owned(),
+    };
+    Err(VolumeError::Log {
+        url: marker.url.clone(),
+        reason: format!("{reason} (it was last open on {})", marker.host),
+        advice: ADVICE_NAME_IT,
+    })
+}
+
+/// Looks whether an opening that finds this marker would find the log it needs; changes nothing. Into a journal only the
+/// opening looks.
+///
+/// # Errors
+/// As [`begin`].
+pub async fn check(
+    marker: Option<&MarkerState>,
+    store_options: &StoreOptions,
+    url: Option<&VolumeUrl>,
+    is_discard_allowed: bool,
+) -> Result<(), VolumeError> {
+    check_marker(marker, url, is_discard_allowed)?;
+    if let Some(url @ VolumeUrl::S3 { .. }) = url {
+        let log = store::connect(url, store_options).await?;
+        let is_expected = marker.is_some_and(|m| !m.is_clean && m.url == url.to_string());
+        if is_expected && !is_discard_allowed && s3::list(&log).await?.is_empty() {
+            return Err(emptied(url));
+        }
+    }
+    Ok(())
+}
+
+/// Looks whether the journal, if it is to be one, is free, and on a file system that one can be on. Before the volume's lease is taken from a server that has the
+/// journal open: that one would be shut out, and this one could not serve.
+///
+/// # Errors
+/// [`VolumeError::Journal`] when it is not.
+pub async fn check_claimable(url: Option<&VolumeUrl>) -> Result<(), VolumeError> {
+    match url {
+        Some(VolumeUrl::File { path }) => Journal::check_claimable(path).await,
+        _ => Ok(()),
+    }
+}
+
+fn unusable(url: &VolumeUrl, reason: String) -> VolumeError {
+    VolumeError::Log {
+        url: url.to_string(),
+        reason,
+        advice: ADVICE_GIVE_UP,
+    }
+}
+
+fn emptied(url: &VolumeUrl) -> VolumeError {
+    unusable(url, "it is empty: its objects were removed".into())
+}
+
+/// Steps 1 to 3, with the marker that was found after the lease was taken.
+///
+/// # Errors
+/// [`VolumeError::Log`] for a log that must not be ignored and cannot be used; what the log's place fails with.
+pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) -> Result<Begun, VolumeError> {
+    let (state, etag) = match &found {
+        Some((state, etag)) => (Some(state), Some(etag)),
+        None => (None, None),
+    };
+    if let Some((state, etag)) = state.zip(etag)
+        && let Some(begun) = begin_inherited(request, state, etag).await?
+    {
+        return Ok(begun);
+    }
+    check_marker(state, request.url, request.is_discard_allowed)?;
+    let mut least_watermark = state.map_or(0, |s| s.watermark);
+    let unfinished = state.filter(|s| !s.is_clean);
+    let is_same = |s: &MarkerState| request.url.is_some_and(|url| url.to_string() == s.url);
+    let mut given_up = unfinished.filter(|s| !is_same(s)).map(|s| s.url.clone());
+    let expected = unfinished.filter(|s| is_same(s));
+    let Some(url) = request.url else {
+        if given_up.is_some() {
+            least_watermark = give_up_marker(request.store).await?;
+        }
+        warn_given_up(given_up.as_deref());
+        return Ok(Begun {
+            least_watermark,
+            ..Begun::default()
+        });
+    };
+    let opened = match open_store(request, url, expected, false).await {
+        Err(e @ VolumeError::Log { .. }) if request.is_discard_allowed => {
+            warn!("{}", e.chain());
+            given_up = Some(url.to_string());
+            open_store(request, url, None, true).await?
+        }
+        other => other?,
+    };
+    let (store, journal_id) = opened;
+    let is_discarded = given_up.is_some();
+    if is_discarded {
+        least_watermark += GENERATIONS_LEFT;
+    }
+    warn_given_up(given_up.as_deref());
+    // A log that is taken over continues what it did.
+    let checkpoint = expected
+        .filter(|_| !is_discarded)
+        .and_then(|state| state.checkpoint)
+        .unwrap_or(request.newest_seen);
+    let marker = take_marker(request, url, journal_id, least_watermark, checkpoint, etag).await?;
+    let log = OpenLog {
+        store,
+        marker: Arc::new(marker),
+        url: url.clone(),
+        is_discarded,
+        is_discard_allowed: request.is_discard_allowed,
+    };
+    Ok(Begun {
+        unfinished: expected.filter(|_| !is_discarded).cloned(),
+        log: Some(log),
+        least_watermark,
+    })
+}
+
+fn others_log(marker: &MarkerState, what: &str) -> VolumeError {
+    VolumeError::Log {
+        url: marker.url.clone(),
+        reason: format!("it is that of volume {}, {what}", marker.volume_id),
+        advice: ADVICE_INHERITED,
+    }
+}
+
+/// Refuses a copy whose marker tells of a log that was not closed, before it gets an id of its own: until then the user can
+/// still say that the volume was moved.
+///
+/// # Errors
+/// [`VolumeError::Log`], with the choices.
+pub fn check_copied(marker: Option<&MarkerState>, options: &VolumeOptions) -> Result<(), VolumeError> {
+    let is_decided = options.adopt || options.discard_wal || options.inherited_log == InheritedLog::Replay;
+    match marker.filter(|m| !m.is_clean && !is_decided) {
+        Some(marker) => Err(others_log(marker, "of which this one is a copy")),
+        None => Ok(()),
+    }
+}
+
+/// As [`begin`], where the marker of a log that was not closed was copied along with the volume: the log is another
+/// volume's. `None` where it is this one's, or given up.
+async fn begin_inherited(
+    request: &Request<'_>,
+    state: &MarkerState,
+    etag: &ETag,
+) -> Result<Option<Begun>, VolumeError> {
+    if state.is_clean || state.volume_id == request.volume_id {
+        return Ok(None);
+    }
+    if request.is_discard_allowed {
+        return Ok(None);
+    }
+    if request.parent != Some(state.volume_id) {
+        return Err(others_log(state, "which this one has nothing to do with"));
+    }
+    let url = match (request.inherited, request.url) {
+        (InheritedLog::Replay, Some(url)) => url,
+        _ => return Err(others_log(state, "of which this one is a copy")),
+    };
+    let volume_id = state.volume_id.as_uuid();
+    let store: Arc<dyn LogStore> = match url {
+        VolumeUrl::S3 { .. } => {
+            let log = store::connect(url, request.store_options).await?;
+            if s3::list(&log).await?.is_empty() {
+                return Err(emptied(url));
+            }
+            Arc::new(S3Log::peek(log, volume_id).await?)
+        }
+        VolumeUrl::File { path } => Arc::new(
+            Journal::open(
+                path,
+                volume_id,
+                Some(state.journal_id.clone().unwrap_or_default()),
+            )
+            .await?,
+        ),
+    };
+    // Still the original's, so that an interrupted replay is taken up as what it is.
+    let marker = Marker::take(request.store, state.clone(), Some(etag)).await?;
+    Ok(Some(Begun {
+        log: Some(OpenLog {
+            store: Arc::new(Unchanged(store)),
+            marker: Arc::new(marker),
+            url: url.clone(),
+            is_discarded: false,
+            is_discard_allowed: false,
+        }),
+        least_watermark: state.watermark,
+        unfinished: Some(state.clone()),
+    }))
+}
+
+/// Says in the marker that nothing of the log is needed any more. It stays, because the records may: should the same URL
+/// be used again, they are below the watermark, and so are never replayed over newer data.
+///
+/// # Errors
+/// When the store fails.
+pub async fn give_up_marker(store: &Store) -> Result<u64, VolumeError> {
+    let Some((state, etag)) = wal_marker::load(store).await? else {
+        return Ok(0);
+    };
+    let watermark = state.watermark + GENERATIONS_LEFT;
+    let state = MarkerState {
+        watermark,
+        is_clean: true,
+        ..state
+    };
+    Marker::take(store, state, Some(&etag)).await?;
+    Ok(watermark)
+}
+
+pub(super) fn warn_given_up(url: Option<&str>) {
+    if let Some(url) = url {
+        warn!("discard_wal=yes: the writes flushed to the log {url} since the last checkpoint are given up");
+    }
+}
+
+async fn take_marker(
+    request: &Request<'_>,
+    url: &VolumeUrl,
+    journal_id: Option<String>,
+    watermark: u64,
+    checkpoint: CheckpointId,
+    before: Option<&ETag>,
+) -> Result<Marker, VolumeError> {
+    let state = MarkerState {
+        url: url.to_string(),
+        volume_id: request.volume_id,
+        host: wal_marker::host(),
+        journal_id,
+        epoch: request.epoch,
+        opened_ms: now_ms(),
+        watermark,
+        checkpoint: Some(checkpoint),
+        is_clean: false,
+    };
+    Marker::take(request.store, state, before).await
+}
+
+/// Opens the log at `url`. `expected` is the marker of an unfinished log that must be there; `is_given_up` says that
+/// nothing of what is there is needed.
+async fn open_store(
+    request: &Request<'_>,
+    url: &VolumeUrl,
+    expected: Option<&MarkerState>,
+    is_given_up: bool,
+) -> Result<(Arc<dyn LogStore>, Option<String>), VolumeError> {
+    let volume_id = request.volume_id.as_uuid();
+    match url {
+        VolumeUrl::S3 { .. } => {
+            let log = store::connect(url, request.store_options).await?;
+            if expected.is_some() && s3::list(&log).await?.is_empty() {
+                return Err(emptied(url));
+            }
+            let opened = S3Log::open(log, volume_id, request.epoch, is_given_up).await;
+            let log = opened.map_err(|e| match e {
+                VolumeError::Corrupt { .. } => unusable(url, e.to_string()),
+                e => e,
+            })?;
+            Ok((Arc::new(log), None))
+        }
+        VolumeUrl::File { path } => {
+            let expected_id = expected.map(|s| s.journal_id.clone().unwrap_or_default());
+            let opened = Journal::open(path, volume_id, expected_id).await;
+            let journal = opened.map_err(|e| match (e, expected) {
+                (VolumeError::Journal { reason, .. }, Some(marker)) => unusable(
+                    url,
+                    format!(
+                        "{reason} (this is host {}, it was last open on {})",
+                        wal_marker::host(),
+                        marker.host
+                    ),
+                ),
+                (e @ VolumeError::Corrupt { .. }, _) => unusable(url, e.to_string()),
+                (e, _) => e,
+            })?;
+            let id = journal.id().to_owned();
+            Ok((Arc::new(journal), Some(id)))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "recover_wal_tests.rs"]
+mod tests;

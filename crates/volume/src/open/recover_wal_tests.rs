@@ -1,0 +1,430 @@
+//! Replay over a log on the S3 server in process and an engine in memory: what may still be on its way, what is gone,
+//! and what is given up.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::base::checkpoint_id::{Checkpoint, InodeCheck};
+use crate::base::geometry::Geometry;
+use crate::engine::Engine;
+use crate::meta::checkpoint_list::{self, CatalogueEntry, Recorder, Watermarks};
+use crate::open::history;
+use crate::open::replay_wal::ReplayOptions;
+use crate::testing::memory_engine::MemoryEngine;
+use crate::wal::record::{Content, Entry, Group};
+use crate::wal::{AppendError, EncodedGroup, GroupId};
+
+const SIZE: u64 = 1 << 20;
+const OPTIONS: ReplayOptions = ReplayOptions {
+    write_buffer_bytes: 1 << 20,
+    io_timeout: Duration::from_secs(5),
+};
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    volume: Store,
+    log: Store,
+    volume_id: Uuid,
+    engine: MemoryEngine,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = async |name: &str| {
+            let url = VolumeUrl::parse(&format!("file://{}/{name}/", dir.path().display())).unwrap();
+            store::connect_for_create(&url, &StoreOptions::default())
+                .await
+                .unwrap()
+        };
+        Self {
+            volume: store("volume").await,
+            log: store("log").await,
+            _dir: dir,
+            volume_id: Uuid::from_u128(42),
+            engine: MemoryEngine::new(Geometry::new(SIZE, 4096)),
+        }
+    }
+
+    /// What [`begin`] does for a log on S3.
+    async fn begin(&self, epoch: u64, is_discard_allowed: bool) -> (OpenLog, Arc<S3Log>) {
+        let log = S3Log::open(self.log.clone(), self.volume_id, epoch, false)
+            .await
+            .unwrap();
+        let log = Arc::new(log);
+        let before = wal_marker::load(&self.volume).await.unwrap();
+        let state = MarkerState {
+            url: self.log.url.to_string(),
+            volume_id: VolumeId::from_uuid(self.volume_id),
+            host: "here".into(),
+            journal_id: None,
+            epoch,
+            opened_ms: 0,
+            watermark: self.watermark().await,
+            checkpoint: None,
+            is_clean: false,
+        };
+        let marker = Marker::take(&self.volume, state, before.as_ref().map(|b| &b.1))
+            .await
+            .unwrap();
+        let open = OpenLog {
+            store: log.clone(),
+            marker: Arc::new(marker),
+            url: self.log.url.clone(),
+            is_discarded: false,
+            is_discard_allowed,
+        };
+        (open, log)
+    }
+
+    /// That of a volume at checkpoint 3, with an entry for 2.
+    async fn history(&self) -> Seen {
+        let newest = Checkpoint {
+            id: base(3),
+            size_bytes: SIZE,
+        };
+        history::look(&self.volume, newest, history::Known::default())
+            .await
+            .unwrap()
+    }
+
+    async fn watermark(&self) -> u64 {
+        wal_marker::load(&self.volume)
+            .await
+            .unwrap()
+            .map_or(0, |(m, _)| m.watermark)
+    }
+
+    /// Opens as the owner of this epoch; returns its log and its first generation.
+    async fn open(&self, epoch: u64) -> Result<(Arc<S3Log>, u64), VolumeError> {
+        self.open_with(epoch, false).await
+    }
+
+    async fn open_with(
+        &self,
+        epoch: u64,
+        is_discard_allowed: bool,
+    ) -> Result<(Arc<S3Log>, u64), VolumeError> {
+        let (open, log) = self.begin(epoch, is_discard_allowed).await;
+        let recorder = Watermarks::new(self.volume.clone(), epoch, open.marker.clone());
+        // The engine in memory makes no checkpoints: all watermarks go into the marker.
+        let recorder = IntoMarker(recorder);
+        let generation = open
+            .replay(
+                &self.engine,
+                &recorder,
+                self.watermark().await,
+                &self.history().await,
+                &OPTIONS,
+            )
+            .await?;
+        Ok((log, generation + 1))
+    }
+
+    /// A write of this byte over the first block.
+    fn group(
+        &self,
+        epoch: u64,
+        sequence: u64,
+        generation: u64,
+        after_generation: u64,
+        byte: u8,
+    ) -> EncodedGroup {
+        let group = Group {
+            is_seal: false,
+            after_generation,
+            entries: vec![Entry {
+                generation,
+                offset_bytes: 0,
+                content: Content::Data(vec![byte; 4096].into()),
+            }],
+            ..Group::seal(self.volume_id, epoch, sequence)
+        };
+        EncodedGroup {
+            sequence,
+            newest_generation: generation,
+            bytes: group.encode(),
+        }
+    }
+
+    async fn first_byte(&self) -> u8 {
+        let mut out = [0; 4096];
+        self.engine.read(0, &mut out).await.unwrap();
+        assert!(out.iter().all(|b| *b == out[0]), "torn");
+        out[0]
+    }
+}
+
+fn base(cno: u64) -> CheckpointId {
+    CheckpointId {
+        cno,
+        check: InodeCheck::from_bits(cno),
+    }
+}
+
+struct IntoMarker(Watermarks);
+
+#[async_trait::async_trait]
+impl Recorder for IntoMarker {
+    async fn published(&self, generation: u64, _: Option<Checkpoint>) -> Result<(), VolumeError> {
+        self.0.published(generation, None).await
+    }
+}
+
+/// Invariant L2. A write that nobody flushed was on its way when its server was killed, and arrives when the next server
+/// has shown the volume without it: it never comes back, though nothing was published since.
+#[tokio::test]
+async fn what_arrives_after_the_opening_is_never_replayed() {
+    let f = Fixture::new().await;
+    let (older, generation) = f.open(1).await.unwrap();
+    let first = older.first_sequence();
+    older.append(&f.group(1, first, generation, 0, 1)).await.unwrap();
+    // That is replayed, and then there is nothing to replay: late groups come in either case.
+    f.open(2).await.unwrap();
+    let late = f.group(1, first + 2, generation + 1, generation, 9);
+    older.append(&late).await.unwrap();
+    let (older, generation) = f.open(3).await.unwrap();
+    let first = older.first_sequence();
+
+    let (newer, newer_generation) = f.open(4).await.unwrap();
+    assert_eq!(f.first_byte().await, 1);
+    let late = f.group(3, first + 1, generation, generation, 2);
+    older.append(&late).await.unwrap();
+    // With two generations frozen and none of the three recorded as published.
+    let later = f.group(3, first + 2, generation + 2, generation, 3);
+    older.append(&later).await.unwrap();
+    let own = Group {
+        is_seal: false,
+        entries: vec![Entry {
+            generation: newer_generation,
+            offset_bytes: 8192,
+            content: Content::Zero { len_bytes: 512 },
+        }],
+        ..Group::seal(f.volume_id, 4, newer.first_sequence())
+    };
+    let own = EncodedGroup {
+        sequence: own.sequence,
+        newest_generation: newer_generation,
+        bytes: own.encode(),
+    };
+    newer.append(&own).await.unwrap();
+
+    f.open(5).await.unwrap();
+    assert_eq!(
+        f.first_byte().await,
+        1,
+        "nobody saw the late writes, and none was flushed"
+    );
+}
+
+/// Invariant L2: a record that somebody removed is missed.
+#[tokio::test]
+async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
+    let f = Fixture::new().await;
+    let (log, generation) = f.open(1).await.unwrap();
+    let first = log.first_sequence();
+    for n in 0..12 {
+        let after = if n == 0 { 0 } else { generation };
+        log.append(&f.group(1, first + n, generation, after, n as u8 + 1))
+            .await
+            .unwrap();
+    }
+    let gone = f.log.data_key(&format!("0000000001/{:010}", first + 1));
+    f.log.delete(&gone).await.unwrap();
+    let error = f.open(2).await.unwrap_err();
+    let VolumeError::Log { reason, advice, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert!(
+        reason.contains("is missing") && advice.contains("discard_wal=yes"),
+        "{error}"
+    );
+    assert_eq!(f.first_byte().await, 0, "nothing was applied");
+
+    f.open_with(3, true).await.unwrap();
+    assert_eq!(f.first_byte().await, 0);
+    assert!(
+        f.watermark().await >= GENERATIONS_LEFT,
+        "before anything was removed"
+    );
+    // The seal is still there for a server that is only paused.
+    let seal = f.group(1, first + 12, generation, generation, 99);
+    assert!(matches!(
+        log.append(&seal).await,
+        Err(crate::wal::AppendError::Fenced(_))
+    ));
+    f.open(4).await.unwrap();
+    assert_eq!(f.first_byte().await, 0);
+}
+
+/// The removal of published records can be cut short anywhere: what is left is no hole.
+#[tokio::test]
+async fn a_removal_cut_short_is_no_hole() {
+    let f = Fixture::new().await;
+    let (log, generation) = f.open(1).await.unwrap();
+    let first = log.first_sequence();
+    for n in 0..20 {
+        // Ten of one generation, ten of the next.
+        let generation_of = |n: u64| generation + n / 10;
+        let after = if n == 0 { 0 } else { generation_of(n - 1) };
+        log.append(&f.group(1, first + n, generation_of(n), after, n as u8 + 1))
+            .await
+            .unwrap();
+    }
+    let (open, _) = f.begin(1, false).await;
+    open.marker.raise_watermark(generation).await.unwrap();
+    for n in [1, 2, 5, 9] {
+        let key = f.log.data_key(&format!("0000000001/{:010}", first + n));
+        f.log.delete(&key).await.unwrap();
+    }
+    f.open(2).await.unwrap();
+    assert_eq!(f.first_byte().await, 20);
+}
+
+/// An owner that was overtaken may still append to a part that is cleared and sealed: the watermark of the marker, which
+/// no checkpoint may tell of, keeps that from being replayed.
+#[tokio::test]
+async fn a_clean_end_leaves_the_watermark_behind() {
+    let f = Fixture::new().await;
+    let (open, _) = f.begin(1, false).await;
+    open.finish(7, true).await.unwrap();
+    let (state, _) = wal_marker::load(&f.volume).await.unwrap().unwrap();
+    assert!(state.is_clean);
+    assert_eq!(state.watermark, 7);
+}
+
+/// A log of which one record is damaged and the one behind it is not.
+struct Damaged {
+    group: Group,
+    found: [GroupId; 1],
+}
+
+#[async_trait::async_trait]
+impl LogStore for Damaged {
+    fn found(&self) -> &[GroupId] {
+        &self.found
+    }
+
+    fn is_suspect(&self, _: GroupId) -> bool {
+        true
+    }
+
+    fn first_sequence(&self) -> u64 {
+        self.group.sequence + 1
+    }
+
+    fn depth(&self) -> usize {
+        1
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        1 << 20
+    }
+
+    async fn read(&self, _: GroupId) -> Result<Group, VolumeError> {
+        Ok(self.group.clone())
+    }
+
+    async fn append(&self, _: &EncodedGroup) -> Result<(), AppendError> {
+        Ok(())
+    }
+
+    async fn trim(&self, _: u64, _: u64) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    async fn remove_found(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    async fn clear(&self, _: bool) -> Result<(), VolumeError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_lies_behind_damage_is_refused_unless_it_is_published() {
+    let f = Fixture::new().await;
+    let (mut open, _) = f.begin(1, false).await;
+    let bytes = f.group(1, 3, 5, 0, 7).bytes;
+    let (epoch, sequence) = (1, 3);
+    open.store = Arc::new(Damaged {
+        group: Group::decode(&bytes).unwrap(),
+        found: [GroupId { epoch, sequence }],
+    });
+    let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 1, open.marker.clone()));
+    let refused = open
+        .replay(&f.engine, &recorder, 4, &f.history().await, &OPTIONS)
+        .await
+        .unwrap_err();
+    let text = refused.chain();
+    assert!(
+        text.contains("before record 3 of epoch 1 is damaged") && text.contains("discard_wal=yes"),
+        "{text}"
+    );
+    assert_eq!(f.first_byte().await, 0);
+    open.replay(&f.engine, &recorder, 5, &f.history().await, &OPTIONS)
+        .await
+        .unwrap();
+    assert_eq!(f.first_byte().await, 0, "it was published");
+}
+
+/// Row by row what a record may continue: the volume's newest checkpoint, one it has, and none it does not have.
+#[tokio::test]
+async fn records_that_continue_another_history_are_refused_and_nothing_is_applied() {
+    let other = |cno| CheckpointId {
+        cno,
+        check: InodeCheck::from_bits(99),
+    };
+    for (base, is_refused) in [
+        (base(3), false),
+        (base(2), false),
+        (base(4), true),
+        (base(1), true),
+        (other(3), true),
+        (other(2), true),
+    ] {
+        let f = Fixture::new().await;
+        for cno in [2, 3] {
+            let entry = CatalogueEntry {
+                cno,
+                check: Some(InodeCheck::from_bits(cno)),
+                published_ms: 0,
+                size_bytes: SIZE,
+                epoch: 1,
+                generation: 0,
+                is_repaired: false,
+            };
+            assert!(checkpoint_list::write_entry(&f.volume, &entry).await.unwrap());
+        }
+        let (log, generation) = f.open(1).await.unwrap();
+        for (n, base) in [(0, super::tests::base(3)), (1, base)] {
+            let group = Group {
+                base: Some(base),
+                ..Group::decode(&f.group(1, log.first_sequence() + n, generation, 0, 7).bytes).unwrap()
+            };
+            let group = EncodedGroup {
+                sequence: group.sequence,
+                newest_generation: generation,
+                bytes: group.encode(),
+            };
+            log.append(&group).await.unwrap();
+        }
+        let opened = f.open(2).await;
+        match opened {
+            Ok(_) => assert!(!is_refused, "{base}"),
+            Err(e) => {
+                assert!(is_refused, "{base}: {e}");
+                let text = e.chain();
+                assert!(
+                    text.contains("does not have that one") && text.contains("discard_wal=yes"),
+                    "{text}"
+                );
+                f.open_with(3, true).await.unwrap();
+            }
+        }
+        assert_eq!(f.first_byte().await, if is_refused { 0 } else { 7 }, "{base}");
+    }
+}

@@ -1,0 +1,223 @@
+//! Steps 5 and 6 of an opening with a log ([`recover_wal`](super::recover_wal)): what is above the watermark is applied,
+//! published and recorded, and the log is emptied.
+
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use log::warn;
+
+use super::history::{GENERATIONS_LEFT, Seen};
+use super::recover_wal::{ADVICE_GIVE_UP, OpenLog, other_history, warn_given_up};
+use crate::base::checkpoint_id::Checkpoint;
+use crate::base::error::VolumeError;
+use crate::base::ids::GENERATIONS_AHEAD_MAX;
+use crate::checkpoint::fill_partial::complete_partial_blocks;
+use crate::engine::{Beside, Engine};
+use crate::meta::checkpoint_list::Recorder;
+use crate::wal::record::{Content, Entry, Group};
+use crate::wal::replay::Replay;
+use crate::write_buffer::overlay::Overlay;
+
+/// Wait before a failed publish of a replay is tried again.
+const RETRY_WAIT: Duration = Duration::from_millis(500);
+/// A line of progress about every so many groups.
+const PROGRESS_GROUPS: usize = 1000;
+/// Groups read at once; each has at most a few MiB.
+const READS_AT_ONCE: usize = 16;
+
+impl OpenLog {
+    /// Step 5: applies, publishes and records what is above `watermark`. Returns the newest generation used.
+    ///
+    /// # Errors
+    /// When the log or the store fails; nothing is lost then, and the next opening does it again.
+    pub async fn replay(
+        &self,
+        engine: &dyn Engine,
+        recorder: &dyn Recorder,
+        watermark: u64,
+        history: &Seen,
+        options: &ReplayOptions,
+    ) -> Result<u64, VolumeError> {
+        if self.is_discarded {
+            self.store.remove_found().await?;
+            return Ok(watermark);
+        }
+        match self.apply(engine, watermark, history, options).await {
+            Ok(None) if self.store.found().is_empty() => Ok(watermark),
+            // An older owner may still have groups on its way, beyond the gap that was sealed. They must not be applied
+            // by a later opening, over what this one shows: an owner has so many generations beyond the watermark.
+            Ok(None) => {
+                let generation = watermark + GENERATIONS_AHEAD_MAX;
+                recorder.published(generation, None).await?;
+                Ok(generation)
+            }
+            Ok(Some((newest, checkpoint))) => {
+                // Above every generation that an older owner may have on its way somewhere.
+                let generation = newest + GENERATIONS_AHEAD_MAX;
+                recorder.published(generation, checkpoint).await?;
+                Ok(generation)
+            }
+            Err(e @ (VolumeError::Corrupt { .. } | VolumeError::Log { .. })) if self.is_discard_allowed => {
+                warn!("{}", e.chain());
+                warn_given_up(Some(&self.url.to_string()));
+                // First the watermark: a log of which a part is removed must never be replayed.
+                let generation = watermark + GENERATIONS_LEFT;
+                recorder.published(generation, None).await?;
+                self.store.remove_found().await?;
+                Ok(generation)
+            }
+            Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Log {
+                url: self.url.to_string(),
+                reason: e.chain(),
+                advice: ADVICE_GIVE_UP,
+            }),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Applies and publishes. `None` when there was nothing to apply.
+    async fn apply(
+        &self,
+        engine: &dyn Engine,
+        watermark: u64,
+        history: &Seen,
+        options: &ReplayOptions,
+    ) -> Result<Option<(u64, Option<Checkpoint>)>, VolumeError> {
+        // The newest first: of what is refused no part must be published.
+        if let Some(&id) = self.store.found().last() {
+            self.check_base(&self.store.read(id).await?, watermark, history)
+                .await?;
+        }
+        let mut replay = Replay::new(watermark);
+        let overlay = Overlay::new(engine.geometry());
+        let (mut groups, mut changes, mut bytes) = (0, 0, 0);
+        let mut checkpoint = None;
+        let reads = self
+            .store
+            .found()
+            .iter()
+            .copied()
+            .map(|id| async move { (id, self.store.read(id).await) });
+        let mut reads = stream::iter(reads).buffered(READS_AT_ONCE).enumerate();
+        while let Some((nth, (id, group))) = reads.next().await {
+            if nth > 0 && nth % PROGRESS_GROUPS == 0 {
+                warn!(
+                    "replaying {}: record {nth} of {}",
+                    self.url,
+                    self.store.found().len()
+                );
+            }
+            let corrupt = |reason: String| VolumeError::Corrupt {
+                what: format!("the log {}", self.url),
+                reason,
+            };
+            let group = group?;
+            if self.store.is_suspect(id) && group.newest_generation() > watermark {
+                return Err(corrupt(format!(
+                    "what comes before record {} of epoch {} is damaged",
+                    id.sequence, id.epoch
+                )));
+            }
+            self.check_base(&group, watermark, history).await?;
+            let entries = replay.next(id, group).map_err(|e| corrupt(e.to_string()))?;
+            groups += usize::from(!entries.is_empty());
+            for entry in entries {
+                if !engine
+                    .geometry()
+                    .contains(entry.offset_bytes, entry.content.len_bytes())
+                {
+                    return Err(corrupt(format!("record {id} reaches past the volume's end")));
+                }
+                changes += 1;
+                bytes += entry.content.len_bytes();
+                apply_entry(&overlay, &entry);
+            }
+            // Publishing a part early is harmless: the next opening applies all of it again.
+            if overlay.total_bytes() > options.write_buffer_bytes / 2 {
+                checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
+            }
+        }
+        if changes == 0 {
+            return Ok(None);
+        }
+        checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
+        // Worth saying by default: the server before this one did not end cleanly.
+        warn!(
+            "replayed {groups} records of the log {}: {changes} changes, {bytes} bytes",
+            self.url
+        );
+        Ok(Some((replay.newest_generation(), checkpoint)))
+    }
+
+    /// Whether the container has the checkpoint that a group continues. One that is published already is not asked for it.
+    async fn check_base(&self, group: &Group, watermark: u64, history: &Seen) -> Result<(), VolumeError> {
+        if group.newest_generation() <= watermark {
+            return Ok(());
+        }
+        let reason = match group.base {
+            Some(base) if history.has(base).await? => return Ok(()),
+            Some(base) => history.other_history(base),
+            None if !history.is_broken() => return Ok(()),
+            None => history.left_history(),
+        };
+        Err(other_history(
+            &self.url,
+            format!("record {} of epoch {}: {reason}", group.sequence, group.epoch),
+        ))
+    }
+
+    /// The clean end: nothing unpublished is left, and `generation` was the last one. An older server that may only be
+    /// paused stays shut out. The marker stays, clean: an older server may still have groups on their way, which its
+    /// watermark keeps from being replayed; and this one may have been overtaken, so that the marker is another's by now.
+    ///
+    /// # Errors
+    /// When the store or the log fails; what is left is then in the way of nobody.
+    pub async fn finish(&self, generation: u64, is_older_alive: bool) -> Result<(), VolumeError> {
+        self.marker.set_clean(generation).await?;
+        self.store.clear(is_older_alive).await
+    }
+}
+
+/// How a replay is published.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplayOptions {
+    /// Memory for unpublished changes, in bytes.
+    pub write_buffer_bytes: u64,
+    /// How long a failing store is tried.
+    pub io_timeout: Duration,
+}
+
+fn apply_entry(overlay: &Overlay, entry: &Entry) {
+    match &entry.content {
+        Content::Data(bytes) => overlay.write(entry.offset_bytes, bytes),
+        Content::Zero { len_bytes } => overlay.zero(entry.offset_bytes, *len_bytes),
+    };
+}
+
+async fn publish(
+    engine: &dyn Engine,
+    overlay: &Overlay,
+    options: &ReplayOptions,
+) -> Result<Option<Checkpoint>, VolumeError> {
+    let frozen = overlay.freeze();
+    let until = tokio::time::Instant::now() + options.io_timeout;
+    let checkpoint = loop {
+        let published = async {
+            complete_partial_blocks(engine, &frozen, || {}).await?;
+            engine.publish(frozen.clone(), Beside::default()).await
+        };
+        match published.await {
+            Ok(checkpoint) => break checkpoint,
+            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
+            Err(e) if tokio::time::Instant::now() >= until => return Err(e),
+            Err(e) => warn!(
+                "a replay could not be published and is tried again: {}",
+                e.chain()
+            ),
+        }
+        tokio::time::sleep(RETRY_WAIT).await;
+        engine.recover().await?;
+    };
+    overlay.drop_frozen();
+    Ok(checkpoint)
+}

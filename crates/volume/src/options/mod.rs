@@ -1,0 +1,330 @@
+//! What a user can set: the store's options, the volume's, the server's, and the builder that reads them as
+//! `key=value`. The list of keys, with defaults and help, is [`OPTIONS`] and nothing else.
+
+pub mod durability;
+mod read_cache;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use crate::index::cache_config::{
+    INDEX_MEMORY_DEFAULT_BYTES, NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy,
+};
+pub use crate::lease::options::LeaseOptions;
+pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
+pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
+pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
+pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
+
+use crate::base::units::MIB;
+use crate::base::url::VolumeUrl;
+
+/// The least `write_buffer`: two generations of a few large requests each.
+pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
+/// The most `write_buffer`: a larger one is a slip of the pen.
+pub const WRITE_BUFFER_MOST_BYTES: u64 = 1 << 40;
+
+/// The least `index_memory`.
+pub const INDEX_MEMORY_LEAST_BYTES: u64 = MIB;
+
+/// `checkpoint_interval` unless it is given.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+/// The same with a log, which makes flushes durable in between.
+pub const CHECKPOINT_INTERVAL_WITH_LOG: Duration = Duration::from_secs(30);
+
+/// `retention_interval` unless it is given.
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// `retention_grace` unless it is given: well above the time that a read waits for the store.
+pub const RETENTION_GRACE: Duration = Duration::from_secs(10 * 60);
+
+/// What is logged unless `RUST_LOG` says otherwise.
+pub const LOG_FILTER_DEFAULT: &str = "warn";
+
+/// The engine's module that warns each time an object is not there, which is how it looks for the newest ones. Of it
+/// only errors are logged, unless `RUST_LOG` names it.
+pub const LOG_MODULE_NOISY: &str = "hyperfile::s3commons";
+
+/// What becomes of the log of the volume that this one is a copy of, where its marker was copied along.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum InheritedLog {
+    /// The open is refused, and says what to do: the log is the original's.
+    #[default]
+    Refuse,
+    /// It is read and replayed into the copy, and not changed.
+    Replay,
+}
+
+/// How a volume is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// Memory for unpublished writes, in bytes; at least [`WRITE_BUFFER_LEAST_BYTES`].
+    pub write_buffer_bytes: u64,
+    /// Directory of the file that keeps unpublished writes over the server's end.
+    pub write_buffer_dir: Option<PathBuf>,
+    /// Longest time from a write to the start of the checkpoint that holds it.
+    pub checkpoint_interval: Duration,
+    /// How long a request may wait for the store before it fails.
+    pub io_timeout: Duration,
+    /// Cache of the container's index on a local disk.
+    pub node_cache: Option<NodeCacheConfig>,
+    /// Cache of published data.
+    pub read_cache: ReadCacheConfig,
+    /// Memory for nodes of the index, in bytes.
+    pub index_memory_bytes: u64,
+    /// The write-ahead log, if there is to be one.
+    pub wal_url: Option<VolumeUrl>,
+    /// Give up a log that cannot be used, with the writes flushed to it since the last checkpoint.
+    pub discard_wal: bool,
+    /// A volume that is found in another place than it was made in was moved, and is no copy.
+    pub adopt: bool,
+    /// What becomes of the log of the volume that this one is a copy of.
+    pub inherited_log: InheritedLog,
+    /// Refuse every write and change nothing of the volume.
+    pub read_only: bool,
+    /// How often what is not kept of the volume is removed; never when `None`.
+    pub retention_interval: Option<Duration>,
+    /// How long something must not have been needed before it is removed.
+    pub retention_grace: Duration,
+    /// How the volume is kept from other servers.
+    pub lease: LeaseOptions,
+}
+
+impl Default for VolumeOptions {
+    fn default() -> Self {
+        Self {
+            write_buffer_bytes: 512 * MIB,
+            write_buffer_dir: None,
+            checkpoint_interval: CHECKPOINT_INTERVAL,
+            io_timeout: Duration::from_secs(60),
+            node_cache: None,
+            read_cache: ReadCacheConfig::default(),
+            index_memory_bytes: INDEX_MEMORY_DEFAULT_BYTES,
+            wal_url: None,
+            discard_wal: false,
+            adopt: false,
+            inherited_log: InheritedLog::default(),
+            read_only: false,
+            retention_interval: Some(RETENTION_INTERVAL),
+            retention_grace: RETENTION_GRACE,
+            lease: LeaseOptions::default(),
+        }
+    }
+}
+
+/// Which requests nbdkit may hand over at the same time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ThreadModelOption {
+    /// Parallel, except on servers that are known to crash with it.
+    #[default]
+    Auto,
+    /// Any number of requests of every connection.
+    Parallel,
+    /// One request of each connection at a time.
+    SerializeRequests,
+}
+
+/// Everything `key=value` says, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// The volume to serve.
+    pub url: VolumeUrl,
+    /// How its store is reached.
+    pub store: StoreOptions,
+    /// How it is served.
+    pub volume: VolumeOptions,
+    /// Worker threads of the asynchronous runtime; at least 1.
+    pub runtime_threads: usize,
+    /// Which requests may run at the same time.
+    pub thread_model: ThreadModelOption,
+    /// Values that were adjusted, one sentence each, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// A key or value that cannot be used. The text names the key and says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// No such key.
+    #[error("unknown parameter \"{key}\"{}; the parameters are {}", .suggestion.map(|s| format!(
+        ", did you mean \"{s}\"?")).unwrap_or_default(), table::keys())]
+    Unknown {
+        /// The key as given.
+        key: String,
+        /// The nearest key, if one is near.
+        suggestion: Option<&'static str>,
+    },
+    /// A key given twice, under one of its names.
+    #[error("parameter \"{key}\" is given more than once{}; give it once", .alias.map(|a| format!(
+        " (\"{a}\" is the same parameter)")).unwrap_or_default())]
+    Repeated {
+        /// The key's first name.
+        key: &'static str,
+        /// The key's other name, if it has one.
+        alias: Option<&'static str>,
+    },
+    /// A value that cannot be used.
+    #[error("parameter {key}=\"{value}\": {reason}")]
+    BadValue {
+        /// The key's first name.
+        key: &'static str,
+        /// The value as given.
+        value: String,
+        /// What is wrong and what to write.
+        reason: String,
+    },
+    /// A parameter without the one it belongs to.
+    #[error("parameter \"{key}\" {reason}")]
+    Missing {
+        /// The key given.
+        key: &'static str,
+        /// What it needs.
+        reason: &'static str,
+    },
+    /// No volume named.
+    #[error("the parameter backend_url is missing: name the volume, as in backend_url=s3://bucket/volume/")]
+    MissingUrl,
+    /// The directory of the write buffer's file is another one's.
+    #[error("write_buffer_dir={dir} is the directory of {other}: name one of its own")]
+    SharedDirectory {
+        /// The directory.
+        dir: String,
+        /// The parameter that names it, too.
+        other: &'static str,
+    },
+    /// The log's URL and the volume's name the same place.
+    #[error(
+        "backend_wal_url={wal} lies within the volume {volume}, or the volume within it: give the log a prefix of its own"
+    )]
+    LogInVolume {
+        /// The log's URL.
+        wal: VolumeUrl,
+        /// The volume's URL.
+        volume: VolumeUrl,
+    },
+}
+
+/// Reads `key=value` parameters one at a time.
+#[derive(Debug, Default)]
+pub struct ServeOptions {
+    given: Vec<&'static str>,
+    url: Option<VolumeUrl>,
+    store: StoreOptions,
+    volume: VolumeOptions,
+    cache_dir: Option<PathBuf>,
+    cache_disk_bytes: Option<u64>,
+    checkpoint_interval: Option<Duration>,
+    runtime_threads: Option<usize>,
+    thread_model: ThreadModelOption,
+    warnings: Vec<String>,
+}
+
+impl ServeOptions {
+    /// Takes in one parameter. `-` and `_` are the same in keys. Relative paths are made absolute at once.
+    ///
+    /// # Errors
+    /// [`OptionError`] for unknown and repeated keys, and for values that cannot be used.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), OptionError> {
+        let name = key.replace('-', "_");
+        let spec = find_option(&name).ok_or_else(|| OptionError::Unknown {
+            key: key.to_string(),
+            suggestion: table::nearest(&name),
+        })?;
+        if self.given.contains(&spec.key) {
+            return Err(OptionError::Repeated {
+                key: spec.key,
+                alias: spec.alias,
+            });
+        }
+        (spec.apply)(self, value).map_err(|reason| OptionError::BadValue {
+            key: spec.key,
+            value: value.to_string(),
+            reason,
+        })?;
+        self.given.push(spec.key);
+        Ok(())
+    }
+
+    /// Ends the reading: what was not given takes its default.
+    ///
+    /// # Errors
+    /// [`OptionError::MissingUrl`] when no volume was named, [`OptionError::Missing`] when a parameter needs another,
+    /// [`OptionError::LogInVolume`].
+    pub fn finish(mut self) -> Result<ServeConfig, OptionError> {
+        let url = self.url.clone().ok_or(OptionError::MissingUrl)?;
+        let store = self.store()?;
+        let mut volume = self.volume;
+        if let Some(wal) = volume.wal_url.as_ref().filter(|wal| overlap(wal, &url)) {
+            let wal = wal.clone();
+            return Err(OptionError::LogInVolume { wal, volume: url });
+        }
+        check_buffer_dir(&url, &volume)?;
+        let by_default = match volume.wal_url {
+            Some(_) => CHECKPOINT_INTERVAL_WITH_LOG,
+            None => CHECKPOINT_INTERVAL,
+        };
+        volume.checkpoint_interval = self.checkpoint_interval.unwrap_or(by_default);
+        volume.read_cache.disk = read_cache::disk(
+            volume.read_cache.memory_bytes,
+            self.cache_dir.take(),
+            self.cache_disk_bytes,
+        )?;
+        Ok(ServeConfig {
+            url,
+            store,
+            volume,
+            runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
+            thread_model: self.thread_model,
+            warnings: self.warnings,
+        })
+    }
+
+    /// The store's options alone, for commands that take no others.
+    ///
+    /// # Errors
+    /// [`OptionError::BadValue`] for options that do not go together.
+    pub fn store(&self) -> Result<StoreOptions, OptionError> {
+        let store = self.store.clone();
+        if let (Some(key_id), false) = (
+            &store.sse_kms_key_id,
+            store.sse == Some(ServerSideEncryption::Kms),
+        ) {
+            return Err(OptionError::BadValue {
+                key: "sse_kms_key_id",
+                value: key_id.clone(),
+                reason: "a key is used with sse=aws:kms only; add that, or remove the key".to_string(),
+            });
+        }
+        Ok(store)
+    }
+}
+
+/// The write buffer's file needs a directory of its own, not one that others keep their files in.
+fn check_buffer_dir(url: &VolumeUrl, volume: &VolumeOptions) -> Result<(), OptionError> {
+    let Some(dir) = &volume.write_buffer_dir else {
+        return Ok(());
+    };
+    let is_within = |url: &VolumeUrl| matches!(url, VolumeUrl::File { path } if dir.starts_with(path));
+    let other = match &volume.wal_url {
+        _ if is_within(url) => "backend_url",
+        Some(wal) if is_within(wal) => "backend_wal_url",
+        _ => return Ok(()),
+    };
+    Err(OptionError::SharedDirectory {
+        dir: dir.display().to_string(),
+        other,
+    })
+}
+
+/// Whether one of two places lies within the other.
+fn overlap(a: &VolumeUrl, b: &VolumeUrl) -> bool {
+    let (a, b) = (a.to_string(), b.to_string());
+    a.starts_with(&b) || b.starts_with(&a)
+}
+
+/// One thread a processor; two at least, so that a busy one does not hold up the other's requests.
+fn default_runtime_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().max(2))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,360 @@
+//! Reading what is published: find the places, then read them. Nothing here asks the owner.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use hyperfile::segment::Segment;
+use log::debug;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::base::error::VolumeError;
+use crate::base::geometry::Geometry;
+use crate::format::object_names::{cno_of, segment_of};
+use crate::index::location_map::{Place, Run};
+use crate::index::lookup::{Index, Published};
+use crate::read::cache::ReadCache;
+use crate::read::coalesce::{self, Piece};
+use crate::read::priority_gate::Class;
+use crate::read::read_ahead::Windows;
+use crate::read::reader::{ObjectSource, Reader, Stored};
+use crate::store::{Frames, Store};
+use crate::write_buffer::overlay::Frozen;
+
+/// Blocks looked up at least at a time, so that a stream of reads seldom needs a look-up.
+const LOOKUP_BLOCKS_MIN: u64 = 1024;
+/// Look-ups that one request for extents may cost.
+const EXTENT_LOOKUPS: u32 = 8;
+/// The largest window of read-ahead: what a line of 4 Gbit/s carries in 30 ms.
+const WINDOW_MAX_BYTES: u64 = 16 << 20;
+/// The most that completing blocks reads at once, which bounds the memory that many such reads take.
+const GROUP_BYTES_MAX: u64 = 512 << 10;
+/// Time from the open to the warm-up of the index.
+const WARM_UP_WAIT: Duration = Duration::from_millis(300);
+/// Part of the cache that one window may take, and that one publish may.
+const CACHE_PARTS: u64 = 16;
+
+/// Reads of one container. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Reads {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    geometry: Geometry,
+    known: Arc<Mutex<Published>>,
+    index: Index,
+    reader: Reader,
+    windows: Mutex<Windows>,
+}
+
+/// Objects of a container.
+pub(crate) struct Objects(pub Store);
+
+#[async_trait]
+impl ObjectSource for Objects {
+    async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
+        let name = Segment::segid_to_staging_file_id(segment_of(object));
+        let read = self
+            .0
+            .get_frames(&self.0.data_key(&name), offset_bytes, len_bytes)
+            .await?;
+        read.ok_or_else(|| VolumeError::Corrupt {
+            what: format!(
+                "{len_bytes} bytes at {offset_bytes} of the object {name} of {}",
+                self.0.url
+            ),
+            reason: "the object is missing".into(),
+        })
+    }
+}
+
+impl Reads {
+    pub(crate) fn new(
+        geometry: Geometry,
+        known: Arc<Mutex<Published>>,
+        index: Index,
+        reader: Reader,
+    ) -> Self {
+        let window_max_bytes = WINDOW_MAX_BYTES.min(reader.cache().memory_bytes() / CACHE_PARTS);
+        Self {
+            shared: Arc::new(Shared {
+                geometry,
+                known,
+                index,
+                reader,
+                windows: Mutex::new(Windows::new(window_max_bytes)),
+            }),
+        }
+    }
+
+    /// The cache of what is read.
+    pub(crate) fn cache(&self) -> &ReadCache {
+        self.shared.reader.cache()
+    }
+
+    /// The places of blocks from `blocks.start` on: all of them, or as far as `lookups` reach.
+    async fn locate(&self, blocks: Range<u64>, mut lookups: u32) -> Result<Vec<Run>, VolumeError> {
+        let mut runs: Vec<Run> = Vec::new();
+        loop {
+            let at = runs.last().map_or(blocks.start, |r| r.blocks.end);
+            if at >= blocks.end {
+                return Ok(runs);
+            }
+            let known = self.shared.known.lock().locations.known_prefix(at..blocks.end);
+            if !known.is_empty() {
+                runs.extend(known);
+                continue;
+            }
+            if lookups == 0 {
+                return Ok(runs);
+            }
+            lookups -= 1;
+            // A wide window costs little more and spares the next reads the look-up.
+            let until = blocks
+                .end
+                .max(at + LOOKUP_BLOCKS_MIN)
+                .min(self.shared.geometry.blocks());
+            let mut next = at;
+            for mut run in self.shared.index.look_up(at..until).await? {
+                if run.blocks.start != next || next >= blocks.end {
+                    // What lies between was published meanwhile: the map knows.
+                    break;
+                }
+                run.blocks.end = run.blocks.end.min(blocks.end);
+                next = run.blocks.end;
+                runs.push(run);
+            }
+        }
+    }
+
+    /// The places that a request's bytes are stored at, as far as they are stored; with the range of the request that
+    /// each is for, in bytes from its start.
+    fn stored(&self, runs: &[Run], offset_bytes: u64, len_bytes: u64) -> Vec<(Range<u64>, Option<Stored>)> {
+        let block_size = u64::from(self.shared.geometry.block_size());
+        let end = offset_bytes + len_bytes;
+        let pieces = runs.iter().map(|run| {
+            let (start, until) = (run.blocks.start * block_size, run.blocks.end * block_size);
+            let wanted = start.max(offset_bytes)..until.min(end);
+            let stored = match run.place {
+                Place::Nothing => None,
+                Place::Stored {
+                    object,
+                    offset_bytes: base,
+                } => Some(Stored {
+                    object,
+                    // The last block of a volume is stored as far as the volume reaches.
+                    run: base..base + until.min(self.shared.geometry.size_bytes()) - start,
+                    wanted: base + (wanted.start - start)..base + (wanted.end - start),
+                }),
+            };
+            (wanted.start - offset_bytes..wanted.end - offset_bytes, stored)
+        });
+        pieces.collect()
+    }
+
+    /// Reads without waiting for anything, if that is possible. Otherwise `out` may be filled in part.
+    pub(crate) fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
+        let len_bytes = out.len() as u64;
+        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
+        if runs.last().is_none_or(|r| r.blocks.end < blocks.end) {
+            return false;
+        }
+        let mut rest = out;
+        self.stored(&runs, offset_bytes, len_bytes)
+            .into_iter()
+            .all(|(range, stored)| {
+                let (part, after) =
+                    std::mem::take(&mut rest).split_at_mut((range.end - range.start) as usize);
+                rest = after;
+                match stored {
+                    Some(stored) => self.shared.reader.read_at_once(&stored, part),
+                    None => {
+                        part.fill(0);
+                        true
+                    }
+                }
+            })
+    }
+
+    /// What of a request is stored, each with the part of `out` that it fills. The rest of `out` is zeroed.
+    async fn pieces<'a>(
+        &self,
+        offset_bytes: u64,
+        out: &'a mut [u8],
+    ) -> Result<Vec<(Stored, &'a mut [u8])>, VolumeError> {
+        let len_bytes = out.len() as u64;
+        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let runs = self.locate(blocks, u32::MAX).await?;
+        let mut pieces = Vec::new();
+        let mut rest = out;
+        for (range, stored) in self.stored(&runs, offset_bytes, len_bytes) {
+            let (part, after) = rest.split_at_mut((range.end - range.start) as usize);
+            rest = after;
+            match stored {
+                Some(stored) => pieces.push((stored, part)),
+                None => part.fill(0),
+            }
+        }
+        Ok(pieces)
+    }
+
+    pub(crate) async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        let pieces = self.pieces(offset_bytes, out).await?;
+        self.shared.reader.read(pieces, Class::Foreground).await
+    }
+
+    /// Ranges in groups, each to be given to [`Self::read_near`]. Of what is not known the place in the volume has to do.
+    pub(crate) fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
+        let piece_of = |(number, range): (usize, &Range<u64>)| {
+            let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
+            let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+            let runs = self.shared.known.lock().locations.known_prefix(blocks);
+            let stored = self.stored(&runs, offset_bytes, len_bytes).into_iter().next();
+            let (object, bytes) = match stored {
+                Some((_, Some(stored))) => (stored.object, stored.wanted),
+                _ => (u64::MAX, range.clone()),
+            };
+            Piece {
+                number,
+                object,
+                bytes,
+            }
+        };
+        let pieces = ranges.iter().enumerate().map(piece_of).collect();
+        let groups = coalesce::spans(pieces, GROUP_BYTES_MAX).into_iter().map(|span| {
+            let numbers = span.pieces.into_iter().map(|piece| piece.number);
+            numbers.map(|number| ranges[number].clone()).collect()
+        });
+        groups.collect()
+    }
+
+    /// Hands over the bytes of each range. Where they are is looked up now, so it does not matter for how long they were
+    /// thought to be near each other.
+    pub(crate) async fn read_near(
+        &self,
+        ranges: &[Range<u64>],
+        each: &mut (dyn for<'b> FnMut(usize, &'b [u8]) + Send),
+    ) -> Result<(), VolumeError> {
+        let mut all: Vec<Vec<u8>> = ranges
+            .iter()
+            .map(|range| vec![0; (range.end - range.start) as usize])
+            .collect();
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for (range, bytes) in ranges.iter().zip(&mut all) {
+            pieces.extend(self.pieces(range.start, bytes).await?);
+        }
+        self.shared.reader.read(pieces, Class::Background).await?;
+        for (number, bytes) in all.iter().enumerate() {
+            each(number, bytes);
+        }
+        Ok(())
+    }
+
+    /// Brings the index into memory, once the first reads have had the line for themselves.
+    pub(crate) async fn warm_index(self) {
+        tokio::time::sleep(WARM_UP_WAIT).await;
+        let began = Instant::now();
+        match self.shared.index.bring_into_memory().await {
+            Ok(leaves) => debug!(
+                "{leaves} leaves of the index are in memory after {:?}",
+                began.elapsed()
+            ),
+            Err(e) => debug!("the index was not brought into memory: {e}"),
+        }
+    }
+
+    /// Brings a range into the cache.
+    async fn bring(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        if self.shared.reader.cache().memory_bytes() == 0 {
+            return Ok(());
+        }
+        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let runs = self.locate(blocks, u32::MAX).await?;
+        let stored = self.stored(&runs, offset_bytes, len_bytes);
+        let stored = stored.into_iter().filter_map(|(_, stored)| stored).collect();
+        self.shared.reader.bring(stored).await
+    }
+
+    /// Brings as much of a range into the cache as may be asked for at once: half of it.
+    pub(crate) async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        let most = self.shared.reader.cache().memory_bytes() / 2;
+        self.bring(offset_bytes, len_bytes.min(most)).await
+    }
+
+    /// A client reads here: what it will probably read next is brought into the cache, in the background.
+    pub(crate) fn note_read(&self, runtime: &Handle, offset_bytes: u64, len_bytes: u64) {
+        if let Some(ahead) = self.ahead_of(offset_bytes, len_bytes) {
+            runtime.spawn(self.clone().read_ahead(ahead));
+        }
+    }
+
+    /// What is to be read ahead of a read.
+    fn ahead_of(&self, offset_bytes: u64, len_bytes: u64) -> Option<Range<u64>> {
+        if self.shared.reader.cache().memory_bytes() == 0 {
+            return None;
+        }
+        let ahead = self.shared.windows.lock().read(offset_bytes, len_bytes)?;
+        let ahead = ahead.start..ahead.end.min(self.shared.geometry.size_bytes());
+        (!ahead.is_empty()).then_some(ahead)
+    }
+
+    /// Reads ahead, as far as the volume reaches.
+    pub(crate) async fn read_ahead(self, range: Range<u64>) {
+        let range = range.start..range.end.min(self.shared.geometry.size_bytes());
+        if let Err(e) = self.bring(range.start, range.end - range.start).await {
+            debug!("reading ahead at {}: {}", range.start, e.chain());
+        }
+    }
+
+    pub(crate) async fn block_runs(
+        &self,
+        blocks: Range<u64>,
+    ) -> Result<Vec<(Range<u64>, bool)>, VolumeError> {
+        let runs = self.locate(blocks, EXTENT_LOOKUPS).await?;
+        Ok(runs.into_iter().map(is_data).collect())
+    }
+
+    /// As [`Self::block_runs`], of the whole range, if all of it is known.
+    pub(crate) fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
+        let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
+        let is_all = runs.last().is_some_and(|r| r.blocks.end >= blocks.end);
+        is_all.then(|| runs.into_iter().map(is_data).collect())
+    }
+
+    /// Puts what was published as checkpoint `cno` into the cache, unless it is so much that it would drive out the rest.
+    pub(crate) fn keep(&self, frozen: &Frozen, cno: u64) {
+        let reader = &self.shared.reader;
+        frozen.with(|generation| {
+            if generation.buffered_bytes() > reader.cache().memory_bytes() / CACHE_PARTS {
+                return;
+            }
+            let block_size = u64::from(self.shared.geometry.block_size());
+            for run in generation.data_runs() {
+                let known = self.shared.known.lock().locations.known_prefix(run);
+                // A later publish may have put other bytes there, at other places.
+                let own = |place| matches!(place, Place::Stored { object, .. } if cno_of(object) == cno);
+                for known in known.into_iter().filter(|run| own(run.place)) {
+                    let offset_bytes = known.blocks.start * block_size;
+                    let until = (known.blocks.end * block_size).min(self.shared.geometry.size_bytes());
+                    let mut bytes = vec![0; (until - offset_bytes) as usize];
+                    if !generation.copy_complete(offset_bytes, &mut bytes) {
+                        return;
+                    }
+                    for (_, stored) in self.stored(&[known], offset_bytes, until - offset_bytes) {
+                        if let Some(stored) = stored {
+                            reader.keep(&stored, &bytes);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+fn is_data(run: Run) -> (Range<u64>, bool) {
+    (run.blocks, run.place != Place::Nothing)
+}

@@ -1,0 +1,525 @@
+//! The public face of a volume: what an NBD server asks of a block device, at byte granularity.
+//!
+//! The methods block the calling thread and may be called from any number of threads in any order, but not from the
+//! runtime's own. Requests that need no I/O (writes into the buffer, reads of buffered bytes) never leave the caller's
+//! thread.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use log::warn;
+use tokio::runtime::Handle;
+
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::geometry::Geometry;
+use crate::buffer_file::{Kept, NoRoom};
+use crate::checkpoint::appender::DriverLog;
+use crate::checkpoint::handle::{Driver, DriverConfig};
+use crate::engine::Engine;
+use crate::lease::Lease;
+use crate::meta::checkpoint_list::{Catalogue, NoRecorder, Recorder};
+use crate::open::recover_wal::OpenLog;
+use crate::options::VolumeOptions;
+use crate::retention::{Keeper, Reading};
+use crate::store::Store;
+use crate::wal::LOG_BULK_BYTES;
+use crate::write_buffer::backlog::Backlog;
+use crate::write_buffer::generation::{RANGE_BYTES, buffered_block_bytes};
+use crate::write_buffer::overlay::{Change, Overlay};
+
+mod opening;
+mod past;
+mod restore;
+
+/// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
+const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
+const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
+/// Times that something missing or damaged is read before that is believed: bytes are damaged on the way, too.
+const DAMAGED_READS_MAX: u32 = 4;
+/// Time for ending threads, even when all the time given went into the last checkpoint.
+const CLOSE_LEAST: Duration = Duration::from_secs(1);
+
+/// What a run of bytes is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Data.
+    Data,
+    /// Zeroed, not yet published.
+    Zero,
+    /// Never written, or dropped: reads as zeros and takes no space.
+    Hole,
+}
+
+/// A run of bytes of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it starts, in bytes from the volume's start.
+    pub offset_bytes: u64,
+    /// Its length in bytes, never 0.
+    pub len_bytes: u64,
+    /// What it is.
+    pub kind: ExtentKind,
+}
+
+/// What an open volume works with besides its engine.
+#[derive(Default)]
+pub struct Parts {
+    /// Told of every publish; nobody when `None`.
+    pub recorder: Option<Arc<dyn Recorder>>,
+    /// The log, if there is one. It must be replayed already.
+    pub log: Option<DriverLog>,
+    /// The number of the first generation: above every one used before.
+    pub first_generation: u64,
+}
+
+/// An open volume.
+pub struct Volume {
+    geometry: Geometry,
+    overlay: Arc<Overlay>,
+    engine: Arc<dyn Engine>,
+    driver: Driver,
+    catalogue: Option<Arc<Catalogue>>,
+    lease: Option<Arc<Lease>>,
+    log: Option<OpenLog>,
+    /// The file in which changes survive this process.
+    kept: OnceLock<Arc<Kept>>,
+    /// Where it is kept, to be left clean.
+    store: Option<Store>,
+    /// What removes checkpoints that are not kept.
+    retention: Option<Keeper>,
+    /// What keeps the checkpoint that is read.
+    reading: Reading,
+    runtime: Handle,
+    io_timeout: Duration,
+    is_read_only: bool,
+    is_closed: AtomicBool,
+}
+
+impl Volume {
+    /// A volume over any engine, on the current runtime.
+    pub fn over(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>, options: &VolumeOptions) -> Self {
+        let parts = Parts {
+            recorder: Some(recorder),
+            ..Parts::default()
+        };
+        Self::with_parts(engine, parts, options)
+    }
+
+    /// A volume over any engine and with these parts, on the current runtime.
+    pub fn with_parts(engine: Arc<dyn Engine>, parts: Parts, options: &VolumeOptions) -> Self {
+        let geometry = engine.geometry();
+        let overlay = Arc::new(match &parts.log {
+            Some(_) => Overlay::with_log(geometry, LOG_BULK_BYTES),
+            None => Overlay::new(geometry),
+        });
+        let config = DriverConfig {
+            checkpoint_interval: options.checkpoint_interval,
+            io_timeout: options.io_timeout,
+            write_buffer_bytes: options.write_buffer_bytes,
+            first_generation: parts.first_generation.max(1),
+            log: parts.log,
+        };
+        let recorder = parts.recorder.unwrap_or_else(|| Arc::new(NoRecorder));
+        let driver = Driver::start(overlay.clone(), engine.clone(), recorder, config);
+        Self {
+            geometry,
+            overlay,
+            engine,
+            driver,
+            catalogue: None,
+            lease: None,
+            log: None,
+            kept: OnceLock::new(),
+            store: None,
+            retention: None,
+            reading: Reading::default(),
+            runtime: Handle::current(),
+            io_timeout: options.io_timeout,
+            is_read_only: options.read_only,
+            is_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.geometry.size_bytes()
+    }
+
+    /// Size of a data block in bytes.
+    pub fn block_size_bytes(&self) -> u32 {
+        self.geometry.block_size()
+    }
+
+    /// Fills `out` with the bytes at `offset_bytes`.
+    ///
+    /// # Errors
+    /// A failing store is tried again for `io_timeout`, then [`VolumeError::Timeout`]. What is missing or damaged in the store
+    /// is read a few times, since it may be so on the way alone, then [`VolumeError::Corrupt`].
+    pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, out.len() as u64)?;
+        let missing = self.overlay.read(offset_bytes, out);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.check_open()?;
+        self.engine.note_read(offset_bytes, out.len() as u64);
+        let mut pieces = Vec::with_capacity(missing.len());
+        let mut rest = out;
+        let mut at = offset_bytes;
+        for range in missing {
+            let (_, from) = rest.split_at_mut((range.start - at) as usize);
+            let (piece, after) = from.split_at_mut((range.end - range.start) as usize);
+            if !self.engine.read_at_once(range.start, piece) {
+                pieces.push(self.read_published(range.start, piece));
+            }
+            (rest, at) = (after, range.end);
+        }
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        self.runtime.block_on(try_join_all(pieces)).map(|_| ())
+    }
+
+    async fn read_published(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        let mut last = String::from("none, the store is slow");
+        let tries = async {
+            let (mut wait, mut damaged) = (READ_RETRY_WAIT, 0);
+            while let Err(e) = self.engine.read(offset_bytes, out).await {
+                last = e.chain();
+                damaged += u32::from(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound));
+                if damaged == DAMAGED_READS_MAX {
+                    return Err(e);
+                }
+                log::debug!("a read is tried again: {last}");
+                // Not all at the same moment, when many wait for the same store.
+                tokio::time::sleep(wait.mul_f64(fastrand::f64() + 0.5)).await;
+                wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
+            }
+            Ok(())
+        };
+        let tried = tokio::time::timeout(self.io_timeout, tries).await;
+        match tried {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => {
+                warn!("a read at {offset_bytes} failed: {}", e.chain());
+                Err(e)
+            }
+            Err(_) => {
+                warn!("a read at {offset_bytes} failed: {last}");
+                Err(VolumeError::Timeout {
+                    operation: "read",
+                    waited: self.io_timeout,
+                    last,
+                })
+            }
+        }
+    }
+
+    /// Writes `data` at `offset_bytes`; visible to every reader when this returns, durable too when `fua`.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFull`] when the store has taken nothing for `io_timeout`, [`VolumeError::Fenced`].
+    pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, data.len() as u64)?;
+        let blocks = self.geometry.touched_blocks(offset_bytes, data.len() as u64);
+        // A range for each of two partly written ends, or the rest of a zeroed run that is split.
+        let most_bytes =
+            (blocks.end - blocks.start) * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
+        self.change(most_bytes, fua, Change::Write { offset_bytes, data })
+    }
+
+    /// Zeroes every byte of the range (NBD write-zeroes). Costs by what is mapped, not by the length.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn zero(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        // The two ends.
+        let most_bytes = 2 * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
+        self.change(
+            most_bytes,
+            fua,
+            Change::Zero {
+                offset_bytes,
+                len_bytes,
+            },
+        )
+    }
+
+    /// Drops the whole blocks of the range, which then read as zeros; leaves the rest as it is (NBD trim).
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        self.change(
+            RANGE_BYTES,
+            fua,
+            Change::Trim {
+                offset_bytes,
+                len_bytes,
+            },
+        )
+    }
+
+    /// Makes a change that buffers at most `most_bytes`.
+    fn change(&self, most_bytes: u64, fua: bool, change: Change<'_>) -> Result<(), VolumeError> {
+        if self.is_read_only {
+            return Err(VolumeError::ReadOnly);
+        }
+        self.check_open()?;
+        self.driver.check_fenced()?;
+        self.engine.check_write()?;
+        let (buffered, stored) = loop {
+            let reserved = self.driver.wait_for_room(most_bytes)?;
+            let taken = self.overlay.take_in(change);
+            drop(reserved);
+            let kept = self.kept.get();
+            match taken {
+                Ok((buffered, ticket)) => {
+                    if ticket.is_half_full {
+                        self.driver.checkpoint_soon();
+                    }
+                    let stored = kept.map_or(Ok(()), |kept| kept.store(ticket, change.data()));
+                    break (buffered, stored);
+                }
+                Err(NoRoom) => {
+                    let len_bytes = change.data().len() as u64;
+                    let has_room = || kept.is_none_or(|kept| kept.has_room(len_bytes));
+                    self.driver.wait_for_kept_room(has_room)?;
+                }
+            }
+        };
+        self.driver.buffered(buffered);
+        stored?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Returns once every write replied to before the call is durable.
+    ///
+    /// # Errors
+    /// [`VolumeError::Timeout`] after `io_timeout`: the data is kept, and the next flush covers it again.
+    pub fn flush(&self) -> Result<(), VolumeError> {
+        if self.is_read_only {
+            return Ok(());
+        }
+        self.check_open()?;
+        if self.overlay.total_bytes() > 0 {
+            self.engine.check_publish()?;
+        }
+        self.runtime.block_on(self.driver.flush())
+    }
+
+    /// Brings the range into the read cache, or as much of it as may take its room at once (NBD cache).
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        self.check_open()?;
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        self.runtime
+            .block_on(self.engine.prefetch(offset_bytes, len_bytes))
+    }
+
+    /// What the bytes from `offset_bytes` on are: at least one extent, contiguous, none reaching past the range;
+    /// perhaps not the whole range when finding out more would take long. One extent only when `one_only`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn extents(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        one_only: bool,
+    ) -> Result<Vec<Extent>, VolumeError> {
+        self.check_range(offset_bytes, len_bytes)?;
+        self.check_open()?;
+        let blocks = self.geometry.touched_blocks(offset_bytes, len_bytes);
+        if blocks.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Unpublished first: a publish in between moves blocks down into what is looked at second.
+        let unpublished = self.overlay.block_runs(blocks.clone());
+        let published = match self.engine.block_runs_at_once(blocks.clone()) {
+            Some(published) => published,
+            None => self.runtime.block_on(self.engine.block_runs(blocks.clone()))?,
+        };
+        let known_end = published.last().map_or(blocks.start, |(run, _)| run.end);
+        let mut kinds = rangemap::RangeMap::new();
+        for (run, is_data) in published {
+            kinds.insert(
+                run,
+                if is_data {
+                    ExtentKind::Data
+                } else {
+                    ExtentKind::Hole
+                },
+            );
+        }
+        for (run, is_data) in unpublished {
+            let run = run.start..run.end.min(known_end);
+            if !run.is_empty() {
+                kinds.insert(
+                    run,
+                    if is_data {
+                        ExtentKind::Data
+                    } else {
+                        ExtentKind::Zero
+                    },
+                );
+            }
+        }
+        let block_size = u64::from(self.geometry.block_size());
+        let end = offset_bytes + len_bytes;
+        let extents = kinds.into_iter().map(|(run, kind)| {
+            let start = (run.start * block_size).max(offset_bytes);
+            let until = (run.end * block_size).min(end);
+            Extent {
+                offset_bytes: start,
+                len_bytes: until - start,
+                kind,
+            }
+        });
+        Ok(extents.take(if one_only { 1 } else { usize::MAX }).collect())
+    }
+
+    /// Where what was answered and is not published survives this process, if it does.
+    pub fn kept_in(&self) -> Option<&Path> {
+        self.kept.get().and_then(|kept| kept.kept_in())
+    }
+
+    /// How far durability is behind.
+    pub fn backlog(&self) -> Backlog {
+        self.driver.backlog()
+    }
+
+    /// Asks for a checkpoint, in the background, of what is unpublished now. Where nothing is, what is written from now on is not
+    /// published sooner for it.
+    pub fn checkpoint_soon(&self) {
+        if self.overlay.is_active_dirty() {
+            self.driver.checkpoint_soon();
+        }
+    }
+
+    /// Publishes what is unpublished and stops the volume's threads, in at most about `timeout`. Once only; later
+    /// calls do nothing.
+    ///
+    /// # Errors
+    /// When not everything could be published: what was not covered by a flush is then lost.
+    pub fn close(&self, timeout: Duration) -> Result<(), VolumeError> {
+        if self.is_closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        if let Some(retention) = &self.retention {
+            retention.stop();
+        }
+        self.runtime.block_on(async {
+            let until = tokio::time::Instant::now() + timeout;
+            let flushed = if self.is_read_only {
+                Ok(())
+            } else {
+                tokio::time::timeout_at(until, self.driver.publish_all())
+                    .await
+                    .unwrap_or_else(|_| {
+                        let last = "the time given for closing ran out".to_owned();
+                        Err(VolumeError::Timeout {
+                            operation: "the last checkpoint",
+                            waited: timeout,
+                            last,
+                        })
+                    })
+            };
+            let stopped = async {
+                let last_generation = self.driver.stop().await;
+                self.finish_log(last_generation.filter(|_| flushed.is_ok())).await;
+                if let Some(kept) = self.kept.get()
+                    && flushed.is_ok()
+                    && self.overlay.is_empty()
+                {
+                    kept.close();
+                }
+                if let Some(catalogue) = &self.catalogue {
+                    catalogue.finish().await;
+                }
+                self.engine.close().await;
+                self.reading.end().await;
+            };
+            // The owner thread may be in the middle of a publish that hangs.
+            let until = until.max(tokio::time::Instant::now() + CLOSE_LEAST);
+            let is_stopped = tokio::time::timeout_at(until, stopped).await.is_ok();
+            if !is_stopped {
+                warn!("the store still holds up a publish; it is left unfinished");
+            }
+            if let Some(lease) = &self.lease {
+                // A failed publish may still be on its way to the store, and must not meet a new owner that trusts
+                // the end of this one.
+                let released = lease.release(flushed.is_ok() && is_stopped);
+                if tokio::time::timeout_at(until, released).await.is_err() {
+                    warn!(
+                        "the lease could not be released; on another machine it is in force until it runs out"
+                    );
+                }
+            }
+            if !is_stopped {
+                self.engine.abandon().await;
+            }
+            if let Some(store) = &self.store {
+                store.end_changes().await;
+            }
+            flushed
+        })
+    }
+
+    /// The clean end of the log: only when nothing in it is needed any more.
+    async fn finish_log(&self, last_generation: Option<u64>) {
+        let (Some(log), Some(generation)) = (&self.log, last_generation) else {
+            return;
+        };
+        // A write that was let in while the last checkpoint was made may have been flushed to the log.
+        if !self.overlay.is_empty() || self.driver.check_fenced().is_err() {
+            warn!("the log is left as it is; the next opening replays it");
+            return;
+        }
+        let is_older_alive = self.lease.as_ref().is_some_and(|lease| lease.older_may_run());
+        if let Err(e) = log.finish(generation, is_older_alive).await {
+            warn!(
+                "everything is published, but the log could not be removed: {}",
+                e.chain()
+            );
+        }
+    }
+
+    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+        if self.geometry.contains(offset_bytes, len_bytes) {
+            return Ok(());
+        }
+        Err(VolumeError::OutOfRange {
+            offset_bytes,
+            len_bytes,
+            size_bytes: self.geometry.size_bytes(),
+        })
+    }
+
+    fn check_open(&self) -> Result<(), VolumeError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            Err(VolumeError::Closed)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for Volume {
+    /// Of a volume that was not closed the lease stays in force, but for this process.
+    fn drop(&mut self) {
+        if let Some(lease) = &self.lease {
+            lease.forget();
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What of a log is applied when a volume is opened, and where its end is sealed (pure).
+//!
+//! *Invariant L2*: the groups with changes of generations above the watermark, applied in order over the published
+//! state, bring back every flushed write, and replace none by an older one:
+//!
+//! * A group's changes are the bytes as they were at its snapshot, so a later group has the newer ones.
+//! * Groups are removed only when the watermark covers them, and generations never fall from one group to the next. So
+//!   what is left to apply is all there was after the published state, or more of what no flush has covered.
+//! * Applying twice is the same as applying once.
+//! * A group that is gone without having been published is noticed: the one after it says up to which generation those
+//!   before it go, and which of them may be missing because nobody was told of them yet. Only the end of the log has none
+//!   after it; there a seal stands where older owners had one.
+
+use super::GroupId;
+use super::record::{Entry, Group, NONE_ACKNOWLEDGED};
+
+/// Groups that an owner has on their way at once, at most. Part of the format: the next owner seals what may still
+/// arrive.
+pub const IN_FLIGHT_MAX: u64 = 8;
+
+/// The numbers to seal so that nothing an older owner still sends can be acknowledged: the gaps among the numbers it may
+/// have on their way, and the one after the last. `found` are the numbers stored, ascending.
+pub fn numbers_to_seal(found: &[u64]) -> Vec<u64> {
+    let (Some(first), Some(last)) = (found.first(), found.last()) else {
+        return vec![1];
+    };
+    let from = (last + 1).saturating_sub(IN_FLIGHT_MAX).max(*first);
+    (from..=last + 1)
+        .filter(|n| found.binary_search(n).is_err())
+        .collect()
+}
+
+/// A log that contradicts itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// Groups must be fed in order.
+    #[error("record {sequence} of epoch {epoch} comes after a later one")]
+    OutOfOrder {
+        /// The group's epoch.
+        epoch: u64,
+        /// The group's number.
+        sequence: u64,
+    },
+    /// A later group tells of an older generation.
+    #[error(
+        "record {sequence} of epoch {epoch} is of generation {generation}, the one before it of a later one"
+    )]
+    GenerationFell {
+        /// The group's epoch.
+        epoch: u64,
+        /// The group's number.
+        sequence: u64,
+        /// Its newest generation.
+        generation: u64,
+    },
+    /// Groups with changes that are not published were removed or damaged.
+    #[error("what comes before record {sequence} of epoch {epoch} is missing, and not published")]
+    Missing {
+        /// The epoch of the group after the gap.
+        epoch: u64,
+        /// Its number.
+        sequence: u64,
+    },
+}
+
+/// A replay in progress.
+#[derive(Debug)]
+pub struct Replay {
+    watermark: u64,
+    last: Option<GroupId>,
+    /// The first number that is missing although it is not published. Nobody may have been told of it.
+    torn: Option<u64>,
+    newest_generation: u64,
+}
+
+impl Replay {
+    /// Over a published state that holds every generation up to `watermark`.
+    pub fn new(watermark: u64) -> Self {
+        Self {
+            watermark,
+            last: None,
+            torn: None,
+            newest_generation: watermark,
+        }
+    }
+
+    /// What to apply of the next group or seal, which is stored as `id`.
+    ///
+    /// # Errors
+    /// [`ReplayError`]: nothing of the log may be trusted then.
+    pub fn next(&mut self, id: GroupId, group: Group) -> Result<Vec<Entry>, ReplayError> {
+        let GroupId { epoch, sequence } = id;
+        let before = self.last;
+        if before.is_some_and(|before| before >= id) {
+            return Err(ReplayError::OutOfOrder { epoch, sequence });
+        }
+        self.last = Some(id);
+        if group.is_seal {
+            return Ok(Vec::new());
+        }
+        let of_same_owner = before.filter(|b| b.epoch == epoch);
+        let next = of_same_owner.map_or(0, |b| b.sequence.saturating_add(1));
+        if next != sequence && group.after_generation > self.watermark {
+            self.torn.get_or_insert(next);
+        }
+        // All before these were durable.
+        let unacknowledged = match group.unacknowledged {
+            NONE_ACKNOWLEDGED => sequence,
+            count => u64::from(count),
+        };
+        let is_missing = |torn: u64| torn.saturating_add(unacknowledged) < sequence;
+        if self.torn.is_some_and(is_missing) {
+            return Err(ReplayError::Missing { epoch, sequence });
+        }
+        let generation = group.newest_generation();
+        if generation > self.watermark && generation < self.newest_generation {
+            return Err(ReplayError::GenerationFell {
+                epoch,
+                sequence,
+                generation,
+            });
+        }
+        self.newest_generation = self.newest_generation.max(generation);
+        let watermark = self.watermark;
+        let mut entries = group.entries;
+        entries.retain(|e| e.generation > watermark);
+        Ok(entries)
+    }
+
+    /// The highest generation seen, the watermark included.
+    pub fn newest_generation(&self) -> u64 {
+        self.newest_generation
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::wal::record::Content;
+
+    fn next(replay: &mut Replay, group: Group) -> Result<Vec<Entry>, ReplayError> {
+        let (epoch, sequence) = (group.epoch, group.sequence);
+        replay.next(GroupId { epoch, sequence }, group)
+    }
+
+    fn group(epoch: u64, sequence: u64, generations: &[u64]) -> Group {
+        let entries = generations.iter().map(|&generation| Entry {
+            generation,
+            offset_bytes: sequence * 100,
+            content: Content::Zero { len_bytes: 1 },
+        });
+        Group {
+            is_seal: false,
+            entries: entries.collect(),
+            ..Group::seal(Uuid::nil(), epoch, sequence)
+        }
+    }
+
+    #[test]
+    fn only_generations_above_the_watermark_are_applied() {
+        let mut replay = Replay::new(4);
+        let mut generations = |g| -> Vec<u64> {
+            let entries = next(&mut replay, g).unwrap();
+            entries.into_iter().map(|e| e.generation).collect()
+        };
+        assert_eq!(generations(group(1, 7, &[3, 4])), [0u64; 0]);
+        assert_eq!(generations(group(1, 8, &[4, 5])), [5]);
+        assert_eq!(generations(group(1, 9, &[])), [0u64; 0], "nothing");
+        assert_eq!(generations(group(2, 1, &[6])), [6]);
+        assert_eq!(replay.newest_generation(), 6);
+    }
+
+    #[test]
+    fn a_log_out_of_order_is_refused() {
+        let mut replay = Replay::new(0);
+        next(&mut replay, group(2, 3, &[5])).unwrap();
+        let (epoch, sequence) = (2, 3);
+        assert_eq!(
+            next(&mut replay, group(2, 3, &[5])),
+            Err(ReplayError::OutOfOrder { epoch, sequence })
+        );
+        let error = next(&mut replay, group(2, 4, &[4])).unwrap_err();
+        assert!(error.to_string().contains("record 4 of epoch 2"), "{error}");
+    }
+
+    /// Group 3 of generation 5 is gone: harmless when that is published, or a seal stands there (it was never
+    /// acknowledged then).
+    #[test]
+    fn a_missing_group_is_noticed_unless_it_was_published() {
+        let after = |sequence, after_generation| Group {
+            after_generation,
+            ..group(1, sequence, &[6])
+        };
+        for (watermark, is_sealed, is_refused) in [
+            (4, false, true),
+            (5, false, false),
+            (4, true, false),
+            (6, false, false),
+        ] {
+            let mut replay = Replay::new(watermark);
+            next(&mut replay, group(1, 2, &[5])).unwrap();
+            if is_sealed {
+                let (epoch, sequence) = (1, 3);
+                let seal = Group::seal(Uuid::nil(), 2, sequence);
+                assert_eq!(replay.next(GroupId { epoch, sequence }, seal), Ok(Vec::new()));
+            }
+            let refused = ReplayError::Missing {
+                epoch: 1,
+                sequence: 4,
+            };
+            let first = next(&mut replay, after(4, 5));
+            assert_eq!(
+                first.as_ref().err(),
+                is_refused.then_some(&refused),
+                "{watermark} {is_sealed}"
+            );
+        }
+        // Of the first groups, too.
+        assert!(next(&mut Replay::new(4), after(2, 5)).is_err());
+        assert!(next(&mut Replay::new(4), after(2, 4)).is_ok());
+    }
+
+    #[test]
+    fn seals_close_the_gaps_that_may_still_be_filled() {
+        assert_eq!(numbers_to_seal(&[]), [1]);
+        assert_eq!(numbers_to_seal(&[1]), [2]);
+        assert_eq!(numbers_to_seal(&[1, 2, 4, 6]), [3, 5, 7]);
+        assert_eq!(numbers_to_seal(&[10, 100, 102]), [95, 96, 97, 98, 99, 101, 103]);
+        assert_eq!(numbers_to_seal(&[98, 100]), [99, 101]);
+    }
+
+    /// Of groups on their way together a crash may leave any. One that was made after another was acknowledged says so.
+    #[test]
+    fn a_group_nobody_was_told_of_may_be_missing() {
+        let of = |sequence, unacknowledged| Group {
+            after_generation: if unacknowledged == 0 && sequence == 2 {
+                0
+            } else {
+                5
+            },
+            unacknowledged,
+            ..group(1, sequence, &[5])
+        };
+        let missing = |groups: &[(u64, u32)]| {
+            let mut replay = Replay::new(4);
+            groups.iter().any(|&(sequence, count)| {
+                let next = next(&mut replay, of(sequence, count));
+                next.is_err_and(|e| e == ReplayError::Missing { epoch: 1, sequence })
+            })
+        };
+        // The first of all is missing.
+        assert!(!missing(&[(3, NONE_ACKNOWLEDGED)]));
+        assert!(!missing(&[(3, NONE_ACKNOWLEDGED), (4, NONE_ACKNOWLEDGED)]));
+        assert!(missing(&[(3, NONE_ACKNOWLEDGED), (4, 1)]), "2 was durable");
+        // 3 is missing.
+        assert!(!missing(&[(2, 0), (4, 1)]));
+        assert!(!missing(&[(2, 0), (4, 2), (5, 2), (6, 3)]));
+        assert!(missing(&[(2, 0), (4, 0)]), "3 was durable before 4 was made");
+        assert!(
+            missing(&[(2, 0), (4, 1), (5, 1)]),
+            "3 was durable before 5 was made"
+        );
+        // 3 and 4 are.
+        assert!(!missing(&[(2, 0), (5, 2)]));
+        assert!(missing(&[(2, 0), (5, 1)]));
+        // 3 and 5 are.
+        assert!(!missing(&[(2, 0), (4, 1), (6, 3)]));
+        assert!(
+            missing(&[(2, 0), (4, 1), (6, 1)]),
+            "3 was durable before 6 was made"
+        );
+    }
+}

@@ -1,0 +1,391 @@
+//! The log in a bucket: one object a group, `<prefix>/<epoch>/<number>`, ten digits each.
+//!
+//! Numbers are dense and objects are only ever created, never replaced. So an owner can be shut out: the next one creates
+//! the number that comes next, and the gaps before it, as *seals*; the older owner's PUT of any of them is refused, and
+//! behind it it may acknowledge nothing (Invariant L1). Each owner begins its own part with a seal, which stays until the
+//! log is cleared, so a log that was opened is never empty.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use log::{debug, warn};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::record::Group;
+use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
+use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use crate::base::counters::LOG_RECORDS;
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::store::Store;
+
+/// Groups not yet published beyond which flushes go by checkpoints, in bytes.
+const CAPACITY_BYTES: u64 = 512 << 20;
+/// The largest epoch and number that a name has digits for. Names sort as numbers do only while all have as many.
+const NUMBER_MAX: u64 = LOG_RECORDS.max;
+/// Rounds of sealing: each is repeated only because an older owner wrote one more group meanwhile.
+const SEAL_ROUNDS_MAX: usize = 1000;
+
+/// A log on S3.
+#[derive(Debug)]
+pub struct S3Log {
+    store: Store,
+    volume_id: Uuid,
+    epoch: u64,
+    is_given_up: bool,
+    found: Vec<GroupId>,
+    first_sequence: u64,
+    /// Groups stored, with the highest generation of each. Those found count as 0: they are removed with the first.
+    stored: Mutex<BTreeMap<GroupId, u64>>,
+    /// Seals seen in older owners' parts.
+    seals: Mutex<BTreeSet<GroupId>>,
+}
+
+impl S3Log {
+    /// Seals what older owners left and begins this owner's part. With `is_given_up` nothing of what they left is needed,
+    /// so damage is no reason to stop.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] for the log of another volume, [`VolumeError::LogAhead`] when a later owner had it.
+    pub async fn open(
+        store: Store,
+        volume_id: Uuid,
+        epoch: u64,
+        is_given_up: bool,
+    ) -> Result<Self, VolumeError> {
+        let mut log = Self {
+            store,
+            volume_id,
+            epoch,
+            is_given_up,
+            found: Vec::new(),
+            first_sequence: 0,
+            stored: Mutex::default(),
+            seals: Mutex::default(),
+        };
+        for _ in 0..SEAL_ROUNDS_MAX {
+            let mut found = log.list().await?;
+            if let Some(own_last) = log.seal(&mut found).await? {
+                let own_seal = log.begin(own_last).await?;
+                // What has arrived since lies beyond a seal: nobody can acknowledge it, and the gap before it is no
+                // damage. It is read only because it may tell that another volume has begun its log here.
+                for id in log.list().await? {
+                    if id != own_seal && found.binary_search(&id).is_err() {
+                        log.read(id).await?;
+                    }
+                }
+                log.found = found;
+                return Ok(log);
+            }
+        }
+        Err(VolumeError::Fenced {
+            reason: format!("another server goes on writing to the log at {}", log.store.url),
+        })
+    }
+
+    /// What is there, for reading alone: nobody is shut out, and nothing is written.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] for the log of another volume.
+    pub async fn peek(store: Store, volume_id: Uuid) -> Result<Self, VolumeError> {
+        let found = list(&store).await?;
+        if let Some(&last) = found.last() {
+            read(&store, last, volume_id).await?;
+        }
+        Ok(Self {
+            store,
+            volume_id,
+            epoch: 0,
+            is_given_up: false,
+            found,
+            first_sequence: 1,
+            stored: Mutex::default(),
+            seals: Mutex::default(),
+        })
+    }
+
+    /// What is there, ascending.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn list(&self) -> Result<Vec<GroupId>, VolumeError> {
+        list(&self.store).await
+    }
+
+    /// Seals every part, and adds the seals to `found`. `None` when an older owner was faster somewhere; else the last
+    /// number of this epoch's part.
+    async fn seal(&self, found: &mut Vec<GroupId>) -> Result<Option<u64>, VolumeError> {
+        let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for id in found.iter() {
+            parts.entry(id.epoch).or_default().push(id.sequence);
+        }
+        if let Some((&later, numbers)) = parts.range(self.epoch + 1..).next() {
+            // It may be the log of another volume.
+            let id = GroupId {
+                epoch: later,
+                sequence: numbers[0],
+            };
+            self.read(id).await?;
+            let newest = parts.keys().next_back().copied().unwrap_or(later);
+            return Err(VolumeError::LogAhead {
+                url: self.store.url.to_string(),
+                newest,
+                own: self.epoch,
+            });
+        }
+        let mut own_last = 0;
+        for (epoch, numbers) in parts {
+            let Some(&last) = numbers.last() else { continue };
+            // Before anything is written: it may be the log of another volume, with a server of its own.
+            let id = GroupId {
+                epoch,
+                sequence: last,
+            };
+            match self.read(id).await {
+                Ok(tail) if tail.is_seal && tail.epoch > epoch => continue,
+                Err(VolumeError::Corrupt { .. }) if self.is_given_up => {}
+                tail => drop(tail?),
+            }
+            for sequence in numbers_to_seal(&numbers) {
+                let id = GroupId { epoch, sequence };
+                if !self.create_seal(id).await? {
+                    return Ok(None);
+                }
+                found.push(id);
+            }
+            if epoch == self.epoch {
+                own_last = last + 1;
+            }
+        }
+        found.sort_unstable();
+        Ok(Some(own_last))
+    }
+
+    /// Begins this owner's part, beyond what an owner of the same epoch may still have on its way; returns its seal.
+    async fn begin(&mut self, own_last: u64) -> Result<GroupId, VolumeError> {
+        let sequence = if own_last == 0 {
+            1
+        } else {
+            own_last + IN_FLIGHT_MAX
+        };
+        let epoch = self.epoch;
+        let id = GroupId { epoch, sequence };
+        check_name(id)?;
+        if !self.create_seal(id).await? {
+            return Err(VolumeError::Fenced {
+                reason: format!("another server has just opened the log at {}", self.store.url),
+            });
+        }
+        self.first_sequence = sequence + 1;
+        Ok(id)
+    }
+
+    /// `false` when there is something under this number.
+    async fn create_seal(&self, id: GroupId) -> Result<bool, VolumeError> {
+        let seal = Group::seal(self.volume_id, self.epoch, id.sequence).encode();
+        match self.store.put_create_only(&key(&self.store, id), seal).await {
+            Ok(_) => {
+                self.note_seal(id);
+                Ok(true)
+            }
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn note_seal(&self, id: GroupId) {
+        if id.epoch < self.epoch {
+            self.seals.lock().insert(id);
+        }
+    }
+
+    async fn remove(&self, ids: &[GroupId]) -> Result<(), VolumeError> {
+        let keys: Vec<String> = ids.iter().map(|id| key(&self.store, *id)).collect();
+        Ok(self.store.delete_keys(&keys).await?)
+    }
+
+    fn corrupt(&self, id: GroupId, reason: impl ToString) -> VolumeError {
+        VolumeError::Corrupt {
+            what: format!(
+                "the log record s3://{}/{}",
+                self.store.bucket,
+                key(&self.store, id)
+            ),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+fn key(store: &Store, id: GroupId) -> String {
+    store.data_key(&format!("{:010}/{:010}", id.epoch, id.sequence))
+}
+
+fn check_name(id: GroupId) -> Result<(), VolumeError> {
+    if id.epoch.max(id.sequence) <= NUMBER_MAX {
+        return Ok(());
+    }
+    Err(LOG_RECORDS.exhausted())
+}
+
+fn parse_name(name: &str) -> Option<GroupId> {
+    let number = |s: &str| (s.len() == 10).then(|| s.parse().ok()).flatten();
+    let (epoch, sequence) = name.split_once('/')?;
+    Some(GroupId {
+        epoch: number(epoch)?,
+        sequence: number(sequence)?,
+    })
+}
+
+/// The groups and seals below a prefix, ascending. Other objects are left alone.
+///
+/// # Errors
+/// When the store fails.
+pub async fn list(store: &Store) -> Result<Vec<GroupId>, VolumeError> {
+    let root = store.data_key("");
+    let listed = store.list(&root).await?;
+    let mut found: Vec<_> = listed
+        .iter()
+        .filter_map(|o| parse_name(o.key.strip_prefix(&root)?))
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Removes every group and seal below a prefix, if they are of this volume; tells how many there were.
+///
+/// # Errors
+/// When the store fails, and for the log of another volume.
+pub async fn remove_all(store: &Store, volume_id: Uuid) -> Result<usize, VolumeError> {
+    let found = list(store).await?;
+    if let Some(last) = found.last() {
+        read(store, *last, volume_id).await?;
+    }
+    let keys: Vec<String> = found.iter().map(|id| key(store, *id)).collect();
+    store.delete_keys(&keys).await?;
+    Ok(keys.len())
+}
+
+async fn read(store: &Store, id: GroupId, volume_id: Uuid) -> Result<Group, VolumeError> {
+    let what = || format!("the log record s3://{}/{}", store.bucket, key(store, id));
+    let corrupt = |reason: String| VolumeError::Corrupt { what: what(), reason };
+    let Some((bytes, _)) = store.get(&key(store, id)).await? else {
+        return Err(corrupt("it was removed while it was read".into()));
+    };
+    let group = Group::decode(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    if group.volume_id != volume_id {
+        return Err(super::foreign_log(&store.url, group.volume_id, volume_id));
+    }
+    Ok(group)
+}
+
+#[async_trait]
+impl LogStore for S3Log {
+    fn found(&self) -> &[GroupId] {
+        &self.found
+    }
+
+    fn first_sequence(&self) -> u64 {
+        self.first_sequence
+    }
+
+    fn depth(&self) -> usize {
+        IN_FLIGHT_MAX as usize
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        CAPACITY_BYTES
+    }
+
+    async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
+        let group = read(&self.store, id, self.volume_id).await?;
+        // A seal has its maker's epoch, in whoever's part it stands.
+        if group.sequence != id.sequence || (group.epoch != id.epoch && !group.is_seal) {
+            let reason = format!("it calls itself {} of epoch {}", group.sequence, group.epoch);
+            return Err(self.corrupt(id, reason));
+        }
+        match group.is_seal {
+            true => self.note_seal(id),
+            false => drop(self.stored.lock().insert(id, group.newest_generation())),
+        }
+        Ok(group)
+    }
+
+    async fn append(&self, group: &EncodedGroup) -> Result<(), AppendError> {
+        let id = GroupId {
+            epoch: self.epoch,
+            sequence: group.sequence,
+        };
+        // Flushes go by checkpoints from here on; the next owner has an epoch, and numbers, of its own.
+        check_name(id).map_err(AppendError::Failed)?;
+        LOG_RECORDS.note(id.sequence.saturating_sub(1), id.sequence);
+        let key = key(&self.store, id);
+        match self.store.put_create_only(&key, group.bytes.clone()).await {
+            Ok(_) => {}
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
+                // An earlier attempt of ours, whose answer was lost, or a seal.
+                let there = self
+                    .store
+                    .get(&key)
+                    .await
+                    .map_err(|e| AppendError::Failed(e.into()))?;
+                match there {
+                    Some((bytes, _)) if bytes == group.bytes => {}
+                    Some(_) => {
+                        let reason = format!("another server sealed the log at {}", self.store.url);
+                        return Err(AppendError::Fenced(reason));
+                    }
+                    None => {
+                        let reason = format!("the log record {key} appeared and vanished");
+                        return Err(AppendError::Fenced(reason));
+                    }
+                }
+            }
+            Err(e) => return Err(AppendError::Failed(e.into())),
+        }
+        self.stored.lock().insert(id, group.newest_generation);
+        Ok(())
+    }
+
+    async fn trim(&self, generation: u64, acknowledged: u64) -> Result<(), VolumeError> {
+        let old: BTreeSet<GroupId> = {
+            let stored = self.stored.lock();
+            let is_old = |id: &GroupId, newest: u64| {
+                newest <= generation && (id.epoch < self.epoch || id.sequence < acknowledged)
+            };
+            stored
+                .iter()
+                .filter(|(id, newest)| is_old(id, **newest))
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        self.remove(&Vec::from_iter(old.iter().copied())).await?;
+        debug!("{} groups removed from the log", old.len());
+        self.stored.lock().retain(|id, _| !old.contains(id));
+        Ok(())
+    }
+
+    async fn remove_found(&self) -> Result<(), VolumeError> {
+        let mut found = self.found.clone();
+        found.retain(|id| !self.seals.lock().contains(id));
+        self.stored.lock().clear();
+        self.remove(&found).await
+    }
+
+    async fn clear(&self, is_older_alive: bool) -> Result<(), VolumeError> {
+        let mut all = self.list().await?;
+        if all.is_empty() {
+            warn!("the log at {} was removed while it was in use", self.store.url);
+        }
+        // A later owner may have begun its part meanwhile.
+        all.retain(|id| id.epoch <= self.epoch);
+        if is_older_alive {
+            all.retain(|id| !self.seals.lock().contains(id));
+        }
+        self.remove(&all).await
+    }
+}
+
+#[cfg(test)]
+#[path = "s3_tests.rs"]
+mod tests;

@@ -1,0 +1,56 @@
+//! A log that is read and never changed: that of the volume which another is a copy of.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::record::Group;
+use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use crate::base::error::VolumeError;
+
+/// A log as it was found. Nothing is appended to it, and nothing removed from it.
+pub(crate) struct Unchanged(pub Arc<dyn LogStore>);
+
+#[async_trait]
+impl LogStore for Unchanged {
+    fn found(&self) -> &[GroupId] {
+        self.0.found()
+    }
+
+    fn is_suspect(&self, id: GroupId) -> bool {
+        self.0.is_suspect(id)
+    }
+
+    fn first_sequence(&self) -> u64 {
+        self.0.first_sequence()
+    }
+
+    fn depth(&self) -> usize {
+        self.0.depth()
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.0.capacity_bytes()
+    }
+
+    async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
+        self.0.read(id).await
+    }
+
+    async fn append(&self, _: &EncodedGroup) -> Result<(), AppendError> {
+        let reason = "the log is that of another volume, and only read".into();
+        Err(AppendError::Failed(VolumeError::Internal(reason)))
+    }
+
+    async fn trim(&self, _: u64, _: u64) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    async fn remove_found(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
+
+    async fn clear(&self, _: bool) -> Result<(), VolumeError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! Unpublished writes in memory: where they are kept, how much room they have, and what of them the log lacks.
+//!
+//! * [`generation`] (pure): one checkpoint's worth of writes at byte granularity.
+//! * [`overlay`]: the active generation and the frozen ones being published, behind their locks.
+//! * [`wal_delta`] (pure): which changes a log does not have yet.
+//! * [`quota`]: the room in the write buffer, and who waits for it.
+//! * [`throttle`] (pure): how long a writer is slowed as the buffer fills.
+//! * [`progress`]: whether the publish of a generation gets on.
+//! * [`backlog`]: how far durability is behind.
+
+pub mod backlog;
+pub mod generation;
+pub mod overlay;
+pub mod progress;
+pub mod quota;
+pub mod throttle;
+pub mod wal_delta;

@@ -1,0 +1,318 @@
+//! Quota and back-pressure: the room in the write buffer, and how writers wait for it. Blocks the calling threads; never call it on
+//! the runtime.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::overlay::{Buffered, Overlay};
+use super::throttle::Throttle;
+use crate::base::error::VolumeError;
+
+/// How often a writer looks whether there is room of which nobody tells it.
+const ROOM_POLL: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Default)]
+struct Room {
+    /// Counts the times that there was room again, so that a waiting writer can tell.
+    made: u64,
+    /// Bytes that writers were let in with and have not buffered yet, and those of [`Taken`].
+    reserved_bytes: u64,
+}
+
+/// Room in the write buffer for one change, given back when the change is made.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    quota: &'a Quota,
+    bytes: u64,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.quota.room.0.lock().reserved_bytes -= self.bytes;
+    }
+}
+
+/// Room that something else than buffered changes takes, given back when this is dropped.
+#[derive(Debug)]
+pub struct Taken {
+    quota: Arc<Quota>,
+    bytes: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.quota.room.0.lock().reserved_bytes -= self.bytes;
+        self.quota.made_room();
+    }
+}
+
+/// What writers and the driver share.
+#[derive(Debug)]
+pub struct Quota {
+    capacity_bytes: u64,
+    /// Why the volume is fenced, once it is.
+    fenced: Mutex<Option<String>>,
+    is_fenced: AtomicBool,
+    throttle: Mutex<Throttle>,
+    /// When the publish begun last is expected to end, or to let the next one begin.
+    room_expected: Mutex<Instant>,
+    /// When the writers as a whole have paid for what they buffered.
+    paid_until: Mutex<Instant>,
+    room: (Mutex<Room>, Condvar),
+}
+
+impl Quota {
+    /// For a write buffer of `capacity_bytes`.
+    pub fn new(capacity_bytes: u64) -> Self {
+        Self {
+            capacity_bytes,
+            fenced: Mutex::default(),
+            is_fenced: AtomicBool::new(false),
+            throttle: Mutex::new(Throttle::new(capacity_bytes)),
+            room_expected: Mutex::new(Instant::now()),
+            paid_until: Mutex::new(Instant::now()),
+            room: Default::default(),
+        }
+    }
+
+    /// The error of a fenced volume, if it is one.
+    pub fn check_fenced(&self) -> Result<(), VolumeError> {
+        if !self.is_fenced.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(self.fenced_error())
+    }
+
+    /// The error with the reason noted last.
+    pub(crate) fn fenced_error(&self) -> VolumeError {
+        VolumeError::Fenced {
+            reason: self.fenced.lock().clone().unwrap_or_default(),
+        }
+    }
+
+    /// Notes why the volume is fenced and says so, the first time.
+    pub(crate) fn note_fenced(&self, reason: String) {
+        let mut fenced = self.fenced.lock();
+        if fenced.is_none() {
+            log::error!("fenced: {reason}; writes and flushes fail from now on, reads go on");
+            *fenced = Some(reason);
+        }
+    }
+
+    /// Every writer is refused from now on.
+    pub(crate) fn fence(&self) {
+        self.is_fenced.store(true, Ordering::Release);
+        self.wake_writers();
+    }
+
+    /// A publish of `bytes` has begun, behind all before it.
+    pub(crate) fn publish_began(&self, bytes: u64) {
+        let takes = self.throttle.lock().publish_estimate(bytes);
+        *self.room_expected.lock() = Instant::now() + takes;
+    }
+
+    /// A publish of `bytes` succeeded.
+    pub(crate) fn published(&self, bytes: u64, took: Duration) {
+        self.throttle.lock().published(bytes, took);
+    }
+
+    /// Takes room: for a generation that the buffer has dropped, until its memory is free; for what an upload copies.
+    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Taken {
+        self.room.0.lock().reserved_bytes += bytes;
+        Taken {
+            quota: self.clone(),
+            bytes,
+        }
+    }
+
+    /// A generation was frozen or is gone: there is room again.
+    pub(crate) fn made_room(&self) {
+        *self.paid_until.lock() = Instant::now();
+        self.wake_writers();
+    }
+
+    fn wake_writers(&self) {
+        let (room, is_published) = &self.room;
+        room.lock().made += 1;
+        is_published.notify_all();
+    }
+
+    /// Slows the caller by what its change buffered.
+    pub fn slow_down(&self, change: Buffered) {
+        // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
+        // ones would alternate, and a large one is a long wait. A streaming one gets a third: it is frozen before the
+        // one ahead of it has gone.
+        let parts = if change.is_streaming { 3 } else { 2 };
+        let fill = change.total_bytes.max(change.active_bytes.saturating_mul(parts));
+        let now = Instant::now();
+        let (delay, longest) = {
+            let throttle = self.throttle.lock();
+            if fill <= throttle.soft_bytes() {
+                return;
+            }
+            let room_in = self.room_expected.lock().saturating_duration_since(now);
+            let delay = throttle.delay(change.added_bytes, fill, room_in);
+            (delay, throttle.longest_wait(fill, room_in))
+        };
+        let until = {
+            let mut paid_until = self.paid_until.lock();
+            // What nobody has to wait for is forgiven; carried on, it would stop everybody once waits may be long.
+            *paid_until = ((*paid_until).max(now) + delay).min(now + longest);
+            *paid_until
+        };
+        let (room, is_published) = &self.room;
+        let mut room = room.lock();
+        let seen = room.made;
+        while !delay.is_zero() && room.made == seen && !is_published.wait_until(&mut room, until).timed_out()
+        {
+        }
+    }
+
+    /// Waits until the buffer has room for a change that adds at most `bytes`.
+    ///
+    /// # Errors
+    /// [`VolumeError::BufferFull`] when no publish got further for `timeout`, [`VolumeError::Fenced`].
+    pub fn wait_for_room(
+        &self,
+        overlay: &Overlay,
+        bytes: u64,
+        timeout: Duration,
+        ask_for_room: impl Fn(),
+    ) -> Result<Reservation<'_>, VolumeError> {
+        let capacity = self.capacity_bytes;
+        // A change larger than the buffer is let in once half of it is free.
+        let needed = bytes.min(capacity / 2);
+        let has_room = |room: &Room| overlay.total_bytes() + room.reserved_bytes + needed <= capacity;
+        let mut room = self.wait_until(overlay, has_room, timeout, None, ask_for_room)?;
+        room.reserved_bytes += bytes;
+        Ok(Reservation { quota: self, bytes })
+    }
+
+    /// Waits until a publish has made room of another kind. That is looked at again every now and then, since room may also be
+    /// given back where nobody is told.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_room`].
+    pub fn wait_for(
+        &self,
+        overlay: &Overlay,
+        has_room: impl Fn() -> bool,
+        timeout: Duration,
+        ask_for_room: impl Fn(),
+    ) -> Result<(), VolumeError> {
+        let poll = Some(ROOM_POLL);
+        self.wait_until(overlay, |_| has_room(), timeout, poll, ask_for_room)
+            .map(drop)
+    }
+
+    fn wait_until(
+        &self,
+        overlay: &Overlay,
+        has_room: impl Fn(&Room) -> bool,
+        timeout: Duration,
+        poll: Option<Duration>,
+        ask_for_room: impl Fn(),
+    ) -> Result<MutexGuard<'_, Room>, VolumeError> {
+        let mut until = Instant::now() + timeout;
+        let (room, is_published) = &self.room;
+        let mut room = room.lock();
+        while !has_room(&room) {
+            self.check_fenced()?;
+            ask_for_room();
+            let look_again = poll.map_or(until, |poll| until.min(Instant::now() + poll));
+            if is_published.wait_until(&mut room, look_again).timed_out() && Instant::now() >= until {
+                let progress = overlay.last_progress().map(|at| at.into_std() + timeout);
+                if let Some(later) = progress.filter(|later| *later > Instant::now()) {
+                    until = later;
+                    continue;
+                }
+                return Err(VolumeError::BufferFull {
+                    capacity_bytes: self.capacity_bytes,
+                    waited: timeout,
+                });
+            }
+        }
+        Ok(room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::geometry::Geometry;
+    use crate::write_buffer::generation::RANGE_BYTES;
+
+    const NO_TIME: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_dropped_generation_takes_room_until_it_is_freed() {
+        let quota = Arc::new(Quota::new(1 << 20));
+        let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
+        let has_room = || quota.wait_for_room(&overlay, 512 << 10, NO_TIME, || {}).is_ok();
+        let taken = quota.take(768 << 10);
+        assert!(!has_room());
+        drop(taken);
+        assert!(has_room());
+    }
+
+    /// Runs of zeroed blocks take memory as data does: a client that makes them without end is held back.
+    #[test]
+    fn scattered_zeroes_fill_the_buffer() {
+        let quota = Arc::new(Quota::new(1 << 20));
+        let overlay = Overlay::new(Geometry::new(1 << 40, 4096));
+        let mut let_in = 0;
+        while quota.wait_for_room(&overlay, RANGE_BYTES, NO_TIME, || {}).is_ok() {
+            overlay.zero(let_in * 8192, 4096);
+            let_in += 1;
+            assert!(let_in <= (1 << 20) / RANGE_BYTES, "more than there is room for");
+        }
+        assert_eq!(let_in, (1 << 20) / RANGE_BYTES);
+    }
+
+    #[test]
+    fn room_given_back_wakes_a_writer_that_waits() {
+        let quota = Arc::new(Quota::new(1 << 20));
+        let taken = quota.take(1 << 20);
+        let (asks, asked) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn({
+            let quota = quota.clone();
+            move || {
+                let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
+                let ask = || asks.send(()).expect("somebody listens");
+                let room = quota.wait_for_room(&overlay, 4096, Duration::from_secs(3600), ask);
+                room.is_ok()
+            }
+        });
+        asked.recv().expect("the writer has to wait");
+        drop(taken);
+        assert!(writer.join().unwrap());
+    }
+
+    /// The time that a writer waits counts from the last step of a publish, which is in an hour here.
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_waits_for_a_publish_that_gets_on() {
+        let quota = Arc::new(Quota::new(1 << 20));
+        let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
+        let taken = quota.take(1 << 20);
+        let has_room = |ask: &dyn Fn()| quota.wait_for_room(&overlay, 4096, NO_TIME, ask).is_ok();
+        assert!(!has_room(&|| {}));
+        overlay.write(0, &[1; 4096]);
+        let frozen = overlay.freeze();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        frozen.progress().advanced();
+        let (asks, asked) = std::sync::mpsc::channel();
+        let store = std::thread::spawn(move || {
+            for _ in 0..2 {
+                asked
+                    .recv()
+                    .expect("the writer asks again each time that its time is over");
+            }
+            drop(taken);
+        });
+        assert!(has_room(&|| asks.send(()).expect("somebody listens")));
+        store.join().expect("it ends");
+    }
+}
