@@ -1,5 +1,6 @@
 //! What changed between two checkpoints, in bytes.
 
+use futures::{join, try_join};
 use serde::Serialize;
 
 use super::At;
@@ -8,6 +9,7 @@ use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::index::diff;
 use crate::options::StoreOptions;
+use crate::retention::Reading;
 use crate::store::{self, Store};
 
 /// What a changed range holds at the later of two checkpoints.
@@ -43,7 +45,7 @@ pub async fn diff(
     to: &At,
 ) -> Result<Vec<Changed>, VolumeError> {
     let store = store::connect(url, store_options).await?;
-    let (from, to) = futures::try_join!(find(&store, Some(from)), find(&store, Some(to)))?;
+    let (from, to) = try_join!(find(&store, Some(from)), find(&store, Some(to)))?;
     between(&store, &from, &to).await
 }
 
@@ -52,6 +54,13 @@ pub async fn diff(
 /// # Errors
 /// As [`diff`].
 pub(crate) async fn between(store: &Store, from: &Point, to: &Point) -> Result<Vec<Changed>, VolumeError> {
+    let readings = try_join!(Reading::begin(store, from.id()), Reading::begin(store, to.id()))?;
+    let changed = compare(store, from, to).await;
+    join!(readings.0.end(), readings.1.end());
+    changed
+}
+
+async fn compare(store: &Store, from: &Point, to: &Point) -> Result<Vec<Changed>, VolumeError> {
     let block_size = u64::from(to.block_size_bytes);
     let size_bytes = to.size_bytes();
     let mut changed = Vec::new();

@@ -162,9 +162,12 @@ async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntr
     // An entry is written after its publish, so what was written long before is not asked for.
     let oldest = UNIX_EPOCH + Duration::from_millis(since_ms).saturating_sub(CLOCKS_APART_MAX);
     let (accounted, plan) = try_join!(retention::accounted(store), plan::load(store))?;
-    let numbers = numbers.into_iter().filter(|(cno, written)| {
-        *written >= oldest && plan.as_ref().is_none_or(|(plan, _)| plan.keeps(*cno))
-    });
+    let plan = plan
+        .map(|(plan, _)| plan)
+        .filter(|plan| plan.is_of(inode.i_last_cno));
+    let numbers = numbers
+        .into_iter()
+        .filter(|(cno, written)| *written >= oldest && plan.as_ref().is_none_or(|plan| plan.keeps(*cno)));
     // Of what was accounted the table tells as much, with one request.
     let loaded = stream::iter(numbers.map(|(cno, _)| {
         let known = accounted.get(&cno).map(|known| CatalogueEntry {

@@ -18,11 +18,12 @@ use crate::meta::wal_marker::Marker;
 pub(crate) struct Keeper(AbortHandle);
 
 impl Keeper {
-    /// Starts on the current runtime: once at once, to settle what earlier servers left, and then each `interval`. `newest` tells
+    /// Starts on the current runtime: once at once, to settle what earlier servers left, and then each `interval`, if there is one.
+    /// `newest` tells
     /// whether there is anything new; `marker` is that of the volume's log, if it has one.
     pub fn start(
         rounds: Rounds,
-        interval: Duration,
+        interval: Option<Duration>,
         newest: NewestCheckpoint,
         marker: Option<Arc<Marker>>,
     ) -> Self {
@@ -42,7 +43,12 @@ impl Drop for Keeper {
     }
 }
 
-async fn run(mut rounds: Rounds, interval: Duration, newest: NewestCheckpoint, marker: Option<Arc<Marker>>) {
+async fn run(
+    mut rounds: Rounds,
+    interval: Option<Duration>,
+    newest: NewestCheckpoint,
+    marker: Option<Arc<Marker>>,
+) {
     let mut failures = 0_u32;
     let mut done: Option<crate::base::checkpoint_id::CheckpointId> = None;
     if let Err(e) = rounds.settle(false).await {
@@ -54,6 +60,7 @@ async fn run(mut rounds: Rounds, interval: Duration, newest: NewestCheckpoint, m
             e.chain()
         );
     }
+    let Some(interval) = interval else { return };
     loop {
         tokio::time::sleep(interval).await;
         let at = newest.get();

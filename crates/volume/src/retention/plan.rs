@@ -95,6 +95,12 @@ impl Plan {
         }
     }
 
+    /// Whether the plan can be of a volume whose newest checkpoint has this number. One that was restored from an earlier state goes on
+    /// from there, and the plan says nothing of it.
+    pub fn is_of(&self, newest: u64) -> bool {
+        self.at.is_none_or(|at| at.cno <= newest)
+    }
+
     /// Whether a checkpoint that has an entry can be read by this plan.
     pub fn keeps(&self, cno: u64) -> bool {
         if cno > self.up_to {

@@ -368,18 +368,17 @@ fn open_owned<'a>(
         volume.lease = Some(lease.clone());
         volume.store = Some(store.clone());
         tokio::spawn(abort_uploads(store.clone()));
-        if let Some(interval) = options.retention_interval {
-            let rounds = Rounds::new(
-                store.clone(),
-                epoch,
-                lease.clone(),
-                IndexCache::default().with_memory(ACCOUNTING_MEMORY_BYTES),
-                options.retention_grace,
-                ORPHAN_AGE,
-            );
-            let marker = volume.log.as_ref().map(|log| log.marker.clone());
-            volume.retention = Some(Keeper::start(rounds, interval, newest.clone(), marker));
-        }
+        let rounds = Rounds::new(
+            store.clone(),
+            epoch,
+            lease.clone(),
+            IndexCache::default().with_memory(ACCOUNTING_MEMORY_BYTES),
+            options.retention_grace,
+            ORPHAN_AGE,
+        );
+        let marker = volume.log.as_ref().map(|log| log.marker.clone());
+        let interval = options.retention_interval;
+        volume.retention = Some(Keeper::start(rounds, interval, newest.clone(), marker));
         Ok((Arc::new(volume), newest))
     }
     .boxed()
