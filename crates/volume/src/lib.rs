@@ -28,6 +28,7 @@ pub mod readers;
 mod simulation;
 pub mod store;
 mod stored_text;
+pub mod transfer;
 pub mod units;
 pub mod url;
 mod volume;

@@ -13,6 +13,7 @@ use crate::lease::LeaseRecord;
 use crate::log::marker::MarkerState;
 use crate::log::record::Group;
 use crate::past::{At, Snapshot};
+use crate::transfer::ImportRecord;
 
 /// A reader of one kind of object, or of a part of one.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +52,10 @@ pub const READERS: &[Reader] = &[
             let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
             text.parse::<At>().map(drop).map_err(|e| e.to_string())
         },
+    },
+    Reader {
+        name: "import",
+        read: |bytes| ImportRecord::decode(bytes).map(drop),
     },
     Reader {
         name: "buffer-file",
@@ -99,6 +104,9 @@ mod tests {
             }
             "snapshot" => {
                 r#"{"name":"monday","checkpoint":{"cno":5,"check":"00000000000000ff"},"published_ms":1,"named_ms":2}"#.to_owned()
+            }
+            "import" => {
+                r#"{"source":{"path":"/a","size_bytes":1,"modified_ns":2,"inode":3},"written_bytes":4,"epoch":5,"is_new":true}"#.to_owned()
             }
             "checkpoint-name" => "@2026-11-22T10:00:00Z".to_owned(),
             _ => return vec![0; 4096],
@@ -156,6 +164,7 @@ mod tests {
             "catalogue-entry",
             "snapshot",
             "checkpoint-name",
+            "import",
         ] {
             let reader = READERS
                 .iter()

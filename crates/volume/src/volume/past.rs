@@ -10,9 +10,9 @@ use crate::engine::index_cache::IndexCache;
 use crate::engine::past::PastEngine;
 use crate::error::VolumeError;
 use crate::options::{ReadCacheConfig, StoreOptions, VolumeOptions};
-use crate::past::{self, Past};
+use crate::past::{self, Past, Point};
 use crate::read::cache::ReadCache;
-use crate::store;
+use crate::store::{self, Store};
 use crate::units::MIB;
 use crate::url::VolumeUrl;
 
@@ -44,30 +44,48 @@ impl Volume {
                 (to, Some(shown.collect::<RangeSet<u64>>()))
             }
         };
-        let cache = ReadCacheConfig {
-            memory_bytes: options.read_cache.memory_bytes.min(CACHE_MEMORY_MAX_BYTES),
-            disk: None,
-        };
-        let engine = PastEngine::new(
-            &store,
-            &point.state,
-            point.block_size_bytes,
-            IndexCache::default().with_memory(INDEX_MEMORY_BYTES),
-            ReadCache::open(&cache, None).await,
-        );
+        let cache_memory_bytes = options.read_cache.memory_bytes.min(CACHE_MEMORY_MAX_BYTES);
+        let engine = engine_of(&store, &point, INDEX_MEMORY_BYTES, cache_memory_bytes).await;
         let engine = match shown {
             Some(shown) => engine.showing(shown),
             None => engine,
         };
+        Ok(Self::past(engine, options))
+    }
+
+    /// Opens a checkpoint that was found, to be read as a whole: with the memory that these options give, and nothing that was read
+    /// before. As for [`Self::open_past`] else.
+    pub(crate) async fn open_point(store: &Store, point: &Point, options: &VolumeOptions) -> Arc<Self> {
+        let cache_memory_bytes = options.read_cache.memory_bytes;
+        let engine = engine_of(store, point, options.index_memory_bytes, cache_memory_bytes).await;
+        Self::past(engine, options)
+    }
+
+    fn past(engine: PastEngine, options: &VolumeOptions) -> Arc<Self> {
         let options = VolumeOptions {
             read_only: true,
             write_buffer_dir: None,
             ..options.clone()
         };
-        Ok(Arc::new(Self::with_parts(
-            Arc::new(engine),
-            Parts::default(),
-            &options,
-        )))
+        Arc::new(Self::with_parts(Arc::new(engine), Parts::default(), &options))
     }
+}
+
+async fn engine_of(
+    store: &Store,
+    point: &Point,
+    index_memory_bytes: u64,
+    cache_memory_bytes: u64,
+) -> PastEngine {
+    let cache = ReadCacheConfig {
+        memory_bytes: cache_memory_bytes,
+        disk: None,
+    };
+    PastEngine::new(
+        store,
+        &point.state,
+        point.block_size_bytes,
+        IndexCache::default().with_memory(index_memory_bytes),
+        ReadCache::open(&cache, None).await,
+    )
 }
