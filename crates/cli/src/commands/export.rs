@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long)]
     pub no_verify: bool,
 
-    /// Copy at most so many bytes a second
+    /// Copy at most so many bytes a second; 0 for no limit
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub limit_rate: Option<u64>,
 
@@ -182,7 +182,7 @@ fn device(path: &Path) -> Result<RawImage> {
 }
 
 fn export(args: &Args, opened: &Opened, destination: Destination, control: &Control) -> Result<Exported> {
-    let pace = args.limit_rate.map(Pace::new);
+    let pace = args.limit_rate.filter(|rate| *rate > 0).map(Pace::new);
     let size_bytes = opened.volume.size_bytes();
     let copy = |target: Target<'_>| transfer::export(opened, target, pace.as_ref(), control);
     match destination {

@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long)]
     pub no_verify: bool,
 
-    /// Copy at most so many bytes a second
+    /// Copy at most so many bytes a second; 0 for no limit
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub limit_rate: Option<u64>,
 
@@ -77,7 +77,7 @@ enum Opened {
 /// Imports, and says what was imported.
 pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitCode> {
     let (opened, file) = open(args)?;
-    let pace = args.limit_rate.map(Pace::new);
+    let pace = args.limit_rate.filter(|rate| *rate > 0).map(Pace::new);
     let request = Request {
         url: &args.url,
         store_options: store,

@@ -48,6 +48,11 @@ pub(super) async fn begin(input: &Input<'_>, request: &Request<'_>) -> Result<Wr
                 block_size_bytes: request.block_size_bytes.unwrap_or(DEFAULT_BLOCK_SIZE_BYTES),
             };
             admin::create(request.url, request.store_options, &options).await?;
+            if request.size_bytes.is_none() && input.size_bytes() != Some(size_bytes) {
+                warn!(
+                    "the image's size is no multiple of {SECTOR_BYTES}: the volume has {size_bytes} bytes, the last of them zeros"
+                );
+            }
             (None, true)
         }
         Some(info) => {
@@ -85,16 +90,7 @@ fn new_size(image_bytes: Option<u64>, wanted_bytes: Option<u64>) -> Result<u64, 
             format_size(wanted)
         )),
         (_, Some(wanted)) => Ok(wanted),
-        (Some(image), None) => {
-            let size_bytes = image.next_multiple_of(SECTOR_BYTES);
-            if size_bytes > image {
-                warn!(
-                    "the image's {image} bytes are no multiple of {SECTOR_BYTES}: the volume gets {size_bytes} bytes, the last \
-                     ones zeros"
-                );
-            }
-            Ok(size_bytes)
-        }
+        (Some(image), None) => Ok(image.next_multiple_of(SECTOR_BYTES)),
     }
 }
 
@@ -198,6 +194,7 @@ async fn open(
             written_bytes,
             epoch: lease.map_or(0, |lease| lease.epoch),
             is_new,
+            is_finished: false,
         };
         record.put(&store).await?;
         Ok((store, record))

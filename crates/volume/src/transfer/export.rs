@@ -11,7 +11,7 @@ use crate::engine::inode;
 use crate::error::VolumeError;
 use crate::options::{ReadCacheConfig, StoreOptions, VolumeOptions};
 use crate::past::{self, At};
-use crate::store;
+use crate::store::{self, Store};
 use crate::units::MIB;
 use crate::url::VolumeUrl;
 use crate::volume::Volume;
@@ -58,21 +58,30 @@ pub async fn open_for_export(
     at: Option<&At>,
 ) -> Result<Opened, VolumeError> {
     let store = store::connect(url, store_options).await?;
-    if at.is_none() && inode::load(&store).await?.0.i_last_cno == 0 {
-        return Ok(Opened {
-            volume: Volume::open(url, store_options, &read_options()).await?,
-            checkpoint: None,
-        });
-    }
-    let (point, import) = futures::try_join!(past::find(&store, at), ImportRecord::load(&store))?;
-    if let Some(import) = import {
+    if let Some(import) = ImportRecord::load(&store).await? {
         log::warn!(
             "an import of {} into {url} was not finished: what is read may be half of it",
             import.source_name()
         );
     }
+    open_state(&store, store_options, at).await
+}
+
+/// As [`open_for_export`], without a look at what else goes on.
+pub(super) async fn open_state(
+    store: &Store,
+    store_options: &StoreOptions,
+    at: Option<&At>,
+) -> Result<Opened, VolumeError> {
+    if at.is_none() && inode::load(store).await?.0.i_last_cno == 0 {
+        return Ok(Opened {
+            volume: Volume::open(&store.url, store_options, &read_options()).await?,
+            checkpoint: None,
+        });
+    }
+    let point = past::find(store, at).await?;
     Ok(Opened {
-        volume: Volume::open_point(&store, &point, &read_options()).await,
+        volume: Volume::open_point(store, &point, &read_options()).await,
         checkpoint: Some(point.number()),
     })
 }

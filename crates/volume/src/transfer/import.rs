@@ -1,9 +1,10 @@
 //! An import: an image or a pipe, into a volume that is made for it or overwritten.
 //!
 //! Nothing is written before everything was checked that can be. From the first byte on a note lies beside the volume
-//! ([`ImportRecord`]), which is brought up to what was flushed, and goes when what was published was read again and is the same.
+//! ([`ImportRecord`]), which is brought up to what was flushed, and says at the end that what was published was read again and is the same.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 
 use super::begin::{Written, begin, remove};
-use super::export::{open_for_export, verify};
+use super::export::{open_state, verify};
 use super::record::{FileId, ImportRecord};
 use super::{Control, Copied, Copy, Pace, Phase, Source, Target, TransferError, VolumeImage, copy};
 use crate::error::{ErrorKind, VolumeError};
@@ -24,8 +25,9 @@ use crate::url::VolumeUrl;
 const PARTS_AT_ONCE: usize = 8;
 /// How often what was written is flushed and noted.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the end of a volume's use may take.
+/// How long the end of a volume's use may take, and how long where the store failed already.
 pub(super) const CLOSE_MAX: Duration = Duration::from_secs(60);
+const CLOSE_FAILED_MAX: Duration = Duration::from_secs(5);
 
 /// What is imported.
 pub struct Input<'a> {
@@ -103,6 +105,7 @@ pub fn import(
         control,
         runtime,
         can_resume: true,
+        noted_bytes: AtomicU64::new(resumed_bytes),
     };
     let done = work.run(input, file.as_ref());
     match done {
@@ -132,6 +135,8 @@ struct Work<'a> {
     runtime: &'a Handle,
     /// What was written is of the source as it is.
     can_resume: bool,
+    /// What the note says that was written.
+    noted_bytes: AtomicU64,
 }
 
 impl Work<'_> {
@@ -165,8 +170,8 @@ impl Work<'_> {
         if self.request.verifies {
             self.verify(&copied)?;
         }
-        // What is published is whole. Should the note stay, the next import of it finds out that all is there.
-        self.runtime.block_on(ImportRecord::remove(&self.target.store))?;
+        let finished = self.target.record.clone().finish(&self.target.store);
+        self.runtime.block_on(finished)?;
         self.target.volume.close(CLOSE_MAX)?;
         Ok(copied)
     }
@@ -218,7 +223,9 @@ impl Work<'_> {
 
     fn flush_and_note(&self, record: &ImportRecord) -> Result<(), VolumeError> {
         self.target.volume.flush()?;
-        self.runtime.block_on(record.put(&self.target.store))
+        self.runtime.block_on(record.put(&self.target.store))?;
+        self.noted_bytes.store(record.written_bytes, Ordering::Release);
+        Ok(())
     }
 
     /// Reads what was published, from the store, while nobody else can write to it.
@@ -226,7 +233,8 @@ impl Work<'_> {
         let Request {
             url, store_options, ..
         } = self.request;
-        let published = self.runtime.block_on(open_for_export(url, store_options, None))?;
+        let published = open_state(&self.target.store, store_options, None);
+        let published = self.runtime.block_on(published)?;
         let image = VolumeImage::new(published.volume.clone());
         let size_bytes = self.target.volume.size_bytes();
         let verified = verify(
@@ -250,15 +258,21 @@ impl Work<'_> {
         if let TransferError::Volume(e) = cause
             && e.kind() == ErrorKind::Fenced
         {
-            let _ = self.target.volume.close(CLOSE_MAX);
+            let _ = self.target.volume.close(CLOSE_FAILED_MAX);
             return format!("{half}, and held by another server");
         }
+        // A store that failed for so long that the volume gave up takes no more now.
+        let has_failed = matches!(cause, TransferError::Volume(_));
+        let close_max = if has_failed { CLOSE_FAILED_MAX } else { CLOSE_MAX };
         let mut record = self.target.record.clone();
+        if has_failed {
+            record.written_bytes = self.noted_bytes.load(Ordering::Acquire);
+        }
         if !self.can_resume || record.source.is_none() {
             record.written_bytes = 0;
         }
         if record.written_bytes == 0 && record.is_new {
-            let _ = self.target.volume.close(CLOSE_MAX);
+            let _ = self.target.volume.close(close_max);
             return match self.runtime.block_on(remove(self.request)) {
                 Ok(()) => format!("the volume that was made for it was removed: nothing is at {url}"),
                 Err(e) => format!(
@@ -267,17 +281,14 @@ impl Work<'_> {
                 ),
             };
         }
-        let noted = self.flush_and_note(&record);
-        let closed = self.target.volume.close(CLOSE_MAX);
-        match noted.and(closed) {
-            Ok(()) => format!(
-                "{half}: the same command, run again, goes on after {} of it",
-                format_size(record.written_bytes)
-            ),
-            Err(e) => format!(
-                "{half}, and how far could not be noted ({}): the same command, run again, goes on from what was noted before",
-                e.chain()
-            ),
+        if !has_failed && let Err(e) = self.flush_and_note(&record) {
+            warn!("how far the import is could not be noted: {}", e.chain());
         }
+        // What matters is what was noted.
+        let _ = self.target.volume.close(close_max);
+        format!(
+            "{half}: the same command, run again, goes on after {} of it",
+            format_size(self.noted_bytes.load(Ordering::Acquire))
+        )
     }
 }

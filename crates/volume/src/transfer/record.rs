@@ -1,7 +1,8 @@
 //! What an import that is under way notes beside the volume, `<root>.meta/import`: from what, and how far it is.
 //!
-//! It is there from before the first byte is written until the copy was verified. So a volume that has one is half made, and what has
-//! the same source can go on where that was.
+//! It is there from before the first byte is written, and says at the end that the copy was verified. It is not removed then: who may
+//! import need not be able to delete. So a volume with one that does not say so is half made, and what has the same source can go on
+//! where that was.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -57,6 +58,9 @@ pub struct ImportRecord {
     pub epoch: u64,
     /// The import made the volume.
     pub is_new: bool,
+    /// It came to its end.
+    #[serde(default)]
+    pub is_finished: bool,
 }
 
 impl ImportRecord {
@@ -79,8 +83,8 @@ impl ImportRecord {
         let Some((body, _)) = store.get(&key).await? else {
             return Ok(None);
         };
-        let record = Self::decode(&body);
-        record.map(Some).map_err(|reason| VolumeError::Corrupt {
+        let record = Self::decode(&body).map(|record| Some(record).filter(|record| !record.is_finished));
+        record.map_err(|reason| VolumeError::Corrupt {
             what: format!("the note of an import {key}"),
             reason,
         })
@@ -94,10 +98,10 @@ impl ImportRecord {
         Ok(())
     }
 
-    /// Takes the volume's away.
-    pub(super) async fn remove(store: &Store) -> Result<(), VolumeError> {
-        store.delete(&store.meta_key(NAME)).await?;
-        Ok(())
+    /// Notes that it came to its end.
+    pub(super) async fn finish(mut self, store: &Store) -> Result<(), VolumeError> {
+        self.is_finished = true;
+        self.put(store).await
     }
 }
 
@@ -131,6 +135,7 @@ mod tests {
             written_bytes: 4,
             epoch: 9,
             is_new: true,
+            is_finished: false,
         };
         let body = serde_json::to_vec(&record).unwrap();
         assert_eq!(ImportRecord::decode(&body), Ok(record));
