@@ -61,12 +61,18 @@ pub(super) async fn begin(input: &Input<'_>, request: &Request<'_>) -> Result<Wr
             (record, false)
         }
     };
-    let is_new = record.as_ref().map_or(found.is_none(), |record| record.is_new);
-    let written_bytes = record.map_or(0, |record| record.written_bytes);
-    let opened = open(request, file_id, written_bytes, is_new, is_blank).await;
-    if opened.is_err() && found.is_none() {
-        // It was made a moment ago, and nothing is in it.
-        if let Err(e) = remove(request).await {
+    let note = ImportRecord {
+        source: file_id,
+        written_bytes: record.as_ref().map_or(0, |record| record.written_bytes),
+        epoch: record.as_ref().map_or(0, |record| record.epoch),
+        is_new: record.as_ref().map_or(is_blank, |record| record.is_new),
+        is_finished: false,
+    };
+    let opened = open(request, note, is_blank).await;
+    if opened.is_err() && is_blank {
+        // It was made a moment ago.
+        let is_empty = |info: &VolumeInfo| info.last_checkpoint == 0;
+        if let Err(e) = remove(request, is_empty).await {
             warn!("the volume that was made for the import is left: {}", e.chain());
         }
     }
@@ -168,14 +174,8 @@ fn settle(
     })
 }
 
-/// Opens the volume as a server does, and leaves the note.
-async fn open(
-    request: &Request<'_>,
-    source: Option<FileId>,
-    written_bytes: u64,
-    is_new: bool,
-    is_blank: bool,
-) -> Result<Written, VolumeError> {
+/// Opens the volume as a server does, and leaves the note. Its epoch is that of the import that is taken up, if one is.
+async fn open(request: &Request<'_>, note: ImportRecord, is_blank: bool) -> Result<Written, VolumeError> {
     let mut options = VolumeOptions {
         lease: request.lease.clone(),
         read_cache: ReadCacheConfig {
@@ -189,13 +189,15 @@ async fn open(
     let noted = async {
         let store = store::connect(request.url, request.store_options).await?;
         let lease = admin::info(request.url, request.store_options).await?.lease;
-        let record = ImportRecord {
-            source,
-            written_bytes,
-            epoch: lease.map_or(0, |lease| lease.epoch),
-            is_new,
-            is_finished: false,
-        };
+        let epoch = lease.map_or(0, |lease| lease.epoch);
+        let takes_up = note.written_bytes > 0 || (note.is_new && !is_blank);
+        if takes_up && epoch != note.epoch + 1 {
+            return Err(VolumeError::InvalidInput(format!(
+                "somebody else had {} a moment ago: look at what is in it now, and run the import again",
+                request.url
+            )));
+        }
+        let record = ImportRecord { epoch, ..note };
         record.put(&store).await?;
         Ok((store, record))
     };
@@ -214,16 +216,22 @@ async fn open(
     }
 }
 
-/// Deletes the volume that was made for an import.
+/// Deletes the volume that was made for an import, if `is_ours` says that it still is that.
 ///
 /// # Errors
 /// As [`admin::delete`].
-pub(super) async fn remove(request: &Request<'_>) -> Result<(), VolumeError> {
-    let lease = LeaseOptions {
-        sighting: None,
-        ..request.lease.clone()
-    };
+pub(super) async fn remove(
+    request: &Request<'_>,
+    is_ours: impl FnOnce(&VolumeInfo) -> bool,
+) -> Result<(), VolumeError> {
     let (url, store_options) = (request.url, request.store_options);
+    if !is_ours(&admin::info(url, store_options).await?) {
+        return Err(VolumeError::InvalidInput(
+            "somebody else has had it since then".to_owned(),
+        ));
+    }
+    // Of nobody who holds it is it taken.
+    let lease = LeaseOptions::default();
     admin::delete(url, store_options, &lease, IfDamaged::Refuse)
         .await
         .map(drop)
@@ -232,6 +240,107 @@ pub(super) async fn remove(request: &Request<'_>) -> Result<(), VolumeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::{LeaseRecord, LeaseState};
+    use crate::options::StoreOptions;
+    use crate::url::VolumeUrl;
+
+    const EPOCH: u64 = 7;
+
+    fn file(modified_ns: i128) -> Option<FileId> {
+        Some(FileId {
+            path: "/image".into(),
+            size_bytes: 1,
+            modified_ns,
+            inode: 3,
+        })
+    }
+
+    fn note(is_new: bool) -> ImportRecord {
+        ImportRecord {
+            source: file(1),
+            written_bytes: 5,
+            epoch: EPOCH,
+            is_new,
+            is_finished: false,
+        }
+    }
+
+    fn volume(import: Option<ImportRecord>, epoch: u64) -> VolumeInfo {
+        let lease = format!(
+            r#"{{"state":"released","epoch":{epoch},"token":"t","renewals":1,"duration_ms":30000,"volume_id":"971042b2-deec-4714-b02c-8745cd37ad39","holder":{{"host":"h","boot_id":"b","pid_namespace":"n","pid":1,"started_ticks":1,"program":"p"}},"taken_ms":1}}"#
+        );
+        let lease = LeaseRecord::decode(lease.as_bytes()).unwrap();
+        assert_eq!(lease.state, LeaseState::Released);
+        VolumeInfo {
+            url: "file:///v/".into(),
+            volume_id: None,
+            size_bytes: 1 << 20,
+            block_size_bytes: 4096,
+            format: "Parted".into(),
+            last_checkpoint: 1,
+            checkpoint_numbers_used: 1,
+            checkpoint_numbers_max: 10,
+            nearest_end: None,
+            modified_ms: 0,
+            mapped_bytes: 0,
+            wal_url: None,
+            durability: String::new(),
+            import,
+            lease: Some(lease),
+        }
+    }
+
+    /// What is taken up of what is noted: how far it was, and whether the import made the volume.
+    fn settled(
+        import: Option<ImportRecord>,
+        epoch: u64,
+        of: Option<&FileId>,
+        overwrites: bool,
+    ) -> Result<Option<(u64, bool)>, String> {
+        let url = VolumeUrl::parse("file:///v/").unwrap();
+        let request = Request {
+            url: &url,
+            store_options: &StoreOptions::default(),
+            size_bytes: None,
+            block_size_bytes: None,
+            overwrites,
+            verifies: true,
+            lease: LeaseOptions::default(),
+            pace: None,
+        };
+        let settled = settle(&volume(import, epoch), of, &request);
+        let settled = settled.map(|record| record.map(|record| (record.written_bytes, record.is_new)));
+        settled.map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn only_what_is_certainly_the_same_import_goes_on() {
+        let (same, changed) = (file(1), file(2));
+        let (same, changed) = (same.as_ref(), changed.as_ref());
+        // Of a volume that the import made: without a word if nothing changed.
+        assert_eq!(settled(Some(note(true)), EPOCH, same, false), Ok(Some((5, true))));
+        for (epoch, of) in [(EPOCH + 1, same), (EPOCH, changed), (EPOCH, None)] {
+            let error = settled(Some(note(true)), epoch, of, false).unwrap_err();
+            assert!(
+                error.contains("was not finished") && error.contains("--overwrite"),
+                "{error}"
+            );
+            // All of it anew, and never removed.
+            assert_eq!(settled(Some(note(true)), epoch, of, true), Ok(Some((0, false))));
+        }
+        // Of one that was there before: only as it was said the first time.
+        assert!(settled(Some(note(false)), EPOCH, same, false).is_err());
+        assert_eq!(
+            settled(Some(note(false)), EPOCH, same, true),
+            Ok(Some((5, false)))
+        );
+        assert_eq!(settled(None, EPOCH, same, true), Ok(None));
+        let error = settled(None, EPOCH, same, false).unwrap_err();
+        assert!(
+            error.contains("already") && error.contains("--overwrite"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn the_size_of_a_new_volume() {

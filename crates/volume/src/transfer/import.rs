@@ -16,6 +16,7 @@ use super::begin::{Written, begin, remove};
 use super::export::{open_state, verify};
 use super::record::{FileId, ImportRecord};
 use super::{Control, Copied, Copy, Pace, Phase, Source, Target, TransferError, VolumeImage, copy};
+use crate::admin::VolumeInfo;
 use crate::error::{ErrorKind, VolumeError};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::units::format_size;
@@ -172,7 +173,10 @@ impl Work<'_> {
         }
         let finished = self.target.record.clone().finish(&self.target.store);
         self.runtime.block_on(finished)?;
-        self.target.volume.close(CLOSE_MAX)?;
+        // Everything is published: this gives the lease back.
+        if let Err(e) = self.target.volume.close(CLOSE_MAX) {
+            warn!("the volume was imported, and not closed in order: {}", e.chain());
+        }
         Ok(copied)
     }
 
@@ -273,7 +277,11 @@ impl Work<'_> {
         }
         if record.written_bytes == 0 && record.is_new {
             let _ = self.target.volume.close(close_max);
-            return match self.runtime.block_on(remove(self.request)) {
+            let is_ours = |info: &VolumeInfo| {
+                let lease = info.lease.as_ref();
+                lease.is_some_and(|lease| lease.epoch == record.epoch)
+            };
+            return match self.runtime.block_on(remove(self.request, is_ours)) {
                 Ok(()) => format!("the volume that was made for it was removed: nothing is at {url}"),
                 Err(e) => format!(
                     "{half}, and could not be removed ({}): hypernbd delete {url}",

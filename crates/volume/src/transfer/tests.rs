@@ -132,8 +132,8 @@ fn pipe_of(bytes: Vec<u8>) -> (PipeReader, std::thread::JoinHandle<bool>) {
 
 #[test]
 fn an_image_arrives_whole_with_its_checksum() {
-    for seed in 0..12 {
-        let len = 20 * MIB + seed * 1000;
+    for seed in 0..4 {
+        let len = 9 * MIB + seed * 1000;
         let source = sparse(seed, len);
         let expected = source.bytes.lock().clone();
         let larger = len + 3 * MIB;
