@@ -188,7 +188,7 @@ def test_completions(volume):
 @pytest.mark.file_only
 def test_help_and_version():
     text = check(CLI, "--help")
-    for verb in ("create", "serve", "info", "resize", "delete", "completions", "file"):
+    for verb in ("create", "serve", "info", "resize", "delete", "import", "export", "completions", "file"):
         assert verb in text
     assert "0." in check(CLI, "--version")
 

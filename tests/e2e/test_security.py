@@ -77,7 +77,7 @@ def credentials_with(minio, policy: str) -> dict[str, str]:
 
 
 @pytest.mark.s3_only
-def test_the_least_policy_is_enough_to_serve(make_volume, make_server, minio):
+def test_the_least_policy_is_enough_to_serve(make_volume, make_server, minio, tmp_path):
     volume = make_volume()
     env = credentials_with(minio, least_policy(volume))
     server = make_server(volume, env=env)
@@ -95,6 +95,10 @@ def test_the_least_policy_is_enough_to_serve(make_volume, make_server, minio):
     assert "AccessDenied" not in server.log_text()
     resized = volume.cli("resize", volume.url, "--size", "100M", env=env)
     assert resized.returncode == 0, resized.stderr
+    (tmp_path / "image").write_bytes(pattern(1 * MI, 5))
+    for words in (("import", tmp_path / "image", volume.url, "--overwrite"), ("export", volume.url, tmp_path / "copy")):
+        moved = volume.cli(*words, env=env)
+        assert moved.returncode == 0, moved.stderr
     # And no more than that.
     other = make_volume()
     assert volume.cli("info", other.url, env=env).returncode != 0

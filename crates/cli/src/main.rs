@@ -3,15 +3,17 @@
 
 mod commands;
 mod flags;
+mod image;
 mod output;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, checkpoints, completions, create, delete, diff, file, info, probe, prune, resize, restart,
-    retention, rollback, serve, snapshot, space, wal,
+    buffer, checkpoints, completions, create, delete, diff, export, file, import, info, probe, prune, resize,
+    restart, retention, rollback, serve, snapshot, space, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -66,6 +68,10 @@ enum Command {
     Diff(diff::Args),
     /// Show what a volume takes in its store
     Space(space::Args),
+    /// Make a volume of an image: a file, a device or a pipe
+    Import(import::Args),
+    /// Write a volume, or an earlier checkpoint of it, to a file, a device or a pipe
+    Export(export::Args),
     /// Delete a volume with everything in it
     Delete(delete::Args),
     /// Look at a volume's write-ahead log, replay it, or give it up
@@ -123,6 +129,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Rollback(args) => runtime.block_on(rollback::run(&args, &store))?,
         Command::Diff(args) => runtime.block_on(diff::run(&args, &store))?,
         Command::Space(args) => runtime.block_on(space::run(&args, &store))?,
+        Command::Import(args) => return import::run(&args, &store, &runtime),
+        Command::Export(args) => return export::run(&args, &store, &runtime),
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::Wal(command) => runtime.block_on(wal::run(&command, &store))?,
         Command::Buffer(command) => buffer::run(&command)?,

@@ -23,6 +23,7 @@ pub mod retention;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod transfer;
 mod volume;
 pub mod wal;
 pub mod write_buffer;

@@ -9,6 +9,7 @@ use crate::buffer_file;
 use crate::format::{inode, node, segment_header};
 use crate::lease::LeaseRecord;
 use crate::meta::checkpoint_list::CatalogueEntry;
+use crate::meta::import_record::ImportRecord;
 use crate::meta::label::Label;
 use crate::meta::wal_marker::MarkerState;
 use crate::past::{At, Snapshot};
@@ -73,6 +74,10 @@ pub const READERS: &[Reader] = &[
         },
     },
     Reader {
+        name: "import",
+        read: |bytes| ImportRecord::decode(bytes).map(drop),
+    },
+    Reader {
         name: "buffer-file",
         read: buffer_file::check_head,
     },
@@ -119,6 +124,9 @@ mod tests {
             }
             "snapshot" => {
                 r#"{"name":"monday","checkpoint":{"cno":5,"check":"00000000000000ff"},"published_ms":1,"named_ms":2}"#.to_owned()
+            }
+            "import" => {
+                r#"{"source":{"path":"/a","size_bytes":1,"modified_ns":2,"inode":3},"written_bytes":4,"epoch":5,"is_new":true}"#.to_owned()
             }
             "checkpoint-name" => "@2026-11-22T10:00:00Z".to_owned(),
             _ => return vec![0; 4096],
@@ -176,6 +184,7 @@ mod tests {
             "catalogue-entry",
             "snapshot",
             "checkpoint-name",
+            "import",
         ] {
             let reader = READERS
                 .iter()

@@ -69,6 +69,13 @@ fn table(info: &VolumeInfo) -> String {
         .lease
         .iter()
         .filter(|lease| lease.state != LeaseState::Released);
+    let import = info.import.iter().map(|import| {
+        let text = format!(
+            "of {}, not finished: the volume is half made",
+            import.source_name()
+        );
+        ("import", text)
+    });
     let buffer = unclean
         .filter_map(|lease| lease.write_buffer_dir.as_ref())
         .map(|dir| {
@@ -78,6 +85,7 @@ fn table(info: &VolumeInfo) -> String {
     rows.into_iter()
         .chain(counter)
         .chain(log)
+        .chain(import)
         .chain(buffer)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
@@ -114,6 +122,7 @@ mod tests {
             modified_ms: 0,
             mapped_bytes: 0,
             wal_url: None,
+            import: None,
             durability: "words".into(),
             lease: None,
         };

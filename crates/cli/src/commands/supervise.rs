@@ -123,7 +123,7 @@ async fn hang_up(hangups: &mut Option<tokio::signal::unix::Signal>) {
 }
 
 /// Whether this process was started with the signal ignored, as nohup(1) does: it is to stay so.
-fn is_ignored(signal: Signal) -> bool {
+pub fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

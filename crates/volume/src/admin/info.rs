@@ -10,6 +10,7 @@ use crate::base::volume_id::VolumeId;
 use crate::engine::limits;
 use crate::format::inode;
 use crate::lease::{self, LeaseRecord};
+use crate::meta::import_record::ImportRecord;
 use crate::meta::{label, wal_marker};
 use crate::options::StoreOptions;
 use crate::options::durability::Durability;
@@ -46,6 +47,9 @@ pub struct VolumeInfo {
     pub wal_url: Option<String>,
     /// What a flush means.
     pub durability: String,
+    /// The import that did not end yet, or was interrupted: what is in the volume is half of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import: Option<ImportRecord>,
     /// The lease: who may write to the volume, or was the last that might. None before it is first served.
     pub lease: Option<LeaseRecord>,
 }
@@ -62,11 +66,12 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
 /// [`info`] of a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
-    let (inode, label, lease, marker) = futures::join!(
+    let (inode, label, lease, marker, import) = futures::join!(
         inode::load(store),
         label::load(store),
         lease::load(store),
-        wal_marker::load(store)
+        wal_marker::load(store),
+        ImportRecord::load(store)
     );
     let (inode, _) = inode?;
     let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
@@ -98,6 +103,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         mapped_bytes: inode.i_blocks.saturating_mul(512),
         wal_url,
         durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
+        import: import?,
         lease,
     })
 }

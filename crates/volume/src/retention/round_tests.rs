@@ -482,6 +482,23 @@ fn the_table_can_be_made_again() {
     }
 }
 
+/// What was removed does not hinder the next server from going on with the table: the checkpoint that it is of is kept.
+#[test]
+fn the_stored_table_can_be_gone_on_from() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(14);
+    world.publish(&mut rng, 5);
+    world.choose(&keep_last(1));
+    for _ in 0..2 {
+        world.publish(&mut rng, 25);
+        world.keep_last(1);
+        assert!(world.prune().checkpoints > 0);
+        let at = world.run(Account::load(&world.store)).unwrap().usage().at();
+        let at = at.expect("a table of a checkpoint that is there");
+        assert!(world.listed().contains(&at.cno));
+    }
+}
+
 /// A volume without a policy loses nothing, and nothing is written to it for this.
 #[test]
 fn without_a_policy_everything_stays() {

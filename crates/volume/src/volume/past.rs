@@ -12,11 +12,11 @@ use crate::base::url::VolumeUrl;
 use crate::engine::past::PastEngine;
 use crate::index::cache::IndexCache;
 use crate::options::{StoreOptions, VolumeOptions};
-use crate::past::{self, Past};
+use crate::past::{self, Past, Point};
 use crate::read::cache::ReadCache;
 use crate::read::cache_config::ReadCacheConfig;
 use crate::retention::Reading;
-use crate::store;
+use crate::store::{self, Store};
 
 /// Memory for the index of one checkpoint, and the most for its data, in bytes.
 const INDEX_MEMORY_BYTES: u64 = 8 * MIB;
@@ -50,21 +50,32 @@ impl Volume {
                 (to, reading, Some(shown.collect::<RangeSet<u64>>()))
             }
         };
-        let cache = ReadCacheConfig {
-            memory_bytes: options.read_cache.memory_bytes.min(CACHE_MEMORY_MAX_BYTES),
-            disk: None,
-        };
-        let engine = PastEngine::new(
-            &store,
-            &point.state,
-            point.block_size_bytes,
-            IndexCache::default().with_memory(INDEX_MEMORY_BYTES),
-            ReadCache::open(&cache, None).await,
-        );
+        let cache_memory_bytes = options.read_cache.memory_bytes.min(CACHE_MEMORY_MAX_BYTES);
+        let engine = engine_of(&store, &point, INDEX_MEMORY_BYTES, cache_memory_bytes).await;
         let engine = match shown {
             Some(shown) => engine.showing(shown),
             None => engine,
         };
+        Ok(Self::past(engine, options, reading))
+    }
+
+    /// Opens a checkpoint that was found, to be read as a whole: with the memory that these options give, and nothing that was read
+    /// before. As for [`Self::open_past`] else.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoCheckpoint`] when it is being removed.
+    pub(crate) async fn open_point(
+        store: &Store,
+        point: &Point,
+        options: &VolumeOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let reading = Reading::begin(store, point.id()).await?;
+        let cache_memory_bytes = options.read_cache.memory_bytes;
+        let engine = engine_of(store, point, options.index_memory_bytes, cache_memory_bytes).await;
+        Ok(Self::past(engine, options, reading))
+    }
+
+    fn past(engine: PastEngine, options: &VolumeOptions, reading: Reading) -> Arc<Self> {
         let options = VolumeOptions {
             read_only: true,
             write_buffer_dir: None,
@@ -72,6 +83,25 @@ impl Volume {
         };
         let mut volume = Self::with_parts(Arc::new(engine), Parts::default(), &options);
         volume.reading = reading;
-        Ok(Arc::new(volume))
+        Arc::new(volume)
     }
+}
+
+async fn engine_of(
+    store: &Store,
+    point: &Point,
+    index_memory_bytes: u64,
+    cache_memory_bytes: u64,
+) -> PastEngine {
+    let cache = ReadCacheConfig {
+        memory_bytes: cache_memory_bytes,
+        disk: None,
+    };
+    PastEngine::new(
+        store,
+        &point.state,
+        point.block_size_bytes,
+        IndexCache::default().with_memory(index_memory_bytes),
+        ReadCache::open(&cache, None).await,
+    )
 }
