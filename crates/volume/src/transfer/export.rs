@@ -49,6 +49,14 @@ pub struct Opened {
     pub checkpoint: Option<u64>,
 }
 
+impl Drop for Opened {
+    /// Whoever waits for what is read to be removed need not wait longer.
+    fn drop(&mut self) {
+        // It changes nothing, so there is nothing that could be lost.
+        let _ = self.volume.close(CLOSE_MAX);
+    }
+}
+
 /// Opens the state of a volume that `at` means, or the newest published. Takes no lease: a server may go on beside it.
 ///
 /// # Errors
@@ -130,8 +138,6 @@ pub fn export(
         },
         control,
     );
-    // It changes nothing, so there is nothing that could be lost.
-    let _ = opened.volume.close(CLOSE_MAX);
     let copied = copied?;
     Ok(Exported {
         bytes,
