@@ -4,6 +4,7 @@
 //! with other data. What lies outside the container (catalogue, log, caches) therefore names its checkpoint by both, and
 //! is believed only by a container that has that very one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -94,9 +95,19 @@ pub struct Checkpoint {
     pub size_bytes: u64,
 }
 
-/// The newest checkpoint that is published and recorded, for what is to name it. Clones share it.
+/// Checkpoints of this process of which more is remembered than the number.
+pub(crate) const RECENT_MAX: usize = 4096;
+
+/// The newest checkpoint that is published and recorded, for what is to name it, and those recorded before. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct NewestCheckpoint(Arc<Mutex<Option<CheckpointId>>>);
+pub struct NewestCheckpoint(Arc<Mutex<Recorded>>);
+
+#[derive(Debug, Default)]
+struct Recorded {
+    newest: Option<CheckpointId>,
+    /// With when they were published, in milliseconds since 1970-01-01 UTC, by number.
+    recent: BTreeMap<u64, (Checkpoint, u64)>,
+}
 
 impl NewestCheckpoint {
     /// Begins with this one.
@@ -108,12 +119,29 @@ impl NewestCheckpoint {
 
     /// The checkpoint, once one is known.
     pub fn get(&self) -> Option<CheckpointId> {
-        *self.0.lock()
+        self.0.lock().newest
     }
 
     /// Another was recorded.
     pub fn set(&self, id: CheckpointId) {
-        *self.0.lock() = Some(id);
+        self.0.lock().newest = Some(id);
+    }
+
+    /// Another was recorded, as published at this time, in milliseconds since 1970-01-01 UTC.
+    pub fn record(&self, checkpoint: Checkpoint, published_ms: u64) {
+        let mut recorded = self.0.lock();
+        recorded.newest = Some(checkpoint.id);
+        recorded
+            .recent
+            .insert(checkpoint.id.cno, (checkpoint, published_ms));
+        if recorded.recent.len() > RECENT_MAX {
+            recorded.recent.pop_first();
+        }
+    }
+
+    /// The checkpoint of this number, and when it was published, if it was recorded here not long ago.
+    pub fn recent(&self, cno: u64) -> Option<(Checkpoint, u64)> {
+        self.0.lock().recent.get(&cno).copied()
     }
 }
 

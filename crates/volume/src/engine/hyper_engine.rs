@@ -24,7 +24,7 @@ use crate::base::geometry::Geometry;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexSeals;
-use crate::index::lookup::{self, Index};
+use crate::index::lookup::{self, Index, Published};
 use crate::read::cache::ReadCache;
 use crate::read::read_path::{Objects, Reads};
 use crate::read::reader::Reader;
@@ -42,6 +42,7 @@ const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
 /// A volume's container.
 pub struct HyperEngine {
     geometry: Geometry,
+    known: Arc<Mutex<Published>>,
     reads: Reads,
     runtime: tokio::runtime::Handle,
     requests: mpsc::UnboundedSender<Request>,
@@ -143,7 +144,7 @@ impl HyperEngine {
             known.clone(),
         );
         let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
-        let reads = Reads::new(geometry, known, index, reader);
+        let reads = Reads::new(geometry, known.clone(), index, reader);
         early_check?;
         reads.cache().note_checkpoint(newest.id);
         if seen != Some(stored) {
@@ -159,6 +160,7 @@ impl HyperEngine {
         runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
         let engine = Self {
             geometry,
+            known,
             reads,
             runtime,
             requests,
@@ -188,6 +190,16 @@ impl HyperEngine {
         if let Some(warming) = self.warming.lock().take() {
             warming.abort();
         }
+    }
+
+    /// What is known of the published state.
+    pub(crate) fn published(&self) -> Arc<Mutex<Published>> {
+        self.known.clone()
+    }
+
+    /// The index nodes that are in memory.
+    pub(crate) fn index_in_memory(&self) -> IndexCache {
+        self.index_cache.in_memory()
     }
 
     /// Empties the caches: what they hold may be of another history.

@@ -16,7 +16,7 @@ use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexSeals;
 use crate::index::location_map::LocationMap;
-use crate::index::lookup::{Index, Published};
+use crate::index::lookup::{Index, Published, RecentRoots};
 use crate::read::cache::ReadCache;
 use crate::read::read_path::{Objects, Reads};
 use crate::read::reader::Reader;
@@ -49,6 +49,7 @@ impl PastEngine {
         let known = Arc::new(Mutex::new(Published {
             locations: LocationMap::new(block_size_bytes, LOCATION_RUNS_MAX),
             root: state.root,
+            recent: RecentRoots::default(),
         }));
         let seals = IndexSeals::new(store.clone());
         let index = Index::new(store.clone(), seals, index_cache, geometry, known.clone());

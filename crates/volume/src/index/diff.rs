@@ -16,7 +16,7 @@ use super::checksums::IndexSeals;
 use super::loader::{NodeLoader, format_of};
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::object_of;
-use crate::format::stored_state::StoredState;
+use crate::format::stored_state::{Root, StoredState};
 use crate::store::Store;
 
 /// Nodes fetched together.
@@ -37,9 +37,9 @@ struct Side {
 }
 
 impl Side {
-    async fn new(store: &Store, state: &StoredState, cache: IndexCache) -> io::Result<Self> {
+    async fn new(store: &Store, root: &Root, cache: IndexCache) -> io::Result<Self> {
         let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
-        let tree: Tree = BMap::read(&state.root.0, NODE_BYTES, loader, cache)?;
+        let tree: Tree = BMap::read(&root.0, NODE_BYTES, loader, cache)?;
         let first = match tree.seek_key(&0).await {
             Ok(first) => first,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -209,8 +209,8 @@ pub(crate) enum Place {
 /// When an index cannot be read.
 pub(crate) async fn places(
     store: &Store,
-    from: Option<&StoredState>,
-    to: &StoredState,
+    from: Option<&Root>,
+    to: &Root,
     cache: &IndexCache,
     mut each: impl FnMut(OnlyIn, Place),
 ) -> io::Result<()> {
@@ -270,8 +270,8 @@ pub(crate) async fn changes(
 ) -> io::Result<()> {
     let cache = IndexCache::default();
     let (mut old, mut new) = (
-        Side::new(store, from, cache.clone()).await?,
-        Side::new(store, to, cache).await?,
+        Side::new(store, &from.root, cache.clone()).await?,
+        Side::new(store, &to.root, cache).await?,
     );
     descend_to_leaves(&mut old, &mut new, |_, _| ()).await?;
     let (mut old, mut new) = (Entries::of(&old), Entries::of(&new));

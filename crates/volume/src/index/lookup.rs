@@ -5,6 +5,7 @@
 //! for a publish under way. What it finds is entered into the location map unless a publish overtook it (see
 //! [`LocationMap::end_lookup`]).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::cache::IndexCache;
 use super::checksums::IndexSeals;
 use super::loader::NodeLoader;
 use super::walk::Walk;
+use crate::base::checkpoint_id::{CheckpointId, RECENT_MAX};
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::format::node::NODE_BYTES;
@@ -37,6 +39,27 @@ pub(crate) struct Published {
     pub locations: LocationMap,
     /// Root of the index.
     pub root: Root,
+    /// Those of the checkpoints published last.
+    pub recent: RecentRoots,
+}
+
+/// Roots of the newest checkpoints of this process, so that they need not be read from the store.
+#[derive(Debug, Default)]
+pub(crate) struct RecentRoots(BTreeMap<CheckpointId, Root>);
+
+impl RecentRoots {
+    /// This is the newest.
+    pub fn note(&mut self, id: CheckpointId, root: Root) {
+        self.0.insert(id, root);
+        if self.0.len() > RECENT_MAX {
+            self.0.pop_first();
+        }
+    }
+
+    /// The root of this checkpoint, if it is one of them.
+    pub fn of(&self, id: CheckpointId) -> Option<Root> {
+        self.0.get(&id).copied()
+    }
 }
 
 /// The published index, for any number of look-ups at once.

@@ -197,7 +197,7 @@ impl Recorder for Catalogue {
     async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError> {
         if let Some(checkpoint) = checkpoint {
             let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
-            self.newest.set(checkpoint.id);
+            self.newest.record(checkpoint, entry.published_ms);
             let _ = self.messages.send(Message::Entry(entry));
         }
         Ok(())
@@ -227,7 +227,7 @@ impl Recorder for Watermarks {
         };
         let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
         if write_entry(&self.store, &entry).await? {
-            self.marker.newest().set(checkpoint.id);
+            self.marker.newest().record(checkpoint, entry.published_ms);
             return Ok(());
         }
         // An earlier attempt's answer was lost, or the next owner was faster: it has then replayed what this one would

@@ -1,24 +1,26 @@
 //! Takes the usage table from the checkpoint accounted last to the newest one that is listed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
-use hyperfile::ondisk::InodeRaw;
 use log::{debug, warn};
+use parking_lot::Mutex;
 
 use super::plan::Plan;
-use super::usage::{Delta, Usage};
-use crate::base::checkpoint_id::CheckpointId;
+use super::usage::{Accounted, Delta, Usage};
+use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::ErrorKind;
 use crate::base::error::VolumeError;
 use crate::engine::checkpoint_stored;
 use crate::engine::state_stored;
 use crate::format::inode;
-use crate::format::stored_state::StoredState;
+use crate::format::stored_state::{Root, StoredState};
 use crate::index::cache::IndexCache;
 use crate::index::diff::{OnlyIn, Place, places};
-use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::index::lookup::Published;
+use crate::meta::checkpoint_list;
 use crate::store::Store;
 
 /// Where the table is, below the volume's `.meta/`.
@@ -29,8 +31,8 @@ const READ_AHEAD: usize = 16;
 /// The table and where it stands.
 pub(crate) struct Account {
     usage: Usage,
-    /// The state that the table is at; none before the first checkpoint.
-    state: Option<StoredState>,
+    /// Root of the index that the table is at; none before the first checkpoint.
+    root: Option<Root>,
     /// The checkpoint of the table that is stored.
     stored_at: Option<CheckpointId>,
 }
@@ -64,7 +66,7 @@ impl Account {
             return Ok(Self::new());
         };
         Ok(Self {
-            state: Some(StoredState::of_inode(&raw)),
+            root: Some(StoredState::of_inode(&raw).root),
             stored_at: Some(at),
             usage,
         })
@@ -73,7 +75,7 @@ impl Account {
     fn new() -> Self {
         Self {
             usage: Usage::default(),
-            state: None,
+            root: None,
             stored_at: None,
         }
     }
@@ -91,12 +93,18 @@ impl Account {
             .map(|at| at.cno)
     }
 
-    /// Accounts every listed checkpoint up to the newest. Nodes of the index come from `cache` where it has them.
+    /// Accounts every listed checkpoint up to the newest. Nodes of the index come from `cache` where it has them, and checkpoints from
+    /// `recent`.
     ///
     /// # Errors
     /// When the store fails or an index cannot be read.
-    pub async fn advance(&mut self, store: &Store, cache: &IndexCache) -> Result<(), VolumeError> {
-        match self.advance_once(store, cache).await {
+    pub async fn advance(
+        &mut self,
+        store: &Store,
+        cache: &IndexCache,
+        recent: &Recent,
+    ) -> Result<(), VolumeError> {
+        match self.advance_once(store, cache, recent).await {
             Err(e) if e.kind() == ErrorKind::Corrupt && self.usage.at().is_some() => {
                 warn!(
                     "what the checkpoints of {} use is counted anew: {}",
@@ -108,22 +116,33 @@ impl Account {
                     stored_at: self.stored_at,
                     ..Self::new()
                 };
-                self.advance_once(store, cache).await
+                self.advance_once(store, cache, recent).await
             }
             advanced => advanced,
         }
     }
 
-    async fn advance_once(&mut self, store: &Store, cache: &IndexCache) -> Result<(), VolumeError> {
+    async fn advance_once(
+        &mut self,
+        store: &Store,
+        cache: &IndexCache,
+        recent: &Recent,
+    ) -> Result<(), VolumeError> {
         let (newest, _) = inode::load(store).await?;
         let numbers = checkpoint_list::numbers_after(store, self.usage.at_number()).await?;
         let numbers = numbers.into_iter().filter(|cno| *cno <= newest.i_last_cno);
-        let mut listed = stream::iter(numbers.map(|cno| listed(store, cno))).buffered(READ_AHEAD);
+        let mut listed = stream::iter(numbers.map(|cno| listed(store, cno, recent))).buffered(READ_AHEAD);
         while let Some(next) = listed.try_next().await? {
-            let Some((entry, raw)) = next else { continue };
-            let (id, state) = (CheckpointId::of_inode(&raw), StoredState::of_inode(&raw));
+            let Some(Found {
+                cno,
+                checkpoint,
+                root,
+            }) = next
+            else {
+                continue;
+            };
             let mut deltas: HashMap<u64, Delta> = HashMap::new();
-            places(store, self.state.as_ref(), &state, cache, |only_in, place| {
+            places(store, self.root.as_ref(), &root, cache, |only_in, place| {
                 let change = match only_in {
                     OnlyIn::From => -1,
                     OnlyIn::To => 1,
@@ -134,15 +153,14 @@ impl Account {
                 }
             })
             .await
-            .map_err(|e| VolumeError::engine(format!("reading the index of checkpoint {id}"), e))?;
-            let checkpoint = (id.check, entry.published_ms, entry.size_bytes).into();
+            .map_err(|e| VolumeError::engine(format!("reading the index of checkpoint {cno}"), e))?;
             self.usage
-                .step(id.cno, checkpoint, &deltas)
+                .step(cno, checkpoint, &deltas)
                 .map_err(|reason| VolumeError::Corrupt {
                     what: "the usage table".into(),
                     reason,
                 })?;
-            self.state = Some(state);
+            self.root = Some(root);
         }
         debug!(
             "{}: accounted up to checkpoint {}, {} objects, {} checkpoints",
@@ -188,9 +206,47 @@ pub(super) async fn has(store: &Store, id: CheckpointId) -> Result<bool, VolumeE
     Ok(newest.i_last_cno >= id.cno && checkpoint_stored(store, id.cno).await? == Some(id))
 }
 
+/// What this process remembers of the checkpoints that it published last.
+#[derive(Default)]
+pub(crate) struct Recent {
+    /// Their entries.
+    pub recorded: NewestCheckpoint,
+    /// Their roots.
+    pub published: Option<Arc<Mutex<Published>>>,
+}
+
+impl Recent {
+    fn of(&self, cno: u64) -> Option<Found> {
+        let (checkpoint, published_ms) = self.recorded.recent(cno)?;
+        let root = self.published.as_ref()?.lock().recent.of(checkpoint.id)?;
+        Some(Found {
+            cno,
+            checkpoint: (checkpoint.id.check, published_ms, checkpoint.size_bytes).into(),
+            root,
+        })
+    }
+}
+
 /// A checkpoint that is listed and stored.
-async fn listed(store: &Store, cno: u64) -> Result<Option<(CatalogueEntry, InodeRaw)>, VolumeError> {
+struct Found {
+    cno: u64,
+    checkpoint: Accounted,
+    root: Root,
+}
+
+/// The checkpoint of a listed number, if it is stored.
+async fn listed(store: &Store, cno: u64, recent: &Recent) -> Result<Option<Found>, VolumeError> {
+    if let Some(found) = recent.of(cno) {
+        return Ok(Some(found));
+    }
     let (entry, raw) = try_join!(checkpoint_list::load_entry(store, cno), state_stored(store, cno))?;
     let both = entry.zip(raw);
-    Ok(both.filter(|(entry, raw)| entry.is_of(CheckpointId::of_inode(raw)) != Some(false)))
+    Ok(both.and_then(|(entry, raw)| {
+        let id = CheckpointId::of_inode(&raw);
+        (entry.is_of(id) != Some(false)).then(|| Found {
+            cno,
+            checkpoint: (id.check, entry.published_ms, entry.size_bytes).into(),
+            root: StoredState::of_inode(&raw).root,
+        })
+    }))
 }

@@ -18,6 +18,7 @@ mod reading;
 mod round;
 pub(crate) mod usage;
 
+pub(crate) use account::Recent;
 pub(crate) use choice::{Protected, kept};
 pub(crate) use keeper::Keeper;
 pub use policy::{Policy, Reason};

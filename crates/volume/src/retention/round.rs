@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::try_join;
 use log::{info, warn};
 
-use super::account::{self, Account};
+use super::account::{self, Account, Recent};
 use super::choice::{self, Choice, Chooser, Protected};
 use super::load_policy;
 use super::plan::{self, Phase, Plan, runs};
@@ -47,6 +47,7 @@ pub(crate) struct Rounds {
     epoch: u64,
     ownership: Arc<dyn Ownership>,
     cache: IndexCache,
+    recent: Recent,
     chooser: Chooser,
     account: Option<Account>,
     stored: Instant,
@@ -75,12 +76,18 @@ impl Rounds {
             epoch,
             ownership,
             cache,
+            recent: Recent::default(),
             chooser: Chooser::new(grace, orphan_age),
             account: None,
             stored: Instant::now(),
             plan: None,
             policy: None,
         }
+    }
+
+    /// The same with what this process remembers, which need not be read then.
+    pub fn remembering(self, recent: Recent) -> Self {
+        Self { recent, ..self }
     }
 
     /// Whether the policy is the one of the last round, as far as can be told.
@@ -159,7 +166,7 @@ impl Rounds {
             Some(account) => account,
             None => Account::load(&self.store).await?,
         };
-        account.advance(&self.store, &self.cache).await?;
+        account.advance(&self.store, &self.cache, &self.recent).await?;
         if let Some((plan, _)) = &self.plan {
             account.follow(plan);
         }
@@ -345,7 +352,7 @@ pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
     let plan = plan::load(store).await?.map(|(plan, _)| plan);
     let mut account = Account::load(store).await?;
     let cache = IndexCache::default();
-    account.advance(store, &cache).await?;
+    account.advance(store, &cache, &Recent::default()).await?;
     if let Some(plan) = &plan {
         account.follow(plan);
     }

@@ -156,7 +156,8 @@ impl World {
             let each = |_, place| match place {
                 Place::Node(object) | Place::Block(object) => drop(objects.insert(object)),
             };
-            self.run(places(&self.store, None, &state, &cache, each)).unwrap();
+            self.run(places(&self.store, None, &state.root, &cache, each))
+                .unwrap();
             objects.extend(object_names::summaries_of(cno));
         }
         objects
@@ -182,7 +183,7 @@ impl World {
         self.run(async {
             let mut account = Account::load(&self.store).await.unwrap();
             account
-                .advance(&self.store, &IndexCache::default())
+                .advance(&self.store, &IndexCache::default(), &Recent::default())
                 .await
                 .unwrap();
             account.store(&self.store).await.unwrap();

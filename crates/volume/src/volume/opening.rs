@@ -14,7 +14,6 @@ use super::{Parts, Volume};
 use crate::base::checkpoint_id::{InodeCheck, NewestCheckpoint};
 use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
-use crate::base::units::MIB;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::checkpoint::appender::DriverLog;
@@ -34,14 +33,12 @@ use crate::open::recover_wal::{self, OpenLog};
 use crate::open::replay_wal::ReplayOptions;
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
-use crate::retention::{Keeper, ORPHAN_AGE, Reading, Rounds};
+use crate::retention::{Keeper, ORPHAN_AGE, Reading, Recent, Rounds};
 use crate::store::{self, Store};
 
 /// Age from which an unfinished upload is a killed server's, by the store's clock: this server's own are younger, whatever the
 /// clocks say.
 const UNFINISHED_AGE_MIN: Duration = Duration::from_secs(3600);
-/// Memory for nodes of the index while what checkpoints use is counted.
-const ACCOUNTING_MEMORY_BYTES: u64 = 8 * MIB;
 
 impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
@@ -361,6 +358,7 @@ fn open_owned<'a>(
                 watermark + GENERATIONS_AHEAD_MAX + 1
             }
         };
+        let (index_cache, published) = (engine.index_in_memory(), engine.published());
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
         volume.catalogue = catalogue;
         volume.log = begun.log;
@@ -372,10 +370,14 @@ fn open_owned<'a>(
             store.clone(),
             epoch,
             lease.clone(),
-            IndexCache::default().with_memory(ACCOUNTING_MEMORY_BYTES),
+            index_cache,
             options.retention_grace,
             ORPHAN_AGE,
-        );
+        )
+        .remembering(Recent {
+            recorded: newest.clone(),
+            published: Some(published),
+        });
         let marker = volume.log.as_ref().map(|log| log.marker.clone());
         let interval = options.retention_interval;
         volume.retention = Some(Keeper::start(rounds, interval, newest.clone(), marker));

@@ -29,7 +29,7 @@ use crate::format::stored_state::{Mark, Root};
 use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexSeals;
 use crate::index::location_map::{LocationMap, Place};
-use crate::index::lookup::Published;
+use crate::index::lookup::{Published, RecentRoots};
 use crate::store::{ETag, Store};
 use crate::write_buffer::overlay::Frozen;
 use in_flight::{Landed, Landing};
@@ -192,6 +192,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let known = Published {
         locations: LocationMap::new(geometry.block_size(), LOCATION_RUNS_MAX),
         root: Root(container.bmap_get_raw()),
+        recent: RecentRoots::default(),
     };
     config.numbers.note(container.inode().get_last_seq().as_cno());
     let owner = Owner {
@@ -217,6 +218,13 @@ impl Owner {
             id: self.published.id(size_bytes, &root.0),
             size_bytes,
         }
+    }
+
+    /// As [`Self::checkpoint`], of one that was published a moment ago.
+    pub(super) fn reported(&self, root: Root) -> Checkpoint {
+        let checkpoint = self.checkpoint(&root);
+        self.known.lock().recent.note(checkpoint.id, root);
+        checkpoint
     }
 
     /// A panic inside the engine leaves the container in an unknown state: it is given up, and reported as a failure.
@@ -291,7 +299,7 @@ impl Owner {
             }
         }
         self.enter(changed, root);
-        Ok(self.checkpoint(&root))
+        Ok(self.reported(root))
     }
 
     /// Enters what was published, and the root that goes with it, in one step: before the publish is reported, and so

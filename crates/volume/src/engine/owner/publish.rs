@@ -330,7 +330,7 @@ impl Owner {
             took.flush_inode_ns / 1_000_000
         );
         let root = Root(self.container()?.bmap_get_raw());
-        Ok(self.checkpoint(&root))
+        Ok(self.reported(root))
     }
 
     /// The places of blocks that were laid out last.
