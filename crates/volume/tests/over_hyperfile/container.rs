@@ -387,7 +387,11 @@ fn what_a_probe_left_is_no_hindrance_and_no_volume() {
     let store = f.store().unwrap();
     let left = store.meta_key("probe-0123456789abcdef0123456789abcdef/read_back-1");
     f.run(store.put(&left, "first")).unwrap();
-    assert_eq!(delete().unwrap().plan.objects, 2, "inode and label");
+    assert_eq!(
+        delete().unwrap().plan.objects,
+        3,
+        "inode, label and retention policy"
+    );
     assert_eq!(f.objects(), Vec::<String>::new(), "it goes with the volume");
     let store = f
         .run(store::connect_for_create(&f.url, &f.store_options))
@@ -412,7 +416,10 @@ fn a_creation_that_was_interrupted_leaves_no_volume() {
     f.create(MIB, 4096);
     f.remove("inode");
     assert_eq!(f.try_open().err().unwrap().kind(), ErrorKind::NotFound);
-    assert_eq!(f.objects(), ["volume.meta/volume.json"]);
+    assert_eq!(
+        f.objects(),
+        ["volume.meta/retention/policy", "volume.meta/volume.json"]
+    );
 }
 
 #[test]
