@@ -3,7 +3,7 @@
 use futures::try_join;
 use serde::Serialize;
 
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::url::VolumeUrl;
 use crate::format::inode;
 use crate::format::node::NODE_BYTES;
@@ -45,9 +45,17 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
     let state = StoredState::of_inode(&raw);
     let used = async {
         if retention::load_policy(&store).await?.is_some() {
-            let survey = retention::survey(&store).await?;
-            let blocks = survey.live_blocks * u64::from(block_size_bytes);
-            return Ok::<_, VolumeError>((blocks + survey.live_nodes * NODE_BYTES as u64, survey));
+            match retention::survey(&store).await {
+                Ok(survey) => {
+                    let blocks = survey.live_blocks * u64::from(block_size_bytes);
+                    return Ok::<_, VolumeError>((blocks + survey.live_nodes * NODE_BYTES as u64, survey));
+                }
+                // Of an earlier checkpoint, it may be: then nothing goes.
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    log::warn!("what could go of {url} cannot be told: {}", e.chain());
+                }
+                Err(e) => return Err(e),
+            }
         }
         // Where nothing goes, the newest state alone is looked at.
         let used = usage::usage(&store, &state, block_size_bytes).await;

@@ -1,6 +1,6 @@
 //! Takes the usage table from the checkpoint accounted last to the newest one that is listed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -21,6 +21,7 @@ use crate::index::cache::IndexCache;
 use crate::index::diff::{OnlyIn, Place, places};
 use crate::index::lookup::Published;
 use crate::meta::checkpoint_list;
+use crate::meta::snapshots::{self, Snapshot};
 use crate::store::Store;
 
 /// Where the table is, below the volume's `.meta/`.
@@ -129,9 +130,18 @@ impl Account {
         recent: &Recent,
     ) -> Result<(), VolumeError> {
         let (newest, _) = inode::load(store).await?;
-        let numbers = checkpoint_list::numbers_after(store, self.usage.at_number()).await?;
+        let at = self.usage.at_number();
+        let (numbers, names) = try_join!(
+            checkpoint_list::numbers_after(store, at),
+            snapshots::load_all(store)
+        )?;
+        // One that another tool published has no entry once it is not the newest, and may have a name.
+        let named = names.iter().filter(|name| name.checkpoint.cno > at);
+        let named: BTreeMap<u64, &Snapshot> = named.map(|name| (name.checkpoint.cno, name)).collect();
+        let numbers: BTreeSet<u64> = numbers.into_iter().chain(named.keys().copied()).collect();
         let numbers = numbers.into_iter().filter(|cno| *cno <= newest.i_last_cno);
-        let mut listed = stream::iter(numbers.map(|cno| listed(store, cno, recent))).buffered(READ_AHEAD);
+        let listed = numbers.map(|cno| listed(store, cno, recent, named.get(&cno).copied()));
+        let mut listed = stream::iter(listed).buffered(READ_AHEAD);
         while let Some(next) = listed.try_next().await? {
             let Some(Found {
                 cno,
@@ -234,19 +244,28 @@ struct Found {
     root: Root,
 }
 
-/// The checkpoint of a listed number, if it is stored.
-async fn listed(store: &Store, cno: u64, recent: &Recent) -> Result<Option<Found>, VolumeError> {
+/// The checkpoint of a listed number, or of a name, if it is stored.
+async fn listed(
+    store: &Store,
+    cno: u64,
+    recent: &Recent,
+    name: Option<&Snapshot>,
+) -> Result<Option<Found>, VolumeError> {
     if let Some(found) = recent.of(cno) {
         return Ok(Some(found));
     }
     let (entry, raw) = try_join!(checkpoint_list::load_entry(store, cno), state_stored(store, cno))?;
-    let both = entry.zip(raw);
-    Ok(both.and_then(|(entry, raw)| {
-        let id = CheckpointId::of_inode(&raw);
-        (entry.is_of(id) != Some(false)).then(|| Found {
+    Ok(raw.and_then(|raw| {
+        let (id, state) = (CheckpointId::of_inode(&raw), StoredState::of_inode(&raw));
+        let of_entry = entry.filter(|entry| entry.is_of(id) != Some(false));
+        let of_name = name.filter(|name| name.checkpoint == id);
+        let published_ms = of_entry
+            .map(|entry| entry.published_ms)
+            .or(of_name.map(|name| name.published_ms))?;
+        Some(Found {
             cno,
-            checkpoint: (id.check, entry.published_ms, entry.size_bytes).into(),
-            root: StoredState::of_inode(&raw).root,
+            checkpoint: (id.check, published_ms, state.size_bytes()).into(),
+            root: state.root,
         })
     }))
 }

@@ -12,7 +12,7 @@ use super::{load_policy, pins, plan};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::format::inode;
-use crate::meta::checkpoint_list;
+use crate::meta::{checkpoint_list, snapshots};
 use crate::store::Store;
 
 /// How often a reader of a volume of which nothing is removed looks whether that has changed.
@@ -37,13 +37,13 @@ impl Reading {
     pub async fn begin(store: &Store, id: CheckpointId) -> Result<Self, VolumeError> {
         let mut reading = Self::default();
         if load_policy(store).await?.is_none() {
-            ensure_kept(store, id).await?;
+            ensure_readable(store, id).await?;
             let watching = tokio::spawn(watch(store.clone(), id, reading.pin.clone(), LOOKED_EVERY));
             reading.watching = Some(watching.abort_handle());
             return Ok(reading);
         }
         *reading.pin.lock() = pin(store, id).await?;
-        match ensure_kept(store, id).await {
+        match ensure_readable(store, id).await {
             Ok(()) => Ok(reading),
             Err(e) => {
                 reading.end().await;
@@ -113,22 +113,49 @@ async fn watch(
     }
 }
 
+/// As [`ensure_kept`], of a checkpoint that may have no entry but a name: one that another tool published.
+async fn ensure_readable(store: &Store, id: CheckpointId) -> Result<(), VolumeError> {
+    match ensure_kept(store, id).await {
+        Err(VolumeError::NoCheckpoint { .. })
+            if is_planned_to_stay(store, id).await?
+                && checkpoint_list::load_entry(store, id.cno).await?.is_none() =>
+        {
+            let names = snapshots::load_all(store).await?;
+            match names.iter().any(|name| name.checkpoint == id) {
+                true => Ok(()),
+                false => Err(gone(store, id)),
+            }
+        }
+        other => other,
+    }
+}
+
+fn gone(store: &Store, id: CheckpointId) -> VolumeError {
+    VolumeError::NoCheckpoint {
+        url: store.url.to_string(),
+        at: format!("@{}, which its retention removes", id.cno),
+    }
+}
+
+/// Whether the plan lets it stay.
+async fn is_planned_to_stay(store: &Store, id: CheckpointId) -> Result<bool, VolumeError> {
+    let plan = plan::load(store).await?.map(|(plan, _)| plan);
+    let Some(plan) = plan.filter(|plan| !plan.keeps(id.cno)) else {
+        return Ok(true);
+    };
+    let (newest, _) = inode::load(store).await?;
+    Ok(!plan.is_of(newest.i_last_cno))
+}
+
 /// Whether a checkpoint stays, as far as the plan tells: the plan is read first, its entry afterwards. Whoever wants it to stay has
 /// put a pin or a name before.
 ///
 /// # Errors
 /// [`VolumeError::NoCheckpoint`] when it goes, or is gone.
 pub(crate) async fn ensure_kept(store: &Store, id: CheckpointId) -> Result<(), VolumeError> {
-    let gone = || VolumeError::NoCheckpoint {
-        url: store.url.to_string(),
-        at: format!("@{}, which its retention removes", id.cno),
-    };
-    let plan = plan::load(store).await?.map(|(plan, _)| plan);
-    if let Some(plan) = plan.filter(|plan| !plan.keeps(id.cno)) {
-        let (newest, _) = inode::load(store).await?;
-        if plan.is_of(newest.i_last_cno) {
-            return Err(gone());
-        }
+    let gone = || gone(store, id);
+    if !is_planned_to_stay(store, id).await? {
+        return Err(gone());
     }
     if id.cno == 0 {
         return Ok(());

@@ -19,4 +19,5 @@ mod provenance;
 mod recovery;
 mod recovery_race;
 mod resize;
+mod retention;
 mod scattered;
