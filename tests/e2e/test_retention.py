@@ -8,6 +8,7 @@ import pytest
 
 from support.faulty import Fault, FaultyProxy
 from support.model import Model, pattern, random_change, read_all
+from support.others import objects_of
 from support.process import wait_for
 from support.server import KI, MI, leave
 
@@ -214,6 +215,115 @@ def test_a_store_that_refuses_to_delete(make_volume, make_server, minio):
         assert server.terminate() == 0, server.log_text()
     finally:
         proxy.close()
+
+
+@pytest.mark.s3_only
+def test_a_rollback_where_nothing_may_be_deleted(make_volume, make_server, minio):
+    """What was being removed is gone for people; what is kept is within reach, and new rounds go on."""
+    volume = make_volume(SIZE, 64 * KI)
+    verb(volume, "retention", "set", volume.url, "--keep-last", "1")
+    proxy = FaultyProxy(minio.endpoint)
+    try:
+        server = make_server(volume, endpoint_url=proxy.endpoint, **AT_ONCE).start()
+        proxy.fail(Fault("expired", r"^POST [^ ]*\?delete"))
+        with server.connect() as client:
+            overwrite(client, 30)
+            wait_for(lambda: "stays for now" in server.log_text(), "a warning")
+        assert server.terminate() == 0
+        target = numbers(volume)[2]
+        options = ["--endpoint-url", proxy.endpoint]
+        verb(volume, "rollback", volume.url, f"@{target}", "--yes", *options)
+    finally:
+        proxy.close()
+    server = make_server(volume, **AT_ONCE).start()
+    assert read_at(server, "", MI) == pattern(MI, target)
+    with server.connect() as client:
+        overwrite(client, 5, first_tag=50)
+        wait_for(lambda: space(volume)["stored_bytes"] < (NEWEST_KEPT + 8) * MI, "space to come back")
+    assert server.terminate() == 0
+
+
+@pytest.mark.s3_only
+def test_a_name_of_a_checkpoint_whose_entry_was_never_written(make_volume, make_server, minio):
+    """A server that is killed leaves checkpoints that no list has. A name that one was given keeps it all the same."""
+    volume = make_volume(SIZE, 64 * KI)
+    verb(volume, "retention", "unset", volume.url)
+    proxy = FaultyProxy(minio.endpoint)
+    try:
+        server = make_server(volume, endpoint_url=proxy.endpoint, checkpoint_interval="1h", lease_duration="2s").start()
+        with server.connect() as client:
+            overwrite(client, 3)
+            wait_for(lambda: len(numbers(volume)) == 3, "the entries of three")
+            proxy.fail(Fault("hang", r"^PUT [^ ]*\.meta(/|%2F)checkpoints"))
+            overwrite(client, 1, first_tag=4)
+            verb(volume, "snapshot", "create", volume.url, "precious")
+            overwrite(client, 2, first_tag=5)
+            server.kill()
+    finally:
+        proxy.close()
+    server = make_server(volume, **AT_ONCE).start()
+    assert 4 not in numbers(volume)
+    assert read_at(server, "@precious", MI) == pattern(MI, 4)
+    verb(volume, "retention", "set", volume.url, "--keep-last", "1")
+    with server.connect() as client:
+        overwrite(client, 30, first_tag=10)
+        wait_for(lambda: len(numbers(volume)) <= NEWEST_KEPT + 1, "others to be removed")
+    assert read_at(server, "@precious", MI) == pattern(MI, 4)
+    assert server.terminate() == 0
+    verb(volume, "rollback", volume.url, "@precious", "--yes")
+    server.start()
+    assert read_at(server, "", MI) == pattern(MI, 4)
+
+
+def test_a_reader_from_before_there_were_rules(make_volume, make_server):
+    volume = make_volume(SIZE, 64 * KI)
+    verb(volume, "retention", "unset", volume.url)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        overwrite(client, 1)
+        readers = make_server(volume, nbdkit_options=["-r"], cache_memory="0").start()
+        reader = at(readers, "")
+        overwrite(client, 30, first_tag=2)
+    assert server.terminate() == 0
+    verb(volume, "retention", "set", volume.url, "--keep-last", "1")
+    assert "removed 14 checkpoints" in verb(volume, "prune", volume.url)
+    assert reader.pread(MI, 0) == pattern(MI, 1)
+    leave(reader)
+
+
+def test_a_lease_that_was_deleted_does_not_end_it(make_volume, make_server):
+    """Epochs begin anew then, below the one that the plan was made in."""
+    volume = make_volume(SIZE, 64 * KI)
+    verb(volume, "retention", "set", volume.url, "--keep-last", "1")
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        overwrite(client, 20, 64 * KI)
+    assert server.terminate() == 0
+    for _ in range(3):
+        verb(volume, "prune", volume.url)
+    objects_of(volume).remove([".meta/lease"])
+    server = make_server(volume, **AT_ONCE).start()
+    with server.connect() as client:
+        overwrite(client, 20, 64 * KI)
+        wait_for(lambda: len(numbers(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed")
+    assert server.terminate() == 0
+
+
+def test_a_prune_leaves_answered_writes_to_their_server(make_volume, make_server, tmp_path):
+    volume = make_volume(SIZE, 64 * KI)
+    verb(volume, "retention", "set", volume.url, "--keep-last", "1")
+    server = make_server(volume, write_buffer_dir=str(tmp_path / "buffer"), checkpoint_interval="1h", lease_duration="2s")
+    server.start()
+    with server.connect() as client:
+        overwrite(client, 30, 64 * KI)
+        client.pwrite(b"x" * 4096, 8 * MI)
+        server.kill()
+    assert str(tmp_path / "buffer") in verb(volume, "prune", volume.url, status=1)
+    server.start()
+    with server.connect() as client:
+        assert client.pread(4096, 8 * MI) == b"x" * 4096
+    assert server.terminate() == 0
+    verb(volume, "prune", volume.url)
 
 
 def test_volumes_from_before_keep_everything(make_volume, make_server):

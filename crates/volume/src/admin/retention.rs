@@ -8,7 +8,7 @@ use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::format::inode;
 use crate::index::cache::IndexCache;
-use crate::lease::Lease;
+use crate::lease::{self, Lease, LeaseRecord, LeaseState};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, Listed};
 use crate::retention::plan::{self, Phase};
@@ -86,10 +86,31 @@ pub async fn prune(
 ) -> Result<Removed, VolumeError> {
     let store = store::connect(url, store_options).await?;
     check_closed(&store, THEN).await?;
+    check_buffer(&store).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let pruned = prune_owned(&store, &lease).await;
     lease.release(pruned.is_ok()).await;
     pruned
+}
+
+/// Refuses a volume whose server was killed on this machine and left answered writes: no later server may apply them once somebody
+/// else had the volume.
+async fn check_buffer(store: &Store) -> Result<(), VolumeError> {
+    match lease::load(store).await? {
+        Some(LeaseRecord {
+            state,
+            holder,
+            write_buffer_dir: Some(dir),
+            ..
+        }) if state != LeaseState::Released && holder.is_on_this_machine() => {
+            Err(VolumeError::InvalidInput(format!(
+                "the server of {} did not end cleanly, and left answered writes in {dir}: serve it with write_buffer_dir={dir} first, \
+                 and stop that server; then prune it",
+                store.url
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn prune_owned(store: &Store, lease: &Arc<Lease>) -> Result<Removed, VolumeError> {

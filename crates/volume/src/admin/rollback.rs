@@ -16,7 +16,7 @@ use crate::lease::Lease;
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
-use crate::retention::ensure_kept;
+use crate::retention::ensure_readable;
 use crate::store::{self, Store};
 
 /// What is to be done once the log is closed.
@@ -82,7 +82,7 @@ async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<
     let generation = super::settle_history(store, lease).await?;
     // Older owners remove nothing from here on, and what they had begun to remove is gone.
     super::retention::rounds(store, lease).settle(true).await?;
-    ensure_kept(store, to.id()).await?;
+    ensure_readable(store, to.id()).await?;
     let before = past::free_name(BEFORE)?;
     let newest = past::find(store, None).await?;
     if past::put(store, &before, &newest).await?.is_none() {

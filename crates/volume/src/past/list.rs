@@ -20,7 +20,7 @@ use crate::format::stored_state::StoredState;
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::meta::snapshots::{self, SnapshotName};
 use crate::options::StoreOptions;
-use crate::retention::{self, Policy, Protected, Reason, load_policy, plan};
+use crate::retention::{self, Policy, Protected, Reason, Unusable, load_policy, plan};
 use crate::store::{self, ObjectEntry, Store};
 
 /// How far the clocks of servers and store may be apart, for leaving out what is certainly too old.
@@ -120,7 +120,7 @@ pub(crate) async fn list_by(
         entries_since(store, since_entries_ms),
         data,
         snapshots::load_all(store),
-        retention::in_use(store)
+        retention::in_use(store, Unusable::Skip)
     )?;
     let written = bytes_by_number(store, &objects);
     let protected = Protected {
@@ -135,7 +135,8 @@ pub(crate) async fn list_by(
         .iter()
         .map(|entry| (entry.cno, entry.published_ms))
         .collect();
-    let mut kept = retention::kept(&times, policy, &protected);
+    let now_ms = retention::newest_written_ms(objects.iter().map(|object| object.last_modified));
+    let mut kept = retention::kept(&times, policy, &protected, now_ms);
     let listed = entries
         .into_iter()
         .filter(|entry| (since_ms..=until_ms).contains(&entry.published_ms))

@@ -8,11 +8,13 @@ use futures::try_join;
 use log::{debug, warn};
 use parking_lot::Mutex;
 
+use super::pins::{self, Unusable};
 use super::plan::Plan;
 use super::usage::{Accounted, Delta, Usage};
 use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::ErrorKind;
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
 use crate::engine::checkpoint_stored;
 use crate::engine::state_stored;
 use crate::format::inode;
@@ -21,7 +23,7 @@ use crate::index::cache::IndexCache;
 use crate::index::diff::{OnlyIn, Place, places};
 use crate::index::lookup::Published;
 use crate::meta::checkpoint_list;
-use crate::meta::snapshots::{self, Snapshot};
+use crate::meta::snapshots;
 use crate::store::Store;
 
 /// Where the table is, below the volume's `.meta/`.
@@ -45,10 +47,13 @@ impl Account {
     /// When the store fails.
     pub async fn load(store: &Store) -> Result<Self, VolumeError> {
         let key = store.meta_key(NAME);
-        let Some((body, _)) = store.get(&key).await? else {
-            return Ok(Self::new());
+        let decoded = match store.get(&key).await {
+            Ok(None) => return Ok(Self::new()),
+            Ok(Some((body, _))) => Usage::decode(&body),
+            Err(e) if e.kind == StoreErrorKind::Corrupt => Err(e.detail),
+            Err(e) => return Err(e.into()),
         };
-        let usage = match Usage::decode(&body) {
+        let usage = match decoded {
             Ok(usage) => usage,
             // It is made of what else is stored, and can be made again.
             Err(e) => {
@@ -131,13 +136,15 @@ impl Account {
     ) -> Result<(), VolumeError> {
         let (newest, _) = inode::load(store).await?;
         let at = self.usage.at_number();
-        let (numbers, names) = try_join!(
+        let (numbers, names, pinned) = try_join!(
             checkpoint_list::numbers_after(store, at),
-            snapshots::load_all(store)
+            snapshots::load_all(store),
+            pins::checkpoints(store, Unusable::Skip)
         )?;
-        // One that another tool published has no entry once it is not the newest, and may have a name.
-        let named = names.iter().filter(|name| name.checkpoint.cno > at);
-        let named: BTreeMap<u64, &Snapshot> = named.map(|name| (name.checkpoint.cno, name)).collect();
+        // One that another tool published, or a server that was killed, has no entry once it is not the newest.
+        let named = names.iter().map(|name| name.checkpoint).chain(pinned);
+        let named: BTreeMap<u64, CheckpointId> =
+            named.filter(|id| id.cno > at).map(|id| (id.cno, id)).collect();
         let numbers: BTreeSet<u64> = numbers.into_iter().chain(named.keys().copied()).collect();
         let numbers = numbers.into_iter().filter(|cno| *cno <= newest.i_last_cno);
         let listed = numbers.map(|cno| listed(store, cno, recent, named.get(&cno).copied()));
@@ -244,12 +251,12 @@ struct Found {
     root: Root,
 }
 
-/// The checkpoint of a listed number, or of a name, if it is stored.
+/// The checkpoint of a listed number, or of a name or a pin, if it is stored.
 async fn listed(
     store: &Store,
     cno: u64,
     recent: &Recent,
-    name: Option<&Snapshot>,
+    named: Option<CheckpointId>,
 ) -> Result<Option<Found>, VolumeError> {
     if let Some(found) = recent.of(cno) {
         return Ok(Some(found));
@@ -258,10 +265,8 @@ async fn listed(
     Ok(raw.and_then(|raw| {
         let (id, state) = (CheckpointId::of_inode(&raw), StoredState::of_inode(&raw));
         let of_entry = entry.filter(|entry| entry.is_of(id) != Some(false));
-        let of_name = name.filter(|name| name.checkpoint == id);
-        let published_ms = of_entry
-            .map(|entry| entry.published_ms)
-            .or(of_name.map(|name| name.published_ms))?;
+        let is_named = (named == Some(id)).then(|| inode::modified_ms(&raw));
+        let published_ms = of_entry.map(|entry| entry.published_ms).or(is_named)?;
         Some(Found {
             cno,
             checkpoint: (id.check, published_ms, state.size_bytes()).into(),

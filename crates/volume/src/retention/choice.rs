@@ -23,6 +23,17 @@ pub(crate) struct Protected {
     pub in_use: BTreeSet<u64>,
 }
 
+/// When the newest of a volume's objects was written, by the store's clock, in milliseconds since 1970-01-01 UTC: every checkpoint has
+/// one, so none was published later.
+pub(crate) fn newest_written_ms(written: impl Iterator<Item = SystemTime>) -> u64 {
+    let since = written
+        .max()
+        .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let ms = since.and_then(|since| u64::try_from(since.as_millis()).ok());
+    // Some stores tell whole seconds.
+    ms.map_or(u64::MAX, |ms| ms.saturating_add(1000))
+}
+
 impl Protected {
     /// Whether this checkpoint must stay.
     pub fn contains(&self, cno: u64) -> bool {
@@ -31,14 +42,16 @@ impl Protected {
 }
 
 /// Why each of these checkpoints is kept, given with when they were published, in milliseconds since 1970-01-01 UTC, ascending. One
-/// for which there is no reason is not in the answer. Everything is kept without a policy, and by one that asks for nothing.
+/// for which there is no reason is not in the answer. `now_ms` is when the newest was stored
+/// at the latest, by the store's clock. Everything is kept without a policy, and by one that asks for nothing.
 pub(crate) fn kept(
     checkpoints: &[(u64, u64)],
     policy: Option<&Policy>,
     protected: &Protected,
+    now_ms: u64,
 ) -> BTreeMap<u64, Vec<Reason>> {
     let mut kept = match policy.filter(|policy| !policy.is_empty()) {
-        Some(policy) => policy.keep(checkpoints),
+        Some(policy) => policy.keep(checkpoints, now_ms),
         None => checkpoints
             .iter()
             .map(|&(cno, _)| (cno, vec![Reason::Everything]))
@@ -320,14 +333,14 @@ mod tests {
             named: [4, 5].into(),
             in_use: [4, 8, 1000].into(),
         };
-        let kept = kept(&checkpoints, Some(&policy), &protected);
+        let kept = kept(&checkpoints, Some(&policy), &protected, u64::MAX);
         assert_eq!(kept[&4], [Reason::Name, Reason::InUse]);
         assert_eq!(kept[&8], [Reason::InUse]);
         assert_eq!(kept[&80], [Reason::Newest, Reason::Last]);
         assert_eq!(kept.len(), 2 + NEWEST_KEPT);
-        assert_eq!(super::kept(&checkpoints, None, &protected).len(), 40);
+        assert_eq!(super::kept(&checkpoints, None, &protected, u64::MAX).len(), 40);
         assert_eq!(
-            super::kept(&checkpoints, Some(&Policy::default()), &protected).len(),
+            super::kept(&checkpoints, Some(&Policy::default()), &protected, u64::MAX).len(),
             40
         );
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, warn};
+use log::{debug, info, warn};
 use tokio::task::AbortHandle;
 
 use super::choice::NEWEST_KEPT;
@@ -12,6 +12,9 @@ use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::error::ErrorKind;
 use crate::base::error::VolumeError;
 use crate::meta::wal_marker::Marker;
+
+/// Rounds that are left out, most in a row, when nothing was published.
+const SKIPPED_MAX: u32 = 11;
 
 /// Runs rounds until it is dropped. A round that is broken off is gone on with by the next server.
 #[derive(Debug)]
@@ -50,6 +53,7 @@ async fn run(
     marker: Option<Arc<Marker>>,
 ) {
     let mut failures = 0_u32;
+    let mut skipped = 0;
     let mut done: Option<crate::base::checkpoint_id::CheckpointId> = None;
     if let Err(e) = rounds.settle(false).await {
         if ends(&e) {
@@ -64,9 +68,12 @@ async fn run(
     loop {
         tokio::time::sleep(interval).await;
         let at = newest.get();
-        if done.is_some() && done == at && rounds.is_policy_unchanged().await {
+        // Names and pins that end are noticed now and then.
+        if done.is_some() && done == at && skipped < SKIPPED_MAX && rounds.is_policy_unchanged().await {
+            skipped += 1;
             continue;
         }
+        skipped = 0;
         if let Some(marker) = &marker
             && let Err(e) = marker.follow(NEWEST_KEPT as u64).await
         {
@@ -100,7 +107,7 @@ async fn run(
 fn ends(e: &VolumeError) -> bool {
     let is_fenced = e.kind() == ErrorKind::Fenced;
     if is_fenced {
-        debug!("nothing more is removed: {e}");
+        info!("this server removes no more checkpoints: {e}");
     }
     is_fenced
 }

@@ -19,10 +19,11 @@ mod round;
 pub(crate) mod usage;
 
 pub(crate) use account::Recent;
-pub(crate) use choice::{Protected, kept};
+pub(crate) use choice::{Protected, kept, newest_written_ms};
 pub(crate) use keeper::Keeper;
+pub(crate) use pins::Unusable;
 pub use policy::{Policy, Reason};
-pub(crate) use reading::{Reading, ensure_kept};
+pub(crate) use reading::{Reading, ensure_kept, ensure_readable};
 pub(crate) use round::{ORPHAN_AGE, Rounds, survey};
 pub use round::{Removed, Survey};
 
@@ -46,7 +47,9 @@ pub(crate) async fn load_policy(store: &Store) -> Result<Option<Policy>, VolumeE
     };
     let policy = Policy::decode(&body).map_err(|reason| VolumeError::Corrupt {
         what: format!("the retention policy {key}"),
-        reason,
+        reason: format!(
+            "{reason}; nothing is removed until it is set anew with hypernbd retention set or unset"
+        ),
     })?;
     Ok(Some(policy).filter(|policy| !policy.is_empty()))
 }
@@ -83,8 +86,8 @@ pub(crate) async fn accounted(store: &Store) -> Result<BTreeMap<u64, usage::Acco
 ///
 /// # Errors
 /// When the store fails.
-pub(crate) async fn in_use(store: &Store) -> Result<BTreeSet<u64>, VolumeError> {
-    let (pinned, marker) = futures::try_join!(pins::checkpoints(store), wal_marker::load(store))?;
+pub(crate) async fn in_use(store: &Store, unusable: Unusable) -> Result<BTreeSet<u64>, VolumeError> {
+    let (pinned, marker) = futures::try_join!(pins::checkpoints(store, unusable), wal_marker::load(store))?;
     // The log goes on from it.
     let of_log = marker.and_then(|(marker, _)| marker.checkpoint);
     Ok(pinned.into_iter().chain(of_log).map(|id| id.cno).collect())

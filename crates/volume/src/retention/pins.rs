@@ -120,27 +120,44 @@ pub(crate) async fn put(
     }))
 }
 
+/// What becomes of pins that are of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    /// They are passed over: for who looks, and changes nothing.
+    Skip,
+    /// Those that have run out long ago are removed. One that cannot be read is an error: what it holds must not go.
+    Clear,
+}
+
 /// The checkpoints that have pins which hold. A pin that had run out when the plan was written last, by the store's clock, is left
-/// out, and removed a day later. One that cannot be read is an error: what it holds must not go.
+/// out.
 ///
 /// # Errors
-/// When the store fails, or a pin is damaged.
-pub(crate) async fn checkpoints(store: &Store) -> Result<Vec<CheckpointId>, VolumeError> {
+/// When the store fails; when a pin is damaged that was written not long ago, unless such are skipped.
+pub(crate) async fn checkpoints(store: &Store, unusable: Unusable) -> Result<Vec<CheckpointId>, VolumeError> {
     let written_now = plan::written(store).await?;
     let listed = store.list(&store.meta_key(PINS)).await?;
     let read = stream::iter(listed).map(|object| async move {
         let Some((body, _)) = store.get(&object.key).await? else {
             return Ok(None);
         };
-        let pin = Pin::decode(&body).map_err(|reason| VolumeError::Corrupt {
-            what: format!("the pin {}", object.key),
-            reason,
-        })?;
-        let until = pin.holds_until(object.last_modified);
-        if written_now <= until {
-            return Ok(Some(pin.checkpoint));
-        }
-        if written_now > until + REMOVED_AFTER {
+        let until = match Pin::decode(&body) {
+            Ok(pin) if written_now <= pin.holds_until(object.last_modified) => {
+                return Ok(Some(pin.checkpoint));
+            }
+            Ok(pin) => pin.holds_until(object.last_modified),
+            Err(reason) => {
+                let until = object.last_modified + TIME_TO_LIVE_MAX;
+                if unusable == Unusable::Clear && written_now <= until {
+                    return Err(VolumeError::Corrupt {
+                        what: format!("the pin {}", object.key),
+                        reason: format!("{reason}; nothing is removed for a day, unless you delete it"),
+                    });
+                }
+                until
+            }
+        };
+        if unusable == Unusable::Clear && written_now > until + REMOVED_AFTER {
             store.delete(&object.key).await?;
         }
         Ok::<_, VolumeError>(None)

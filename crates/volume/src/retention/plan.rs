@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
+use crate::format::object_names::cno_of;
 use crate::store::{ETag, Store};
 
 /// Where it is, below the volume's `.meta/`.
@@ -119,6 +120,10 @@ impl Plan {
         if plan.version != VERSION {
             return Err(format!("it has version {}, and {VERSION} is known", plan.version));
         }
+        let at = plan.at.map_or(0, |at| at.cno);
+        if plan.objects.iter().any(|object| cno_of(*object) >= at) {
+            return Err("it names objects of checkpoints that it does not know".to_owned());
+        }
         let ascends = plan.kept.windows(2).all(|pair| pair[0].1 < pair[1].0);
         match ascends
             && plan
@@ -160,7 +165,9 @@ pub(crate) async fn load(store: &Store) -> Result<Option<(Plan, ETag)>, VolumeEr
     };
     let plan = Plan::decode(&body).map_err(|reason| VolumeError::Corrupt {
         what: format!("the plan of what is removed, {key}"),
-        reason,
+        reason: format!(
+            "{reason}; delete it while no server runs: what it names and is not removed yet stays"
+        ),
     })?;
     Ok(Some((plan, etag)))
 }

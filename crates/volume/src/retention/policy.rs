@@ -2,8 +2,7 @@
 //!
 //! Words and meaning are those of restic's `forget`
 //! (<https://restic.readthedocs.io/en/stable/060_forget.html>): ages count from the newest checkpoint, not from now, and an hour,
-//! day, week or month counts only when a checkpoint was published in it. So neither a clock that is wrong now nor a volume that
-//! rests makes anything go.
+//! day, week or month counts only when a checkpoint was published in it. So a volume that rests loses nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -110,7 +109,11 @@ impl Policy {
     /// # Errors
     /// What is wrong with `body`. A rule that this release does not know is an error: what it keeps must not go.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(body).map_err(|e| e.to_string())
+        // As an array the rules would have no names.
+        match body.first() {
+            Some(b'{') => serde_json::from_slice(body).map_err(|e| e.to_string()),
+            _ => Err("it is no JSON object".to_owned()),
+        }
     }
 
     /// Whether it asks for nothing.
@@ -119,15 +122,40 @@ impl Policy {
     }
 
     /// What it keeps of these checkpoints, and why: numbers, ascending, each with the time that it was published, in milliseconds
-    /// since 1970-01-01 UTC by its server's clock. Where a clock went back, what was published after that counts as published when
-    /// the clock showed the latest time.
-    pub fn keep(&self, checkpoints: &[(u64, u64)]) -> BTreeMap<u64, Vec<Reason>> {
-        let mut latest = 0;
-        let times = checkpoints.iter().map(|&(cno, ms)| {
-            latest = ms.max(latest);
+    /// since 1970-01-01 UTC by its server's clock. None was published after `now_ms`, by the
+    /// store's clock.
+    ///
+    /// Checkpoints were published in the order of their numbers. Where times say otherwise a clock was wrong, too early or too late,
+    /// and which cannot be told. So what either would keep is kept: as if a later one had not been published before an earlier one, and
+    /// as if an earlier one had not been published after a later one.
+    pub fn keep(&self, checkpoints: &[(u64, u64)], now_ms: u64) -> BTreeMap<u64, Vec<Reason>> {
+        let (mut latest, mut earliest) = (0, now_ms);
+        let ascending = checkpoints.iter().map(|&(cno, ms)| {
+            latest = ms.min(now_ms).max(latest);
             (cno, latest)
         });
-        let checkpoints: Vec<(u64, u64)> = times.collect();
+        let ascending: Vec<(u64, u64)> = ascending.collect();
+        let descending = checkpoints.iter().rev().map(|&(cno, ms)| {
+            earliest = ms.min(earliest);
+            (cno, earliest)
+        });
+        let mut descending: Vec<(u64, u64)> = descending.collect();
+        descending.reverse();
+        let mut kept = self.keep_ordered(&ascending);
+        if descending != ascending {
+            for (cno, reasons) in self.keep_ordered(&descending) {
+                let all = kept.entry(cno).or_default();
+                all.extend(reasons);
+                all.sort_unstable();
+                all.dedup();
+            }
+        }
+        kept
+    }
+
+    /// As [`Self::keep`], of checkpoints whose times ascend.
+    fn keep_ordered(&self, checkpoints: &[(u64, u64)]) -> BTreeMap<u64, Vec<Reason>> {
+        let latest = checkpoints.last().map_or(0, |&(_, ms)| ms);
         let mut kept: BTreeMap<u64, Vec<Reason>> = BTreeMap::new();
         let oldest_within = latest.saturating_sub(self.keep_within_ms);
         let mut buckets = [
@@ -232,7 +260,7 @@ mod tests {
     }
 
     fn kept(policy: &Policy, checkpoints: &[(u64, u64)]) -> Vec<u64> {
-        policy.keep(checkpoints).into_keys().collect()
+        policy.keep(checkpoints, u64::MAX).into_keys().collect()
     }
 
     #[test]
@@ -274,7 +302,7 @@ mod tests {
             p.keep_last = 1;
             p.keep_hourly = 2;
         });
-        let reasons = both.keep(&checkpoints);
+        let reasons = both.keep(&checkpoints, u64::MAX);
         assert_eq!(reasons[&6], [Reason::Last, Reason::Hourly]);
         assert_eq!(reasons[&5], [Reason::Hourly]);
         assert!(kept(&Policy::default(), &checkpoints).is_empty());
@@ -301,6 +329,36 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_ahead_for_a_while_makes_nothing_go() {
+        let policy = Policy::of_new_volumes();
+        let now = at("2026-11-29T12:00:00Z");
+        let of_a_day = |ahead: &[u64]| -> Vec<_> {
+            let time = |n| {
+                if ahead.contains(&n) {
+                    now + 365 * DAY_MS
+                } else {
+                    now - (287 - n) * 300_000
+                }
+            };
+            (0..288).map(|n| (n + 1, time(n))).collect()
+        };
+        let keep = |checkpoints: &[(u64, u64)]| policy.keep(checkpoints, now).len();
+        assert_eq!(keep(&of_a_day(&[])), 288);
+        assert_eq!(keep(&of_a_day(&[100])), 288);
+        assert_eq!(keep(&of_a_day(&[100, 101, 102, 200])), 288);
+        // The newest, by a server whose clock is ahead now: the store's is not.
+        assert_eq!(keep(&of_a_day(&[287])), 288);
+        // A week later it is still so.
+        let hourly = Policy {
+            keep_hourly: 168,
+            ..Policy::default()
+        };
+        let mut week: Vec<_> = (0..2016).map(|n| (n + 1, now - (2015 - n) * 300_000)).collect();
+        week[0].1 = now + 365 * DAY_MS;
+        assert!(hourly.keep(&week, now).len() >= 168);
+    }
+
+    #[test]
     fn new_volumes_keep_a_day_whole_then_hours_then_days() {
         let policy = Policy::of_new_volumes();
         let end = at("2026-11-29T12:00:00Z");
@@ -308,7 +366,7 @@ mod tests {
         let checkpoints: Vec<_> = (0..60 * 144)
             .map(|n| (n + 1, end - (60 * 144 - 1 - n) * 600_000))
             .collect();
-        let kept = policy.keep(&checkpoints);
+        let kept = policy.keep(&checkpoints, end);
         let of = |reason| kept.values().filter(|r| r.contains(&reason)).count();
         assert_eq!(of(Reason::Within), 145);
         assert_eq!(of(Reason::Hourly), 168);

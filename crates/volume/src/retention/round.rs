@@ -10,10 +10,12 @@ use log::{info, warn};
 use super::account::{self, Account, Recent};
 use super::choice::{self, Choice, Chooser, Protected};
 use super::load_policy;
+use super::pins::Unusable;
 use super::plan::{self, Phase, Plan, runs};
 use super::policy::{Policy, Reason};
 use super::usage::ObjectUse;
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::store_error::StoreErrorKind;
 use crate::engine::Ownership;
 use crate::format::inode;
 use crate::format::object_names;
@@ -21,7 +23,7 @@ use crate::index::cache::IndexCache;
 use crate::index::checksums;
 use crate::meta::checkpoint_list;
 use crate::meta::snapshots;
-use crate::store::{ETag, Store};
+use crate::store::{DELETE_KEYS_MAX, ETag, Store};
 
 /// How long an object that no checkpoint has used lies there before it goes, by the store's clock.
 pub(crate) const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -109,9 +111,8 @@ impl Rounds {
             return Ok(());
         };
         if found.epoch > self.epoch {
-            return Err(VolumeError::Fenced {
-                reason: format!("the owner of epoch {} removes its checkpoints", found.epoch),
-            });
+            // A later owner; or one of before the lease was deleted, from which on epochs begin anew.
+            self.ownership.check().await?;
         }
         let is_own = self.plan.is_some() && found.epoch == self.epoch;
         if is_own && found.phase == Phase::Empty {
@@ -120,7 +121,7 @@ impl Rounds {
         }
         let is_of_volume = match found.at {
             Some(at) => account::has(&self.store, at).await?,
-            None => true,
+            None => found.phase == Phase::Empty,
         };
         if !is_of_volume {
             warn!(
@@ -130,8 +131,17 @@ impl Rounds {
             );
             return self.put(Plan::empty(self.epoch), Some(&etag)).await;
         }
-        if found.phase == Phase::Deleting {
-            self.remove(&found).await?;
+        if found.phase == Phase::Deleting
+            && let Err(e) = self.remove(&found).await
+        {
+            if e.kind() != ErrorKind::AccessDenied {
+                return Err(e);
+            }
+            // It is not needed, and is tried again by the rounds to come.
+            warn!(
+                "what is not kept of {} stays where it may not be removed: {e}",
+                self.store.url
+            );
         }
         self.put(found.emptied(self.epoch), Some(&etag)).await
     }
@@ -184,9 +194,13 @@ impl Rounds {
         policy: &Policy,
         now: Instant,
     ) -> Result<Removed, VolumeError> {
-        let (protected, stored) = try_join!(protected(&self.store, account), stored(&self.store))?;
-        let kept = kept(account, policy, &protected);
+        let (protected, stored) = try_join!(
+            protected(&self.store, account, Unusable::Clear),
+            stored(&self.store)
+        )?;
         let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
+        let now_ms = choice::newest_written_ms(written.values().copied());
+        let kept = kept(account, policy, &protected, now_ms);
         let choice = self.chooser.choose(account.usage(), &kept, &written, now);
         account.forget(&[], &choice.gone);
         let mut removed = Removed {
@@ -260,7 +274,10 @@ impl Rounds {
         policy: &Policy,
         planned: &Plan,
     ) -> Result<bool, VolumeError> {
-        let (protected, policy_now) = try_join!(protected(&self.store, account), load_policy(&self.store))?;
+        let (protected, policy_now) = try_join!(
+            protected(&self.store, account, Unusable::Clear),
+            load_policy(&self.store)
+        )?;
         let is_protected = planned.retired.iter().any(|cno| protected.contains(*cno));
         Ok(is_protected || policy_now.as_ref() != Some(policy))
     }
@@ -280,11 +297,11 @@ impl Rounds {
     async fn remove(&self, plan: &Plan) -> Result<(), VolumeError> {
         let entries = plan.retired.iter().map(|&cno| checkpoint_list::entry_name(cno));
         let entries: Vec<String> = entries.map(|name| self.store.meta_key(&name)).collect();
-        self.store.delete_keys(&entries).await?;
+        self.delete(&entries).await?;
         let names = plan.objects.iter().map(|&object| object_names::name_of(object));
         let names: Vec<String> = names.collect();
         let objects: Vec<String> = names.iter().map(|name| self.store.data_key(name)).collect();
-        self.store.delete_keys(&objects).await?;
+        self.delete(&objects).await?;
         let beside = plan
             .objects
             .iter()
@@ -295,16 +312,35 @@ impl Rounds {
     }
 }
 
+impl Rounds {
+    /// Deletes what may be deleted of these; the error of the last refusal.
+    async fn delete(&self, keys: &[String]) -> Result<(), VolumeError> {
+        let mut refused = None;
+        for keys in keys.chunks(DELETE_KEYS_MAX) {
+            match self.store.delete_keys(keys).await {
+                Err(e) if e.kind == StoreErrorKind::AccessDenied => refused = Some(e),
+                deleted => deleted?,
+            }
+        }
+        refused.map_or(Ok(()), |e| Err(e.into()))
+    }
+}
+
 /// Why each accounted checkpoint is kept.
-fn kept(account: &Account, policy: &Policy, protected: &Protected) -> BTreeMap<u64, Vec<Reason>> {
+fn kept(
+    account: &Account,
+    policy: &Policy,
+    protected: &Protected,
+    now_ms: u64,
+) -> BTreeMap<u64, Vec<Reason>> {
     let checkpoints = account.usage().kept().iter();
     let checkpoints: Vec<(u64, u64)> = checkpoints.map(|(cno, of)| (*cno, of.published_ms)).collect();
-    choice::kept(&checkpoints, Some(policy), protected)
+    choice::kept(&checkpoints, Some(policy), protected, now_ms)
 }
 
 /// What must stay besides what the policy keeps.
-async fn protected(store: &Store, account: &Account) -> Result<Protected, VolumeError> {
-    let (named, mut in_use) = try_join!(snapshots::named(store), super::in_use(store))?;
+async fn protected(store: &Store, account: &Account, unusable: Unusable) -> Result<Protected, VolumeError> {
+    let (named, mut in_use) = try_join!(snapshots::named(store), super::in_use(store, unusable))?;
     in_use.extend(account.depends_on());
     Ok(Protected { named, in_use })
 }
@@ -356,12 +392,13 @@ pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
     if let Some(plan) = &plan {
         account.follow(plan);
     }
-    let (protected, stored) = try_join!(protected(store, &account), stored(store))?;
+    let (protected, stored) = try_join!(protected(store, &account, Unusable::Skip), stored(store))?;
     let usage = account.usage();
     let checkpoints = usage.kept().iter().map(|(cno, of)| (*cno, of.published_ms));
     let checkpoints: Vec<(u64, u64)> = checkpoints.collect();
-    let kept = choice::kept(&checkpoints, policy.as_ref(), &protected);
     let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
+    let now_ms = choice::newest_written_ms(written.values().copied());
+    let kept = choice::kept(&checkpoints, policy.as_ref(), &protected, now_ms);
     let choice = Chooser::unlimited(ORPHAN_AGE).choose(usage, &kept, &written, Instant::now());
     let planned = plan.filter(|plan| plan.phase != Phase::Empty);
     let planned = planned.map(|plan| plan.objects).unwrap_or_default();

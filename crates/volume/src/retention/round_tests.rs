@@ -187,9 +187,9 @@ impl World {
                 .await
                 .unwrap();
             account.store(&self.store).await.unwrap();
-            let protected = protected(&self.store, &account).await.unwrap();
+            let protected = protected(&self.store, &account, Unusable::Clear).await.unwrap();
             let stored = stored(&self.store).await.unwrap();
-            let kept = kept(&account, policy, &protected);
+            let kept = kept(&account, policy, &protected, u64::MAX);
             let written = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
             let mut chooser = Chooser::unlimited(Duration::ZERO);
             let choice = chooser.choose(account.usage(), &kept, &written, Instant::now());
@@ -386,6 +386,12 @@ fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
             .run(rounds.is_in_the_way(&account, &policy, &planned))
             .unwrap()
     );
+    // Also those that came while nothing was ever removed.
+    world.run(crate::retention::remove_policy(&world.store)).unwrap();
+    let reading = world.run(Reading::begin(&world.store, id)).unwrap();
+    world.keep_last(1);
+    assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
+    world.run(reading.end());
     // Names, too.
     world
         .run(past::create(&world.url, &world.options, &name, Some(&at)))

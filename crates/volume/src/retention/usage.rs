@@ -113,9 +113,20 @@ impl Usage {
     /// What is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         let usage: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
-        match usage.version {
-            VERSION => Ok(usage),
-            other => Err(format!("it has version {other}, and {VERSION} is known")),
+        if usage.version != VERSION {
+            return Err(format!(
+                "it has version {}, and {VERSION} is known",
+                usage.version
+            ));
+        }
+        let at = usage.at_number();
+        let is_sound = |of: &ObjectUse| {
+            let is_live = of.live_blocks > 0 || of.live_nodes > 0;
+            of.born <= at && is_live == (of.dead_since == u64::MAX) && (is_live || of.dead_since <= at)
+        };
+        match usage.objects.values().all(is_sound) {
+            true => Ok(usage),
+            false => Err("it tells of uses that no checkpoint has".to_owned()),
         }
     }
 
@@ -163,7 +174,7 @@ impl Usage {
                 return Err(format!("object {object:#x} would have fewer uses than none"));
             };
             (of.live_blocks, of.live_nodes) = (blocks, nodes);
-            match blocks + nodes {
+            match blocks.saturating_add(nodes) {
                 // What a checkpoint neither had nor has.
                 0 if is_new => drop(self.objects.remove(object)),
                 0 => of.dead_since = of.dead_since.min(cno),
@@ -182,7 +193,9 @@ impl Usage {
         let Some(of) = self.objects.get(&object) else {
             return false;
         };
-        of.dead_since == u64::MAX
+        of.live_blocks > 0
+            || of.live_nodes > 0
+            || of.dead_since == u64::MAX
             || (of.born < of.dead_since && kept.range(of.born..of.dead_since).next().is_some())
     }
 
@@ -258,6 +271,21 @@ mod tests {
         let deltas = HashMap::from([(10, Delta { blocks: -3, nodes: 0 })]);
         assert!(usage.step(2, accounted(2), &deltas).is_err());
         let stored = serde_json::to_string(&usage).unwrap();
-        assert!(Usage::decode(stored.replace("\"version\":1", "\"version\":2").as_bytes()).is_err());
+        let is_read = |from: &str, to: &str| {
+            let changed = stored.replace(from, to);
+            assert_ne!(changed, stored);
+            Usage::decode(changed.as_bytes()).is_ok()
+        };
+        assert!(!is_read("\"version\":1", "\"version\":2"));
+        // Live and dead at once; born later than what was accounted; more uses than there are numbers.
+        assert!(!is_read("[2,0,1,18446744073709551615]", "[2,0,1,1]"));
+        assert!(!is_read(
+            "[2,0,1,18446744073709551615]",
+            "[2,0,9,18446744073709551615]"
+        ));
+        assert!(is_read(
+            "[2,0,1,",
+            "[18446744073709551615,18446744073709551615,1,"
+        ));
     }
 }

@@ -43,7 +43,11 @@ impl Volume {
             Past::Changes { from, to } => {
                 let (from, to) = try_join!(past::find(&store, Some(from)), past::find(&store, Some(to)))?;
                 let reading = Reading::begin(&store, to.id()).await?;
-                let changed = past::between(&store, &from, &to).await?;
+                let changed = past::between(&store, &from, &to).await;
+                if changed.is_err() {
+                    reading.end().await;
+                }
+                let changed = changed?;
                 let shown = changed
                     .iter()
                     .map(|range| range.offset_bytes..range.offset_bytes + range.len_bytes);
