@@ -52,6 +52,11 @@ impl Reading {
         }
     }
 
+    /// Whether a pin could be put.
+    pub fn is_pinned(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Ends it.
     pub async fn end(&self) {
         if let Some(pin) = &self.0 {

@@ -264,8 +264,13 @@ fn open_read_only<'a>(
         })
         .await?;
         let reading = Reading::begin(&looked.store, state.newest.id).await?;
+        if !reading.is_pinned() {
+            // Nothing else is written, and nothing of the attempt stays.
+            looked.store.end_changes().await;
+        }
         let mut volume = Volume::with_parts(Arc::new(engine), Parts::default(), options);
         volume.reading = reading;
+        volume.store = Some(looked.store);
         Ok(Arc::new(volume))
     }
     .boxed()

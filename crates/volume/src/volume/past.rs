@@ -60,7 +60,7 @@ impl Volume {
             Some(shown) => engine.showing(shown),
             None => engine,
         };
-        Ok(Self::past(engine, options, reading))
+        Ok(Self::past(engine, options, reading, Some(store)))
     }
 
     /// Opens a checkpoint that was found, to be read as a whole: with the memory that these options give, and nothing that was read
@@ -76,10 +76,16 @@ impl Volume {
         let reading = Reading::begin(store, point.id()).await?;
         let cache_memory_bytes = options.read_cache.memory_bytes;
         let engine = engine_of(store, point, options.index_memory_bytes, cache_memory_bytes).await;
-        Ok(Self::past(engine, options, reading))
+        // The store is the caller's, who may go on to change something.
+        Ok(Self::past(engine, options, reading, None))
     }
 
-    fn past(engine: PastEngine, options: &VolumeOptions, reading: Reading) -> Arc<Self> {
+    fn past(
+        engine: PastEngine,
+        options: &VolumeOptions,
+        reading: Reading,
+        store: Option<Store>,
+    ) -> Arc<Self> {
         let options = VolumeOptions {
             read_only: true,
             write_buffer_dir: None,
@@ -87,6 +93,7 @@ impl Volume {
         };
         let mut volume = Self::with_parts(Arc::new(engine), Parts::default(), &options);
         volume.reading = reading;
+        volume.store = store;
         Arc::new(volume)
     }
 }
