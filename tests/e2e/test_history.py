@@ -10,6 +10,7 @@ import nbd
 import pytest
 
 from support.model import Model, block_status, extent_map, pattern, random_change, read_all
+from support.past import at, read_at, verb
 from support.process import check, spawn, wait_for
 from support.server import KI, MI, TI, leave
 from support.stores import S3Store
@@ -17,32 +18,8 @@ from support.stores import S3Store
 SIZE = 16 * MI
 
 
-def verb(volume, *words: str, status: int = 0) -> str:
-    """The output of a verb on a volume."""
-    done = volume.cli(*words)
-    assert done.returncode == status, done.stderr
-    return done.stdout if status == 0 else done.stderr
-
-
 def checkpoints(volume, *words: str) -> list[dict]:
     return json.loads(verb(volume, "checkpoints", volume.url, "--json", *words))
-
-
-def at(server, name: str) -> nbd.NBD:
-    """A connection to an export of a server."""
-    client = nbd.NBD()
-    client.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-    client.set_export_name(name)
-    client.connect_unix(str(server.socket))
-    return client
-
-
-def read_at(server, name: str, size: int = SIZE) -> bytes:
-    client = at(server, name)
-    try:
-        return read_all(client, size)
-    finally:
-        leave(client)
 
 
 def random_lives(server, rng: random.Random, model: Model, count: int) -> dict[int, bytes]:
@@ -70,9 +47,9 @@ def test_every_checkpoint_is_within_reach(make_volume, make_server, seed, block_
     kept = random_lives(server, rng, model, 12)
     readers = make_server(volume, nbdkit_options=["-r"]).start()
     for number, expected in kept.items():
-        assert read_at(server, f"@{number}") == expected, number
-        assert read_at(readers, f"@{number}") == expected, number
-    assert read_at(server, "") == bytes(model.data)
+        assert read_at(server, f"@{number}", SIZE) == expected, number
+        assert read_at(readers, f"@{number}", SIZE) == expected, number
+    assert read_at(server, "", SIZE) == bytes(model.data)
     listed = checkpoints(volume)
     assert set(kept) <= {one["cno"] for one in listed}
     assert [one["cno"] for one in listed] == sorted(one["cno"] for one in listed)
@@ -285,17 +262,17 @@ def test_a_rollback_and_its_undoing(make_volume, make_server, seed, block_bytes)
     assert before.startswith("before-rollback-")
 
     server.start()
-    assert read_at(server, "") == kept[target]
-    assert read_at(server, f"@{before}") == newest
+    assert read_at(server, "", SIZE) == kept[target]
+    assert read_at(server, f"@{before}", SIZE) == newest
     # Life goes on, and none of it harms what is kept.
     model.data[:] = kept[target]
     kept |= random_lives(server, rng, model, 4)
     for number, expected in kept.items():
-        assert read_at(server, f"@{number}") == expected, number
+        assert read_at(server, f"@{number}", SIZE) == expected, number
     assert server.terminate() == 0
     verb(volume, "file", "rollback", volume.url, f"@{before}", "--yes")
     server.start()
-    assert read_at(server, "") == newest
+    assert read_at(server, "", SIZE) == newest
 
 
 def test_a_rollback_brings_the_size_of_then_back(make_volume, make_server):

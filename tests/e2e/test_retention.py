@@ -9,6 +9,7 @@ import pytest
 from support.faulty import Fault, FaultyProxy
 from support.model import Model, pattern, random_change, read_all
 from support.others import objects_of
+from support.past import at, read_at, verb
 from support.process import wait_for
 from support.server import KI, MI, leave
 
@@ -16,13 +17,6 @@ SIZE = 16 * MI
 AT_ONCE = {"retention_interval": "1s", "retention_grace": "1s", "checkpoint_interval": "1h"}
 NEWEST_KEPT = 16
 """Checkpoints that are kept whatever the rules say."""
-
-
-def verb(volume, *words: str, status: int = 0) -> str:
-    """The output of a verb on a volume."""
-    done = volume.cli(*words)
-    assert done.returncode == status, done.stderr
-    return done.stdout if status == 0 else done.stderr
 
 
 def listed(volume) -> list[dict]:
@@ -39,22 +33,6 @@ def newest(volume) -> int:
 
 def space(volume) -> dict:
     return json.loads(verb(volume, "space", volume.url, "--json"))
-
-
-def at(server, name: str) -> nbd.NBD:
-    """A connection to an export of a server."""
-    client = nbd.NBD()
-    client.set_export_name(name)
-    client.connect_unix(str(server.socket))
-    return client
-
-
-def read_at(server, name: str, size: int = SIZE) -> bytes:
-    client = at(server, name)
-    try:
-        return read_all(client, size)
-    finally:
-        leave(client)
 
 
 def overwrite(client, count: int, length: int = MI, first_tag: int = 1) -> None:
@@ -186,7 +164,7 @@ def test_killed_again_and_again(make_volume, make_server, store, tmp_path, seed,
     with server.connect() as client:
         model.assert_same(read_all(client, SIZE))
     for number in rng.sample(numbers(volume), 5):
-        read_at(server, f"@{number}")
+        read_at(server, f"@{number}", SIZE)
     for past, expected in pinned:
         assert read_all(past, SIZE) == expected
         leave(past)

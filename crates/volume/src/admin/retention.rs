@@ -8,7 +8,7 @@ use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::format::inode;
 use crate::index::cache::IndexCache;
-use crate::lease::{self, Lease, LeaseRecord, LeaseState};
+use crate::lease::{self, Lease, LeaseRecord};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, Listed};
 use crate::retention::plan::{self, Phase};
@@ -96,20 +96,14 @@ pub async fn prune(
 /// Refuses a volume whose server was killed on this machine and left answered writes: no later server may apply them once somebody
 /// else had the volume.
 async fn check_buffer(store: &Store) -> Result<(), VolumeError> {
-    match lease::load(store).await? {
-        Some(LeaseRecord {
-            state,
-            holder,
-            write_buffer_dir: Some(dir),
-            ..
-        }) if state != LeaseState::Released && holder.is_on_this_machine() => {
-            Err(VolumeError::InvalidInput(format!(
-                "the server of {} did not end cleanly, and left answered writes in {dir}: serve it with write_buffer_dir={dir} first, \
-                 and stop that server; then prune it",
-                store.url
-            )))
-        }
-        _ => Ok(()),
+    let lease = lease::load(store).await?;
+    match lease.as_ref().and_then(LeaseRecord::left_buffer) {
+        Some(dir) => Err(VolumeError::InvalidInput(format!(
+            "the server of {} did not end cleanly, and left answered writes in {dir}: serve it with write_buffer_dir={dir} first, \
+             and stop that server; then prune it",
+            store.url
+        ))),
+        None => Ok(()),
     }
 }
 

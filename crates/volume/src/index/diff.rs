@@ -148,6 +148,34 @@ impl<'a> Entries<'a> {
     }
 }
 
+/// Hands over the blocks, ascending, whose entries differ in the leaves of two sides, with the entry of each.
+async fn each_difference(
+    old: &Side,
+    new: &Side,
+    mut each: impl FnMut(u64, Option<BlockPtr>, Option<BlockPtr>),
+) -> io::Result<()> {
+    let (mut old, mut new) = (Entries::of(old), Entries::of(new));
+    loop {
+        let (was, is) = (old.peek().await?, new.peek().await?);
+        let block = match (was, is) {
+            (None, None) => return Ok(()),
+            (Some((block, _)), None) | (None, Some((block, _))) => block,
+            (Some((a, _)), Some((b, _))) => a.min(b),
+        };
+        let of = |entry: Option<(u64, BlockPtr)>| entry.filter(|(at, _)| *at == block).map(|(_, p)| p);
+        let (was, is) = (of(was), of(is));
+        if was.is_some() {
+            old.leaf.next();
+        }
+        if is.is_some() {
+            new.leaf.next();
+        }
+        if was != is {
+            each(block, was, is);
+        }
+    }
+}
+
 /// Which of two checkpoints has something that the other one has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnlyIn {
@@ -157,8 +185,8 @@ pub(crate) enum OnlyIn {
     To,
 }
 
-/// Leaves both sides with the leaves that may hold differences. `each_node` gets the pointers of the nodes that one of the two trees alone has, the leaves
-/// among them.
+/// Leaves both sides with the leaves that may hold differences. `each_node` gets the pointers of the nodes that one of the two trees
+/// alone has, the leaves among them.
 async fn descend_to_leaves(
     old: &mut Side,
     new: &mut Side,
@@ -229,31 +257,14 @@ pub(crate) async fn places(
         each(only_in, Place::Node(object(&pointer)));
     })
     .await?;
-    let (mut old, mut new) = (Entries::of(&old), Entries::of(&new));
-    loop {
-        let (was, is) = (old.peek().await?, new.peek().await?);
-        let block = match (was, is) {
-            (None, None) => return Ok(()),
-            (Some((block, _)), None) | (None, Some((block, _))) => block,
-            (Some((a, _)), Some((b, _))) => a.min(b),
-        };
-        let of = |entry: Option<(u64, BlockPtr)>| entry.filter(|(at, _)| *at == block).map(|(_, p)| p);
-        let (was, is) = (of(was), of(is));
-        if was.is_some() {
-            old.leaf.next();
-        }
-        if is.is_some() {
-            new.leaf.next();
-        }
-        if was == is {
-            continue;
-        }
+    each_difference(&old, &new, |_, was, is| {
         for (only_in, pointer) in [(OnlyIn::From, was), (OnlyIn::To, is)] {
             if let Some(pointer) = pointer.filter(BlockPtrFormat::is_on_staging) {
                 each(only_in, Place::Block(object(&pointer)));
             }
         }
-    }
+    })
+    .await
 }
 
 /// Hands over the blocks that read otherwise at `to` than at `from`, in ascending runs, and whether they hold data at `to` or read
@@ -274,26 +285,11 @@ pub(crate) async fn changes(
         Side::new(store, &to.root, cache).await?,
     );
     descend_to_leaves(&mut old, &mut new, |_, _| ()).await?;
-    let (mut old, mut new) = (Entries::of(&old), Entries::of(&new));
     let mut run: Option<(Range<u64>, bool)> = None;
     let is_data = |pointer: Option<BlockPtr>| pointer.is_some_and(|p| !BlockPtrFormat::is_zero_block(&p));
-    loop {
-        let (before, after) = (old.peek().await?, new.peek().await?);
-        let block = match (before, after) {
-            (None, None) => break,
-            (Some((block, _)), None) | (None, Some((block, _))) => block,
-            (Some((a, _)), Some((b, _))) => a.min(b),
-        };
-        let of = |entry: Option<(u64, BlockPtr)>| entry.filter(|(at, _)| *at == block).map(|(_, p)| p);
-        let (was, is) = (of(before), of(after));
-        if was.is_some() {
-            old.leaf.next();
-        }
-        if is.is_some() {
-            new.leaf.next();
-        }
-        if was == is || (!is_data(was) && !is_data(is)) {
-            continue;
+    each_difference(&old, &new, |block, was, is| {
+        if !is_data(was) && !is_data(is) {
+            return;
         }
         match &mut run {
             Some((blocks, data)) if blocks.end == block && *data == is_data(is) => blocks.end += 1,
@@ -303,7 +299,8 @@ pub(crate) async fn changes(
                 }
             }
         }
-    }
+    })
+    .await?;
     if let Some((blocks, data)) = run {
         each(blocks, data);
     }

@@ -97,6 +97,12 @@ impl LeaseRecord {
         }
     }
 
+    /// The directory in which a server of this machine that did not end cleanly keeps what it had answered and not published.
+    pub fn left_buffer(&self) -> Option<&str> {
+        let is_left = self.state != LeaseState::Released && self.holder.is_on_this_machine();
+        self.write_buffer_dir.as_deref().filter(|_| is_left)
+    }
+
     /// Whether it is in force.
     pub fn is_held(&self) -> bool {
         self.state == LeaseState::Held

@@ -12,18 +12,15 @@ use super::pins::{self, Unusable};
 use super::plan::Plan;
 use super::usage::{Accounted, Delta, Usage};
 use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
-use crate::base::error::ErrorKind;
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
-use crate::engine::checkpoint_stored;
-use crate::engine::state_stored;
+use crate::engine::{checkpoint_stored, state_stored};
 use crate::format::inode;
 use crate::format::stored_state::{Root, StoredState};
 use crate::index::cache::IndexCache;
 use crate::index::diff::{OnlyIn, Place, places};
 use crate::index::lookup::Published;
-use crate::meta::checkpoint_list;
-use crate::meta::snapshots;
+use crate::meta::{checkpoint_list, snapshots};
 use crate::store::Store;
 
 /// Where the table is, below the volume's `.meta/`.

@@ -1,7 +1,6 @@
 //! What goes. Pure: what is stored, what is kept and since when things are not needed, in; checkpoints and objects, out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::policy::{Policy, Reason};
@@ -84,15 +83,15 @@ pub(crate) fn kept(
 
 /// Since when each of some things is not needed, by a clock that never goes back.
 #[derive(Debug)]
-struct Aging<K>(HashMap<K, Instant>);
+struct Aging(HashMap<u64, Instant>);
 
-impl<K: Copy + Eq + Hash + Ord> Aging<K> {
+impl Aging {
     fn new() -> Self {
         Self(HashMap::new())
     }
 
     /// These are the ones at `now`. Returns those that have been among them for `grace`, ascending.
-    fn update(&mut self, current: &BTreeSet<K>, now: Instant, grace: Duration) -> Vec<K> {
+    fn update(&mut self, current: &BTreeSet<u64>, now: Instant, grace: Duration) -> Vec<u64> {
         self.0.retain(|key, _| current.contains(key));
         for key in current {
             self.0.entry(*key).or_insert(now);
@@ -103,7 +102,7 @@ impl<K: Copy + Eq + Hash + Ord> Aging<K> {
             .iter()
             .filter(|(_, since)| is_ripe(since))
             .map(|(key, _)| *key);
-        let mut ripe: Vec<K> = ripe.collect();
+        let mut ripe: Vec<u64> = ripe.collect();
         ripe.sort_unstable();
         ripe
     }
@@ -137,8 +136,8 @@ pub(crate) struct Chooser {
     grace: Duration,
     orphan_age: Duration,
     at_once_max: usize,
-    retiring: Aging<u64>,
-    dying: Aging<u64>,
+    retiring: Aging,
+    dying: Aging,
 }
 
 impl Chooser {
@@ -185,8 +184,9 @@ impl Chooser {
         };
         let staying = without(&unkept);
         let unneeded = stored.keys().copied();
+        let newest = stored.values().max().copied();
         let unneeded: BTreeSet<u64> = unneeded
-            .filter(|object| self.is_settled(*object, usage, stored) && !needed(*object, &staying))
+            .filter(|object| self.is_settled(*object, usage, stored, newest) && !needed(*object, &staying))
             .collect();
         let mut retired = self.retiring.update(&unkept, now, self.grace);
         retired.truncate(self.at_once_max);
@@ -210,7 +210,14 @@ impl Chooser {
     /// checkpoint accounted last is past it. What no checkpoint that was accounted has used is of a publish that failed; but parts
     /// under a number that is past may be those of a compaction by another tool, so such an object must have lain there for long, by
     /// the store's clock, and its checkpoint must have been written whole.
-    fn is_settled(&self, object: u64, usage: &Usage, stored: &BTreeMap<u64, SystemTime>) -> bool {
+    /// `newest` is when the last of `stored` was written.
+    fn is_settled(
+        &self,
+        object: u64,
+        usage: &Usage,
+        stored: &BTreeMap<u64, SystemTime>,
+        newest: Option<SystemTime>,
+    ) -> bool {
         let cno = object_names::cno_of(object);
         if cno >= usage.at_number() {
             return false;
@@ -218,7 +225,6 @@ impl Chooser {
         if usage.objects().contains_key(&object) {
             return true;
         }
-        let newest = stored.values().max().copied();
         let age = newest
             .zip(stored.get(&object))
             .and_then(|(newest, written)| newest.duration_since(*written).ok());

@@ -8,9 +8,8 @@ use tokio::task::AbortHandle;
 
 use super::choice::NEWEST_KEPT;
 use super::round::Rounds;
-use crate::base::checkpoint_id::NewestCheckpoint;
-use crate::base::error::ErrorKind;
-use crate::base::error::VolumeError;
+use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::meta::wal_marker::Marker;
 
 /// Rounds that are left out, most in a row, when nothing was published.
@@ -21,9 +20,8 @@ const SKIPPED_MAX: u32 = 11;
 pub(crate) struct Keeper(AbortHandle);
 
 impl Keeper {
-    /// Starts on the current runtime: once at once, to settle what earlier servers left, and then each `interval`, if there is one.
-    /// `newest` tells
-    /// whether there is anything new; `marker` is that of the volume's log, if it has one.
+    /// Starts on the current runtime. What earlier servers left is settled at once; rounds follow each `interval`, if there is one.
+    /// `newest` tells whether there is anything new; `marker` is that of the volume's log, if it has one.
     pub fn start(
         rounds: Rounds,
         interval: Option<Duration>,
@@ -54,7 +52,7 @@ async fn run(
 ) {
     let mut failures = 0_u32;
     let mut skipped = 0;
-    let mut done: Option<crate::base::checkpoint_id::CheckpointId> = None;
+    let mut done: Option<CheckpointId> = None;
     if let Err(e) = rounds.settle(false).await {
         if ends(&e) {
             return;

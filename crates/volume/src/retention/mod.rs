@@ -16,6 +16,7 @@ pub(crate) mod plan;
 mod policy;
 mod reading;
 mod round;
+mod survey;
 pub(crate) mod usage;
 
 pub(crate) use account::Recent;
@@ -24,8 +25,10 @@ pub(crate) use keeper::Keeper;
 pub(crate) use pins::Unusable;
 pub use policy::{Policy, Reason};
 pub(crate) use reading::{Reading, ensure_kept, ensure_readable};
-pub(crate) use round::{ORPHAN_AGE, Rounds, survey};
-pub use round::{Removed, Survey};
+pub use round::Removed;
+pub(crate) use round::{ORPHAN_AGE, Rounds};
+pub use survey::Survey;
+pub(crate) use survey::survey;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,17 +12,15 @@ use super::choice::{self, Choice, Chooser, Protected};
 use super::load_policy;
 use super::pins::Unusable;
 use super::plan::{self, Phase, Plan, runs};
-use super::policy::{Policy, Reason};
-use super::usage::ObjectUse;
+use super::policy::Policy;
+use super::usage::Usage;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
 use crate::engine::Ownership;
-use crate::format::inode;
-use crate::format::object_names;
+use crate::format::{inode, object_names};
 use crate::index::cache::IndexCache;
 use crate::index::checksums;
-use crate::meta::checkpoint_list;
-use crate::meta::snapshots;
+use crate::meta::{checkpoint_list, snapshots};
 use crate::store::{DELETE_KEYS_MAX, ETag, Store};
 
 /// How long an object that no checkpoint has used lies there before it goes, by the store's clock.
@@ -198,10 +196,14 @@ impl Rounds {
             protected(&self.store, account, Unusable::Clear),
             stored(&self.store)
         )?;
-        let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
-        let now_ms = choice::newest_written_ms(written.values().copied());
-        let kept = kept(account, policy, &protected, now_ms);
-        let choice = self.chooser.choose(account.usage(), &kept, &written, now);
+        let choice = choose(
+            &mut self.chooser,
+            account.usage(),
+            Some(policy),
+            &protected,
+            &stored,
+            now,
+        );
         account.forget(&[], &choice.gone);
         let mut removed = Removed {
             waiting: choice.waiting as u64,
@@ -224,8 +226,7 @@ impl Rounds {
         account.forget(&choice.retired, &choice.objects);
         removed.checkpoints = choice.retired.len() as u64;
         removed.objects = choice.objects.len() as u64;
-        let bytes = choice.objects.iter().filter_map(|object| stored.get(object));
-        removed.bytes = bytes.map(|(len_bytes, _)| len_bytes).sum();
+        removed.bytes = bytes_of(&choice.objects, &stored);
         info!(
             "removed {} checkpoints of {} and {} objects with {} bytes",
             removed.checkpoints, self.store.url, removed.objects, removed.bytes
@@ -326,20 +327,35 @@ impl Rounds {
     }
 }
 
-/// Why each accounted checkpoint is kept.
-fn kept(
-    account: &Account,
-    policy: &Policy,
+/// What goes by this policy.
+pub(super) fn choose(
+    chooser: &mut Chooser,
+    usage: &Usage,
+    policy: Option<&Policy>,
     protected: &Protected,
-    now_ms: u64,
-) -> BTreeMap<u64, Vec<Reason>> {
-    let checkpoints = account.usage().kept().iter();
-    let checkpoints: Vec<(u64, u64)> = checkpoints.map(|(cno, of)| (*cno, of.published_ms)).collect();
-    choice::kept(&checkpoints, Some(policy), protected, now_ms)
+    stored: &Stored,
+    now: Instant,
+) -> Choice {
+    let checkpoints = usage.kept().iter().map(|(cno, of)| (*cno, of.published_ms));
+    let checkpoints: Vec<(u64, u64)> = checkpoints.collect();
+    let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
+    let now_ms = choice::newest_written_ms(written.values().copied());
+    let kept = choice::kept(&checkpoints, policy, protected, now_ms);
+    chooser.choose(usage, &kept, &written, now)
+}
+
+/// The bytes that these objects have.
+pub(super) fn bytes_of(objects: &[u64], stored: &Stored) -> u64 {
+    let found = objects.iter().filter_map(|object| stored.get(object));
+    found.map(|(len_bytes, _)| len_bytes).sum()
 }
 
 /// What must stay besides what the policy keeps.
-async fn protected(store: &Store, account: &Account, unusable: Unusable) -> Result<Protected, VolumeError> {
+pub(super) async fn protected(
+    store: &Store,
+    account: &Account,
+    unusable: Unusable,
+) -> Result<Protected, VolumeError> {
     let (named, mut in_use) = try_join!(snapshots::named(store), super::in_use(store, unusable))?;
     in_use.extend(account.depends_on());
     Ok(Protected { named, in_use })
@@ -360,65 +376,6 @@ pub(super) async fn stored(store: &Store) -> Result<Stored, VolumeError> {
 async fn is_compacted_elsewhere(store: &Store) -> Result<bool, VolumeError> {
     let (raw, _) = inode::load(store).await?;
     Ok(raw.is_compaction_pending())
-}
-
-/// What a volume takes in its store, and why. In bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Survey {
-    /// Data blocks that the newest listed checkpoint refers to.
-    pub live_blocks: u64,
-    /// Nodes of its index.
-    pub live_nodes: u64,
-    /// What of the container no checkpoint that is kept needs.
-    pub reclaimable_bytes: u64,
-    /// What a plan names.
-    pub grace_bytes: u64,
-    /// What [`Removed`] would say.
-    pub checkpoints: u64,
-    /// The same of objects.
-    pub objects: u64,
-}
-
-/// Counts what the volume takes and what could go. Changes nothing.
-///
-/// # Errors
-/// When the store fails, or an index cannot be read.
-pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
-    let policy = load_policy(store).await?;
-    let plan = plan::load(store).await?.map(|(plan, _)| plan);
-    let mut account = Account::load(store).await?;
-    let cache = IndexCache::default();
-    account.advance(store, &cache, &Recent::default()).await?;
-    if let Some(plan) = &plan {
-        account.follow(plan);
-    }
-    let (protected, stored) = try_join!(protected(store, &account, Unusable::Skip), stored(store))?;
-    let usage = account.usage();
-    let checkpoints = usage.kept().iter().map(|(cno, of)| (*cno, of.published_ms));
-    let checkpoints: Vec<(u64, u64)> = checkpoints.collect();
-    let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
-    let now_ms = choice::newest_written_ms(written.values().copied());
-    let kept = choice::kept(&checkpoints, policy.as_ref(), &protected, now_ms);
-    let choice = Chooser::unlimited(ORPHAN_AGE).choose(usage, &kept, &written, Instant::now());
-    let planned = plan.filter(|plan| plan.phase != Phase::Empty);
-    let planned = planned.map(|plan| plan.objects).unwrap_or_default();
-    let bytes = |objects: &[u64]| -> u64 {
-        objects
-            .iter()
-            .filter_map(|o| stored.get(o))
-            .map(|(len, _)| len)
-            .sum()
-    };
-    let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
-    let grace_bytes = bytes(&planned);
-    Ok(Survey {
-        live_blocks: live(|of| of.live_blocks),
-        live_nodes: live(|of| of.live_nodes),
-        reclaimable_bytes: bytes(&choice.objects).saturating_sub(grace_bytes),
-        grace_bytes,
-        checkpoints: choice.retired.len() as u64,
-        objects: choice.objects.len() as u64,
-    })
 }
 
 #[cfg(test)]

@@ -189,10 +189,16 @@ impl World {
             account.store(&self.store).await.unwrap();
             let protected = protected(&self.store, &account, Unusable::Clear).await.unwrap();
             let stored = stored(&self.store).await.unwrap();
-            let kept = kept(&account, policy, &protected, u64::MAX);
-            let written = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
             let mut chooser = Chooser::unlimited(Duration::ZERO);
-            let choice = chooser.choose(account.usage(), &kept, &written, Instant::now());
+            let usage = account.usage();
+            let choice = choose(
+                &mut chooser,
+                usage,
+                Some(policy),
+                &protected,
+                &stored,
+                Instant::now(),
+            );
             (account, choice)
         })
     }

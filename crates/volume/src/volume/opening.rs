@@ -22,8 +22,8 @@ use crate::engine::{Engine, Ownership, SoleOwner};
 use crate::format::object_names::is_container_object;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
+use crate::lease::Lease;
 use crate::lease::state::Stored;
-use crate::lease::{Lease, LeaseState};
 use crate::meta::cache_state;
 use crate::meta::checkpoint_list::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::meta::wal_marker::{self, MarkerState};
@@ -524,10 +524,8 @@ fn warn_of_buffer(lease: Option<&Stored>, options: &VolumeOptions) {
         .write_buffer_dir
         .as_ref()
         .map(|dir| dir.display().to_string());
-    if let Some(dir) = &record.write_buffer_dir
-        && record.state != LeaseState::Released
-        && record.holder.is_on_this_machine()
-        && given.as_ref() != Some(dir)
+    if let Some(dir) = record.left_buffer()
+        && given.as_deref() != Some(dir)
     {
         warn!(
             "the server before this one did not end cleanly, and kept its write buffer in {dir}: what it had answered and not \

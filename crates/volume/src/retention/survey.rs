@@ -1,0 +1,71 @@
+//! What a volume takes and what of it could go, for who asks. Changes nothing.
+
+use std::time::Instant;
+
+use futures::try_join;
+
+use super::account::{Account, Recent};
+use super::choice::Chooser;
+use super::load_policy;
+use super::pins::Unusable;
+use super::plan::{self, Phase};
+use super::round::{ORPHAN_AGE, bytes_of, choose, protected, stored};
+use super::usage::ObjectUse;
+use crate::base::error::VolumeError;
+use crate::index::cache::IndexCache;
+use crate::store::Store;
+
+/// What a volume takes in its store, and why. In bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Data blocks that the newest listed checkpoint refers to.
+    pub live_blocks: u64,
+    /// Nodes of its index.
+    pub live_nodes: u64,
+    /// What of the container no checkpoint that is kept needs.
+    pub reclaimable_bytes: u64,
+    /// What a plan names.
+    pub grace_bytes: u64,
+    /// What [`Removed`] would say.
+    pub checkpoints: u64,
+    /// The same of objects.
+    pub objects: u64,
+}
+
+/// Counts what the volume takes and what could go. Changes nothing.
+///
+/// # Errors
+/// When the store fails, or an index cannot be read.
+pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
+    let policy = load_policy(store).await?;
+    let plan = plan::load(store).await?.map(|(plan, _)| plan);
+    let mut account = Account::load(store).await?;
+    let cache = IndexCache::default();
+    account.advance(store, &cache, &Recent::default()).await?;
+    if let Some(plan) = &plan {
+        account.follow(plan);
+    }
+    let (protected, stored) = try_join!(protected(store, &account, Unusable::Skip), stored(store))?;
+    let usage = account.usage();
+    let mut chooser = Chooser::unlimited(ORPHAN_AGE);
+    let choice = choose(
+        &mut chooser,
+        usage,
+        policy.as_ref(),
+        &protected,
+        &stored,
+        Instant::now(),
+    );
+    let planned = plan.filter(|plan| plan.phase != Phase::Empty);
+    let planned = planned.map(|plan| plan.objects).unwrap_or_default();
+    let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
+    let grace_bytes = bytes_of(&planned, &stored);
+    Ok(Survey {
+        live_blocks: live(|of| of.live_blocks),
+        live_nodes: live(|of| of.live_nodes),
+        reclaimable_bytes: bytes_of(&choice.objects, &stored).saturating_sub(grace_bytes),
+        grace_bytes,
+        checkpoints: choice.retired.len() as u64,
+        objects: choice.objects.len() as u64,
+    })
+}
