@@ -113,7 +113,10 @@ impl Begun {
         warn_given_up(Some(&log.url.to_string()));
         log.is_discarded = true;
         self.least_watermark = self.least_watermark.saturating_add(GENERATIONS_LEFT);
-        Ok(())
+        // Before anything is removed of it or flushed to it: this owner may be killed before it publishes, and what it flushed is
+        // refused or replayed by what the marker says.
+        log.marker.newest().set(history.newest());
+        log.marker.raise_watermark(self.least_watermark).await
     }
 }
 

@@ -105,6 +105,7 @@ fn every_key_takes_effect_in_every_spelling() {
                 sse: Some(ServerSideEncryption::Kms),
                 sse_kms_key_id: Some("alias/disks".into()),
                 allow_unsafe: true,
+                ..StoreOptions::default()
             },
             volume: VolumeOptions {
                 write_buffer_bytes: 64 * MIB,

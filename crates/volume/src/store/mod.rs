@@ -7,6 +7,8 @@
 pub(crate) mod environment;
 mod error;
 mod frames;
+#[cfg(feature = "testing")]
+pub mod hook;
 pub(crate) mod interceptors;
 mod local;
 mod operations;
@@ -100,12 +102,24 @@ pub async fn connect(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, S
 /// # Errors
 /// As [`connect`].
 pub(crate) async fn unproved(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, StoreError> {
-    match url {
+    let store = match url {
         VolumeUrl::S3 { bucket, prefix } => s3::unproved(url, bucket, prefix, options).await,
         VolumeUrl::File { path } => {
             connect_dir(url, path, |path| ObjectDir::open(path, Box::new(RealDisk))).await
         }
-    }
+    };
+    store.map(|store| hooked(store, options))
+}
+
+/// With what tests put in between.
+#[cfg_attr(
+    not(feature = "testing"),
+    expect(unused_mut, unused_variables, reason = "for tests")
+)]
+fn hooked(mut store: Store, options: &StoreOptions) -> Store {
+    #[cfg(feature = "testing")]
+    options.hook.attach(&mut store);
+    store
 }
 
 /// As [`connect`], for the creation of a volume: makes the directory of a `file://` store if it is missing or empty.
@@ -117,7 +131,8 @@ pub async fn connect_for_create(url: &VolumeUrl, options: &StoreOptions) -> Resu
     match url {
         VolumeUrl::S3 { .. } => connect(url, options).await,
         VolumeUrl::File { path } => {
-            connect_dir(url, path, |path| ObjectDir::create(path, Box::new(RealDisk))).await
+            let store = connect_dir(url, path, |path| ObjectDir::create(path, Box::new(RealDisk))).await?;
+            Ok(hooked(store, options))
         }
     }
 }

@@ -17,6 +17,9 @@ pub struct StoreOptions {
     pub sse_kms_key_id: Option<String>,
     /// Use a store that fails the probe of what a volume needs of it.
     pub allow_unsafe: bool,
+    /// What tests put between a volume and its store.
+    #[cfg(feature = "testing")]
+    pub hook: super::hook::Hook,
 }
 
 /// Encryption by the store (S3's server-side encryption).

@@ -10,6 +10,7 @@ mod damage;
 mod every_answer;
 mod faults;
 mod fixture;
+mod histories;
 mod history;
 mod lease;
 mod limits;

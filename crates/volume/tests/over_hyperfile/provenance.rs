@@ -80,6 +80,22 @@ impl Logged {
         volume.close(LIMIT).unwrap();
     }
 
+    /// The log is refused; given up, and the server killed at once, what was flushed before that is there.
+    fn assert_given_up_for_good(&self) {
+        let refused = self.try_open(false).err().expect("the log is refused");
+        assert!(matches!(refused, VolumeError::Log { .. }), "{}", refused.chain());
+        drop(self.try_open(true).unwrap());
+        // That it was given up is not asked for twice.
+        drop(self.try_open(false).unwrap());
+        self.write_and_kill(3 * MIB, 77);
+        let volume = self.try_open(false).unwrap();
+        assert!(
+            self.f.read(&volume, 3 * MIB, 8192) == pattern(77, 8192),
+            "flushed"
+        );
+        volume.close(LIMIT).unwrap();
+    }
+
     /// The log is refused, and nothing is changed; given up, the volume is the one that was put there, and what is flushed
     /// from then on stays.
     fn assert_refused_until_given_up(&self, is_there: &[(u64, Option<u64>)]) {
@@ -111,7 +127,7 @@ impl Logged {
     }
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -128,7 +144,7 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 /// Puts back what was copied, as a backup is restored: the directory itself stays.
-fn restore(backup: &Path, volume: &Path, is_chosen: impl Fn(&str) -> bool) {
+pub fn restore(backup: &Path, volume: &Path, is_chosen: impl Fn(&str) -> bool) {
     let (kept, objects) = (backup.join("objects"), volume.join("objects"));
     for entry in std::fs::read_dir(&objects).unwrap() {
         let entry = entry.unwrap();
@@ -168,6 +184,30 @@ fn a_log_is_not_replayed_over_a_container_that_was_restored_alone() {
     let l = Logged::new();
     restored(&l, |name| !name.starts_with("volume.meta"));
     l.assert_refused_until_given_up(&RESTORED);
+}
+
+#[test]
+fn a_log_that_was_given_up_stays_given_up_though_the_server_is_killed() {
+    let l = Logged::new();
+    restored(&l, |name| !name.starts_with("volume.meta"));
+    l.assert_given_up_for_good();
+    let l = Logged::new();
+    restored(&l, |_| true);
+    l.assert_given_up_for_good();
+}
+
+/// A flush that is answered right after a log was given up counts, although nothing was published since.
+#[test]
+fn what_is_flushed_right_after_a_log_was_given_up_is_kept() {
+    let l = Logged::new();
+    restored(&l, |name| !name.starts_with("volume.meta"));
+    let volume = l.try_open(true).unwrap();
+    volume.write(3 * MIB, &pattern(77, 8192), false).unwrap();
+    volume.flush().unwrap();
+    drop(volume);
+    let volume = l.try_open(false).unwrap();
+    assert!(l.f.read(&volume, 3 * MIB, 8192) == pattern(77, 8192), "flushed");
+    volume.close(LIMIT).unwrap();
 }
 
 /// The container is removed by tools that know nothing of what lies beside it, and one is made in its place.

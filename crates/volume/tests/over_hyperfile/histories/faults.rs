@@ -1,0 +1,198 @@
+//! A store that fails one request, or all from one on.
+
+use std::sync::Arc;
+
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextMut, BeforeTransmitInterceptorContextMut,
+};
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::config_bag::{Storable, StoreReplace};
+use hypernbd_volume::options::StoreOptions;
+use hypernbd_volume::store::hook::Hook;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Statuses with S3's codes; none is an answer that does not arrive.
+const ANSWERS: [Option<(u16, &str)>; 7] = [
+    Some((409, "ConditionalRequestConflict")),
+    Some((412, "PreconditionFailed")),
+    Some((429, "SlowDown")),
+    Some((500, "InternalError")),
+    Some((503, "SlowDown")),
+    None,
+    None,
+];
+
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// This request alone fails.
+    Once {
+        answer: Option<(u16, &'static str)>,
+        is_carried_out: bool,
+    },
+    /// No request arrives from here on: the process was killed.
+    End { is_carried_out: bool },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many requests go through before, and what happens then.
+    armed: Option<(u32, Fault)>,
+    met: u32,
+    is_dead: bool,
+}
+
+/// The faults of whoever was given [`Faults::options`].
+#[derive(Debug, Default)]
+pub struct Faults {
+    state: Mutex<State>,
+    died: Notify,
+}
+
+impl Faults {
+    /// One fault, among the next `within` requests.
+    pub fn arm(&self, random: &mut fastrand::Rng, within: u32) {
+        let answer = ANSWERS[random.usize(..ANSWERS.len())];
+        // A store that says 412 or 409 means it.
+        let is_refusal = matches!(answer, Some((409 | 412, _)));
+        let fault = Fault::Once {
+            answer,
+            is_carried_out: !is_refusal && random.bool(),
+        };
+        self.state.lock().armed = Some((random.u32(..within), fault));
+    }
+
+    /// The process ends at the request after so many.
+    pub fn end_after(&self, requests: u32, is_carried_out: bool) {
+        self.state.lock().armed = Some((requests, Fault::End { is_carried_out }));
+    }
+
+    /// Nothing fails any more, unless the process has ended.
+    pub fn disarm(&self) {
+        self.state.lock().armed = None;
+    }
+
+    /// How many faults there were.
+    pub fn met(&self) -> u32 {
+        self.state.lock().met
+    }
+
+    /// Whether the process has ended.
+    pub fn is_dead(&self) -> bool {
+        self.state.lock().is_dead
+    }
+
+    /// Returns once the process has ended.
+    pub async fn died(&self) {
+        self.died.notified().await;
+    }
+
+    /// Options of somebody who meets none.
+    pub fn none() -> StoreOptions {
+        StoreOptions::default()
+    }
+
+    pub fn options(self: &Arc<Self>) -> StoreOptions {
+        StoreOptions {
+            hook: Hook::new(Injector(self.clone())),
+            ..StoreOptions::default()
+        }
+    }
+
+    fn next(&self) -> Option<Fault> {
+        let mut state = self.state.lock();
+        if state.is_dead {
+            return Some(Fault::End {
+                is_carried_out: false,
+            });
+        }
+        let (skip, fault) = state.armed.as_mut()?;
+        if *skip > 0 {
+            *skip -= 1;
+            return None;
+        }
+        let fault = *fault;
+        state.armed = None;
+        state.met += 1;
+        state.is_dead = matches!(fault, Fault::End { .. });
+        Some(fault)
+    }
+}
+
+#[derive(Debug)]
+struct Carried(Fault);
+
+impl Storable for Carried {
+    type Storer = StoreReplace<Self>;
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug)]
+struct Injector(Arc<Faults>);
+
+impl Injector {
+    fn answer(&self, fault: Fault) -> Result<HttpResponse, BoxError> {
+        match fault {
+            Fault::Once {
+                answer: Some((status, code)),
+                ..
+            } => {
+                let body = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
+                Ok(HttpResponse::new(status.try_into()?, SdkBody::from(body)))
+            }
+            Fault::Once { answer: None, .. } => Err("injected: answer lost".into()),
+            Fault::End { .. } => {
+                self.0.died.notify_one();
+                Err("injected: the end".into())
+            }
+        }
+    }
+}
+
+impl Intercept for Injector {
+    fn name(&self) -> &'static str {
+        "injector of histories"
+    }
+
+    fn modify_before_transmit(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let Some(fault) = self.0.next() else { return Ok(()) };
+        let (Fault::Once { is_carried_out, .. } | Fault::End { is_carried_out }) = fault;
+        bag.interceptor_state().store_put(Carried(fault));
+        if !is_carried_out {
+            if matches!(fault, Fault::Once { answer: None, .. } | Fault::End { .. }) {
+                bag.interceptor_state().unset::<Carried>();
+                return self.answer(fault).map(|_| ());
+            }
+            // What is sent instead is a look at an object that is not there.
+            let request = context.request_mut();
+            let path = request.uri().split('?').next().unwrap_or_default().to_owned();
+            request.set_method("HEAD")?;
+            *request.body_mut() = SdkBody::empty();
+            request.headers_mut().insert("content-length", "0");
+            request.set_uri(format!("{path}.none"))?;
+        }
+        Ok(())
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let Some(&Carried(fault)) = bag.load::<Carried>() else {
+            return Ok(());
+        };
+        bag.interceptor_state().unset::<Carried>();
+        *context.response_mut() = self.answer(fault)?;
+        Ok(())
+    }
+}
