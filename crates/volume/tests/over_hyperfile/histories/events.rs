@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use futures::future::LocalBoxFuture;
+use hypernbd_volume::admin::retention::{prune, set_policy};
 use hypernbd_volume::admin::{self, CreateOptions, IfDamaged, rollback, wal};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::{self, At};
+use hypernbd_volume::retention::Policy;
 use hypernbd_volume::{ErrorKind, VolumeError};
 
 use super::faults::Faults;
@@ -31,15 +33,16 @@ impl World {
                 _ => self.create(at),
             },
             (Some(_), Some(_)) => match self.random.u8(..12) {
-                0..5 => self.change(at),
-                5..7 => self.flush(at),
+                0..4 => self.change(at),
+                4..6 => self.flush(at),
+                6 => self.publish_often(at),
                 7 => self.close(at),
                 8 => self.kill(at),
                 9 => self.end_in_a_flush(at),
                 10 => self.take_over(at),
                 _ => self.read(at),
             },
-            (Some(_), None) => match self.random.u8(..16) {
+            (Some(_), None) => match self.random.u8(..18) {
                 0..5 => self.open(at, false),
                 5 => self.open(at, true),
                 6 => self.back_up(at),
@@ -48,6 +51,7 @@ impl World {
                 9..12 => self.name(at),
                 12 | 13 => self.roll_back(at),
                 14 => self.resize(at),
+                15 | 16 => self.prune(at),
                 _ => self.delete(at),
             },
         }
@@ -134,6 +138,13 @@ impl World {
                 }
             }
         }
+        let policy = Policy {
+            keep_last: 1,
+            ..Policy::default()
+        };
+        let (store, policy) = (Faults::none(), policy);
+        self.whole("keep the last one", set_policy(&url, &store, Some(&policy)))
+            .unwrap();
         let journal = self.path(&format!("journal-{}", self.places[at].name));
         let has_log = self.random.bool();
         let place = &mut self.places[at];
@@ -260,6 +271,21 @@ impl World {
         match flushed {
             Ok(()) => self.places[at].line.as_mut().unwrap().flushed(has_log),
             Err(_) => self.kill(at),
+        }
+    }
+
+    /// Publishes more than is always kept.
+    fn publish_often(&mut self, at: usize) {
+        for _ in 0..20 {
+            if self.server(at).volume.flush().is_err() {
+                return self.kill(at);
+            }
+            let has_log = self.server(at).has_log;
+            self.places[at].line.as_mut().unwrap().flushed(has_log);
+            self.change(at);
+            if self.places[at].server.is_none() {
+                return;
+            }
         }
     }
 
@@ -400,7 +426,10 @@ impl World {
                     .collect()
             }
         };
-        let before = place.line.replace(backup.line);
+        let mut line = backup.line;
+        // What was in the log alone then may have been published since, and the log emptied.
+        line.log_given_up();
+        let before = place.line.replace(line);
         place.replayed =
             before.filter(|before| Some(before.container()) == place.line.as_ref().map(Line::container));
         (place.is_log_foreign, place.is_log_open) = (true, true);
@@ -484,6 +513,27 @@ impl World {
         if resized.is_some() {
             line.published();
         }
+    }
+
+    /// Removes what is not kept, of a volume that has something of the kind or not.
+    fn prune(&mut self, at: usize) {
+        if self.random.bool() {
+            self.open(at, true);
+            self.publish_often(at);
+            self.close(at);
+        }
+        if !self.is_closed(at) {
+            return self.check_names(at);
+        }
+        let (url, lease) = (self.url(at), self.lease());
+        let pruned = self.verb(&format!("prune {}", self.places[at].name), |store| {
+            Box::pin(async move { prune(&url, &store, &lease).await })
+        });
+        if let Some(pruned) = pruned {
+            let removed = pruned.unwrap_or_else(|e| panic!("{}", e.chain()));
+            self.seen.removed += removed.objects as u32;
+        }
+        self.check_names(at);
     }
 
     /// Deletes the volume; a deletion that was killed is taken up again, or the volume is served once more if it is still one.

@@ -1,6 +1,6 @@
 //! Histories of several volumes and owners over the real engine: one seed is one history.
 //!
-//! Volumes are made, served, killed, taken over while their older owner goes on, deleted and made anew at the same place, copied,
+//! Volumes are made, served, pruned, killed, taken over while their older owner goes on, deleted and made anew at the same place, copied,
 //! restored from a backup and rolled back, over a store that fails requests and processes that end at any of them; caches, journals
 //! and write buffer directories stay where they are meanwhile. What must hold:
 //!

@@ -36,10 +36,11 @@ pub struct Seen {
     pub logs_refused: u32,
     pub rolled_back: u32,
     pub names_read: u32,
+    pub removed: u32,
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u32); 12] {
+    fn all(&mut self) -> [(&'static str, &mut u32); 13] {
         [
             ("opened", &mut self.opened),
             ("killed", &mut self.killed),
@@ -53,6 +54,7 @@ impl Seen {
             ("logs refused", &mut self.logs_refused),
             ("rolled back", &mut self.rolled_back),
             ("names read", &mut self.names_read),
+            ("objects removed", &mut self.removed),
         ]
     }
 
@@ -196,7 +198,14 @@ impl World {
         }
     }
 
-    fn options(&self, at: usize, takeover: bool, discard_wal: bool, has_buffer_file: bool) -> VolumeOptions {
+    fn options(
+        &mut self,
+        at: usize,
+        takeover: bool,
+        discard_wal: bool,
+        has_buffer_file: bool,
+    ) -> VolumeOptions {
+        let is_removing = self.random.bool();
         let buffer = self.path(&format!("buffer-{}", self.places[at].name));
         VolumeOptions {
             wal_url: self.places[at].journal.clone(),
@@ -222,6 +231,9 @@ impl World {
                 takeover,
                 ..LeaseOptions::default()
             },
+            // Never, or as often and as early as can be.
+            retention_interval: is_removing.then_some(Duration::from_millis(20)),
+            retention_grace: Duration::ZERO,
             ..VolumeOptions::default()
         }
     }
