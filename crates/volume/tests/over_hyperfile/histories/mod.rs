@@ -16,6 +16,7 @@
 mod events;
 mod faults;
 mod line;
+mod verbs;
 mod world;
 
 use world::{Seen, World};
