@@ -7,12 +7,14 @@ import pytest
 from support.server import PROJECT
 
 OPERATIONS = PROJECT / "docs" / "operations.md"
+CHECKING = PROJECT / "docs" / "checking.md"
 PLACES = {".py": PROJECT / "tests" / "e2e", ".rs": PROJECT / "crates" / "volume"}
-NAMED = sorted(set(re.findall(r"`(\w+\.(?:py|rs))::(\w+)`", OPERATIONS.read_text())))
+TEXTS = OPERATIONS.read_text() + CHECKING.read_text()
+NAMED = sorted(set(re.findall(r"`(\w+\.(?:py|rs))::(\w+)`", TEXTS)))
 
 
 @pytest.mark.parametrize("file, name", NAMED)
-def test_every_test_that_operations_names_exists(file, name):
+def test_every_test_that_the_documents_name_exists(file, name):
     texts = [path.read_text() for path in PLACES[file[-3:]].rglob(file)]
     found = [text for text in texts if re.search(rf"^ *(async )?(def|fn) {name}\(", text, re.MULTILINE)]
     assert len(found) == 1, f"there is no {name} in {file}, or more than one"

@@ -1,6 +1,7 @@
 //! One module a command.
 
 pub mod buffer;
+pub mod check;
 pub mod checkpoints;
 pub mod completions;
 pub mod connect;

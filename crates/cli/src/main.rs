@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, checkpoints, completions, create, delete, diff, export, file, import, info, probe, prune, resize,
-    restart, retention, rollback, serve, snapshot, space, wal,
+    buffer, check, checkpoints, completions, create, delete, diff, export, file, import, info, probe, prune,
+    resize, restart, retention, rollback, serve, snapshot, space, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -68,6 +68,8 @@ enum Command {
     Diff(diff::Args),
     /// Show what a volume takes in its store
     Space(space::Args),
+    /// Look whether a volume is whole: everything is there, and is what was written
+    Check(check::Args),
     /// Make a volume of an image: a file, a device or a pipe
     Import(import::Args),
     /// Write a volume, or an earlier checkpoint of it, to a file, a device or a pipe
@@ -129,6 +131,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Rollback(args) => runtime.block_on(rollback::run(&args, &store))?,
         Command::Diff(args) => runtime.block_on(diff::run(&args, &store))?,
         Command::Space(args) => runtime.block_on(space::run(&args, &store))?,
+        Command::Check(args) => return check::run(&args, &store, &runtime),
         Command::Import(args) => return import::run(&args, &store, &runtime),
         Command::Export(args) => return export::run(&args, &store, &runtime),
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,

@@ -127,6 +127,7 @@ fn show(control: &Control, is_over: &AtomicBool) {
             bar.set_style(style.clone());
             bar.set_prefix(match phase {
                 Phase::Verifying => "verifying",
+                Phase::Checking => "checking",
                 _ => "copying",
             });
             shown = Some((phase, Instant::now(), bar));

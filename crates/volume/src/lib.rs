@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod base;
 pub mod buffer_file;
+pub mod check;
 pub mod checkpoint;
 mod disk;
 pub mod engine;

@@ -3,6 +3,7 @@
 pub mod checkpoint_id;
 pub(crate) mod checksum;
 pub(crate) mod clock;
+pub mod control;
 pub mod counters;
 pub mod descriptors;
 pub(crate) mod error;

@@ -11,7 +11,8 @@ const HEADER_BYTES: usize = 8;
 const SLOT_BYTES: usize = 8;
 const FLAG_LARGE: u8 = 1;
 const FLAG_LEAF: u8 = 2;
-const LEAF_LEVEL: u8 = 1;
+/// Level of a leaf.
+pub(crate) const LEAF_LEVEL: u8 = 1;
 const LEVEL_MAX: u8 = 14;
 
 /// Looks whether `node` is laid out as an index node is, with ascending keys and pointers that name objects.
@@ -69,6 +70,54 @@ fn check_entries(node: &[u8], count_min: usize) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What a node holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// Its level: [`LEAF_LEVEL`] for a leaf.
+    pub level: u8,
+    /// Keys and pointers, ascending by key: blocks of data in a leaf, nodes below elsewhere.
+    pub entries: Vec<(u64, u64)>,
+}
+
+/// Reads a node.
+///
+/// # Errors
+/// What is wrong, as [`check`].
+pub(crate) fn decode(node: &[u8]) -> Result<Node, String> {
+    check(node)?;
+    Ok(decode_checked(node))
+}
+
+/// Reads the root of an index, which the inode holds. A root that holds pointers alone is a leaf.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn decode_root(root: &[u8]) -> Result<Node, String> {
+    check_root(root)?;
+    if root[0] & FLAG_LARGE != 0 {
+        return Ok(decode_checked(root));
+    }
+    let pointers =
+        (0..(root.len() - HEADER_BYTES) / SLOT_BYTES).map(|index| (index as u64, slot(root, index)));
+    Ok(Node {
+        level: LEAF_LEVEL,
+        entries: pointers
+            .filter(|(_, pointer)| !BlockPtrFormat::is_invalid_value(pointer))
+            .collect(),
+    })
+}
+
+fn decode_checked(node: &[u8]) -> Node {
+    let capacity = (node.len() - HEADER_BYTES) / (2 * SLOT_BYTES);
+    let count = usize::from(u16::from_le_bytes([node[2], node[3]]));
+    Node {
+        level: node[1],
+        entries: (0..count)
+            .map(|index| (slot(node, index), slot(node, capacity + index)))
+            .collect(),
+    }
 }
 
 fn slot(node: &[u8], index: usize) -> u64 {

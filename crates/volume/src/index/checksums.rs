@@ -42,6 +42,15 @@ pub(crate) fn key(store: &Store, object: &str) -> String {
     store.meta_key(&format!("index/{object}"))
 }
 
+/// Looks whether this is the body of such an object.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_seal(body: &[u8]) -> Result<(), String> {
+    let seal: Result<IndexSeal, _> = serde_json::from_slice(body);
+    seal.map(drop).map_err(|e| e.to_string())
+}
+
 /// Check values beside the container. Clones share what they remember.
 #[derive(Clone)]
 pub(crate) struct IndexSeals {

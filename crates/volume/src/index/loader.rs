@@ -9,7 +9,7 @@ use btree_ondisk::BlockLoader;
 use bytes::Bytes;
 use hyperfile::meta_format::BlockPtrFormat;
 use hyperfile::segment::Segment;
-use hyperfile::{BMapUserData, BlockPtr};
+use hyperfile::{BMapUserData, BlockPtr, SegmentId};
 
 use super::cache::IndexCache;
 use super::checksums::IndexSeals;
@@ -38,7 +38,7 @@ pub(crate) struct NodeLoader {
 }
 
 /// A piece of an object, or what is wrong with it.
-type Fetched = Result<Bytes, Arc<str>>;
+pub(super) type Fetched = Result<Bytes, Arc<str>>;
 
 impl NodeLoader {
     /// A loader that gives the neighbours of what it fetches to `cache`.
@@ -51,20 +51,19 @@ impl NodeLoader {
         }
     }
 
-    async fn load(&self, pointer: BlockPtr, node: &mut [u8], format: BlockPtrFormat) -> io::Result<()> {
-        let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
-        let offset = offset as u64;
-        let start = offset - offset % FETCH_BYTES;
+    /// The piece of an object that has this offset, as far as the object reaches, fetched once however many want it: its bytes, checked,
+    /// or what is wrong with it.
+    pub(super) async fn piece(&self, segment: SegmentId, offset: u64) -> io::Result<Fetched> {
+        let start = piece_start(offset);
         let name = Segment::segid_to_staging_file_id(segment);
         let (store, seals) = (self.store.clone(), self.seals.clone());
-        let (key, object) = (self.store.data_key(&name), name.clone());
-        let fetched = self
-            .flights
+        let key = self.store.data_key(&name);
+        self.flights
             .run((object_of(segment), start), async move {
                 let fetched = async {
                     let got = store.get_within_info(&key, start, FETCH_BYTES).await?;
                     if let Some((bytes, info)) = &got {
-                        seals.verify(&object, info, start, bytes).await?;
+                        seals.verify(&name, info, start, bytes).await?;
                     }
                     Ok(got.map(|(bytes, _)| bytes))
                 };
@@ -81,7 +80,26 @@ impl NodeLoader {
                 }
             })
             .await
-            .map_err(|e| io::Error::other(VolumeError::Shared(e)))?;
+            .map_err(|e| io::Error::other(VolumeError::Shared(e)))
+    }
+
+    /// Gives the nodes of a piece to the cache.
+    pub(super) fn keep(&self, segment: SegmentId, start: u64, piece: &Bytes, format: BlockPtrFormat) {
+        let Some(cache) = &self.cache else { return };
+        // What is no node is data.
+        let whole = piece.chunks_exact(NODE_BYTES).enumerate();
+        for (index, bytes) in whole.filter(|(_, bytes)| node::check(bytes).is_ok()) {
+            let place = (start as usize) + index * NODE_BYTES;
+            cache.keep(BlockPtrFormat::encode(segment, place, 0, &format), bytes);
+        }
+    }
+
+    async fn load(&self, pointer: BlockPtr, node: &mut [u8], format: BlockPtrFormat) -> io::Result<()> {
+        let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
+        let offset = offset as u64;
+        let start = piece_start(offset);
+        let fetched = self.piece(segment, offset).await?;
+        let name = Segment::segid_to_staging_file_id(segment);
         let damaged = |reason: &str| {
             let reason = format!("the index node at {offset} of the object {name} is damaged: {reason}");
             io::Error::new(io::ErrorKind::InvalidData, reason)
@@ -92,15 +110,7 @@ impl NodeLoader {
         let bytes = bytes.ok_or_else(|| damaged("the object ends before it"))?;
         node::check(bytes).map_err(|reason| damaged(&reason))?;
         node.copy_from_slice(bytes);
-        let Some(cache) = &self.cache else {
-            return Ok(());
-        };
-        // What is no node is data.
-        let whole = fetched.chunks_exact(NODE_BYTES).enumerate();
-        for (index, bytes) in whole.filter(|(_, bytes)| node::check(bytes).is_ok()) {
-            let place = (start as usize) + index * NODE_BYTES;
-            cache.keep(BlockPtrFormat::encode(segment, place, 0, &format), bytes);
-        }
+        self.keep(segment, start, &fetched, format);
         Ok(())
     }
 }
@@ -140,6 +150,11 @@ impl BlockLoader<BlockPtr> for NodeLoader {
     fn dup_from_new_path(self, _: &str) -> Self {
         self
     }
+}
+
+/// Where the piece begins that has this offset of an object.
+pub(super) fn piece_start(offset: u64) -> u64 {
+    offset - offset % FETCH_BYTES
 }
 
 /// The format of block pointers, as an index's root has it.

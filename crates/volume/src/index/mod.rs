@@ -12,6 +12,7 @@ pub(crate) mod cache_config;
 mod cache_files;
 pub(crate) mod checksums;
 pub(crate) mod diff;
+pub(crate) mod inspect;
 pub(crate) mod loader;
 pub mod location_map;
 pub(crate) mod lookup;

@@ -30,6 +30,11 @@ const READS_AT_ONCE: usize = 16;
 /// Where entries of a history that was left are kept, below the volume's `.meta/`.
 const ASIDE: &str = "aside/";
 
+/// Whether this is the name, below the volume's `.meta/`, of an entry that was set aside.
+pub(crate) fn is_aside(name: &str) -> bool {
+    name.starts_with(ASIDE)
+}
+
 /// What the catalogue says of the container's newest checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Relation {

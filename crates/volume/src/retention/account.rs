@@ -107,7 +107,7 @@ impl Account {
         cache: &IndexCache,
         recent: &Recent,
     ) -> Result<(), VolumeError> {
-        match self.advance_once(store, cache, recent).await {
+        match self.advance_once(store, cache, recent, u64::MAX).await {
             Err(e) if e.kind() == ErrorKind::Corrupt && self.usage.at().is_some() => {
                 warn!(
                     "what the checkpoints of {} use is counted anew: {}",
@@ -119,7 +119,7 @@ impl Account {
                     stored_at: self.stored_at,
                     ..Self::new()
                 };
-                self.advance_once(store, cache, recent).await
+                self.advance_once(store, cache, recent, u64::MAX).await
             }
             advanced => advanced,
         }
@@ -130,8 +130,10 @@ impl Account {
         store: &Store,
         cache: &IndexCache,
         recent: &Recent,
+        until: u64,
     ) -> Result<(), VolumeError> {
         let (newest, _) = inode::load(store).await?;
+        let until = until.min(newest.i_last_cno);
         let at = self.usage.at_number();
         let (numbers, names, pinned) = try_join!(
             checkpoint_list::numbers_after(store, at),
@@ -143,7 +145,7 @@ impl Account {
         let named: BTreeMap<u64, CheckpointId> =
             named.filter(|id| id.cno > at).map(|id| (id.cno, id)).collect();
         let numbers: BTreeSet<u64> = numbers.into_iter().chain(named.keys().copied()).collect();
-        let numbers = numbers.into_iter().filter(|cno| *cno <= newest.i_last_cno);
+        let numbers = numbers.into_iter().filter(|cno| *cno <= until);
         let listed = numbers.map(|cno| listed(store, cno, recent, named.get(&cno).copied()));
         let mut listed = stream::iter(listed).buffered(READ_AHEAD);
         while let Some(next) = listed.try_next().await? {
@@ -209,6 +211,57 @@ impl Account {
     pub fn forget(&mut self, checkpoints: &[u64], objects: &[u64]) {
         self.usage.forget(checkpoints, objects);
     }
+}
+
+/// What became of comparing the stored table with a count of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TableCheck {
+    /// It says what was counted.
+    Same,
+    /// It is of no checkpoint that the volume has.
+    OtherHistory,
+    /// Another was stored meanwhile, or a checkpoint removed.
+    Changed,
+    /// It says something else.
+    Different {
+        /// Its key.
+        key: String,
+        /// What.
+        differences: Vec<String>,
+    },
+}
+
+/// Counts what the stored table says, and compares. Changes nothing. Nodes of the index come from `cache` where it has them.
+///
+/// # Errors
+/// When the store fails or an index cannot be read.
+pub(crate) async fn check_table(store: &Store, cache: &IndexCache) -> Result<TableCheck, VolumeError> {
+    let stored = Account::load(store).await?;
+    let Some(at) = stored.usage.at() else {
+        return Ok(TableCheck::OtherHistory);
+    };
+    let plan = super::plan::load(store).await?;
+    let mut counted = Account::new();
+    counted
+        .advance_once(store, cache, &Recent::default(), at.cno)
+        .await?;
+    let (table_now, plan_now) = try_join!(Account::load(store), super::plan::load(store))?;
+    let is_changed = table_now.usage != stored.usage || plan_now != plan || counted.usage.at() != Some(at);
+    if is_changed {
+        return Ok(TableCheck::Changed);
+    }
+    // What was planned to go may be gone in part.
+    if let Some((plan, _)) = &plan {
+        counted.follow(plan);
+    }
+    let differences = stored.usage.differences(&counted.usage);
+    Ok(match differences.is_empty() {
+        true => TableCheck::Same,
+        false => TableCheck::Different {
+            key: store.meta_key(NAME),
+            differences,
+        },
+    })
 }
 
 /// Whether the volume has this checkpoint still, and goes on from it.

@@ -19,7 +19,7 @@ mod round;
 mod survey;
 pub(crate) mod usage;
 
-pub(crate) use account::Recent;
+pub(crate) use account::{Recent, TableCheck, check_table};
 pub(crate) use choice::{Protected, kept, newest_written_ms};
 pub(crate) use keeper::Keeper;
 pub(crate) use pins::Unusable;

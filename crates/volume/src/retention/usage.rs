@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::checkpoint_id::InodeCheck;
+use crate::format::object_names::name_of;
 
 /// Format of the stored table; another one is not read.
 const VERSION: u32 = 1;
@@ -197,6 +198,48 @@ impl Usage {
             || of.live_nodes > 0
             || of.dead_since == u64::MAX
             || (of.born < of.dead_since && kept.range(of.born..of.dead_since).next().is_some())
+    }
+
+    /// What this table says otherwise than one of the same checkpoint that was counted from what is stored now: an object that a checkpoint
+    /// uses which is there, and that the table would give away; or other numbers of places that the newest uses.
+    pub fn differences(&self, counted: &Self) -> Vec<String> {
+        let none = ObjectUse {
+            live_blocks: 0,
+            live_nodes: 0,
+            born: u64::MAX,
+            dead_since: 0,
+        };
+        let places = |of: &ObjectUse| (of.live_blocks, of.live_nodes);
+        let mut differences = Vec::new();
+        for (object, truth) in &counted.objects {
+            let own = self.objects.get(object).unwrap_or(&none);
+            let name = name_of(*object);
+            if places(own) != places(truth) {
+                differences.push(format!(
+                    "{name} has {} blocks and {} nodes in use, and the table {} and {}",
+                    truth.live_blocks, truth.live_nodes, own.live_blocks, own.live_nodes
+                ));
+            }
+            let mut users = counted
+                .kept
+                .range(truth.born..truth.dead_since)
+                .map(|(cno, _)| *cno);
+            let (first, last) = (users.next(), users.next_back());
+            let is_known = |cno: u64| own.born <= cno && cno < own.dead_since;
+            let unknown = first.into_iter().chain(last).find(|cno| !is_known(*cno));
+            if let Some(cno) = unknown {
+                differences.push(format!(
+                    "checkpoint {cno} uses {name}, and the table says that it does not"
+                ));
+            }
+        }
+        let unused = self
+            .objects
+            .iter()
+            .filter(|(object, of)| places(of) != (0, 0) && !counted.objects.contains_key(object));
+        differences
+            .extend(unused.map(|(object, _)| format!("the table says that {} is in use", name_of(*object))));
+        differences
     }
 
     /// Of the accounted checkpoints only these are there still.

@@ -206,7 +206,7 @@ impl Store {
             };
             // The SDK repeats requests, but not those whose bodies break off, or are damaged on their way.
             let (kind, detail) = match output.body.collect().await.map(Frames::take) {
-                Ok(bytes) => match check(&info.metadata, output.content_range.as_deref(), &bytes) {
+                Ok(bytes) => match check(key, &info.metadata, output.content_range.as_deref(), &bytes) {
                     Ok(size_bytes) => {
                         info.size_bytes = size_bytes;
                         return Ok(Some((bytes, info)));
@@ -524,10 +524,12 @@ impl Store {
 
 /// Checks an answer by its object's check values, if it has any. The size of the object.
 fn check(
+    key: &str,
     metadata: &HashMap<String, String>,
     content_range: Option<&str>,
     bytes: &Frames,
 ) -> Result<u64, String> {
+    window_checksums::check_name(metadata, key)?;
     let (offset_bytes, object_bytes) = window_checksums::place_of(content_range, bytes.len() as u64)?;
     if let Some(seal) = metadata.get(window_checksums::METADATA_KEY) {
         window_checksums::verify_frames(seal, offset_bytes, bytes, object_bytes)?;

@@ -18,12 +18,12 @@ mod new_file;
 mod pace;
 mod pipe;
 mod plan;
-mod progress;
 mod raw;
 #[cfg(test)]
 mod tests;
 mod volume_image;
 
+pub use crate::base::control::{Control, Phase};
 pub use crate::meta::import_record::{FileId, ImportRecord};
 pub use checksum::{CHECKSUM_NAME, PIECE_BYTES};
 pub use copy::{Copied, Copy, Source, Target, copy};
@@ -34,7 +34,6 @@ pub use import::{Imported, Input, Request, import};
 pub use new_file::NewFile;
 pub use pace::Pace;
 pub use pipe::PipeReader;
-pub use progress::{Control, Phase};
 pub use raw::RawImage;
 pub use volume_image::VolumeImage;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hypernbd_volume::admin::rollback::{RolledBack, rollback};
+use hypernbd_volume::check::Request;
 use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
 use hypernbd_volume::past::{self, At, ChangeKind};
 use hypernbd_volume::{ErrorKind, VolumeError};
@@ -123,6 +124,9 @@ fn every_checkpoint_reads_as_it_did() {
         for cno in &known {
             assert!(read_at(&f, *cno) == kept[cno], "checkpoint {cno} of {format:?}");
         }
+        let whole = crate::check::check(&f, &Request::with_data());
+        assert!(whole.is_clean(), "{format:?}: {whole:?}");
+        assert!(whole.checkpoints >= known.len() as u64, "{format:?}: {whole:?}");
         for _ in 0..20 {
             compare(
                 &f,

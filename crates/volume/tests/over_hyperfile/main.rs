@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 mod busy_store;
+mod check;
 mod completion;
 mod container;
 mod damage;

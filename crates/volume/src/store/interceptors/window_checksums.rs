@@ -2,8 +2,11 @@
 //!
 //! The container's format has no checksums, so a damaged index or inode would be believed. Every object that is put in
 //! one piece therefore carries the check values of its windows. They come back with every GET, of ranges too, and cost
-//! no request of their own. Whoever reads through [`Store`](crate::store::Store) gets bytes that were checked as far as the
+//! no request of their own. With them comes the last part of the object's key, so that one object is not taken for another whose
+//! place it was put in. Whoever reads through [`Store`](crate::store::Store) gets bytes that were checked as far as the
 //! answer covers whole windows. Objects made by others, or uploaded in parts, carry none and are taken as they are.
+
+use std::collections::HashMap;
 
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -21,6 +24,9 @@ pub(crate) const WINDOW_BYTES: u64 = 128 << 10;
 /// Name of the user metadata: the windows' CRC-32C one after another, as 8 hexadecimal digits each.
 pub(crate) const METADATA_KEY: &str = "hypernbd-crc32c";
 const HEADER: &str = "x-amz-meta-hypernbd-crc32c";
+/// Name of the user metadata that says which object it is: the last part of its key.
+const NAME_METADATA_KEY: &str = "hypernbd-object";
+const NAME_HEADER: &str = "x-amz-meta-hypernbd-object";
 const DIGITS: usize = 8;
 /// The largest body that is sealed: its check values take 512 of the 2048 bytes that S3 gives to user metadata.
 const SEALED_BYTES_MAX: u64 = 8 << 20;
@@ -51,7 +57,11 @@ impl Intercept for WindowChecksums {
         }
         in_one_piece(request.body_mut(), "the body is not in memory")?;
         if let Some(seal) = request.body().bytes().map(seal) {
+            let name = last_part(path_of(request.uri())).map(str::to_owned);
             request.headers_mut().insert(HEADER, seal);
+            if let Some(name) = name {
+                request.headers_mut().insert(NAME_HEADER, name);
+            }
         }
         Ok(())
     }
@@ -59,6 +69,30 @@ impl Intercept for WindowChecksums {
 
 fn is_put_object(method: &str, uri: &str) -> bool {
     method == "PUT" && !has_parameter(uri, "uploadId")
+}
+
+fn path_of(uri: &str) -> &str {
+    uri.split('?').next().unwrap_or_default()
+}
+
+/// The last part of a key, or of a path that ends with one, where both are written alike.
+fn last_part(path: &str) -> Option<&str> {
+    let name = path.rsplit('/').next()?;
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (!name.is_empty() && name.bytes().all(is_plain)).then_some(name)
+}
+
+/// Looks whether an object with this metadata is the one of this key, where it says which it is.
+///
+/// # Errors
+/// That it is another.
+pub(crate) fn check_name(metadata: &HashMap<String, String>, key: &str) -> Result<(), String> {
+    match (metadata.get(NAME_METADATA_KEY), last_part(key)) {
+        (Some(name), Some(own)) if name != own => {
+            Err(format!("it is the object {name}, in the place of {own}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether an object carries check values.
@@ -174,6 +208,22 @@ mod tests {
         ] {
             assert!(place_of(Some(wrong), 5).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_object_in_the_place_of_another_is_told() {
+        let named = |name: &str| HashMap::from([(NAME_METADATA_KEY.to_owned(), name.to_owned())]);
+        let key = "a/b.c/0000000001.0";
+        assert_eq!(
+            last_part(path_of("http://h/b/a/0000000001.0?x-id=PutObject")),
+            Some("0000000001.0")
+        );
+        assert_eq!(check_name(&named("0000000001.0"), key), Ok(()));
+        assert!(check_name(&named("0000000002.0"), key).is_err());
+        // Of earlier releases; and where a key is written otherwise in a path.
+        assert_eq!(check_name(&HashMap::new(), key), Ok(()));
+        assert_eq!(check_name(&named("x"), "a/b c"), Ok(()));
+        assert_eq!(last_part("http://h/b/"), None);
     }
 
     proptest! {

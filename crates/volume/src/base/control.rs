@@ -1,4 +1,4 @@
-//! How far a copy is, and the word to stop it: shared with whoever watches it.
+//! How far a long piece of work is, and the word to stop it: shared with whoever watches it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
@@ -11,9 +11,11 @@ pub enum Phase {
     Copying,
     /// What was copied is read again.
     Verifying,
+    /// What is stored is read and compared with its check values.
+    Checking,
 }
 
-/// Watches and stops one import or export, from any thread.
+/// Watches and stops one import, export or check, from any thread.
 #[derive(Debug, Default)]
 pub struct Control {
     is_stopped: AtomicBool,
@@ -39,11 +41,12 @@ impl Control {
         match self.phase.load(Ordering::Acquire) {
             1 => Phase::Copying,
             2 => Phase::Verifying,
+            3 => Phase::Checking,
             _ => Phase::Preparing,
         }
     }
 
-    /// The size of what is copied or verified, in bytes.
+    /// The size of what is copied, verified or checked, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes.load(Ordering::Acquire)
     }
@@ -58,7 +61,7 @@ impl Control {
         self.data_bytes.load(Ordering::Acquire)
     }
 
-    pub(super) fn begin(&self, phase: Phase, total_bytes: u64) {
+    pub(crate) fn begin(&self, phase: Phase, total_bytes: u64) {
         self.settled_bytes.store(0, Ordering::Release);
         self.data_bytes.store(0, Ordering::Release);
         self.total_bytes.store(total_bytes, Ordering::Release);
@@ -66,15 +69,16 @@ impl Control {
             Phase::Preparing => 0,
             Phase::Copying => 1,
             Phase::Verifying => 2,
+            Phase::Checking => 3,
         };
         self.phase.store(phase, Ordering::Release);
     }
 
-    pub(super) fn settle(&self, until_bytes: u64) {
+    pub(crate) fn settle(&self, until_bytes: u64) {
         self.settled_bytes.store(until_bytes, Ordering::Release);
     }
 
-    pub(super) fn add_data(&self, bytes: u64) {
+    pub(crate) fn add_data(&self, bytes: u64) {
         self.data_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 }

@@ -1,0 +1,197 @@
+//! What lies beside a volume's container: every object is read, and is what its name says.
+
+use std::collections::BTreeMap;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::report::{Findings, Kind};
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::index::checksums;
+use crate::lease::{self, LeaseRecord};
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::meta::import_record::ImportRecord;
+use crate::meta::label::{self, Label};
+use crate::meta::snapshots::{Snapshot, SnapshotName};
+use crate::meta::wal_marker::{self, MarkerState};
+use crate::open::history;
+use crate::retention::Policy;
+use crate::retention::pins::Pin;
+use crate::retention::plan::Plan;
+use crate::retention::usage::Usage;
+use crate::store::{Store, probe};
+
+/// Objects read at once.
+const READS_AT_ONCE: usize = 32;
+
+/// What is beside the container, as far as other looks need it.
+#[derive(Debug, Default)]
+pub(super) struct Beside {
+    /// Entries of the checkpoint list, by number.
+    pub entries: BTreeMap<u64, CatalogueEntry>,
+    /// Numbers whose entries cannot be read.
+    pub damaged_entries: Vec<u64>,
+    /// The names.
+    pub snapshots: Vec<Snapshot>,
+    /// The plan of what is removed.
+    pub plan: Option<Plan>,
+    /// The marker of the log.
+    pub marker: Option<MarkerState>,
+    /// The usage table.
+    pub usage: Option<Usage>,
+}
+
+/// An object that was read.
+enum Read {
+    Entry(CatalogueEntry),
+    Snapshot(Snapshot),
+    Plan(Plan),
+    Marker(MarkerState),
+    Usage(Usage),
+    /// One that nothing else here depends on.
+    Other,
+}
+
+/// Reads one kind of object, or says what is wrong.
+type Reader = Box<dyn Fn(&[u8]) -> Result<Read, String> + Send + Sync>;
+
+/// How an object is read, and what to do when it cannot be.
+struct Known {
+    read: Reader,
+    advice: String,
+}
+
+/// What is known of the object of this name, below the volume's `.meta/`. None when it is not the volume's.
+fn known(store: &Store, name: &str) -> Option<Known> {
+    let url = &store.url;
+    let known = |read: Reader, advice: String| Some(Known { read, advice });
+    let parts: Vec<&str> = name.split('/').collect();
+    match parts.as_slice() {
+        [label::NAME] => known(
+            Box::new(|body| Label::decode(body).map(|_| Read::Other)),
+            format!("put it back from a backup, or delete it while no server runs: the next one gives {url} another id, and a log that was not closed is then given up"),
+        ),
+        [lease::NAME] => known(
+            Box::new(|body| LeaseRecord::decode(body).map(|_| Read::Other)),
+            "make sure that no server has the volume, and delete it: the next server takes another".to_owned(),
+        ),
+        [wal_marker::NAME] => known(
+            Box::new(|body| MarkerState::decode(body).map(Read::Marker)),
+            "put it back from a backup of the volume; it says which log holds flushed writes, and no server opens the volume without it"
+                .to_owned(),
+        ),
+        ["import"] => known(
+            Box::new(|body| ImportRecord::decode(body).map(|_| Read::Other)),
+            "delete it, and import the image again with --overwrite, unless that import had ended".to_owned(),
+        ),
+        ["checkpoints", number] => {
+            let number: u64 = number.parse().ok()?;
+            (checkpoint_list::entry_name(number) == name).then_some(())?;
+            known(
+                Box::new(move |body| {
+                    let entry = CatalogueEntry::decode(body)?;
+                    match entry.cno == number {
+                        true => Ok(Read::Entry(entry)),
+                        false => Err(format!("it is that of checkpoint {}", entry.cno)),
+                    }
+                }),
+                format!(
+                    "the checkpoint itself may be whole: put the entry back from a backup; without it checkpoint {number} is not found by its number"
+                ),
+            )
+        }
+        ["snapshots", snapshot] => {
+            let snapshot: SnapshotName = snapshot.parse().ok()?;
+            let advice = format!(
+                "delete it with hypernbd snapshot delete {url} {snapshot}, and name the checkpoint again"
+            );
+            known(
+                Box::new(move |body| {
+                    let read = Snapshot::decode(body)?;
+                    match read.name == snapshot {
+                        true => Ok(Read::Snapshot(read)),
+                        false => Err(format!("it is of the name {}", read.name)),
+                    }
+                }),
+                advice,
+            )
+        }
+        ["retention", "policy"] => known(
+            Box::new(|body| Policy::decode(body).map(|_| Read::Other)),
+            format!("set it anew with hypernbd retention set {url}; nothing is removed until then"),
+        ),
+        ["retention", "plan"] => known(
+            Box::new(|body| Plan::decode(body).map(Read::Plan)),
+            "delete it while no server runs: what it names and is not removed yet stays".to_owned(),
+        ),
+        ["retention", "usage"] => known(
+            Box::new(|body| Usage::decode(body).map(Read::Usage)),
+            "nothing: it is made anew by the next round of the retention".to_owned(),
+        ),
+        ["retention", "pins", _] => known(
+            Box::new(|body| Pin::decode(body).map(|_| Read::Other)),
+            "delete it, unless somebody reads the checkpoint that it was put for: nothing is removed for a day otherwise".to_owned(),
+        ),
+        ["index", object] => {
+            let object = (*object).to_owned();
+            known(
+                Box::new(move |body| checksums::check_seal(body).map(|()| Read::Other)),
+                format!("delete it: the index of {object} is then read without check values of its own"),
+            )
+        }
+        _ => None,
+    }
+}
+
+/// Reads everything.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn look(store: &Store, findings: &mut Findings) -> Result<Beside, VolumeError> {
+    let prefix = store.meta_key("");
+    let mut others = Vec::new();
+    let mut wanted = Vec::new();
+    for object in store.list(&prefix).await? {
+        let name = object.key.strip_prefix(&prefix).unwrap_or_default();
+        match known(store, name) {
+            Some(known) => wanted.push((object.key, known)),
+            None if history::is_aside(name) || probe::is_own(store, &object) => {}
+            None => others.push(object.key),
+        }
+    }
+    findings.note_others(&others);
+    let reads = stream::iter(wanted).map(|(key, known)| async move {
+        let read = read(store, &key, &known).await?;
+        Ok::<_, VolumeError>((key, known.advice, read))
+    });
+    let mut reads = reads.buffered(READS_AT_ONCE);
+    let mut beside = Beside::default();
+    while let Some((key, advice, read)) = reads.try_next().await? {
+        match read {
+            Ok(None | Some(Read::Other)) => {}
+            Ok(Some(Read::Entry(entry))) => drop(beside.entries.insert(entry.cno, entry)),
+            Ok(Some(Read::Snapshot(snapshot))) => beside.snapshots.push(snapshot),
+            Ok(Some(Read::Plan(plan))) => beside.plan = Some(plan),
+            Ok(Some(Read::Marker(marker))) => beside.marker = Some(marker),
+            Ok(Some(Read::Usage(usage))) => beside.usage = Some(usage),
+            Err(reason) => {
+                if let Some(number) = key.strip_prefix(&store.meta_key("checkpoints/")) {
+                    beside.damaged_entries.extend(number.parse::<u64>());
+                }
+                findings.tell(Kind::Damaged, key, reason, advice);
+            }
+        }
+    }
+    Ok(beside)
+}
+
+/// Reads one object; nothing when it went meanwhile. The inner error is what is wrong with it. Objects are replaced whole, so what is
+/// wrong with one is no work of a server that is at it.
+async fn read(store: &Store, key: &str, known: &Known) -> Result<Result<Option<Read>, String>, VolumeError> {
+    match store.get(key).await {
+        Ok(None) => Ok(Ok(None)),
+        Ok(Some((body, _))) => Ok((known.read)(&body).map(Some)),
+        Err(e) if e.kind == StoreErrorKind::Corrupt => Ok(Err(e.detail)),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,173 @@
+//! Reads the blocks of data that are needed, and compares them with the check values of their objects.
+
+use std::ops::Range;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use rangemap::RangeSet;
+
+use super::needed::Needed;
+use super::report::{Findings, Kind};
+use super::{Looker, Stored, stopped};
+use crate::base::control::Phase;
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::format::object_names::name_of;
+use crate::store::Store;
+use crate::store::interceptors::window_checksums::{WINDOW_BYTES, is_sealed};
+
+/// Bytes read with one request, whole windows.
+const READ_BYTES: u64 = 32 * WINDOW_BYTES;
+/// Requests under way at once.
+const READS_AT_ONCE: usize = 16;
+
+/// How much was read, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Read {
+    pub verified_bytes: u64,
+    pub unverified_bytes: u64,
+}
+
+/// A part of an object, whole windows of it as far as it reaches.
+#[derive(Debug, Clone)]
+struct Piece {
+    object: u64,
+    bytes: Range<u64>,
+}
+
+/// What came of reading a piece.
+struct Outcome {
+    piece: Piece,
+    is_sealed: bool,
+    /// What cannot be used of it, and why.
+    bad: Vec<(Range<u64>, Kind, String)>,
+}
+
+/// Reads everything that is needed and there.
+///
+/// # Errors
+/// When the store fails, or the check is to stop.
+pub(super) async fn read(
+    looker: &Looker<'_>,
+    needed: &Needed,
+    stored: &Stored,
+    findings: &mut Findings,
+) -> Result<Read, VolumeError> {
+    let pieces = pieces(needed, stored);
+    let total_bytes = pieces
+        .iter()
+        .map(|piece| piece.bytes.end - piece.bytes.start)
+        .sum();
+    looker.control.begin(Phase::Checking, total_bytes);
+    let outcomes = stream::iter(pieces).map(|piece| async move {
+        stopped(looker.control)?;
+        outcome(looker.store, piece).await
+    });
+    let mut outcomes = outcomes.buffer_unordered(READS_AT_ONCE);
+    let (mut read, mut done) = (Read::default(), 0);
+    while let Some(outcome) = outcomes.try_next().await? {
+        let Outcome {
+            piece,
+            is_sealed,
+            bad,
+        } = outcome;
+        let len = piece.bytes.end - piece.bytes.start;
+        done += len;
+        looker.control.add_data(len);
+        looker.control.settle(done);
+        let bad_bytes: u64 = bad.iter().map(|(bytes, ..)| bytes.end - bytes.start).sum();
+        match is_sealed {
+            true => read.verified_bytes += len.saturating_sub(bad_bytes),
+            false => read.unverified_bytes += len.saturating_sub(bad_bytes),
+        }
+        for (bytes, kind, reason) in bad {
+            let key = looker.store.data_key(&name_of(piece.object));
+            findings.add_place(kind, piece.object, key, bytes, reason);
+        }
+    }
+    Ok(read)
+}
+
+/// What is read: the windows that have something of what is needed, as far as the objects reach.
+fn pieces(needed: &Needed, stored: &Stored) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (&object, ranges) in &needed.data {
+        let Some(&len) = stored.get(&object) else { continue };
+        let window = |range: &Range<u64>| {
+            let start = range.start - range.start % WINDOW_BYTES;
+            start..range.end.next_multiple_of(WINDOW_BYTES).min(len)
+        };
+        let windows: RangeSet<u64> = ranges
+            .iter()
+            .map(window)
+            .filter(|range| !range.is_empty())
+            .collect();
+        for run in windows.iter() {
+            let starts = (run.start..run.end).step_by(READ_BYTES as usize);
+            pieces.extend(starts.map(|start| Piece {
+                object,
+                bytes: start..run.end.min(start + READ_BYTES),
+            }));
+        }
+    }
+    pieces
+}
+
+/// Reads one piece; where something is wrong with it, window by window.
+async fn outcome(store: &Store, piece: Piece) -> Result<Outcome, VolumeError> {
+    let (is_sealed, reason) = attempt(store, piece.object, &piece.bytes).await?;
+    let mut bad = Vec::new();
+    if reason.is_some() {
+        for start in piece.bytes.clone().step_by(WINDOW_BYTES as usize) {
+            let window = start..piece.bytes.end.min(start + WINDOW_BYTES);
+            if let (_, Some((kind, reason))) = attempt(store, piece.object, &window).await? {
+                bad.push((window, kind, reason));
+            }
+        }
+    }
+    Ok(Outcome {
+        piece,
+        is_sealed,
+        bad: merged(bad),
+    })
+}
+
+/// What is wrong with a range of an object, and whether it has check values.
+async fn attempt(
+    store: &Store,
+    object: u64,
+    bytes: &Range<u64>,
+) -> Result<(bool, Option<(Kind, String)>), VolumeError> {
+    let key = store.data_key(&name_of(object));
+    match store
+        .get_within_info(&key, bytes.start, bytes.end - bytes.start)
+        .await
+    {
+        Ok(Some((got, info))) => {
+            let is_whole = got.len() as u64 == bytes.end - bytes.start;
+            let short = || {
+                (
+                    Kind::Short,
+                    format!("it ends within the bytes {} to {}", bytes.start, bytes.end - 1),
+                )
+            };
+            Ok((is_sealed(&info), (!is_whole).then(short)))
+        }
+        Ok(None) => Ok((false, Some((Kind::Missing, "it is not there".to_owned())))),
+        Err(e) if e.kind == StoreErrorKind::Corrupt => Ok((true, Some((Kind::Damaged, e.detail)))),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Neighbours that are damaged in one way as one.
+fn merged(bad: Vec<(Range<u64>, Kind, String)>) -> Vec<(Range<u64>, Kind, String)> {
+    let mut all: Vec<(Range<u64>, Kind, String)> = Vec::new();
+    for (bytes, kind, reason) in bad {
+        match all.last_mut() {
+            Some((before, as_before, _)) if before.end == bytes.start && *as_before == kind => {
+                before.end = bytes.end;
+            }
+            _ => all.push((bytes, kind, reason)),
+        }
+    }
+    all
+}

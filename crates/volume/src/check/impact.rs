@@ -1,0 +1,136 @@
+//! What is in the way of what: the ranges of the volume, and the checkpoints, that need what is damaged or missing.
+//!
+//! The indexes are walked a second time, for that alone: where nothing is wrong it costs nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+
+use futures::try_join;
+
+use super::Looker;
+use super::needed::{BlockLengths, roots};
+use super::report::Findings;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::format::inode;
+use crate::index::inspect::{Holder, Seen, inspect};
+use crate::meta::checkpoint_list;
+use crate::retention::plan;
+
+/// What one node or root has in it of the findings: blocks, by finding.
+type Hits = BTreeMap<usize, Vec<Range<u64>>>;
+
+/// Tells each finding which checkpoints it affects, and what of them.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn tell(looker: &Looker<'_>, findings: &mut Findings) -> Result<(), VolumeError> {
+    if findings.bad.is_empty() && findings.bad_nodes.is_empty() {
+        return Ok(());
+    }
+    let states = &looker.checkpoints.all;
+    let block_size = looker.checkpoints.block_size_bytes;
+    let lengths = BlockLengths::new(states, block_size);
+    let mut holders: HashMap<u64, Vec<Holder>> = HashMap::new();
+    let mut hits: HashMap<Holder, Hits> = HashMap::new();
+    let each = |seen| match seen {
+        Seen::Node { pointer, holder, .. } => holders.entry(pointer).or_default().push(holder),
+        Seen::Block {
+            block,
+            object,
+            offset_bytes,
+            holder,
+        } => {
+            let bytes = lengths.stored_at(block, offset_bytes);
+            for (bad, finding) in findings.bad.get(&object).into_iter().flatten() {
+                if bad.start < bytes.end && bytes.start < bad.end {
+                    let of = hits.entry(holder).or_default().entry(*finding).or_default();
+                    of.push(block..block + 1);
+                }
+            }
+        }
+        Seen::Damaged { pointer, blocks, .. } => {
+            if let Some((finding, _)) = findings.bad_nodes.get(&pointer) {
+                let of = hits.entry(Holder::Node(pointer)).or_default();
+                of.entry(*finding).or_default().push(blocks);
+            }
+        }
+    };
+    inspect(looker.store, &roots(states), looker.scope, looker.cache, each).await?;
+    for (holder, hits) in hits {
+        for root in roots_of(holder, &holders) {
+            let state = &states[root];
+            for (finding, blocks) in &hits {
+                let finding = &mut findings.found[*finding];
+                finding.checkpoints.insert(state.id());
+                for blocks in blocks {
+                    let start = blocks.start.saturating_mul(block_size);
+                    let end = blocks.end.saturating_mul(block_size).min(state.size_bytes());
+                    if start < end {
+                        finding.ranges.insert(start..end);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The roots from which something is reached.
+fn roots_of(from: Holder, holders: &HashMap<u64, Vec<Holder>>) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    let mut seen = HashSet::new();
+    let mut open = vec![from];
+    while let Some(holder) = open.pop() {
+        match holder {
+            Holder::Root(root) => drop(found.insert(root)),
+            Holder::Node(pointer) if seen.insert(pointer) => {
+                open.extend(holders.get(&pointer).into_iter().flatten());
+            }
+            Holder::Node(_) => {}
+        }
+    }
+    found
+}
+
+/// Forgets what is in the way of checkpoints alone that were removed while they were looked at.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn forget_what_went(
+    looker: &Looker<'_>,
+    findings: &mut Findings,
+) -> Result<(), VolumeError> {
+    if findings.found.is_empty() {
+        return Ok(());
+    }
+    let store = looker.store;
+    // The plan before the list, as whoever reads a checkpoint does it: what is removed stands in one, or is not in the other.
+    let plan = plan::load(store).await.ok().flatten().map(|(plan, _)| plan);
+    let (numbers, newest) = try_join!(checkpoint_list::numbers(store), async {
+        Ok(inode::load(store).await.ok().map(|(raw, _)| raw))
+    })?;
+    let up_to = newest.as_ref().map_or(u64::MAX, |raw| raw.i_last_cno);
+    let plan = plan.filter(|plan| plan.is_of(up_to));
+    let numbers: BTreeSet<u64> = numbers.into_iter().collect();
+    let newest = newest.map(|raw| CheckpointId::of_inode(&raw));
+    // The newest may have got its entry after the list was read, and a later one come.
+    let newest_then = looker
+        .checkpoints
+        .newest
+        .filter(|id| numbers.range(id.cno + 1..).nth(1).is_none());
+    let is_there = |id: &CheckpointId| {
+        let is_planned = plan.as_ref().is_some_and(|plan| !plan.keeps(id.cno));
+        !is_planned
+            && (numbers.contains(&id.cno)
+                || looker.checkpoints.is_named(*id)
+                || newest == Some(*id)
+                || newest_then == Some(*id))
+    };
+    findings.found.retain_mut(|finding| {
+        let had_some = !finding.checkpoints.is_empty();
+        finding.checkpoints.retain(is_there);
+        !had_some || !finding.checkpoints.is_empty()
+    });
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! Whether a volume is whole: everything that its checkpoints need is there, and is what was written.
+//!
+//! It writes nothing, not even a pin, and runs beside a server. So what it needs may go while it looks: whatever seems wrong is looked
+//! at again, and what its retention removed meanwhile is not missed. The order of the looks does the rest: what is listed comes before
+//! what it must be found in, and the checkpoints before the objects.
+//!
+//! * [`beside`]: what lies beside the container, each object read.
+//! * [`checkpoints`]: the checkpoints that are kept, each one's own object read.
+//! * [`needed`]: their indexes, and what these need of the objects that are there.
+//! * [`data`]: the blocks of data, read and compared with their check values.
+//! * [`impact`]: what of the volume, and which checkpoints, damage is in the way of.
+//! * [`table`]: the usage table against a count of its own. [`log`]: the records of the log.
+//! * [`report`] (pure): what is said of it all.
+
+use std::collections::BTreeMap;
+
+use crate::base::control::Control;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::format::object_names;
+use crate::index::cache::IndexCache;
+use crate::index::inspect::Scope;
+use crate::options::StoreOptions;
+use crate::past::{self, At};
+use crate::store::{self, Store};
+
+mod beside;
+mod checkpoints;
+mod data;
+mod impact;
+mod log;
+mod needed;
+mod report;
+mod table;
+
+pub use report::{Affected, Kind, Problem, Report};
+
+use checkpoints::Checkpoints;
+use report::Findings;
+
+/// What is checked.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// One checkpoint alone; all that are kept otherwise.
+    pub snapshot: Option<At>,
+    /// Only what was stored after this one.
+    pub since: Option<At>,
+    /// Every needed block is read and compared with its check values, too.
+    pub is_data: bool,
+}
+
+impl Request {
+    /// All of the volume, its data too.
+    pub fn with_data() -> Self {
+        Self {
+            is_data: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it is all of the volume.
+    fn is_whole(&self) -> bool {
+        self.snapshot.is_none() && self.since.is_none()
+    }
+}
+
+/// Checks a volume. Changes nothing.
+///
+/// # Errors
+/// When it could not be checked: [`VolumeError::NotFound`], [`VolumeError::NoCheckpoint`], a store that fails,
+/// [`VolumeError::Closed`] when `control` says to stop. What is wrong with the volume is no error: the report tells of it.
+pub async fn check(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    request: &Request,
+    control: &Control,
+) -> Result<Report, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    let mut findings = Findings::default();
+    let beside = beside::look(&store, &mut findings).await?;
+    let checkpoints = chosen(&store, request, &beside, &mut findings).await?;
+    let after = match &request.since {
+        Some(since) => past::find(&store, Some(since)).await?.number(),
+        None => 0,
+    };
+    let cache = IndexCache::default();
+    let looker = Looker {
+        store: &store,
+        checkpoints: &checkpoints,
+        scope: Scope { after },
+        cache: &cache,
+        control,
+    };
+    let mut report = Report::new(url, &checkpoints);
+    let needed = needed::look(&looker, &mut findings).await?;
+    // After the checkpoints, so that all of theirs is in it.
+    let stored = stored(&store, &mut findings).await?;
+    needed.compare(&looker, &stored, &mut findings).await?;
+    if request.is_whole() {
+        needed.note_orphans(&looker, &stored, &mut findings);
+        table::look(&looker, &beside, &mut findings).await?;
+        log::look(&store, store_options, &beside, &checkpoints, &mut findings).await?;
+    }
+    if request.is_data {
+        let read = data::read(&looker, &needed, &stored, &mut findings).await?;
+        report.verified_bytes = Some(read.verified_bytes);
+        report.unverified_bytes = Some(read.unverified_bytes);
+    }
+    stopped(control)?;
+    impact::tell(&looker, &mut findings).await?;
+    impact::forget_what_went(&looker, &mut findings).await?;
+    report.index_nodes = needed.nodes;
+    report.objects = needed.objects() as u64;
+    report.data_bytes = needed.data_bytes();
+    report.tell(findings, &checkpoints);
+    Ok(report)
+}
+
+/// What the looks at a volume have in common.
+struct Looker<'a> {
+    store: &'a Store,
+    checkpoints: &'a Checkpoints,
+    scope: Scope,
+    cache: &'a IndexCache,
+    control: &'a Control,
+}
+
+/// The checkpoints that the request is for.
+async fn chosen(
+    store: &Store,
+    request: &Request,
+    beside: &beside::Beside,
+    findings: &mut Findings,
+) -> Result<Checkpoints, VolumeError> {
+    let mut checkpoints = checkpoints::kept(store, beside, request.snapshot.is_some(), findings).await?;
+    if let Some(at) = &request.snapshot {
+        let point = past::find(store, Some(at)).await?;
+        checkpoints.only(&point);
+    }
+    Ok(checkpoints)
+}
+
+/// Length of each object of the container, in bytes, by number.
+type Stored = BTreeMap<u64, u64>;
+
+/// What is stored below the container's root now.
+async fn stored(store: &Store, findings: &mut Findings) -> Result<Stored, VolumeError> {
+    let root = store.data_key("");
+    let mut stored = Stored::new();
+    let mut others = Vec::new();
+    for entry in store.list(&root).await? {
+        let name = entry.key.strip_prefix(&root).unwrap_or_default();
+        match object_names::of_name(name) {
+            Some(object) => drop(stored.insert(object, entry.size_bytes)),
+            None if object_names::is_container_object(name) => {}
+            None => others.push(entry.key),
+        }
+    }
+    findings.note_others(&others);
+    Ok(stored)
+}
+
+/// Ends a check that is to stop.
+fn stopped(control: &Control) -> Result<(), VolumeError> {
+    match control.is_stopped() {
+        true => Err(VolumeError::Closed),
+        false => Ok(()),
+    }
+}

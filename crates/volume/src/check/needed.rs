@@ -1,0 +1,189 @@
+//! What the indexes of the checkpoints need: read whole, each node once, and compared with the objects that are there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+use rangemap::RangeSet;
+
+use super::report::{Findings, Kind, OBJECT_ADVICE};
+use super::{Looker, Stored};
+use crate::base::error::VolumeError;
+use crate::format::node::NODE_BYTES;
+use crate::format::object_names::{cno_of, is_summary, name_of};
+use crate::format::stored_state::{Root, StoredState};
+use crate::index::inspect::{Seen, inspect};
+
+/// What is needed of the container's objects, by number, in bytes of each.
+#[derive(Debug, Default)]
+pub(super) struct Needed {
+    /// Blocks of data.
+    pub data: BTreeMap<u64, RangeSet<u64>>,
+    /// Where the last node of an index ends.
+    nodes_end: BTreeMap<u64, u64>,
+    /// Nodes that were read.
+    pub nodes: u64,
+}
+
+/// How long blocks are stored: whole, but for the last one of a volume.
+pub(super) struct BlockLengths {
+    block_size: u64,
+    /// The lengths of blocks that were the last of a volume, the least of each.
+    short: HashMap<u64, u64>,
+}
+
+impl BlockLengths {
+    /// In these checkpoints.
+    pub fn new(states: &[StoredState], block_size: u64) -> Self {
+        let mut short: HashMap<u64, u64> = HashMap::new();
+        for state in states {
+            let len = state.size_bytes().checked_rem(block_size).unwrap_or(0);
+            if len > 0 {
+                let of = short.entry(state.size_bytes() / block_size).or_insert(len);
+                *of = len.min(*of);
+            }
+        }
+        Self { block_size, short }
+    }
+
+    /// The bytes that a block stored at this offset takes at least.
+    pub fn stored_at(&self, block: u64, offset_bytes: u64) -> Range<u64> {
+        let len = self.short.get(&block).copied().unwrap_or(self.block_size);
+        offset_bytes..offset_bytes + len
+    }
+}
+
+pub(super) fn roots(states: &[StoredState]) -> Vec<Root> {
+    states.iter().map(|state| state.root).collect()
+}
+
+/// Reads the indexes of the checkpoints.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn look(looker: &Looker<'_>, findings: &mut Findings) -> Result<Needed, VolumeError> {
+    let states = &looker.checkpoints.all;
+    let lengths = BlockLengths::new(states, looker.checkpoints.block_size_bytes);
+    let mut needed = Needed::default();
+    let mut places: HashMap<u64, (u64, u64)> = HashMap::new();
+    let mut damaged = Vec::new();
+    let each = |seen| match seen {
+        Seen::Node {
+            pointer,
+            object,
+            offset_bytes,
+            ..
+        } => {
+            let end = needed.nodes_end.entry(object).or_default();
+            *end = (*end).max(offset_bytes + NODE_BYTES as u64);
+            places.insert(pointer, (object, offset_bytes));
+        }
+        Seen::Block {
+            block,
+            object,
+            offset_bytes,
+            ..
+        } => {
+            let bytes = lengths.stored_at(block, offset_bytes);
+            needed.data.entry(object).or_default().insert(bytes);
+        }
+        Seen::Damaged {
+            pointer,
+            blocks,
+            reason,
+        } => damaged.push((pointer, blocks, reason)),
+    };
+    let nodes = inspect(looker.store, &roots(states), looker.scope, looker.cache, each).await?;
+    needed.nodes = nodes;
+    for (pointer, blocks, reason) in damaged {
+        let (object, offset_bytes) = places.get(&pointer).copied().unwrap_or_default();
+        let at = findings.add(
+            Kind::Damaged,
+            looker.store.data_key(&name_of(object)),
+            format!("its index node at {offset_bytes} cannot be used: {reason}"),
+            OBJECT_ADVICE,
+        );
+        findings.bad_nodes.insert(pointer, (at, blocks));
+    }
+    Ok(needed)
+}
+
+impl Needed {
+    /// The number of objects.
+    pub fn objects(&self) -> usize {
+        let all: BTreeSet<&u64> = self.data.keys().chain(self.nodes_end.keys()).collect();
+        all.len()
+    }
+
+    /// Bytes of the blocks of data.
+    pub fn data_bytes(&self) -> u64 {
+        self.data.values().map(len_bytes).sum()
+    }
+
+    fn needs(&self, object: u64) -> bool {
+        self.data.contains_key(&object) || self.nodes_end.contains_key(&object)
+    }
+
+    /// Where what is needed of an object ends.
+    fn end(&self, object: u64) -> u64 {
+        let of_data = self
+            .data
+            .get(&object)
+            .and_then(|ranges| ranges.iter().next_back());
+        let of_nodes = self.nodes_end.get(&object).copied().unwrap_or(0);
+        of_data.map_or(0, |range| range.end).max(of_nodes)
+    }
+
+    /// Looks whether all of it is there.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn compare(
+        &self,
+        looker: &Looker<'_>,
+        stored: &Stored,
+        findings: &mut Findings,
+    ) -> Result<(), VolumeError> {
+        let all: BTreeSet<u64> = self.data.keys().chain(self.nodes_end.keys()).copied().collect();
+        for object in all {
+            let end = self.end(object);
+            if stored.get(&object).is_some_and(|len| *len >= end) {
+                continue;
+            }
+            let key = looker.store.data_key(&name_of(object));
+            // It may be a list that was not up to date.
+            let (kind, from, reason) = match looker.store.head(&key).await? {
+                Some(info) if info.size_bytes >= end => continue,
+                Some(info) => (
+                    Kind::Short,
+                    info.size_bytes,
+                    format!("it has {} bytes, and {end} are needed", info.size_bytes),
+                ),
+                None => (Kind::Missing, 0, "it is not there".to_owned()),
+            };
+            findings.add_place(kind, object, key, from..u64::MAX, reason);
+        }
+        Ok(())
+    }
+
+    /// Tells of objects that nothing needs.
+    pub fn note_orphans(&self, looker: &Looker<'_>, stored: &Stored, findings: &mut Findings) {
+        let newest = looker.checkpoints.newest.map_or(0, |id| id.cno);
+        let kept: BTreeSet<u64> = looker
+            .checkpoints
+            .all
+            .iter()
+            .map(|state| state.mark.cno)
+            .collect();
+        let is_orphan = |object: u64| {
+            let is_own = is_summary(object) && kept.contains(&cno_of(object));
+            cno_of(object) <= newest && !is_own && !self.needs(object)
+        };
+        let orphans = stored.iter().filter(|(object, _)| is_orphan(**object));
+        let (count, bytes) = orphans.fold((0, 0), |(count, bytes), (_, len)| (count + 1, bytes + len));
+        findings.note_orphans(count, bytes);
+    }
+}
+
+fn len_bytes(ranges: &RangeSet<u64>) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}

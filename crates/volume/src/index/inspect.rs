@@ -1,0 +1,287 @@
+//! Looks at all of any number of indexes, for whoever checks a volume: each node once, going on past what is damaged.
+//!
+//! A node is read from the store however many indexes have it in common, and is taken for what it must be where it stands: of the level
+//! and of the blocks that what leads to it says. Nodes near the leaves come first, so what is still to be read stays small.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::ops::Range;
+
+use btree_ondisk::NodeCache;
+use btree_ondisk::bmap::BMap;
+use futures::stream::{self, StreamExt};
+use hyperfile::BlockPtr;
+use hyperfile::meta_format::BlockPtrFormat;
+
+use super::cache::IndexCache;
+use super::checksums::IndexSeals;
+use super::loader::{NodeLoader, format_of, piece_start};
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::format::node::{self, LEAF_LEVEL, NODE_BYTES};
+use crate::format::object_names::{cno_of, object_of, segment_of};
+use crate::format::stored_state::Root;
+use crate::store::Store;
+
+/// Nodes of one level that are read together.
+const READ_TOGETHER: usize = 1024;
+/// Pieces of objects fetched at once.
+const FETCHES_IN_FLIGHT: usize = 32;
+
+/// What refers to something: the root of one of the indexes, by its place among them, or a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Holder {
+    /// A root.
+    Root(usize),
+    /// A node, by its pointer.
+    Node(BlockPtr),
+}
+
+/// What was come by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// `holder` refers to a node: told each time, of a node that several refer to.
+    Node {
+        /// The node's pointer.
+        pointer: BlockPtr,
+        /// The object that it is in, by number ([`object_of`]).
+        object: u64,
+        /// Where it lies there, in bytes.
+        offset_bytes: u64,
+        /// What refers to it.
+        holder: Holder,
+    },
+    /// `holder` says where a block of data lies.
+    Block {
+        /// The block.
+        block: u64,
+        /// The object that it is in, by number.
+        object: u64,
+        /// Where it lies there, in bytes.
+        offset_bytes: u64,
+        /// What says so.
+        holder: Holder,
+    },
+    /// A node, told of before, cannot be used; what is below it was not seen.
+    Damaged {
+        /// The node's pointer.
+        pointer: BlockPtr,
+        /// The blocks that it should tell of.
+        blocks: Range<u64>,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A node that is to be read.
+#[derive(Debug, Clone)]
+struct Wanted {
+    pointer: BlockPtr,
+    object: u64,
+    offset_bytes: u64,
+    /// The keys that it may have.
+    keys: Range<u64>,
+}
+
+/// Which objects are looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Scope {
+    /// What lies in objects of this checkpoint and of earlier ones is left out.
+    pub after: u64,
+}
+
+impl Scope {
+    fn has(self, object: u64) -> bool {
+        cno_of(object) > self.after
+    }
+}
+
+/// An inspection under way.
+struct Inspection<'a, F> {
+    loader: NodeLoader,
+    cache: &'a IndexCache,
+    scope: Scope,
+    format: BlockPtrFormat,
+    seen: HashSet<BlockPtr>,
+    /// What is to be read, by level: those of the lowest level first.
+    wanted: BTreeMap<u8, Vec<Wanted>>,
+    each: F,
+    nodes: u64,
+}
+
+/// Tells of everything that these indexes refer to. All must be of one container. Returns the number of nodes read.
+///
+/// # Errors
+/// When the store fails. What is damaged is told of and is no error.
+pub(crate) async fn inspect(
+    store: &Store,
+    roots: &[Root],
+    scope: Scope,
+    cache: &IndexCache,
+    each: impl FnMut(Seen),
+) -> Result<u64, VolumeError> {
+    let failed = |e| VolumeError::engine(format!("reading an index of {}", store.url), e);
+    let Some(first) = roots.first() else { return Ok(0) };
+    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), None);
+    let format = format_in(first, &loader, cache).map_err(failed)?;
+    let mut inspection = Inspection {
+        loader: NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone())),
+        cache,
+        scope,
+        format,
+        seen: HashSet::new(),
+        wanted: BTreeMap::new(),
+        each,
+        nodes: 0,
+    };
+    for (number, root) in roots.iter().enumerate() {
+        // Roots are checked where inodes are read.
+        let root = node::decode_root(&root.0)
+            .map_err(|reason| failed(io::Error::new(io::ErrorKind::InvalidData, reason)))?;
+        inspection.note(&root, Holder::Root(number), u64::MAX);
+        // One at a time, so that what they have in common is not wanted many times.
+        inspection.run().await.map_err(failed)?;
+    }
+    Ok(inspection.nodes)
+}
+
+fn format_in(root: &Root, loader: &NodeLoader, cache: &IndexCache) -> io::Result<BlockPtrFormat> {
+    let tree: BMap<'_, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache> =
+        BMap::read(&root.0, NODE_BYTES, loader.clone(), cache.clone())?;
+    format_of(tree.get_userdata())
+}
+
+impl<F: FnMut(Seen)> Inspection<'_, F> {
+    /// Tells of what a node refers to, and wants what is not seen yet of it. Its keys end before `end`.
+    fn note(&mut self, node: &node::Node, holder: Holder, end: u64) {
+        for (index, &(key, pointer)) in node.entries.iter().enumerate() {
+            if !BlockPtrFormat::is_on_staging(&pointer) {
+                continue;
+            }
+            let (segment, offset) = BlockPtrFormat::decode(&pointer, &self.format);
+            let (object, offset_bytes) = (object_of(segment), offset as u64);
+            if !self.scope.has(object) {
+                continue;
+            }
+            if node.level == LEAF_LEVEL {
+                (self.each)(Seen::Block {
+                    block: key,
+                    object,
+                    offset_bytes,
+                    holder,
+                });
+                continue;
+            }
+            (self.each)(Seen::Node {
+                pointer,
+                object,
+                offset_bytes,
+                holder,
+            });
+            if self.seen.insert(pointer) {
+                let next = node.entries.get(index + 1).map_or(end, |(next, _)| *next);
+                self.wanted.entry(node.level - 1).or_default().push(Wanted {
+                    pointer,
+                    object,
+                    offset_bytes,
+                    keys: key..next,
+                });
+            }
+        }
+    }
+
+    async fn run(&mut self) -> io::Result<()> {
+        while let Some(mut lowest) = self.wanted.first_entry() {
+            let level = *lowest.key();
+            let rest = lowest.get().len().saturating_sub(READ_TOGETHER);
+            let batch = lowest.get_mut().split_off(rest);
+            if lowest.get().is_empty() {
+                lowest.remove();
+            }
+            self.read(level, batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, level: u8, batch: Vec<Wanted>) -> io::Result<()> {
+        self.nodes += batch.len() as u64;
+        let mut pieces: BTreeMap<(u64, u64), Vec<Wanted>> = BTreeMap::new();
+        let mut bytes = vec![0; NODE_BYTES];
+        for wanted in batch {
+            match self.cache.load(wanted.pointer, &mut bytes).await? {
+                true => self.take(level, &wanted, &bytes),
+                false => {
+                    let piece = (wanted.object, piece_start(wanted.offset_bytes));
+                    pieces.entry(piece).or_default().push(wanted);
+                }
+            }
+        }
+        let loader = self.loader.clone();
+        let fetches = pieces.into_iter().map(|((object, start), wanted)| {
+            let loader = loader.clone();
+            async move { (start, wanted, loader.piece(segment_of(object), start).await) }
+        });
+        let mut fetched = stream::iter(fetches).buffer_unordered(FETCHES_IN_FLIGHT);
+        while let Some((start, wanted, piece)) = fetched.next().await {
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(e) => Err(missing(&e).ok_or(e)?.into()),
+            };
+            if let (Ok(piece), Some(first)) = (&piece, wanted.first()) {
+                loader.keep(segment_of(first.object), start, piece, self.format);
+            }
+            for wanted in wanted {
+                let at = (wanted.offset_bytes - start) as usize;
+                let node = piece.as_ref().map_err(ToString::to_string);
+                let node = node.and_then(|piece| {
+                    piece
+                        .get(at..at + NODE_BYTES)
+                        .ok_or_else(|| "the object ends before it".to_owned())
+                });
+                match node {
+                    Ok(node) => self.take(level, &wanted, node),
+                    Err(reason) => self.damaged(&wanted, reason),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a node for what it must be, or tells what is wrong with it.
+    fn take(&mut self, level: u8, wanted: &Wanted, bytes: &[u8]) {
+        let node = node::decode(bytes).and_then(|node| fits(level, &wanted.keys, &node).map(|()| node));
+        match node {
+            Ok(node) => self.note(&node, Holder::Node(wanted.pointer), wanted.keys.end),
+            Err(reason) => self.damaged(wanted, reason),
+        }
+    }
+
+    fn damaged(&mut self, wanted: &Wanted, reason: String) {
+        (self.each)(Seen::Damaged {
+            pointer: wanted.pointer,
+            blocks: wanted.keys.clone(),
+            reason,
+        });
+    }
+}
+
+/// Whether a node can stand where it was found.
+fn fits(level: u8, keys: &Range<u64>, node: &node::Node) -> Result<(), String> {
+    if node.level != level {
+        return Err(format!("it is of level {}, and {level} leads to it", node.level));
+    }
+    let is_outside = |(key, _): &&(u64, u64)| !keys.contains(key);
+    match node.entries.iter().find(is_outside) {
+        Some((key, _)) => Err(format!(
+            "it tells of block {key}, and blocks {} to {} lead to it",
+            keys.start,
+            keys.end - 1
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong where an object is not there; nothing for a failure of the store.
+fn missing(e: &io::Error) -> Option<String> {
+    let inner = e.get_ref()?.downcast_ref::<VolumeError>()?;
+    (inner.kind() == ErrorKind::Corrupt).then(|| inner.to_string())
+}

@@ -1,0 +1,433 @@
+//! What a check says of damage in every kind of object, and of a volume that is whole.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+
+use hypernbd_volume::admin::retention::{prune, set_policy};
+use hypernbd_volume::check::{self as checks, Kind, Report, Request};
+use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
+use hypernbd_volume::past::{self, At, Past};
+use hypernbd_volume::retention::Policy;
+use hypernbd_volume::store::Store;
+use hypernbd_volume::transfer::Control;
+use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl};
+
+use crate::faults::LIMIT;
+use crate::fixture::{Fixture, pattern};
+
+const BLOCK: usize = 4096;
+/// Not whole blocks: the last one is stored in part.
+const SIZE: usize = (6 << 20) + 1024;
+/// Checkpoints made; the newest sixteen are kept whatever the policy says.
+const LIVES: u64 = 20;
+/// Bytes flipped in each object, and in what the directory keeps behind it.
+const FLIPS: usize = 4;
+
+pub fn check(f: &Fixture, request: &Request) -> Report {
+    try_check(f, &f.url, request).unwrap()
+}
+
+fn try_check(f: &Fixture, url: &VolumeUrl, request: &Request) -> Result<Report, VolumeError> {
+    let control = Control::default();
+    f.run(checks::check(url, &f.store_options, request, &control))
+}
+
+fn whole(f: &Fixture) -> Report {
+    check(f, &Request::with_data())
+}
+
+/// A volume with at least one object of every kind, and what its checkpoints read as, by number.
+struct Rich {
+    f: Fixture,
+    store: Store,
+    kept: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Rich {
+    fn new() -> Self {
+        let f = Fixture::new();
+        f.create(SIZE as u64, BLOCK as u32);
+        let mut model = vec![0; SIZE];
+        let mut states = BTreeMap::new();
+        let volume = f.open();
+        let mut rng = fastrand::Rng::with_seed(7);
+        for step in 0..LIVES {
+            // One is uploaded in parts, two leave nothing but an index behind.
+            let (at, len) = match step {
+                0 => (0, 5 << 20),
+                1 => ((5 << 20) + 77, SIZE - (5 << 20) - 77),
+                _ => (rng.usize(0..SIZE - 40_000), rng.usize(1..40_000)),
+            };
+            let bytes = pattern(step + 1, len);
+            volume.write(at as u64, &bytes, false).unwrap();
+            model[at..at + len].copy_from_slice(&bytes);
+            if step % 5 == 4 {
+                volume.zero(at as u64, 8192, false).unwrap();
+                let end = SIZE.min(at + 8192);
+                model[at..end].fill(0);
+            }
+            volume.flush().unwrap();
+            states.insert(step + 1, model.clone());
+        }
+        volume.close(LIMIT).unwrap();
+        let name: past::SnapshotName = "third".parse().unwrap();
+        f.run(past::create(
+            &f.url,
+            &f.store_options,
+            &name,
+            Some(&At::Number(3)),
+        ))
+        .unwrap();
+        let policy = Policy {
+            keep_last: 1,
+            ..Policy::default()
+        };
+        f.run(set_policy(&f.url, &f.store_options, Some(&policy)))
+            .unwrap();
+        let removed = f.run(prune(&f.url, &f.store_options, &LeaseOptions::default()));
+        assert!(removed.unwrap().checkpoints > 0);
+        let store = f.store().unwrap();
+        // As these have them that are killed or still at work.
+        for (name, body) in [
+            (
+                "import",
+                r#"{"source":null,"written_bytes":4,"epoch":5,"is_new":true}"#.to_owned(),
+            ),
+            (
+                "wal",
+                format!(
+                    r#"{{"url":"s3://b/log/","volume_id":"{}","host":"h","epoch":1,"opened_ms":1,"watermark":9,"is_clean":true}}"#,
+                    f.lease().unwrap().volume_id
+                ),
+            ),
+            (
+                "retention/pins/0123456789abcdef",
+                r#"{"checkpoint":{"cno":20,"check":"00000000000000ff"},"reader":"r","ttl_ms":1000}"#
+                    .to_owned(),
+            ),
+        ] {
+            f.run(store.put(&store.meta_key(name), body)).unwrap();
+        }
+        let listed = f.run(past::list(&f.url, &f.store_options, 0, u64::MAX)).unwrap();
+        let kept: BTreeMap<u64, Vec<u8>> = listed
+            .iter()
+            .map(|one| (one.cno, states[&one.cno].clone()))
+            .collect();
+        assert!(
+            kept.contains_key(&3) && kept.len() < LIVES as usize,
+            "{:?}",
+            kept.keys()
+        );
+        Self { f, store, kept }
+    }
+
+    /// By its number, or by its name where it has one.
+    fn is_read(&self, cno: u64, expected: &[u8]) -> bool {
+        let is = |at: At| self.read(Some(at)).is_ok_and(|read| read == *expected);
+        is(At::Number(cno)) || cno == 3 && is("@third".parse().unwrap())
+    }
+
+    fn read(&self, at: Option<At>) -> Result<Vec<u8>, VolumeError> {
+        let options = VolumeOptions {
+            read_only: true,
+            ..VolumeOptions::default()
+        };
+        let (url, store) = (&self.f.url, &self.f.store_options);
+        let volume = match at {
+            Some(at) => self.f.run(Volume::open_past(url, store, &options, &Past::At(at))),
+            None => self.f.run(Volume::open(url, store, &options)),
+        }?;
+        let mut bytes = vec![0xEE; volume.size_bytes() as usize];
+        let read = volume.read(0, &mut bytes);
+        volume.close(LIMIT).unwrap();
+        read.map(|()| bytes)
+    }
+
+    /// Whether everything that is kept reads as it did.
+    fn is_right(&self) -> bool {
+        let newest = self.kept.values().next_back().unwrap();
+        self.read(None).is_ok_and(|read| read == *newest)
+            && self
+                .kept
+                .iter()
+                .all(|(cno, expected)| self.is_read(*cno, expected))
+    }
+
+    fn check_at(&self, url: &VolumeUrl) -> Result<Report, VolumeError> {
+        try_check(&self.f, url, &Request::with_data())
+    }
+
+    fn is_sealed(&self, key: &str) -> bool {
+        let info = self.f.run(self.store.head(key)).ok().flatten();
+        info.is_some_and(|info| info.metadata.contains_key("hypernbd-crc32c"))
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.f.objects()
+    }
+
+    /// One object of each kind that there is one of, and every fourth of the others.
+    fn some_keys(&self) -> Vec<String> {
+        let is_many = |key: &str| key.contains("/00") && !key.contains("index/");
+        let keys = self.keys().into_iter().enumerate();
+        let keys = keys.filter(|(number, key)| !is_many(key) || number % 4 == 0);
+        keys.map(|(_, key)| key).collect()
+    }
+}
+
+/// Whether a problem is told of this object.
+fn names(report: &Report, key: &str) -> bool {
+    report.problems.iter().any(|problem| problem.object == key)
+}
+
+#[test]
+fn a_whole_volume_is_clean_and_counted() {
+    let rich = Rich::new();
+    let before = rich.keys();
+    let report = whole(&rich.f);
+    assert!(report.is_clean(), "{report:#?}");
+    assert_eq!(report.checkpoints, rich.kept.len() as u64);
+    assert_eq!(report.newest_checkpoint, LIVES);
+    assert!(report.data_bytes > 6 << 20 && report.index_nodes > 20);
+    let read = report.verified_bytes.unwrap() + report.unverified_bytes.unwrap();
+    assert!(read >= report.data_bytes, "{report:?}");
+    assert_eq!(rich.keys(), before, "a check writes nothing");
+    // One checkpoint alone, and what came after one.
+    let of = |snapshot: Option<At>, since: Option<At>| {
+        let request = Request {
+            snapshot,
+            since,
+            is_data: true,
+        };
+        check(&rich.f, &request)
+    };
+    let third = of(Some("@third".parse().unwrap()), None);
+    assert!(third.is_clean() && third.checkpoints == 1 && third.data_bytes < report.data_bytes);
+    let since = of(None, Some(At::Number(LIVES - 2)));
+    assert!(
+        since.is_clean() && since.data_bytes > 0 && since.data_bytes < 300_000,
+        "{since:?}"
+    );
+    let error = rich.check_at(&rich.f.url_of("nothing")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+/// In every object, and in what the directory keeps behind its bytes: found and named, or everything reads as it did.
+#[test]
+fn a_flipped_byte_is_found_or_is_no_harm() {
+    let rich = Rich::new();
+    let mut rng = fastrand::Rng::with_seed(18);
+    let mut found = BTreeMap::<String, usize>::new();
+    for key in rich.some_keys() {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(rich.f.object_file(&key))
+            .unwrap();
+        let len = file.metadata().unwrap().len();
+        let body_len = rich.f.run(rich.store.head(&key)).unwrap().unwrap().size_bytes;
+        for flip in 0..FLIPS {
+            let at = match flip {
+                0 => 0,
+                1 => body_len - 1,
+                2 => rng.u64(body_len..len),
+                _ => rng.u64(0..body_len),
+            };
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1 << rng.u8(0..8)], at).unwrap();
+            let is_found = match rich.check_at(&rich.f.url) {
+                Ok(report) => names(&report, &key),
+                // A directory that cannot tell what an object is.
+                Err(e) => at >= body_len && !e.chain().is_empty(),
+            };
+            if is_found {
+                *found.entry(key.clone()).or_default() += 1;
+            } else if rich.is_sealed(&key) {
+                assert!(rich.is_right(), "byte {at} of {body_len} of {key} was not found");
+            }
+            file.write_all_at(&byte, at).unwrap();
+        }
+    }
+    println!("{found:#?}");
+    // Of each kind some are found: in what is read for what it says, all.
+    for (key, _) in found.iter().filter(|(key, _)| key.contains(".meta/")) {
+        assert!(found[key] >= FLIPS - 1, "{key}: {}", found[key]);
+    }
+    let kinds = [
+        "volume/inode",
+        "volume.json",
+        "lease",
+        "wal",
+        "import",
+        "checkpoints/",
+        "snapshots/",
+        "policy",
+        "plan",
+        "usage",
+        "pins/",
+        "index/",
+        "volume/00",
+    ];
+    for kind in kinds {
+        assert!(found.keys().any(|key| key.contains(kind)), "{kind}: {found:?}");
+    }
+    assert!(whole(&rich.f).is_clean());
+}
+
+/// Each object gone, cut, put in another's place, or as it was before: named, with what it affects, or no harm.
+#[test]
+fn what_is_missing_cut_swapped_or_old_is_named() {
+    let rich = Rich::new();
+    let keys = rich.some_keys();
+    let is_data = |key: &str| key.starts_with("volume/");
+    let mut seen = BTreeMap::<Kind, usize>::new();
+    for (number, key) in keys.iter().enumerate() {
+        let file = rich.f.object_file(key);
+        let own = std::fs::read(&file).unwrap();
+        let (body, _) = rich.f.run(rich.store.get(key)).unwrap().unwrap();
+        let mut others = keys.iter().filter(|other| is_data(other) == is_data(key)).cycle();
+        let other = std::fs::read(rich.f.object_file(others.nth(number + 1).unwrap())).unwrap();
+        for how in ["missing", "cut", "swapped"] {
+            match how {
+                "missing" => drop(rich.f.run(rich.store.delete(key)).unwrap()),
+                // As a writer that was cut short would have stored it: with check values of its own.
+                "cut" => drop(
+                    rich.f
+                        .run(rich.store.put(key, body.slice(..body.len() / 2)))
+                        .unwrap(),
+                ),
+                _ => std::fs::write(&file, &other).unwrap(),
+            }
+            let report = whole(&rich.f);
+            if !names(&report, key) {
+                assert!(other == own || rich.is_right(), "{how} {key}: {report:#?}");
+            }
+            for problem in &report.problems {
+                *seen.entry(problem.kind).or_default() += 1;
+                assert!(!problem.advice.is_empty());
+            }
+            std::fs::write(&file, &own).unwrap();
+        }
+    }
+    assert!(seen.len() >= 3, "{seen:?}");
+    assert!(whole(&rich.f).is_clean());
+}
+
+#[test]
+fn damage_is_told_with_what_it_affects() {
+    let f = Fixture::new();
+    f.create(16 << 20, BLOCK as u32);
+    let volume = f.open();
+    for (at, len) in [(0_usize, 1 << 20), (8 << 20, 1 << 20), (0, 4096)] {
+        volume
+            .write(at as u64, &pattern(at as u64 + 1, len), true)
+            .unwrap();
+    }
+    volume.close(LIMIT).unwrap();
+    let name: past::SnapshotName = "middle".parse().unwrap();
+    f.run(past::create(
+        &f.url,
+        &f.store_options,
+        &name,
+        Some(&At::Number(2)),
+    ))
+    .unwrap();
+    let store = f.store().unwrap();
+    let key = store.data_key("0000000002.0");
+    // The block at 8 MiB + 600 KiB is in its last third.
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(f.object_file(&key))
+        .unwrap();
+    let (body, _) = f.run(store.get(&key)).unwrap().unwrap();
+    let needle = &pattern((8 << 20) + 1, 1 << 20)[600 << 10..][..BLOCK];
+    let at = body.windows(BLOCK).position(|window| window == needle).unwrap();
+    file.write_all_at(&[!body[at]], at as u64).unwrap();
+    // Metadata alone do not tell.
+    assert!(check(&f, &Request::default()).is_clean());
+    let report = whole(&f);
+    let [problem] = &report.problems[..] else {
+        panic!("{report:#?}")
+    };
+    assert_eq!(
+        (problem.kind, problem.object.as_str()),
+        (Kind::Damaged, key.as_str())
+    );
+    assert_eq!(
+        (problem.checkpoints.as_slice(), problem.is_newest_affected),
+        ([(2, 3)].as_slice(), true)
+    );
+    assert_eq!(problem.names, [name]);
+    let bad = (8 << 20) + (600 << 10);
+    let is_in =
+        |range: &checks::Affected| (range.offset_bytes..range.offset_bytes + range.len_bytes).contains(&bad);
+    assert!(problem.ranges.iter().any(is_in), "{:?}", problem.ranges);
+    // What shares its checked piece of the object, and no more.
+    let affected: u64 = problem.ranges.iter().map(|range| range.len_bytes).sum();
+    assert!(affected <= 128 << 10, "{:?}", problem.ranges);
+    file.write_all_at(&body[at..=at], at as u64).unwrap();
+    assert!(whole(&f).is_clean());
+    // The object of the first checkpoint alone: everything there was at first.
+    f.remove("0000000001.0");
+    let report = check(&f, &Request::default());
+    let [lost] = &report.problems[..] else {
+        panic!("{report:#?}")
+    };
+    assert_eq!(
+        (lost.kind, lost.object.as_str()),
+        (Kind::Missing, "volume/0000000001.0")
+    );
+    assert_eq!(
+        (lost.checkpoints.as_slice(), lost.ranges.len()),
+        ([(1, 3)].as_slice(), 1)
+    );
+}
+
+/// An older inode is a whole state of the volume, and not the one that its list knows.
+#[test]
+fn an_older_inode_is_noticed() {
+    let f = Fixture::new();
+    f.create(4 << 20, BLOCK as u32);
+    let store = f.store().unwrap();
+    let mut inodes = Vec::new();
+    for step in 1..4 {
+        let volume = f.open();
+        volume.write(0, &pattern(step, 9000), true).unwrap();
+        volume.close(LIMIT).unwrap();
+        inodes.push(std::fs::read(f.object_file(&store.data_key("inode"))).unwrap());
+    }
+    assert!(whole(&f).is_clean());
+    std::fs::write(f.object_file(&store.data_key("inode")), &inodes[0]).unwrap();
+    let report = whole(&f);
+    assert!(
+        report
+            .problems
+            .iter()
+            .any(|problem| problem.kind == Kind::Contradiction && problem.reason.contains("goes up to 3")),
+        "{report:#?}"
+    );
+}
+
+/// A table that would let something go that is needed, or that counts otherwise.
+#[test]
+fn a_wrong_usage_table_is_noticed() {
+    let rich = Rich::new();
+    let key = rich.store.meta_key("retention/usage");
+    let (body, _) = rich.f.run(rich.store.get(&key)).unwrap().unwrap();
+    let table: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let objects = table["objects"].as_object().unwrap();
+    for (object, counts) in objects {
+        let mut wrong = table.clone();
+        // Gone from the table; and of a dead one: dead since before its last use.
+        match counts[3].as_u64() == Some(u64::MAX) {
+            true => drop(wrong["objects"].as_object_mut().unwrap().remove(object)),
+            false => wrong["objects"][object][3] = counts[2].clone(),
+        }
+        rich.f.run(rich.store.put(&key, wrong.to_string())).unwrap();
+        let report = check(&rich.f, &Request::default());
+        assert!(names(&report, &key), "{object}: {counts}");
+    }
+    rich.f.run(rich.store.put(&key, body)).unwrap();
+    assert!(whole(&rich.f).is_clean());
+}
