@@ -21,7 +21,10 @@ impl World {
                 7 => self.close(at),
                 8 => self.kill(at),
                 9 => self.end_in_a_flush(at),
-                10 => self.take_over(at),
+                10 => match self.random.bool() {
+                    true => self.take_over(at),
+                    false => self.take_over_in_a_flush(at),
+                },
                 _ => self.read(at),
             },
             (Some(_), None) => match self.random.u8(..18) {
@@ -209,6 +212,59 @@ impl World {
         self.adopt(at, started);
         self.stale.push((at, old));
         self.seen.takeovers += 1;
+    }
+
+    /// Another server takes the volume over and publishes, while a request of this one's flush stands still.
+    fn take_over_in_a_flush(&mut self, at: usize) {
+        if self.server(at).has_log {
+            return self.kill(at);
+        }
+        self.change(at);
+        let Some(old) = self.places[at].server.take() else {
+            return;
+        };
+        old.faults.hold(&mut self.random, self.count % 6);
+        self.places[at].is_taken_over = old.has_buffer_file;
+        let before = self.places[at].line.as_ref().unwrap().newest().clone();
+        let flushed = std::thread::scope(|scope| {
+            let flush = scope.spawn(|| old.volume.flush());
+            old.faults.wait_for_held(|| flush.is_finished());
+            let started = self.start(at, true);
+            if flush.is_finished() {
+                let flushed = flush.join().unwrap();
+                if flushed.is_ok() {
+                    self.places[at].line.as_mut().unwrap().flushed(false);
+                }
+                self.adopt(at, started);
+                old.faults.release();
+                return None;
+            }
+            self.adopt(at, started);
+            let is_found = *self.places[at].line.as_ref().unwrap().newest() == before;
+            self.change(at);
+            if self.places[at].server.is_some() {
+                self.flush_once(at);
+            }
+            old.faults.release();
+            Some((flush.join().unwrap(), is_found))
+        });
+        self.places[at].is_taken_over = false;
+        self.tell(format!(
+            "{}: flush of the older owner, held up: {flushed:?}",
+            self.places[at].name
+        ));
+        if let Some((flushed, is_found)) = flushed {
+            assert!(
+                flushed.is_err() || is_found,
+                "acknowledged, and the new owner does not have it"
+            );
+            self.seen.held_up += 1;
+        }
+        self.stale.push((at, old));
+        self.seen.takeovers += 1;
+        if self.places[at].server.is_some() {
+            self.read(at);
+        }
     }
 
     pub fn kill_stale(&mut self, at: usize) {

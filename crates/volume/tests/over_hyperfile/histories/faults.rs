@@ -1,6 +1,7 @@
 //! A store that fails one request, or all from one on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_sdk_s3::config::interceptors::{
     BeforeDeserializationInterceptorContextMut, BeforeTransmitInterceptorContextMut,
@@ -11,7 +12,7 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::store::hook::Hook;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 /// Statuses with S3's codes; none is an answer that does not arrive.
@@ -25,6 +26,9 @@ const ANSWERS: [Option<(u16, &str)>; 7] = [
     None,
 ];
 
+/// How often it is asked whether there is still something to wait for.
+const POLL: Duration = Duration::from_millis(5);
+
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
     /// This request alone fails.
@@ -32,6 +36,8 @@ pub enum Fault {
         answer: Option<(u16, &'static str)>,
         is_carried_out: bool,
     },
+    /// This request stands still until [`Faults::release`], and is not carried out then.
+    Held { answer: Option<(u16, &'static str)> },
     /// No request arrives from here on: the process was killed.
     End { is_carried_out: bool },
 }
@@ -42,6 +48,9 @@ struct State {
     armed: Option<(u32, Fault)>,
     met: u32,
     is_dead: bool,
+    /// Whether a request stands still.
+    is_held: bool,
+    is_released: bool,
 }
 
 /// The faults of whoever was given [`Faults::options`].
@@ -49,6 +58,7 @@ struct State {
 pub struct Faults {
     state: Mutex<State>,
     died: Notify,
+    changed: Condvar,
 }
 
 impl Faults {
@@ -67,6 +77,27 @@ impl Faults {
     /// The process ends at the request after so many.
     pub fn end_after(&self, requests: u32, is_carried_out: bool) {
         self.state.lock().armed = Some((requests, Fault::End { is_carried_out }));
+    }
+
+    /// The request after so many stands still.
+    pub fn hold(&self, random: &mut fastrand::Rng, requests: u32) {
+        let answer = [Some((503, "SlowDown")), Some((429, "SlowDown")), None][random.usize(..3)];
+        self.state.lock().armed = Some((requests, Fault::Held { answer }));
+    }
+
+    /// Waits until a request stands still, or there is no need to.
+    pub fn wait_for_held(&self, is_over: impl Fn() -> bool) {
+        let mut state = self.state.lock();
+        while !state.is_held && !is_over() {
+            self.changed.wait_for(&mut state, POLL);
+        }
+    }
+
+    /// Lets the request go on that stands still.
+    pub fn release(&self) {
+        let mut state = self.state.lock();
+        (state.armed, state.is_released) = (None, true);
+        self.changed.notify_all();
     }
 
     /// Nothing fails any more, unless the process has ended.
@@ -117,6 +148,15 @@ impl Faults {
         state.armed = None;
         state.met += 1;
         state.is_dead = matches!(fault, Fault::End { .. });
+        if matches!(fault, Fault::Held { .. }) {
+            state.is_held = true;
+            self.changed.notify_all();
+            tokio::task::block_in_place(|| {
+                while !state.is_released {
+                    self.changed.wait(&mut state);
+                }
+            });
+        }
         Some(fault)
     }
 }
@@ -139,11 +179,16 @@ impl Injector {
             Fault::Once {
                 answer: Some((status, code)),
                 ..
+            }
+            | Fault::Held {
+                answer: Some((status, code)),
             } => {
                 let body = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
                 Ok(HttpResponse::new(status.try_into()?, SdkBody::from(body)))
             }
-            Fault::Once { answer: None, .. } => Err("injected: answer lost".into()),
+            Fault::Once { answer: None, .. } | Fault::Held { answer: None } => {
+                Err("injected: answer lost".into())
+            }
             Fault::End { .. } => {
                 self.0.died.notify_one();
                 Err("injected: the end".into())
@@ -164,10 +209,16 @@ impl Intercept for Injector {
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let Some(fault) = self.0.next() else { return Ok(()) };
-        let (Fault::Once { is_carried_out, .. } | Fault::End { is_carried_out }) = fault;
+        let is_carried_out = match fault {
+            Fault::Once { is_carried_out, .. } | Fault::End { is_carried_out } => is_carried_out,
+            Fault::Held { .. } => false,
+        };
         bag.interceptor_state().store_put(Carried(fault));
         if !is_carried_out {
-            if matches!(fault, Fault::Once { answer: None, .. } | Fault::End { .. }) {
+            if matches!(
+                fault,
+                Fault::Once { answer: None, .. } | Fault::Held { answer: None } | Fault::End { .. }
+            ) {
                 bag.interceptor_state().unset::<Carried>();
                 return self.answer(fault).map(|_| ());
             }

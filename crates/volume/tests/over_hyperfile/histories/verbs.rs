@@ -213,8 +213,10 @@ impl World {
         // What was in the log alone then may have been published since, and the log emptied.
         line.log_given_up();
         let before = place.line.replace(line);
+        // The journal goes on from where it was left, however often something else is put back meanwhile.
+        let continued = place.replayed.take().or(before);
         place.replayed =
-            before.filter(|before| Some(before.container()) == place.line.as_ref().map(Line::container));
+            continued.filter(|line| Some(line.container()) == place.line.as_ref().map(Line::container));
         (place.is_log_foreign, place.is_log_open) = (true, true);
         place.is_buffer_left = false;
         self.seen.restored += 1;

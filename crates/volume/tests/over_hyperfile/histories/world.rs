@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hypernbd_volume::base::control::Control;
+use hypernbd_volume::check::{self, Request};
 use hypernbd_volume::options::{
     LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk, VolumeOptions,
 };
@@ -37,10 +39,11 @@ pub struct Seen {
     pub rolled_back: u32,
     pub names_read: u32,
     pub removed: u32,
+    pub held_up: u32,
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u32); 13] {
+    fn all(&mut self) -> [(&'static str, &mut u32); 14] {
         [
             ("opened", &mut self.opened),
             ("killed", &mut self.killed),
@@ -55,6 +58,7 @@ impl Seen {
             ("rolled back", &mut self.rolled_back),
             ("names read", &mut self.names_read),
             ("objects removed", &mut self.removed),
+            ("flushes held up over a takeover", &mut self.held_up),
         ]
     }
 
@@ -205,7 +209,7 @@ impl World {
         discard_wal: bool,
         has_buffer_file: bool,
     ) -> VolumeOptions {
-        let is_removing = self.random.bool();
+        let (is_removing, has_caches) = (self.random.bool(), self.random.u8(..3) > 0);
         let buffer = self.path(&format!("buffer-{}", self.places[at].name));
         VolumeOptions {
             wal_url: self.places[at].journal.clone(),
@@ -215,14 +219,15 @@ impl World {
             io_timeout: IO_TIMEOUT,
             // Nothing is published unless it is asked for.
             checkpoint_interval: Duration::from_secs(3600),
-            node_cache: Some(NodeCacheConfig {
+            node_cache: has_caches.then(|| NodeCacheConfig {
                 path: self.path("nodes"),
                 size_bytes: 32 * MIB,
                 strategy: NodeCacheStrategy::ReuseCache,
             }),
             read_cache: ReadCacheConfig {
-                memory_bytes: 16 * MIB,
-                disk: Some(ReadCacheDisk {
+                // Little, so that what is read goes to the disk.
+                memory_bytes: MIB / 8,
+                disk: has_caches.then(|| ReadCacheDisk {
                     dir: self.path("pages"),
                     size_bytes: 64 * MIB,
                 }),
@@ -401,7 +406,23 @@ impl World {
             let server = self.start(at, false);
             self.adopt(at, server);
             self.close(at);
+            self.check(at);
         }
+    }
+
+    /// Nothing of what the volume needs is missing, damaged or forgotten.
+    fn check(&mut self, at: usize) {
+        let (url, control) = (self.url(at), Control::default());
+        let store = Faults::none();
+        let request = Request::with_data();
+        let checked = check::check(&url, &store, &request, &control);
+        let report = runtime().block_on(checked).unwrap();
+        assert!(
+            report.problems.is_empty(),
+            "{}: {:?}",
+            self.places[at].name,
+            report.problems
+        );
     }
 
     /// Ends a server well, if it can.
