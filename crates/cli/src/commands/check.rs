@@ -31,6 +31,10 @@ pub struct Args {
     #[arg(long)]
     pub data: bool,
 
+    /// Add check values to objects that have none, as those of other programs and of earlier releases
+    #[arg(long, requires = "data")]
+    pub write: bool,
+
     /// Check only this checkpoint, as @NUMBER, @TIME, @-AGO or @NAME
     #[arg(long, value_name = "AT")]
     pub snapshot: Option<At>,
@@ -50,6 +54,7 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
         snapshot: args.snapshot.clone(),
         since: args.since.clone(),
         is_data: args.data,
+        adds_check_values: args.write,
     };
     // There is nothing to leave in order.
     let watch = Watch::start(runtime, AtSignal::End)?;

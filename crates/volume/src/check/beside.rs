@@ -19,6 +19,7 @@ use crate::retention::Policy;
 use crate::retention::pins::Pin;
 use crate::retention::plan::Plan;
 use crate::retention::usage::Usage;
+use crate::store::sums::Sums;
 use crate::store::{Store, probe};
 
 /// Objects read at once.
@@ -131,6 +132,10 @@ fn known(store: &Store, name: &str) -> Option<Known> {
         ["retention", "pins", _] => known(
             Box::new(|body| Pin::decode(body).map(|_| Read::Other)),
             "delete it, unless somebody reads the checkpoint that it was put for: nothing is removed for a day otherwise".to_owned(),
+        ),
+        ["sums", object] => known(
+            Box::new(|body| Sums::decode(body).map(|_| Read::Other)),
+            format!("delete it: {object} can be read again then, without check values until hypernbd check --write adds them"),
         ),
         ["index", object] => {
             let object = (*object).to_owned();

@@ -1,5 +1,6 @@
 //! Reads the blocks of data that are needed, and compares them with the check values of their objects.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -12,19 +13,22 @@ use crate::base::control::Phase;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::format::object_names::name_of;
-use crate::store::Store;
-use crate::store::interceptors::window_checksums::{WINDOW_BYTES, is_sealed};
+use crate::store::interceptors::window_checksums::{CheckValues, WIDE_WINDOW_BYTES, WINDOW_BYTES, is_sealed};
+use crate::store::sums::{self, Sums};
+use crate::store::{Frames, Store};
 
 /// Bytes read with one request, whole windows.
-const READ_BYTES: u64 = 32 * WINDOW_BYTES;
+const READ_BYTES: u64 = 32 * WIDE_WINDOW_BYTES;
 /// Requests under way at once.
 const READS_AT_ONCE: usize = 16;
 
 /// How much was read, in bytes.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Read {
     pub verified_bytes: u64,
     pub unverified_bytes: u64,
+    /// Objects without check values, by number.
+    pub unchecked: BTreeSet<u64>,
 }
 
 /// A part of an object, whole windows of it as far as it reaches.
@@ -37,7 +41,7 @@ struct Piece {
 /// What came of reading a piece.
 struct Outcome {
     piece: Piece,
-    is_sealed: bool,
+    is_checked: bool,
     /// What cannot be used of it, and why.
     bad: Vec<(Range<u64>, Kind, String)>,
 }
@@ -67,7 +71,7 @@ pub(super) async fn read(
     while let Some(outcome) = outcomes.try_next().await? {
         let Outcome {
             piece,
-            is_sealed,
+            is_checked,
             bad,
         } = outcome;
         let len = piece.bytes.end - piece.bytes.start;
@@ -75,9 +79,12 @@ pub(super) async fn read(
         looker.control.add_data(len);
         looker.control.settle(done);
         let bad_bytes: u64 = bad.iter().map(|(bytes, ..)| bytes.end - bytes.start).sum();
-        match is_sealed {
+        match is_checked {
             true => read.verified_bytes += len.saturating_sub(bad_bytes),
-            false => read.unverified_bytes += len.saturating_sub(bad_bytes),
+            false => {
+                read.unverified_bytes += len.saturating_sub(bad_bytes);
+                read.unchecked.insert(piece.object);
+            }
         }
         for (bytes, kind, reason) in bad {
             let key = looker.store.data_key(&name_of(piece.object));
@@ -87,14 +94,81 @@ pub(super) async fn read(
     Ok(read)
 }
 
+/// Puts check values of objects that have none, and that nothing is wrong with as far as that can be told. Returns how many got some.
+///
+/// # Errors
+/// When the store fails, or the check is to stop.
+pub(super) async fn add_check_values(
+    looker: &Looker<'_>,
+    read: &Read,
+    stored: &Stored,
+    findings: &Findings,
+) -> Result<u64, VolumeError> {
+    let mut added = 0;
+    for object in read
+        .unchecked
+        .iter()
+        .filter(|object| !findings.bad.contains_key(*object))
+    {
+        let Some(&len_bytes) = stored.get(object) else {
+            continue;
+        };
+        stopped(looker.control)?;
+        added += u64::from(add_to(looker.store, &name_of(*object), len_bytes).await?);
+    }
+    Ok(added)
+}
+
+/// Reads an object whole and puts its check values beside the container. `false` when it is not the same all along.
+async fn add_to(store: &Store, name: &str, len_bytes: u64) -> Result<bool, VolumeError> {
+    let key = store.data_key(name);
+    let starts = (0..len_bytes).step_by(READ_BYTES as usize);
+    let reads = stream::iter(starts).map(|start| {
+        let key = &key;
+        async move {
+            store
+                .get_within_info(key, start, READ_BYTES.min(len_bytes - start))
+                .await
+        }
+    });
+    let mut reads = reads.buffered(READS_AT_ONCE);
+    let mut parts = Vec::new();
+    let mut write = None;
+    while let Some(read) = reads.try_next().await? {
+        let Some((bytes, info)) = read else {
+            return Ok(false);
+        };
+        let of = sums::write_of(&info);
+        if write.get_or_insert_with(|| of.clone()) != &of || info.size_bytes != len_bytes {
+            return Ok(false);
+        }
+        let len = bytes.len() as u64;
+        parts.push((CheckValues::of(&Frames::take(bytes)), len));
+    }
+    let joined = CheckValues::joined(parts.iter().map(|(values, len)| (values, *len)));
+    let (Some((values, object_bytes)), Some(write)) = (joined, write) else {
+        return Ok(false);
+    };
+    if object_bytes != len_bytes {
+        return Ok(false);
+    }
+    let sums = Sums {
+        write,
+        object_bytes,
+        values,
+    };
+    store.put_sums(name, &sums).await?;
+    Ok(true)
+}
+
 /// What is read: the windows that have something of what is needed, as far as the objects reach.
 fn pieces(needed: &Needed, stored: &Stored) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (&object, ranges) in &needed.data {
         let Some(&len) = stored.get(&object) else { continue };
         let window = |range: &Range<u64>| {
-            let start = range.start - range.start % WINDOW_BYTES;
-            start..range.end.next_multiple_of(WINDOW_BYTES).min(len)
+            let start = range.start - range.start % WIDE_WINDOW_BYTES;
+            start..range.end.next_multiple_of(WIDE_WINDOW_BYTES).min(len)
         };
         let windows: RangeSet<u64> = ranges
             .iter()
@@ -114,11 +188,15 @@ fn pieces(needed: &Needed, stored: &Stored) -> Vec<Piece> {
 
 /// Reads one piece; where something is wrong with it, window by window.
 async fn outcome(store: &Store, piece: Piece) -> Result<Outcome, VolumeError> {
-    let (is_sealed, reason) = attempt(store, piece.object, &piece.bytes).await?;
+    let (is_checked, reason) = attempt(store, piece.object, &piece.bytes).await?;
     let mut bad = Vec::new();
-    if reason.is_some() {
-        for start in piece.bytes.clone().step_by(WINDOW_BYTES as usize) {
-            let window = start..piece.bytes.end.min(start + WINDOW_BYTES);
+    // Objects of earlier releases have wide windows.
+    for window_bytes in [WINDOW_BYTES, WIDE_WINDOW_BYTES] {
+        if reason.is_none() || !bad.is_empty() {
+            break;
+        }
+        for start in piece.bytes.clone().step_by(window_bytes as usize) {
+            let window = start..piece.bytes.end.min(start + window_bytes);
             if let (_, Some((kind, reason))) = attempt(store, piece.object, &window).await? {
                 bad.push((window, kind, reason));
             }
@@ -126,7 +204,7 @@ async fn outcome(store: &Store, piece: Piece) -> Result<Outcome, VolumeError> {
     }
     Ok(Outcome {
         piece,
-        is_sealed,
+        is_checked,
         bad: merged(bad),
     })
 }
@@ -150,7 +228,8 @@ async fn attempt(
                     format!("it ends within the bytes {} to {}", bytes.start, bytes.end - 1),
                 )
             };
-            Ok((is_sealed(&info), (!is_whole).then(short)))
+            let is_checked = is_sealed(&info) || store.sums_of(&key, &info).await?.is_some();
+            Ok((is_checked, (!is_whole).then(short)))
         }
         Ok(None) => Ok((false, Some((Kind::Missing, "it is not there".to_owned())))),
         Err(e) if e.kind == StoreErrorKind::Corrupt => Ok((true, Some((Kind::Damaged, e.detail)))),

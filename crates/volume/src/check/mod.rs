@@ -1,6 +1,6 @@
 //! Whether a volume is whole: everything that its checkpoints need is there, and is what was written.
 //!
-//! It writes nothing, not even a pin, and runs beside a server. So what it needs may go while it looks: whatever seems wrong is looked
+//! It writes nothing, not even a pin (but for check values of objects that have none, when asked for them), and runs beside a server. So what it needs may go while it looks: whatever seems wrong is looked
 //! at again, and what its retention removed meanwhile is not missed. The order of the looks does the rest: what is listed comes before
 //! what it must be found in, and the checkpoints before the objects.
 //!
@@ -47,6 +47,8 @@ pub struct Request {
     pub since: Option<At>,
     /// Every needed block is read and compared with its check values, too.
     pub is_data: bool,
+    /// Objects that have no check values get some: all that is written. Only with the data.
+    pub adds_check_values: bool,
 }
 
 impl Request {
@@ -64,7 +66,7 @@ impl Request {
     }
 }
 
-/// Checks a volume. Changes nothing.
+/// Checks a volume. Changes nothing, but for check values that are asked for.
 ///
 /// # Errors
 /// When it could not be checked: [`VolumeError::NotFound`], [`VolumeError::NoCheckpoint`], a store that fails,
@@ -105,6 +107,15 @@ pub async fn check(
         let read = data::read(&looker, &needed, &stored, &mut findings).await?;
         report.verified_bytes = Some(read.verified_bytes);
         report.unverified_bytes = Some(read.unverified_bytes);
+        if request.adds_check_values {
+            let added = data::add_check_values(&looker, &read, &stored, &findings).await?;
+            findings.note(format!("{added} objects got check values"));
+        } else if !read.unchecked.is_empty() {
+            findings.note(format!(
+                "{} objects have no check values, so that damage in them is not found: hypernbd check --data --write gives them some",
+                read.unchecked.len()
+            ));
+        }
     }
     stopped(control)?;
     impact::tell(&looker, &mut findings).await?;

@@ -28,6 +28,7 @@ use crate::index::checksums::IndexSeals;
 use crate::index::loader::NodeLoader;
 use crate::index::walk::Walk;
 use crate::store::Store;
+use crate::store::interceptors::sums::SumsWriter;
 use crate::store::interceptors::upload_limiter::UPLOAD_TURNS;
 
 /// The container type used throughout. Not `Send`: it lives on the thread that opened it.
@@ -142,7 +143,7 @@ pub(crate) async fn open(
 /// of it, so they are behind the same guard.
 fn staging(store: &Store, guard: &InodeGuard, config: &HyperFileConfig) -> S3Staging {
     S3Staging {
-        client: guard.guarded(&store.client),
+        client: guard.guarded(&SumsWriter::new(store.clone()).client(&store.client)),
         bucket: store.bucket.clone(),
         root_path: store.root.clone(),
         root_path_slash: store.data_key(""),

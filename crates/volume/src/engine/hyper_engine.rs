@@ -12,7 +12,7 @@ use btree_ondisk::NodeCache;
 use futures::join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::AbortHandle;
 
 use super::limits::CheckpointNumbers;
 use super::owner::thread::OwnerThread;
@@ -31,10 +31,6 @@ use crate::read::reader::Reader;
 use crate::store::Store;
 use crate::write_buffer::overlay::Frozen;
 
-/// Publishes of no more than this are put in one piece, index and all: their objects carry their own check values.
-const ONE_PIECE_BYTES: u64 = 2 << 20;
-/// Time that check values still under way get when the volume is closed.
-const SEALING_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time that the owner gets to reach its next wait when it is abandoned. It may be in a stretch without one: laying out a large
 /// checkpoint, or a file system's call.
 const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
@@ -50,8 +46,6 @@ pub struct HyperEngine {
     numbers: Arc<CheckpointNumbers>,
     /// The checkpoint published last.
     newest: Mutex<CheckpointId>,
-    seals: IndexSeals,
-    sealing: Mutex<JoinSet<()>>,
     thread: Mutex<Option<OwnerThread>>,
     warming: Mutex<Option<AbortHandle>>,
 }
@@ -136,13 +130,7 @@ impl HyperEngine {
             root: known.lock().root,
             size_bytes: geometry.size_bytes(),
         };
-        let index = Index::new(
-            store.clone(),
-            seals.clone(),
-            index_cache.clone(),
-            geometry,
-            known.clone(),
-        );
+        let index = Index::new(store.clone(), seals, index_cache.clone(), geometry, known.clone());
         let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
         let reads = Reads::new(geometry, known.clone(), index, reader);
         early_check?;
@@ -167,8 +155,6 @@ impl HyperEngine {
             index_cache,
             numbers,
             newest: Mutex::new(newest.id),
-            seals,
-            sealing: Mutex::default(),
             thread: Mutex::new(Some(thread)),
             warming: Mutex::default(),
         };
@@ -278,11 +264,6 @@ impl Engine for HyperEngine {
         *self.newest.lock() = checkpoint.id;
         self.reads.cache().note_checkpoint(checkpoint.id);
         self.reads.keep(&frozen, checkpoint.id.cno);
-        if frozen.with(|g| g.buffered_bytes()) > ONE_PIECE_BYTES {
-            let mut sealing = self.sealing.lock();
-            while sealing.try_join_next().is_some() {}
-            sealing.spawn_on(self.seals.clone().seal(checkpoint.id.cno), &self.runtime);
-        }
         Ok(published)
     }
 
@@ -308,9 +289,6 @@ impl Engine for HyperEngine {
         if let Some(thread) = thread {
             thread.ended().await;
         }
-        let mut sealing = std::mem::take(&mut *self.sealing.lock());
-        let sealed = async { while sealing.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(SEALING_TIME_MAX, sealed).await;
         let newest = *self.newest.lock();
         self.index_cache.close(newest).await;
         self.reads.cache().close(newest).await;

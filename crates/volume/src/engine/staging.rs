@@ -51,7 +51,7 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
     let key = store.data_key(&Segment::segid_to_staging_file_id(object));
     // A whole window, for its check value.
     let got = store
-        .get_within_info(&key, 0, window_checksums::WINDOW_BYTES)
+        .get_within_info(&key, 0, window_checksums::WIDE_WINDOW_BYTES)
         .await;
     let Some((bytes, info)) = got.map_err(|e| io_error(&e))? else {
         return Err(io::Error::new(
@@ -94,7 +94,7 @@ async fn header_stored(store: &Store, cno: u64) -> Result<Option<SegmentHeader>,
     ] {
         let key = store.data_key(&Segment::segid_to_staging_file_id(object));
         let Some((bytes, info)) = store
-            .get_within_info(&key, 0, window_checksums::WINDOW_BYTES)
+            .get_within_info(&key, 0, window_checksums::WIDE_WINDOW_BYTES)
             .await?
         else {
             continue;

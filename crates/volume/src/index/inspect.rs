@@ -230,6 +230,15 @@ impl<F: FnMut(Seen)> Inspection<'_, F> {
                 loader.keep(segment_of(first.object), start, piece, self.format);
             }
             for wanted in wanted {
+                let (start, piece) = match &piece {
+                    Ok(piece) => (start, Ok(piece.clone())),
+                    // Some of what is beside the damage may be whole.
+                    Err(_) => {
+                        loader
+                            .window(segment_of(wanted.object), wanted.offset_bytes)
+                            .await?
+                    }
+                };
                 let at = (wanted.offset_bytes - start) as usize;
                 let node = piece.as_ref().map_err(ToString::to_string);
                 let node = node.and_then(|piece| {

@@ -19,11 +19,11 @@ use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::format::node::{self, NODE_BYTES};
 use crate::format::object_names::object_of;
 use crate::store::Store;
-use crate::store::interceptors::window_checksums;
+use crate::store::interceptors::window_checksums::{self, WINDOW_BYTES};
 
 /// Bytes fetched for a node that is missing: its neighbours in the object are wanted next more often than not. What has
 /// check values has one for each such piece.
-const FETCH_BYTES: u64 = window_checksums::WINDOW_BYTES;
+const FETCH_BYTES: u64 = window_checksums::WIDE_WINDOW_BYTES;
 /// Nodes of one level fetched at once by one look-up.
 const FETCHES_IN_FLIGHT: usize = 16;
 
@@ -83,6 +83,29 @@ impl NodeLoader {
             .map_err(|e| io::Error::other(VolumeError::Shared(e)))
     }
 
+    /// As [`Self::piece`], of the least that has check values of its own around this offset, and where that begins: damage in a piece is
+    /// no reason to refuse what lies beside it.
+    pub(super) async fn window(&self, segment: SegmentId, offset: u64) -> io::Result<(u64, Fetched)> {
+        let start = offset - offset % WINDOW_BYTES;
+        let name = Segment::segid_to_staging_file_id(segment);
+        let key = self.store.data_key(&name);
+        let got = match self.store.get_within_info(&key, start, WINDOW_BYTES).await {
+            Ok(Some((bytes, info))) => {
+                // What is known of the index of an object of an earlier release is of more than this.
+                let is_alone = window_checksums::is_narrow(&info)
+                    || self.store.sums_of(&key, &info).await.is_ok_and(|s| s.is_some());
+                match is_alone {
+                    true => Ok(bytes),
+                    false => Err("it lies in what is not what was written".into()),
+                }
+            }
+            Ok(None) => Err("the object is missing".into()),
+            Err(e) if e.kind == StoreErrorKind::Corrupt => Err(e.to_string().into()),
+            Err(e) => return Err(io::Error::other(VolumeError::from(e))),
+        };
+        Ok((start, got))
+    }
+
     /// Gives the nodes of a piece to the cache.
     pub(super) fn keep(&self, segment: SegmentId, start: u64, piece: &Bytes, format: BlockPtrFormat) {
         let Some(cache) = &self.cache else { return };
@@ -97,8 +120,10 @@ impl NodeLoader {
     async fn load(&self, pointer: BlockPtr, node: &mut [u8], format: BlockPtrFormat) -> io::Result<()> {
         let (segment, offset) = BlockPtrFormat::decode(&pointer, &format);
         let offset = offset as u64;
-        let start = piece_start(offset);
-        let fetched = self.piece(segment, offset).await?;
+        let (mut start, mut fetched) = (piece_start(offset), self.piece(segment, offset).await?);
+        if fetched.is_err() {
+            (start, fetched) = self.window(segment, offset).await?;
+        }
         let name = Segment::segid_to_staging_file_id(segment);
         let damaged = |reason: &str| {
             let reason = format!("the index node at {offset} of the object {name} is damaged: {reason}");

@@ -1,16 +1,17 @@
 //! Reading what is published: find the places, then read them. Nothing here asks the owner.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hyperfile::segment::Segment;
-use log::debug;
+use log::{debug, error};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::geometry::Geometry;
 use crate::format::object_names::{cno_of, segment_of};
 use crate::index::location_map::{Place, Run};
@@ -33,6 +34,8 @@ const WINDOW_MAX_BYTES: u64 = 16 << 20;
 const GROUP_BYTES_MAX: u64 = 512 << 10;
 /// Time from the open to the warm-up of the index.
 const WARM_UP_WAIT: Duration = Duration::from_millis(300);
+/// Places that damage is told of, at most: the log need not grow with every attempt.
+const TOLD_MAX: usize = 1000;
 /// Part of the cache that one window may take, and that one publish may.
 const CACHE_PARTS: u64 = 16;
 
@@ -48,6 +51,8 @@ struct Shared {
     index: Index,
     reader: Reader,
     windows: Mutex<Windows>,
+    /// First blocks of the reads that damage was told of.
+    told: Mutex<HashSet<u64>>,
 }
 
 /// Objects of a container.
@@ -59,7 +64,7 @@ impl ObjectSource for Objects {
         let name = Segment::segid_to_staging_file_id(segment_of(object));
         let read = self
             .0
-            .get_frames(&self.0.data_key(&name), offset_bytes, len_bytes)
+            .get_verified(&self.0.data_key(&name), offset_bytes, len_bytes)
             .await?;
         read.ok_or_else(|| VolumeError::Corrupt {
             what: format!(
@@ -86,6 +91,7 @@ impl Reads {
                 index,
                 reader,
                 windows: Mutex::new(Windows::new(window_max_bytes)),
+                told: Mutex::default(),
             }),
         }
     }
@@ -203,8 +209,30 @@ impl Reads {
     }
 
     pub(crate) async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        let len_bytes = out.len() as u64;
         let pieces = self.pieces(offset_bytes, out).await?;
-        self.shared.reader.read(pieces, Class::Foreground).await
+        let read = self.shared.reader.read(pieces, Class::Foreground).await;
+        if let Err(e) = &read
+            && e.kind() == ErrorKind::Corrupt
+        {
+            self.tell_damage(offset_bytes, len_bytes, e);
+        }
+        read
+    }
+
+    /// Says what of the volume cannot be read, and where that is stored, once for each place.
+    fn tell_damage(&self, offset_bytes: u64, len_bytes: u64, e: &VolumeError) {
+        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let mut told = self.shared.told.lock();
+        if told.len() < TOLD_MAX && told.insert(blocks.start) {
+            error!(
+                "{len_bytes} bytes at {offset_bytes} of the volume (blocks {} to {}) cannot be read, and are answered with an I/O error: \
+                 {}; hypernbd check --data tells what else is damaged",
+                blocks.start,
+                blocks.end - 1,
+                e.chain()
+            );
+        }
     }
 
     /// Ranges in groups, each to be given to [`Self::read_near`]. Of what is not known the place in the volume has to do.

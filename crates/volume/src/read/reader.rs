@@ -12,7 +12,7 @@ use super::cache::{PageKey, ReadCache};
 use super::coalesce::{self, Piece, Span};
 use super::hedge::Hedge;
 use super::priority_gate::{Class, Gate};
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;
 
@@ -158,7 +158,11 @@ impl Reader {
         }
         let flights = self.fetch_all(missing.iter().map(|(part, _)| part), class);
         for ((part, to), flight) in missing.into_iter().zip(flights) {
-            let fetched = flight.await.map_err(VolumeError::Shared)?;
+            let fetched = match flight.await {
+                // What is wrong with what lies beside it is no reason to refuse this.
+                Err(e) if e.kind() == ErrorKind::Corrupt => self.fetch_alone(&part, class).await?,
+                fetched => fetched.map_err(VolumeError::Shared)?,
+            };
             let at = (part.key.offset_bytes - fetched.start) as usize;
             if !fetched.bytes.copy_to(at + part.wanted.start as usize, to) {
                 return Err(VolumeError::Internal(
@@ -167,6 +171,19 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// One page, with a fetch of its own.
+    async fn fetch_alone(&self, part: &Part, class: Class) -> Result<Fetched, VolumeError> {
+        let start = part.key.offset_bytes;
+        let page = start..start + part.page_len;
+        let bytes = self.shared.fetch(part.key.object, &page, class).await?;
+        if class != Class::Background
+            && let Some(page) = bytes.to_vec(0, len(&page))
+        {
+            self.shared.cache.insert(part.key, page);
+        }
+        Ok(Fetched { start, bytes })
     }
 
     /// Brings the wanted bytes into the cache.

@@ -21,7 +21,7 @@ use crate::format::{inode, object_names};
 use crate::index::cache::IndexCache;
 use crate::index::checksums;
 use crate::meta::{checkpoint_list, snapshots};
-use crate::store::{DELETE_KEYS_MAX, ETag, Store};
+use crate::store::{DELETE_KEYS_MAX, ETag, Store, sums};
 
 /// How long an object that no checkpoint has used lies there before it goes, by the store's clock.
 pub(crate) const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -308,7 +308,10 @@ impl Rounds {
             .iter()
             .filter(|object| object_names::is_summary(**object));
         let beside = beside.map(|&object| checksums::key(&self.store, &object_names::name_of(object)));
-        self.store.delete_keys(&beside.collect::<Vec<_>>()).await?;
+        // After the objects: one that is there is never without its check values.
+        let sums = names.iter().map(|name| sums::key(&self.store, name));
+        let beside: Vec<String> = beside.chain(sums).collect();
+        self.delete(&beside).await?;
         Ok(())
     }
 }

@@ -49,6 +49,24 @@ impl Frames {
         Some(slices)
     }
 
+    /// The bytes of `range`, shared; `None` when it reaches past the end.
+    pub fn part(&self, range: Range<usize>) -> Option<Self> {
+        if range.start > range.end || range.end > self.len() {
+            return None;
+        }
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        for (end, piece) in &self.pieces {
+            let start = end - piece.len();
+            let (from, until) = (range.start.max(start), range.end.min(*end));
+            if from < until {
+                done += until - from;
+                pieces.push((done, piece.slice(from - start..until - start)));
+            }
+        }
+        Some(Self { pieces })
+    }
+
     /// Fills `to` with the bytes from `at` on; `false` when there are too few.
     pub fn copy_to(&self, at: usize, to: &mut [u8]) -> bool {
         let Some(slices) = self.slices(at..at.saturating_add(to.len())) else {

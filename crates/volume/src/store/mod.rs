@@ -16,6 +16,7 @@ pub(crate) mod options;
 pub mod probe;
 pub(crate) mod probe_objects;
 mod s3;
+pub(crate) mod sums;
 #[cfg(test)]
 mod tests;
 mod unfinished;
@@ -84,6 +85,8 @@ pub struct Store {
     endpoint: Arc<str>,
     /// The directory of a `file://` store.
     dir: Option<Arc<ObjectDir>>,
+    /// Check values that were read.
+    remembered: Arc<sums::Remembered>,
 }
 
 /// Reaches the store of a volume. Needs a tokio runtime with time and, for `s3://`, I/O enabled. Nothing is created.
@@ -206,6 +209,7 @@ impl Store {
             url: url.clone(),
             endpoint: path.display().to_string().into(),
             dir: Some(dir),
+            remembered: Arc::default(),
         }
     }
 
@@ -222,6 +226,7 @@ impl Store {
             endpoint: "the store".into(),
             url,
             dir: None,
+            remembered: Arc::default(),
         }
     }
 

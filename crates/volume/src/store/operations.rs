@@ -116,6 +116,33 @@ impl Store {
         Ok(found)
     }
 
+    /// As [`get_frames`](Self::get_frames), of bytes that were compared with the check values of their object, where it has any: what
+    /// is asked of the store is widened to whole windows of these.
+    ///
+    /// # Errors
+    /// As [`get_range`](Self::get_range); `Corrupt` when they are not those that were written.
+    pub async fn get_verified(
+        &self,
+        key: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Option<Frames>, StoreError> {
+        if len_bytes == 0 {
+            return Ok(Some(Frames::default()));
+        }
+        let before = offset_bytes % window_checksums::WINDOW_BYTES;
+        let end = (offset_bytes + len_bytes).next_multiple_of(window_checksums::WINDOW_BYTES);
+        let (start, wide_bytes) = (offset_bytes - before, end - (offset_bytes - before));
+        let Some((frames, _)) = self.fetch_within(key, start, wide_bytes).await? else {
+            return Ok(None);
+        };
+        let wanted = before as usize..(before + len_bytes) as usize;
+        frames.part(wanted).map(Some).ok_or_else(|| {
+            let detail = format!("the object ends within {len_bytes} bytes at {offset_bytes}");
+            StoreError::new("read", self.target(key), StoreErrorKind::Other, detail)
+        })
+    }
+
     /// Up to `len_bytes` bytes at `offset_bytes`, which must lie inside the object: fewer where it ends before. `None`
     /// if it does not exist.
     ///
@@ -206,11 +233,11 @@ impl Store {
             };
             // The SDK repeats requests, but not those whose bodies break off, or are damaged on their way.
             let (kind, detail) = match output.body.collect().await.map(Frames::take) {
-                Ok(bytes) => match check(key, &info.metadata, output.content_range.as_deref(), &bytes) {
-                    Ok(size_bytes) => {
-                        info.size_bytes = size_bytes;
-                        return Ok(Some((bytes, info)));
-                    }
+                Ok(bytes) => match self
+                    .checked(key, &mut info, output.content_range.as_deref(), &bytes)
+                    .await?
+                {
+                    Ok(()) => return Ok(Some((bytes, info))),
                     Err(reason) => {
                         let detail = format!("what {} sends is damaged: {reason}", self.endpoint);
                         (StoreErrorKind::Corrupt, detail)
@@ -232,6 +259,31 @@ impl Store {
                 return Err(StoreError::new("read", self.target(key), kind, detail));
             }
             attempt += 1;
+        }
+    }
+
+    /// Checks an answer by its object's check values, if it has any, and enters the size of the object.
+    async fn checked(
+        &self,
+        key: &str,
+        info: &mut ObjectInfo,
+        content_range: Option<&str>,
+        bytes: &Frames,
+    ) -> Result<Result<(), String>, StoreError> {
+        let sealed = window_checksums::check_name(&info.metadata, key)
+            .and_then(|()| window_checksums::place_of(content_range, bytes.len() as u64))
+            .and_then(|(offset_bytes, object_bytes)| {
+                if let Some(seal) = info.metadata.get(window_checksums::METADATA_KEY) {
+                    window_checksums::verify_frames(seal, offset_bytes, bytes, object_bytes)?;
+                }
+                Ok((offset_bytes, object_bytes))
+            });
+        match sealed {
+            Ok((offset_bytes, object_bytes)) => {
+                info.size_bytes = object_bytes;
+                self.verify_apart(key, info, offset_bytes, bytes).await
+            }
+            Err(reason) => Ok(Err(reason)),
         }
     }
 
@@ -520,21 +572,6 @@ impl Store {
             StoreError::new(operation, self.target(key), StoreErrorKind::Other, detail)
         })
     }
-}
-
-/// Checks an answer by its object's check values, if it has any. The size of the object.
-fn check(
-    key: &str,
-    metadata: &HashMap<String, String>,
-    content_range: Option<&str>,
-    bytes: &Frames,
-) -> Result<u64, String> {
-    window_checksums::check_name(metadata, key)?;
-    let (offset_bytes, object_bytes) = window_checksums::place_of(content_range, bytes.len() as u64)?;
-    if let Some(seal) = metadata.get(window_checksums::METADATA_KEY) {
-        window_checksums::verify_frames(seal, offset_bytes, bytes, object_bytes)?;
-    }
-    Ok(object_bytes)
 }
 
 /// Whether a body was read whole and is not the one that the store keeps the checksum of.

@@ -3,6 +3,7 @@
 //! Environment, profiles and the credential chain are the SDK's own, checked before ([`environment`]); options given to us
 //! come before them. Retries are the SDK's too (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::imds::region::ImdsRegionProvider;
@@ -114,6 +115,7 @@ fn store(
         url: url.clone(),
         endpoint: endpoint.into(),
         dir: None,
+        remembered: Arc::default(),
     }
 }
 

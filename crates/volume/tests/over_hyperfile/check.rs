@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::BoxError;
 use hypernbd_volume::admin::retention::{prune, set_policy};
 use hypernbd_volume::check::{self as checks, Kind, Report, Request};
 use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
 use hypernbd_volume::past::{self, At, Past};
 use hypernbd_volume::retention::Policy;
 use hypernbd_volume::store::Store;
+use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::transfer::Control;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl};
 
@@ -157,18 +163,13 @@ impl Rich {
         try_check(&self.f, url, &Request::with_data())
     }
 
-    fn is_sealed(&self, key: &str) -> bool {
-        let info = self.f.run(self.store.head(key)).ok().flatten();
-        info.is_some_and(|info| info.metadata.contains_key("hypernbd-crc32c"))
-    }
-
     fn keys(&self) -> Vec<String> {
         self.f.objects()
     }
 
     /// One object of each kind that there is one of, and every fourth of the others.
     fn some_keys(&self) -> Vec<String> {
-        let is_many = |key: &str| key.contains("/00") && !key.contains("index/");
+        let is_many = |key: &str| key.contains("/00") && !key.contains("sums/");
         let keys = self.keys().into_iter().enumerate();
         let keys = keys.filter(|(number, key)| !is_many(key) || number % 4 == 0);
         keys.map(|(_, key)| key).collect()
@@ -189,8 +190,8 @@ fn a_whole_volume_is_clean_and_counted() {
     assert_eq!(report.checkpoints, rich.kept.len() as u64);
     assert_eq!(report.newest_checkpoint, LIVES);
     assert!(report.data_bytes > 6 << 20 && report.index_nodes > 20);
-    let read = report.verified_bytes.unwrap() + report.unverified_bytes.unwrap();
-    assert!(read >= report.data_bytes, "{report:?}");
+    assert!(report.verified_bytes.unwrap() >= report.data_bytes, "{report:?}");
+    assert_eq!(report.unverified_bytes, Some(0));
     assert_eq!(rich.keys(), before, "a check writes nothing");
     // One checkpoint alone, and what came after one.
     let of = |snapshot: Option<At>, since: Option<At>| {
@@ -198,6 +199,7 @@ fn a_whole_volume_is_clean_and_counted() {
             snapshot,
             since,
             is_data: true,
+            ..Request::default()
         };
         check(&rich.f, &request)
     };
@@ -243,7 +245,7 @@ fn a_flipped_byte_is_found_or_is_no_harm() {
             };
             if is_found {
                 *found.entry(key.clone()).or_default() += 1;
-            } else if rich.is_sealed(&key) {
+            } else {
                 assert!(rich.is_right(), "byte {at} of {body_len} of {key} was not found");
             }
             file.write_all_at(&byte, at).unwrap();
@@ -266,7 +268,7 @@ fn a_flipped_byte_is_found_or_is_no_harm() {
         "plan",
         "usage",
         "pins/",
-        "index/",
+        "sums/",
         "volume/00",
     ];
     for kind in kinds {
@@ -430,4 +432,130 @@ fn a_wrong_usage_table_is_noticed() {
     }
     rich.f.run(rich.store.put(&key, body)).unwrap();
     assert!(whole(&rich.f).is_clean());
+}
+
+/// Refuses to put check values while it is told to.
+#[derive(Debug, Clone, Default)]
+struct NoSums(Arc<AtomicBool>);
+
+impl Intercept for NoSums {
+    fn name(&self) -> &'static str {
+        "NoSums"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let is_sums = request.method() == "PUT" && request.uri().contains("/sums/");
+        match is_sums && self.0.load(Ordering::SeqCst) {
+            true => Err("no check values now".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// They are stored before the inode: a checkpoint whose check values cannot be stored is not published, and its flush fails.
+#[test]
+fn nothing_is_published_before_its_check_values_are_stored() {
+    let mut f = Fixture::new();
+    f.create(16 << 20, BLOCK as u32);
+    let refusing = NoSums::default();
+    f.store_options.hook = Hook::new(refusing.clone());
+    let options = VolumeOptions {
+        io_timeout: std::time::Duration::from_secs(1),
+        ..VolumeOptions::default()
+    };
+    let volume = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+    refusing.0.store(true, Ordering::SeqCst);
+    let bytes = pattern(1, 10 << 20);
+    volume.write(0, &bytes, false).unwrap();
+    assert!(volume.flush().is_err(), "flushed without check values");
+    let published = || {
+        f.run(hypernbd_volume::admin::info(&f.url, &f.store_options))
+            .unwrap()
+            .last_checkpoint
+    };
+    assert_eq!(published(), 0);
+    refusing.0.store(false, Ordering::SeqCst);
+    while volume.flush().is_err() {}
+    assert!(published() > 0);
+    assert!(f.read(&volume, 0, bytes.len()) == bytes);
+    volume.close(LIMIT).unwrap();
+    let report = whole(&f);
+    assert!(
+        report.is_clean() && report.unverified_bytes == Some(0),
+        "{report:#?}"
+    );
+}
+
+/// Of an earlier release, or of another program: served, counted, and given check values when that is asked for.
+#[test]
+fn objects_without_check_values_get_some() {
+    let f = Fixture::new();
+    f.create(16 << 20, BLOCK as u32);
+    let volume = f.open();
+    let bytes = pattern(1, 10 << 20);
+    volume.write(0, &bytes, true).unwrap();
+    volume.close(LIMIT).unwrap();
+    let [sums] = &f.meta_objects("sums/")[..] else {
+        panic!("{:?}", f.meta_objects("sums/"))
+    };
+    f.remove_meta(sums);
+    let without = whole(&f);
+    assert!(
+        without.is_clean() && without.unverified_bytes.unwrap() >= 10 << 20,
+        "{without:#?}"
+    );
+    assert!(
+        without.notes.iter().any(|note| note.contains("--write")),
+        "{without:#?}"
+    );
+    assert!(f.meta_objects("sums/").is_empty());
+    let request = Request {
+        adds_check_values: true,
+        ..Request::with_data()
+    };
+    assert!(check(&f, &request).is_clean());
+    assert_eq!(f.meta_objects("sums/").as_slice(), [sums.clone()]);
+    let with = whole(&f);
+    assert!(with.is_clean() && with.unverified_bytes == Some(0), "{with:#?}");
+    // They are of what was there, and find what changes.
+    let file = f.object_file("volume/0000000001.0");
+    let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.write_all_at(&[!bytes[7_000_000]], (10 << 20) - 5).unwrap();
+    assert!(names(&whole(&f), "volume/0000000001.0"));
+}
+
+/// The check values of an object go when it goes, and not before.
+#[test]
+fn check_values_go_with_their_objects() {
+    let f = Fixture::new();
+    f.create(16 << 20, BLOCK as u32);
+    let volume = f.open();
+    for seed in 0..2 {
+        volume.write(0, &pattern(seed, 10 << 20), true).unwrap();
+    }
+    for seed in 0..18 {
+        volume.write(12 << 20, &pattern(seed, 4096), true).unwrap();
+    }
+    volume.close(LIMIT).unwrap();
+    assert_eq!(f.meta_objects("sums/").len(), 2);
+    let policy = Policy {
+        keep_last: 1,
+        ..Policy::default()
+    };
+    f.run(set_policy(&f.url, &f.store_options, Some(&policy)))
+        .unwrap();
+    f.run(prune(&f.url, &f.store_options, &LeaseOptions::default()))
+        .unwrap();
+    assert_eq!(f.meta_objects("sums/"), ["volume.meta/sums/0000000002.0"]);
+    let report = whole(&f);
+    assert!(
+        report.is_clean() && report.unverified_bytes == Some(0),
+        "{report:#?}"
+    );
 }

@@ -20,8 +20,6 @@ use super::fixture::{Fixture, pattern};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-/// What check values are of, in bytes.
-const WINDOW: usize = 128 << 10;
 
 /// What a reader of the whole volume gets.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -165,38 +163,97 @@ fn every_flipped_bit_in_an_index_put_in_one_piece_is_found() {
         assert!(segment.is_sealed);
         let (summary, index, data) = segment.layout();
         assert!(!index.is_empty(), "{name} has no index");
-        for at in summary.step_by(397).chain(index.clone().step_by(131)) {
-            assert_eq!(
-                segment.with_bit_flipped(at),
-                Outcome::Refused,
-                "byte {at} of {name}"
-            );
-        }
-        // Data is checked where a whole window of it is read at once.
-        let windows_end = index.end.next_multiple_of(WINDOW);
-        if windows_end < data.end {
-            let [right, refused, _] = segment.tally((windows_end..data.end).step_by(100_009));
-            assert_eq!(right, 0, "{name}");
-            assert!(refused > 0, "{name}");
+        // The summary, and nodes that no checkpoint has any more, are needed by nobody.
+        let [_, _, wrong] = segment.tally(summary.step_by(397));
+        assert_eq!(wrong, 0, "summary of {name}");
+        let [_, refused, wrong] = segment.tally(index.clone().step_by(131));
+        assert!(
+            refused > 20 && wrong == 0,
+            "index of {name}: {refused} refused, {wrong} wrong"
+        );
+        if !data.is_empty() {
+            assert_all_refused(&segment, data.step_by(100_009));
         }
     }
 }
 
-/// An object uploaded in parts has no room for check values; those of its index are put beside the container.
+fn assert_all_refused(segment: &Victim<'_>, places: impl Iterator<Item = usize>) {
+    let [right, refused, wrong] = segment.tally(places);
+    assert!(
+        refused > 0 && (right, wrong) == (0, 0),
+        "{}: {right} right, {wrong} wrong",
+        segment.key
+    );
+}
+
+/// Whatever is read of it, and however it was uploaded: what shares the checked piece of the object is refused, all else is right.
 #[test]
-fn every_flipped_bit_in_an_index_uploaded_in_parts_is_found() {
+fn a_flipped_bit_in_data_costs_what_is_beside_it_alone() {
+    let (f, expected) = volume(&[(0, 10 << 20), (11 << 20, 600_000)]);
+    let store = f.store().unwrap();
+    for (name, from) in [("0000000001.0", 0), ("0000000002.0", 11 << 20)] {
+        let segment = Victim::new(&f, name, &expected);
+        let (_, _, data) = segment.layout();
+        // The first bytes share a checked piece with the index.
+        for at in [data.start + 17_000, data.start + 123_456, data.end - 1] {
+            segment.overwrite(at, &[!segment.body[at]]);
+            let hit = from + (at - data.start);
+            let (mut right, mut refused) = (0, Vec::new());
+            f.run(async {
+                let (engine, _) = HyperEngine::open(&store, IndexCache::default(), ReadCache::none(), true)
+                    .await
+                    .unwrap();
+                for block in (hit.saturating_sub(100_000) / 4096..(hit + 100_000) / 4096).take(60) {
+                    let offset = block * 4096;
+                    let mut bytes = vec![0xEE; 4096];
+                    match engine.read(offset as u64, &mut bytes).await {
+                        Ok(()) => {
+                            assert!(
+                                bytes == expected[offset..offset + 4096],
+                                "block {block} of {name}"
+                            );
+                            right += 1;
+                        }
+                        Err(e) => {
+                            assert_eq!(e.kind(), ErrorKind::Corrupt, "{}", e.chain());
+                            assert!(e.chain().contains(name), "{}", e.chain());
+                            refused.push(offset);
+                        }
+                    }
+                }
+                engine.close().await;
+            });
+            segment.overwrite(at, &segment.body[at..=at]);
+            assert!(
+                refused
+                    .iter()
+                    .any(|offset| (*offset..offset + 4096).contains(&hit)),
+                "{name} at {at}"
+            );
+            // 16 KiB of an object are checked together.
+            assert!(
+                refused.len() <= 5 && right > 10,
+                "{name} at {at}: {refused:?}, {right} right"
+            );
+        }
+    }
+}
+
+/// An object uploaded in parts has no room for check values; they are put beside the container.
+#[test]
+fn every_flipped_bit_in_an_object_uploaded_in_parts_is_found() {
     let (f, expected) = volume(&[(0, 10 << 20), (MIB, 8192)]);
     assert_eq!(
-        f.meta_objects("index/").len(),
+        f.meta_objects("sums/").len(),
         1,
         "one for the object that needs it"
     );
     let segment = Victim::new(&f, "0000000001.0", &expected);
     assert!(!segment.is_sealed, "put in one piece");
-    let (_, index, _) = segment.layout();
-    for at in index.step_by(331) {
-        assert_eq!(segment.with_bit_flipped(at), Outcome::Refused, "byte {at}");
-    }
+    let (_, index, data) = segment.layout();
+    let [_, refused, wrong] = segment.tally(index.step_by(331));
+    assert!(refused > 100 && wrong == 0, "{refused} refused, {wrong} wrong");
+    assert_all_refused(&segment, data.step_by(900_007));
     // They are of one write of the object, and say nothing of any other.
     let segment = segment.made_elsewhere();
     let [.., wrong] = segment.tally(segment.layout().1.step_by(331));
@@ -210,11 +267,11 @@ fn every_flipped_bit_in_an_index_uploaded_in_parts_is_found() {
 #[test]
 fn what_is_found_in_an_index_without_check_values() {
     let (f, expected) = volume(&[(0, 10 << 20)]);
-    let segment = Victim::new(&f, "0000000001.0", &expected);
-    assert!(!segment.is_sealed, "uploaded in parts");
-    for key in f.meta_objects("index/") {
+    for key in f.meta_objects("sums/") {
         f.remove_meta(&key);
     }
+    let segment = Victim::new(&f, "0000000001.0", &expected);
+    assert!(!segment.is_sealed, "uploaded in parts");
     let (summary, index, data) = segment.layout();
     let [right, ..] = segment.tally(summary.clone().step_by(997));
     assert_eq!(right, summary.step_by(997).count(), "nobody reads the summary");
@@ -280,7 +337,7 @@ fn a_damaged_index_is_not_built_upon() {
             let mut generation = Generation::new(engine.geometry());
             generation.write(PreparedWrite::new(
                 engine.geometry(),
-                300 * BLOCK,
+                3 * BLOCK,
                 &pattern(7, 4096),
             ));
             Arc::new(Frozen::new(generation))
@@ -316,5 +373,5 @@ fn a_damaged_index_is_not_built_upon() {
         engine.close().await;
     });
     let found = f.run(read_all(&segment.store)).unwrap();
-    assert!(found[300 * BLOCK as usize..][..4096] == pattern(7, 4096));
+    assert!(found[3 * BLOCK as usize..][..4096] == pattern(7, 4096));
 }

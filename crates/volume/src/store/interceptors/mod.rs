@@ -2,6 +2,7 @@
 //!
 //! * [`checksums`]: gives uploads the checksums that S3 checks.
 //! * [`window_checksums`]: gives every object checksums of our own, and checks them in answers.
+//! * [`sums`]: gives those that are uploaded in parts theirs, beside them.
 //! * [`signing`], [`sse`]: whether bodies are signed, and which encryption is asked for.
 //! * [`upload_limiter`]: how many pieces of uploads are on the line at once.
 //! * [`foreign`]: takes answers that are not the store's for none.
@@ -11,6 +12,7 @@ pub(crate) mod checksums;
 pub(crate) mod foreign;
 pub(crate) mod signing;
 pub(crate) mod sse;
+pub(crate) mod sums;
 mod upload;
 pub(crate) mod upload_limiter;
 pub(crate) mod window_checksums;

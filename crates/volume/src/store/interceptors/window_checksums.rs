@@ -4,31 +4,39 @@
 //! one piece therefore carries the check values of its windows. They come back with every GET, of ranges too, and cost
 //! no request of their own. With them comes the last part of the object's key, so that one object is not taken for another whose
 //! place it was put in. Whoever reads through [`Store`](crate::store::Store) gets bytes that were checked as far as the
-//! answer covers whole windows. Objects made by others, or uploaded in parts, carry none and are taken as they are.
+//! answer covers whole windows. Windows are small enough that a small read of data is widened to whole ones. Objects uploaded in parts
+//! have theirs beside the container (`store/sums.rs`); objects made by others carry none and are taken as they are.
 
 use std::collections::HashMap;
 
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
+use aws_smithy_types::base64;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 
 use super::upload::{has_parameter, in_one_piece};
-use crate::base::checksum::crc32c;
 use crate::store::ObjectInfo;
 use crate::store::frames::Frames;
 
 /// Size of a window in bytes.
-pub(crate) const WINDOW_BYTES: u64 = 128 << 10;
-/// Name of the user metadata: the windows' CRC-32C one after another, as 8 hexadecimal digits each.
+pub(crate) const WINDOW_BYTES: u64 = 16 << 10;
+/// Size of a window of objects of earlier releases, and of those that have too many of the others.
+pub(crate) const WIDE_WINDOW_BYTES: u64 = 128 << 10;
+/// Stands before values of [`WINDOW_BYTES`]: 4 bytes each, little-endian, all of them in base64. Without it they are those of wide
+/// windows, 8 hexadecimal digits each.
+const NARROW: &str = "16k:";
+/// The largest body with values of [`WINDOW_BYTES`]: they take 1707 of the 2048 bytes that S3 gives to user metadata.
+const NARROW_BYTES_MAX: u64 = 5 << 20;
+/// Name of the user metadata: the windows' CRC-32C one after another.
 pub(crate) const METADATA_KEY: &str = "hypernbd-crc32c";
 const HEADER: &str = "x-amz-meta-hypernbd-crc32c";
 /// Name of the user metadata that says which object it is: the last part of its key.
-const NAME_METADATA_KEY: &str = "hypernbd-object";
+pub(crate) const NAME_METADATA_KEY: &str = "hypernbd-object";
 const NAME_HEADER: &str = "x-amz-meta-hypernbd-object";
 const DIGITS: usize = 8;
-/// The largest body that is sealed: its check values take 512 of the 2048 bytes that S3 gives to user metadata.
+/// The largest body that is sealed: the values of its wide windows take 512 bytes.
 const SEALED_BYTES_MAX: u64 = 8 << 20;
 
 /// Interceptor that seals what is put.
@@ -71,12 +79,12 @@ fn is_put_object(method: &str, uri: &str) -> bool {
     method == "PUT" && !has_parameter(uri, "uploadId")
 }
 
-fn path_of(uri: &str) -> &str {
+pub(crate) fn path_of(uri: &str) -> &str {
     uri.split('?').next().unwrap_or_default()
 }
 
 /// The last part of a key, or of a path that ends with one, where both are written alike.
-fn last_part(path: &str) -> Option<&str> {
+pub(crate) fn last_part(path: &str) -> Option<&str> {
     let name = path.rsplit('/').next()?;
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (!name.is_empty() && name.bytes().all(is_plain)).then_some(name)
@@ -100,10 +108,138 @@ pub(crate) fn is_sealed(info: &ObjectInfo) -> bool {
     info.metadata.contains_key(METADATA_KEY)
 }
 
-/// The check values of an object.
+/// Whether an object carries check values of each [`WINDOW_BYTES`].
+pub(crate) fn is_narrow(info: &ObjectInfo) -> bool {
+    let values = info.metadata.get(METADATA_KEY);
+    values.is_some_and(|values| values.starts_with(NARROW) || values.len() <= DIGITS)
+}
+
+/// Check values of an object, or of a part of one: CRC-32C of each of its windows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CheckValues {
+    window_bytes: u64,
+    values: Vec<u32>,
+}
+
+impl CheckValues {
+    /// Of these bytes, in pieces, by windows of [`WINDOW_BYTES`].
+    pub fn of(bytes: &Frames) -> Self {
+        Self::by(WINDOW_BYTES, bytes)
+    }
+
+    fn by(window_bytes: u64, bytes: &Frames) -> Self {
+        let len = bytes.len();
+        let starts = (0..len).step_by(window_bytes as usize);
+        let values = starts.map(|start| checksum(bytes, start, len.min(start + window_bytes as usize)));
+        Self {
+            window_bytes,
+            values: values.collect(),
+        }
+    }
+
+    /// Of bytes of which these are the parts, in order. None when one that is not the last ends within a window.
+    pub fn joined<'a>(parts: impl Iterator<Item = (&'a Self, u64)>) -> Option<(Self, u64)> {
+        let (mut values, mut len_bytes) = (Vec::new(), 0_u64);
+        for (part, part_bytes) in parts {
+            if !len_bytes.is_multiple_of(WINDOW_BYTES) {
+                return None;
+            }
+            values.extend_from_slice(&part.values);
+            len_bytes += part_bytes;
+        }
+        let window_bytes = WINDOW_BYTES;
+        Some((Self { window_bytes, values }, len_bytes))
+    }
+
+    /// As text.
+    pub fn encode(&self) -> String {
+        let digits = || self.values.iter().map(|value| format!("{value:08x}")).collect();
+        match self.window_bytes {
+            WINDOW_BYTES => {
+                let bytes: Vec<u8> = self.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                format!("{NARROW}{}", base64::encode(bytes))
+            }
+            _ => digits(),
+        }
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// That it is none.
+    pub fn decode(text: &str) -> Result<Self, String> {
+        let wrong = || "its check values are none".to_owned();
+        if let Some(narrow) = text.strip_prefix(NARROW) {
+            let bytes = base64::decode(narrow).map_err(|_| wrong())?;
+            if !bytes.len().is_multiple_of(4) {
+                return Err(wrong());
+            }
+            let values = bytes
+                .chunks_exact(4)
+                .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            return Ok(Self {
+                window_bytes: WINDOW_BYTES,
+                values: values.collect(),
+            });
+        }
+        let values = (0..text.len()).step_by(DIGITS).map(|at| {
+            let digits = text.get(at..at + DIGITS)?;
+            u32::from_str_radix(digits, 16).ok()
+        });
+        let values: Option<Vec<u32>> = values.collect();
+        Ok(Self {
+            window_bytes: WIDE_WINDOW_BYTES,
+            values: values.ok_or_else(wrong)?,
+        })
+    }
+
+    /// Checks `bytes`, which were read at `offset_bytes` of an object of `object_bytes`, as far as they cover its windows.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn verify(&self, offset_bytes: u64, bytes: &Frames, object_bytes: u64) -> Result<(), String> {
+        let windows = object_bytes.div_ceil(self.window_bytes);
+        if self.values.len() as u64 != windows {
+            return Err(format!("its check values are not those of {object_bytes} bytes"));
+        }
+        let end = offset_bytes + bytes.len() as u64;
+        let mut window = offset_bytes.div_ceil(self.window_bytes);
+        while window < windows {
+            let start = window * self.window_bytes;
+            let until = (start + self.window_bytes).min(object_bytes);
+            if until > end {
+                break;
+            }
+            let (from, to) = ((start - offset_bytes) as usize, (until - offset_bytes) as usize);
+            if self.values[window as usize] != checksum(bytes, from, to) {
+                return Err(format!(
+                    "bytes {start} to {} are not those that were written",
+                    until - 1
+                ));
+            }
+            window += 1;
+        }
+        Ok(())
+    }
+}
+
+fn checksum(bytes: &Frames, from: usize, to: usize) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let pieces = bytes.slices(from..to).into_iter().flatten();
+    pieces.for_each(|piece| digest.update(piece));
+    // The result of a 32-bit algorithm.
+    digest.finalize() as u32
+}
+
+/// The check values of an object, as its metadata has them.
 pub(crate) fn seal(bytes: &[u8]) -> String {
-    let windows = bytes.chunks(WINDOW_BYTES as usize);
-    windows.map(|window| format!("{:08x}", crc32c(window))).collect()
+    let len = bytes.len() as u64;
+    // One window is one value, whatever its size.
+    let window_bytes = match len > WINDOW_BYTES && len <= NARROW_BYTES_MAX {
+        true => WINDOW_BYTES,
+        false => WIDE_WINDOW_BYTES,
+    };
+    CheckValues::by(window_bytes, &Frames::take(bytes)).encode()
 }
 
 /// Checks `bytes`, which were read at `offset_bytes` of an object of `object_bytes`, as far as they cover its windows.
@@ -124,36 +260,7 @@ pub(crate) fn verify_frames(
     bytes: &Frames,
     object_bytes: u64,
 ) -> Result<(), String> {
-    let windows = object_bytes.div_ceil(WINDOW_BYTES);
-    if seal.len() as u64 != windows * DIGITS as u64 {
-        return Err(format!("its check values are not those of {object_bytes} bytes"));
-    }
-    let end = offset_bytes + bytes.len() as u64;
-    let mut window = offset_bytes.div_ceil(WINDOW_BYTES);
-    while window < windows {
-        let start = window * WINDOW_BYTES;
-        let until = (start + WINDOW_BYTES).min(object_bytes);
-        if until > end {
-            break;
-        }
-        let digits = seal.get(window as usize * DIGITS..(window as usize + 1) * DIGITS);
-        let expected = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        let pieces = bytes.slices((start - offset_bytes) as usize..(until - offset_bytes) as usize);
-        pieces
-            .into_iter()
-            .flatten()
-            .for_each(|piece| digest.update(piece));
-        // The result of a 32-bit algorithm.
-        if expected != Some(digest.finalize() as u32) {
-            return Err(format!(
-                "bytes {start} to {} are not those that were written",
-                until - 1
-            ));
-        }
-        window += 1;
-    }
-    Ok(())
+    CheckValues::decode(seal)?.verify(offset_bytes, bytes, object_bytes)
 }
 
 /// Where an answer starts in its object and how long the object is, by the answer's Content-Range header (`None`: the
@@ -183,7 +290,7 @@ mod tests {
 
     #[test]
     fn crc32c_is_the_castagnoli_one() {
-        assert_eq!(crc32c(b"123456789"), 0xE306_9283);
+        assert_eq!(crate::base::checksum::crc32c(b"123456789"), 0xE306_9283);
         assert_eq!(seal(b"123456789"), "e3069283");
     }
 
@@ -208,6 +315,26 @@ mod tests {
         ] {
             assert!(place_of(Some(wrong), 5).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn values_of_parts_are_those_of_the_whole() {
+        let bytes: Vec<u8> = (0..200_001_u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let whole = CheckValues::of(&Frames::take(&bytes[..]));
+        let parts: Vec<(CheckValues, u64)> = bytes
+            .chunks(2 * WINDOW_BYTES as usize)
+            .map(|part| (CheckValues::of(&Frames::take(part)), part.len() as u64))
+            .collect();
+        let of = |parts: &[(CheckValues, u64)]| CheckValues::joined(parts.iter().map(|(v, len)| (v, *len)));
+        assert_eq!(of(&parts), Some((whole.clone(), 200_001)));
+        assert_eq!(CheckValues::decode(&whole.encode()), Ok(whole));
+        let mut odd = parts;
+        odd[0].1 -= 1;
+        assert_eq!(of(&odd), None);
+        // The most that metadata take.
+        let most = seal(&vec![7; NARROW_BYTES_MAX as usize]);
+        assert!(most.starts_with(NARROW) && most.len() < 1720, "{}", most.len());
+        assert!(seal(&vec![7; NARROW_BYTES_MAX as usize + 1]).len() < 400);
     }
 
     #[test]
@@ -239,8 +366,9 @@ mod tests {
             prop_assert_eq!(verify(&seal, start as u64, &Bytes::copy_from_slice(&object[start..end]), len as u64), Ok(()));
             let flip = flip % len;
             object[flip] ^= 1 << bit;
-            let window = flip / WINDOW_BYTES as usize * WINDOW_BYTES as usize;
-            let is_covered = start <= window && (window + WINDOW_BYTES as usize).min(len) <= end;
+            let size = CheckValues::decode(&seal).unwrap().window_bytes as usize;
+            let window = flip / size * size;
+            let is_covered = start <= window && (window + size).min(len) <= end;
             let found = verify(&seal, start as u64, &Bytes::copy_from_slice(&object[start..end]), len as u64);
             prop_assert_eq!(found.is_err(), is_covered);
         }
