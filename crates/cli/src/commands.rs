@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod check;
 pub mod checkpoints;
+pub mod clone;
 pub mod completions;
 pub mod connect;
 pub mod create;

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, check, checkpoints, completions, create, delete, diff, export, file, import, info, probe, prune,
+    buffer, check, checkpoints, clone, completions, create, delete, diff, export, file, import, info, probe, prune,
     resize, restart, retention, rollback, serve, snapshot, space, wal,
 };
 use flags::StoreFlags;
@@ -64,6 +64,8 @@ enum Command {
     Prune(prune::Args),
     /// Make a volume read as it did at an earlier checkpoint; that can be undone
     Rollback(rollback::Args),
+    /// Make a volume that begins as a checkpoint of another one, and shares its objects
+    Clone(clone::Args),
     /// Show which ranges differ between two checkpoints
     Diff(diff::Args),
     /// Show what a volume takes in its store
@@ -129,6 +131,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Retention(command) => runtime.block_on(retention::run(&command, &store))?,
         Command::Prune(args) => runtime.block_on(prune::run(&args, &store))?,
         Command::Rollback(args) => runtime.block_on(rollback::run(&args, &store))?,
+        Command::Clone(args) => runtime.block_on(clone::run(&args, &store))?,
         Command::Diff(args) => runtime.block_on(diff::run(&args, &store))?,
         Command::Space(args) => runtime.block_on(space::run(&args, &store))?,
         Command::Check(args) => return check::run(&args, &store, &runtime),

@@ -9,8 +9,10 @@ use crate::buffer_file;
 use crate::format::{inode, node, segment_header};
 use crate::lease::LeaseRecord;
 use crate::meta::checkpoint_list::CatalogueEntry;
+use crate::meta::children::{Child, ChildRecord};
 use crate::meta::import_record::ImportRecord;
 use crate::meta::label::Label;
+use crate::meta::origin::Origin;
 use crate::meta::wal_marker::MarkerState;
 use crate::past::{At, Snapshot};
 use crate::retention::Policy;
@@ -65,6 +67,23 @@ pub const READERS: &[Reader] = &[
     Reader {
         name: "retention-pin",
         read: |bytes| Pin::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "origin",
+        read: |bytes| Origin::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "child",
+        read: |bytes| ChildRecord::decode(bytes).map(drop),
+    },
+    Reader {
+        name: "child-name",
+        read: |bytes| {
+            let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
+            Child::of_name(text)
+                .map(drop)
+                .ok_or_else(|| "no name of an entry".to_owned())
+        },
     },
     Reader {
         name: "checkpoint-name",
@@ -128,6 +147,11 @@ mod tests {
             "import" => {
                 r#"{"source":{"path":"/a","size_bytes":1,"modified_ns":2,"inode":3},"written_bytes":4,"epoch":5,"is_new":true}"#.to_owned()
             }
+            "origin" => format!(
+                r#"{{"version":1,"url":"s3://bucket/c/","volume_id":"{id}","parents":[{{"up_to":7,"url":"s3://bucket/p/","volume_id":"{id}","checkpoint":{{"cno":5,"check":"00000000000000ff"}}}},{{"up_to":9,"url":"s3://bucket/q/","volume_id":"{id}","checkpoint":{{"cno":8,"check":"00000000000000ff"}}}}]}}"#
+            ),
+            "child" => r#"{"url":"s3://bucket/c/","made_ms":1}"#.to_owned(),
+            "child-name" => format!("0000000005-00000000000000ff-{id}"),
             "checkpoint-name" => "@2026-11-22T10:00:00Z".to_owned(),
             _ => return vec![0; 4096],
         };
@@ -184,6 +208,9 @@ mod tests {
             "catalogue-entry",
             "snapshot",
             "checkpoint-name",
+            "origin",
+            "child",
+            "child-name",
             "import",
         ] {
             let reader = READERS

@@ -82,11 +82,24 @@ fn table(info: &VolumeInfo) -> String {
             let text = format!("in {dir} on the holder's machine: hypernbd buffer show {dir}");
             ("write buffer", text)
         });
+    let parent = info.clone_of.iter().map(|parent| {
+        let text = format!("{} at checkpoint {}", parent.url, parent.checkpoint);
+        ("clone of", text)
+    });
+    let clones = info.clones.iter().map(|clone| {
+        let place = clone
+            .url
+            .clone()
+            .unwrap_or_else(|| format!("volume {}", clone.volume_id));
+        ("clone", format!("{place} of checkpoint {}", clone.checkpoint))
+    });
     rows.into_iter()
         .chain(counter)
         .chain(log)
         .chain(import)
         .chain(buffer)
+        .chain(parent)
+        .chain(clones)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
 }
@@ -125,6 +138,8 @@ mod tests {
             import: None,
             durability: "words".into(),
             lease: None,
+            clone_of: None,
+            clones: Vec::new(),
         };
         let table = table(&info);
         for line in [

@@ -38,6 +38,7 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
 fn table(space: &Space, url: &VolumeUrl, price: f64) -> String {
     let rows = [
         ("live", format_size(space.live_bytes)),
+        ("shared", format_size(space.shared_bytes)),
         ("history", format_size(space.history_bytes)),
         ("reclaimable", format_size(space.reclaimable_bytes)),
         ("in grace", format_size(space.grace_bytes)),
@@ -66,6 +67,7 @@ mod tests {
     fn the_cost_is_that_of_everything_stored() {
         let space = Space {
             live_bytes: 1 << 30,
+            shared_bytes: 0,
             history_bytes: 1 << 20,
             reclaimable_bytes: 0,
             grace_bytes: 0,

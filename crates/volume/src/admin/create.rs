@@ -115,7 +115,7 @@ pub async fn create(
 }
 
 /// Looks whether a volume is to be made inside another one, with which it would be copied and removed.
-async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> Result<(), VolumeError> {
+pub(super) async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> Result<(), VolumeError> {
     for (at, _) in prefix.match_indices('/') {
         let outer = &prefix[..at];
         match store.head(&format!("{outer}/{}", inode::NAME)).await {
@@ -129,7 +129,7 @@ async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> Result<(), V
     Ok(())
 }
 
-fn check_path(url: &VolumeUrl, path: &Path) -> Result<(), VolumeError> {
+pub(super) fn check_path(url: &VolumeUrl, path: &Path) -> Result<(), VolumeError> {
     match path.ancestors().skip(1).find(|outer| store::is_store(outer)) {
         None => Ok(()),
         Some(outer) => Err(inside(url, &format!("file://{}/", outer.display()))),

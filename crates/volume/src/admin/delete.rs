@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::tombstone::{Tombstone, interfered};
-use super::{info, wal};
+use super::{children, info, wal};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
@@ -14,7 +14,8 @@ use crate::engine::Ownership;
 use crate::format::inode;
 use crate::format::object_names::is_container_object;
 use crate::lease::{self, Lease};
-use crate::meta::label;
+use crate::meta::origin::{self, Origin};
+use crate::meta::{self, label};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::store::{self, DELETE_KEYS_MAX, Directory, ObjectEntry, Store, probe, probe_objects};
 
@@ -46,9 +47,10 @@ pub struct Deleted {
 /// Says what [`delete`] would destroy.
 ///
 /// # Errors
-/// [`VolumeError::NotFound`] when there is no volume.
+/// [`VolumeError::NotFound`] when there is no volume; [`VolumeError::HasClones`] when it has clones.
 pub async fn delete_plan(url: &VolumeUrl, store_options: &StoreOptions) -> Result<DeletePlan, VolumeError> {
     let store = store::connect(url, store_options).await?;
+    children::ensure_none(&store).await?;
     plan(&store).await
 }
 
@@ -106,7 +108,7 @@ pub enum IfDamaged {
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none, [`VolumeError::Held`] when a server has it open for writing; any failure
-/// of finding that out, and then nothing is deleted. [`VolumeError::Interfered`] when another command is at work there.
+/// of finding that out, and then nothing is deleted. [`VolumeError::HasClones`] when it has clones. [`VolumeError::Interfered`] when another command is at work there.
 pub async fn delete(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -141,7 +143,7 @@ async fn claim(
     if_damaged: IfDamaged,
 ) -> Result<Claim, VolumeError> {
     let taken = async {
-        if store.head(&store.data_key(inode::NAME)).await?.is_none() {
+        if has_no_inode(store).await? {
             return Ok(Claim::NoInode);
         }
         super::take_lease(store, store_options, lease_options)
@@ -181,11 +183,24 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
     let inode_key = store.data_key(inode::NAME);
     let label = store.meta_key(label::NAME);
     let lease_key = store.meta_key(lease::NAME);
+    let origin_key = store.meta_key(origin::NAME);
     let tombstone = Tombstone::put(store).await?;
+    // Whoever clones it has told so by now, or finds the mark.
+    if let Err(e) = children::settle(store).await {
+        tombstone.withdraw(store).await?;
+        return Err(e);
+    }
+    let origin = given_origin(store).await?;
     let is_kept_as_versions = match claim {
         // One that is there by now is another volume's.
-        Claim::NoInode if store.head(&inode_key).await?.is_some() => return Err(interfered(store)),
-        Claim::NoInode => false,
+        Claim::NoInode if !has_no_inode(store).await? => return Err(interfered(store)),
+        Claim::NoInode => {
+            // Of a clone that somebody may be making still.
+            if origin.is_some() {
+                children::give_up(store).await?;
+            }
+            false
+        }
         Claim::Lease(_) | Claim::UsersWord => {
             if let Claim::Lease(lease) = claim {
                 lease.check().await?;
@@ -201,6 +216,8 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
         .into_iter()
         .map(|object| object.key)
         .filter(|key| ![&inode_key, &label, &lease_key].contains(&key))
+        // Whose parent it was must be known until that is told.
+        .filter(|key| origin.is_none() || *key != origin_key)
         .collect();
     tombstone.check(store).await?;
     // Of servers that were killed; the one that could still complete them is shut out.
@@ -211,6 +228,15 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
         tombstone.check(store).await?;
         store.delete_keys(batch).await?;
     }
+    if let Some(origin) = &origin {
+        tombstone.check(store).await?;
+        leave_parent(store, origin).await?;
+        store.delete(&origin_key).await?;
+    }
+    if matches!(claim, Claim::NoInode) {
+        tombstone.check(store).await?;
+        children::take_given_up(store).await?;
+    }
     // Held until nothing is left that another server could open.
     if let Claim::Lease(lease) = claim {
         lease.forget();
@@ -220,6 +246,55 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
     tombstone.remove(store).await?;
     store.remove_if_empty(Directory::Removed).await?;
     Ok(is_kept_as_versions)
+}
+
+/// Whether there is no inode, or what stands in its place since a clone was given up.
+async fn has_no_inode(store: &Store) -> Result<bool, VolumeError> {
+    let key = store.data_key(inode::NAME);
+    match store.head(&key).await? {
+        None => Ok(true),
+        Some(info) if info.size_bytes != children::GIVEN_UP.len() as u64 => Ok(false),
+        Some(_) => {
+            let there = store.get(&key).await?;
+            Ok(there.is_none_or(|(body, _)| body == children::GIVEN_UP))
+        }
+    }
+}
+
+/// Where a clone comes from, if that can be read. What cannot be read keeps the parent as it is.
+async fn given_origin(store: &Store) -> Result<Option<Origin>, VolumeError> {
+    match origin::load(store).await {
+        Err(e) if e.kind() == ErrorKind::Corrupt => {
+            log::warn!(
+                "which volume {} is a clone of cannot be told, and that one goes on keeping what it shared: {}",
+                store.url,
+                e.chain()
+            );
+            Ok(None)
+        }
+        origin => origin,
+    }
+}
+
+/// Tells the parent that it need keep nothing any more for this clone, of which nothing is left.
+async fn leave_parent(store: &Store, origin: &Origin) -> Result<(), VolumeError> {
+    let parent = origin.parent();
+    // A copy of a clone has told nobody anything.
+    if origin.url.0 != store.url {
+        return Ok(());
+    }
+    match store.at(&parent.url.0).await {
+        Ok(at) => meta::children::remove(&at, &origin.child()).await,
+        Err(e) if e.kind == StoreErrorKind::NotFound => {
+            log::warn!(
+                "the volume that {} was a clone of is not at {}: {e}",
+                store.url,
+                parent.url.0
+            );
+            Ok(())
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Everything stored for the volume, and what probes have left or are about to remove: one that runs while the volume is deleted

@@ -3,6 +3,7 @@
 use hyperfile::config::HyperFileMetaConfig;
 use serde::Serialize;
 
+use super::children::{self, CloneInfo, ParentInfo};
 use crate::base::counters::{CounterUse, OWNERS};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -11,7 +12,7 @@ use crate::engine::limits;
 use crate::format::inode;
 use crate::lease::{self, LeaseRecord};
 use crate::meta::import_record::ImportRecord;
-use crate::meta::{label, wal_marker};
+use crate::meta::{label, origin, wal_marker};
 use crate::options::StoreOptions;
 use crate::options::durability::Durability;
 use crate::store::{self, Store};
@@ -52,6 +53,12 @@ pub struct VolumeInfo {
     pub import: Option<ImportRecord>,
     /// The lease: who may write to the volume, or was the last that might. None before it is first served.
     pub lease: Option<LeaseRecord>,
+    /// The volume that it is a clone of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<ParentInfo>,
+    /// Its clones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clones: Vec<CloneInfo>,
 }
 
 /// Looks at a volume. Changes nothing.
@@ -66,12 +73,13 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
 /// [`info`] of a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
-    let (inode, label, lease, marker, import) = futures::join!(
+    let (inode, label, lease, marker, import, clones) = futures::join!(
         inode::load(store),
         label::load(store),
         lease::load(store),
         wal_marker::load(store),
-        ImportRecord::load(store)
+        ImportRecord::load(store),
+        children::known(store)
     );
     let (inode, _) = inode?;
     let meta = HyperFileMetaConfig::try_from_u32(inode.i_meta_config).map_err(|e| VolumeError::Corrupt {
@@ -87,10 +95,15 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         limits::CHECKPOINT_NUMBERS.used(inode.i_last_seq),
         OWNERS.used(lease.as_ref().map_or(0, |lease| lease.epoch)),
     ];
+    let label = label?;
+    let origin = match &label {
+        Some(label) if label.is_clone => origin::load(store).await?,
+        _ => None,
+    };
     let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
     Ok(VolumeInfo {
         url: url.to_string(),
-        volume_id: label?.map(|l| l.volume_id),
+        volume_id: label.map(|l| l.volume_id),
         size_bytes: inode.i_size,
         block_size_bytes: meta.data_block_size as u32,
         format: format!("{:?}", meta.block_ptr_format),
@@ -105,5 +118,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
         import: import?,
         lease,
+        clone_of: origin.as_ref().map(ParentInfo::of),
+        clones: clones?,
     })
 }

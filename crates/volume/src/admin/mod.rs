@@ -22,8 +22,13 @@ use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, Directory, Store};
 
+mod children;
+mod clone;
+mod clone_full;
+mod copy_objects;
 mod create;
 mod delete;
+mod flatten;
 mod info;
 mod resize;
 pub mod retention;
@@ -33,8 +38,12 @@ mod tombstone;
 pub mod wal;
 
 pub use crate::lease::sighting::Sighting;
+pub use children::{CloneInfo, ParentInfo};
+pub use clone::{Cloned, clone};
+pub use clone_full::clone_full;
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, Deleted, IfDamaged, delete, delete_plan};
+pub use flatten::{Flattened, flatten};
 pub use info::{VolumeInfo, info};
 pub use resize::resize;
 pub use space::{Space, space};

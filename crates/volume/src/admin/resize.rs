@@ -9,9 +9,10 @@ use super::{VolumeInfo, check_closed, check_log, info};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine;
+use crate::engine::parents;
 use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "resize it";
@@ -28,7 +29,7 @@ pub async fn resize(
     allow_shrink: bool,
     lease_options: &LeaseOptions,
 ) -> Result<VolumeInfo, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let before = info::of_store(&store).await?;
     check_log(url, before.wal_url.as_deref(), THEN)?;
     check_size(new_size_bytes, before.block_size_bytes)?;
@@ -87,7 +88,7 @@ async fn resize_adopted(store: &Store, lease: &Lease, wanted: &Wanted) -> Result
     let failed = |e| VolumeError::engine(format!("resizing {}", wanted.url), e);
     let mut container = super::adopt(store, lease, failed).await?;
     if wanted.differs_from(container.inode().size() as u64)? {
-        engine::resize::resize(&mut container, wanted.size_bytes)
+        engine::resize::resize(store, &mut container, wanted.size_bytes)
             .await
             .map_err(failed)?;
     }
@@ -100,6 +101,7 @@ mod tests {
     use crate::admin::{CreateOptions, create};
     use crate::base::error::ErrorKind;
     use crate::meta::wal_marker::{Marker, MarkerState};
+    use crate::store;
 
     /// A server may have come and gone between the first look and the lease.
     #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::check_closed;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::format::inode;
 use crate::index::cache::IndexCache;
 use crate::lease::{self, Lease, LeaseRecord};
@@ -13,7 +14,7 @@ use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, Listed};
 use crate::retention::plan::{self, Phase};
 use crate::retention::{self, ORPHAN_AGE, Policy, Removed, Rounds, Survey};
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "prune it";
@@ -23,7 +24,7 @@ const THEN: &str = "prune it";
 /// # Errors
 /// [`VolumeError::NotFound`] when there is no volume; when the policy cannot be read.
 pub async fn policy(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Option<Policy>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     inode::load(&store).await?;
     retention::load_policy(&store).await
 }
@@ -38,7 +39,7 @@ pub async fn set_policy(
     store_options: &StoreOptions,
     policy: Option<&Policy>,
 ) -> Result<Vec<u64>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     inode::load(&store).await?;
     match policy {
         Some(policy) => retention::put_policy(&store, policy).await?,
@@ -59,7 +60,7 @@ pub async fn preview(
     store_options: &StoreOptions,
     policy: &Policy,
 ) -> Result<Vec<Listed>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let mut listed = past::list_by(&store, 0, u64::MAX, Some(policy)).await?;
     listed.retain(|listed| listed.kept_by.is_empty());
     Ok(listed)
@@ -70,7 +71,7 @@ pub async fn preview(
 /// # Errors
 /// When the store fails, or an index cannot be read.
 pub async fn prune_preview(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Survey, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     inode::load(&store).await?;
     retention::survey(&store).await
 }
@@ -84,7 +85,7 @@ pub async fn prune(
     store_options: &StoreOptions,
     lease_options: &LeaseOptions,
 ) -> Result<Removed, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     check_closed(&store, THEN).await?;
     check_buffer(&store).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
@@ -95,7 +96,7 @@ pub async fn prune(
 
 /// Refuses a volume whose server was killed on this machine and left answered writes: no later server may apply them once somebody
 /// else had the volume.
-async fn check_buffer(store: &Store) -> Result<(), VolumeError> {
+pub(super) async fn check_buffer(store: &Store) -> Result<(), VolumeError> {
     let lease = lease::load(store).await?;
     match lease.as_ref().and_then(LeaseRecord::left_buffer) {
         Some(dir) => Err(VolumeError::InvalidInput(format!(
@@ -126,7 +127,7 @@ async fn prune_owned(store: &Store, lease: &Arc<Lease>) -> Result<Removed, Volum
 }
 
 /// Opens the container as its owner: what older ones have on the way to it is taken up, or refused from here on.
-async fn shut_out(store: &Store, lease: &Arc<Lease>) -> Result<(), VolumeError> {
+pub(super) async fn shut_out(store: &Store, lease: &Arc<Lease>) -> Result<(), VolumeError> {
     let (owned, of) = (store.clone(), lease.clone());
     let opened = super::on_owner_thread(move || async move {
         let failed = |e| VolumeError::engine(format!("opening {}", owned.url), e);

@@ -10,6 +10,7 @@ use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::engine::{bare, container};
 use crate::format::stored_state::StoredState;
 use crate::lease::Lease;
@@ -17,7 +18,7 @@ use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
 use crate::retention::ensure_readable;
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "roll it back";
@@ -44,7 +45,7 @@ pub async fn look(
     store_options: &StoreOptions,
     at: &At,
 ) -> Result<(Point, Point), VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     check_closed(&store, THEN).await?;
     let (to, newest) = futures::try_join!(past::find(&store, Some(at)), past::find(&store, None))?;
     match to.id() == newest.id() {
@@ -67,7 +68,7 @@ pub async fn rollback(
     at: &At,
     lease_options: &LeaseOptions,
 ) -> Result<RolledBack, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let to = past::find(&store, Some(at)).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let rolled_back = rollback_owned(&store, &lease, to).await;

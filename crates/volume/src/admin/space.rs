@@ -5,19 +5,22 @@ use serde::Serialize;
 
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::format::inode;
 use crate::format::node::NODE_BYTES;
 use crate::format::stored_state::StoredState;
 use crate::index::usage;
 use crate::options::StoreOptions;
 use crate::retention::{self, Survey};
-use crate::store::{self, ObjectEntry};
+use crate::store::ObjectEntry;
 
 /// What a volume takes in its store, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Space {
-    /// What the newest state refers to: data blocks and the leaves of the index.
+    /// What the newest state refers to: data blocks and the leaves of the index. Of a clone what of that is its own.
     pub live_bytes: u64,
+    /// What the newest state of a clone refers to in the objects of other volumes, where it is stored.
+    pub shared_bytes: u64,
     /// The rest of what the container holds: what earlier checkpoints alone refer to, what lies in objects beside what is live, and
     /// bookkeeping.
     pub history_bytes: u64,
@@ -36,7 +39,7 @@ pub struct Space {
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none; when the index cannot be read.
 pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Space, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let (raw, _) = inode::load(&store).await?;
     let block_size_bytes = inode::block_size_bytes(&raw).map_err(|reason| VolumeError::Corrupt {
         what: format!("the inode of the volume at {url}"),
@@ -47,8 +50,12 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
         if retention::load_policy(&store).await?.is_some() {
             match retention::survey(&store).await {
                 Ok(survey) => {
-                    let blocks = survey.live_blocks * u64::from(block_size_bytes);
-                    return Ok::<_, VolumeError>((blocks + survey.live_nodes * NODE_BYTES as u64, survey));
+                    let bytes = |blocks: u64, nodes: u64| {
+                        blocks * u64::from(block_size_bytes) + nodes * NODE_BYTES as u64
+                    };
+                    let used = bytes(survey.live_blocks, survey.live_nodes);
+                    let shared = bytes(survey.inherited_blocks, survey.inherited_nodes);
+                    return Ok::<_, VolumeError>((used, shared, survey));
                 }
                 // Of an earlier checkpoint, it may be: then nothing goes.
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
@@ -60,19 +67,20 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
         // Where nothing goes, the newest state alone is looked at.
         let used = usage::usage(&store, &state, block_size_bytes).await;
         let used = used.map_err(|e| VolumeError::engine(format!("reading the index of {url}"), e))?;
-        Ok((used.bytes, Survey::default()))
+        Ok((used.bytes, used.inherited_bytes, Survey::default()))
     };
     let listed = async {
         let (data, beside) = (store.data_key(""), store.meta_key(""));
         Ok(try_join!(store.list(&data), store.list(&beside))?)
     };
-    let ((used_bytes, survey), (data, beside)) = try_join!(used, listed)?;
+    let ((used_bytes, shared_bytes, survey), (data, beside)) = try_join!(used, listed)?;
     let sum = |objects: &[ObjectEntry]| -> u64 { objects.iter().map(|object| object.size_bytes).sum() };
     let held = sum(&data);
-    let live_bytes = used_bytes.min(held);
+    let live_bytes = used_bytes.saturating_sub(shared_bytes).min(held);
     let going_bytes = survey.reclaimable_bytes + survey.grace_bytes;
     Ok(Space {
         live_bytes,
+        shared_bytes,
         history_bytes: held.saturating_sub(live_bytes + going_bytes),
         reclaimable_bytes: survey.reclaimable_bytes,
         grace_bytes: survey.grace_bytes,

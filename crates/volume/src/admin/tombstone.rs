@@ -63,6 +63,30 @@ impl Tombstone {
         }
     }
 
+    /// Takes the mark away, and leaves the label as it was: nothing was deleted.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub async fn withdraw(self, store: &Store) -> Result<(), VolumeError> {
+        let key = store.meta_key(label::NAME);
+        let there = store
+            .get(&key)
+            .await?
+            .filter(|(_, version)| *version == self.version);
+        let label = there.and_then(|(body, _)| Label::decode(&body).ok());
+        let label = label.ok_or_else(|| interfered(store))?;
+        let body = Label {
+            deletion: None,
+            ..label
+        }
+        .encode()?;
+        match store.put_if_match(&key, body, &self.version).await {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered(store)),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Takes the mark away, and the label with it: the deletion is complete.
     ///
     /// # Errors

@@ -95,6 +95,25 @@ pub enum VolumeError {
         /// Key of an object that is there.
         found: String,
     },
+    /// What a clone shares cannot be used.
+    #[error("{url} is a clone, and is not used without what it shares: {reason}")]
+    Parent {
+        /// The clone's URL.
+        url: String,
+        /// What is wrong with its parent, or with what is known of that.
+        reason: String,
+    },
+    /// Clones need the volume.
+    #[error(
+        "{url} stays while clones share its objects: {clones}; delete them first, or end the sharing with hypernbd clone \
+         --flatten CLONE"
+    )]
+    HasClones {
+        /// The volume's URL.
+        url: String,
+        /// The clones, and what is known of each.
+        clones: String,
+    },
     /// Another command changed the volume while it was being deleted.
     #[error(
         "the volume at {url} was changed while it was to be deleted: another command is at work there; nothing more was \
@@ -245,7 +264,7 @@ impl VolumeError {
             Self::AlreadyExists { .. } | Self::Leftovers { .. } => ErrorKind::AlreadyExists,
             Self::Fenced { .. } => ErrorKind::Fenced,
             Self::UnsafeStore { .. } => ErrorKind::Unsupported,
-            Self::Held { .. } | Self::Interfered { .. } => ErrorKind::Busy,
+            Self::Held { .. } | Self::Interfered { .. } | Self::HasClones { .. } => ErrorKind::Busy,
             Self::Store(e) => match e.kind {
                 StoreErrorKind::NotFound => ErrorKind::NotFound,
                 StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,
@@ -260,7 +279,7 @@ impl VolumeError {
             Self::BufferFull { .. } => ErrorKind::BufferFull,
             Self::Journal { .. } | Self::BufferFile { .. } => ErrorKind::LocalDisk,
             Self::Log { .. } | Self::LogAhead { .. } => ErrorKind::InvalidInput,
-            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::Corrupt { .. } | Self::Parent { .. } => ErrorKind::Corrupt,
             Self::CountersExhausted { .. } => ErrorKind::Exhausted,
             Self::Shared(e) => e.kind(),
             Self::Closed => ErrorKind::Closed,

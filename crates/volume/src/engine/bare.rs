@@ -7,16 +7,21 @@
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hyperfile::SegmentId;
+use hyperfile::config::HyperFileMetaConfig;
 use hyperfile::file::HyperTrait;
 use hyperfile::inode::FlushInodeFlag;
 use hyperfile::ondisk::InodeRaw;
 use hyperfile::segment::{Segment, SegmentReadWrite};
 use hyperfile::staging::Staging;
+use hyperfile::staging::s3::S3Staging;
 use hyperfile::stream_segment::TailBuilder;
 
-use super::container::Container;
-use super::limits::CHECKPOINT_NUMBER_MAX;
+use super::container::{self, Container};
+use super::limits::{CHECKPOINT_NUMBER_MAX, CheckpointNumbers};
+use crate::base::error::VolumeError;
 use crate::index::loader::NodeLoader;
+use crate::store::Store;
 
 const NS_A_SECOND: u32 = 1_000_000_000;
 
@@ -57,24 +62,60 @@ async fn publish_locked(
     (raw.i_mtime, raw.i_mtime_nsec) = later_than((raw.i_mtime, raw.i_mtime_nsec));
     (raw.i_ctime, raw.i_ctime_nsec) = (raw.i_mtime, raw.i_mtime_nsec);
 
-    let meta = &container.config().meta;
     let staging = container.staging();
-    let base = container.inode().base();
-    if meta.block_ptr_format.is_stream() {
-        let object = Segment::object_of(number, meta);
-        let (node_bytes, block_bytes) = (meta.meta_block_size, meta.data_block_size);
-        let tail = TailBuilder::new(object, node_bytes, block_bytes, false, base).finish(&raw);
-        staging.done(object, &tail, tail.len()).await?;
-    } else {
-        let mut writer = Staging::<NodeLoader>::new_segwr(staging, number, meta);
-        writer.set_base(base);
-        writer.realize_ss(0, &raw);
-        writer.done().await?;
-    }
+    store_summary(staging, &container.config().meta, container.inode().base(), &raw).await?;
     let over = container.inode().get_ondisk_state();
     let bytes = raw.as_u8_slice();
     Staging::<NodeLoader>::flush_inode(staging, bytes, over, FlushInodeFlag::Update, None).await?;
     Ok(raw)
+}
+
+/// Stores the object that makes this inode a checkpoint, of its last number. `base` names the inode that it is built on; 0 is none.
+async fn store_summary(
+    staging: &S3Staging,
+    meta: &HyperFileMetaConfig,
+    base: u64,
+    raw: &InodeRaw,
+) -> io::Result<()> {
+    let number = SegmentId::new_from_cno(raw.i_last_cno);
+    if meta.block_ptr_format.is_stream() {
+        let object = Segment::object_of(number, meta);
+        let (node_bytes, block_bytes) = (meta.meta_block_size, meta.data_block_size);
+        let tail = TailBuilder::new(object, node_bytes, block_bytes, false, base).finish(raw);
+        return staging.done(object, &tail, tail.len()).await;
+    }
+    let mut writer = Staging::<NodeLoader>::new_segwr(staging, number, meta);
+    writer.set_base(base);
+    writer.realize_ss(0, raw);
+    writer.done().await
+}
+
+/// The first checkpoint of a clone: it reads as the one with this inode, and its number is above all that that one refers to.
+///
+/// # Errors
+/// [`VolumeError::CountersExhausted`] when there is no such number left to go on from.
+pub(crate) fn forked(of: &InodeRaw) -> Result<InodeRaw, VolumeError> {
+    let mut raw = *of;
+    raw.i_last_cno = of.i_last_seq.max(of.i_last_cno) + 1;
+    raw.i_last_seq = raw.i_last_cno;
+    let numbers = CheckpointNumbers::default();
+    numbers.note(raw.i_last_seq);
+    numbers.check_write()?;
+    raw.set_compacted(false);
+    raw.set_compaction_pending(false);
+    (raw.i_mtime, raw.i_mtime_nsec) = later_than((raw.i_mtime, raw.i_mtime_nsec));
+    (raw.i_ctime, raw.i_ctime_nsec) = (raw.i_mtime, raw.i_mtime_nsec);
+    Ok(raw)
+}
+
+/// Stores the objects of a checkpoint that no container has yet, but for the inode, which makes it one.
+///
+/// # Errors
+/// When the store fails, or the format is not known.
+pub(crate) async fn store_first(store: &Store, raw: &InodeRaw) -> io::Result<()> {
+    let meta = HyperFileMetaConfig::try_from_u32(raw.i_meta_config)?;
+    let staging = container::staging(store, store.client.clone(), &container::config(store, &meta));
+    store_summary(&staging, &meta, 0, raw).await
 }
 
 /// Whether there is a number for one more checkpoint. The last one is left: a container that has used it cannot be opened,

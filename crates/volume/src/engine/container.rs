@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use aws_sdk_s3::Client;
 use btree_ondisk::bmap::BMap;
 use hyperfile::config::{
     FlushConflictPolicy, HyperFileConfig, HyperFileConfigBuilder, HyperFileMetaConfig, HyperFileRuntimeConfig,
@@ -133,7 +134,8 @@ pub(crate) async fn open(
 ) -> io::Result<Container> {
     // The stored geometry replaces this one.
     let config = config(store, &HyperFileMetaConfig::default());
-    let staging = staging(store, guard, &config);
+    let client = SumsWriter::new(store.clone()).client(&store.client);
+    let staging = staging(store, guard.guarded(&client), &config);
     let loader = NodeLoader::new(store.clone(), seals, Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
     Container::open(staging, loader, index_cache, config, flags).await
@@ -141,9 +143,9 @@ pub(crate) async fn open(
 
 /// What `S3Staging::from` makes, without its asking whether the inode exists: the open reads it next. Landings take clones
 /// of it, so they are behind the same guard.
-fn staging(store: &Store, guard: &InodeGuard, config: &HyperFileConfig) -> S3Staging {
+pub(super) fn staging(store: &Store, client: Client, config: &HyperFileConfig) -> S3Staging {
     S3Staging {
-        client: guard.guarded(&SumsWriter::new(store.clone()).client(&store.client)),
+        client,
         bucket: store.bucket.clone(),
         root_path: store.root.clone(),
         root_path_slash: store.data_key(""),

@@ -89,6 +89,7 @@ impl HyperEngine {
         ownership: Arc<dyn Ownership>,
         seen: Option<StoredState>,
     ) -> Result<(Self, OpenState), VolumeError> {
+        let index_cache = index_cache.of_container(store);
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();

@@ -21,6 +21,7 @@ pub(crate) mod guard;
 pub mod hyper_engine;
 pub mod limits;
 mod owner;
+pub(crate) mod parents;
 pub(crate) mod past;
 mod placement;
 pub(crate) mod resize;

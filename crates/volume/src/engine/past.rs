@@ -46,6 +46,7 @@ impl PastEngine {
         read_cache: ReadCache,
     ) -> Self {
         let geometry = Geometry::new(state.size_bytes, block_size_bytes);
+        let index_cache = index_cache.of_container(store);
         let known = Arc::new(Mutex::new(Published {
             locations: LocationMap::new(block_size_bytes, LOCATION_RUNS_MAX),
             root: state.root,

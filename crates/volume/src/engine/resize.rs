@@ -12,6 +12,9 @@ use super::{bare, placement};
 use crate::base::geometry::Geometry;
 use crate::index::location_map::Place;
 use crate::index::walk::Walk;
+use crate::read::read_path::Objects;
+use crate::read::reader::ObjectSource;
+use crate::store::Store;
 
 /// Blocks cut off by one checkpoint at most: each costs an index entry in memory until it is published.
 const CUT_BLOCKS_MAX: u64 = 2 << 20;
@@ -25,10 +28,10 @@ const CUT_CALL_BLOCKS: u64 = 64 * 1024;
 ///
 /// # Errors
 /// After any error it is not known what was stored.
-pub(crate) async fn resize(container: &mut Container, new_size_bytes: u64) -> io::Result<()> {
+pub(crate) async fn resize(store: &Store, container: &mut Container, new_size_bytes: u64) -> io::Result<()> {
     let old_size_bytes = container.inode().size() as u64;
     if new_size_bytes < old_size_bytes {
-        cut(container, old_size_bytes, new_size_bytes).await?;
+        cut(store, container, old_size_bytes, new_size_bytes).await?;
     }
     if bare::holds_unpublished(container) {
         return flush(container, new_size_bytes).await;
@@ -38,7 +41,12 @@ pub(crate) async fn resize(container: &mut Container, new_size_bytes: u64) -> io
 }
 
 /// Lets go of everything past the new end: a volume that grows again must read zeros there.
-async fn cut(container: &mut Container, old_size_bytes: u64, new_size_bytes: u64) -> io::Result<()> {
+async fn cut(
+    store: &Store,
+    container: &mut Container,
+    old_size_bytes: u64,
+    new_size_bytes: u64,
+) -> io::Result<()> {
     let block_bytes = container.config().meta.data_block_size as u64;
     let geometry = u32::try_from(block_bytes)
         .map(|bytes| Geometry::new(old_size_bytes, bytes))
@@ -71,13 +79,15 @@ async fn cut(container: &mut Container, old_size_bytes: u64, new_size_bytes: u64
     let end = (kept * block_bytes).min(old_size_bytes);
     if end > new_size_bytes {
         let last = placement::find(container, geometry, kept - 1..kept).await;
-        let is_stored = last
-            .map_err(io::Error::other)?
-            .first()
-            .is_some_and(|run| run.place != Place::Nothing);
-        if is_stored {
-            let zeros = vec![0; (end - new_size_bytes) as usize];
-            container.write(new_size_bytes as usize, &zeros).await?;
+        let last = last.map_err(io::Error::other)?;
+        if let Some(Place::Stored { object, offset_bytes }) = last.first().map(|run| run.place) {
+            // As a whole block: of a part the engine would read the rest, and not from where a clone has it.
+            let start = (kept - 1) * block_bytes;
+            let objects = Objects(store.clone());
+            let left = objects.read(object, offset_bytes, new_size_bytes - start).await;
+            let mut bytes = left.map_err(io::Error::other)?.together().to_vec();
+            bytes.resize(block_bytes as usize, 0);
+            container.write(start as usize, &bytes).await?;
         }
     }
     Ok(())

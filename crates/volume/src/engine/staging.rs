@@ -101,7 +101,14 @@ async fn header_stored(store: &Store, cno: u64) -> Result<Option<SegmentHeader>,
         };
         let header = bytes.get(..SegmentHeader::size()).map(SegmentHeader::from_slice);
         let header = match header {
-            Some(header) if header.has_magic() && header.s_cno == cno => Some(header),
+            // An object that is nothing but a header at its end begins as one with a header at its start does.
+            Some(header)
+                if header.has_magic()
+                    && header.s_cno == cno
+                    && HyperFileMetaConfig::try_from_u32(header.s_inode.i_meta_config).is_ok() =>
+            {
+                Some(header)
+            }
             _ => header_at_end(store, &key, object, info.size_bytes).await?,
         };
         let header = header.ok_or_else(|| VolumeError::Corrupt {

@@ -25,6 +25,12 @@ pub(crate) fn cno_of(object: u64) -> u64 {
     object >> 32
 }
 
+/// The checkpoint that a pointer of the index leads to: the same bits in every format of pointers (hyperfile 0.14.0,
+/// `meta_format.rs`).
+pub(crate) fn cno_of_pointer(pointer: u64) -> u64 {
+    pointer >> 32 & BLOCK_PTR_MAX_CHECKPOINT
+}
+
 /// The name of the object of a number made by [`object_of`], below the container's root.
 pub(crate) fn name_of(object: u64) -> String {
     Segment::segid_to_staging_file_id(segment_of(object))
@@ -60,6 +66,8 @@ pub(crate) fn is_container_object(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hyperfile::meta_format::BlockPtrFormat;
+
     use super::*;
 
     #[test]
@@ -96,6 +104,22 @@ mod tests {
         ] {
             assert_eq!(segment_of(object_of(s)), s);
             assert_eq!(cno_of(object_of(s)), s.as_cno());
+        }
+    }
+
+    #[test]
+    fn every_format_of_pointers_names_the_checkpoint_in_the_same_place() {
+        for format in [
+            BlockPtrFormat::Flat,
+            BlockPtrFormat::MicroGroup,
+            BlockPtrFormat::PartedSegment,
+            BlockPtrFormat::StreamSegment,
+        ] {
+            for cno in [1, 77, BLOCK_PTR_MAX_CHECKPOINT - 1] {
+                let segment = SegmentId::with_part(cno as u32, 3);
+                let pointer = BlockPtrFormat::encode(segment, 5 * 4096, 9, &format);
+                assert_eq!(cno_of_pointer(pointer), cno, "{format:?}");
+            }
         }
     }
 

@@ -1,16 +1,16 @@
 //! The cache of a container's index nodes: some in memory, more on a disk when `node_cache_config` says so.
 //!
-//! Nodes are keyed by their pointer, which is immutable within one volume; so every volume has a directory of its own
+//! Nodes are keyed by the container that has them and their pointer, which is immutable within one container; so every volume has a directory of its own
 //! below the one configured, named by its id, and is used only by a volume that has the checkpoint which the cache goes up
 //! to. A failing cache is a cache that misses.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use btree_ondisk::{NodeCache, NodeTieredCacheStats};
 use foyer::{
-    BlockEngineBuilder, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
-    HybridCachePolicy,
+    BlockEngineBuilder, Cache, CacheBuilder, Code, CodeError, DeviceBuilder, FsDeviceBuilder, HybridCache,
+    HybridCacheBuilder, HybridCachePolicy,
 };
 use log::warn;
 use parking_lot::RwLock;
@@ -20,17 +20,51 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
 use crate::disk::RealDisk;
 use crate::format::node::NODE_BYTES;
+use crate::format::object_names::cno_of_pointer;
 use crate::index::cache_config::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
 use crate::meta::cache_state::CacheState;
+use crate::store::Store;
+use crate::store::lineage::{Lineage, RootId};
 
 /// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
 const BLOCK_BYTES: usize = 16 << 20;
-type Nodes = HybridCache<u64, Vec<u8>>;
+type Nodes = HybridCache<NodeKey, Vec<u8>>;
+
+/// A node: the container that has it, and its pointer there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct NodeKey {
+    root: RootId,
+    pointer: u64,
+}
+
+impl Code for NodeKey {
+    fn encode(&self, writer: &mut impl Write) -> Result<(), CodeError> {
+        writer.write_all(&self.root.0.to_le_bytes())?;
+        writer.write_all(&self.pointer.to_le_bytes())?;
+        Ok(())
+    }
+
+    fn decode(reader: &mut impl Read) -> Result<Self, CodeError> {
+        let (mut root, mut pointer) = ([0; 16], [0; 8]);
+        reader.read_exact(&mut root)?;
+        reader.read_exact(&mut pointer)?;
+        Ok(Self {
+            root: RootId(u128::from_le_bytes(root)),
+            pointer: u64::from_le_bytes(pointer),
+        })
+    }
+
+    fn estimated_size(&self) -> usize {
+        24
+    }
+}
 
 /// A cache of index nodes. Clones share it.
 #[derive(Clone)]
 pub struct IndexCache {
-    memory: Cache<u64, Box<[u8]>>,
+    memory: Cache<NodeKey, Box<[u8]>>,
+    /// Of the container that it is used for.
+    lineage: Arc<Lineage>,
     nodes_in_memory: usize,
     disk: Option<Arc<Disk>>,
 }
@@ -58,7 +92,24 @@ impl IndexCache {
                 .with_name("index-nodes")
                 .build(),
             nodes_in_memory,
+            lineage: Arc::default(),
             disk,
+        }
+    }
+
+    /// The same cache, shared, for the container of `store`: nodes that it has inherited are its parents'.
+    #[must_use]
+    pub fn of_container(&self, store: &Store) -> Self {
+        Self {
+            lineage: store.lineage().clone(),
+            ..self.clone()
+        }
+    }
+
+    fn key(&self, pointer: u64) -> NodeKey {
+        NodeKey {
+            root: self.lineage.root_of(cno_of_pointer(pointer)),
+            pointer,
         }
     }
 
@@ -104,6 +155,7 @@ impl IndexCache {
     pub fn in_memory(&self) -> Self {
         Self {
             memory: self.memory.clone(),
+            lineage: self.lineage.clone(),
             nodes_in_memory: self.nodes_in_memory,
             disk: None,
         }
@@ -116,7 +168,7 @@ impl IndexCache {
 
     /// Keeps a node that was fetched, unless it is kept already.
     pub fn keep(&self, pointer: u64, node: &[u8]) {
-        if !self.memory.contains(&pointer) {
+        if !self.memory.contains(&self.key(pointer)) {
             self.push(&pointer, node);
         }
     }
@@ -180,16 +232,18 @@ async fn build(files: &NodeFiles, capacity_bytes: usize) -> io::Result<Nodes> {
 
 impl NodeCache<u64> for IndexCache {
     fn push(&self, p: &u64, data: &[u8]) {
-        self.memory.insert(*p, data.into());
+        let key = self.key(*p);
+        self.memory.insert(key, data.into());
         if let Some(nodes) = self.nodes() {
-            nodes.insert(*p, data.to_vec());
+            nodes.insert(key, data.to_vec());
         }
     }
 
     async fn load(&self, p: u64, data: &mut [u8]) -> io::Result<bool> {
+        let key = self.key(p);
         if let Some(node) = self
             .memory
-            .get(&p)
+            .get(&key)
             .filter(|node| node.value().len() == data.len())
         {
             data.copy_from_slice(node.value());
@@ -198,10 +252,10 @@ impl NodeCache<u64> for IndexCache {
         let Some(nodes) = self.nodes() else {
             return Ok(false);
         };
-        match nodes.get(&p).await {
+        match nodes.get(&key).await {
             Ok(Some(entry)) if entry.value().len() == data.len() => {
                 data.copy_from_slice(entry.value());
-                self.memory.insert(p, entry.value().as_slice().into());
+                self.memory.insert(key, entry.value().as_slice().into());
                 Ok(true)
             }
             Ok(_) => Ok(false),
@@ -213,9 +267,10 @@ impl NodeCache<u64> for IndexCache {
     }
 
     fn invalid(&self, p: &u64) {
-        self.memory.remove(p);
+        let key = self.key(*p);
+        self.memory.remove(&key);
         if let Some(nodes) = self.nodes() {
-            nodes.remove(p);
+            nodes.remove(&key);
         }
     }
 
@@ -300,5 +355,37 @@ mod tests {
         after_kill.close(at(1)).await;
         let recreate = config(dir.path(), NodeCacheStrategy::Recreate);
         assert!(!has(&IndexCache::open(&recreate, id(1)).await.unwrap(), 8).await);
+    }
+
+    /// Two clones of one parent, each with nodes of its own under the same pointers.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn clones_share_the_nodes_of_their_parent_and_no_others() {
+        use crate::store::lineage::Inherited;
+        let dir = tempfile::tempdir().unwrap();
+        let url =
+            crate::base::url::VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+        let options = crate::store::options::StoreOptions::default();
+        let store = crate::store::connect_for_create(&url, &options).await.unwrap();
+        let child = |number: u128| {
+            let inherited = Inherited {
+                up_to: 7,
+                volume_id: id(1),
+                store: store.clone(),
+            };
+            store.with_lineage(Lineage::new(Some(id(number)), vec![inherited]))
+        };
+        let cache = IndexCache::default();
+        let (parent, a, b) = (
+            cache.of_container(&store.with_lineage(Lineage::new(Some(id(1)), Vec::new()))),
+            cache.of_container(&child(2)),
+            cache.of_container(&child(3)),
+        );
+        let (inherited, own) = (1 << 62 | 7 << 32, 1 << 62 | 8 << 32);
+        a.push(&inherited, &[7; 4096]);
+        a.push(&own, &[8; 4096]);
+        assert!(has(&b, inherited).await && has(&parent, inherited).await);
+        assert!(has(&a, own).await && !has(&b, own).await && !has(&parent, own).await);
+        b.invalid(&own);
+        assert!(has(&a, own).await);
     }
 }

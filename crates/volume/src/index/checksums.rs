@@ -8,12 +8,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hyperfile::SegmentId;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::base::store_error::StoreError;
+use crate::format::object_names::{name_of, object_of};
 use crate::store::interceptors::window_checksums::{self, WIDE_WINDOW_BYTES};
-use crate::store::{ObjectInfo, Store};
+use crate::store::{ETag, ObjectInfo, Store};
 
 /// Objects whose check values are remembered; past it, all are forgotten.
 const REMEMBERED_MAX: usize = 4096;
@@ -43,11 +45,39 @@ pub(crate) fn check_seal(body: &[u8]) -> Result<(), String> {
     seal.map(drop).map_err(|e| e.to_string())
 }
 
+/// Puts the check values of an object that was copied beside its copy, where it has some that are of the write that was copied.
+///
+/// # Errors
+/// When a store fails.
+pub(crate) async fn carry(
+    from: &Store,
+    to: &Store,
+    object: &str,
+    of: &ETag,
+    copy: &ETag,
+) -> Result<(), StoreError> {
+    let Some((body, _)) = from.get(&key(from, object)).await? else {
+        return Ok(());
+    };
+    match serde_json::from_slice::<IndexSeal>(&body) {
+        Ok(seal) if seal.etag == of.0 => {
+            let seal = IndexSeal {
+                etag: copy.0.clone(),
+                ..seal
+            };
+            let key = key(to, object);
+            let body = serde_json::to_vec(&seal).map_err(|e| to.corrupt(&key, e.to_string()))?;
+            to.put(&key, body).await.map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Check values beside the container. Clones share what they remember.
 #[derive(Clone)]
 pub(crate) struct IndexSeals {
     store: Store,
-    known: Arc<Mutex<HashMap<String, Option<Arc<IndexSeal>>>>>,
+    known: Arc<Mutex<HashMap<u64, Option<Arc<IndexSeal>>>>>,
 }
 
 impl IndexSeals {
@@ -59,17 +89,13 @@ impl IndexSeals {
         }
     }
 
-    fn key(&self, object: &str) -> String {
-        key(&self.store, object)
-    }
-
     /// Checks a window of an object, read at `offset_bytes`, as far as its index reaches.
     ///
     /// # Errors
     /// `Corrupt`; also when the check values cannot be read.
     pub(super) async fn verify(
         &self,
-        object: &str,
+        object: SegmentId,
         info: &ObjectInfo,
         offset_bytes: u64,
         window: &Bytes,
@@ -78,23 +104,30 @@ impl IndexSeals {
             return Ok(());
         }
         match self.of(object).await? {
-            Some(seal) if seal.etag == info.etag.0 => check(&seal, offset_bytes, window)
-                .map_err(|reason| self.store.corrupt(&self.store.data_key(object), reason)),
+            Some(seal) if seal.etag == info.etag.0 => check(&seal, offset_bytes, window).map_err(|reason| {
+                let holder = self.holder(object);
+                holder.corrupt(&holder.data_key(&name_of(object_of(object))), reason)
+            }),
             _ => Ok(()),
         }
     }
 
-    async fn of(&self, object: &str) -> Result<Option<Arc<IndexSeal>>, StoreError> {
-        if let Some(known) = self.known.lock().get(object) {
+    /// The store that has an object, and what lies beside it.
+    fn holder(&self, object: SegmentId) -> &Store {
+        self.store.holder_of(object.as_cno())
+    }
+
+    async fn of(&self, object: SegmentId) -> Result<Option<Arc<IndexSeal>>, StoreError> {
+        let number = object_of(object);
+        if let Some(known) = self.known.lock().get(&number) {
             return Ok(known.clone());
         }
-        let key = self.key(object);
-        let found = match self.store.get(&key).await? {
+        let holder = self.holder(object);
+        let key = key(holder, &name_of(number));
+        let found = match holder.get(&key).await? {
             Some((body, _)) => {
                 let seal = serde_json::from_slice(&body);
-                Some(Arc::new(
-                    seal.map_err(|e| self.store.corrupt(&key, e.to_string()))?,
-                ))
+                Some(Arc::new(seal.map_err(|e| holder.corrupt(&key, e.to_string()))?))
             }
             None => None,
         };
@@ -102,7 +135,7 @@ impl IndexSeals {
         if known.len() >= REMEMBERED_MAX {
             known.clear();
         }
-        known.insert(object.to_owned(), found.clone());
+        known.insert(number, found.clone());
         Ok(found)
     }
 }

@@ -56,14 +56,14 @@ impl NodeLoader {
     pub(super) async fn piece(&self, segment: SegmentId, offset: u64) -> io::Result<Fetched> {
         let start = piece_start(offset);
         let name = Segment::segid_to_staging_file_id(segment);
-        let (store, seals) = (self.store.clone(), self.seals.clone());
-        let key = self.store.data_key(&name);
+        let (store, seals) = (self.store.holder_of(segment.as_cno()).clone(), self.seals.clone());
+        let key = store.data_key(&name);
         self.flights
             .run((object_of(segment), start), async move {
                 let fetched = async {
                     let got = store.get_within_info(&key, start, FETCH_BYTES).await?;
                     if let Some((bytes, info)) = &got {
-                        seals.verify(&name, info, start, bytes).await?;
+                        seals.verify(segment, info, start, bytes).await?;
                     }
                     Ok(got.map(|(bytes, _)| bytes))
                 };

@@ -10,7 +10,7 @@ use super::checksums::IndexSeals;
 use super::loader::NodeLoader;
 use super::walk::Walk;
 use crate::format::node::NODE_BYTES;
-use crate::format::object_names::object_of;
+use crate::format::object_names::{cno_of_pointer, object_of};
 use crate::format::stored_state::StoredState;
 use crate::store::Store;
 
@@ -23,6 +23,8 @@ pub(crate) struct Usage {
     pub blocks: u64,
     /// Objects that its data blocks are in.
     pub objects: u64,
+    /// Of the bytes those that lie in what a clone has inherited. A leaf is counted with them when all that it leads to does.
+    pub inherited_bytes: u64,
 }
 
 /// Walks the whole index of a state.
@@ -34,18 +36,28 @@ pub(crate) async fn usage(store: &Store, state: &StoredState, block_size_bytes: 
     let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
     let mut walk = Walk::new(state.root, loader, cache)?;
     let format = walk.format()?;
+    let fork = store.lineage().fork();
     let mut usage = Usage::default();
     let mut objects = BTreeSet::new();
     let mut at = 0;
     while at < u64::MAX {
         let part = walk.next(at..u64::MAX).await?;
+        let data = part.entries.iter().map(|(_, pointer)| pointer);
+        let data: Vec<_> = data
+            .filter(|pointer| !BlockPtrFormat::is_zero_block(pointer))
+            .collect();
+        let inherited = data
+            .iter()
+            .filter(|pointer| cno_of_pointer(***pointer) <= fork)
+            .count() as u64;
+        usage.inherited_bytes += inherited * u64::from(block_size_bytes);
         if !part.entries.is_empty() {
             usage.bytes += NODE_BYTES as u64;
-        }
-        for (_, pointer) in &part.entries {
-            if BlockPtrFormat::is_zero_block(pointer) {
-                continue;
+            if inherited > 0 && inherited == data.len() as u64 {
+                usage.inherited_bytes += NODE_BYTES as u64;
             }
+        }
+        for pointer in data {
             usage.blocks += 1;
             let (segment, _) = BlockPtrFormat::decode(pointer, &format);
             objects.insert(object_of(segment));

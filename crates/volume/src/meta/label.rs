@@ -84,8 +84,13 @@ impl Place {
     }
 }
 
+/// What stands in a clone's label where others have a number, so that a release which knows no clones says this instead of
+/// taking the clone for a whole volume.
+const CLONE: &str = "a clone, which takes hypernbd 0.3.0 or later";
+
 /// The label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredLabel", into = "StoredLabel")]
 pub struct Label {
     /// The volume's id.
     pub volume_id: VolumeId,
@@ -93,17 +98,79 @@ pub struct Label {
     pub created_ms: u64,
     /// The check value of the container as it was made, before its first checkpoint. None in labels of earlier releases
     /// and of volumes made by other tools.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<InodeCheck>,
     /// Where the volume was when it got its id. None in labels of earlier releases, until the first open of this one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
     /// The id of the volume that this one is a copy of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<VolumeId>,
     /// A number that a deletion drew which is under way, or was interrupted before it removed anything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion: Option<u64>,
+    /// Whether the volume is a clone, and shares objects of the volumes that its origin names.
+    pub is_clone: bool,
+}
+
+/// A label as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredLabel {
+    volume_id: VolumeId,
+    created_ms: CreatedMs,
+    /// When the label of a clone was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<InodeCheck>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<Place>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<VolumeId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deletion: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum CreatedMs {
+    At(u64),
+    OfClone(String),
+}
+
+impl TryFrom<StoredLabel> for Label {
+    type Error = String;
+
+    fn try_from(stored: StoredLabel) -> Result<Self, String> {
+        let (created_ms, is_clone) = match (stored.created_ms, stored.made_ms) {
+            (CreatedMs::At(ms), None) => (ms, false),
+            (CreatedMs::OfClone(text), Some(ms)) if text == CLONE => (ms, true),
+            _ => return Err("when it was made is neither that of a volume nor of a clone".to_owned()),
+        };
+        Ok(Self {
+            volume_id: stored.volume_id,
+            created_ms,
+            origin: stored.origin,
+            place: stored.place,
+            parent: stored.parent,
+            deletion: stored.deletion,
+            is_clone,
+        })
+    }
+}
+
+impl From<Label> for StoredLabel {
+    fn from(label: Label) -> Self {
+        let (created_ms, made_ms) = match label.is_clone {
+            false => (CreatedMs::At(label.created_ms), None),
+            true => (CreatedMs::OfClone(CLONE.to_owned()), Some(label.created_ms)),
+        };
+        Self {
+            volume_id: label.volume_id,
+            created_ms,
+            made_ms,
+            origin: label.origin,
+            place: label.place,
+            parent: label.parent,
+            deletion: label.deletion,
+        }
+    }
 }
 
 /// A label as it was found.
@@ -234,13 +301,43 @@ impl Found {
     }
 }
 
+/// The volume is no clone any more: it has all that it needs itself. For the owner of its lease.
+///
+/// # Errors
+/// [`VolumeError::Interfered`] when somebody else changes the label.
+pub(crate) async fn end_sharing(store: &Store) -> Result<(), VolumeError> {
+    let interfered = || VolumeError::Interfered {
+        url: store.url.to_string(),
+    };
+    let there = find(store).await?.ok_or_else(interfered)?;
+    let label = Label {
+        is_clone: false,
+        ..there.label
+    };
+    match store
+        .put_if_match(&store.meta_key(NAME), label.encode()?, &there.version)
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Makes the label of a new volume. One that is there already is not believed.
 ///
 /// # Errors
 /// [`VolumeError::Leftovers`] when there is one; when the store fails.
 pub(crate) async fn make(store: &Store, origin: InodeCheck) -> Result<Label, VolumeError> {
+    make_this(store, Label::new(store, Some(origin))?).await
+}
+
+/// As [`make`], of this label.
+///
+/// # Errors
+/// As [`make`].
+pub(crate) async fn make_this(store: &Store, label: Label) -> Result<Label, VolumeError> {
     let key = store.meta_key(NAME);
-    let label = Label::new(store, Some(origin))?;
     match store.put_create_only(&key, label.encode()?).await {
         Ok(_) => Ok(label),
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::Leftovers {
@@ -278,6 +375,7 @@ impl Label {
             place: Some(Place::of(store)?),
             parent: None,
             deletion: None,
+            is_clone: false,
         })
     }
 

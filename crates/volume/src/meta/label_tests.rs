@@ -125,3 +125,38 @@ async fn a_creation_that_failed_takes_away_its_own_label_and_no_other() {
     withdraw(&store, &others).await.unwrap();
     assert_eq!(load(&store).await.unwrap(), None);
 }
+
+/// The label as releases before clones read it.
+#[derive(Debug, Deserialize)]
+struct OldLabel {
+    volume_id: VolumeId,
+    created_ms: u64,
+}
+
+#[tokio::test]
+async fn a_release_that_knows_no_clones_refuses_one_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store_at(dir.path()).await;
+    let plain = Label::new(&store, None).unwrap();
+    let old: OldLabel = serde_json::from_slice(&plain.encode().unwrap()).unwrap();
+    assert_eq!(
+        (old.volume_id, old.created_ms),
+        (plain.volume_id, plain.created_ms)
+    );
+    let clone = Label {
+        is_clone: true,
+        deletion: Some(7),
+        ..plain.clone()
+    };
+    let stored = clone.encode().unwrap();
+    assert_eq!(Label::decode(&stored), Ok(clone));
+    let refused = serde_json::from_slice::<OldLabel>(&stored)
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("a clone, which takes hypernbd"), "{refused}");
+    // Nothing in between is taken.
+    let text = String::from_utf8(stored).unwrap();
+    for (from, to) in [("a clone", "a clown"), ("made_ms", "mode_ms")] {
+        assert!(Label::decode(text.replace(from, to).as_bytes()).is_err(), "{to}");
+    }
+}

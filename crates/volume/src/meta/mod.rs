@@ -9,7 +9,9 @@
 
 pub(crate) mod cache_state;
 pub mod checkpoint_list;
+pub(crate) mod children;
 pub mod import_record;
 pub mod label;
+pub(crate) mod origin;
 pub mod snapshots;
 pub mod wal_marker;

@@ -7,12 +7,14 @@ use crate::base::checkpoint_id::InodeCheck;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
+use crate::engine::parents;
 use crate::format::inode as stored_inode;
 use crate::format::stored_state::StoredState;
 use crate::lease;
 use crate::lease::sighting::Sighting;
 use crate::lease::state::Stored;
 use crate::meta::label::{self, Found, Label, Unpublished};
+use crate::meta::origin::Origin;
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
@@ -29,6 +31,8 @@ pub(crate) struct Looked {
     /// The marker of its log, if there is one. It may be another once the lease is taken.
     pub marker: Result<Option<MarkerState>, VolumeError>,
     label: Option<Found>,
+    /// Where a clone comes from.
+    clone_of: Option<Origin>,
     is_store_proved: bool,
 }
 
@@ -56,10 +60,13 @@ pub(crate) fn look<'a>(
         // The check of the store first: its errors say best what is wrong.
         let ((), (inode, label, lease, marker, is_store_proved)) = try_join!(store.check(), asked)?;
         let (inode, _) = inode?;
+        let label = label?;
+        let (store, clone_of) = parents::attach(&store, label.as_ref()).await?;
         Ok(Looked {
             newest: StoredState::of_inode(&inode),
             lease: lease?,
-            label: label?,
+            label,
+            clone_of,
             marker: marker.map(|found| found.map(|(marker, _)| marker)),
             is_store_proved: is_store_proved.unwrap_or(false),
             store,
@@ -87,6 +94,7 @@ impl Looked {
             origin: self.origin(),
             parent: self.label.as_ref().and_then(|found| found.label.parent),
             lease: self.lease.clone()?,
+            clone_of: self.clone_of.clone(),
         })
     }
 

@@ -7,10 +7,11 @@ use super::At;
 use super::list::{Point, find};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::index::diff;
 use crate::options::StoreOptions;
 use crate::retention::Reading;
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// What a changed range holds at the later of two checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -44,7 +45,7 @@ pub async fn diff(
     from: &At,
     to: &At,
 ) -> Result<Vec<Changed>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let (from, to) = try_join!(find(&store, Some(from)), find(&store, Some(to)))?;
     between(&store, &from, &to).await
 }

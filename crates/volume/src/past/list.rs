@@ -14,6 +14,7 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::engine::state_stored;
 use crate::format::inode as stored_inode;
 use crate::format::stored_state::StoredState;
@@ -21,7 +22,7 @@ use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::meta::snapshots::{self, SnapshotName};
 use crate::options::StoreOptions;
 use crate::retention::{self, Policy, Protected, Reason, Unusable, load_policy, plan};
-use crate::store::{self, ObjectEntry, Store};
+use crate::store::{ObjectEntry, Store};
 
 /// How far the clocks of servers and store may be apart, for leaving out what is certainly too old.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -35,6 +36,8 @@ const SEARCH_PARTS: usize = 32;
 pub struct Point {
     /// What it stored.
     pub(crate) state: StoredState,
+    /// Its inode.
+    pub(crate) inode: InodeRaw,
     /// Size of a data block in bytes.
     pub block_size_bytes: u32,
     /// When it was published, in milliseconds since 1970-01-01 UTC, by its server's clock.
@@ -98,7 +101,7 @@ pub async fn list(
     since_ms: u64,
     until_ms: u64,
 ) -> Result<Vec<Listed>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let policy = load_policy(&store).await?;
     list_by(&store, since_ms, until_ms, policy.as_ref()).await
 }
@@ -263,6 +266,7 @@ fn point(raw: &InodeRaw, published_ms: u64) -> Result<Point, VolumeError> {
     })?;
     Ok(Point {
         state: StoredState::of_inode(raw),
+        inode: *raw,
         block_size_bytes,
         published_ms,
     })

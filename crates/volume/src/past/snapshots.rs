@@ -6,10 +6,11 @@ use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::meta::snapshots::{Snapshot, SnapshotName, key, load, load_all};
 use crate::options::StoreOptions;
 use crate::retention::ensure_kept;
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// Gives a checkpoint a name. `None` when the name is taken.
 ///
@@ -56,7 +57,7 @@ pub async fn create(
     name: &SnapshotName,
     at: Option<&At>,
 ) -> Result<Snapshot, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let point = find(&store, at).await?;
     let snapshot = put(&store, name, &point).await?.ok_or_else(|| {
         VolumeError::InvalidInput(format!(
@@ -77,7 +78,7 @@ pub async fn create(
 /// # Errors
 /// When the store fails.
 pub async fn snapshots(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Vec<Snapshot>, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     // That there is a volume.
     crate::format::inode::load(&store).await?;
     load_all(&store).await
@@ -92,7 +93,7 @@ pub async fn delete(
     store_options: &StoreOptions,
     name: &SnapshotName,
 ) -> Result<(), VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     if load(&store, name).await?.is_none() {
         return Err(VolumeError::NoCheckpoint {
             url: url.to_string(),

@@ -21,9 +21,10 @@ use crate::base::volume_id::VolumeId;
 use crate::disk::{Disk, RealDisk, fitness};
 use crate::meta::cache_state::CacheState;
 use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
+use crate::store::lineage::RootId;
 
 /// Memory for a page besides its bytes.
-const PAGE_OVERHEAD_BYTES: usize = 160;
+const PAGE_OVERHEAD_BYTES: usize = 176;
 /// Unit in which room on the disk is taken and reclaimed.
 const DISK_UNIT_BYTES: usize = 16 << 20;
 /// Locked by the server that uses the directory.
@@ -34,6 +35,8 @@ const PAGES_NAME: &str = "pages";
 /// Where a page is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PageKey {
+    /// The container that has the object: clones of one parent have other bytes under the same numbers, and share the parent's.
+    pub root: RootId,
     /// The object, in the engine's own numbering.
     pub object: u64,
     /// Where in the object the page starts, in bytes.
@@ -42,23 +45,30 @@ pub struct PageKey {
 
 impl Code for PageKey {
     fn encode(&self, writer: &mut impl Write) -> Result<(), CodeError> {
+        writer.write_all(&self.root.0.to_le_bytes())?;
         writer.write_all(&self.object.to_le_bytes())?;
         writer.write_all(&self.offset_bytes.to_le_bytes())?;
         Ok(())
     }
 
     fn decode(reader: &mut impl Read) -> Result<Self, CodeError> {
+        let mut root = [0; 16];
+        reader.read_exact(&mut root)?;
         let mut next = || {
             let mut bytes = [0; 8];
             reader.read_exact(&mut bytes)?;
             Ok::<u64, io::Error>(u64::from_le_bytes(bytes))
         };
         let (object, offset_bytes) = (next()?, next()?);
-        Ok(Self { object, offset_bytes })
+        Ok(Self {
+            root: RootId(u128::from_le_bytes(root)),
+            object,
+            offset_bytes,
+        })
     }
 
     fn estimated_size(&self) -> usize {
-        16
+        32
     }
 }
 

@@ -7,6 +7,7 @@ const MIB: u64 = 1 << 20;
 
 fn key(n: u64) -> PageKey {
     PageKey {
+        root: RootId::default(),
         object: 7 << 32,
         offset_bytes: n * 4096,
     }
@@ -161,4 +162,25 @@ async fn a_disk_whose_locks_exclude_nobody_is_gone_without() {
         cache.insert(key(1), page(1));
         assert!(cache.with(key(1), |_| ()).is_some(), "{lack:?}: in memory");
     }
+}
+
+/// Clones have other bytes under the same numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_of_one_container() {
+    let config = ReadCacheConfig {
+        memory_bytes: 1 << 20,
+        disk: None,
+    };
+    let cache = ReadCache::open(&config, None).await;
+    let of = |root: u128| PageKey {
+        root: RootId(root),
+        ..key(1)
+    };
+    cache.insert(of(1), vec![1; 4096]);
+    assert_eq!(cache.with(of(1), |page| page[0]), Some(1));
+    assert_eq!(cache.with(of(2), |page| page[0]), None);
+    let mut written = Vec::new();
+    of(2).encode(&mut written).unwrap();
+    assert_eq!(written.len(), of(2).estimated_size());
+    assert_eq!(PageKey::decode(&mut written.as_slice()).unwrap(), of(2));
 }

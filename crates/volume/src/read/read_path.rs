@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use hyperfile::segment::Segment;
 use log::{debug, error};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::geometry::Geometry;
-use crate::format::object_names::{cno_of, segment_of};
+use crate::format::object_names::{cno_of, name_of};
 use crate::index::location_map::{Place, Run};
 use crate::index::lookup::{Index, Published};
 use crate::read::cache::ReadCache;
@@ -21,6 +20,7 @@ use crate::read::coalesce::{self, Piece};
 use crate::read::priority_gate::Class;
 use crate::read::read_ahead::Windows;
 use crate::read::reader::{ObjectSource, Reader, Stored};
+use crate::store::lineage::RootId;
 use crate::store::{Frames, Store};
 use crate::write_buffer::overlay::Frozen;
 
@@ -61,18 +61,22 @@ pub(crate) struct Objects(pub Store);
 #[async_trait]
 impl ObjectSource for Objects {
     async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
-        let name = Segment::segid_to_staging_file_id(segment_of(object));
-        let read = self
-            .0
-            .get_verified(&self.0.data_key(&name), offset_bytes, len_bytes)
+        let name = name_of(object);
+        let holder = self.0.holder_of(cno_of(object));
+        let read = holder
+            .get_verified(&holder.data_key(&name), offset_bytes, len_bytes)
             .await?;
         read.ok_or_else(|| VolumeError::Corrupt {
             what: format!(
                 "{len_bytes} bytes at {offset_bytes} of the object {name} of {}",
-                self.0.url
+                holder.url
             ),
             reason: "the object is missing".into(),
         })
+    }
+
+    fn root_of(&self, object: u64) -> RootId {
+        self.0.lineage().root_of(cno_of(object))
     }
 }
 

@@ -15,6 +15,7 @@ use super::priority_gate::{Class, Gate};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;
+use crate::store::lineage::RootId;
 
 /// Fetches in flight at once, per volume.
 const FETCHES_IN_FLIGHT: usize = 64;
@@ -32,6 +33,11 @@ const PAGE_BYTES_MAX: u32 = 16 << 10;
 pub trait ObjectSource: Send + Sync + 'static {
     /// `len_bytes` bytes at `offset_bytes` of an object, all of them.
     async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError>;
+
+    /// Which container an object lies in. In another one the same name may be that of other bytes.
+    fn root_of(&self, _object: u64) -> RootId {
+        RootId::default()
+    }
 }
 
 /// A run of stored bytes, and which of them are wanted. Pages are counted from the start of the run, which must be the
@@ -98,6 +104,7 @@ impl Reader {
     fn parts(&self, stored: &Stored) -> impl Iterator<Item = Part> + use<> {
         let Stored { object, run, wanted } = stored.clone();
         let page_bytes = self.page_bytes;
+        let root = self.shared.source.root_of(object);
         let first = (wanted.start - run.start) / page_bytes;
         let last = (wanted.end - run.start).div_ceil(page_bytes);
         (first..last).map(move |index| {
@@ -105,6 +112,7 @@ impl Reader {
             let end = run.end.min(start + page_bytes);
             Part {
                 key: PageKey {
+                    root,
                     object,
                     offset_bytes: start,
                 },
@@ -254,7 +262,9 @@ impl Reader {
         span: Span,
         class: Class,
     ) -> Flight<Fetched> {
-        let key = |piece: &Piece| PageKey {
+        let root = self.shared.source.root_of(span.object);
+        let key = move |piece: &Piece| PageKey {
+            root,
             object: piece.object,
             offset_bytes: piece.bytes.start,
         };

@@ -20,7 +20,7 @@ use crate::format::stored_state::{Root, StoredState};
 use crate::index::cache::IndexCache;
 use crate::index::diff::{OnlyIn, Place, places};
 use crate::index::lookup::Published;
-use crate::meta::{checkpoint_list, snapshots};
+use crate::meta::{checkpoint_list, children, snapshots};
 use crate::store::Store;
 
 /// Where the table is, below the volume's `.meta/`.
@@ -135,13 +135,19 @@ impl Account {
         let (newest, _) = inode::load(store).await?;
         let until = until.min(newest.i_last_cno);
         let at = self.usage.at_number();
-        let (numbers, names, pinned) = try_join!(
+        let (numbers, names, pinned, children) = try_join!(
             checkpoint_list::numbers_after(store, at),
             snapshots::load_all(store),
-            pins::checkpoints(store, Unusable::Skip)
+            pins::checkpoints(store, Unusable::Skip),
+            children::list(store)
         )?;
         // One that another tool published, or a server that was killed, has no entry once it is not the newest.
-        let named = names.iter().map(|name| name.checkpoint).chain(pinned);
+        let of_clones = children.into_iter().map(|child| child.checkpoint);
+        let named = names
+            .iter()
+            .map(|name| name.checkpoint)
+            .chain(pinned)
+            .chain(of_clones);
         let named: BTreeMap<u64, CheckpointId> =
             named.filter(|id| id.cno > at).map(|id| (id.cno, id)).collect();
         let numbers: BTreeSet<u64> = numbers.into_iter().chain(named.keys().copied()).collect();

@@ -33,7 +33,9 @@ pub(crate) use survey::survey;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::error::VolumeError;
-use crate::meta::wal_marker;
+use crate::format::object_names::cno_of;
+use crate::index::cache::IndexCache;
+use crate::meta::{children, wal_marker};
 use crate::store::Store;
 
 /// Where the policy is, below the volume's `.meta/`.
@@ -85,13 +87,42 @@ pub(crate) async fn accounted(store: &Store) -> Result<BTreeMap<u64, usage::Acco
     Ok(account.usage().kept().clone())
 }
 
-/// The checkpoints that somebody reads, or that a log depends on.
+/// The inherited objects that any checkpoint of a clone needs which is not being removed, by number. For its owner, who has settled
+/// what was being removed.
+///
+/// # Errors
+/// When the store fails or an index cannot be read.
+pub(crate) async fn inherited_objects(store: &Store) -> Result<BTreeSet<u64>, VolumeError> {
+    let mut account = account::Account::load(store).await?;
+    let cache = IndexCache::default().of_container(store);
+    account.advance(store, &cache, &Recent::default()).await?;
+    if let Some((plan, _)) = plan::load(store).await? {
+        account.follow(&plan);
+    }
+    let (usage, fork) = (account.usage(), store.lineage().fork());
+    let inherited = usage
+        .objects()
+        .keys()
+        .copied()
+        .filter(|object| cno_of(*object) <= fork);
+    Ok(inherited
+        .filter(|object| usage.is_needed(*object, usage.kept()))
+        .collect())
+}
+
+/// The checkpoints that somebody reads, that clones began as, or that a log depends on.
 ///
 /// # Errors
 /// When the store fails.
 pub(crate) async fn in_use(store: &Store, unusable: Unusable) -> Result<BTreeSet<u64>, VolumeError> {
-    let (pinned, marker) = futures::try_join!(pins::checkpoints(store, unusable), wal_marker::load(store))?;
+    let (pinned, children, marker) = futures::try_join!(
+        pins::checkpoints(store, unusable),
+        children::list(store),
+        wal_marker::load(store)
+    )?;
     // The log goes on from it.
     let of_log = marker.and_then(|(marker, _)| marker.checkpoint);
-    Ok(pinned.into_iter().chain(of_log).map(|id| id.cno).collect())
+    let of_clones = children.into_iter().map(|child| child.checkpoint);
+    let in_use = pinned.into_iter().chain(of_clones).chain(of_log);
+    Ok(in_use.map(|id| id.cno).collect())
 }

@@ -299,7 +299,12 @@ impl Rounds {
         let entries = plan.retired.iter().map(|&cno| checkpoint_list::entry_name(cno));
         let entries: Vec<String> = entries.map(|name| self.store.meta_key(&name)).collect();
         self.delete(&entries).await?;
-        let names = plan.objects.iter().map(|&object| object_names::name_of(object));
+        let fork = self.store.lineage().fork();
+        let own = plan
+            .objects
+            .iter()
+            .filter(|object| object_names::cno_of(**object) > fork);
+        let names = own.map(|&object| object_names::name_of(object));
         let names: Vec<String> = names.collect();
         let objects: Vec<String> = names.iter().map(|name| self.store.data_key(name)).collect();
         self.delete(&objects).await?;
@@ -370,6 +375,10 @@ pub(super) async fn stored(store: &Store) -> Result<Stored, VolumeError> {
     let listed = store.list(&root).await?;
     let numbered = listed.into_iter().filter_map(|entry| {
         let object = object_names::of_name(entry.key.strip_prefix(&root)?)?;
+        // What is inherited is not here; what stands here under such a number is nothing that this volume has made.
+        if object_names::cno_of(object) <= store.lineage().fork() {
+            return None;
+        }
         Some((object, (entry.size_bytes, entry.last_modified)))
     });
     Ok(numbered.collect())

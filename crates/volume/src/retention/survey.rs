@@ -12,6 +12,7 @@ use super::plan::{self, Phase};
 use super::round::{ORPHAN_AGE, bytes_of, choose, protected, stored};
 use super::usage::ObjectUse;
 use crate::base::error::VolumeError;
+use crate::format::object_names::cno_of;
 use crate::index::cache::IndexCache;
 use crate::store::Store;
 
@@ -22,6 +23,10 @@ pub struct Survey {
     pub live_blocks: u64,
     /// Nodes of its index.
     pub live_nodes: u64,
+    /// Of those blocks the ones that lie in what a clone has inherited.
+    pub inherited_blocks: u64,
+    /// Of those nodes the same.
+    pub inherited_nodes: u64,
     /// What of the container no checkpoint that is kept needs.
     pub reclaimable_bytes: u64,
     /// What a plan names.
@@ -59,10 +64,20 @@ pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
     let planned = plan.filter(|plan| plan.phase != Phase::Empty);
     let planned = planned.map(|plan| plan.objects).unwrap_or_default();
     let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
+    let fork = store.lineage().fork();
+    let inherited = |of: fn(&ObjectUse) -> u64| {
+        let inherited = usage
+            .objects()
+            .iter()
+            .filter(|(object, _)| cno_of(**object) <= fork);
+        inherited.map(|(_, uses)| of(uses)).sum()
+    };
     let grace_bytes = bytes_of(&planned, &stored);
     Ok(Survey {
         live_blocks: live(|of| of.live_blocks),
         live_nodes: live(|of| of.live_nodes),
+        inherited_blocks: inherited(|of| of.live_blocks),
+        inherited_nodes: inherited(|of| of.live_nodes),
         reclaimable_bytes: bytes_of(&choice.objects, &stored).saturating_sub(grace_bytes),
         grace_bytes,
         checkpoints: choice.retired.len() as u64,

@@ -4,12 +4,14 @@
 //! conditions, the errors and the handling of lost answers that everything else of a volume needs. The data of a
 //! volume is under `<root>/`, everything beside it (catalogue, lease, label) under `<root>.meta/`.
 
+mod copy;
 pub(crate) mod environment;
 mod error;
 mod frames;
 #[cfg(feature = "testing")]
 pub mod hook;
 pub(crate) mod interceptors;
+pub(crate) mod lineage;
 mod local;
 mod operations;
 pub(crate) mod options;
@@ -35,6 +37,7 @@ use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::url::VolumeUrl;
 use crate::disk::RealDisk;
 use crate::store::options::StoreOptions;
+use lineage::Lineage;
 pub(crate) use local::object_dir::Directory;
 use local::object_dir::ObjectDir;
 pub(crate) use operations::DELETE_KEYS_MAX;
@@ -87,6 +90,8 @@ pub struct Store {
     dir: Option<Arc<ObjectDir>>,
     /// Check values that were read.
     remembered: Arc<sums::Remembered>,
+    /// Whose objects the container reads: its own alone, until that is said.
+    lineage: Arc<Lineage>,
 }
 
 /// Reaches the store of a volume. Needs a tokio runtime with time and, for `s3://`, I/O enabled. Nothing is created.
@@ -210,6 +215,7 @@ impl Store {
             endpoint: path.display().to_string().into(),
             dir: Some(dir),
             remembered: Arc::default(),
+            lineage: Arc::default(),
         }
     }
 
@@ -227,6 +233,35 @@ impl Store {
             url,
             dir: None,
             remembered: Arc::default(),
+            lineage: Arc::default(),
+        }
+    }
+
+    /// The place of another volume in the same store, reached as this one is.
+    ///
+    /// # Errors
+    /// [`StoreError`], when a directory cannot be opened.
+    pub(crate) async fn at(&self, url: &VolumeUrl) -> Result<Self, StoreError> {
+        match (&self.url, url) {
+            (VolumeUrl::S3 { .. }, VolumeUrl::S3 { bucket, prefix }) => Ok(Self {
+                client: self.client.clone(),
+                bucket: bucket.clone(),
+                root: prefix.clone(),
+                url: url.clone(),
+                endpoint: self.endpoint.clone(),
+                dir: None,
+                remembered: Arc::default(),
+                lineage: Arc::default(),
+            }),
+            (VolumeUrl::File { .. }, VolumeUrl::File { path }) => {
+                connect_dir(url, path, |path| ObjectDir::open(path, Box::new(RealDisk))).await
+            }
+            _ => Err(StoreError::new(
+                "use",
+                url,
+                StoreErrorKind::Refused,
+                format!("it is in another kind of store than {}", self.url),
+            )),
         }
     }
 

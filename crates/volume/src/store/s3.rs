@@ -116,6 +116,7 @@ fn store(
         endpoint: endpoint.into(),
         dir: None,
         remembered: Arc::default(),
+        lineage: Arc::default(),
     }
 }
 

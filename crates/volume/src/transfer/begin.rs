@@ -288,6 +288,8 @@ mod tests {
             durability: String::new(),
             import,
             lease: Some(lease),
+            clone_of: None,
+            clones: Vec::new(),
         }
     }
 

@@ -9,12 +9,13 @@ use super::{Control, Copy, Image, Pace, Phase, Source, Target, TransferError, Vo
 use crate::base::error::VolumeError;
 use crate::base::units::MIB;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::format::inode;
 use crate::meta::import_record::ImportRecord;
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::past::{self, At};
 use crate::read::cache_config::ReadCacheConfig;
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::volume::Volume;
 
 /// Parts that are read at once: 64 MiB, what a line of 10 Gbit/s carries in 50 ms.
@@ -66,7 +67,7 @@ pub async fn open_for_export(
     store_options: &StoreOptions,
     at: Option<&At>,
 ) -> Result<Opened, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     if let Some(import) = ImportRecord::load(&store).await? {
         log::warn!(
             "an import of {} into {url} was not finished: what is read may be half of it",

@@ -18,6 +18,7 @@ use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::checkpoint::appender::DriverLog;
 use crate::engine::hyper_engine::{HyperEngine, OpenState};
+use crate::engine::parents;
 use crate::engine::{Engine, Ownership, SoleOwner};
 use crate::format::object_names::is_container_object;
 use crate::format::stored_state::StoredState;
@@ -216,8 +217,9 @@ fn begin_sighted<'a>(
         if options.read_only || store_options.allow_unsafe {
             return Ok(None);
         }
-        let store = store::unproved(url, store_options).await?;
         let (volume_id, seen) = (sighting.volume_id, sighting.newest);
+        let store = store::unproved(url, store_options).await?;
+        let store = parents::inheriting(&store, Some(volume_id), sighting.clone_of.as_ref()).await?;
         let (parent, origin) = (sighting.parent, sighting.origin);
         warn_of_buffer(Some(&sighting.lease), options);
         let mut claim = Claim::new(options, volume_id, url)?;

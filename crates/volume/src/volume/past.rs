@@ -9,6 +9,7 @@ use super::{Parts, Volume};
 use crate::base::error::VolumeError;
 use crate::base::units::MIB;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::engine::past::PastEngine;
 use crate::index::cache::IndexCache;
 use crate::options::{StoreOptions, VolumeOptions};
@@ -34,14 +35,21 @@ impl Volume {
         options: &VolumeOptions,
         what: &Past,
     ) -> Result<Arc<Self>, VolumeError> {
-        let store = store::unproved(url, store_options).await?;
-        let (point, reading, shown) = match what {
-            Past::At(at) => {
-                let point = past::find(&store, Some(at)).await?;
-                (point, Reading::begin(&store, point.id()).await?, None)
+        let plain = store::unproved(url, store_options).await?;
+        let found = async {
+            match what {
+                Past::At(at) => Ok((past::find(&plain, Some(at)).await?, None)),
+                Past::Changes { from, to } => {
+                    let found = try_join!(past::find(&plain, Some(from)), past::find(&plain, Some(to)))?;
+                    Ok((found.1, Some(found.0)))
+                }
             }
-            Past::Changes { from, to } => {
-                let (from, to) = try_join!(past::find(&store, Some(from)), past::find(&store, Some(to)))?;
+        };
+        let ((to, from), label) = try_join!(found, parents::readable_label(&plain))?;
+        let (store, _) = parents::attach(&plain, label.as_ref()).await?;
+        let (point, reading, shown) = match from {
+            None => (to, Reading::begin(&store, to.id()).await?, None),
+            Some(from) => {
                 let reading = Reading::begin(&store, to.id()).await?;
                 let changed = past::between(&store, &from, &to).await;
                 if changed.is_err() {

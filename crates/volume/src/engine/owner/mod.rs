@@ -359,6 +359,10 @@ impl Owner {
     /// Has the container go back to what is stored.
     async fn go_back(&mut self) -> Result<(), VolumeError> {
         let failed = |e| VolumeError::engine("recovering after a failed publish", e);
+        if self.config.store.lineage().fork() > 0 {
+            // The engine would go on with a loader of its own making, which knows nothing of what a clone inherits.
+            self.container = None;
+        }
         match self.container.as_mut() {
             Some(container) => {
                 container.discard_unflushed().await.map_err(failed)?;

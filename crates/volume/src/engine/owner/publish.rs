@@ -257,10 +257,22 @@ impl Owner {
         let mut from = blocks.start;
         while from < blocks.end {
             let until = blocks.end.min(from + ZERO_CALL_BLOCKS);
-            let (start, len) = placement::bytes_of(self.geometry, &(from..until));
+            // Whole blocks, the last one too: of a part the engine would read the rest, and store the zeros.
+            let bs = u64::from(self.geometry.block_size());
+            let (start, len) = ((from * bs) as usize, ((until - from) * bs) as usize);
             let zero = self.container()?.write_zero(start, len).await;
             zero.map_err(|e| VolumeError::engine(format!("zeroing {len} bytes at {start}"), e))?;
             from = until;
+        }
+        self.keep_size()
+    }
+
+    /// Puts the end of the volume back to where it is, after a whole block was written across it.
+    fn keep_size(&mut self) -> Result<(), VolumeError> {
+        let size = self.geometry.size_bytes() as usize;
+        let inode = self.container()?.inode_mut();
+        if inode.size() != size {
+            inode.set_size(size);
         }
         Ok(())
     }
@@ -288,15 +300,17 @@ impl Owner {
                 written.map_err(|e| VolumeError::engine(format!("writing {len} bytes at {start}"), e))?;
             }
             if run.end > whole_end {
-                // A whole block here would move the end of the volume.
+                // As a whole block, zeros past the end: of a part the engine would read the rest, and not from where a clone
+                // has it.
                 let len = self.geometry.block_len(BlockIndex(whole_end)) as usize;
                 let start = whole_end * bs;
-                let mut bytes = vec![0; len];
-                if !frozen.with(|g| g.copy_complete(start, &mut bytes)) {
+                let mut bytes = vec![0; bs as usize];
+                if !frozen.with(|g| g.copy_complete(start, &mut bytes[..len])) {
                     return Err(VolumeError::Internal("the last block is incomplete".into()));
                 }
                 let written = self.container()?.write(start as usize, &bytes).await;
                 written.map_err(|e| VolumeError::engine(format!("writing {len} bytes at {start}"), e))?;
+                self.keep_size()?;
             }
         }
         Ok(())

@@ -1,0 +1,225 @@
+//! The clones of a volume, looked at where they are: whether they are there, and what is known of the volume by them.
+
+use futures::future::try_join_all;
+use serde::Serialize;
+
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::format::inode;
+use crate::meta::children::{self, Child, ChildRecord};
+use crate::meta::label;
+use crate::meta::origin::{self, Origin};
+use crate::store::Store;
+
+/// What stands in the place of the inode of a clone that was given up, so that whoever was making it cannot end that.
+pub(super) const GIVEN_UP: &[u8] =
+    b"This clone was given up before it was made. hypernbd delete removes what is left.\n";
+
+/// A clone of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CloneInfo {
+    /// Where it was made; nothing where its entry cannot be read.
+    pub url: Option<String>,
+    /// Its id.
+    pub volume_id: VolumeId,
+    /// The checkpoint of this volume that it began as.
+    pub checkpoint: u64,
+}
+
+/// The volume that a clone was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ParentInfo {
+    /// Where it is.
+    pub url: String,
+    /// Its id.
+    pub volume_id: VolumeId,
+    /// The checkpoint of it that the clone began as.
+    pub checkpoint: u64,
+    /// The last number of a checkpoint whose objects are not the clone's own.
+    pub inherited_up_to: u64,
+}
+
+impl ParentInfo {
+    pub(super) fn of(origin: &Origin) -> Self {
+        let parent = origin.parent();
+        Self {
+            url: parent.url.0.to_string(),
+            volume_id: parent.volume_id,
+            checkpoint: parent.checkpoint.cno,
+            inherited_up_to: parent.up_to,
+        }
+    }
+}
+
+/// The clones that the volume knows of.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn known(store: &Store) -> Result<Vec<CloneInfo>, VolumeError> {
+    let known = children::load_all(store).await?.into_iter();
+    let known = known.map(|(child, record)| CloneInfo {
+        url: record.map(|record| record.url),
+        volume_id: child.volume_id,
+        checkpoint: child.checkpoint.cno,
+    });
+    Ok(known.collect())
+}
+
+/// What was found in the place of a clone.
+#[derive(Debug)]
+enum Found {
+    /// It is there.
+    There,
+    /// Another volume is, or the clone shares nothing any more: nobody can end the making of a clone there.
+    Another,
+    /// There is no volume, and there may be one soon if somebody is making it.
+    Nothing(Store),
+    /// It was given up.
+    GivenUp,
+    /// That cannot be told, and why.
+    Unknown(String),
+}
+
+async fn look(parent: &Store, child: &Child, record: Option<&ChildRecord>) -> Found {
+    let Some(record) = record else {
+        return Found::Unknown("its entry cannot be read".to_owned());
+    };
+    let url = match VolumeUrl::parse(&record.url) {
+        Ok(url) => url,
+        Err(e) => return Found::Unknown(e.to_string()),
+    };
+    match look_at(parent, child, &url).await {
+        Ok(found) => found,
+        Err(e) => Found::Unknown(e.chain()),
+    }
+}
+
+async fn look_at(parent: &Store, child: &Child, url: &VolumeUrl) -> Result<Found, VolumeError> {
+    let store = parent.at(url).await?;
+    let key = store.data_key(inode::NAME);
+    let (label, inode) = futures::join!(label::load(&store), store.get(&key));
+    match inode {
+        Ok(None) => return Ok(Found::Nothing(store)),
+        Ok(Some((body, _))) if body == GIVEN_UP => return Ok(Found::GivenUp),
+        Ok(Some(_)) => {}
+        // A damaged one is one.
+        Err(e) if e.kind == StoreErrorKind::Corrupt => {}
+        Err(e) => return Err(e.into()),
+    }
+    Ok(match label {
+        Ok(Some(label)) if label.volume_id != child.volume_id => Found::Another,
+        // Flattened, and this was not told; until it is, the other may have clones that need what this keeps.
+        Ok(Some(label)) if !label.is_clone && store.head(&store.meta_key(origin::NAME)).await?.is_none() => {
+            Found::Another
+        }
+        // Without a label that can be read it may be this one.
+        _ => Found::There,
+    })
+}
+
+/// Whether clones keep the volume from being deleted, and why each does. Changes nothing.
+///
+/// # Errors
+/// [`VolumeError::HasClones`] when one is there, or that cannot be told; when the store fails.
+pub(super) async fn ensure_none(store: &Store) -> Result<(), VolumeError> {
+    let found = all(store).await?;
+    refuse(
+        store,
+        found
+            .iter()
+            .map(|(child, url, found)| (child, url.as_deref(), found)),
+    )
+}
+
+/// As [`ensure_none`], and takes away the entries of clones that are not there. First something is put into the place of each
+/// that somebody may be making, so that it cannot come to be afterwards.
+///
+/// # Errors
+/// As [`ensure_none`]: nothing is taken away then.
+pub(super) async fn settle(store: &Store) -> Result<(), VolumeError> {
+    let found = all(store).await?;
+    refuse(
+        store,
+        found
+            .iter()
+            .map(|(child, url, found)| (child, url.as_deref(), found)),
+    )?;
+    for (child, url, found) in &found {
+        if let Found::Nothing(place) = found
+            && !give_up(place).await?
+        {
+            // It was made meanwhile.
+            return refuse(store, [(child, url.as_deref(), &Found::There)].into_iter());
+        }
+        children::remove(store, child).await?;
+        log::info!(
+            "{} keeps nothing any more for the clone {}, which is not at {}",
+            store.url,
+            child.volume_id,
+            url.as_deref().unwrap_or("the place it was to be")
+        );
+    }
+    Ok(())
+}
+
+async fn all(store: &Store) -> Result<Vec<(Child, Option<String>, Found)>, VolumeError> {
+    let known = children::load_all(store).await?.into_iter();
+    let looked = known.map(|(child, record)| async move {
+        let found = look(store, &child, record.as_ref()).await;
+        Ok::<_, VolumeError>((child, record.map(|record| record.url), found))
+    });
+    try_join_all(looked).await
+}
+
+fn refuse<'a>(
+    store: &Store,
+    found: impl Iterator<Item = (&'a Child, Option<&'a str>, &'a Found)>,
+) -> Result<(), VolumeError> {
+    let in_the_way = found.filter_map(|(child, url, found)| {
+        let name = url.map_or_else(|| format!("volume {}", child.volume_id), str::to_owned);
+        match found {
+            Found::There => Some(name),
+            Found::Unknown(why) => Some(format!(
+                "{name}, of which it cannot be told whether it is there: {why}"
+            )),
+            Found::Another | Found::Nothing(_) | Found::GivenUp => None,
+        }
+    });
+    let clones: Vec<String> = in_the_way.collect();
+    match clones.is_empty() {
+        true => Ok(()),
+        false => Err(VolumeError::HasClones {
+            url: store.url.to_string(),
+            clones: clones.join("; "),
+        }),
+    }
+}
+
+/// Puts something into the place of the inode of a clone that is not made yet. `false` when there is an inode.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn give_up(child: &Store) -> Result<bool, VolumeError> {
+    match child
+        .put_create_only(&child.data_key(inode::NAME), GIVEN_UP)
+        .await
+    {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Takes away what [`give_up`] has put.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn take_given_up(child: &Store) -> Result<(), VolumeError> {
+    let key = child.data_key(inode::NAME);
+    if child.get(&key).await?.is_some_and(|(body, _)| body == GIVEN_UP) {
+        child.delete(&key).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! `clone --full`: a checkpoint of a volume as a volume of its own, which shares nothing. Its objects are copied on the store's side.
+
+use std::collections::BTreeSet;
+
+use futures::try_join;
+
+use super::clone::{Cloned, check_places, ensure_free, place_for, remove_directory};
+use super::copy_objects::copy_objects;
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::base::url::VolumeUrl;
+use crate::engine::bare;
+use crate::engine::parents;
+use crate::format::inode;
+use crate::index::cache::IndexCache;
+use crate::index::diff::{Place, places};
+use crate::meta::label::{self, Label};
+use crate::options::StoreOptions;
+use crate::past::{self, At, Point};
+use crate::retention::{Policy, Reading, put_policy};
+use crate::store::Store;
+
+/// Makes a volume at `to` of a checkpoint, with copies of all objects that it needs.
+///
+/// # Errors
+/// As [`clone`](super::clone()).
+pub async fn clone_full(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    at: Option<&At>,
+    to: &VolumeUrl,
+) -> Result<Cloned, VolumeError> {
+    check_places(url, to)?;
+    let parent = parents::connect(url, store_options).await?;
+    let copy = place_for(&parent, store_options, to).await?;
+    let made = async {
+        let (point, ()) = try_join!(past::find(&parent, at), ensure_free(&copy))?;
+        let reading = Reading::begin(&parent, point.id()).await?;
+        let made = make(&parent, &copy, &point).await;
+        reading.end().await;
+        made
+    };
+    let made = made.await;
+    if made.is_err() {
+        remove_directory(&copy).await;
+    }
+    made
+}
+
+async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, VolumeError> {
+    let raw = bare::forked(&point.inode)?;
+    let mut objects = BTreeSet::new();
+    let cache = IndexCache::default().of_container(parent);
+    let seen = places(parent, None, &point.state.root, &cache, |_, place| match place {
+        Place::Node(object) | Place::Block(object) => drop(objects.insert(object)),
+    });
+    seen.await
+        .map_err(|e| VolumeError::engine(format!("reading the index of {}", parent.url), e))?;
+    let label = label::make(copy, CheckpointId::of_inode(&raw).check).await?;
+    let made = async {
+        copy_objects(parent, &objects, copy).await?;
+        put_policy(copy, &Policy::of_new_volumes()).await?;
+        let (owned, first) = (copy.clone(), raw);
+        super::on_owner_thread(move || async move { bare::store_first(&owned, &first).await })
+            .await
+            .map_err(|e| VolumeError::engine(format!("making a volume at {}", copy.url), e))?;
+        let body = raw.as_u8_slice().to_vec();
+        match copy.put_create_only(&copy.data_key(inode::NAME), body).await {
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::AlreadyExists {
+                url: copy.url.to_string(),
+            }),
+            put => Ok(put.map(drop)?),
+        }
+    };
+    if let Err(e) = made.await {
+        // What is there is a whole volume or none: the inode comes last.
+        undo(copy, &label).await;
+        return Err(e);
+    }
+    Ok(Cloned::of(parent, copy, &label, point))
+}
+
+async fn undo(copy: &Store, label: &Label) {
+    let undone = async {
+        let is_own = label::load(copy).await?.as_ref() == Some(label);
+        if is_own && copy.head(&copy.data_key(inode::NAME)).await?.is_none() {
+            let there = super::delete::objects(copy)
+                .await?
+                .into_iter()
+                .map(|object| object.key);
+            let label_key = copy.meta_key(label::NAME);
+            let keys: Vec<String> = there.filter(|key| *key != label_key).collect();
+            copy.delete_keys(&keys).await?;
+            label::withdraw(copy, label).await?;
+        }
+        Ok::<_, VolumeError>(())
+    };
+    if let Err(e) = undone.await {
+        log::warn!(
+            "something is left at {} of a volume that could not be made, which hypernbd delete removes: {}",
+            copy.url,
+            e.chain()
+        );
+    }
+}

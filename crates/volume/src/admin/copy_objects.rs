@@ -1,0 +1,87 @@
+//! The objects of a container, copied to where another one has them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use log::info;
+
+use crate::base::error::VolumeError;
+use crate::format::object_names::{cno_of, is_summary, name_of};
+use crate::index::checksums;
+use crate::store::Store;
+
+/// Objects copied at once.
+const COPIES_AT_ONCE: usize = 16;
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Copies these objects, which the container of `from` has or has inherited, to the container of `to`, under the same names and with
+/// their check values. One that is there with the right length was copied before.
+///
+/// # Errors
+/// When a store fails; when an object is missing.
+pub(super) async fn copy_objects(
+    from: &Store,
+    objects: &BTreeSet<u64>,
+    to: &Store,
+) -> Result<Amount, VolumeError> {
+    let listed = to.list(&to.data_key("")).await?;
+    let there: BTreeMap<String, u64> = listed
+        .into_iter()
+        .map(|entry| (entry.key, entry.size_bytes))
+        .collect();
+    let copies: Vec<_> = objects
+        .iter()
+        .map(|&object| copy_object(from, object, to, &there))
+        .collect();
+    let copied: Vec<Amount> = stream::iter(copies)
+        .buffer_unordered(COPIES_AT_ONCE)
+        .try_collect()
+        .await?;
+    let all = copied.into_iter().fold(Amount::default(), |all, one| Amount {
+        objects: all.objects + one.objects,
+        bytes: all.bytes + one.bytes,
+    });
+    info!(
+        "copied {} objects with {} bytes to {}",
+        all.objects, all.bytes, to.url
+    );
+    Ok(all)
+}
+
+async fn copy_object(
+    from: &Store,
+    object: u64,
+    to: &Store,
+    there: &BTreeMap<String, u64>,
+) -> Result<Amount, VolumeError> {
+    let holder = from.holder_of(cno_of(object));
+    let name = name_of(object);
+    let (source, target) = (holder.data_key(&name), to.data_key(&name));
+    if let Some(size_bytes) = there.get(&target) {
+        let original = holder.head(&source).await?;
+        if original.is_some_and(|original| original.size_bytes == *size_bytes) {
+            return Ok(Amount::default());
+        }
+    }
+    let Some(copied) = to.copy_from(holder, &source, &target).await? else {
+        return Err(VolumeError::Corrupt {
+            what: format!("the object {name} of {}", holder.url),
+            reason: "the object is missing".into(),
+        });
+    };
+    if is_summary(object) {
+        checksums::carry(holder, to, &name, &copied.of, &copied.etag).await?;
+    }
+    Ok(Amount {
+        objects: 1,
+        bytes: copied.size_bytes,
+    })
+}

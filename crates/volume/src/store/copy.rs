@@ -1,0 +1,338 @@
+//! Copies of objects from the place of one volume to that of another, with their user metadata: on the store's side, where there is
+//! one; a directory's objects are read and written here.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::interceptors::window_checksums;
+use super::{ETag, ObjectInfo, Store};
+use crate::base::store_error::{StoreError, StoreErrorKind};
+
+/// The largest object that is copied with one request. S3 takes 5 GiB; a fifth of that ends in time on a slow store.
+const WHOLE_MAX_BYTES: u64 = 1 << 30;
+/// What is larger is copied in parts of this size.
+const PART_BYTES: u64 = 512 << 20;
+/// Parts of one object that are copied at once.
+const PARTS_AT_ONCE: usize = 8;
+/// A directory's objects are read and written in pieces of this size, one at a time.
+const PIECE_BYTES: u64 = 8 << 20;
+
+/// An object that was copied.
+#[derive(Debug, Clone)]
+pub(crate) struct Copied {
+    /// Its length.
+    pub size_bytes: u64,
+    /// The write that it is a copy of.
+    pub of: ETag,
+    /// The write that it is.
+    pub etag: ETag,
+}
+
+/// How large things are when an object is copied. In bytes.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    whole_max: u64,
+    part: u64,
+}
+
+impl Store {
+    /// Copies the object `key` of `from` to `to`, whatever is there. `None` when there is no such object.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the copy is not as long as its original.
+    pub(crate) async fn copy_from(
+        &self,
+        from: &Self,
+        key: &str,
+        to: &str,
+    ) -> Result<Option<Copied>, StoreError> {
+        let sizes = match self.dir {
+            Some(_) => Sizes {
+                whole_max: PIECE_BYTES,
+                part: PIECE_BYTES,
+            },
+            None => Sizes {
+                whole_max: WHOLE_MAX_BYTES,
+                part: PART_BYTES,
+            },
+        };
+        self.copy_in(from, key, to, sizes).await
+    }
+
+    async fn copy_in(
+        &self,
+        from: &Self,
+        key: &str,
+        to: &str,
+        sizes: Sizes,
+    ) -> Result<Option<Copied>, StoreError> {
+        let Some(original) = from.head(key).await? else {
+            return Ok(None);
+        };
+        let copy = Copy {
+            from,
+            key,
+            to,
+            original: &original,
+        };
+        if original.size_bytes <= sizes.whole_max {
+            self.copy_whole(&copy).await?;
+        } else {
+            self.copy_parts(&copy, sizes.part).await?;
+        }
+        let there = self.head(to).await?;
+        match there.filter(|there| there.size_bytes == original.size_bytes) {
+            Some(there) => Ok(Some(Copied {
+                size_bytes: original.size_bytes,
+                of: original.etag,
+                etag: there.etag,
+            })),
+            None => Err(StoreError::new(
+                "copy to",
+                self.target(to),
+                StoreErrorKind::Other,
+                format!(
+                    "the copy is not {} bytes long, as its original is",
+                    original.size_bytes
+                ),
+            )),
+        }
+    }
+
+    async fn copy_whole(&self, copy: &Copy<'_>) -> Result<(), StoreError> {
+        if self.dir.is_some() {
+            let bytes = copy.read(0, copy.original.size_bytes).await?;
+            let put = self
+                .client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(copy.to)
+                .set_metadata(Some(copy.metadata()))
+                .body(bytes);
+            let put = put.send().await;
+            return put.map(drop).map_err(|e| self.error("copy to", copy.to, e));
+        }
+        let copied = self
+            .client
+            .copy_object()
+            .bucket(&self.bucket)
+            .key(copy.to)
+            .copy_source(copy.source())
+            .copy_source_if_match(&copy.original.etag.0)
+            .send()
+            .await;
+        copied.map(drop).map_err(|e| self.error("copy to", copy.to, e))
+    }
+
+    async fn copy_parts(&self, copy: &Copy<'_>, part_bytes: u64) -> Result<(), StoreError> {
+        let created = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(copy.to)
+            .set_metadata(Some(copy.original.metadata.clone()))
+            .send()
+            .await;
+        let created = created.map_err(|e| self.error("copy to", copy.to, e))?;
+        let upload_id = created.upload_id.unwrap_or_default();
+        let copied = self.copy_into(copy, &upload_id, part_bytes).await;
+        if copied.is_err() {
+            let abort = self
+                .client
+                .abort_multipart_upload()
+                .bucket(&self.bucket)
+                .key(copy.to)
+                .upload_id(&upload_id);
+            if let Err(e) = abort.send().await {
+                log::debug!(
+                    "the unfinished copy of {} stays until uploads are aborted: {e}",
+                    copy.key
+                );
+            }
+        }
+        copied
+    }
+
+    async fn copy_into(&self, copy: &Copy<'_>, upload_id: &str, part_bytes: u64) -> Result<(), StoreError> {
+        let size_bytes = copy.original.size_bytes;
+        let parts = (1..).zip((0..size_bytes).step_by(usize::try_from(part_bytes).unwrap_or(usize::MAX)));
+        let parts = parts.map(|(number, start)| {
+            let len_bytes = part_bytes.min(size_bytes - start);
+            self.copy_part(copy, upload_id, number, start, len_bytes)
+        });
+        let at_once = match self.dir {
+            Some(_) => 1,
+            None => PARTS_AT_ONCE,
+        };
+        // Made first and then run: mapped inside the stream, the future would not be seen to be `Send`.
+        let parts: Vec<_> = parts.collect();
+        let parts: Vec<CompletedPart> = stream::iter(parts).buffered(at_once).try_collect().await?;
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        let completed = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(copy.to)
+            .upload_id(upload_id)
+            .multipart_upload(parts)
+            .send()
+            .await;
+        completed.map(drop).map_err(|e| self.error("copy to", copy.to, e))
+    }
+
+    async fn copy_part(
+        &self,
+        copy: &Copy<'_>,
+        upload_id: &str,
+        number: i32,
+        start: u64,
+        len_bytes: u64,
+    ) -> Result<CompletedPart, StoreError> {
+        let etag = if self.dir.is_some() {
+            let sent = self
+                .client
+                .upload_part()
+                .bucket(&self.bucket)
+                .key(copy.to)
+                .upload_id(upload_id)
+                .part_number(number)
+                .body(copy.read(start, len_bytes).await?)
+                .send()
+                .await;
+            sent.map_err(|e| self.error("copy to", copy.to, e))?.e_tag
+        } else {
+            let sent = self
+                .client
+                .upload_part_copy()
+                .bucket(&self.bucket)
+                .key(copy.to)
+                .upload_id(upload_id)
+                .part_number(number)
+                .copy_source(copy.source())
+                .copy_source_if_match(&copy.original.etag.0)
+                .copy_source_range(format!("bytes={start}-{}", start + len_bytes - 1))
+                .send()
+                .await;
+            let sent = sent.map_err(|e| self.error("copy to", copy.to, e))?;
+            sent.copy_part_result.and_then(|result| result.e_tag)
+        };
+        Ok(CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(etag)
+            .build())
+    }
+}
+
+/// A copy under way.
+struct Copy<'a> {
+    from: &'a Store,
+    key: &'a str,
+    to: &'a str,
+    original: &'a ObjectInfo,
+}
+
+impl Copy<'_> {
+    /// The original, as a copy's request names it.
+    fn source(&self) -> String {
+        source_of(&self.from.bucket, self.key)
+    }
+
+    /// Its user metadata, but for check values that whoever puts it makes anew.
+    fn metadata(&self) -> HashMap<String, String> {
+        let mut metadata = self.original.metadata.clone();
+        metadata.remove(window_checksums::METADATA_KEY);
+        metadata
+    }
+
+    async fn read(&self, start: u64, len_bytes: u64) -> Result<ByteStream, StoreError> {
+        let read = self.from.get_range(self.key, start, len_bytes).await?;
+        let read = read.ok_or_else(|| {
+            let detail = "the object is gone while it is copied";
+            StoreError::new(
+                "read",
+                self.from.target(self.key),
+                StoreErrorKind::NotFound,
+                detail,
+            )
+        });
+        read.map(ByteStream::from)
+    }
+}
+
+/// Bucket and key with everything escaped that a header's value or a path may not have.
+fn source_of(bucket: &str, key: &str) -> String {
+    let mut source = format!("{bucket}/");
+    for byte in key.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                source.push(char::from(byte));
+            }
+            // Writing to a string does not fail.
+            _ => drop(write!(source, "%{byte:02X}")),
+        }
+    }
+    source
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::url::VolumeUrl;
+    use crate::store::connect_for_create;
+    use crate::store::options::StoreOptions;
+
+    #[test]
+    fn a_source_is_escaped() {
+        assert_eq!(
+            source_of("b", "a b/\u{e9}+%/0000000001.0"),
+            "b/a%20b/%C3%A9%2B%25/0000000001.0"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_copy_has_bytes_and_metadata_of_its_original() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut stores = Vec::new();
+        for name in ["a", "b"] {
+            let url = VolumeUrl::parse(&format!("file://{}/{name}/", dir.path().display())).unwrap();
+            stores.push(connect_for_create(&url, &StoreOptions::default()).await.unwrap());
+        }
+        let (from, to) = (&stores[0], &stores[1]);
+        let bytes: Vec<u8> = (0..12_000_000_u32).map(|n| (n ^ n >> 9) as u8).collect();
+        let mark = HashMap::from([("of".to_owned(), "a test".to_owned())]);
+        let etag = from.put("volume/x", "").await.unwrap();
+        from.put_if_match_with("volume/x", bytes.clone(), &etag, mark)
+            .await
+            .unwrap();
+        let parts = Sizes {
+            whole_max: 1 << 20,
+            part: 5 << 20,
+        };
+        let whole = Sizes {
+            whole_max: 1 << 30,
+            ..parts
+        };
+        for sizes in [parts, whole] {
+            let copied = to
+                .copy_in(from, "volume/x", "volume/y", sizes)
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(copied.size_bytes, bytes.len() as u64);
+            let (there, info) = to.get_with_info("volume/y").await.unwrap().unwrap();
+            assert!(there == bytes);
+            assert_eq!(info.etag, copied.etag);
+            assert_eq!(info.metadata.get("of").map(String::as_str), Some("a test"));
+        }
+        assert!(
+            to.copy_from(from, "volume/z", "volume/z")
+                .await
+                .unwrap()
+                .is_none()
+        );
+    }
+}
