@@ -221,3 +221,67 @@ def test_prune(store, proxy, make_server, tmp_path, how):
         again(volume, *words)
         assert len(json.loads(again(volume, "checkpoints", volume.url, "--json"))) <= 17, at
     assert number > 20, "the verb was not interrupted where it matters"
+
+
+def is_whole(volume, make_server, expected: bytes) -> bool:
+    """Whether there is a volume, which then reads as it should."""
+    if volume.cli("info", volume.url).returncode:
+        return False
+    assert_reads(make_server(volume), {0: expected})
+    return True
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("kind", ["sharing", "full"])
+def test_clone(store, proxy, make_server, tmp_path, how, kind):
+    """There is the clone, or nothing that looks like a volume; and its parent can be deleted once it is gone."""
+    for number in range(1, REQUESTS_MAX):
+        volume = create_volume(store, SIZE, 64 * KI, f"parent-{number}")
+        publish(make_server(volume), 5)
+        child = Volume(store.url(f"clone-{number}"), store, SIZE, 64 * KI)
+        words = ["clone", *(["--full"] if kind == "full" else []), volume.url, child.url]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        is_made = is_whole(child, make_server, pattern(MI, 5))
+        if is_made and kind == "sharing":
+            assert "clones share" in volume.cli("delete", volume.url, "--yes").stderr, at
+        if not is_made and number % 2:
+            # Nobody who is still at it can make it once the parent has gone: its place is taken.
+            again(volume, "delete", volume.url, "--yes")
+            assert not is_whole(child, make_server, b""), at
+        if [key for key in store.objects() if re.search(rf"/clone-{number}[/.]", key)]:
+            again(child, "delete", child.url, "--yes")
+        if volume.cli("info", volume.url).returncode == 0:
+            again(volume, "delete", volume.url, "--yes")
+        # What was put there in its place.
+        if [key for key in store.objects() if re.search(rf"/clone-{number}[/.]", key)]:
+            again(child, "delete", child.url, "--yes")
+        left = [key for key in store.objects() if re.search(rf"/(clone|parent)-{number}[/.]", key)]
+        assert not left, (at, left)
+    assert number > 8, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_flatten(store, proxy, make_server, tmp_path, how):
+    """The clone reads as before, and the same verb ends it; the parent goes when it is told, and not before."""
+    for number in range(1, REQUESTS_MAX):
+        volume = create_volume(store, SIZE, 64 * KI, f"parent-{number}")
+        publish(make_server(volume), 5)
+        child = Volume(store.url(f"clone-{number}"), store, SIZE, 64 * KI)
+        again(volume, "clone", volume.url, child.url)
+        publish(make_server(child), 6, offset=2 * MI)
+        expected = {0: pattern(MI, 5), 2 * MI: pattern(MI, 6)}
+        words = ["clone", "--flatten", child.url]
+        at = interrupted(child, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        assert_reads(make_server(child), expected)
+        if volume.cli("delete", volume.url, "--yes").returncode:
+            again(child, *words)
+            again(volume, "delete", volume.url, "--yes")
+        assert_reads(make_server(child), expected)
+        again(child, "delete", child.url, "--yes")
+        left = [key for key in store.objects() if re.search(rf"/(clone|parent)-{number}[/.]", key)]
+        assert not left, (at, left)
+    assert number > 10, "the verb was not interrupted where it matters"

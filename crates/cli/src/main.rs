@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, check, checkpoints, clone, completions, create, delete, diff, export, file, import, info, probe, prune,
-    resize, restart, retention, rollback, serve, snapshot, space, wal,
+    buffer, check, checkpoints, clone, completions, create, delete, diff, export, file, import, info, probe,
+    prune, resize, restart, retention, rollback, serve, snapshot, space, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;

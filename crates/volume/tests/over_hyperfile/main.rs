@@ -5,6 +5,7 @@
 
 mod busy_store;
 mod check;
+mod clones;
 mod completion;
 mod container;
 mod damage;
