@@ -90,6 +90,8 @@ def test_both_go_their_own_ways(parent, make_server, seed):
     assert json.loads(verb(child, "diff", child.url, f"@{first}", "@before", "--json"))
     for one in (server, children):
         assert one.terminate() == 0, one.log_text()
+    for volume in (server.volume, child):
+        verb(volume, "check", volume.url, "--data")
     verb(child, "rollback", child.url, "@before", "--yes")
     for one, expected in ((server, model), (children, before)):
         one.start()

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::try_join;
 use log::info;
 
 use crate::base::error::VolumeError;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::checksums;
 use crate::store::Store;
+use crate::store::copy::Copied;
+use crate::store::sums::{self, Sums};
 
 /// Objects copied at once.
 const COPIES_AT_ONCE: usize = 16;
@@ -65,23 +68,48 @@ async fn copy_object(
     let holder = from.holder_of(cno_of(object));
     let name = name_of(object);
     let (source, target) = (holder.data_key(&name), to.data_key(&name));
-    if let Some(size_bytes) = there.get(&target) {
-        let original = holder.head(&source).await?;
-        if original.is_some_and(|original| original.size_bytes == *size_bytes) {
-            return Ok(Amount::default());
-        }
-    }
-    let Some(copied) = to.copy_from(holder, &source, &target).await? else {
-        return Err(VolumeError::Corrupt {
-            what: format!("the object {name} of {}", holder.url),
-            reason: "the object is missing".into(),
-        });
+    let missing = || VolumeError::Corrupt {
+        what: format!("the object {name} of {}", holder.url),
+        reason: "the object is missing".into(),
     };
-    if is_summary(object) {
-        checksums::carry(holder, to, &name, &copied.of, &copied.etag).await?;
+    let (copied, amount) = match copied_before(holder, &source, to, &target, there).await? {
+        Some(copied) => (copied, Amount::default()),
+        None => {
+            let copied = to
+                .copy_from(holder, &source, &target)
+                .await?
+                .ok_or_else(missing)?;
+            let bytes = copied.original.size_bytes;
+            (copied, Amount { objects: 1, bytes })
+        }
+    };
+    let Copied { original, copy } = &copied;
+    if let Some(sums) = holder.sums_of(&source, original).await? {
+        let sums = Sums {
+            write: sums::write_of(copy),
+            ..(*sums).clone()
+        };
+        to.put_sums(&name, &sums).await?;
     }
-    Ok(Amount {
-        objects: 1,
-        bytes: copied.size_bytes,
-    })
+    if is_summary(object) {
+        checksums::carry(holder, to, &name, &original.etag, &copy.etag).await?;
+    }
+    Ok(amount)
+}
+
+/// A copy that is there since an attempt before this one.
+async fn copied_before(
+    holder: &Store,
+    source: &str,
+    to: &Store,
+    target: &str,
+    there: &BTreeMap<String, u64>,
+) -> Result<Option<Copied>, VolumeError> {
+    if !there.contains_key(target) {
+        return Ok(None);
+    }
+    let (original, copy) = try_join!(holder.head(source), to.head(target))?;
+    let both = original.zip(copy);
+    let both = both.filter(|(original, copy)| original.size_bytes == copy.size_bytes);
+    Ok(both.map(|(original, copy)| Copied { original, copy }))
 }

@@ -10,8 +10,10 @@ use crate::base::store_error::StoreErrorKind;
 use crate::index::checksums;
 use crate::lease::{self, LeaseRecord};
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::meta::children::{Child, ChildRecord};
 use crate::meta::import_record::ImportRecord;
 use crate::meta::label::{self, Label};
+use crate::meta::origin::{self, Origin};
 use crate::meta::snapshots::{Snapshot, SnapshotName};
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::open::history;
@@ -137,6 +139,17 @@ fn known(store: &Store, name: &str) -> Option<Known> {
             Box::new(|body| Sums::decode(body).map(|_| Read::Other)),
             format!("delete it: {object} can be read again then, without check values until hypernbd check --write adds them"),
         ),
+        [origin::NAME] => known(
+            Box::new(|body| Origin::decode(body).map(|_| Read::Other)),
+            "put it back from a backup of the volume: without it what the clone shares is not found".to_owned(),
+        ),
+        ["children", entry] => {
+            Child::of_name(entry)?;
+            known(
+                Box::new(|body| ChildRecord::decode(body).map(|_| Read::Other)),
+                "nothing: its name alone keeps what the clone needs".to_owned(),
+            )
+        }
         ["index", object] => {
             let object = (*object).to_owned();
             known(

@@ -12,7 +12,7 @@ use super::{Looker, Stored, stopped};
 use crate::base::control::Phase;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
-use crate::format::object_names::name_of;
+use crate::format::object_names::{cno_of, name_of};
 use crate::store::interceptors::window_checksums::{CheckValues, WIDE_WINDOW_BYTES, WINDOW_BYTES, is_sealed};
 use crate::store::sums::{self, Sums};
 use crate::store::{Frames, Store};
@@ -64,7 +64,7 @@ pub(super) async fn read(
     looker.control.begin(Phase::Checking, total_bytes);
     let outcomes = stream::iter(pieces).map(|piece| async move {
         stopped(looker.control)?;
-        outcome(looker.store, piece).await
+        outcome(looker, piece).await
     });
     let mut outcomes = outcomes.buffer_unordered(READS_AT_ONCE);
     let (mut read, mut done) = (Read::default(), 0);
@@ -87,7 +87,7 @@ pub(super) async fn read(
             }
         }
         for (bytes, kind, reason) in bad {
-            let key = looker.store.data_key(&name_of(piece.object));
+            let (_, key) = looker.place(piece.object);
             findings.add_place(kind, piece.object, key, bytes, reason);
         }
     }
@@ -109,6 +109,8 @@ pub(super) async fn add_check_values(
         .unchecked
         .iter()
         .filter(|object| !findings.bad.contains_key(*object))
+        // What is inherited is another volume's to write beside.
+        .filter(|object| looker.store.lineage().holder(cno_of(**object)).is_none())
     {
         let Some(&len_bytes) = stored.get(object) else {
             continue;
@@ -187,8 +189,8 @@ fn pieces(needed: &Needed, stored: &Stored) -> Vec<Piece> {
 }
 
 /// Reads one piece; where something is wrong with it, window by window.
-async fn outcome(store: &Store, piece: Piece) -> Result<Outcome, VolumeError> {
-    let (is_checked, reason) = attempt(store, piece.object, &piece.bytes).await?;
+async fn outcome(looker: &Looker<'_>, piece: Piece) -> Result<Outcome, VolumeError> {
+    let (is_checked, reason) = attempt(looker, piece.object, &piece.bytes).await?;
     let mut bad = Vec::new();
     // Objects of earlier releases have wide windows.
     for window_bytes in [WINDOW_BYTES, WIDE_WINDOW_BYTES] {
@@ -197,7 +199,7 @@ async fn outcome(store: &Store, piece: Piece) -> Result<Outcome, VolumeError> {
         }
         for start in piece.bytes.clone().step_by(window_bytes as usize) {
             let window = start..piece.bytes.end.min(start + window_bytes);
-            if let (_, Some((kind, reason))) = attempt(store, piece.object, &window).await? {
+            if let (_, Some((kind, reason))) = attempt(looker, piece.object, &window).await? {
                 bad.push((window, kind, reason));
             }
         }
@@ -211,11 +213,11 @@ async fn outcome(store: &Store, piece: Piece) -> Result<Outcome, VolumeError> {
 
 /// What is wrong with a range of an object, and whether it has check values.
 async fn attempt(
-    store: &Store,
+    looker: &Looker<'_>,
     object: u64,
     bytes: &Range<u64>,
 ) -> Result<(bool, Option<(Kind, String)>), VolumeError> {
-    let key = store.data_key(&name_of(object));
+    let (store, key) = looker.place(object);
     match store
         .get_within_info(&key, bytes.start, bytes.end - bytes.start)
         .await

@@ -17,12 +17,13 @@ use std::collections::BTreeMap;
 use crate::base::control::Control;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
+use crate::engine::parents;
 use crate::format::object_names;
 use crate::index::cache::IndexCache;
 use crate::index::inspect::Scope;
 use crate::options::StoreOptions;
 use crate::past::{self, At};
-use crate::store::{self, Store};
+use crate::store::Store;
 
 mod beside;
 mod checkpoints;
@@ -77,7 +78,7 @@ pub async fn check(
     request: &Request,
     control: &Control,
 ) -> Result<Report, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     let mut findings = Findings::default();
     let beside = beside::look(&store, &mut findings).await?;
     let checkpoints = chosen(&store, request, &beside, &mut findings).await?;
@@ -136,6 +137,14 @@ struct Looker<'a> {
     control: &'a Control,
 }
 
+impl Looker<'_> {
+    /// The store that has an object, and its key there.
+    fn place(&self, object: u64) -> (&Store, String) {
+        let holder = self.store.holder_of(object_names::cno_of(object));
+        (holder, holder.data_key(&object_names::name_of(object)))
+    }
+}
+
 /// The checkpoints that the request is for.
 async fn chosen(
     store: &Store,
@@ -154,7 +163,7 @@ async fn chosen(
 /// Length of each object of the container, in bytes, by number.
 type Stored = BTreeMap<u64, u64>;
 
-/// What is stored below the container's root now.
+/// What is stored below the container's root now, and below those of the volumes that it has inherited from.
 async fn stored(store: &Store, findings: &mut Findings) -> Result<Stored, VolumeError> {
     let root = store.data_key("");
     let mut stored = Stored::new();
@@ -162,12 +171,28 @@ async fn stored(store: &Store, findings: &mut Findings) -> Result<Stored, Volume
     for entry in store.list(&root).await? {
         let name = entry.key.strip_prefix(&root).unwrap_or_default();
         match object_names::of_name(name) {
+            // Of a clone an attempt at ending its sharing that was interrupted: it is not read.
+            Some(object) if object_names::cno_of(object) <= store.lineage().fork() => {}
             Some(object) => drop(stored.insert(object, entry.size_bytes)),
             None if object_names::is_container_object(name) => {}
             None => others.push(entry.key),
         }
     }
     findings.note_others(&others);
+    for part in store.lineage().inherited() {
+        let root = part.store.data_key("");
+        for entry in part.store.list(&root).await? {
+            let object = entry.key.strip_prefix(&root).and_then(object_names::of_name);
+            // Of numbers that the clone has from another one it is no matter what this one has.
+            let is_of_it = |object: &u64| {
+                let holder = store.lineage().holder(object_names::cno_of(*object));
+                holder.is_some_and(|holder| holder.up_to == part.up_to)
+            };
+            if let Some(object) = object.filter(is_of_it) {
+                stored.insert(object, entry.size_bytes);
+            }
+        }
+    }
     Ok(stored)
 }
 

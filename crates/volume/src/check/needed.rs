@@ -9,7 +9,7 @@ use super::report::{Findings, Kind, OBJECT_ADVICE};
 use super::{Looker, Stored};
 use crate::base::error::VolumeError;
 use crate::format::node::NODE_BYTES;
-use crate::format::object_names::{cno_of, is_summary, name_of};
+use crate::format::object_names::{cno_of, is_summary};
 use crate::format::stored_state::{Root, StoredState};
 use crate::index::inspect::{Seen, inspect};
 
@@ -98,7 +98,7 @@ pub(super) async fn look(looker: &Looker<'_>, findings: &mut Findings) -> Result
         let (object, offset_bytes) = places.get(&pointer).copied().unwrap_or_default();
         let at = findings.add(
             Kind::Damaged,
-            looker.store.data_key(&name_of(object)),
+            looker.place(object).1,
             format!("its index node at {offset_bytes} cannot be used: {reason}"),
             OBJECT_ADVICE,
         );
@@ -149,9 +149,9 @@ impl Needed {
             if stored.get(&object).is_some_and(|len| *len >= end) {
                 continue;
             }
-            let key = looker.store.data_key(&name_of(object));
+            let (holder, key) = looker.place(object);
             // It may be a list that was not up to date.
-            let (kind, from, reason) = match looker.store.head(&key).await? {
+            let (kind, from, reason) = match holder.head(&key).await? {
                 Some(info) if info.size_bytes >= end => continue,
                 Some(info) => (
                     Kind::Short,
@@ -176,7 +176,8 @@ impl Needed {
             .collect();
         let is_orphan = |object: u64| {
             let is_own = is_summary(object) && kept.contains(&cno_of(object));
-            cno_of(object) <= newest && !is_own && !self.needs(object)
+            let fork = looker.store.lineage().fork();
+            (fork + 1..=newest).contains(&cno_of(object)) && !is_own && !self.needs(object)
         };
         let orphans = stored.iter().filter(|(object, _)| is_orphan(**object));
         let (count, bytes) = orphans.fold((0, 0), |(count, bytes), (_, len)| (count + 1, bytes + len));

@@ -9,7 +9,7 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::interceptors::window_checksums;
-use super::{ETag, ObjectInfo, Store};
+use super::{ObjectInfo, Store};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
 /// The largest object that is copied with one request. S3 takes 5 GiB; a fifth of that ends in time on a slow store.
@@ -24,12 +24,10 @@ const PIECE_BYTES: u64 = 8 << 20;
 /// An object that was copied.
 #[derive(Debug, Clone)]
 pub(crate) struct Copied {
-    /// Its length.
-    pub size_bytes: u64,
-    /// The write that it is a copy of.
-    pub of: ETag,
-    /// The write that it is.
-    pub etag: ETag,
+    /// What it is a copy of.
+    pub original: ObjectInfo,
+    /// What it is.
+    pub copy: ObjectInfo,
 }
 
 /// How large things are when an object is copied. In bytes.
@@ -86,11 +84,7 @@ impl Store {
         }
         let there = self.head(to).await?;
         match there.filter(|there| there.size_bytes == original.size_bytes) {
-            Some(there) => Ok(Some(Copied {
-                size_bytes: original.size_bytes,
-                of: original.etag,
-                etag: there.etag,
-            })),
+            Some(copy) => Ok(Some(Copied { original, copy })),
             None => Err(StoreError::new(
                 "copy to",
                 self.target(to),
@@ -245,6 +239,7 @@ impl Copy<'_> {
     fn metadata(&self) -> HashMap<String, String> {
         let mut metadata = self.original.metadata.clone();
         metadata.remove(window_checksums::METADATA_KEY);
+        metadata.remove(window_checksums::NAME_METADATA_KEY);
         metadata
     }
 
@@ -322,10 +317,10 @@ mod tests {
                 .await
                 .unwrap()
                 .unwrap();
-            assert_eq!(copied.size_bytes, bytes.len() as u64);
+            assert_eq!(copied.original.size_bytes, bytes.len() as u64);
             let (there, info) = to.get_with_info("volume/y").await.unwrap().unwrap();
             assert!(there == bytes);
-            assert_eq!(info.etag, copied.etag);
+            assert_eq!(info.etag, copied.copy.etag);
             assert_eq!(info.metadata.get("of").map(String::as_str), Some("a test"));
         }
         assert!(

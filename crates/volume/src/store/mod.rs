@@ -4,7 +4,7 @@
 //! conditions, the errors and the handling of lost answers that everything else of a volume needs. The data of a
 //! volume is under `<root>/`, everything beside it (catalogue, lease, label) under `<root>.meta/`.
 
-mod copy;
+pub(crate) mod copy;
 pub(crate) mod environment;
 mod error;
 mod frames;
