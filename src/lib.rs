@@ -11,12 +11,14 @@ mod nbdkit_ext;
 mod opening;
 mod params;
 mod past_exports;
+mod telling;
 
 use std::sync::Arc;
 
 use errno::{guard, in_errno};
+use hypernbd_volume::metrics::requests::Kind;
 use hypernbd_volume::past::Past;
-use hypernbd_volume::{ExtentKind, Volume};
+use hypernbd_volume::{ExtentKind, Volume, VolumeError};
 use nbdkit::{CacheFlags, ExtentHandle, ExtentType, Flags, FuaFlags, Result, Server, ThreadModel};
 
 /// One client's connection to the volume, or to a checkpoint of it, that all of them share.
@@ -25,6 +27,23 @@ struct Connection {
     readonly: bool,
     /// The checkpoint, by the name that the client gave it; `None` for the volume as it is.
     at: Option<Past>,
+}
+
+impl Connection {
+    /// Serves a request, which is about `len_bytes`, and counts it.
+    fn serve<T>(
+        &self,
+        kind: Kind,
+        len_bytes: u64,
+        work: impl FnOnce(&Volume) -> std::result::Result<T, VolumeError>,
+    ) -> Result<T> {
+        guard(kind.name(), || {
+            let requests = &self.volume.metrics().requests;
+            requests
+                .count(kind, len_bytes, || work(&self.volume))
+                .map_err(in_errno)
+        })
+    }
 }
 
 // nbdkit calls a connection from any of its threads, several at a time, though the binding does not ask for this.
@@ -155,52 +174,52 @@ impl Server for Connection {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        guard("read", || self.volume.read(offset, buf).map_err(in_errno))
+        let len_bytes = buf.len() as u64;
+        self.serve(Kind::Read, len_bytes, |volume| volume.read(offset, buf))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, flags: Flags) -> Result<()> {
-        guard("write", || {
-            self.volume
-                .write(offset, buf, flags.contains(Flags::FUA))
-                .map_err(in_errno)
-        })
+        let fua = flags.contains(Flags::FUA);
+        let kind = if fua { Kind::Fua } else { Kind::Write };
+        self.serve(kind, buf.len() as u64, |volume| volume.write(offset, buf, fua))
     }
 
     fn flush(&self) -> Result<()> {
-        guard("flush", || self.volume.flush().map_err(in_errno))
+        self.serve(Kind::Flush, 0, |volume| volume.flush())
     }
 
     fn trim(&self, count: u32, offset: u64, flags: Flags) -> Result<()> {
         let fua = flags.contains(Flags::FUA);
-        guard("trim", || {
-            self.volume.trim(offset, count.into(), fua).map_err(in_errno)
+        let kind = if fua { Kind::Fua } else { Kind::Trim };
+        self.serve(kind, count.into(), |volume| {
+            volume.trim(offset, count.into(), fua)
         })
     }
 
     /// With or without `MAY_TRIM`: blocks of zeroes take no space on the store either way, and read as zeroes.
     fn zero(&self, count: u32, offset: u64, flags: Flags) -> Result<()> {
         let fua = flags.contains(Flags::FUA);
-        guard("zero", || {
-            self.volume.zero(offset, count.into(), fua).map_err(in_errno)
+        let kind = if fua { Kind::Fua } else { Kind::Zero };
+        self.serve(kind, count.into(), |volume| {
+            volume.zero(offset, count.into(), fua)
         })
     }
 
     fn cache(&self, count: u32, offset: u64) -> Result<()> {
-        guard("cache", || {
-            self.volume.prefetch(offset, count.into()).map_err(in_errno)
+        self.serve(Kind::Cache, count.into(), |volume| {
+            volume.prefetch(offset, count.into())
         })
     }
 
     /// Extents are clipped to the request: old servers abort on one that reaches further (CVE-2025-47711).
     fn extents(&self, count: u32, offset: u64, flags: Flags, handle: &mut ExtentHandle) -> Result<()> {
         let one_only = flags.contains(Flags::REQ_ONE);
+        let extents = self.serve(Kind::Extents, count.into(), |volume| {
+            volume.extents(offset, count.into(), one_only)
+        })?;
         guard("extents", || {
             let end = offset + u64::from(count);
-            for extent in self
-                .volume
-                .extents(offset, count.into(), one_only)
-                .map_err(in_errno)?
-            {
+            for extent in extents {
                 let from = extent.offset_bytes.max(offset);
                 let to = (extent.offset_bytes + extent.len_bytes).min(end);
                 if from < to {

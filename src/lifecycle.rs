@@ -11,6 +11,8 @@ use std::time::Duration;
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::descriptors;
+use hypernbd_volume::monitor::http::Serving;
+use hypernbd_volume::monitor::{Now, State};
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
 use hypernbd_volume::past::{self, Past};
@@ -21,7 +23,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::errno::{self, in_errno};
 use crate::opening::{Opening, Waiter};
 use crate::past_exports::PastExports;
-use crate::{nbdkit_ext, params, past_exports};
+use crate::{nbdkit_ext, params, past_exports, telling};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
@@ -48,6 +50,10 @@ struct Shared {
     connections: usize,
     /// Checkpoints that clients read.
     past: PastExports,
+    /// Why the last opening failed, once a connection was told so.
+    failure: Option<String>,
+    /// What tells of the server.
+    telling: Option<Serving>,
 }
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
@@ -77,7 +83,7 @@ pub fn check_volume() -> Result<()> {
     if let Some(seen) = seen {
         let _ = SIGHTING.set(seen);
     }
-    Ok(())
+    telling::listen(config)
 }
 
 /// After the fork: the runtime.
@@ -105,6 +111,7 @@ pub fn start() -> Result<()> {
         config.url,
         Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence()
     );
+    let telling = telling::begin(&runtime, config)?;
     *shared() = Some(Shared {
         runtime,
         read_write: None,
@@ -112,6 +119,8 @@ pub fn start() -> Result<()> {
         opening: [None, None],
         connections: 0,
         past: PastExports::default(),
+        failure: None,
+        telling,
     });
     Ok(())
 }
@@ -174,6 +183,7 @@ fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
             continue;
         };
         *slot = None;
+        shared.failure = opened.as_ref().err().map(|e| e.chain());
         match opened {
             Ok(volume) if is_readonly => shared.read_only = Some(volume),
             Ok(volume) => shared.read_write = Some(volume),
@@ -273,6 +283,33 @@ pub fn block_size_bytes() -> Option<u32> {
         .map(|volume| volume.block_size_bytes())
 }
 
+/// What is served now, for who asks.
+pub fn now() -> Now {
+    let shared = shared();
+    let Some(shared) = shared.as_ref() else {
+        return Now {
+            state: State::Ending,
+            volume: None,
+            connections: 0,
+        };
+    };
+    let ended: Vec<_> = shared.opening.iter().flatten().map(Opening::ended).collect();
+    let volume = shared.read_write.as_ref().or(shared.read_only.as_ref()).cloned();
+    let failed = ended.iter().flatten().find_map(|opened| opened.as_ref().err());
+    let failure = failed.map(|e| e.chain()).or_else(|| shared.failure.clone());
+    let state = match failure {
+        _ if volume.is_some() => State::Open,
+        _ if ended.iter().any(Option::is_none) => State::Opening,
+        Some(why) => State::Failed(why),
+        None => State::Waiting,
+    };
+    Now {
+        state,
+        volume,
+        connections: shared.connections as u64,
+    }
+}
+
 /// The end: publishes what is left, then ends every thread. Harmless when nothing was started, or called again.
 pub fn stop() {
     let ended = catch_unwind(AssertUnwindSafe(stop_all));
@@ -300,6 +337,7 @@ fn stop_all() {
     for volume in [all.read_write, all.read_only].into_iter().flatten().chain(past) {
         close(&volume);
     }
+    drop(all.telling);
     all.runtime.shutdown_timeout(RUNTIME_END_MAX);
 }
 

@@ -15,6 +15,8 @@ pub(crate) mod format;
 pub mod index;
 pub mod lease;
 pub mod meta;
+pub mod metrics;
+pub mod monitor;
 pub mod open;
 pub mod options;
 pub mod past;

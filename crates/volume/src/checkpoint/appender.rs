@@ -1,6 +1,6 @@
 //! The shell around a volume's log: makes groups of what the log lacks, appends and removes them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::machine::Event;
 use super::task::{Command, Commands};
 use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::ids::GenerationId;
+use crate::metrics::Metrics;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
 use crate::wal::record::{Entry, Group, NONE_ACKNOWLEDGED};
 use crate::wal::{AppendError, EncodedGroup, LogStore};
@@ -51,6 +52,7 @@ impl DriverLog {
 pub(super) struct Appender {
     log: DriverLog,
     commands: Commands,
+    metrics: Metrics,
     /// Groups on their way.
     groups: HashMap<u64, EncodedGroup>,
     /// The newest generation in a group so far.
@@ -59,19 +61,26 @@ pub(super) struct Appender {
     acknowledged: u64,
     /// When the groups that a replay would need were made, with the newest generation of each.
     made: VecDeque<(GenerationId, Instant)>,
+    /// The oldest write of each group that is on its way, by the group's number.
+    on_way: BTreeMap<u64, Instant>,
+    /// The oldest write that was left to a checkpoint, because its generation is too large for the log.
+    left_out: Option<Instant>,
     failures: u64,
 }
 
 impl Appender {
-    pub fn new(log: DriverLog, commands: Commands) -> Self {
+    pub fn new(log: DriverLog, commands: Commands, metrics: Metrics) -> Self {
         let acknowledged = log.store.first_sequence() - 1;
         Self {
             log,
             commands,
+            metrics,
             groups: HashMap::new(),
             newest: 0,
             acknowledged,
             made: VecDeque::new(),
+            on_way: BTreeMap::new(),
+            left_out: None,
             failures: 0,
         }
     }
@@ -103,6 +112,10 @@ impl Appender {
                 }
             }
         }
+        self.left_out = match behind {
+            Some(_) => self.left_out.or(taken.since),
+            None => None,
+        };
         if entries.is_empty() {
             return Snapshot::Nothing { behind };
         }
@@ -129,6 +142,7 @@ impl Appender {
             bytes,
         };
         self.groups.insert(sequence, encoded);
+        self.on_way.extend(taken.since.map(|since| (sequence, since)));
         self.made.push_back((newest, Instant::now()));
         Snapshot::Group {
             newest,
@@ -143,8 +157,13 @@ impl Appender {
             debug_assert!(false, "appended before it was made");
             return;
         };
-        let (store, commands) = (self.log.store.clone(), self.commands.clone());
+        let (store, commands, metrics) = (
+            self.log.store.clone(),
+            self.commands.clone(),
+            self.metrics.clone(),
+        );
         tokio::spawn(async move {
+            let (began, len_bytes) = (Instant::now(), group.bytes.len() as u64);
             // The inner task isolates a panic: it becomes a failed append.
             let mut append = tokio::spawn(async move { store.append(&group).await });
             let ended = match tokio::time::timeout(SLOW, &mut append).await {
@@ -159,6 +178,13 @@ impl Appender {
                     e.to_string(),
                 )))
             });
+            match &result {
+                Ok(()) => {
+                    metrics.log.durations.observe(began.elapsed());
+                    metrics.log.bytes.add(len_bytes);
+                }
+                Err(_) => metrics.log.failures.one(),
+            }
             commands.send(Command::AppendEnded { sequence, result });
         });
     }
@@ -197,6 +223,7 @@ impl Appender {
     pub fn forget(&mut self, sequence: u64) {
         self.groups.remove(&sequence);
         self.acknowledged = self.acknowledged.max(sequence);
+        self.on_way.retain(|number, _| *number > sequence);
     }
 
     /// Removes groups with nothing above this generation.
@@ -213,6 +240,16 @@ impl Appender {
                 );
             }
         });
+    }
+
+    /// How many groups a replay would need.
+    pub fn records(&self) -> u64 {
+        self.made.len() as u64
+    }
+
+    /// The oldest write that was taken for the log and is not in it.
+    pub fn unlogged_since(&self) -> Option<Instant> {
+        self.on_way.values().copied().chain(self.left_out).min()
     }
 
     /// When the oldest group that a replay would need was made.

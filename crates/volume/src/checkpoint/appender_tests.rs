@@ -16,7 +16,11 @@ async fn appender(path: &Path, volume_id: Uuid) -> Appender {
         epoch: 1,
         newest: NewestCheckpoint::default(),
     };
-    Appender::new(log, Commands::to(&mpsc::unbounded_channel().0))
+    Appender::new(
+        log,
+        Commands::to(&mpsc::unbounded_channel().0),
+        Metrics::default(),
+    )
 }
 
 #[tokio::test]

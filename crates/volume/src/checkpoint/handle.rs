@@ -13,6 +13,7 @@ use super::task::{Command, Commands, Task};
 use crate::base::error::VolumeError;
 use crate::engine::Engine;
 use crate::meta::checkpoint_list::Recorder;
+use crate::metrics::Metrics;
 use crate::write_buffer::backlog::{Backlog, Since};
 use crate::write_buffer::overlay::{Buffered, Overlay};
 use crate::write_buffer::quota::{Quota, Reservation};
@@ -30,6 +31,8 @@ pub struct DriverConfig {
     pub first_generation: u64,
     /// The log, if there is one. The overlay must then keep account for it.
     pub log: Option<DriverLog>,
+    /// Where publishes and appends are counted.
+    pub metrics: Metrics,
 }
 
 /// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth when

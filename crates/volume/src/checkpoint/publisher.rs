@@ -13,6 +13,8 @@ use crate::base::error::VolumeError;
 use crate::base::ids::GenerationId;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
+use crate::metrics::Metrics;
+use crate::metrics::work::Phase;
 use crate::write_buffer::overlay::{Frozen, Overlay};
 
 /// Publishes generations, in the order of their numbers.
@@ -20,6 +22,7 @@ pub(super) struct Publisher {
     engine: Arc<dyn Engine>,
     recorder: Arc<dyn Recorder>,
     overlay: Arc<Overlay>,
+    metrics: Metrics,
     /// What is published while its record is still missing: the next attempt has only that to do.
     unrecorded: Mutex<Option<(GenerationId, Option<Checkpoint>)>>,
     /// Held by the publish that completes blocks ahead.
@@ -27,11 +30,17 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub fn new(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>, overlay: Arc<Overlay>) -> Self {
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        recorder: Arc<dyn Recorder>,
+        overlay: Arc<Overlay>,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             engine,
             recorder,
             overlay,
+            metrics,
             unrecorded: Mutex::default(),
             ahead: tokio::sync::Mutex::default(),
         }
@@ -45,6 +54,10 @@ impl Publisher {
         attempt: u32,
         mut beside: Beside,
     ) -> Result<(), VolumeError> {
+        let counted = &self.metrics.publishes;
+        if attempt > 0 {
+            counted.retries.one();
+        }
         let published = self.unrecorded.lock().filter(|(id, _)| *id == generation);
         let checkpoint = match published {
             Some((_, checkpoint)) => checkpoint,
@@ -55,16 +68,17 @@ impl Publisher {
                     Beside::wait(beside.before.take()).await?;
                 }
                 if attempt > 0 {
-                    self.engine.recover().await?;
+                    counted.time(Phase::Recover, self.engine.recover()).await?;
                 }
                 let engine = self.engine.as_ref();
                 let (all_begun, may_read) = oneshot::channel();
                 let publish = async {
                     // Who waits for it is here as long as this is.
                     let all_begun = || _ = all_begun.send(());
-                    complete_partial_blocks(engine, &frozen, all_begun).await?;
+                    let complete = complete_partial_blocks(engine, &frozen, all_begun);
+                    counted.time(Phase::Complete, complete).await?;
                     // The one before is recorded by the time this one is published: at most one is not.
-                    engine.publish(frozen, beside).await
+                    counted.time(Phase::Store, engine.publish(frozen, beside)).await
                 };
                 let ahead = async {
                     let _turn = self.ahead.lock().await;
@@ -78,7 +92,8 @@ impl Publisher {
                 checkpoint
             }
         };
-        self.recorder.published(generation.0, checkpoint).await?;
+        let record = self.recorder.published(generation.0, checkpoint);
+        counted.time(Phase::Record, record).await?;
         *self.unrecorded.lock() = None;
         Ok(())
     }

@@ -17,7 +17,8 @@ use super::handle::{DriverConfig, is_large_enough};
 use super::machine::{self, Machine};
 use super::publisher::Publisher;
 use super::state::{Action, Event, PublishEnd};
-use crate::base::error::VolumeError;
+use crate::base::clock::now_ms;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::ids::{FlushAnswer, FlushId, GenerationId};
 use crate::engine::{BESIDE_BYTES, Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
@@ -124,9 +125,17 @@ impl Task {
             .map(|l| l.group_commit(GenerationId(first.0 - 1)));
         Self {
             machine: Machine::new(first, group_commit),
-            publisher: Arc::new(Publisher::new(engine, recorder, overlay.clone())),
+            publisher: Arc::new(Publisher::new(
+                engine,
+                recorder,
+                overlay.clone(),
+                config.metrics.clone(),
+            )),
             overlay,
-            appender: config.log.clone().map(|log| Appender::new(log, back.clone())),
+            appender: config
+                .log
+                .clone()
+                .map(|log| Appender::new(log, back.clone(), config.metrics.clone())),
             config,
             quota: quota.clone(),
             since: since.clone(),
@@ -269,7 +278,9 @@ impl Task {
         if let Some(appender) = &self.appender {
             let mut since = self.since.lock();
             since.log_bytes = self.machine.live_log_bytes();
+            since.log_records = appender.records();
             since.log = appender.oldest();
+            since.unlogged = appender.unlogged_since();
         }
     }
 
@@ -403,19 +414,27 @@ impl Task {
         // Beside the one before it, it had only a part of the line.
         let began = started.map_or(self.last_publish_ended, |at| at.max(self.last_publish_ended));
         self.last_publish_ended = Instant::now();
+        let publishes = &self.config.metrics.publishes;
         match result {
             Ok(()) => {
                 if !std::mem::take(&mut self.last_failure).is_empty() {
                     info!("the store takes data again: everything kept so far is published");
                 }
+                let took = started.map_or(Duration::ZERO, |at| self.last_publish_ended - at);
+                publishes.succeeded(bytes, took, now_ms());
                 self.quota.published(bytes, self.last_publish_ended - began);
                 PublishEnd::Published
             }
             Err(VolumeError::Fenced { reason }) => {
+                publishes.failed();
                 self.quota.note_fenced(reason);
                 PublishEnd::Fenced
             }
             Err(e) => {
+                publishes.failed();
+                if e.kind() == ErrorKind::Corrupt {
+                    self.config.metrics.damage.publishes.one();
+                }
                 let text = e.chain();
                 // One beside it fails with the oldest, and has nothing new to say.
                 if self.frozen.front().is_some_and(|oldest| oldest.id == generation) {

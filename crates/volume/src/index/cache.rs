@@ -23,6 +23,7 @@ use crate::format::node::NODE_BYTES;
 use crate::format::object_names::cno_of_pointer;
 use crate::index::cache_config::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
 use crate::meta::cache_state::CacheState;
+use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::lineage::{Lineage, RootId};
 
@@ -67,6 +68,8 @@ pub struct IndexCache {
     lineage: Arc<Lineage>,
     nodes_in_memory: usize,
     disk: Option<Arc<Disk>>,
+    /// Where look-ups are counted.
+    metrics: Metrics,
 }
 
 struct Disk {
@@ -94,6 +97,16 @@ impl IndexCache {
             nodes_in_memory,
             lineage: Arc::default(),
             disk,
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// The same cache, counted here.
+    #[must_use]
+    pub fn counted(self, metrics: &Metrics) -> Self {
+        Self {
+            metrics: metrics.clone(),
+            ..self
         }
     }
 
@@ -116,7 +129,7 @@ impl IndexCache {
     /// The same cache with this much memory, empty.
     #[must_use]
     pub fn with_memory(self, memory_bytes: u64) -> Self {
-        Self::in_memory_of(memory_bytes, self.disk)
+        Self::in_memory_of(memory_bytes, self.disk).counted(&self.metrics)
     }
 
     /// Nodes that memory has room for.
@@ -158,6 +171,7 @@ impl IndexCache {
             lineage: self.lineage.clone(),
             nodes_in_memory: self.nodes_in_memory,
             disk: None,
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -207,6 +221,24 @@ impl IndexCache {
         }
     }
 
+    async fn load_from_disk(&self, key: NodeKey, data: &mut [u8]) -> bool {
+        let Some(nodes) = self.nodes() else {
+            return false;
+        };
+        match nodes.get(&key).await {
+            Ok(Some(entry)) if entry.value().len() == data.len() => {
+                data.copy_from_slice(entry.value());
+                self.memory.insert(key, entry.value().as_slice().into());
+                true
+            }
+            Ok(_) => false,
+            Err(e) => {
+                warn!("the node cache failed, the node is read from the store: {e}");
+                false
+            }
+        }
+    }
+
     fn nodes(&self) -> Option<Nodes> {
         self.disk.as_ref().and_then(|d| d.nodes.read().clone())
     }
@@ -247,23 +279,15 @@ impl NodeCache<u64> for IndexCache {
             .filter(|node| node.value().len() == data.len())
         {
             data.copy_from_slice(node.value());
+            self.metrics.caches.index.memory.one();
             return Ok(true);
         }
-        let Some(nodes) = self.nodes() else {
-            return Ok(false);
-        };
-        match nodes.get(&key).await {
-            Ok(Some(entry)) if entry.value().len() == data.len() => {
-                data.copy_from_slice(entry.value());
-                self.memory.insert(key, entry.value().as_slice().into());
-                Ok(true)
-            }
-            Ok(_) => Ok(false),
-            Err(e) => {
-                warn!("the node cache failed, the node is read from the store: {e}");
-                Ok(false)
-            }
+        let found = self.load_from_disk(key, data).await;
+        match found {
+            true => self.metrics.caches.index.disk.one(),
+            false => self.metrics.caches.index.misses.one(),
         }
+        Ok(found)
     }
 
     fn invalid(&self, p: &u64) {

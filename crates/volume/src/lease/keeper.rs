@@ -158,6 +158,9 @@ impl Lease {
         let (release, released) = oneshot::channel();
         let (lost, _) = watch::channel(None);
         let record = stored.record.clone();
+        let counted = &store.metrics().lease;
+        counted.is_held.set(1);
+        counted.epoch.set(record.epoch);
         tokio::spawn(keep(store.clone(), Keep::new(stored), released, lost.clone()));
         Arc::new(Self {
             store,
@@ -225,6 +228,7 @@ impl Ownership for Lease {
                     return Ok(());
                 }
                 let reason = lost_to(stored.map(|s| s.record).as_ref());
+                self.store.metrics().lease.is_held.set(0);
                 self.lost.send_replace(Some(reason.clone()));
                 reason
             }
@@ -382,6 +386,8 @@ async fn keep(
     lost: watch::Sender<Option<String>>,
 ) {
     let duration = machine.duration();
+    let metrics = store.metrics().clone();
+    let counted = &metrics.lease;
     loop {
         let mut done = None;
         let mut event = tokio::select! {
@@ -401,13 +407,18 @@ async fn keep(
                 KeepAction::Put { record, expected } => {
                     let put = tokio::time::timeout(duration, put(&store, &record, Some(&expected))).await;
                     match put.unwrap_or_else(|_| Put::Unknown("no answer in time".into())) {
-                        Put::Accepted(version) => KeepEvent::PutAccepted(version),
+                        Put::Accepted(version) => {
+                            counted.renewals.add(u64::from(record.is_held()));
+                            KeepEvent::PutAccepted(version)
+                        }
                         Put::Refused => KeepEvent::PutRefused,
                         Put::Unknown(why) => {
+                            counted.failures.one();
                             warn!("the lease of {} could not be renewed: {why}", store.url);
                             KeepEvent::PutUnknown
                         }
                         Put::Failed(e) => {
+                            counted.failures.one();
                             warn!("the lease of {} could not be renewed: {}", store.url, e.chain());
                             KeepEvent::PutUnknown
                         }
@@ -418,6 +429,7 @@ async fn keep(
                     _ => KeepEvent::ReadFailed,
                 },
                 KeepAction::Lost { to } => {
+                    counted.is_held.set(0);
                     lost.send_if_modified(|known| {
                         let is_new = known.is_none();
                         known.get_or_insert_with(|| lost_to(to.as_ref()));
@@ -426,6 +438,7 @@ async fn keep(
                     return;
                 }
                 KeepAction::Ended => {
+                    counted.is_held.set(0);
                     if let Some(done) = done {
                         let _ = done.send(());
                     }

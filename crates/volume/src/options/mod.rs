@@ -12,6 +12,7 @@ pub use crate::index::cache_config::{
     INDEX_MEMORY_DEFAULT_BYTES, NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy,
 };
 pub use crate::lease::options::LeaseOptions;
+pub use crate::metrics::address::ListenAddress;
 pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
@@ -137,6 +138,8 @@ pub struct ServeConfig {
     pub runtime_threads: usize,
     /// Which requests may run at the same time.
     pub thread_model: ThreadModelOption,
+    /// Where the server tells of itself, if anywhere.
+    pub metrics: Option<ListenAddress>,
     /// Values that were adjusted, one sentence each, for the log.
     pub warnings: Vec<String>,
 }
@@ -215,6 +218,7 @@ pub struct ServeOptions {
     checkpoint_interval: Option<Duration>,
     runtime_threads: Option<usize>,
     thread_model: ThreadModelOption,
+    metrics: Option<ListenAddress>,
     warnings: Vec<String>,
 }
 
@@ -274,6 +278,7 @@ impl ServeOptions {
             volume,
             runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
             thread_model: self.thread_model,
+            metrics: self.metrics,
             warnings: self.warnings,
         })
     }

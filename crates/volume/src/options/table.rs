@@ -10,6 +10,7 @@ use super::{
 use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::base::url::VolumeUrl;
 use crate::index::cache_config::absolute;
+use crate::metrics::address::ListenAddress;
 use crate::store::options::{check_endpoint, check_region};
 
 /// Which part of the program a parameter is for.
@@ -407,6 +408,22 @@ pub const OPTIONS: &[OptionSpec] = &[
                 ));
             }
             options.volume.node_cache = config;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "metrics",
+        alias: None,
+        value_name: "ADDRESS",
+        default: "off",
+        default_is_value: true,
+        help: "where the server tells of itself over HTTP, without authentication: off, 127.0.0.1:9100 or unix:/PATH",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.metrics = match value {
+                "off" => None,
+                value => Some(ListenAddress::parse(value)?),
+            };
             Ok(())
         },
     },

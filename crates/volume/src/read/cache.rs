@@ -20,6 +20,7 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
 use crate::disk::{Disk, RealDisk, fitness};
 use crate::meta::cache_state::CacheState;
+use crate::metrics::Metrics;
 use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 use crate::store::lineage::RootId;
 
@@ -85,6 +86,8 @@ pub struct ReadCache {
     has_failed: AtomicBool,
     /// The disk could not be told of a newer checkpoint: nothing more is kept.
     is_stopped: AtomicBool,
+    /// Where look-ups are counted.
+    metrics: Metrics,
 }
 
 impl ReadCache {
@@ -97,7 +100,22 @@ impl ReadCache {
             state: None,
             has_failed: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// The same cache, counted here.
+    #[must_use]
+    pub fn counted(self, metrics: &Metrics) -> Self {
+        Self {
+            metrics: metrics.clone(),
+            ..self
+        }
+    }
+
+    /// Where it is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Opens the cache of the volume `volume_id`. A disk that cannot be used is gone without, with a warning.
@@ -140,6 +158,7 @@ impl ReadCache {
             state,
             has_failed: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
+            metrics: Metrics::default(),
         }
     }
 

@@ -26,6 +26,8 @@ struct Stream {
     front: u64,
     /// Bytes read in this stream, less those left out.
     run_bytes: u64,
+    /// Start of what was read ahead.
+    ahead_from: u64,
     /// End of what was read ahead.
     ahead_until: u64,
     window_bytes: u64,
@@ -40,6 +42,18 @@ pub struct Windows {
     window_max_bytes: u64,
     reads: u64,
     doubt: u64,
+    tally: Tally,
+}
+
+/// What became of what was read ahead, in bytes. What is in neither of the other two is still waited for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Asked for.
+    pub asked: u64,
+    /// The front of its stream has gone past it.
+    pub useful: u64,
+    /// Its stream was forgotten before that.
+    pub wasted: u64,
 }
 
 impl Windows {
@@ -50,6 +64,7 @@ impl Windows {
             window_max_bytes,
             reads: 0,
             doubt: 1,
+            tally: Tally::default(),
         }
     }
 
@@ -76,18 +91,29 @@ impl Windows {
         // What is left out counts against the stream, until it arrives.
         let skipped = offset_bytes.saturating_sub(stream.front);
         stream.run_bytes = stream.run_bytes.saturating_sub(skipped) + len_bytes;
+        let reached = stream.front.max(stream.ahead_from)..end.min(stream.ahead_until);
+        self.tally.useful += reached.end.saturating_sub(reached.start);
         stream.front = end;
         if stream.run_bytes < believed || stream.ahead_until > end + stream.window_bytes / 2 {
             return None;
         }
         stream.window_bytes = (stream.window_bytes * 2).min(window_max_bytes);
         let ahead = end.max(stream.ahead_until)..end + stream.window_bytes;
-        stream.ahead_until = ahead.end;
+        if stream.ahead_until <= end {
+            stream.ahead_from = end;
+        }
+        stream.ahead_until = ahead.end.max(stream.ahead_until);
+        self.tally.asked += ahead.end.saturating_sub(ahead.start);
         let was_useful = stream.run_bytes > 4 * stream.window_bytes;
         if was_useful {
             self.doubt = (self.doubt / 2).max(1);
         }
         (!ahead.is_empty()).then_some(ahead)
+    }
+
+    /// What became of what was read ahead since the last call.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     fn add(&mut self, front: u64, run_bytes: u64) {
@@ -96,6 +122,7 @@ impl Windows {
         {
             let gone = self.streams.swap_remove(oldest);
             let wasted = gone.ahead_until.saturating_sub(gone.front);
+            self.tally.wasted += wasted;
             if wasted > gone.run_bytes / 2 {
                 self.doubt = (self.doubt * 2).min(DOUBT_MAX);
             }
@@ -103,6 +130,7 @@ impl Windows {
         self.streams.push(Stream {
             front,
             run_bytes,
+            ahead_from: front,
             ahead_until: front,
             window_bytes: WINDOW_FIRST_BYTES / 2,
             used_at: self.reads,
@@ -201,13 +229,20 @@ mod tests {
             reads in prop::collection::vec((0..200u64, 1..64u64), 1..300),
         ) {
             let mut windows = Windows::new(MAX);
+            let mut asked = 0;
             for (at, len) in reads {
                 let (at, len) = (at << 16, len << 12);
-                if let Some(ahead) = windows.read(at, len) {
+                let ahead = windows.read(at, len);
+                asked += ahead.as_ref().map_or(0, |ahead| ahead.end - ahead.start);
+                if let Some(ahead) = ahead {
                     prop_assert!(ahead.start >= at + len && ahead.end <= at + len + MAX);
                     prop_assert!(!ahead.is_empty());
                 }
             }
+            let waited_for: u64 = windows.streams.iter().map(|s| s.ahead_until.saturating_sub(s.front)).sum();
+            let tally = windows.take_tally();
+            prop_assert_eq!(tally.asked, asked);
+            prop_assert_eq!(tally.useful + tally.wasted + waited_for, asked);
         }
     }
 }

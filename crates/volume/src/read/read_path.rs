@@ -329,7 +329,15 @@ impl Reads {
         if self.shared.reader.cache().memory_bytes() == 0 {
             return None;
         }
-        let ahead = self.shared.windows.lock().read(offset_bytes, len_bytes)?;
+        let (ahead, tally) = {
+            let mut windows = self.shared.windows.lock();
+            (windows.read(offset_bytes, len_bytes), windows.take_tally())
+        };
+        let counted = &self.shared.reader.cache().metrics().read_ahead;
+        counted.bytes.add(tally.asked);
+        counted.useful_bytes.add(tally.useful);
+        counted.wasted_bytes.add(tally.wasted);
+        let ahead = ahead?;
         let ahead = ahead.start..ahead.end.min(self.shared.geometry.size_bytes());
         (!ahead.is_empty()).then_some(ahead)
     }

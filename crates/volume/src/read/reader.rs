@@ -124,12 +124,18 @@ impl Reader {
 
     /// Fills `out` from memory, if all of it is there. Otherwise `out` may be filled in part.
     pub fn read_at_once(&self, stored: &Stored, out: &mut [u8]) -> bool {
-        let mut rest = out;
-        self.parts(stored).all(|part| {
+        let (mut rest, mut found) = (out, 0);
+        let is_all = self.parts(stored).all(|part| {
             let (to, after) = std::mem::take(&mut rest).split_at_mut(len(&part.wanted));
             rest = after;
+            found += 1;
             self.copy_from_memory(&part, to)
-        })
+        });
+        // Otherwise all of it is looked up once more.
+        if is_all {
+            self.shared.cache.metrics().caches.data.memory.add(found);
+        }
+        is_all
     }
 
     fn copy_from_memory(&self, part: &Part, to: &mut [u8]) -> bool {
@@ -142,17 +148,19 @@ impl Reader {
     /// # Errors
     /// When a fetch fails; nothing is retried here.
     pub async fn read(&self, pieces: Vec<(Stored, &mut [u8])>, class: Class) -> Result<(), VolumeError> {
-        let mut missing = Vec::new();
+        let (mut missing, mut in_memory) = (Vec::new(), 0);
         for (stored, out) in pieces {
             let mut rest = out;
             for part in self.parts(&stored) {
                 let (to, after) = rest.split_at_mut(len(&part.wanted));
                 rest = after;
-                if !self.copy_from_memory(&part, to) {
-                    missing.push((part, to));
+                match self.copy_from_memory(&part, to) {
+                    true => in_memory += 1,
+                    false => missing.push((part, to)),
                 }
             }
         }
+        let not_in_memory = missing.len() as u64;
         if self.shared.cache.has_disk() && !missing.is_empty() {
             let loads = missing.into_iter().map(|(part, to)| async move {
                 let loaded = self
@@ -163,6 +171,12 @@ impl Reader {
                 (!loaded.unwrap_or(false)).then_some((part, to))
             });
             missing = join_all(loads).await.into_iter().flatten().collect();
+        }
+        if class == Class::Foreground {
+            let counted = &self.shared.cache.metrics().caches.data;
+            counted.memory.add(in_memory);
+            counted.disk.add(not_in_memory - missing.len() as u64);
+            counted.misses.add(missing.len() as u64);
         }
         let flights = self.fetch_all(missing.iter().map(|(part, _)| part), class);
         for ((part, to), flight) in missing.into_iter().zip(flights) {

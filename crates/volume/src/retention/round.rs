@@ -13,7 +13,8 @@ use super::load_policy;
 use super::pins::Unusable;
 use super::plan::{self, Phase, Plan, runs};
 use super::policy::Policy;
-use super::usage::Usage;
+use super::usage::{ObjectUse, Usage};
+use crate::base::clock::now_ms;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
 use crate::engine::Ownership;
@@ -204,6 +205,7 @@ impl Rounds {
             &stored,
             now,
         );
+        self.count_space(account.usage(), &stored, &choice);
         account.forget(&[], &choice.gone);
         let mut removed = Removed {
             waiting: choice.waiting as u64,
@@ -227,11 +229,30 @@ impl Rounds {
         removed.checkpoints = choice.retired.len() as u64;
         removed.objects = choice.objects.len() as u64;
         removed.bytes = bytes_of(&choice.objects, &stored);
+        let space = &self.store.metrics().space;
+        space.removed_bytes.add(removed.bytes);
+        space.removed_checkpoints.add(removed.checkpoints);
+        space
+            .stored_bytes
+            .set(space.stored_bytes.get().saturating_sub(removed.bytes));
+        space.garbage_bytes.set(0);
         info!(
             "removed {} checkpoints of {} and {} objects with {} bytes",
             removed.checkpoints, self.store.url, removed.objects, removed.bytes
         );
         Ok(removed)
+    }
+
+    fn count_space(&self, usage: &Usage, stored: &Stored, choice: &Choice) {
+        let space = &self.store.metrics().space;
+        let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
+        space.live_blocks.set(live(|of| of.live_blocks));
+        space.live_nodes.set(live(|of| of.live_nodes));
+        space
+            .stored_bytes
+            .set(stored.values().map(|(len_bytes, _)| len_bytes).sum());
+        space.garbage_bytes.set(bytes_of(&choice.objects, stored));
+        space.counted_ms.set(now_ms());
     }
 
     /// Plans, looks again, removes. `false` when somebody needs what was to go: then all of it stays.

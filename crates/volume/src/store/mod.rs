@@ -36,6 +36,7 @@ pub use frames::Frames;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::url::VolumeUrl;
 use crate::disk::RealDisk;
+use crate::metrics::Metrics;
 use crate::store::options::StoreOptions;
 use lineage::Lineage;
 pub(crate) use local::object_dir::Directory;
@@ -92,6 +93,8 @@ pub struct Store {
     remembered: Arc<sums::Remembered>,
     /// Whose objects the container reads: its own alone, until that is said.
     lineage: Arc<Lineage>,
+    /// Where its requests are counted.
+    metrics: Metrics,
 }
 
 /// Reaches the store of a volume. Needs a tokio runtime with time and, for `s3://`, I/O enabled. Nothing is created.
@@ -113,7 +116,8 @@ pub(crate) async fn unproved(url: &VolumeUrl, options: &StoreOptions) -> Result<
     let store = match url {
         VolumeUrl::S3 { bucket, prefix } => s3::unproved(url, bucket, prefix, options).await,
         VolumeUrl::File { path } => {
-            connect_dir(url, path, |path| ObjectDir::open(path, Box::new(RealDisk))).await
+            let open = |path: &Path| ObjectDir::open(path, Box::new(RealDisk));
+            connect_dir(url, path, &options.metrics, open).await
         }
     };
     store.map(|store| hooked(store, options))
@@ -139,7 +143,8 @@ pub async fn connect_for_create(url: &VolumeUrl, options: &StoreOptions) -> Resu
     match url {
         VolumeUrl::S3 { .. } => connect(url, options).await,
         VolumeUrl::File { path } => {
-            let store = connect_dir(url, path, |path| ObjectDir::create(path, Box::new(RealDisk))).await?;
+            let create = |path: &Path| ObjectDir::create(path, Box::new(RealDisk));
+            let store = connect_dir(url, path, &options.metrics, create).await?;
             Ok(hooked(store, options))
         }
     }
@@ -153,6 +158,7 @@ pub(crate) fn is_store(path: &Path) -> bool {
 async fn connect_dir(
     url: &VolumeUrl,
     path: &Path,
+    metrics: &Metrics,
     open: impl FnOnce(&Path) -> std::io::Result<ObjectDir> + Send + 'static,
 ) -> Result<Store, StoreError> {
     let owned = path.to_path_buf();
@@ -162,7 +168,7 @@ async fn connect_dir(
     let dir = opened
         .and_then(|opened| opened)
         .map_err(|error| dir_error("open", url, &error))?;
-    Ok(Store::of_dir(url, Arc::new(dir), path))
+    Ok(Store::of_dir(url, Arc::new(dir), path, metrics))
 }
 
 /// What a directory says to somebody who wants to use it.
@@ -206,9 +212,9 @@ impl Store {
         tried.map_err(|error| dir_error("write to", &self.url, &error))
     }
 
-    fn of_dir(url: &VolumeUrl, dir: Arc<ObjectDir>, path: &Path) -> Self {
+    fn of_dir(url: &VolumeUrl, dir: Arc<ObjectDir>, path: &Path, metrics: &Metrics) -> Self {
         Self {
-            client: local::client(dir.clone()),
+            client: local::client(dir.clone(), metrics),
             bucket: local::BUCKET.to_string(),
             root: LOCAL_ROOT.to_string(),
             url: url.clone(),
@@ -216,6 +222,7 @@ impl Store {
             dir: Some(dir),
             remembered: Arc::default(),
             lineage: Arc::default(),
+            metrics: metrics.clone(),
         }
     }
 
@@ -234,6 +241,7 @@ impl Store {
             dir: None,
             remembered: Arc::default(),
             lineage: Arc::default(),
+            metrics: Metrics::default(),
         }
     }
 
@@ -252,9 +260,13 @@ impl Store {
                 dir: None,
                 remembered: Arc::default(),
                 lineage: Arc::default(),
+                metrics: self.metrics.clone(),
             }),
             (VolumeUrl::File { .. }, VolumeUrl::File { path }) => {
-                connect_dir(url, path, |path| ObjectDir::open(path, Box::new(RealDisk))).await
+                connect_dir(url, path, &self.metrics, |path| {
+                    ObjectDir::open(path, Box::new(RealDisk))
+                })
+                .await
             }
             _ => Err(StoreError::new(
                 "use",
@@ -273,6 +285,11 @@ impl Store {
     /// The key of an object beside the container.
     pub fn meta_key(&self, name: &str) -> String {
         format!("{}.meta/{name}", self.root)
+    }
+
+    /// What is counted of the volume that it is the store of.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The server or directory behind this store, for messages.

@@ -1,5 +1,7 @@
 //! How a store is reached and used.
 
+use crate::metrics::Metrics;
+
 /// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreOptions {
@@ -17,6 +19,8 @@ pub struct StoreOptions {
     pub sse_kms_key_id: Option<String>,
     /// Use a store that fails the probe of what a volume needs of it.
     pub allow_unsafe: bool,
+    /// Where requests are counted, and what else is counted of the volume.
+    pub metrics: Metrics,
     /// What tests put between a volume and its store.
     #[cfg(feature = "testing")]
     pub hook: super::hook::Hook,

@@ -22,6 +22,7 @@ use super::Store;
 use super::environment::{self, Environment};
 use super::error::CONNECT;
 use super::interceptors::checksums::Checksums;
+use super::interceptors::count_requests::CountRequests;
 use super::interceptors::foreign::ForeignAnswers;
 use super::interceptors::signing::SignPayload;
 use super::interceptors::sse::Encrypt;
@@ -117,6 +118,7 @@ fn store(
         dir: None,
         remembered: Arc::default(),
         lineage: Arc::default(),
+        metrics: options.metrics.clone(),
     }
 }
 
@@ -161,6 +163,7 @@ async fn load(
 
 pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
     let mut builder = aws_sdk_s3::config::Builder::from(config)
+        .interceptor(CountRequests(options.metrics.clone()))
         .interceptor(WindowChecksums)
         .interceptor(ForeignAnswers::default())
         .interceptor(SignPayload(options.payload_signing));

@@ -13,6 +13,7 @@ use futures::future::try_join_all;
 use log::warn;
 use tokio::runtime::Handle;
 
+use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::geometry::Geometry;
 use crate::buffer_file::{Kept, NoRoom};
@@ -21,6 +22,7 @@ use crate::checkpoint::handle::{Driver, DriverConfig};
 use crate::engine::Engine;
 use crate::lease::Lease;
 use crate::meta::checkpoint_list::{Catalogue, NoRecorder, Recorder};
+use crate::metrics::Metrics;
 use crate::open::recover_wal::OpenLog;
 use crate::options::VolumeOptions;
 use crate::retention::{Keeper, Reading};
@@ -33,6 +35,7 @@ use crate::write_buffer::overlay::{Change, Overlay};
 mod opening;
 mod past;
 mod restore;
+pub(crate) mod status;
 
 /// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
@@ -73,6 +76,8 @@ pub struct Parts {
     pub log: Option<DriverLog>,
     /// The number of the first generation: above every one used before.
     pub first_generation: u64,
+    /// Where it is counted what the volume does.
+    pub metrics: Metrics,
 }
 
 /// An open volume.
@@ -92,6 +97,10 @@ pub struct Volume {
     retention: Option<Keeper>,
     /// What keeps the checkpoint that is read.
     reading: Reading,
+    /// The newest checkpoint that is published and recorded.
+    newest: NewestCheckpoint,
+    metrics: Metrics,
+    write_buffer_bytes: u64,
     runtime: Handle,
     io_timeout: Duration,
     is_read_only: bool,
@@ -121,6 +130,7 @@ impl Volume {
             write_buffer_bytes: options.write_buffer_bytes,
             first_generation: parts.first_generation.max(1),
             log: parts.log,
+            metrics: parts.metrics.clone(),
         };
         let recorder = parts.recorder.unwrap_or_else(|| Arc::new(NoRecorder));
         let driver = Driver::start(overlay.clone(), engine.clone(), recorder, config);
@@ -136,6 +146,9 @@ impl Volume {
             store: None,
             retention: None,
             reading: Reading::default(),
+            newest: NewestCheckpoint::default(),
+            metrics: parts.metrics,
+            write_buffer_bytes: options.write_buffer_bytes,
             runtime: Handle::current(),
             io_timeout: options.io_timeout,
             is_read_only: options.read_only,
@@ -191,6 +204,7 @@ impl Volume {
                 last = e.chain();
                 damaged += u32::from(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound));
                 if damaged == DAMAGED_READS_MAX {
+                    self.metrics.damage.reads.one();
                     return Err(e);
                 }
                 log::debug!("a read is tried again: {last}");
@@ -392,6 +406,11 @@ impl Volume {
     /// Where what was answered and is not published survives this process, if it does.
     pub fn kept_in(&self) -> Option<&Path> {
         self.kept.get().and_then(|kept| kept.kept_in())
+    }
+
+    /// What is counted of it.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// How far durability is behind.

@@ -270,7 +270,12 @@ fn open_read_only<'a>(
             // Nothing else is written, and nothing of the attempt stays.
             looked.store.end_changes().await;
         }
-        let mut volume = Volume::with_parts(Arc::new(engine), Parts::default(), options);
+        let parts = Parts {
+            metrics: looked.store.metrics().clone(),
+            ..Parts::default()
+        };
+        let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
+        volume.newest = NewestCheckpoint::new(state.newest.id);
         volume.reading = reading;
         volume.store = Some(looked.store);
         Ok(Arc::new(volume))
@@ -332,7 +337,10 @@ fn open_owned<'a>(
         begun.judge(&history).await?;
         let recorded = history.settle(state.modified_ms, epoch).await?;
         let watermark = recorded.max(begun.least_watermark);
-        let mut parts = Parts::default();
+        let mut parts = Parts {
+            metrics: store.metrics().clone(),
+            ..Parts::default()
+        };
         let mut newest = NewestCheckpoint::new(state.newest.id);
         let mut catalogue = None;
         parts.first_generation = match &begun.log {
@@ -371,6 +379,7 @@ fn open_owned<'a>(
         volume.log = begun.log;
         volume.driver.fence_when(lease.lost());
         volume.lease = Some(lease.clone());
+        volume.newest = newest.clone();
         volume.store = Some(store.clone());
         tokio::spawn(abort_uploads(store.clone()));
         let rounds = Rounds::new(
@@ -454,8 +463,12 @@ impl EngineOf<'_> {
                 .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
             _ => IndexCache::default(),
         };
-        let index_cache = index_cache.with_memory(self.options.index_memory_bytes);
+        let metrics = self.store.metrics();
+        let index_cache = index_cache
+            .with_memory(self.options.index_memory_bytes)
+            .counted(metrics);
         let read_cache = ReadCache::open(&self.options.read_cache, self.volume_id).await;
+        let read_cache = read_cache.counted(metrics);
         let newest = self.seen.id();
         let is_ours = |found| cache_state::is_of_volume(self.store, found, newest, self.entry);
         let index = async {

@@ -99,7 +99,14 @@ impl Volume {
             write_buffer_dir: None,
             ..options.clone()
         };
-        let mut volume = Self::with_parts(Arc::new(engine), Parts::default(), &options);
+        let parts = Parts {
+            metrics: store
+                .as_ref()
+                .map(|store| store.metrics().clone())
+                .unwrap_or_default(),
+            ..Parts::default()
+        };
+        let mut volume = Self::with_parts(Arc::new(engine), parts, &options);
         volume.reading = reading;
         volume.store = store;
         Arc::new(volume)
@@ -120,7 +127,9 @@ async fn engine_of(
         store,
         &point.state,
         point.block_size_bytes,
-        IndexCache::default().with_memory(index_memory_bytes),
-        ReadCache::open(&cache, None).await,
+        IndexCache::default()
+            .with_memory(index_memory_bytes)
+            .counted(store.metrics()),
+        ReadCache::open(&cache, None).await.counted(store.metrics()),
     )
 }

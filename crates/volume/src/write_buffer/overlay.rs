@@ -63,6 +63,8 @@ struct Layers {
     frozen: VecDeque<FrozenLayer>,
     /// What the log lacks of the active generation; `None` without a log.
     active_unlogged: Option<WalDelta>,
+    /// Since when there is something that the log lacks, in any generation; `None` without a log.
+    unlogged_since: Option<Instant>,
     /// Where changes are kept too, so that they survive this process.
     kept: Option<Arc<Kept>>,
 }
@@ -124,6 +126,8 @@ pub struct UnloggedChanges {
     pub frozen: Vec<ForLog>,
     /// Of the active generation. When it is too large nothing was taken of the frozen ones either.
     pub active: ForLog,
+    /// Since when there is what was taken; `None` when nothing was.
+    pub since: Option<Instant>,
 }
 
 /// A change to a volume.
@@ -204,6 +208,7 @@ impl Overlay {
             freezes: 0,
             frozen: VecDeque::new(),
             active_unlogged: unlogged.clone(),
+            unlogged_since: None,
             kept: None,
         };
         Self {
@@ -288,6 +293,9 @@ impl Overlay {
         let was_empty = layers.active.is_empty();
         let before = layers.active.buffered_bytes();
         let replaced = apply(&mut layers)?;
+        if layers.active_unlogged.is_some() {
+            layers.unlogged_since.get_or_insert_with(Instant::now);
+        }
         let active_bytes = layers.active.buffered_bytes();
         let is_first = was_empty && !layers.active.is_empty();
         let total_bytes = active_bytes + *self.frozen_bytes.lock();
@@ -462,6 +470,7 @@ impl Overlay {
             return UnloggedChanges {
                 frozen: layers.frozen.iter().map(|_| ForLog::Nothing).collect(),
                 active: ForLog::TooLarge,
+                since: None,
             };
         }
         let frozen = layers.frozen.iter_mut().map(|layer| {
@@ -473,7 +482,13 @@ impl Overlay {
         UnloggedChanges {
             frozen: frozen.collect(),
             active: changes(&layers.active, layers.active_unlogged.as_mut()),
+            since: layers.unlogged_since.take(),
         }
+    }
+
+    /// Since when there is something that the log lacks; `None` without a log. What was published meanwhile may be counted still.
+    pub fn unlogged_since(&self) -> Option<Instant> {
+        self.layers.read().unlogged_since
     }
 
     /// About how many bytes the log lacks; 0 without a log.

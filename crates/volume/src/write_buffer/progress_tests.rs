@@ -98,6 +98,7 @@ async fn flush(steps: u64, then: Then) -> (Result<(), VolumeError>, u64) {
         io_timeout: IO_TIMEOUT,
         write_buffer_bytes: 16 << 20,
         first_generation: 1,
+        metrics: Default::default(),
         log: None,
     };
     let driver = Driver::start(overlay.clone(), Arc::new(engine), Arc::new(NoRecorder), config);

@@ -6,9 +6,11 @@
 //! * [`signing`], [`sse`]: whether bodies are signed, and which encryption is asked for.
 //! * [`upload_limiter`]: how many pieces of uploads are on the line at once.
 //! * [`foreign`]: takes answers that are not the store's for none.
+//! * [`count_requests`]: counts requests as they go over the line.
 //! * [`upload`]: what the interceptors of uploads have in common.
 
 pub(crate) mod checksums;
+pub(crate) mod count_requests;
 pub(crate) mod foreign;
 pub(crate) mod signing;
 pub(crate) mod sse;

@@ -27,7 +27,9 @@ use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
+use super::interceptors::count_requests::CountRequests;
 use super::interceptors::window_checksums::WindowChecksums;
+use crate::metrics::Metrics;
 use object_dir::{Condition, ObjectDir, OpenObject, Page, copy_exactly, read_at, write_all};
 use object_file::ObjectHeader;
 use scratch::Upload;
@@ -51,7 +53,7 @@ pub(super) fn service(dir: Arc<ObjectDir>) -> S3ServiceBuilder {
 }
 
 /// A client of the store in a directory.
-pub(super) fn client(dir: Arc<ObjectDir>) -> Client {
+pub(super) fn client(dir: Arc<ObjectDir>, metrics: &Metrics) -> Client {
     // No network: nothing is signed, times out or is sent again, so every request is carried out once.
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
@@ -60,6 +62,7 @@ pub(super) fn client(dir: Arc<ObjectDir>) -> Client {
         .force_path_style(true)
         .allow_no_auth()
         .http_client(s3s_aws::Client::from(service(dir).build()))
+        .interceptor(CountRequests(metrics.clone()))
         .interceptor(WindowChecksums)
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::disabled())

@@ -1,0 +1,88 @@
+//! What an open volume says of itself. Costs no request.
+
+use serde::Serialize;
+
+use super::Volume;
+use crate::format::node::NODE_BYTES;
+
+/// An open volume at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct VolumeStatus {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Size of a block in bytes.
+    pub block_size_bytes: u32,
+    /// Whether it is open for reading only.
+    pub is_read_only: bool,
+    /// Whether it can be written no more.
+    pub is_fenced: bool,
+    /// Why, if so.
+    pub fenced: Option<String>,
+    /// Number of the newest checkpoint.
+    pub checkpoint: Option<u64>,
+    /// The write buffer.
+    pub buffer: BufferStatus,
+    /// Age of the oldest write that is not published, in seconds; none when everything is.
+    pub unpublished_age_s: Option<f64>,
+    /// Age of the oldest write that neither log nor checkpoint has, in seconds; none when all are durable.
+    pub undurable_age_s: Option<f64>,
+    /// The log, if there is one.
+    pub log: Option<LogBacklog>,
+}
+
+/// The write buffer, in bytes of memory.
+#[derive(Debug, Clone, Serialize)]
+pub struct BufferStatus {
+    /// What it may take.
+    pub limit_bytes: u64,
+    /// What it takes.
+    pub bytes: u64,
+    /// The part that waits for its publish, or is published.
+    pub frozen_bytes: u64,
+}
+
+/// What a replay of the log would read.
+#[derive(Debug, Clone, Serialize)]
+pub struct LogBacklog {
+    /// Bytes of records.
+    pub bytes: u64,
+    /// The number of records.
+    pub records: u64,
+    /// Age of the oldest, in seconds; none when there is none.
+    pub age_s: Option<f64>,
+}
+
+impl VolumeStatus {
+    /// What so many data blocks and index nodes take, in bytes.
+    pub(crate) fn bytes_of(&self, blocks: u64, nodes: u64) -> u64 {
+        blocks * u64::from(self.block_size_bytes) + nodes * NODE_BYTES as u64
+    }
+}
+
+impl Volume {
+    /// What is known of it now.
+    pub fn status(&self) -> VolumeStatus {
+        let backlog = self.backlog();
+        let fenced = self.driver.check_fenced().err().map(|e| e.chain());
+        VolumeStatus {
+            size_bytes: self.geometry.size_bytes(),
+            block_size_bytes: self.geometry.block_size(),
+            is_read_only: self.is_read_only,
+            is_fenced: fenced.is_some(),
+            fenced,
+            checkpoint: self.newest.get().map(|id| id.cno),
+            buffer: BufferStatus {
+                limit_bytes: self.write_buffer_bytes,
+                bytes: backlog.unpublished_bytes,
+                frozen_bytes: backlog.frozen_bytes,
+            },
+            unpublished_age_s: backlog.unpublished_age.map(|age| age.as_secs_f64()),
+            undurable_age_s: backlog.undurable_age.map(|age| age.as_secs_f64()),
+            log: self.log.as_ref().map(|_| LogBacklog {
+                bytes: backlog.log_bytes,
+                records: backlog.log_records,
+                age_s: backlog.log_age.map(|age| age.as_secs_f64()),
+            }),
+        }
+    }
+}
