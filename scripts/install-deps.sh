@@ -10,7 +10,7 @@ packages=(
     # to serve and connect
     nbdkit libnbd-bin nbd-client qemu-utils fuse3
     # to test
-    python3 python3-pytest python3-pytest-xdist python3-boto3 python3-libnbd fio e2fsprogs xfsprogs util-linux procps
+    python3 python3-pytest python3-pytest-xdist python3-boto3 python3-yaml python3-libnbd fio e2fsprogs xfsprogs util-linux procps
 )
 
 need dpkg-query "only Debian and its derivatives are supported by this script; install by hand: ${packages[*]}"

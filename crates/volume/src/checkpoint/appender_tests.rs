@@ -46,3 +46,31 @@ async fn a_group_says_which_before_it_nobody_was_told_of() {
     appender.forget(4);
     assert_eq!(made(&mut appender, 5), 0);
 }
+
+#[tokio::test]
+async fn a_write_is_on_its_way_until_its_group_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut appender = appender(dir.path(), Uuid::from_u128(42)).await;
+    let overlay = Overlay::with_log(Geometry::new(1 << 20, 4096), 64 << 10);
+    let mut snapshot = |appender: &mut Appender, sequence: u64| {
+        appender.snapshot(sequence, &overlay, std::iter::empty(), GenerationId(1))
+    };
+    overlay.write(0, &[1; 4096]);
+    let written = overlay.unlogged_since();
+    assert!(written.is_some() && appender.unlogged_since().is_none());
+    snapshot(&mut appender, 1);
+    assert_eq!(
+        (appender.unlogged_since(), overlay.unlogged_since()),
+        (written, None)
+    );
+    overlay.write(4096, &[1; 4096]);
+    snapshot(&mut appender, 2);
+    assert_eq!(appender.unlogged_since(), written, "the oldest of both");
+    appender.forget(2);
+    assert_eq!(appender.unlogged_since(), None, "all before it are durable, too");
+    // Too large to be logged at once: it is left to its checkpoint.
+    overlay.write(0, &[1; 256 << 10]);
+    let written = overlay.unlogged_since();
+    assert_eq!(snapshot(&mut appender, 3), Snapshot::TooLarge);
+    assert_eq!(overlay.unlogged_since(), written, "nothing was taken");
+}

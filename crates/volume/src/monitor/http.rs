@@ -25,6 +25,8 @@ use super::{Monitor, page};
 const CONNECTIONS_MAX: usize = 16;
 /// Time of a connection, from its beginning to its end.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(10);
+/// Time that the head of a request may take: who connects and says nothing must not keep others waiting.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(2);
 /// The largest head of a request.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Wait after a connection could not be accepted, as when there are no descriptors left.
@@ -109,7 +111,7 @@ async fn connection(stream: Box<dyn Stream>, turn: OwnedSemaphorePermit, monitor
     let mut connection = http1::Builder::new();
     connection
         .timer(TokioTimer::new())
-        .header_read_timeout(CONNECTION_TIME_MAX)
+        .header_read_timeout(HEAD_TIME_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
         .keep_alive(false);
     let served = connection.serve_connection(TokioIo::new(stream), service);

@@ -74,6 +74,7 @@ fn every_key_takes_effect_in_every_spelling() {
             ("sse", "aws:kms"),
             ("sse_kms_key_id", "alias/disks"),
             ("allow_unsafe_store", "yes"),
+            ("metrics", "unix:/run/metrics"),
             ("runtime_threads", &threads_text),
             ("io_timeout", "2m"),
             ("lease_duration", "10s"),
@@ -146,6 +147,7 @@ fn every_key_takes_effect_in_every_spelling() {
             },
             runtime_threads: threads,
             thread_model: ThreadModelOption::SerializeRequests,
+            metrics: Some(ListenAddress::Unix("/run/metrics".into())),
             warnings: vec![],
         };
         assert_eq!(config, expected);

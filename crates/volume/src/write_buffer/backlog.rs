@@ -73,3 +73,73 @@ impl Since {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::geometry::Geometry;
+
+    const LONG_AGO: Duration = Duration::from_secs(1000);
+    const LATER: Duration = Duration::from_secs(100);
+
+    fn since(ago: Duration) -> Since {
+        Since {
+            active: Some(Instant::now() - ago),
+            ..Since::default()
+        }
+    }
+
+    fn overlay(has_log: bool) -> Overlay {
+        let geometry = Geometry::new(1 << 20, 4096);
+        match has_log {
+            true => Overlay::with_log(geometry, 1 << 20),
+            false => Overlay::new(geometry),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_log_what_is_not_published_is_not_durable() {
+        let overlay = overlay(false);
+        assert_eq!(Since::default().backlog(&overlay, false).undurable_age, None);
+        overlay.write(0, &[1; 4096]);
+        let backlog = since(LONG_AGO).backlog(&overlay, false);
+        assert_eq!(
+            (backlog.undurable_age, backlog.unpublished_age),
+            (Some(LONG_AGO), Some(LONG_AGO))
+        );
+        assert_eq!(backlog.frozen_bytes, 0);
+        overlay.freeze();
+        assert_eq!(
+            since(LATER).backlog(&overlay, false).frozen_bytes,
+            overlay.total_bytes()
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_a_log_a_write_ages_until_the_log_has_it() {
+        let overlay = overlay(true);
+        overlay.write(0, &[1; 4096]);
+        tokio::time::advance(LATER).await;
+        let of = |since: Since| since.backlog(&overlay, true).undurable_age;
+        assert_eq!(of(since(LATER)), Some(LATER));
+        let taken = overlay.take_unlogged();
+        assert_eq!(of(since(LATER)), None, "the log has it");
+        let on_way = Since {
+            unlogged: taken.since,
+            ..since(LATER)
+        };
+        assert_eq!(of(on_way), Some(LATER), "it is on its way there");
+        overlay.write(0, &[2; 4096]);
+        assert_eq!(of(since(LATER)), Some(Duration::ZERO), "another, just now");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_published_meanwhile_ages_no_more() {
+        let overlay = overlay(true);
+        overlay.write(0, &[1; 4096]);
+        tokio::time::advance(LONG_AGO).await;
+        let of = |since: Since| since.backlog(&overlay, true).undurable_age;
+        assert_eq!(of(since(LATER)), Some(LATER), "no older than what is unpublished");
+        assert_eq!(of(Since::default()), None, "everything is published");
+    }
+}

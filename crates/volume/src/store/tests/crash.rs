@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::*;
 use crate::disk::Disk;
+use crate::metrics::Metrics;
 
 /// Tells the child that it is one, and which store to write to.
 const CHILD_STORE: &str = "HYPERNBD_STORE_TEST_CHILD";
@@ -199,7 +200,7 @@ async fn a_writer_killed_between_the_steps_of_a_write_leaves_the_old_object_or_t
             says_so: path.with_file_name(STOPPED),
         };
         let dir = ObjectDir::open(&path, Box::new(disk)).unwrap();
-        let store = Store::of_dir(&file_url(&path), Arc::new(dir), &path);
+        let store = Store::of_dir(&file_url(&path), Arc::new(dir), &path, &Metrics::default());
         store.put(&store.data_key("inode"), object(2)).await.unwrap();
         panic!("the write was answered");
     }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::disk::Disk;
+use crate::metrics::Metrics;
 
 /// What a [`WatchedDisk`] is told to do and has seen.
 #[derive(Default)]
@@ -67,7 +68,11 @@ fn watched() -> (Store, Arc<Watch>, TempDir) {
     });
     let dir = ObjectDir::create(&root, Box::new(WatchedDisk(watch.clone()))).unwrap();
     watch.seen.lock().clear();
-    (Store::of_dir(&file_url(&root), Arc::new(dir), &root), watch, temp)
+    (
+        Store::of_dir(&file_url(&root), Arc::new(dir), &root, &Metrics::default()),
+        watch,
+        temp,
+    )
 }
 
 /// The two syncs of a write: the file before its name is there, the directory after.

@@ -7,6 +7,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
 
 use super::*;
+use crate::metrics::Metrics;
 use crate::store::options::ServerSideEncryption;
 use crate::store::probe;
 
@@ -60,7 +61,7 @@ async fn every_object_and_no_other_request_asks_for_encryption() {
             sse_kms_key_id: key_id.map(str::to_owned),
             ..Default::default()
         };
-        let mut store = Store::of_dir(&file_url(temp.path()), dir, temp.path());
+        let mut store = Store::of_dir(&file_url(temp.path()), dir, temp.path(), &Metrics::default());
         store.client = s3::client(&config, &options, Some("http://local.invalid"));
         // Every kind of request that a volume makes.
         let checks = probe::run(&store).await.unwrap();

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::disk::tests::{LACKS, Lack, Lacking, Noting};
+use crate::metrics::Metrics;
 use crate::store::probe;
 
 fn entries(dir: &Path) -> Vec<String> {
@@ -59,7 +60,7 @@ async fn a_store_there_is_read_and_not_written_to() {
     let before = all();
     for lack in LACKS {
         let opened = ObjectDir::open(&root, Box::new(Lacking(lack))).unwrap();
-        let moved = Store::of_dir(&file_url(&root), Arc::new(opened), &root);
+        let moved = Store::of_dir(&file_url(&root), Arc::new(opened), &root, &Metrics::default());
         // As the start of a server asks, whether or not unsafe stores are allowed.
         let refused = probe::ensure(&moved, true).await.unwrap_err().to_string();
         assert!(refused.contains("the file system of "), "{lack:?}: {refused}");
