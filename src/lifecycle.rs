@@ -11,7 +11,6 @@ use std::time::Duration;
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::descriptors;
-use hypernbd_volume::monitor::http::Serving;
 use hypernbd_volume::monitor::{Now, State};
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
@@ -23,7 +22,8 @@ use tokio::runtime::{Builder, Runtime};
 use crate::errno::{self, in_errno};
 use crate::opening::{Opening, Waiter};
 use crate::past_exports::PastExports;
-use crate::{nbdkit_ext, params, past_exports, telling};
+use crate::telling::{self, Telling};
+use crate::{nbdkit_ext, params, past_exports};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
@@ -53,7 +53,18 @@ struct Shared {
     /// Why the last opening failed, once a connection was told so.
     failure: Option<String>,
     /// What tells of the server.
-    telling: Option<Serving>,
+    telling: Telling,
+    /// The server ends once the last connection has.
+    ends_when_idle: bool,
+}
+
+impl Shared {
+    /// Ends the server, if it was told to end once nobody uses it, and nobody does.
+    fn end_if_idle(&self) {
+        if self.ends_when_idle && self.connections == 0 && self.past.is_unused() {
+            nbdkit::shutdown();
+        }
+    }
 }
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
@@ -121,6 +132,7 @@ pub fn start() -> Result<()> {
         past: PastExports::default(),
         failure: None,
         telling,
+        ends_when_idle: false,
     });
     Ok(())
 }
@@ -210,6 +222,7 @@ fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
                 ..config.volume.clone()
             };
             options.lease.sighting = SIGHTING.get().cloned();
+            options.lease.control = shared.telling.control.clone();
             let open = move || async move { Volume::open(&config.url, &config.store, &options).await };
             slot.insert(Opening::begin(&shared.runtime, open))
         }
@@ -240,7 +253,11 @@ pub fn snapshots() -> Vec<(String, String)> {
 /// A connection to a checkpoint has ended.
 pub fn disconnect_past(at: &Past) {
     let ended = catch_unwind(|| {
-        let unused = shared().as_mut().and_then(|shared| shared.past.disconnect(at));
+        let unused = shared().as_mut().and_then(|shared| {
+            let unused = shared.past.disconnect(at);
+            shared.end_if_idle();
+            unused
+        });
         if let Some(volume) = unused {
             close(&volume);
         }
@@ -262,6 +279,7 @@ pub fn disconnect() {
             volume.checkpoint_soon();
         }
         let unused = open.read_only.take();
+        open.end_if_idle();
         drop(shared);
         if let Some(volume) = unused {
             close(&volume);
@@ -310,6 +328,18 @@ pub fn now() -> Now {
     }
 }
 
+/// Ends the server: now, or once the last connection has ended.
+pub fn shut_down(when_idle: bool) {
+    let mut shared = shared();
+    match shared.as_mut() {
+        Some(shared) if when_idle => {
+            shared.ends_when_idle = true;
+            shared.end_if_idle();
+        }
+        _ => nbdkit::shutdown(),
+    }
+}
+
 /// The end: publishes what is left, then ends every thread. Harmless when nothing was started, or called again.
 pub fn stop() {
     let ended = catch_unwind(AssertUnwindSafe(stop_all));
@@ -320,7 +350,7 @@ pub fn stop() {
 }
 
 fn stop_all() {
-    let Some(all) = shared().take() else { return };
+    let Some(mut all) = shared().take() else { return };
     let (past, past_opening) = all.past.end();
     let late = all
         .opening
@@ -337,7 +367,7 @@ fn stop_all() {
     for volume in [all.read_write, all.read_only].into_iter().flatten().chain(past) {
         close(&volume);
     }
-    drop(all.telling);
+    all.telling.end();
     all.runtime.shutdown_timeout(RUNTIME_END_MAX);
 }
 

@@ -1,25 +1,93 @@
 //! Where the log goes: standard error as `RUST_LOG` says, and the system's log for a server in the background.
+//!
+//! What repeats is summarised, and the last lines are kept for `hypernbd report`.
 
+use std::collections::VecDeque;
 use std::ffi::CString;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Instant;
 
-use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
+use hypernbd_volume::monitor::log_lines;
+use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY, LogFormat};
+use hypernbd_volume::repeats::{Decision, Repeats};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use once_cell::sync::{Lazy, OnceCell};
+
+/// Lines that are kept.
+const KEPT: usize = 200;
 
 /// Set once the server has gone to the background, where standard error leads nowhere.
 static IN_BACKGROUND: AtomicBool = AtomicBool::new(false);
 
+/// What is logged, and how it looks on a terminal.
+static TERMINAL: OnceCell<RwLock<env_logger::Logger>> = OnceCell::new();
+
+/// How lines look, and which volume they are about, once that is known.
+static FORMAT: OnceCell<(LogFormat, String)> = OnceCell::new();
+
+/// What was said so far.
+static SAID: Lazy<Mutex<Said>> = Lazy::new(|| {
+    Mutex::new(Said {
+        began: Instant::now(),
+        repeats: Repeats::default(),
+        kept: VecDeque::new(),
+    })
+});
+
+struct Said {
+    began: Instant,
+    repeats: Repeats,
+    kept: VecDeque<String>,
+}
+
 /// Starts logging. Without `RUST_LOG` there are warnings and errors.
 pub fn start() {
-    let terminal = env_logger::Builder::new()
-        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
-        .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
-        .build();
+    let terminal = built(|builder| {
+        builder.parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT));
+    });
     let level = terminal.filter();
     // A second start, or a logger set by someone else in the process, leaves the first one in place.
-    if log::set_boxed_logger(Box::new(Logger { terminal })).is_ok() {
+    if TERMINAL.set(RwLock::new(terminal)).is_ok() && log::set_boxed_logger(Box::new(Logger)).is_ok() {
         log::set_max_level(level);
     }
+}
+
+/// From now on lines look so, and are about this volume.
+pub fn set_format(format: LogFormat, url: String) {
+    let _ = FORMAT.set((format, url));
+}
+
+fn built(filter: impl FnOnce(&mut env_logger::Builder)) -> env_logger::Logger {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_module(LOG_MODULE_NOISY, LevelFilter::Error);
+    filter(&mut builder);
+    builder.build()
+}
+
+/// From now on logs what `filter` says, in the words of `RUST_LOG`.
+///
+/// # Errors
+/// When it is no filter.
+pub fn set(filter: &str) -> Result<(), String> {
+    // The logger's own reader leaves out what it does not understand.
+    env_filter::Builder::new()
+        .try_parse(filter)
+        .map_err(|why| format!("{why}; write it as for RUST_LOG, as in info or hypernbd_volume=debug"))?;
+    let terminal = built(|builder| {
+        builder.parse_filters(filter);
+    });
+    let level = terminal.filter();
+    if let Some(known) = TERMINAL.get() {
+        *known.write().unwrap_or_else(PoisonError::into_inner) = terminal;
+        log::set_max_level(level);
+    }
+    Ok(())
+}
+
+fn terminal() -> Option<RwLockReadGuard<'static, env_logger::Logger>> {
+    Some(TERMINAL.get()?.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Looks where standard error leads now: nbdkit points it at the null device when it goes to the background.
@@ -27,39 +95,93 @@ pub fn after_fork() {
     IN_BACKGROUND.store(stderr_is_null_device(), Ordering::Relaxed);
 }
 
-struct Logger {
-    terminal: env_logger::Logger,
+/// The last lines, the oldest first.
+pub fn last_lines() -> Vec<String> {
+    let said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    said.kept.iter().cloned().collect()
 }
+
+struct Logger;
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.terminal.enabled(metadata)
+        terminal().is_some_and(|terminal| terminal.enabled(metadata))
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.terminal.matches(record) {
+        let Some(terminal) = terminal().filter(|terminal| terminal.matches(record)) else {
             return;
+        };
+        let text = record.args().to_string();
+        let (decision, over) = {
+            let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+            let now_ms = said.began.elapsed().as_millis() as u64;
+            let over = said.repeats.over(now_ms);
+            // What is no failure is said as often as it is.
+            let decision = match record.level() <= Level::Warn {
+                true => said.repeats.on(&text, now_ms),
+                false => Decision::Say,
+            };
+            (decision, over)
+        };
+        for (text, more) in over {
+            let summary = format!("and {more} more: {text}");
+            say(&terminal, Level::Warn, module_path!(), &summary);
         }
-        if IN_BACKGROUND.load(Ordering::Relaxed) {
-            to_system_log(record);
-        } else {
-            self.terminal.log(record);
+        match decision {
+            Decision::Say => say(&terminal, record.level(), record.target(), &text),
+            Decision::SayWith(more) => {
+                let text = format!("{text} (and {more} more)");
+                say(&terminal, record.level(), record.target(), &text);
+            }
+            Decision::Count => {}
         }
     }
 
     fn flush(&self) {
-        self.terminal.flush();
+        if let Some(terminal) = terminal() {
+            terminal.flush();
+        }
     }
 }
 
-fn to_system_log(record: &Record<'_>) {
-    let priority = match record.level() {
+/// Writes a line where it belongs, and keeps it.
+fn say(terminal: &env_logger::Logger, level: Level, target: &str, text: &str) {
+    let (format, url) = FORMAT
+        .get()
+        .map_or((LogFormat::Text, ""), |(format, url)| (*format, url));
+    let line = log_lines::json(level, target, text, url);
+    let in_background = IN_BACKGROUND.load(Ordering::Relaxed);
+    match (format, in_background) {
+        (LogFormat::Json, true) => to_system_log(level, &line),
+        (LogFormat::Json, false) => {
+            // In one piece. A terminal that is gone is nobody's concern.
+            let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+        }
+        (LogFormat::Text, true) => to_system_log(level, &format!("{target}: {text}")),
+        (LogFormat::Text, false) => terminal.log(
+            &Record::builder()
+                .level(level)
+                .target(target)
+                .args(format_args!("{text}"))
+                .build(),
+        ),
+    }
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.kept.len() >= KEPT {
+        said.kept.pop_front();
+    }
+    said.kept.push_back(line);
+}
+
+fn to_system_log(level: Level, text: &str) {
+    let priority = match level {
         Level::Error => libc::LOG_ERR,
         Level::Warn => libc::LOG_WARNING,
         Level::Info => libc::LOG_INFO,
         Level::Debug | Level::Trace => libc::LOG_DEBUG,
     };
-    let text = format!("hypernbd: {}: {}", record.target(), record.args()).replace('\0', "\\0");
+    let text = format!("hypernbd: {text}").replace('\0', "\\0");
     let Ok(text) = CString::new(text) else { return };
     // SAFETY: the format takes one string, and both are valid C strings.
     unsafe { libc::syslog(libc::LOG_DAEMON | priority, c"%s".as_ptr(), text.as_ptr()) };

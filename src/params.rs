@@ -9,7 +9,7 @@ use hypernbd_volume::options::{OptionError, ServeConfig, ServeOptions, ThreadMod
 use nbdkit::{Result, ThreadModel};
 use once_cell::sync::{Lazy, OnceCell};
 
-use crate::{errno, nbdkit_ext};
+use crate::{errno, logging, nbdkit_ext};
 
 /// What has been read so far; nbdkit gives one parameter a call.
 static GIVEN: Lazy<Mutex<ServeOptions>> = Lazy::new(Mutex::default);
@@ -38,6 +38,7 @@ pub fn set(key: &str, value: &str) -> Result<()> {
 pub fn complete() -> Result<()> {
     let given = std::mem::take(&mut *GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
     let config = given.finish().map_err(refused)?;
+    logging::set_format(config.log_format, config.url.to_string());
     for warning in &config.warnings {
         log::warn!("{warning}");
     }

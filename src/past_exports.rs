@@ -98,6 +98,11 @@ impl PastExports {
         self.slots.values().find_map(|slot| slot.volume.as_ref())
     }
 
+    /// Whether no client uses any.
+    pub fn is_unused(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// What is open, and what is being opened.
     pub fn end(self) -> (Vec<Arc<Volume>>, Vec<Opening>) {
         let slots = self.slots.into_values();

@@ -57,7 +57,8 @@ def test_the_numbers_are_what_was_done(make_volume, tell):
             client.pwrite(pattern(64 * KI, at), at * MI)
         before = page(address)
         assert before.value("write_buffer_bytes", state="active") >= 5 * 64 * KI
-        assert before.value("unpublished_age_seconds") > 0 and before.value("undurable_age_seconds") > 0
+        for age in ("unpublished_age_seconds", "undurable_age_seconds"):
+            wait_for(lambda: page(address).value(age) > 0, "the writes to age")
         client.flush()
         client.pwrite(b"\1" * 4096, 8 * MI, nbd.CMD_FLAG_FUA)
         client.zero(64 * KI, 0)
@@ -194,7 +195,7 @@ def test_a_log_is_told_of(make_volume, tell, tmp_path):
         # Durable, and not published.
         assert numbers.value("undurable_age_seconds") == 0 and numbers.value("unpublished_age_seconds") > 0
         client.pwrite(b"x", 0)
-        assert page(address).value("undurable_age_seconds") > 0
+        wait_for(lambda: page(address).value("undurable_age_seconds") > 0, "the write to age")
 
 
 def test_caches_and_read_ahead_are_told_of(make_volume, tell, tmp_path):

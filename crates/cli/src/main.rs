@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, check, checkpoints, clone, completions, create, delete, diff, export, file, import, info, probe,
-    prune, resize, restart, retention, rollback, serve, snapshot, space, wal,
+    buffer, check, checkpoints, clone, completions, control, create, delete, diff, export, file, import, info,
+    probe, prune, report, resize, restart, retention, rollback, serve, snapshot, space, stats, top, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -46,6 +46,15 @@ enum Command {
     Serve(serve::Args),
     /// Start a server anew under its clients, which need write_buffer_dir and to connect again
     Restart(restart::Args),
+    /// Show once what a running server says of itself
+    Stats(stats::Args),
+    /// Watch what a running server says of itself, in a terminal
+    Top(top::Args),
+    /// Print what helps somebody else to see what is wrong: versions, parameters, numbers, the end of the log; no credential
+    Report(report::Args),
+    /// Tell a running server what to do
+    #[command(subcommand)]
+    Control(control::Command),
     /// Show what a volume is
     Info(info::Args),
     /// Try whether a store keeps what a volume needs of it
@@ -123,6 +132,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Create(args) => runtime.block_on(create::run(&args, &store))?,
         Command::Serve(args) => return serve::run(&args, &cli.store, &runtime),
         Command::Restart(args) => runtime.block_on(restart::run(&args, &store))?,
+        Command::Stats(args) => runtime.block_on(stats::run(&args, &store))?,
+        Command::Top(args) => top::run(&args, &store, &runtime)?,
+        Command::Report(args) => runtime.block_on(report::run(&args, &store))?,
+        Command::Control(command) => runtime.block_on(control::run(&command, &store))?,
         Command::Info(args) => runtime.block_on(info::run(&args, &store))?,
         Command::Probe(args) => runtime.block_on(probe::run(&args, &store))?,
         Command::Resize(args) => runtime.block_on(resize::run(&args, &store))?,

@@ -20,6 +20,11 @@ pub fn line(text: impl Display) -> Result<()> {
     write(format_args!("{text}\n"))
 }
 
+/// The time now, for people.
+pub fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
 /// A time in milliseconds since 1970-01-01 UTC, for people.
 pub fn time(ms: u64) -> String {
     let time = i64::try_from(ms)

@@ -12,6 +12,7 @@ use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 use hypernbd_volume::buffer_file::{BUFFER_FILE_KEY, BUFFER_FILE_VERSION};
+use hypernbd_volume::monitor::NBD_URI;
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, ServeOptions};
 use hypernbd_volume::url::VolumeUrl;
@@ -90,6 +91,7 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
         command.env("RUST_LOG", "hypernbd=info,hypernbd_volume=info");
     }
     command.env(LOSS_FILE, &loss_file);
+    command.env(NBD_URI, address.uri(added.requires_tls));
     // A group of its own: Ctrl-C reaches nbdkit once, from here.
     command.process_group(0).kill_on_drop(true);
     let clients = Clients {

@@ -1,8 +1,11 @@
 //! `hypernbd snapshot create|list|delete URL`.
 
 use anyhow::Result;
+use hypernbd_volume::admin;
+use hypernbd_volume::monitor::client::{self, ClientError, Place};
+use hypernbd_volume::monitor::control::SnapshotArguments;
 use hypernbd_volume::options::StoreOptions;
-use hypernbd_volume::past::{self, At, SnapshotName};
+use hypernbd_volume::past::{self, At, Snapshot, SnapshotName};
 use hypernbd_volume::url::VolumeUrl;
 
 use crate::output;
@@ -27,7 +30,8 @@ pub struct CreateArgs {
     /// The name: letters, digits, '.', '_' and '-', the first a letter
     pub name: SnapshotName,
 
-    /// The checkpoint, as @NUMBER, @TIME, @-AGO or @NAME; the newest published if it is left out
+    /// The checkpoint, as @NUMBER, @TIME, @-AGO or @NAME. If it is left out, the state of now, with all that a server on this
+    /// machine was sent; of a server elsewhere the newest that it has published
     pub at: Option<At>,
 }
 
@@ -56,7 +60,7 @@ pub struct DeleteArgs {
 pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
     match command {
         Command::Create(args) => {
-            let made = past::create(&args.url, store, &args.name, args.at.as_ref()).await?;
+            let made = create(args, store).await?;
             output::line(format_args!(
                 "{} is checkpoint {}, published {}",
                 made.name,
@@ -73,6 +77,33 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
             ))
         }
     }
+}
+
+/// Without a checkpoint it is the state of now: a server on this machine publishes what it has in memory first. Of one that cannot
+/// be told the newest published state is taken, with a warning.
+async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Snapshot> {
+    if args.at.is_none()
+        && let Some(lease) = admin::info(&args.url, store).await?.lease
+        && lease.is_held()
+    {
+        if let Some(control) = lease.control_here() {
+            let arguments = SnapshotArguments {
+                name: args.name.to_string(),
+            };
+            match client::tell(&Place::Unix(control.into()), "snapshot", &arguments).await {
+                Err(error @ (ClientError::Unreachable { .. } | ClientError::Foreign { .. })) => {
+                    log::warn!("{error}");
+                }
+                told => return Ok(told?),
+            }
+        }
+        log::warn!(
+            "{} serves {} and was not told: what it has not published yet is not in the snapshot",
+            lease.holder,
+            args.url
+        );
+    }
+    Ok(past::create(&args.url, store, &args.name, args.at.as_ref()).await?)
 }
 
 async fn list(args: &ListArgs, store: &StoreOptions) -> Result<()> {

@@ -139,6 +139,11 @@ impl NewestCheckpoint {
         }
     }
 
+    /// The `count` recorded last, the newest first, and when they were published.
+    pub fn last(&self, count: usize) -> Vec<(Checkpoint, u64)> {
+        self.0.lock().recent.values().rev().take(count).copied().collect()
+    }
+
     /// The checkpoint of this number, and when it was published, if it was recorded here not long ago.
     pub fn recent(&self, cno: u64) -> Option<(Checkpoint, u64)> {
         self.0.lock().recent.get(&cno).copied()

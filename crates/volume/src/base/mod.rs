@@ -9,6 +9,7 @@ pub mod descriptors;
 pub(crate) mod error;
 pub mod geometry;
 pub mod ids;
+pub mod repeats;
 pub mod single_flight;
 pub mod store_error;
 pub(crate) mod stored_text;

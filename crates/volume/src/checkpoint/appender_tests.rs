@@ -52,7 +52,7 @@ async fn a_write_is_on_its_way_until_its_group_is_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut appender = appender(dir.path(), Uuid::from_u128(42)).await;
     let overlay = Overlay::with_log(Geometry::new(1 << 20, 4096), 64 << 10);
-    let mut snapshot = |appender: &mut Appender, sequence: u64| {
+    let snapshot = |appender: &mut Appender, sequence: u64| {
         appender.snapshot(sequence, &overlay, std::iter::empty(), GenerationId(1))
     };
     overlay.write(0, &[1; 4096]);

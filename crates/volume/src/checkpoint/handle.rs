@@ -177,6 +177,11 @@ impl Driver {
         let _ = self.commands.send(Command::CheckpointWanted);
     }
 
+    /// Generations that are begun from now on are published at this age.
+    pub fn set_checkpoint_interval(&self, interval: Duration) {
+        let _ = self.commands.send(Command::Interval(interval));
+    }
+
     /// What is not yet where it is to be.
     pub fn backlog(&self) -> Backlog {
         self.since.lock().backlog(&self.overlay, self.has_log)

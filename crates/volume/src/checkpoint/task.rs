@@ -49,6 +49,7 @@ pub(super) enum Command {
         result: Result<(), AppendError>,
     },
     CheckpointWanted,
+    Interval(Duration),
     Stop(oneshot::Sender<GenerationId>),
 }
 
@@ -236,6 +237,11 @@ impl Task {
             Command::AppendEnded { sequence, result } => {
                 let end = self.append_ended(result);
                 machine::Event::Log(LogEvent::AppendEnded { sequence, end })
+            }
+            Command::Interval(interval) => {
+                // Of generations that are dirtied from now on.
+                self.config.checkpoint_interval = interval;
+                return None;
             }
             Command::Stop(_) => unreachable!("seen to by the loop"),
         })

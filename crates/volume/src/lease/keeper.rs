@@ -254,6 +254,7 @@ fn take_options(options: &LeaseOptions, volume_id: VolumeId) -> TakeOptions {
             holder: host::this_process(),
             taken_ms: now_ms(),
             write_buffer_dir: options.write_buffer_dir.clone(),
+            control: options.control.clone(),
             older_may_run: false,
         },
         takeover: options.takeover,

@@ -51,6 +51,7 @@ enum Request {
 }
 
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // One of them is alive at a time.
 enum Answer {
     Lease(Option<Stored>),
     LeasePut(ETag),

@@ -20,6 +20,8 @@ pub struct LeaseOptions {
     pub epoch_above: u64,
     /// What it says of the directory of the write buffer's file.
     pub write_buffer_dir: Option<String>,
+    /// What it says of the socket on which its holder is told what to do.
+    pub control: Option<String>,
     /// Its token, where somebody must know that before it is taken. Never one that was used before.
     pub token: Option<String>,
 }
@@ -33,6 +35,7 @@ impl Default for LeaseOptions {
             is_copied: false,
             epoch_above: 0,
             write_buffer_dir: None,
+            control: None,
             token: None,
         }
     }

@@ -76,6 +76,13 @@ pub struct LeaseRecord {
         skip_serializing_if = "Option::is_none"
     )]
     pub write_buffer_dir: Option<String>,
+    /// Path of the socket on which it is told what to do, on its machine.
+    #[serde(
+        default,
+        deserialize_with = "stored_text::printable_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub control: Option<String>,
     /// An earlier owner may still run, and not know yet that it is none any more. Once so, it stays so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub older_may_run: bool,
@@ -101,6 +108,12 @@ impl LeaseRecord {
     pub fn left_buffer(&self) -> Option<&str> {
         let is_left = self.state != LeaseState::Released && self.holder.is_on_this_machine();
         self.write_buffer_dir.as_deref().filter(|_| is_left)
+    }
+
+    /// The socket on which its holder is told what to do, if that is a server of this machine.
+    pub fn control_here(&self) -> Option<&str> {
+        let is_here = self.is_held() && self.holder.is_on_this_machine();
+        self.control.as_deref().filter(|_| is_here)
     }
 
     /// Whether it is in force.

@@ -22,6 +22,7 @@ pub fn record(token: &str, epoch: u64) -> LeaseRecord {
         },
         taken_ms: 0,
         write_buffer_dir: None,
+        control: None,
         older_may_run: false,
     }
 }

@@ -42,9 +42,51 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+/// Where a server is told what to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// In the runtime directory, if there is one that can be used.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
+    /// At this absolute path.
+    At(PathBuf),
+}
+
+impl ControlSocket {
+    /// Reads `auto`, `off` or `unix:/PATH`.
+    ///
+    /// # Errors
+    /// What to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            other => match ListenAddress::parse(other) {
+                Ok(ListenAddress::Unix(path)) => Ok(Self::At(path)),
+                _ => Err("write auto, off or unix:/PATH".into()),
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_control_socket_is_never_on_the_network() {
+        assert_eq!(ControlSocket::parse("auto"), Ok(ControlSocket::Auto));
+        assert_eq!(ControlSocket::parse("off"), Ok(ControlSocket::Off));
+        assert_eq!(
+            ControlSocket::parse("unix:/run/c"),
+            Ok(ControlSocket::At("/run/c".into()))
+        );
+        for wrong in ["127.0.0.1:9100", "yes", "/run/c", "unix:c", ""] {
+            assert!(ControlSocket::parse(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn addresses_are_read() {

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -18,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
+use super::control::{self, Refusal};
 use super::listen::{Listener, Socket};
 use super::{Monitor, page};
 
@@ -29,11 +32,23 @@ const CONNECTION_TIME_MAX: Duration = Duration::from_secs(10);
 const HEAD_TIME_MAX: Duration = Duration::from_secs(2);
 /// The largest head of a request.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// The largest body of a request.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// What is known now, under the name that the control socket has for it.
+const STATUS_OF_CONTROL: &str = "/v1/status";
+/// What somebody gets who was not there.
+const REPORT: &str = "/v1/report";
 /// Wait after a connection could not be accepted, as when there are no descriptors left.
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 pub(super) const JSON: &str = "application/json";
+
+/// What people look at; it asks for `/status` again and again.
+const PAGE: &str = include_str!("page.html");
+/// It needs nothing from elsewhere, and may send nothing there.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                           base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
@@ -47,12 +62,22 @@ impl Drop for Serving {
     }
 }
 
+/// What who connects may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Ask.
+    Look,
+    /// Ask, and tell the server what to do. Only this user and root may connect, to a Unix socket.
+    Control,
+}
+
 /// Begins to answer, on the current runtime.
 ///
 /// # Errors
 /// When the runtime cannot take the socket.
-pub fn serve(listener: Listener, monitor: Arc<Monitor>) -> io::Result<Serving> {
+pub fn serve(listener: Listener, monitor: Arc<Monitor>, access: Access) -> io::Result<Serving> {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let name = listener.address().to_string();
     let (socket, file) = listener.into_parts();
     let socket = Accepting::new(socket)?;
     let accepting = tokio::spawn(async move {
@@ -61,12 +86,13 @@ pub fn serve(listener: Listener, monitor: Arc<Monitor>) -> io::Result<Serving> {
             let Ok(turn) = connections.clone().acquire_owned().await else {
                 return;
             };
-            match socket.accept().await {
-                Ok(stream) => {
-                    tokio::spawn(connection(stream, turn, monitor.clone()));
+            match socket.accept(access).await {
+                Ok(Some(stream)) => {
+                    tokio::spawn(connection(stream, turn, monitor.clone(), access));
                 }
+                Ok(None) => warn!("another user tried to tell this server what to do, and was hung up on"),
                 Err(e) => {
-                    warn!("a connection to the metrics could not be accepted: {e}");
+                    warn!("a connection to {name} could not be accepted: {e}");
                     tokio::time::sleep(ACCEPT_WAIT).await;
                 }
             }
@@ -94,19 +120,34 @@ impl Accepting {
         })
     }
 
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
-        Ok(match self {
-            Self::Tcp(socket) => Box::new(socket.accept().await?.0),
-            Self::Unix(socket) => Box::new(socket.accept().await?.0),
-        })
+    /// The next connection; `None` for one of somebody who may not have this access.
+    async fn accept(&self, access: Access) -> io::Result<Option<Box<dyn Stream>>> {
+        match self {
+            // Nobody can tell whose that is.
+            Self::Tcp(socket) => {
+                let (stream, _) = socket.accept().await?;
+                Ok((access == Access::Look).then(|| Box::new(stream) as Box<dyn Stream>))
+            }
+            Self::Unix(socket) => {
+                let (stream, _) = socket.accept().await?;
+                let peer = stream.peer_cred()?.uid();
+                let is_ours = peer == rustix::process::geteuid().as_raw() || peer == 0;
+                Ok((access == Access::Look || is_ours).then(|| Box::new(stream) as Box<dyn Stream>))
+            }
+        }
     }
 }
 
-async fn connection(stream: Box<dyn Stream>, turn: OwnedSemaphorePermit, monitor: Arc<Monitor>) {
+async fn connection(
+    stream: Box<dyn Stream>,
+    turn: OwnedSemaphorePermit,
+    monitor: Arc<Monitor>,
+    access: Access,
+) {
     let _turn = turn;
     let service = service_fn(move |request: Request<Incoming>| {
         let monitor = monitor.clone();
-        async move { Ok::<_, Infallible>(monitor.answer(request.method(), request.uri().path())) }
+        async move { Ok::<_, Infallible>(respond(monitor, access, request).await) }
     });
     let mut connection = http1::Builder::new();
     connection
@@ -115,11 +156,83 @@ async fn connection(stream: Box<dyn Stream>, turn: OwnedSemaphorePermit, monitor
         .max_buf_size(HEAD_BYTES_MAX)
         .keep_alive(false);
     let served = connection.serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIME_MAX, served).await {
+    // What a server is told to do takes as long as it takes, and bounds that itself.
+    let ended = match access {
+        Access::Look => tokio::time::timeout(CONNECTION_TIME_MAX, served).await,
+        Access::Control => Ok(served.await),
+    };
+    match ended {
         Ok(Ok(())) => {}
-        Ok(Err(e)) => debug!("a connection to the metrics ended early: {e}"),
-        Err(_) => debug!("a connection to the metrics took too long"),
+        Ok(Err(e)) => debug!("a connection that asked about the server ended early: {e}"),
+        Err(_) => debug!("a connection that asked about the server took too long"),
     }
+}
+
+async fn respond(monitor: Arc<Monitor>, access: Access, request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
+    let is_verb = path.starts_with(control::VERSION) && path != STATUS_OF_CONTROL;
+    if access == Access::Look || !is_verb {
+        return monitor.answer(
+            request.method(),
+            if access == Access::Control {
+                of_control(&path)
+            } else {
+                &path
+            },
+        );
+    }
+    if path == REPORT && request.method() == Method::GET {
+        let body = serde_json::to_vec(&monitor.report()).unwrap_or_default();
+        return answer(StatusCode::OK, JSON, body);
+    }
+    if request.method() != Method::POST {
+        return refused_method("only POST is answered here\n", "POST");
+    }
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    let done = match tokio::time::timeout(CONNECTION_TIME_MAX, body).await {
+        Ok(Ok(body)) => told(monitor, path, body.to_bytes()).await,
+        Ok(Err(_)) => Err(Refusal {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            why: format!("the body broke off, or is longer than {BODY_BYTES_MAX} bytes"),
+        }),
+        Err(_) => Err(Refusal {
+            status: StatusCode::REQUEST_TIMEOUT,
+            why: "the body took too long".into(),
+        }),
+    };
+    let (status, body) = match done {
+        Ok(value) => (StatusCode::OK, value),
+        Err(refusal) => (refusal.status, serde_json::json!({ "error": refusal.why })),
+    };
+    answer(status, JSON, body.to_string())
+}
+
+async fn told(monitor: Arc<Monitor>, path: String, body: Bytes) -> Result<serde_json::Value, Refusal> {
+    let verb = control::verb(&path, &body)?;
+    let runtime = tokio::runtime::Handle::current();
+    let done = tokio::task::spawn_blocking(move || monitor.carry_out(&verb, &runtime)).await;
+    done.unwrap_or_else(|e| {
+        Err(Refusal {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            why: format!("internal error: {e}"),
+        })
+    })
+}
+
+/// The path that this one is another name of.
+fn of_control(path: &str) -> &str {
+    match path {
+        STATUS_OF_CONTROL => "/status",
+        other => other,
+    }
+}
+
+fn refused_method(text: &'static str, allowed: &'static str) -> Answer {
+    let mut refused = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+    refused
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
+    refused
 }
 
 /// An answer with a body.
@@ -138,12 +251,7 @@ impl Monitor {
     /// What is answered to a request.
     pub(super) fn answer(&self, method: &Method, path: &str) -> Answer {
         if method != Method::GET && method != Method::HEAD {
-            let text = "only GET is answered here\n";
-            let mut refused = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
-            refused
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return refused;
+            return refused_method("only GET is answered here\n", "GET, HEAD");
         }
         match path {
             "/metrics" => answer(
@@ -155,6 +263,12 @@ impl Monitor {
                 let body = serde_json::to_vec(&self.status()).unwrap_or_default();
                 answer(StatusCode::OK, JSON, body)
             }
+            "/" => {
+                let mut page = answer(StatusCode::OK, "text/html; charset=utf-8", PAGE);
+                let policy = HeaderValue::from_static(PAGE_POLICY);
+                page.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+                page
+            }
             "/healthz" => answer(StatusCode::OK, TEXT, "ok\n"),
             "/readyz" => match self.status().not_ready() {
                 None => answer(StatusCode::OK, TEXT, "ok\n"),
@@ -163,7 +277,7 @@ impl Monitor {
             _ => answer(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /metrics, /status, /healthz and /readyz\n",
+                "there are /, /metrics, /status, /healthz and /readyz\n",
             ),
         }
     }

@@ -98,7 +98,7 @@ fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
 }
 
 /// Removes a socket that nobody listens at.
-fn remove_dead(path: &Path) -> io::Result<()> {
+pub(super) fn remove_dead(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         found => found?,

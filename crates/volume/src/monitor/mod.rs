@@ -1,26 +1,52 @@
-//! What a server says of itself, over HTTP.
+//! What a server says of itself, and what it can be told, over HTTP.
 //!
 //! * [`listen`]: where it listens; sockets are made before the server goes to the background.
+//! * [`runtime_dir`]: where the socket is on which it is told what to do.
 //! * [`http`]: the connections, each with a bound on its time and its size.
 //! * [`status`]: what is known now, as JSON.
-//! * `page`: the same for Prometheus.
+//! * `page`: the same for Prometheus; `page.html`: for people.
+//! * [`control`]: the verbs.
+//! * [`client`]: who asks.
+//! * [`log_lines`]: the log as JSON.
 //!
 //! What is asked costs the store nothing.
 
 use std::sync::Arc;
 
+use crate::base::url::VolumeUrl;
 use crate::metrics::Metrics;
+use crate::options::durability::Durability;
+use crate::options::{ServeConfig, StoreOptions};
 use crate::volume::Volume;
 
+pub mod client;
+pub mod control;
 pub mod http;
 pub mod listen;
+pub mod log_lines;
 mod page;
+pub mod runtime_dir;
 pub mod status;
+
+/// Environment variable in which whoever starts a server says where its clients reach it, as an NBD URI.
+pub const NBD_URI: &str = "HYPERNBD_NBD_URI";
 
 /// What a server can be asked about itself.
 pub trait Served: Send + Sync + 'static {
     /// What it serves now.
     fn now(&self) -> Now;
+
+    /// Ends the server: now, or once the last client has gone.
+    fn shut_down(&self, when_idle: bool);
+
+    /// Logs what this filter says, in the words of `RUST_LOG`.
+    ///
+    /// # Errors
+    /// When it is no filter.
+    fn set_log(&self, filter: &str) -> Result<(), String>;
+
+    /// The last lines of the log as [`log_lines::json`] writes them, the oldest first.
+    fn last_lines(&self) -> Vec<String>;
 }
 
 /// What a server serves at one moment.
@@ -65,6 +91,10 @@ impl State {
 pub struct Monitor {
     served: Box<dyn Served>,
     metrics: Metrics,
+    /// The volume, and how its store is reached.
+    place: (VolumeUrl, StoreOptions),
+    /// Its parameters as they were given.
+    given: Vec<(String, String)>,
     /// What does not change while it runs.
     about: About,
 }
@@ -78,6 +108,8 @@ pub struct About {
     pub url: String,
     /// What a flush promises.
     pub durability: &'static str,
+    /// Where clients reach it, where that is known.
+    pub nbd_uri: Option<String>,
     /// Number of its process.
     pub pid: u32,
     /// When it started, in milliseconds since 1970-01-01 UTC.
@@ -85,15 +117,18 @@ pub struct About {
 }
 
 impl Monitor {
-    /// Tells of `served`, which counts in `metrics`.
-    pub fn new(served: impl Served, metrics: Metrics, url: String, durability: &'static str) -> Self {
+    /// Tells of `served`, which this configuration is of.
+    pub fn new(served: impl Served, config: &ServeConfig) -> Self {
         Self {
             served: Box::new(served),
-            metrics,
+            metrics: config.store.metrics.clone(),
+            place: (config.url.clone(), config.store.clone()),
+            given: config.given.clone(),
             about: About {
                 version: env!("CARGO_PKG_VERSION"),
-                url,
-                durability,
+                url: config.url.to_string(),
+                durability: Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence(),
+                nbd_uri: std::env::var(NBD_URI).ok(),
                 pid: std::process::id(),
                 started_ms: crate::base::clock::now_ms(),
             },

@@ -12,10 +12,11 @@ pub use crate::index::cache_config::{
     INDEX_MEMORY_DEFAULT_BYTES, NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheError, NodeCacheStrategy,
 };
 pub use crate::lease::options::LeaseOptions;
-pub use crate::metrics::address::ListenAddress;
+pub use crate::metrics::address::{ControlSocket, ListenAddress};
 pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
+pub(crate) use table::parse_checkpoint_interval;
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
 use crate::base::units::MIB;
@@ -113,6 +114,16 @@ impl Default for VolumeOptions {
     }
 }
 
+/// How lines of the log look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
 /// Which requests nbdkit may hand over at the same time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ThreadModelOption {
@@ -140,6 +151,12 @@ pub struct ServeConfig {
     pub thread_model: ThreadModelOption,
     /// Where the server tells of itself, if anywhere.
     pub metrics: Option<ListenAddress>,
+    /// Where it is told what to do.
+    pub control: ControlSocket,
+    /// How lines of the log look.
+    pub log_format: LogFormat,
+    /// What was given, by first names.
+    pub given: Vec<(String, String)>,
     /// Values that were adjusted, one sentence each, for the log.
     pub warnings: Vec<String>,
 }
@@ -209,7 +226,7 @@ pub enum OptionError {
 /// Reads `key=value` parameters one at a time.
 #[derive(Debug, Default)]
 pub struct ServeOptions {
-    given: Vec<&'static str>,
+    given: Vec<(&'static str, String)>,
     url: Option<VolumeUrl>,
     store: StoreOptions,
     volume: VolumeOptions,
@@ -219,6 +236,8 @@ pub struct ServeOptions {
     runtime_threads: Option<usize>,
     thread_model: ThreadModelOption,
     metrics: Option<ListenAddress>,
+    control: ControlSocket,
+    log_format: LogFormat,
     warnings: Vec<String>,
 }
 
@@ -233,7 +252,7 @@ impl ServeOptions {
             key: key.to_string(),
             suggestion: table::nearest(&name),
         })?;
-        if self.given.contains(&spec.key) {
+        if self.given.iter().any(|(key, _)| *key == spec.key) {
             return Err(OptionError::Repeated {
                 key: spec.key,
                 alias: spec.alias,
@@ -244,7 +263,7 @@ impl ServeOptions {
             value: value.to_string(),
             reason,
         })?;
-        self.given.push(spec.key);
+        self.given.push((spec.key, value.to_string()));
         Ok(())
     }
 
@@ -279,6 +298,13 @@ impl ServeOptions {
             runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
             thread_model: self.thread_model,
             metrics: self.metrics,
+            control: self.control,
+            log_format: self.log_format,
+            given: self
+                .given
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
             warnings: self.warnings,
         })
     }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, INDEX_MEMORY_LEAST_BYTES, NodeCacheConfig,
+    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, INDEX_MEMORY_LEAST_BYTES, LogFormat, NodeCacheConfig,
     PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
     WRITE_BUFFER_MOST_BYTES,
 };
 use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::base::url::VolumeUrl;
 use crate::index::cache_config::absolute;
-use crate::metrics::address::ListenAddress;
+use crate::metrics::address::{ControlSocket, ListenAddress};
 use crate::store::options::{check_endpoint, check_region};
 
 /// Which part of the program a parameter is for.
@@ -247,7 +247,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         help: "longest time from a write to the start of its checkpoint, 30s by default with a log; 100ms to 24h",
         group: OptionGroup::Serve,
         apply: |options, value| {
-            options.checkpoint_interval = Some(duration_within(value, Duration::from_millis(100))?);
+            options.checkpoint_interval = Some(parse_checkpoint_interval(value)?);
             Ok(())
         },
     },
@@ -428,6 +428,36 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "control",
+        alias: None,
+        value_name: "auto|off|unix:/PATH",
+        default: "auto",
+        default_is_value: true,
+        help: "socket on which this user and root tell the server what to do; auto is in the runtime directory",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.control = ControlSocket::parse(value)?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "log_format",
+        alias: None,
+        value_name: "text|json",
+        default: "text",
+        default_is_value: true,
+        help: "how lines of the log look; json is one object a line",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.log_format = match value {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return Err("write text or json".to_string()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "runtime_threads",
         alias: None,
         value_name: "N",
@@ -521,6 +551,11 @@ fn yes_or_no(value: &str) -> Result<bool, String> {
         "no" | "false" | "off" | "0" => Ok(false),
         _ => Err("write yes or no".to_string()),
     }
+}
+
+/// A `checkpoint_interval`; the error says what to write.
+pub(crate) fn parse_checkpoint_interval(value: &str) -> Result<Duration, String> {
+    duration_within(value, Duration::from_millis(100))
 }
 
 fn duration_within(value: &str, least: Duration) -> Result<Duration, String> {

@@ -43,7 +43,9 @@ fn the_url_alone_gives_the_defaults() {
 #[test]
 fn the_defaults_written_in_the_table_are_the_defaults() {
     for spec in OPTIONS.iter().filter(|spec| spec.default_is_value) {
-        let given = read(&[URL, (spec.key, spec.default)]).unwrap();
+        let mut given = read(&[URL, (spec.key, spec.default)]).unwrap();
+        let said = given.given.pop();
+        assert_eq!(said, Some((spec.key.to_owned(), spec.default.to_owned())));
         assert_eq!(given, read(&[URL]).unwrap(), "{}", spec.key);
     }
 }
@@ -75,6 +77,8 @@ fn every_key_takes_effect_in_every_spelling() {
             ("sse_kms_key_id", "alias/disks"),
             ("allow_unsafe_store", "yes"),
             ("metrics", "unix:/run/metrics"),
+            ("control", "unix:/run/control"),
+            ("log_format", "json"),
             ("runtime_threads", &threads_text),
             ("io_timeout", "2m"),
             ("lease_duration", "10s"),
@@ -143,11 +147,15 @@ fn every_key_takes_effect_in_every_spelling() {
                     epoch_above: 0,
                     write_buffer_dir: None,
                     token: None,
+                    control: None,
                 },
             },
             runtime_threads: threads,
             thread_model: ThreadModelOption::SerializeRequests,
             metrics: Some(ListenAddress::Unix("/run/metrics".into())),
+            control: ControlSocket::At("/run/control".into()),
+            log_format: LogFormat::Json,
+            given: config.given.clone(),
             warnings: vec![],
         };
         assert_eq!(config, expected);

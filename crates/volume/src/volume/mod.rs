@@ -327,6 +327,26 @@ impl Volume {
         self.runtime.block_on(self.driver.flush())
     }
 
+    /// Returns once every write replied to before the call is in a checkpoint, with a log too.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub fn publish(&self) -> Result<(), VolumeError> {
+        if self.is_read_only {
+            return Ok(());
+        }
+        self.check_open()?;
+        if self.overlay.total_bytes() > 0 {
+            self.engine.check_publish()?;
+        }
+        self.runtime.block_on(self.driver.publish_all())
+    }
+
+    /// Generations that are begun from now on are published at this age.
+    pub fn set_checkpoint_interval(&self, interval: Duration) {
+        self.driver.set_checkpoint_interval(interval);
+    }
+
     /// Brings the range into the read cache, or as much of it as may take its room at once (NBD cache).
     ///
     /// # Errors

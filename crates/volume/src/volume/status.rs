@@ -5,6 +5,9 @@ use serde::Serialize;
 use super::Volume;
 use crate::format::node::NODE_BYTES;
 
+/// Checkpoints of this server that are told of.
+const RECENT_SHOWN: usize = 20;
+
 /// An open volume at one moment.
 #[derive(Debug, Clone, Serialize)]
 pub struct VolumeStatus {
@@ -20,6 +23,8 @@ pub struct VolumeStatus {
     pub fenced: Option<String>,
     /// Number of the newest checkpoint.
     pub checkpoint: Option<u64>,
+    /// The checkpoints that this server published last, the newest first.
+    pub recent: Vec<RecentCheckpoint>,
     /// The write buffer.
     pub buffer: BufferStatus,
     /// Age of the oldest write that is not published, in seconds; none when everything is.
@@ -28,6 +33,15 @@ pub struct VolumeStatus {
     pub undurable_age_s: Option<f64>,
     /// The log, if there is one.
     pub log: Option<LogBacklog>,
+}
+
+/// A checkpoint that this server published.
+#[derive(Debug, Clone, Serialize)]
+pub struct RecentCheckpoint {
+    /// Its number.
+    pub checkpoint: u64,
+    /// When, in milliseconds since 1970-01-01 UTC.
+    pub published_ms: u64,
 }
 
 /// The write buffer, in bytes of memory.
@@ -71,6 +85,15 @@ impl Volume {
             is_fenced: fenced.is_some(),
             fenced,
             checkpoint: self.newest.get().map(|id| id.cno),
+            recent: self
+                .newest
+                .last(RECENT_SHOWN)
+                .into_iter()
+                .map(|(checkpoint, published_ms)| RecentCheckpoint {
+                    checkpoint: checkpoint.id.cno,
+                    published_ms,
+                })
+                .collect(),
             buffer: BufferStatus {
                 limit_bytes: self.write_buffer_bytes,
                 bytes: backlog.unpublished_bytes,

@@ -21,6 +21,7 @@ use crate::wal::GroupId;
 use crate::wal::group_commit::{self, AppendEnd};
 
 /// How a task ended.
+#[allow(clippy::large_enum_variant)] // One of them is alive at a time.
 enum Done {
     /// The opening failed, or the owner has closed.
     Ended,

@@ -70,6 +70,7 @@ pub enum Request {
 
 /// What the store says.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // One of them is alive at a time.
 pub enum Answer {
     Found(Option<(Body, u64)>),
     Listed(Vec<Key>),

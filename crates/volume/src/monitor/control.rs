@@ -1,0 +1,307 @@
+//! What a server can be told to do, on a socket of its own: `POST /v1/VERB` with JSON, answered with JSON.
+//!
+//! Everything that can be asked elsewhere can be asked here, too. Who may connect is decided before anything is read: the
+//! socket's file and the kernel's word on the peer (`SO_PEERCRED`) both say that it is this user, or root.
+
+use std::collections::BTreeMap;
+
+use hyper::StatusCode;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::runtime::Handle;
+
+use super::Monitor;
+use super::status::Status;
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::options::parse_checkpoint_interval;
+use crate::past::{self, SnapshotName};
+
+/// Paths of the verbs begin so. Another number is another meaning.
+pub(super) const VERSION: &str = "/v1/";
+
+/// What a server is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// Everything replied to becomes durable.
+    Flush,
+    /// The state of now gets a name.
+    Snapshot(SnapshotName),
+    /// The server ends.
+    Shutdown {
+        /// Once the last client has gone.
+        when_idle: bool,
+    },
+    /// What may change while it runs.
+    Set(Settings),
+}
+
+/// What may change while a server runs; the rest stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What is logged, as in `RUST_LOG`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// The parameter of that name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_interval: Option<String>,
+}
+
+/// Arguments of `snapshot`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotArguments {
+    /// The name.
+    pub name: String,
+}
+
+/// Arguments of `shutdown`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownArguments {
+    /// Once the last client has gone.
+    pub when_idle: bool,
+}
+
+/// Arguments of verbs that take none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoArguments {}
+
+/// Why a server does not do what it is told.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub status: StatusCode,
+    pub why: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, why: impl Into<String>) -> Self {
+        Self {
+            status,
+            why: why.into(),
+        }
+    }
+}
+
+impl From<VolumeError> for Refusal {
+    fn from(error: VolumeError) -> Self {
+        let status = match error.kind() {
+            ErrorKind::InvalidInput => StatusCode::BAD_REQUEST,
+            ErrorKind::Fenced | ErrorKind::ReadOnly | ErrorKind::Closed => StatusCode::CONFLICT,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        Self::new(status, error.chain())
+    }
+}
+
+/// What `body` says, or the arguments that are usual when it is empty.
+fn arguments<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|e| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body is not what is expected: {e}"),
+        )
+    })
+}
+
+/// Reads what a server is told. Pure.
+pub(super) fn verb(path: &str, body: &[u8]) -> Result<Verb, Refusal> {
+    match path.strip_prefix(VERSION) {
+        Some("flush") => arguments::<NoArguments>(body).map(|_| Verb::Flush),
+        Some("snapshot") => {
+            let SnapshotArguments { name } = arguments(body)?;
+            let name: SnapshotName = name
+                .parse()
+                .map_err(|why: String| Refusal::new(StatusCode::BAD_REQUEST, why))?;
+            Ok(Verb::Snapshot(name))
+        }
+        Some("shutdown") => {
+            let ShutdownArguments { when_idle } = arguments(body)?;
+            Ok(Verb::Shutdown { when_idle })
+        }
+        Some("set") => {
+            let settings: Settings = arguments(body)?;
+            if settings == Settings::default() {
+                let why = "nothing is to be set: give log or checkpoint_interval";
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, why));
+            }
+            Ok(Verb::Set(settings))
+        }
+        Some("resize") => Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "the size of a volume does not change while it is served: end the server, then hypernbd resize",
+        )),
+        _ => Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "there are /v1/status, /v1/report, /v1/flush, /v1/snapshot, /v1/shutdown and /v1/set",
+        )),
+    }
+}
+
+/// What helps somebody who was not there: what is known now, the parameters, the last lines of the log.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    status: Status,
+    parameters: BTreeMap<String, String>,
+    log: Vec<Value>,
+}
+
+/// The value of a parameter without what may be a secret in it: a name and a password in a URL.
+fn without_secret(value: &str) -> String {
+    let Some((scheme, rest)) = value.split_once("://") else {
+        return value.to_owned();
+    };
+    let host_end = rest.find('/').unwrap_or(rest.len());
+    match rest[..host_end].rfind('@') {
+        Some(at) => format!("{scheme}://…{}", &rest[at..]),
+        None => value.to_owned(),
+    }
+}
+
+impl Monitor {
+    /// A report for somebody who was not there. Holds no credential.
+    pub(super) fn report(&self) -> Report {
+        let parameters = self.given.iter();
+        let parameters = parameters.map(|(key, value)| (key.clone(), without_secret(value)));
+        let lines = self.served.last_lines().into_iter();
+        Report {
+            status: self.status(),
+            parameters: parameters.collect(),
+            log: lines
+                .map(|line| serde_json::from_str(&line).unwrap_or(Value::String(line)))
+                .collect(),
+        }
+    }
+
+    /// Does what it is told; may take as long as a flush. To be called where blocking harms nobody.
+    pub(super) fn carry_out(&self, verb: &Verb, runtime: &Handle) -> Result<Value, Refusal> {
+        let now = self.served.now();
+        match verb {
+            Verb::Flush => {
+                if let Some(volume) = &now.volume {
+                    volume.flush()?;
+                }
+                Ok(serde_json::json!({ "is_durable": true }))
+            }
+            Verb::Snapshot(name) => {
+                // Between this and the name more may be published: the name is on a state of now, or a moment later.
+                if let Some(volume) = &now.volume {
+                    volume.publish()?;
+                }
+                let (url, store) = &self.place;
+                let made = runtime.block_on(past::create(url, store, name, None))?;
+                serde_json::to_value(made)
+                    .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+            }
+            Verb::Shutdown { when_idle } => {
+                log::info!(
+                    "told to end{}",
+                    if *when_idle {
+                        " once the last client has gone"
+                    } else {
+                        ""
+                    }
+                );
+                self.served.shut_down(*when_idle);
+                Ok(serde_json::json!({ "connections": now.connections }))
+            }
+            Verb::Set(settings) => {
+                let bad = |why: String| Refusal::new(StatusCode::BAD_REQUEST, why);
+                let interval = settings.checkpoint_interval.as_deref();
+                let interval = interval.map(parse_checkpoint_interval).transpose();
+                let interval = interval.map_err(|why| bad(format!("checkpoint_interval: {why}")))?;
+                if interval.is_some() && now.volume.is_none() {
+                    let why = "checkpoint_interval is set while the volume is open: connect a client first";
+                    return Err(Refusal::new(StatusCode::CONFLICT, why));
+                }
+                // All or nothing: what can fail is done first.
+                if let Some(filter) = &settings.log {
+                    self.served
+                        .set_log(filter)
+                        .map_err(|why| bad(format!("log: {why}")))?;
+                }
+                if let (Some(interval), Some(volume)) = (interval, &now.volume) {
+                    volume.set_checkpoint_interval(interval);
+                }
+                log::info!(
+                    "told to set {}",
+                    serde_json::to_string(settings).unwrap_or_default()
+                );
+                serde_json::to_value(settings)
+                    .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_are_read() {
+        assert_eq!(verb("/v1/flush", b"").unwrap(), Verb::Flush);
+        assert_eq!(verb("/v1/flush", b"{}").unwrap(), Verb::Flush);
+        let name = "before".parse().unwrap();
+        assert_eq!(
+            verb("/v1/snapshot", br#"{"name": "before"}"#).unwrap(),
+            Verb::Snapshot(name)
+        );
+        for (body, when_idle) in [("", false), (r#"{"when_idle": true}"#, true)] {
+            assert_eq!(
+                verb("/v1/shutdown", body.as_bytes()).unwrap(),
+                Verb::Shutdown { when_idle }
+            );
+        }
+        let settings = Settings {
+            log: Some("debug".into()),
+            ..Settings::default()
+        };
+        assert_eq!(
+            verb("/v1/set", br#"{"log": "debug"}"#).unwrap(),
+            Verb::Set(settings)
+        );
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_left_out() {
+        for (value, shown) in [
+            ("http://user:secret@host:9000/x", "http://…@host:9000/x"),
+            ("http://host:9000", "http://host:9000"),
+            ("s3://bucket/a@b/", "s3://bucket/a@b/"),
+            ("5s", "5s"),
+        ] {
+            assert_eq!(without_secret(value), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for (path, body, status) in [
+            ("/v1/flush", "{\"x\": 1}", StatusCode::BAD_REQUEST),
+            ("/v1/flush", "[", StatusCode::BAD_REQUEST),
+            ("/v1/snapshot", "", StatusCode::BAD_REQUEST),
+            ("/v1/snapshot", "{\"name\": \"../x\"}", StatusCode::BAD_REQUEST),
+            ("/v1/snapshot", "{\"name\": 7}", StatusCode::BAD_REQUEST),
+            (
+                "/v1/shutdown",
+                "{\"when_idle\": \"yes\"}",
+                StatusCode::BAD_REQUEST,
+            ),
+            ("/v1/set", "", StatusCode::BAD_REQUEST),
+            ("/v1/set", "{\"io_timeout\": \"1s\"}", StatusCode::BAD_REQUEST),
+            ("/v1/resize", "{}", StatusCode::NOT_IMPLEMENTED),
+            ("/v1/", "{}", StatusCode::NOT_FOUND),
+            ("/v2/flush", "{}", StatusCode::NOT_FOUND),
+            ("/flush", "{}", StatusCode::NOT_FOUND),
+        ] {
+            assert_eq!(
+                verb(path, body.as_bytes()).unwrap_err().status,
+                status,
+                "{path} {body}"
+            );
+        }
+    }
+}
