@@ -4,6 +4,7 @@ pub mod buffer;
 pub mod check;
 pub mod checkpoints;
 pub mod clone;
+pub mod compact;
 pub mod completions;
 pub mod connect;
 pub mod control;

@@ -12,8 +12,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, check, checkpoints, clone, completions, control, create, delete, diff, export, file, import, info,
-    probe, prune, report, resize, restart, retention, rollback, serve, snapshot, space, stats, top, wal,
+    buffer, check, checkpoints, clone, compact, completions, control, create, delete, diff, export, file,
+    import, info, probe, prune, report, resize, restart, retention, rollback, serve, snapshot, space, stats,
+    top, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -71,6 +72,8 @@ enum Command {
     Retention(retention::Command),
     /// Remove the checkpoints that a volume's retention does not keep, and their space
     Prune(prune::Args),
+    /// Copy what is live out of objects that are mostly dead, so that they can go
+    Compact(compact::Args),
     /// Make a volume read as it did at an earlier checkpoint; that can be undone
     Rollback(rollback::Args),
     /// Make a volume that begins as a checkpoint of another one, and shares its objects
@@ -143,6 +146,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Snapshot(command) => runtime.block_on(snapshot::run(&command, &store))?,
         Command::Retention(command) => runtime.block_on(retention::run(&command, &store))?,
         Command::Prune(args) => runtime.block_on(prune::run(&args, &store))?,
+        Command::Compact(args) => return compact::run(&args, &store, &runtime),
         Command::Rollback(args) => runtime.block_on(rollback::run(&args, &store))?,
         Command::Clone(args) => runtime.block_on(clone::run(&args, &store))?,
         Command::Diff(args) => runtime.block_on(diff::run(&args, &store))?,

@@ -9,6 +9,7 @@ pub mod base;
 pub mod buffer_file;
 pub mod check;
 pub mod checkpoint;
+pub mod compaction;
 mod disk;
 pub mod engine;
 pub(crate) mod format;

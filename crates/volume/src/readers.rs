@@ -6,7 +6,8 @@
 use bytes::Bytes;
 
 use crate::buffer_file;
-use crate::format::{inode, node, segment_header};
+use crate::format::{inode, node, segment_header, summary};
+use crate::index::origins::Origins;
 use crate::lease::LeaseRecord;
 use crate::meta::checkpoint_list::CatalogueEntry;
 use crate::meta::children::{Child, ChildRecord};
@@ -114,6 +115,25 @@ pub const READERS: &[Reader] = &[
     Reader {
         name: "index-node",
         read: node::check,
+    },
+    Reader {
+        name: "segment-summary",
+        read: |bytes| {
+            let len_bytes = bytes.len() as u64;
+            summary::needed_bytes(bytes, len_bytes)?;
+            let summary = summary::decode(bytes, len_bytes)?;
+            let nodes = bytes.get(summary.nodes.start as usize..summary.nodes.end as usize);
+            nodes.map(summary::nodes).into_iter().flatten().for_each(drop);
+            Ok(())
+        },
+    },
+    Reader {
+        name: "origins",
+        read: |bytes| {
+            let origins = Origins::decode(bytes)?;
+            origins.birth_of(u64::MAX / 3);
+            Ok(())
+        },
     },
     Reader {
         name: "segment-header",

@@ -42,6 +42,7 @@ fn table(space: &Space, url: &VolumeUrl, price: f64) -> String {
         ("history", format_size(space.history_bytes)),
         ("reclaimable", format_size(space.reclaimable_bytes)),
         ("in grace", format_size(space.grace_bytes)),
+        ("debt", format_size(space.debt_bytes)),
         (
             "stored",
             format!("{} in {} objects", format_size(space.stored_bytes), space.objects),
@@ -71,6 +72,7 @@ mod tests {
             history_bytes: 1 << 20,
             reclaimable_bytes: 0,
             grace_bytes: 0,
+            debt_bytes: 0,
             stored_bytes: 2_000_000_000,
             objects: 7,
         };

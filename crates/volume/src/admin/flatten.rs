@@ -56,7 +56,7 @@ pub async fn flatten(
         )));
     };
     check_closed(&store, THEN).await?;
-    check_buffer(&store).await?;
+    check_buffer(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let flattened = flatten_owned(&store, &lease, &origin).await;
     lease.release(flattened.is_ok()).await;

@@ -25,6 +25,7 @@ use crate::store::{self, Directory, Store};
 mod children;
 mod clone;
 mod clone_full;
+pub mod compact;
 mod copy_objects;
 mod create;
 mod delete;

@@ -72,8 +72,12 @@ pub async fn preview(
 /// When the store fails, or an index cannot be read.
 pub async fn prune_preview(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Survey, VolumeError> {
     let store = parents::connect(url, store_options).await?;
-    inode::load(&store).await?;
-    retention::survey(&store).await
+    let (raw, _) = inode::load(&store).await?;
+    let block_size_bytes = inode::block_size_bytes(&raw).map_err(|reason| VolumeError::Corrupt {
+        what: format!("the inode of the volume at {url}"),
+        reason,
+    })?;
+    retention::survey(&store, u64::from(block_size_bytes)).await
 }
 
 /// Removes what the volume's policy does not keep. A server running on it must be stopped first; one that runs does this itself.
@@ -87,7 +91,7 @@ pub async fn prune(
 ) -> Result<Removed, VolumeError> {
     let store = parents::connect(url, store_options).await?;
     check_closed(&store, THEN).await?;
-    check_buffer(&store).await?;
+    check_buffer(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let pruned = prune_owned(&store, &lease).await;
     lease.release(pruned.is_ok()).await;
@@ -96,12 +100,12 @@ pub async fn prune(
 
 /// Refuses a volume whose server was killed on this machine and left answered writes: no later server may apply them once somebody
 /// else had the volume.
-pub(super) async fn check_buffer(store: &Store) -> Result<(), VolumeError> {
+pub(super) async fn check_buffer(store: &Store, then: &str) -> Result<(), VolumeError> {
     let lease = lease::load(store).await?;
     match lease.as_ref().and_then(LeaseRecord::left_buffer) {
         Some(dir) => Err(VolumeError::InvalidInput(format!(
             "the server of {} did not end cleanly, and left answered writes in {dir}: serve it with write_buffer_dir={dir} first, \
-             and stop that server; then prune it",
+             and stop that server; then {then}",
             store.url
         ))),
         None => Ok(()),

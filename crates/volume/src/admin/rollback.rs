@@ -106,6 +106,7 @@ async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<
         // Everything used before is at or below it.
         generation,
         is_repaired: false,
+        kind: checkpoint_list::Kind::default(),
     };
     checkpoint_list::write_entry(store, &entry).await?;
     Ok(RolledBack {

@@ -28,6 +28,9 @@ pub struct Space {
     pub reclaimable_bytes: u64,
     /// What is planned to go, or going.
     pub grace_bytes: u64,
+    /// How far the objects of the newest state are beyond 1.3 times what is live and 256 MiB, what kept checkpoints need of them besides
+    /// not counted: compaction makes this 0.
+    pub debt_bytes: u64,
     /// All of it, with what lies beside the container (list of checkpoints, lease, check values, log if it is there).
     pub stored_bytes: u64,
     /// The number of objects.
@@ -48,7 +51,7 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
     let state = StoredState::of_inode(&raw);
     let used = async {
         if retention::load_policy(&store).await?.is_some() {
-            match retention::survey(&store).await {
+            match retention::survey(&store, u64::from(block_size_bytes)).await {
                 Ok(survey) => {
                     let bytes = |blocks: u64, nodes: u64| {
                         blocks * u64::from(block_size_bytes) + nodes * NODE_BYTES as u64
@@ -84,6 +87,7 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
         history_bytes: held.saturating_sub(live_bytes + going_bytes),
         reclaimable_bytes: survey.reclaimable_bytes,
         grace_bytes: survey.grace_bytes,
+        debt_bytes: survey.debt.over_bytes(),
         stored_bytes: held + sum(&beside),
         objects: (data.len() + beside.len()) as u64,
     })

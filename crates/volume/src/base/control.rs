@@ -15,7 +15,7 @@ pub enum Phase {
     Checking,
 }
 
-/// Watches and stops one import, export or check, from any thread.
+/// Watches and stops one piece of work that copies or checks, from any thread.
 #[derive(Debug, Default)]
 pub struct Control {
     is_stopped: AtomicBool,

@@ -8,6 +8,7 @@ use super::report::{Findings, Kind};
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::index::checksums;
+use crate::index::origins::Origins;
 use crate::lease::{self, LeaseRecord};
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::meta::children::{Child, ChildRecord};
@@ -148,6 +149,13 @@ fn known(store: &Store, name: &str) -> Option<Known> {
             known(
                 Box::new(|body| ChildRecord::decode(body).map(|_| Read::Other)),
                 "nothing: its name alone keeps what the clone needs".to_owned(),
+            )
+        }
+        ["origins", object] => {
+            let object = (*object).to_owned();
+            known(
+                Box::new(move |body| Origins::decode(body).map(|_| Read::Other)),
+                format!("delete it: what was only moved to {object} counts as changed then"),
             )
         }
         ["index", object] => {

@@ -8,10 +8,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::appender::DriverLog;
 use super::machine;
+use super::publisher::Publisher;
 use super::state::Event;
 use super::task::{Command, Commands, Task};
 use crate::base::error::VolumeError;
-use crate::engine::Engine;
+use crate::engine::{Engine, Relocated};
+use crate::index::relocation::Relocation;
 use crate::meta::checkpoint_list::Recorder;
 use crate::metrics::Metrics;
 use crate::write_buffer::backlog::{Backlog, Since};
@@ -29,6 +31,8 @@ pub struct DriverConfig {
     pub write_buffer_bytes: u64,
     /// The number of the first generation: above every one used before.
     pub first_generation: u64,
+    /// The generation that the newest checkpoint's record has.
+    pub recorded_generation: u64,
     /// The log, if there is one. The overlay must then keep account for it.
     pub log: Option<DriverLog>,
     /// Where publishes and appends are counted.
@@ -46,6 +50,7 @@ pub(super) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming:
 #[derive(Clone)]
 pub struct Driver {
     commands: mpsc::UnboundedSender<Command>,
+    publisher: Arc<Publisher>,
     quota: Arc<Quota>,
     overlay: Arc<Overlay>,
     since: Arc<Mutex<Since>>,
@@ -63,8 +68,17 @@ impl Driver {
         config: DriverConfig,
     ) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
+        let recorded = config.recorded_generation;
+        let publisher = Arc::new(Publisher::new(
+            engine,
+            recorder,
+            overlay.clone(),
+            config.metrics.clone(),
+            recorded,
+        ));
         let driver = Self {
             commands: commands.clone(),
+            publisher: publisher.clone(),
             quota: Arc::new(Quota::new(config.write_buffer_bytes)),
             overlay: overlay.clone(),
             since: Arc::default(),
@@ -73,15 +87,7 @@ impl Driver {
             write_buffer_bytes: config.write_buffer_bytes,
         };
         let back = Commands::to(&commands);
-        let task = Task::new(
-            overlay,
-            engine,
-            recorder,
-            config,
-            &driver.quota,
-            &driver.since,
-            back,
-        );
+        let task = Task::new(overlay, publisher, config, &driver.quota, &driver.since, back);
         tokio::spawn(task.run(inbox));
         driver
     }
@@ -182,6 +188,22 @@ impl Driver {
         let _ = self.commands.send(Command::Interval(interval));
     }
 
+    /// Publishes a relocation, between two publishes: as a checkpoint that reads as the one before. It goes on when this is given up.
+    ///
+    /// # Errors
+    /// As [`Engine::relocate`].
+    pub(crate) async fn relocate(
+        &self,
+        relocation: Arc<Relocation>,
+    ) -> Result<Option<Relocated>, VolumeError> {
+        self.check_fenced()?;
+        let publisher = self.publisher.clone();
+        let relocated = tokio::spawn(async move { publisher.relocate(relocation).await });
+        relocated
+            .await
+            .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())))
+    }
+
     /// What is not yet where it is to be.
     pub fn backlog(&self) -> Backlog {
         self.since.lock().backlog(&self.overlay, self.has_log)
@@ -190,6 +212,7 @@ impl Driver {
     /// Ends the driver's task, after the publish and the appends under way. Returns the number of the generation that
     /// was active; `None` when it had ended already.
     pub async fn stop(&self) -> Option<u64> {
+        self.publisher.settled().await;
         let (stopped, wait) = oneshot::channel();
         self.commands.send(Command::Stop(stopped)).ok()?;
         wait.await.ok().map(|generation| generation.0)

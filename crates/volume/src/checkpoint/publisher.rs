@@ -2,16 +2,19 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::future::{Either, select};
+use log::warn;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{RwLock, oneshot};
 
 use super::fill_partial::{complete_ahead, complete_partial_blocks};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::ids::GenerationId;
-use crate::engine::{Beside, Engine};
+use crate::engine::{Beside, Engine, Relocated};
+use crate::index::relocation::Relocation;
 use crate::meta::checkpoint_list::Recorder;
 use crate::metrics::Metrics;
 use crate::metrics::work::Phase;
@@ -27,14 +30,20 @@ pub(super) struct Publisher {
     unrecorded: Mutex<Option<(GenerationId, Option<Checkpoint>)>>,
     /// Held by the publish that completes blocks ahead.
     ahead: tokio::sync::Mutex<()>,
+    /// Publishes share it, a relocation has it alone. In the order of asking, so neither waits for more than the other's next.
+    turn: RwLock<()>,
+    /// The generation of the newest record.
+    recorded: AtomicU64,
 }
 
 impl Publisher {
+    /// `recorded` is the generation that the newest checkpoint's record has.
     pub fn new(
         engine: Arc<dyn Engine>,
         recorder: Arc<dyn Recorder>,
         overlay: Arc<Overlay>,
         metrics: Metrics,
+        recorded: u64,
     ) -> Self {
         Self {
             engine,
@@ -43,7 +52,34 @@ impl Publisher {
             metrics,
             unrecorded: Mutex::default(),
             ahead: tokio::sync::Mutex::default(),
+            turn: RwLock::default(),
+            recorded: AtomicU64::new(recorded),
         }
+    }
+
+    /// Publishes a relocation, alone, and records it. Its record has the generation of the one before: it holds nothing more.
+    pub async fn relocate(&self, relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError> {
+        let _turn = self.turn.write().await;
+        let Some(relocated) = self.engine.relocate(relocation).await? else {
+            return Ok(None);
+        };
+        let generation = self.recorded.load(Ordering::Acquire);
+        match self.recorder.relocated(generation, relocated.checkpoint).await {
+            Ok(()) => {}
+            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
+            // As one whose server was killed here: what reads the list goes from the checkpoint before to the one after.
+            Err(e) => warn!(
+                "checkpoint {}, a relocation, is published but not in the list: {}",
+                relocated.checkpoint.id.cno,
+                e.chain()
+            ),
+        }
+        Ok(Some(relocated))
+    }
+
+    /// Resolves once no relocation is under way that was asked for before.
+    pub async fn settled(&self) {
+        drop(self.turn.read().await);
     }
 
     /// Publishes and records. `attempt` is above 0 after a failure of the same generation.
@@ -54,6 +90,7 @@ impl Publisher {
         attempt: u32,
         mut beside: Beside,
     ) -> Result<(), VolumeError> {
+        let _turn = self.turn.read().await;
         let counted = &self.metrics.publishes;
         if attempt > 0 {
             counted.retries.one();
@@ -94,6 +131,7 @@ impl Publisher {
         };
         let record = self.recorder.published(generation.0, checkpoint);
         counted.time(Phase::Record, record).await?;
+        self.recorded.fetch_max(generation.0, Ordering::AcqRel);
         *self.unrecorded.lock() = None;
         Ok(())
     }

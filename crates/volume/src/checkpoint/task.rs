@@ -20,8 +20,7 @@ use super::state::{Action, Event, PublishEnd};
 use crate::base::clock::now_ms;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::ids::{FlushAnswer, FlushId, GenerationId};
-use crate::engine::{BESIDE_BYTES, Beside, Engine};
-use crate::meta::checkpoint_list::Recorder;
+use crate::engine::{BESIDE_BYTES, Beside};
 use crate::wal::AppendError;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent};
 use crate::write_buffer::backlog::Since;
@@ -112,8 +111,7 @@ pub(super) struct Task {
 impl Task {
     pub fn new(
         overlay: Arc<Overlay>,
-        engine: Arc<dyn Engine>,
-        recorder: Arc<dyn Recorder>,
+        publisher: Arc<Publisher>,
         config: DriverConfig,
         quota: &Arc<Quota>,
         since: &Arc<Mutex<Since>>,
@@ -126,12 +124,7 @@ impl Task {
             .map(|l| l.group_commit(GenerationId(first.0 - 1)));
         Self {
             machine: Machine::new(first, group_commit),
-            publisher: Arc::new(Publisher::new(
-                engine,
-                recorder,
-                overlay.clone(),
-                config.metrics.clone(),
-            )),
+            publisher,
             overlay,
             appender: config
                 .log

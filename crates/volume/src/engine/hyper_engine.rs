@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,10 +15,11 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use super::copy::{Copier, Reserved};
 use super::limits::CheckpointNumbers;
 use super::owner::thread::OwnerThread;
 use super::owner::{self, Opened, Request};
-use super::{Beside, Engine, Ownership, SoleOwner};
+use super::{Beside, Engine, Ownership, Relocated, SoleOwner};
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
@@ -25,6 +27,7 @@ use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexSeals;
 use crate::index::lookup::{self, Index, Published};
+use crate::index::relocation::Relocation;
 use crate::read::cache::ReadCache;
 use crate::read::read_path::{Objects, Reads};
 use crate::read::reader::Reader;
@@ -37,6 +40,7 @@ const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// A volume's container.
 pub struct HyperEngine {
+    store: Store,
     geometry: Geometry,
     known: Arc<Mutex<Published>>,
     reads: Reads,
@@ -48,6 +52,7 @@ pub struct HyperEngine {
     newest: Mutex<CheckpointId>,
     thread: Mutex<Option<OwnerThread>>,
     warming: Mutex<Option<AbortHandle>>,
+    published_bytes: PublishedBytes,
 }
 
 /// What an open found.
@@ -148,6 +153,7 @@ impl HyperEngine {
         // What a client reads first: a partition table or a superblock.
         runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
         let engine = Self {
+            store: store.clone(),
             geometry,
             known,
             reads,
@@ -158,6 +164,7 @@ impl HyperEngine {
             newest: Mutex::new(newest.id),
             thread: Mutex::new(Some(thread)),
             warming: Mutex::default(),
+            published_bytes: PublishedBytes::default(),
         };
         let state = OpenState {
             newest,
@@ -187,6 +194,21 @@ impl HyperEngine {
     /// The index nodes that are in memory.
     pub(crate) fn index_in_memory(&self) -> IndexCache {
         self.index_cache.in_memory()
+    }
+
+    /// How much was published.
+    pub(crate) fn published_bytes(&self) -> PublishedBytes {
+        self.published_bytes.clone()
+    }
+
+    /// What copies stored blocks beside the owner.
+    pub(crate) fn copier(&self) -> Copier {
+        Copier::new(self.store.clone(), self.reads.clone())
+    }
+
+    /// What sets numbers aside for copies.
+    pub(crate) fn numbers_for_copies(&self) -> Numbers {
+        Numbers(self.requests.clone())
     }
 
     /// Empties the caches: what they hold may be of another history.
@@ -265,6 +287,8 @@ impl Engine for HyperEngine {
         *self.newest.lock() = checkpoint.id;
         self.reads.cache().note_checkpoint(checkpoint.id);
         self.reads.keep(&frozen, checkpoint.id.cno);
+        let bytes = frozen.with(|g| g.buffered_bytes());
+        self.published_bytes.0.fetch_add(bytes, Ordering::Relaxed);
         Ok(published)
     }
 
@@ -274,6 +298,16 @@ impl Engine for HyperEngine {
 
     fn check_publish(&self) -> Result<(), VolumeError> {
         self.numbers.check_publish()
+    }
+
+    async fn relocate(&self, relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError> {
+        let relocated = self.ask(|reply| Request::Relocate { relocation, reply }).await?;
+        if let Some(Relocated { checkpoint, applied }) = &relocated {
+            *self.newest.lock() = checkpoint.id;
+            self.reads.cache().note_checkpoint(checkpoint.id);
+            self.reads.follow(&applied.moved);
+        }
+        Ok(relocated)
     }
 
     async fn recover(&self) -> Result<(), VolumeError> {
@@ -301,6 +335,36 @@ impl Engine for HyperEngine {
         if let Some(thread) = thread {
             let _ = tokio::time::timeout(ABANDON_TIME_MAX, thread.abandon()).await;
         }
+    }
+}
+
+/// Bytes that were published since the open, about. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PublishedBytes(Arc<AtomicU64>);
+
+impl PublishedBytes {
+    /// How many.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Sets numbers aside for copies; ends with the engine.
+#[derive(Clone)]
+pub(crate) struct Numbers(mpsc::UnboundedSender<Request>);
+
+impl Numbers {
+    /// Sets the next number aside.
+    ///
+    /// # Errors
+    /// When nothing can be relocated: the format has no parts, another tool's compaction is attached, a publish failed and was not
+    /// recovered from, or the numbers end.
+    pub async fn reserve(&self) -> Result<Reserved, VolumeError> {
+        let (reply, wait) = oneshot::channel();
+        self.0
+            .send(Request::Reserve { reply })
+            .map_err(|_| thread_ended())?;
+        wait.await.map_err(|_| thread_ended())?
     }
 }
 

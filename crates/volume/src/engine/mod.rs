@@ -12,10 +12,12 @@ use tokio::sync::oneshot;
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
+use crate::index::relocation::{Applied, Relocation};
 use crate::write_buffer::overlay::Frozen;
 
 pub(crate) mod bare;
 pub(crate) mod container;
+pub(crate) mod copy;
 pub(crate) mod fence;
 pub(crate) mod guard;
 pub mod hyper_engine;
@@ -82,6 +84,15 @@ impl Beside {
             .then_some(())
             .ok_or_else(|| VolumeError::Internal(reason.into()))
     }
+}
+
+/// A checkpoint in which blocks have other places.
+#[derive(Debug, Clone)]
+pub struct Relocated {
+    /// It.
+    pub checkpoint: Checkpoint,
+    /// What is at another place in it.
+    pub applied: Applied,
 }
 
 /// The published state of one volume.
@@ -161,6 +172,15 @@ pub trait Engine: Send + Sync + 'static {
     /// As [`Engine::check_write`].
     fn check_publish(&self) -> Result<(), VolumeError> {
         Ok(())
+    }
+
+    /// Publishes a checkpoint in which each of these blocks that still has the place it was copied from has the place of the copy, and
+    /// nothing else differs. Called as a publish is that is alone. `None` when nothing is to be changed any more.
+    ///
+    /// # Errors
+    /// After any error the engine has gone back to what is stored, or the next publish fails and [`Engine::recover`] does that.
+    async fn relocate(&self, _relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError> {
+        Err(VolumeError::Internal("this engine relocates nothing".into()))
     }
 
     /// Goes back to what is stored, after proving that it is this writer's own.

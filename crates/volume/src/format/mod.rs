@@ -3,6 +3,7 @@
 //! * [`inode`]: loads the inode; whether bytes can be one.
 //! * [`node`] (pure): whether bytes can be a node of the index.
 //! * [`segment_header`] (pure): whether bytes can be the header of a segment.
+//! * [`summary`] (pure): what an object says of its content.
 //! * [`object_names`] (pure): names of a container's objects, and the numbers that stand for them.
 //! * [`stored_state`] (pure): which state of a container an inode tells of.
 
@@ -11,3 +12,4 @@ pub(crate) mod node;
 pub(crate) mod object_names;
 pub(crate) mod segment_header;
 pub(crate) mod stored_state;
+pub(crate) mod summary;

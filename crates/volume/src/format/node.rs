@@ -43,6 +43,16 @@ pub(super) fn check_root(root: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// The level of a node that was checked: 1 for leaves.
+pub(super) fn level(node: &[u8]) -> usize {
+    usize::from(node[1])
+}
+
+/// The first key of a node that was checked.
+pub(super) fn first_key(node: &[u8]) -> u64 {
+    slot(node, 0)
+}
+
 fn check_entries(node: &[u8], count_min: usize) -> Result<(), String> {
     // Keys, and values, that there is room for.
     let capacity = (node.len() - HEADER_BYTES) / (2 * SLOT_BYTES);

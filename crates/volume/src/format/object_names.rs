@@ -1,8 +1,8 @@
 //! Names of stored objects as numbers, for the location map, which knows nothing of the format.
 
-use hyperfile::SegmentId;
-use hyperfile::meta_format::BLOCK_PTR_MAX_CHECKPOINT;
+use hyperfile::meta_format::{BLOCK_PTR_MAX_CHECKPOINT, BlockPtrFormat};
 use hyperfile::segment::Segment;
+use hyperfile::{BlockPtr, SegmentId};
 
 use super::inode;
 
@@ -18,6 +18,16 @@ pub(crate) fn segment_of(object: u64) -> SegmentId {
         0 => SegmentId::new(seq),
         part => SegmentId::with_part(seq, (part - 1) as u16),
     }
+}
+
+/// The number of the object that a pointer of the parted format leads into.
+pub(crate) fn of_pointer(pointer: BlockPtr) -> u64 {
+    object_of(BlockPtrFormat::decode(&pointer, &BlockPtrFormat::PartedSegment).0)
+}
+
+/// The object of part `part` of this checkpoint number, as a number.
+pub(crate) fn part_of(cno: u64, part: u16) -> u64 {
+    cno << 32 | (u64::from(part) + 1)
 }
 
 /// The checkpoint that the object of a number made by [`object_of`] belongs to.

@@ -14,6 +14,7 @@ use hyperfile::meta_format::BlockPtrFormat;
 use super::cache::IndexCache;
 use super::checksums::IndexSeals;
 use super::loader::{NodeLoader, format_of};
+use super::origins::Births;
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::object_of;
 use crate::format::stored_state::{Root, StoredState};
@@ -148,10 +149,12 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// Hands over the blocks, ascending, whose entries differ in the leaves of two sides, with the entry of each.
+/// Hands over the blocks, ascending, whose entries differ in the leaves of two sides, with the entry of each. With `births` those are
+/// left out that were moved and not changed.
 async fn each_difference(
     old: &Side,
     new: &Side,
+    mut births: Option<Births>,
     mut each: impl FnMut(u64, Option<BlockPtr>, Option<BlockPtr>),
 ) -> io::Result<()> {
     let (mut old, mut new) = (Entries::of(old), Entries::of(new));
@@ -170,10 +173,26 @@ async fn each_difference(
         if is.is_some() {
             new.leaf.next();
         }
-        if was != is {
-            each(block, was, is);
+        if was == is {
+            continue;
         }
+        if let (Some(births), Some(was), Some(is)) = (&mut births, was, is)
+            && is_same(births, was, is).await?
+        {
+            continue;
+        }
+        each(block, was, is);
     }
+}
+
+/// Whether two places have the same bytes because one was copied from the other, or both from a third.
+async fn is_same(births: &mut Births, was: BlockPtr, is: BlockPtr) -> io::Result<bool> {
+    let is_data = |pointer: &BlockPtr| BlockPtrFormat::is_on_staging(pointer);
+    if !is_data(&was) || !is_data(&is) {
+        return Ok(false);
+    }
+    let was = births.of(was).await.map_err(io::Error::other)?;
+    Ok(was == births.of(is).await.map_err(io::Error::other)?)
 }
 
 /// Which of two checkpoints has something that the other one has not.
@@ -257,7 +276,7 @@ pub(crate) async fn places(
         each(only_in, Place::Node(object(&pointer)));
     })
     .await?;
-    each_difference(&old, &new, |_, was, is| {
+    each_difference(&old, &new, None, |_, was, is| {
         for (only_in, pointer) in [(OnlyIn::From, was), (OnlyIn::To, is)] {
             if let Some(pointer) = pointer.filter(BlockPtrFormat::is_on_staging) {
                 each(only_in, Place::Block(object(&pointer)));
@@ -268,7 +287,7 @@ pub(crate) async fn places(
 }
 
 /// Hands over the blocks that read otherwise at `to` than at `from`, in ascending runs, and whether they hold data at `to` or read
-/// as zeros. A block that was moved without being changed is told as changed. Blocks that only one of the two sizes has are told
+/// as zeros. A block that was moved without being changed is told as changed only where its origin is not known. Blocks that only one of the two sizes has are told
 /// when they hold data at `to`.
 ///
 /// # Errors
@@ -285,9 +304,14 @@ pub(crate) async fn changes(
         Side::new(store, &to.root, cache).await?,
     );
     descend_to_leaves(&mut old, &mut new, |_, _| ()).await?;
+    // Of other formats nothing is relocated.
+    let births = match format_of(new.tree.get_userdata())? {
+        BlockPtrFormat::PartedSegment => Some(Births::of_volume(store).await.map_err(io::Error::other)?),
+        _ => None,
+    };
     let mut run: Option<(Range<u64>, bool)> = None;
     let is_data = |pointer: Option<BlockPtr>| pointer.is_some_and(|p| !BlockPtrFormat::is_zero_block(&p));
-    each_difference(&old, &new, |block, was, is| {
+    each_difference(&old, &new, births, |block, was, is| {
         if !is_data(was) && !is_data(is) {
             return;
         }

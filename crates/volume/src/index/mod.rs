@@ -5,6 +5,8 @@
 //! * `walk`: a stored index, leaf by leaf.
 //! * `loader`: index nodes from the store, checked; `checksums`: the check values that they are proved by.
 //! * [`cache`], `cache_files`, `cache_config`: index nodes in memory and on a disk.
+//! * `relocation`: what of some objects an index refers to, and its change to where that was copied; `origins`: where copies were
+//!   written first.
 //! * `diff`: what differs between two indexes; `usage`: what one refers to.
 
 pub mod cache;
@@ -16,5 +18,7 @@ pub(crate) mod inspect;
 pub(crate) mod loader;
 pub mod location_map;
 pub(crate) mod lookup;
+pub(crate) mod origins;
+pub mod relocation;
 pub(crate) mod usage;
 pub(crate) mod walk;

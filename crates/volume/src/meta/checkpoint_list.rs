@@ -21,6 +21,26 @@ use crate::base::store_error::StoreErrorKind;
 use crate::meta::wal_marker::{self, Marker};
 use crate::store::{ETag, ObjectEntry, Store};
 
+/// What a checkpoint was made for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A change of what the volume holds, or of its size.
+    #[default]
+    Change,
+    /// A relocation: the volume reads as at the checkpoint before.
+    Relocation,
+    /// Something that only later releases know.
+    #[serde(other)]
+    Other,
+}
+
+impl Kind {
+    fn is_change(&self) -> bool {
+        *self == Self::Change
+    }
+}
+
 /// One published checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogueEntry {
@@ -43,6 +63,9 @@ pub struct CatalogueEntry {
     /// Whether the entry was added later, by an open that found it missing; its time is then the container's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_repaired: bool,
+    /// What it was made for.
+    #[serde(default, skip_serializing_if = "Kind::is_change")]
+    pub kind: Kind,
 }
 
 /// Told of every publish.
@@ -55,6 +78,14 @@ pub trait Recorder: Send + Sync {
     /// Only where the record is the watermark of a log: it is tried again as a publish is. [`VolumeError::Fenced`] when
     /// another owner has recorded the checkpoint.
     async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError>;
+
+    /// A relocation was published as this checkpoint. It holds no other generation than the one before, `generation`.
+    ///
+    /// # Errors
+    /// As [`Recorder::published`].
+    async fn relocated(&self, generation: u64, checkpoint: Checkpoint) -> Result<(), VolumeError> {
+        self.published(generation, Some(checkpoint)).await
+    }
 }
 
 /// Records nothing.
@@ -183,6 +214,12 @@ impl Catalogue {
         })
     }
 
+    fn enter(&self, checkpoint: Checkpoint, generation: u64, kind: Kind) {
+        let entry = CatalogueEntry::of(checkpoint, generation, self.epoch, kind);
+        self.newest.record(checkpoint, entry.published_ms);
+        let _ = self.messages.send(Message::Entry(entry));
+    }
+
     /// Waits until all entries are written; takes none afterwards.
     pub async fn finish(&self) {
         let (done, wait) = oneshot::channel();
@@ -196,10 +233,13 @@ impl Catalogue {
 impl Recorder for Catalogue {
     async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError> {
         if let Some(checkpoint) = checkpoint {
-            let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
-            self.newest.record(checkpoint, entry.published_ms);
-            let _ = self.messages.send(Message::Entry(entry));
+            self.enter(checkpoint, generation, Kind::Change);
         }
+        Ok(())
+    }
+
+    async fn relocated(&self, generation: u64, checkpoint: Checkpoint) -> Result<(), VolumeError> {
+        self.enter(checkpoint, generation, Kind::Relocation);
         Ok(())
     }
 }
@@ -222,10 +262,20 @@ impl Watermarks {
 #[async_trait]
 impl Recorder for Watermarks {
     async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError> {
-        let Some(checkpoint) = checkpoint else {
-            return self.marker.raise_watermark(generation).await;
-        };
-        let entry = CatalogueEntry::of(checkpoint, generation, self.epoch);
+        match checkpoint {
+            Some(checkpoint) => self.enter(checkpoint, generation, Kind::Change).await,
+            None => self.marker.raise_watermark(generation).await,
+        }
+    }
+
+    async fn relocated(&self, generation: u64, checkpoint: Checkpoint) -> Result<(), VolumeError> {
+        self.enter(checkpoint, generation, Kind::Relocation).await
+    }
+}
+
+impl Watermarks {
+    async fn enter(&self, checkpoint: Checkpoint, generation: u64, kind: Kind) -> Result<(), VolumeError> {
+        let entry = CatalogueEntry::of(checkpoint, generation, self.epoch, kind);
         if write_entry(&self.store, &entry).await? {
             self.marker.newest().record(checkpoint, entry.published_ms);
             return Ok(());
@@ -258,7 +308,8 @@ impl CatalogueEntry {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }
 
-    fn of(checkpoint: Checkpoint, generation: u64, epoch: u64) -> Self {
+    /// Of a checkpoint that was published a moment ago.
+    pub(crate) fn of(checkpoint: Checkpoint, generation: u64, epoch: u64, kind: Kind) -> Self {
         Self {
             cno: checkpoint.id.cno,
             check: Some(checkpoint.id.check),
@@ -267,6 +318,7 @@ impl CatalogueEntry {
             epoch,
             generation,
             is_repaired: false,
+            kind,
         }
     }
 

@@ -91,7 +91,7 @@ async fn entries_are_listed_in_parts_as_they_are_in_one() {
     let (_dir, store) = store().await;
     let mut all = Vec::new();
     for cno in (1..=90).filter(|cno| cno % 7 != 0 && !(30..50).contains(cno)) {
-        let entry = CatalogueEntry::of(checkpoint(cno), cno, 1);
+        let entry = CatalogueEntry::of(checkpoint(cno), cno, 1, Kind::Change);
         write_entry(&store, &entry).await.unwrap();
         all.push(cno);
     }

@@ -246,6 +246,7 @@ impl Seen {
                     epoch,
                     generation,
                     is_repaired: true,
+                    kind: checkpoint_list::Kind::default(),
                 };
                 if !checkpoint_list::write_entry(&self.store, &entry).await? {
                     // The owner before this one was on its way with the entry of its last publish.

@@ -36,6 +36,7 @@ async fn record(store: &Store, cno: u64, check: Option<u64>, generation: u64) {
         epoch: 1,
         generation,
         is_repaired: false,
+        kind: checkpoint_list::Kind::default(),
     };
     assert!(checkpoint_list::write_entry(store, &entry).await.unwrap());
 }

@@ -396,6 +396,7 @@ async fn records_that_continue_another_history_are_refused_and_nothing_is_applie
                 epoch: 1,
                 generation: 0,
                 is_repaired: false,
+                kind: checkpoint_list::Kind::default(),
             };
             assert!(checkpoint_list::write_entry(&f.volume, &entry).await.unwrap());
         }

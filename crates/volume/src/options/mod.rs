@@ -57,6 +57,16 @@ pub enum InheritedLog {
     Replay,
 }
 
+/// Whether a served volume is compacted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compaction {
+    /// When so much of what is stored is dead that it is worth it.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// How a volume is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeOptions {
@@ -88,6 +98,10 @@ pub struct VolumeOptions {
     pub retention_interval: Option<Duration>,
     /// How long something must not have been needed before it is removed.
     pub retention_grace: Duration,
+    /// Whether what is live is copied out of objects that are mostly dead.
+    pub compaction: Compaction,
+    /// Bytes a second that are copied for that at most; 0 is without a bound.
+    pub compaction_rate: u64,
     /// How the volume is kept from other servers.
     pub lease: LeaseOptions,
 }
@@ -109,6 +123,8 @@ impl Default for VolumeOptions {
             read_only: false,
             retention_interval: Some(RETENTION_INTERVAL),
             retention_grace: RETENTION_GRACE,
+            compaction: Compaction::default(),
+            compaction_rate: 0,
             lease: LeaseOptions::default(),
         }
     }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, INDEX_MEMORY_LEAST_BYTES, LogFormat, NodeCacheConfig,
-    PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption, WRITE_BUFFER_LEAST_BYTES,
-    WRITE_BUFFER_MOST_BYTES,
+    CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, Compaction, INDEX_MEMORY_LEAST_BYTES, LogFormat,
+    NodeCacheConfig, PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption,
+    WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
 };
 use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::base::url::VolumeUrl;
@@ -290,6 +290,36 @@ pub const OPTIONS: &[OptionSpec] = &[
         group: OptionGroup::Serve,
         apply: |options, value| {
             options.volume.retention_grace = duration_within(value, Duration::from_secs(1))?;
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "compaction",
+        alias: None,
+        value_name: "auto|off",
+        default: "auto",
+        default_is_value: true,
+        help: "copy what is live out of objects that are mostly dead, so that they can be removed, when that is worth it",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.compaction = match value {
+                "auto" => Compaction::Auto,
+                "off" => Compaction::Off,
+                _ => return Err("write auto or off".into()),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "compaction_rate",
+        alias: None,
+        value_name: "SIZE",
+        default: "0",
+        default_is_value: true,
+        help: "bytes a second that compaction copies at most; 0 is without a bound",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.compaction_rate = parse_size(value).map_err(|error| error.to_string())?;
             Ok(())
         },
     },

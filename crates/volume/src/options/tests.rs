@@ -91,6 +91,8 @@ fn every_key_takes_effect_in_every_spelling() {
             ("write_buffer_dir", "/run/hypernbd/disk"),
             ("retention_interval", "90s"),
             ("retention_grace", "1h"),
+            ("compaction", "off"),
+            ("compaction_rate", "10M"),
         ];
         assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
         let mut options = ServeOptions::default();
@@ -139,6 +141,8 @@ fn every_key_takes_effect_in_every_spelling() {
                 read_only: false,
                 retention_interval: Some(Duration::from_secs(90)),
                 retention_grace: Duration::from_secs(3600),
+                compaction: Compaction::Off,
+                compaction_rate: 10 << 20,
                 lease: LeaseOptions {
                     duration: Duration::from_secs(10),
                     takeover: true,
@@ -279,6 +283,8 @@ fn bad_values_say_what_to_write() {
         ("io_timeout", "10ms", "1s"),
         ("retention_interval", "0", "1s"),
         ("retention_grace", "0", "1s"),
+        ("compaction", "yes", "auto or off"),
+        ("compaction_rate", "fast", "as in 64K"),
         ("endpoint_url", "127.0.0.1:9000", "http://"),
         ("endpoint_url", "http://", "http://"),
         ("region", "", "eu-west-1"),

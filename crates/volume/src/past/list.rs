@@ -182,6 +182,7 @@ async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntr
             epoch: 0,
             generation: 0,
             is_repaired: false,
+            kind: checkpoint_list::Kind::default(),
         });
         async move {
             match known {
@@ -199,6 +200,7 @@ async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntr
         epoch: 0,
         generation: 0,
         is_repaired: false,
+        kind: checkpoint_list::Kind::default(),
     });
     Ok(loaded.into_iter().flatten().chain(newest).collect())
 }
@@ -356,6 +358,7 @@ mod tests {
                 epoch: 1,
                 generation: number,
                 is_repaired: false,
+                kind: checkpoint_list::Kind::default(),
             };
             checkpoint_list::write_entry(&store, &entry).await.unwrap();
             numbers.push(entry.cno);

@@ -12,9 +12,10 @@ use tokio::runtime::Handle;
 
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::geometry::Geometry;
-use crate::format::object_names::{cno_of, name_of};
+use crate::format::object_names::{cno_of, name_of, of_pointer};
 use crate::index::location_map::{Place, Run};
 use crate::index::lookup::{Index, Published};
+use crate::index::relocation::{Move, offset_of};
 use crate::read::cache::ReadCache;
 use crate::read::coalesce::{self, Piece};
 use crate::read::priority_gate::Class;
@@ -284,6 +285,29 @@ impl Reads {
             each(number, bytes);
         }
         Ok(())
+    }
+
+    /// Bytes of an object, for a copy of them: nothing is kept of them, and everything else goes first.
+    pub(crate) async fn read_for_copy(&self, object: u64, bytes: Range<u64>) -> Result<Frames, VolumeError> {
+        self.shared.reader.read_for_copy(object, bytes).await
+    }
+
+    /// These blocks have other places now: what is in memory of them is kept for those.
+    pub(crate) fn follow(&self, moves: &[Move]) {
+        let block_size = u64::from(self.shared.geometry.block_size());
+        for one in moves {
+            let start = one.block * block_size;
+            let len_bytes = block_size.min(self.shared.geometry.size_bytes().saturating_sub(start));
+            let stored = |pointer| {
+                let at = offset_of(pointer);
+                Stored {
+                    object: of_pointer(pointer),
+                    run: at..at + len_bytes,
+                    wanted: at..at + len_bytes,
+                }
+            };
+            self.shared.reader.follow(&stored(one.from), &stored(one.to));
+        }
     }
 
     /// Brings the index into memory, once the first reads have had the line for themselves.

@@ -238,6 +238,23 @@ impl Reader {
         }
     }
 
+    /// Bytes of an object for a copy of them, with one request of the lowest class. Nothing of them enters the cache.
+    ///
+    /// # Errors
+    /// When the fetch fails.
+    pub async fn read_for_copy(&self, object: u64, bytes: Range<u64>) -> Result<Frames, VolumeError> {
+        self.shared.fetch(object, &bytes, Class::Background).await
+    }
+
+    /// What is in memory at one place is kept as what lies at another, too: the same bytes were copied there.
+    pub fn follow(&self, from: &Stored, to: &Stored) {
+        for (old, new) in self.parts(from).zip(self.parts(to)) {
+            if let Some(page) = self.shared.cache.with(old.key, <[u8]>::to_vec) {
+                self.shared.cache.insert(new.key, page);
+            }
+        }
+    }
+
     /// The fetch that each page comes with: one under way, or a new one, which pages near each other in the store share.
     fn fetch_all<'a>(&self, parts: impl Iterator<Item = &'a Part>, class: Class) -> Vec<Flight<Fetched>> {
         let parts: Vec<&Part> = parts.collect();

@@ -213,6 +213,11 @@ impl Account {
         self.usage.retain(|cno| plan.keeps(cno));
     }
 
+    /// Notes what checkpoints that are gone no longer hold.
+    pub fn settle(&mut self) {
+        self.usage.settle();
+    }
+
     /// These checkpoints and objects are gone.
     pub fn forget(&mut self, checkpoints: &[u64], objects: &[u64]) {
         self.usage.forget(checkpoints, objects);

@@ -160,12 +160,14 @@ impl Chooser {
         }
     }
 
-    /// What goes of the checkpoints of `usage` and of the stored objects, when `kept` are the checkpoints that are kept.
+    /// What goes of the checkpoints of `usage` and of the stored objects, when `kept` are the checkpoints that are kept. Under the
+    /// numbers `under_way` copies are being stored that no checkpoint refers to yet.
     pub fn choose(
         &mut self,
         usage: &Usage,
         kept: &BTreeMap<u64, Vec<Reason>>,
         stored: &BTreeMap<u64, SystemTime>,
+        under_way: &BTreeSet<u64>,
         now: Instant,
     ) -> Choice {
         let unkept: BTreeSet<u64> = usage
@@ -186,7 +188,11 @@ impl Chooser {
         let unneeded = stored.keys().copied();
         let newest = stored.values().max().copied();
         let unneeded: BTreeSet<u64> = unneeded
-            .filter(|object| self.is_settled(*object, usage, stored, newest) && !needed(*object, &staying))
+            .filter(|object| {
+                !under_way.contains(&object_names::cno_of(*object))
+                    && self.is_settled(*object, usage, stored, newest)
+                    && !needed(*object, &staying)
+            })
             .collect();
         let mut retired = self.retiring.update(&unkept, now, self.grace);
         retired.truncate(self.at_once_max);
@@ -207,9 +213,9 @@ impl Chooser {
         }
     }
     /// Whether all uses that an object can ever have are accounted. Numbers are used in order and never again, and the one of the
-    /// checkpoint accounted last is past it. What no checkpoint that was accounted has used is of a publish that failed; but parts
-    /// under a number that is past may be those of a compaction by another tool, so such an object must have lain there for long, by
-    /// the store's clock, and its checkpoint must have been written whole.
+    /// checkpoint accounted last is past it: no inode comes to name it. What no checkpoint that was accounted has used is of a publish
+    /// or a relocation that failed; but parts under a number that is past may be those of a compaction by another tool, so such an object
+    /// must have lain there for long, by the store's clock.
     /// `newest` is when the last of `stored` was written.
     fn is_settled(
         &self,
@@ -228,11 +234,7 @@ impl Chooser {
         let age = newest
             .zip(stored.get(&object))
             .and_then(|(newest, written)| newest.duration_since(*written).ok());
-        let is_old = age.is_some_and(|age| age >= self.orphan_age);
-        is_old
-            && object_names::summaries_of(cno)
-                .iter()
-                .any(|summary| stored.contains_key(summary))
+        age.is_some_and(|age| age >= self.orphan_age)
     }
 }
 
@@ -282,7 +284,7 @@ mod tests {
         let under_way = stored([object(6, 0), object(6, 1), object(7, 1)]);
         let all = there.into_iter().chain(under_way).collect();
         let mut chooser = Chooser::new(Duration::ZERO, Duration::ZERO);
-        let choice = chooser.choose(&usage, &keep([5]), &all, Instant::now());
+        let choice = chooser.choose(&usage, &keep([5]), &all, &BTreeSet::new(), Instant::now());
         assert_eq!(choice.retired, [1, 2, 3, 4]);
         let going: BTreeSet<u64> = choice.objects.iter().copied().collect();
         assert_eq!(
@@ -303,7 +305,7 @@ mod tests {
             ..Chooser::new(Duration::ZERO, Duration::ZERO)
         };
         // Of the objects that nobody needs the last one comes first, and its checkpoint does not go with this plan.
-        let choice = chooser.choose(&usage, &keep([5]), &all, Instant::now());
+        let choice = chooser.choose(&usage, &keep([5]), &all, &BTreeSet::new(), Instant::now());
         assert_eq!(
             (choice.retired.as_slice(), choice.objects.as_slice()),
             ([1].as_slice(), [object(1, 1)].as_slice())
@@ -313,19 +315,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_used_goes_once_it_is_old_and_its_checkpoint_was_written() {
+    fn what_was_never_used_goes_once_it_is_old_and_not_under_way() {
         let usage = overwritten(5);
         let mut all = stored((1..=5).flat_map(|cno| [object(cno, 0), object(cno, 1)]));
-        // A publish that failed, and parts that another tool may be about to use.
-        all.extend(stored([object(3, 7), object(4, 9)]));
+        // A publish that failed; copies that nobody came to refer to, and copies that are being stored.
+        all.extend(stored([object(3, 7), object(4, 9), object(2, 9)]));
         all.remove(&object(4, 0));
+        all.remove(&object(2, 0));
         let mut chosen = |newest: Duration| {
             all.insert(object(9, 0), SystemTime::UNIX_EPOCH + newest);
             let mut chooser = Chooser::new(Duration::ZERO, HOUR);
-            chooser.choose(&usage, &keep(1..=5), &all, Instant::now()).objects
+            let under_way = BTreeSet::from([2]);
+            let choice = chooser.choose(&usage, &keep(1..=5), &all, &under_way, Instant::now());
+            choice.objects
         };
         assert!(chosen(HOUR + HOUR / 2).is_empty());
-        assert_eq!(chosen(2 * HOUR), [object(3, 7)]);
+        assert_eq!(chosen(2 * HOUR), [object(4, 9), object(3, 7)]);
     }
 
     #[test]

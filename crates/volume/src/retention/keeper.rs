@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
 use super::choice::NEWEST_KEPT;
@@ -23,7 +24,7 @@ impl Keeper {
     /// Starts on the current runtime. What earlier servers left is settled at once; rounds follow each `interval`, if there is one.
     /// `newest` tells whether there is anything new; `marker` is that of the volume's log, if it has one.
     pub fn start(
-        rounds: Rounds,
+        rounds: Arc<Mutex<Rounds>>,
         interval: Option<Duration>,
         newest: NewestCheckpoint,
         marker: Option<Arc<Marker>>,
@@ -45,7 +46,7 @@ impl Drop for Keeper {
 }
 
 async fn run(
-    mut rounds: Rounds,
+    rounds: Arc<Mutex<Rounds>>,
     interval: Option<Duration>,
     newest: NewestCheckpoint,
     marker: Option<Arc<Marker>>,
@@ -53,7 +54,7 @@ async fn run(
     let mut failures = 0_u32;
     let mut skipped = 0;
     let mut done: Option<CheckpointId> = None;
-    if let Err(e) = rounds.settle(false).await {
+    if let Err(e) = rounds.lock().await.settle(false).await {
         if ends(&e) {
             return;
         }
@@ -67,6 +68,7 @@ async fn run(
         tokio::time::sleep(interval).await;
         let at = newest.get();
         // Names and pins that end are noticed now and then.
+        let mut rounds = rounds.lock().await;
         if done.is_some() && done == at && skipped < SKIPPED_MAX && rounds.is_policy_unchanged().await {
             skipped += 1;
             continue;

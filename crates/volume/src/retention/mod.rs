@@ -17,7 +17,9 @@ mod policy;
 mod reading;
 mod round;
 mod survey;
+mod under_way;
 pub(crate) mod usage;
+mod victims;
 
 pub(crate) use account::{Recent, TableCheck, check_table};
 pub(crate) use choice::{Protected, kept, newest_written_ms};
@@ -29,6 +31,10 @@ pub use round::Removed;
 pub(crate) use round::{ORPHAN_AGE, Rounds};
 pub use survey::Survey;
 pub(crate) use survey::survey;
+pub use under_way::UnderWay;
+pub use usage::Places;
+pub use victims::{Debt, Victim};
+pub(crate) use victims::{Victims, Want};
 
 use std::collections::{BTreeMap, BTreeSet};
 

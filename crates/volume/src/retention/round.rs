@@ -1,6 +1,6 @@
 //! One round of removing what nobody needs: account, choose, plan, look again, remove. Resumed after any end by whoever is next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,14 +13,16 @@ use super::load_policy;
 use super::pins::Unusable;
 use super::plan::{self, Phase, Plan, runs};
 use super::policy::Policy;
+use super::under_way::UnderWay;
 use super::usage::{ObjectUse, Usage};
+use super::victims::{self, Victims, Want};
 use crate::base::clock::now_ms;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
 use crate::engine::Ownership;
 use crate::format::{inode, object_names};
 use crate::index::cache::IndexCache;
-use crate::index::checksums;
+use crate::index::{checksums, origins};
 use crate::meta::{checkpoint_list, snapshots};
 use crate::store::{DELETE_KEYS_MAX, ETag, Store, sums};
 
@@ -56,6 +58,7 @@ pub(crate) struct Rounds {
     plan: Option<(Plan, ETag)>,
     /// The policy of the last round.
     policy: Option<Policy>,
+    under_way: UnderWay,
 }
 
 /// What is stored below the container's root, by number of object: length in bytes, and when it was written.
@@ -83,7 +86,42 @@ impl Rounds {
             stored: Instant::now(),
             plan: None,
             policy: None,
+            under_way: UnderWay::default(),
         }
+    }
+
+    /// The numbers that copies are being stored under, to be kept up by who stores them.
+    pub fn under_way(&self) -> UnderWay {
+        self.under_way.clone()
+    }
+
+    /// What is worth copying, so that the objects that it lies in can go. Nothing where nothing ever goes, or while another tool's
+    /// compaction waits to be taken in.
+    ///
+    /// # Errors
+    /// When the store fails, or an index cannot be read.
+    pub async fn victims(&mut self, block_bytes: u64, want: Want) -> Result<Victims, VolumeError> {
+        if load_policy(&self.store).await?.is_none() || is_compacted_elsewhere(&self.store).await? {
+            return Ok(Victims::default());
+        }
+        let mut account = match self.account.take() {
+            Some(account) => account,
+            None => Account::load(&self.store).await?,
+        };
+        account.advance(&self.store, &self.cache, &self.recent).await?;
+        let (plan, stored) = try_join!(plan::load(&self.store), stored(&self.store))?;
+        if let Some((plan, _)) = &plan {
+            account.follow(plan);
+        }
+        account.settle();
+        let lengths = stored
+            .iter()
+            .map(|(object, (len_bytes, _))| (*object, *len_bytes));
+        let victims = victims::choose(account.usage(), &lengths.collect(), block_bytes, want, |object| {
+            object_names::cno_of(object) <= self.store.lineage().fork()
+        });
+        self.account = Some(account);
+        Ok(victims)
     }
 
     /// The same with what this process remembers, which need not be read then.
@@ -179,6 +217,7 @@ impl Rounds {
         if let Some((plan, _)) = &self.plan {
             account.follow(plan);
         }
+        account.settle();
         let removed = self.round_of(&mut account, &policy, now).await;
         // After a failure it is read again: what it had removed may be of a plan that is void.
         if removed.is_ok() {
@@ -197,12 +236,14 @@ impl Rounds {
             protected(&self.store, account, Unusable::Clear),
             stored(&self.store)
         )?;
+        let under_way = self.under_way.at(account.usage().at_number());
         let choice = choose(
             &mut self.chooser,
             account.usage(),
             Some(policy),
             &protected,
             &stored,
+            &under_way,
             now,
         );
         self.count_space(account.usage(), &stored, &choice);
@@ -246,8 +287,8 @@ impl Rounds {
     fn count_space(&self, usage: &Usage, stored: &Stored, choice: &Choice) {
         let space = &self.store.metrics().space;
         let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
-        space.live_blocks.set(live(|of| of.live_blocks));
-        space.live_nodes.set(live(|of| of.live_nodes));
+        space.live_blocks.set(live(|of| of.live.blocks));
+        space.live_nodes.set(live(|of| of.live.nodes));
         space
             .stored_bytes
             .set(stored.values().map(|(len_bytes, _)| len_bytes).sum());
@@ -332,8 +373,10 @@ impl Rounds {
         let beside = plan
             .objects
             .iter()
-            .filter(|object| object_names::is_summary(**object));
-        let beside = beside.map(|&object| checksums::key(&self.store, &object_names::name_of(object)));
+            .map(|&object| match origins::may_have(object) {
+                true => origins::key(&self.store, object),
+                false => checksums::key(&self.store, &object_names::name_of(object)),
+            });
         // After the objects: one that is there is never without its check values.
         let sums = names.iter().map(|name| sums::key(&self.store, name));
         let beside: Vec<String> = beside.chain(sums).collect();
@@ -363,6 +406,7 @@ pub(super) fn choose(
     policy: Option<&Policy>,
     protected: &Protected,
     stored: &Stored,
+    under_way: &BTreeSet<u64>,
     now: Instant,
 ) -> Choice {
     let checkpoints = usage.kept().iter().map(|(cno, of)| (*cno, of.published_ms));
@@ -370,7 +414,7 @@ pub(super) fn choose(
     let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
     let now_ms = choice::newest_written_ms(written.values().copied());
     let kept = choice::kept(&checkpoints, policy, protected, now_ms);
-    chooser.choose(usage, &kept, &written, now)
+    chooser.choose(usage, &kept, &written, under_way, now)
 }
 
 /// The bytes that these objects have.

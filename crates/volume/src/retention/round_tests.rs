@@ -197,6 +197,7 @@ impl World {
                 Some(policy),
                 &protected,
                 &stored,
+                &BTreeSet::new(),
                 Instant::now(),
             );
             (account, choice)

@@ -1,5 +1,6 @@
 //! What a volume takes and what of it could go, for who asks. Changes nothing.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use futures::try_join;
@@ -11,6 +12,7 @@ use super::pins::Unusable;
 use super::plan::{self, Phase};
 use super::round::{ORPHAN_AGE, bytes_of, choose, protected, stored};
 use super::usage::ObjectUse;
+use super::victims::{self, Debt, Victims, Want};
 use crate::base::error::VolumeError;
 use crate::format::object_names::cno_of;
 use crate::index::cache::IndexCache;
@@ -35,13 +37,21 @@ pub struct Survey {
     pub checkpoints: u64,
     /// The same of objects.
     pub objects: u64,
+    /// How much space the newest state's objects take for nothing.
+    pub debt: Debt,
+    /// Objects that compaction would free.
+    pub victims: u64,
+    /// Their bytes.
+    pub victim_bytes: u64,
+    /// What would be copied out of them, in bytes.
+    pub copied_bytes: u64,
 }
 
-/// Counts what the volume takes and what could go. Changes nothing.
+/// Counts what the volume, with blocks of `block_bytes`, takes and what could go. Changes nothing.
 ///
 /// # Errors
 /// When the store fails, or an index cannot be read.
-pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
+pub(crate) async fn survey(store: &Store, block_bytes: u64) -> Result<Survey, VolumeError> {
     let policy = load_policy(store).await?;
     let plan = plan::load(store).await?.map(|(plan, _)| plan);
     let mut account = Account::load(store).await?;
@@ -50,6 +60,7 @@ pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
     if let Some(plan) = &plan {
         account.follow(plan);
     }
+    account.settle();
     let (protected, stored) = try_join!(protected(store, &account, Unusable::Skip), stored(store))?;
     let usage = account.usage();
     let mut chooser = Chooser::unlimited(ORPHAN_AGE);
@@ -59,12 +70,26 @@ pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
         policy.as_ref(),
         &protected,
         &stored,
+        &BTreeSet::new(),
         Instant::now(),
     );
+    let lengths = stored
+        .iter()
+        .map(|(object, (len_bytes, _))| (*object, *len_bytes));
+    let fork = store.lineage().fork();
+    let victims = match policy {
+        Some(_) => victims::choose(
+            usage,
+            &lengths.collect(),
+            block_bytes,
+            Want::Everything,
+            |object| cno_of(object) <= fork,
+        ),
+        None => Victims::default(),
+    };
     let planned = plan.filter(|plan| plan.phase != Phase::Empty);
     let planned = planned.map(|plan| plan.objects).unwrap_or_default();
     let live = |of: fn(&ObjectUse) -> u64| usage.objects().values().map(of).sum();
-    let fork = store.lineage().fork();
     let inherited = |of: fn(&ObjectUse) -> u64| {
         let inherited = usage
             .objects()
@@ -74,13 +99,17 @@ pub(crate) async fn survey(store: &Store) -> Result<Survey, VolumeError> {
     };
     let grace_bytes = bytes_of(&planned, &stored);
     Ok(Survey {
-        live_blocks: live(|of| of.live_blocks),
-        live_nodes: live(|of| of.live_nodes),
-        inherited_blocks: inherited(|of| of.live_blocks),
-        inherited_nodes: inherited(|of| of.live_nodes),
+        live_blocks: live(|of| of.live.blocks),
+        live_nodes: live(|of| of.live.nodes),
+        inherited_blocks: inherited(|of| of.live.blocks),
+        inherited_nodes: inherited(|of| of.live.nodes),
         reclaimable_bytes: bytes_of(&choice.objects, &stored).saturating_sub(grace_bytes),
         grace_bytes,
         checkpoints: choice.retired.len() as u64,
         objects: choice.objects.len() as u64,
+        debt: victims.debt,
+        victims: victims.objects,
+        victim_bytes: victims.object_bytes,
+        copied_bytes: victims.live_bytes,
     })
 }

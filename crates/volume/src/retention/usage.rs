@@ -14,36 +14,95 @@ use crate::base::checkpoint_id::InodeCheck;
 use crate::format::object_names::name_of;
 
 /// Format of the stored table; another one is not read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// Places in one object.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64)", into = "(u64, u64)")]
+pub struct Places {
+    /// Blocks of data.
+    pub blocks: u64,
+    /// Nodes of the index.
+    pub nodes: u64,
+}
+
+impl From<(u64, u64)> for Places {
+    fn from((blocks, nodes): (u64, u64)) -> Self {
+        Self { blocks, nodes }
+    }
+}
+
+impl From<Places> for (u64, u64) {
+    fn from(of: Places) -> Self {
+        (of.blocks, of.nodes)
+    }
+}
+
+impl Places {
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.blocks == 0 && self.nodes == 0
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            blocks: self.blocks.max(other.blocks),
+            nodes: self.nodes.max(other.nodes),
+        }
+    }
+
+    fn changed(self, by: &Delta) -> Option<Self> {
+        let after = |places: u64, change: i64| places.checked_add_signed(change);
+        let (blocks, nodes) = after(self.blocks, by.blocks).zip(after(self.nodes, by.nodes))?;
+        Some(Self { blocks, nodes })
+    }
+}
 
 /// What is known of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "(u64, u64, u64, u64)", into = "(u64, u64, u64, u64)")]
+#[serde(from = "StoredUse", into = "StoredUse")]
 pub(crate) struct ObjectUse {
-    /// Blocks of data in it that the checkpoint accounted last refers to.
-    pub live_blocks: u64,
-    /// Nodes of the index, in the same way.
-    pub live_nodes: u64,
+    /// Places in it that the checkpoint accounted last refers to.
+    pub live: Places,
     /// The first checkpoint that referred to it.
     pub born: u64,
     /// The first since which none does, once `live` is 0; else the largest number there is.
     pub dead_since: u64,
+    /// Places in it, at most, that any checkpoint needs which is kept. What is in an object only ever dies, so the oldest kept
+    /// checkpoint needs the most. (After a rollback it is an estimate: it says what is worth copying, and never what may go.)
+    pub held: Places,
+    /// What `held` becomes once no checkpoint before `next_since` is kept.
+    pub next_held: Places,
+    /// See `next_held`.
+    pub next_since: u64,
 }
 
-impl From<(u64, u64, u64, u64)> for ObjectUse {
-    fn from((live_blocks, live_nodes, born, dead_since): (u64, u64, u64, u64)) -> Self {
+/// The numbers of an [`ObjectUse`] in their order.
+type StoredUse = (Places, u64, u64, Places, Places, u64);
+
+impl From<StoredUse> for ObjectUse {
+    fn from((live, born, dead_since, held, next_held, next_since): StoredUse) -> Self {
         Self {
-            live_blocks,
-            live_nodes,
+            live,
             born,
             dead_since,
+            held,
+            next_held,
+            next_since,
         }
     }
 }
 
-impl From<ObjectUse> for (u64, u64, u64, u64) {
+impl From<ObjectUse> for StoredUse {
     fn from(of: ObjectUse) -> Self {
-        (of.live_blocks, of.live_nodes, of.born, of.dead_since)
+        (
+            of.live,
+            of.born,
+            of.dead_since,
+            of.held,
+            of.next_held,
+            of.next_since,
+        )
     }
 }
 
@@ -122,7 +181,7 @@ impl Usage {
         }
         let at = usage.at_number();
         let is_sound = |of: &ObjectUse| {
-            let is_live = of.live_blocks > 0 || of.live_nodes > 0;
+            let is_live = !of.live.is_empty();
             of.born <= at && is_live == (of.dead_since == u64::MAX) && (is_live || of.dead_since <= at)
         };
         match usage.objects.values().all(is_sound) {
@@ -161,25 +220,26 @@ impl Usage {
         checkpoint: Accounted,
         deltas: &HashMap<u64, Delta>,
     ) -> Result<(), String> {
-        let after = |live: u64, change: i64| live.checked_add_signed(change);
         for (object, delta) in deltas {
             let is_new = !self.objects.contains_key(object);
             let of = self.objects.entry(*object).or_insert(ObjectUse {
-                live_blocks: 0,
-                live_nodes: 0,
+                live: Places::default(),
                 born: cno,
                 dead_since: u64::MAX,
+                held: Places::default(),
+                next_held: Places::default(),
+                next_since: cno,
             });
-            let live = after(of.live_blocks, delta.blocks).zip(after(of.live_nodes, delta.nodes));
-            let Some((blocks, nodes)) = live else {
+            let Some(live) = of.live.changed(delta) else {
                 return Err(format!("object {object:#x} would have fewer uses than none"));
             };
-            (of.live_blocks, of.live_nodes) = (blocks, nodes);
-            match blocks.saturating_add(nodes) {
+            of.live = live;
+            (of.held, of.next_held) = (of.held.max(live), of.next_held.max(live));
+            match live.is_empty() {
                 // What a checkpoint neither had nor has.
-                0 if is_new => drop(self.objects.remove(object)),
-                0 => of.dead_since = of.dead_since.min(cno),
-                _ => of.dead_since = u64::MAX,
+                true if is_new => drop(self.objects.remove(object)),
+                true => of.dead_since = of.dead_since.min(cno),
+                false => of.dead_since = u64::MAX,
             }
         }
         let check = checkpoint.check;
@@ -194,8 +254,7 @@ impl Usage {
         let Some(of) = self.objects.get(&object) else {
             return false;
         };
-        of.live_blocks > 0
-            || of.live_nodes > 0
+        !of.live.is_empty()
             || of.dead_since == u64::MAX
             || (of.born < of.dead_since && kept.range(of.born..of.dead_since).next().is_some())
     }
@@ -204,20 +263,21 @@ impl Usage {
     /// uses which is there, and that the table would give away; or other numbers of places that the newest uses.
     pub fn differences(&self, counted: &Self) -> Vec<String> {
         let none = ObjectUse {
-            live_blocks: 0,
-            live_nodes: 0,
+            live: Places::default(),
             born: u64::MAX,
             dead_since: 0,
+            held: Places::default(),
+            next_held: Places::default(),
+            next_since: 0,
         };
-        let places = |of: &ObjectUse| (of.live_blocks, of.live_nodes);
         let mut differences = Vec::new();
         for (object, truth) in &counted.objects {
             let own = self.objects.get(object).unwrap_or(&none);
             let name = name_of(*object);
-            if places(own) != places(truth) {
+            if own.live != truth.live {
                 differences.push(format!(
                     "{name} has {} blocks and {} nodes in use, and the table {} and {}",
-                    truth.live_blocks, truth.live_nodes, own.live_blocks, own.live_nodes
+                    truth.live.blocks, truth.live.nodes, own.live.blocks, own.live.nodes
                 ));
             }
             let mut users = counted
@@ -236,10 +296,26 @@ impl Usage {
         let unused = self
             .objects
             .iter()
-            .filter(|(object, of)| places(of) != (0, 0) && !counted.objects.contains_key(object));
+            .filter(|(object, of)| !of.live.is_empty() && !counted.objects.contains_key(object));
         differences
             .extend(unused.map(|(object, _)| format!("the table says that {} is in use", name_of(*object))));
         differences
+    }
+
+    /// Notes what checkpoints that are gone no longer hold in the objects. Each place is let go of at latest when two times as many
+    /// checkpoints are gone as were kept when it died.
+    pub fn settle(&mut self) {
+        let at = self.at_number();
+        for of in self.objects.values_mut() {
+            let oldest = self
+                .kept
+                .range(of.born..)
+                .next()
+                .map_or(u64::MAX, |(cno, _)| *cno);
+            if oldest >= of.next_since {
+                (of.held, of.next_held, of.next_since) = (of.next_held, of.live, at);
+            }
+        }
     }
 
     /// Of the accounted checkpoints only these are there still.
@@ -308,6 +384,35 @@ mod tests {
     }
 
     #[test]
+    fn what_kept_checkpoints_hold_is_never_told_too_low() {
+        let mut usage = Usage::default();
+        let held = |usage: &Usage| usage.objects()[&10].held.blocks;
+        step(&mut usage, 1, &[(10, 100)]);
+        for cno in 2..=40 {
+            step(&mut usage, cno, &[(10, -2), (cno * 100, 2)]);
+            // Ten are kept; the oldest of them needs what was live at it.
+            let gone: Vec<u64> = usage
+                .kept()
+                .keys()
+                .copied()
+                .filter(|kept| kept + 10 <= cno)
+                .collect();
+            usage.forget(&gone, &[]);
+            usage.settle();
+            let oldest = usage.kept().keys().next().copied().unwrap();
+            let needed = 100 - 2 * (oldest - 1);
+            assert!(held(&usage) >= needed, "{cno}: {} of {needed}", held(&usage));
+            let late = 100 - 2 * (oldest.saturating_sub(11));
+            assert!(held(&usage) <= late, "{cno}: {} of {late}", held(&usage));
+        }
+        assert!(held(&usage) < 60);
+        // A rollback brings back what was dead.
+        step(&mut usage, 41, &[(10, 70)]);
+        usage.settle();
+        assert!(held(&usage) >= 92);
+    }
+
+    #[test]
     fn a_table_that_is_not_of_the_volume_is_noticed() {
         let mut usage = Usage::default();
         step(&mut usage, 1, &[(10, 2)]);
@@ -319,16 +424,16 @@ mod tests {
             assert_ne!(changed, stored);
             Usage::decode(changed.as_bytes()).is_ok()
         };
-        assert!(!is_read("\"version\":1", "\"version\":2"));
+        assert!(!is_read("\"version\":2", "\"version\":3"));
         // Live and dead at once; born later than what was accounted; more uses than there are numbers.
-        assert!(!is_read("[2,0,1,18446744073709551615]", "[2,0,1,1]"));
+        assert!(!is_read("[[2,0],1,18446744073709551615,", "[[2,0],1,1,"));
         assert!(!is_read(
-            "[2,0,1,18446744073709551615]",
-            "[2,0,9,18446744073709551615]"
+            "[[2,0],1,18446744073709551615,",
+            "[[2,0],9,18446744073709551615,"
         ));
         assert!(is_read(
-            "[2,0,1,",
-            "[18446744073709551615,18446744073709551615,1,"
+            "[[2,0],1,",
+            "[[18446744073709551615,18446744073709551615],1,"
         ));
     }
 }

@@ -19,6 +19,7 @@ use crate::base::geometry::Geometry;
 use crate::buffer_file::{Kept, NoRoom};
 use crate::checkpoint::appender::DriverLog;
 use crate::checkpoint::handle::{Driver, DriverConfig};
+use crate::compaction;
 use crate::engine::Engine;
 use crate::lease::Lease;
 use crate::meta::checkpoint_list::{Catalogue, NoRecorder, Recorder};
@@ -78,6 +79,8 @@ pub struct Parts {
     pub first_generation: u64,
     /// Where it is counted what the volume does.
     pub metrics: Metrics,
+    /// The generation that the newest checkpoint's record has.
+    pub recorded_generation: u64,
 }
 
 /// An open volume.
@@ -95,6 +98,8 @@ pub struct Volume {
     store: Option<Store>,
     /// What removes checkpoints that are not kept.
     retention: Option<Keeper>,
+    /// What copies what is live out of objects that are mostly dead.
+    compaction: Option<compaction::Keeper>,
     /// What keeps the checkpoint that is read.
     reading: Reading,
     /// The newest checkpoint that is published and recorded.
@@ -129,6 +134,7 @@ impl Volume {
             io_timeout: options.io_timeout,
             write_buffer_bytes: options.write_buffer_bytes,
             first_generation: parts.first_generation.max(1),
+            recorded_generation: parts.recorded_generation,
             log: parts.log,
             metrics: parts.metrics.clone(),
         };
@@ -145,6 +151,7 @@ impl Volume {
             kept: OnceLock::new(),
             store: None,
             retention: None,
+            compaction: None,
             reading: Reading::default(),
             newest: NewestCheckpoint::default(),
             metrics: parts.metrics,
@@ -454,6 +461,9 @@ impl Volume {
     pub fn close(&self, timeout: Duration) -> Result<(), VolumeError> {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
+        }
+        if let Some(compaction) = &self.compaction {
+            compaction.stop();
         }
         if let Some(retention) = &self.retention {
             retention.stop();

@@ -17,6 +17,7 @@ use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::checkpoint::appender::DriverLog;
+use crate::compaction::{self, Ground};
 use crate::engine::hyper_engine::{HyperEngine, OpenState};
 use crate::engine::parents;
 use crate::engine::{Engine, Ownership, SoleOwner};
@@ -32,7 +33,7 @@ use crate::open::history::{self, Known, Seen};
 use crate::open::inspect::{self, Looked};
 use crate::open::recover_wal::{self, OpenLog};
 use crate::open::replay_wal::ReplayOptions;
-use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use crate::options::{Compaction, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::retention::{Keeper, ORPHAN_AGE, Reading, Recent, Rounds};
 use crate::store::{self, Store};
@@ -362,6 +363,7 @@ fn open_owned<'a>(
                 parts.recorder = Some(Arc::new(recorder));
                 newest = owner.newest.clone();
                 parts.log = Some(owner);
+                parts.recorded_generation = generation;
                 // The replay has gone beyond what an older owner may have on its way to the log.
                 generation + 1
             }
@@ -369,11 +371,25 @@ fn open_owned<'a>(
                 let started = Catalogue::start(store.clone(), epoch, newest.clone());
                 parts.recorder = Some(started.clone());
                 catalogue = Some(started);
+                parts.recorded_generation = recorded;
                 // An older owner may have used more than it recorded.
                 watermark + GENERATIONS_AHEAD_MAX + 1
             }
         };
-        let (index_cache, published) = (engine.index_in_memory(), engine.published());
+        let rounds = Rounds::new(
+            store.clone(),
+            epoch,
+            lease.clone(),
+            engine.index_in_memory(),
+            options.retention_grace,
+            ORPHAN_AGE,
+        )
+        .remembering(Recent {
+            recorded: newest.clone(),
+            published: Some(engine.published()),
+        });
+        let ground = Ground::new(&engine, store.clone(), rounds.under_way());
+        let published_bytes = engine.published_bytes();
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
         volume.catalogue = catalogue;
         volume.log = begun.log;
@@ -382,21 +398,21 @@ fn open_owned<'a>(
         volume.newest = newest.clone();
         volume.store = Some(store.clone());
         tokio::spawn(abort_uploads(store.clone()));
-        let rounds = Rounds::new(
-            store.clone(),
-            epoch,
-            lease.clone(),
-            index_cache,
-            options.retention_grace,
-            ORPHAN_AGE,
-        )
-        .remembering(Recent {
-            recorded: newest.clone(),
-            published: Some(published),
-        });
         let marker = volume.log.as_ref().map(|log| log.marker.clone());
         let interval = options.retention_interval;
-        volume.retention = Some(Keeper::start(rounds, interval, newest.clone(), marker));
+        let rounds = Arc::new(tokio::sync::Mutex::new(rounds));
+        volume.retention = Some(Keeper::start(rounds.clone(), interval, newest.clone(), marker));
+        // Without rounds nothing would come of it.
+        if options.compaction == Compaction::Auto && interval.is_some() {
+            volume.compaction = Some(compaction::Keeper::start(compaction::Work {
+                ground,
+                flip: Arc::new(volume.driver.clone()),
+                rounds,
+                newest: newest.clone(),
+                published_bytes,
+                cap_rate: options.compaction_rate,
+            }));
+        }
         Ok((Arc::new(volume), newest))
     }
     .boxed()

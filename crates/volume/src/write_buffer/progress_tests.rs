@@ -99,6 +99,7 @@ async fn flush(steps: u64, then: Then) -> (Result<(), VolumeError>, u64) {
         write_buffer_bytes: 16 << 20,
         first_generation: 1,
         metrics: Default::default(),
+        recorded_generation: 0,
         log: None,
     };
     let driver = Driver::start(overlay.clone(), Arc::new(engine), Arc::new(NoRecorder), config);

@@ -6,6 +6,7 @@
 mod busy_store;
 mod check;
 mod clones;
+mod compaction;
 mod completion;
 mod container;
 mod damage;

@@ -1,7 +1,7 @@
 //! The thread that owns a container: opens it, takes requests and the ends of landings in, recovers after a failed publish.
 //!
 //! * `thread`: the thread itself, and its end.
-//! * `publish`: how it publishes.
+//! * `publish`: how it publishes; `relocate`: how it gives blocks other places.
 //! * `in_flight`: a checkpoint that is laid out, on its way to the store beside the thread.
 //! * `upload_source`: the bytes that such a checkpoint uploads.
 
@@ -18,9 +18,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 
 use super::container::{self, Container};
+use super::copy::Reserved;
 use super::guard::InodeGuard;
 use super::limits::CheckpointNumbers;
-use super::{Beside, Ownership};
+use super::{Beside, Ownership, Relocated};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
@@ -30,12 +31,14 @@ use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexSeals;
 use crate::index::location_map::{LocationMap, Place};
 use crate::index::lookup::{Published, RecentRoots};
+use crate::index::relocation::Relocation;
 use crate::store::{ETag, Store};
 use crate::write_buffer::overlay::Frozen;
 use in_flight::{Landed, Landing};
 
 mod in_flight;
 mod publish;
+mod relocate;
 pub(super) mod thread;
 mod upload_source;
 
@@ -50,6 +53,13 @@ pub(super) enum Request {
         frozen: Arc<Frozen>,
         beside: Beside,
         reply: Reply<Option<Checkpoint>>,
+    },
+    Reserve {
+        reply: Reply<Reserved>,
+    },
+    Relocate {
+        relocation: Arc<Relocation>,
+        reply: Reply<Option<Relocated>>,
     },
     Recover {
         reply: Reply<()>,
@@ -142,6 +152,12 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
             () = owner.land_next(), if !owner.under_way.is_empty() => {}
             request = inbox.recv() => match request {
                 Some(Request::Publish { frozen, beside, reply }) => owner.publish(&frozen, beside, reply).await,
+                Some(Request::Reserve { reply }) => {
+                    let _ = reply.send(owner.reserve());
+                }
+                Some(Request::Relocate { relocation, reply }) => {
+                    let _ = reply.send(owner.relocate(&relocation).await);
+                }
                 Some(Request::Recover { reply }) => {
                     owner.land_all().await;
                     let result = AssertUnwindSafe(owner.recover()).catch_unwind().await;
@@ -389,7 +405,10 @@ impl Owner {
         // Adopt, then check (Invariant O1): a new owner that comes after this rewrites the inode, and what was adopted
         // here is refused. The marks alone depend on clocks.
         self.config.ownership.check().await?;
+        // What its publish would have entered is not known here.
+        let mut changed = Vec::new();
         if adopted != self.published {
+            changed.push((0..u64::MAX, None));
             info!(
                 "checkpoint {} had been published though its answer was lost",
                 adopted.cno
@@ -398,7 +417,7 @@ impl Owner {
             self.attempted.clear();
         }
         let root = Root(self.container()?.bmap_get_raw());
-        self.enter(Vec::new(), root);
+        self.enter(changed, root);
         self.must_recover = false;
         self.nodes_kept = 0;
         warn!(

@@ -100,7 +100,7 @@ impl Owner {
     }
 
     /// Whether there are checkpoint numbers left for a publish, those under way counted.
-    fn check_numbers(&self) -> Result<(), VolumeError> {
+    pub(super) fn check_numbers(&self) -> Result<(), VolumeError> {
         if let Some(container) = &self.container {
             self.config
                 .numbers
@@ -110,7 +110,7 @@ impl Owner {
     }
 
     /// A failed publish leaves changes in the container that nobody may publish by accident.
-    fn check_recovered(&self) -> Result<(), VolumeError> {
+    pub(super) fn check_recovered(&self) -> Result<(), VolumeError> {
         if !self.must_recover {
             return Ok(());
         }
@@ -321,7 +321,7 @@ impl Owner {
     /// Not with `HyperTrait::flush`: after a 429 or a 5xx that reads the inode anew, takes another writer's for its base,
     /// and publishes over it without asking for the lease (`refresh_bmap` in hyperfile 0.14.0). Here any failure is the
     /// caller's, who recovers: the lease first, then the stored state, then the generation again.
-    async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
+    pub(super) async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
         let attempted = Mark::of_container(self.container()?);
         // Also if the engine panics.
         self.attempted.push(attempted);

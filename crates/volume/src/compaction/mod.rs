@@ -1,0 +1,20 @@
+//! Copying what is live out of objects that are mostly dead, so that they can go.
+//!
+//! *Copy, then flip.* Blocks are copied off to the side, under a checkpoint number that the owner has set aside; nobody refers to the
+//! copies then. The flip is one checkpoint of the owner's, in which every block that is still where it was copied from has the place of
+//! its copy. A block that a client changed meanwhile keeps what the client wrote. Nothing is removed here: what no kept checkpoint needs
+//! any more goes with the rounds of `retention/`, after the time of grace, as everything does.
+//!
+//! Whatever fails leaves copies that nobody refers to, and those go as what failed publishes leave does.
+//!
+//! * `pace` (pure): how fast, by how much space is taken for nothing, and when to look again.
+//! * `relocation`: one relocation, from victims to flip.
+//! * `keeper`: the relocations of a served volume.
+
+mod keeper;
+mod pace;
+mod relocation;
+
+pub(crate) use keeper::{Keeper, Work};
+pub use pace::Pace;
+pub use relocation::{Flip, Ground, Moved};
