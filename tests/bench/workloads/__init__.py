@@ -14,6 +14,7 @@ NAMES = [
     "buffered_write",
     "unpublished_read",
     "long_random_write",
+    "compaction",
     "write_flush",
     "wal_flush",
     "wal_group",
