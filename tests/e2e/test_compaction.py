@@ -18,7 +18,7 @@ BATCH = 4 * MI
 """Bytes written to one checkpoint."""
 NEWEST_KEPT = 16
 BOUND = 256 * MI
-EAGER = {"retention_interval": "1s", "retention_grace": "1s", "checkpoint_interval": "1h", "write_buffer": "64M"}
+EAGER = {"compaction": "auto", "retention_interval": "1s", "retention_grace": "1s", "checkpoint_interval": "1h", "write_buffer": "64M"}
 
 
 def listed(volume) -> list[dict]:
@@ -96,7 +96,7 @@ def test_killed_while_it_compacts(make_volume, make_server, seed):
     kept: dict[str, bytes] = {}
     for life, rate in enumerate(["0", "8M"]):
         # The debt is made first.
-        server = make_server(volume, **EAGER, lease_duration="2s", compaction="off").start()
+        server = make_server(volume, **{**EAGER, "compaction": "off"}, lease_duration="2s").start()
         with server.connect() as client:
             if life == 0:
                 fill(client, model)
@@ -126,7 +126,7 @@ def test_compact_may_be_stopped_and_killed(make_volume, make_server, seed):
     """The verb, for a volume that is not served; what it says; and its end at any moment."""
     rng = random.Random(seed)
     volume = make_volume(SIZE, 4 * KI)
-    server = make_server(volume, **EAGER, lease_duration="2s", compaction="off").start()
+    server = make_server(volume, **{**EAGER, "compaction": "off"}, lease_duration="2s").start()
     model = Model(SIZE, 4 * KI)
     with server.connect() as client:
         fill(client, model)
@@ -171,7 +171,7 @@ def test_what_was_moved_is_no_difference(make_volume, make_server, seed):
     rng = random.Random(seed)
     volume = make_volume(SIZE, 4 * KI)
     verb(volume, "retention", "set", volume.url, "--keep-last", "1")
-    server = make_server(volume, **EAGER, compaction="off").start()
+    server = make_server(volume, **{**EAGER, "compaction": "off"}).start()
     model = Model(SIZE, 4 * KI)
     with server.connect() as client:
         fill(client, model)

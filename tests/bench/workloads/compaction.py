@@ -36,11 +36,11 @@ def run(bench):
 
     with bench.filled_volume(size) as volume:
         keep_newest(bench, volume)
-        with volume.serve(**ROUNDS, **bench.parameters_if_known(compaction="off")) as server:
+        with volume.serve(**ROUNDS) as server:
             without, _ = bench.measure(server, overwrite)
     with bench.filled_volume(size) as volume:
         keep_newest(bench, volume)
-        with volume.serve(**ROUNDS) as server, Looks(bench, volume) as looks:
+        with volume.serve(**ROUNDS, compaction="auto") as server, Looks(bench, volume) as looks:
             written, cost = bench.measure(server, overwrite)
         done = verb(bench, volume, "compact", "--json")
         space = verb(bench, volume, "space", "--json")

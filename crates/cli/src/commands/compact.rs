@@ -19,7 +19,7 @@ use crate::watch::{AtSignal, Watch};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The volume; no server may have it open: one that has does this by itself
+    /// The volume; no server may have it open: one with compaction=auto does this by itself
     pub url: VolumeUrl,
 
     /// Say what would be copied, and change nothing

@@ -61,9 +61,9 @@ pub enum InheritedLog {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compaction {
     /// When so much of what is stored is dead that it is worth it.
-    #[default]
     Auto,
     /// Never.
+    #[default]
     Off,
 }
 

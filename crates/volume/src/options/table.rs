@@ -297,7 +297,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         key: "compaction",
         alias: None,
         value_name: "auto|off",
-        default: "auto",
+        default: "off",
         default_is_value: true,
         help: "copy what is live out of objects that are mostly dead, so that they can be removed, when that is worth it",
         group: OptionGroup::Serve,

@@ -91,7 +91,7 @@ fn every_key_takes_effect_in_every_spelling() {
             ("write_buffer_dir", "/run/hypernbd/disk"),
             ("retention_interval", "90s"),
             ("retention_grace", "1h"),
-            ("compaction", "off"),
+            ("compaction", "auto"),
             ("compaction_rate", "10M"),
         ];
         assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
@@ -141,7 +141,7 @@ fn every_key_takes_effect_in_every_spelling() {
                 read_only: false,
                 retention_interval: Some(Duration::from_secs(90)),
                 retention_grace: Duration::from_secs(3600),
-                compaction: Compaction::Off,
+                compaction: Compaction::Auto,
                 compaction_rate: 10 << 20,
                 lease: LeaseOptions {
                     duration: Duration::from_secs(10),
