@@ -78,7 +78,7 @@ def test_flush_makes_durable(make_volume, control):
         client.pwrite(pattern(64 * KI, 1), 0)
         wait_for(lambda: page(path).value("undurable_age_seconds") > 0, "the write to be told of")
         assert "durable" in verb(volume, "control", "flush", volume.url)
-        assert page(path).value("undurable_age_seconds") == 0
+        wait_for(lambda: page(path).value("undurable_age_seconds") == 0, "the write to be durable")
         client.pwrite(pattern(64 * KI, 2), 0)
         assert ask(path, "/v1/flush", "POST").json == {"is_durable": True}
     server.kill()
