@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn values_of_parts_are_those_of_the_whole() {
-        let bytes: Vec<u8> = (0..200_001_u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..200_001_u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let whole = CheckValues::of(&Frames::take(&bytes[..]));
         let parts: Vec<(CheckValues, u64)> = bytes
             .chunks(2 * WINDOW_BYTES as usize)
