@@ -14,16 +14,16 @@ use crate::options::StoreOptions;
 use crate::retention::{Policy, put_policy, remove_policy};
 use crate::store::{self, Directory, Store, probe, probe_objects};
 
-/// Block size of a volume unless another is asked for; chosen by measurement (docs/benchmarking.md).
+/// The default block size in bytes, chosen by measurement (docs/benchmarking.md).
 pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;
 /// The format's smallest block.
 const BLOCK_SIZE_MIN: u32 = 4 << 10;
-/// A block larger than an NBD request cannot be written whole by any client.
+/// The largest block. No client could write a block whole that is larger than an NBD request.
 const BLOCK_SIZE_MAX: u32 = 32 << 20;
 /// NBD sizes are signed 64-bit numbers; a block device of the Linux kernel ends a sector below that.
 const SIZE_MAX: u64 = i64::MAX as u64 - 511;
 
-/// What to create.
+/// The properties of a new volume.
 #[derive(Debug, Clone, Copy)]
 pub struct CreateOptions {
     /// Size of the volume in bytes; space is taken as data is written.
@@ -48,9 +48,10 @@ pub(super) fn check_size(size_bytes: u64, block_size_bytes: u32) -> Result<(), V
     Ok(())
 }
 
-/// Creates a volume, where nothing of an earlier one is left.
+/// Creates a volume, unless something of an earlier one is left.
 ///
-/// The label comes first and the inode, whole, last: an interruption leaves no volume, but a label that [`delete`] removes.
+/// The label is written first, and the whole inode last. So an interruption leaves no volume, but a label that
+/// [`delete`] removes.
 ///
 /// [`delete`]: super::delete()
 ///
@@ -71,7 +72,7 @@ pub async fn create(
         check_prefix(&store, bucket, prefix).await?;
     }
     if let Err(e) = check_empty(&store).await {
-        // Of a directory that was made for it.
+        // The directory may have been made for this volume.
         store.remove_if_empty(Directory::AsFound).await?;
         return Err(e);
     }
@@ -102,12 +103,12 @@ pub async fn create(
     .await;
     match created {
         Ok(()) => info(url, store_options).await,
-        // Another tool was faster. The label is its volume's by now.
+        // Another tool created the container first. The label is now that volume's.
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             Err(VolumeError::AlreadyExists { url: url.to_string() })
         }
         Err(e) => {
-            // The answer alone may be lost: what is there is whole then, and is removed before its label.
+            // If only the answer was lost, the stored container is whole. It is removed before its label.
             undo(&store, &label, made).await;
             Err(VolumeError::engine(format!("creating a volume at {url}"), e))
         }
@@ -121,7 +122,7 @@ pub(super) async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> R
         match store.head(&format!("{outer}/{}", inode::NAME)).await {
             Ok(None) => {}
             Ok(Some(_)) => return Err(inside(&store.url, &format!("s3://{bucket}/{outer}/"))),
-            // Keys may be limited to the volume's own prefix.
+            // The credentials may be limited to the volume's own prefix.
             Err(e) if e.kind == StoreErrorKind::AccessDenied => {}
             Err(e) => return Err(e.into()),
         }
@@ -142,7 +143,7 @@ fn inside(url: &VolumeUrl, outer: &str) -> VolumeError {
     ))
 }
 
-/// Takes away what may be stored of a volume that could not be created: `made`, if that is what is there.
+/// Removes whatever may be stored of a volume that could not be created, if what is stored is `made`.
 async fn undo(store: &Store, label: &Label, made: CheckpointId) {
     let undone = async {
         let is_made = match inode::load(store).await {
@@ -171,7 +172,7 @@ async fn remove_directory(store: &Store) {
     }
 }
 
-/// Looks whether anything of a volume is there.
+/// Checks that nothing of a volume is stored.
 async fn check_empty(store: &Store) -> Result<(), VolumeError> {
     if store.head(&store.data_key(inode::NAME)).await?.is_some() {
         return Err(VolumeError::AlreadyExists {

@@ -1,4 +1,4 @@
-//! `delete`: a volume and all that is kept beside it.
+//! `delete`: removes a volume and everything that is kept beside it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -40,11 +40,11 @@ pub struct DeletePlan {
 pub struct Deleted {
     /// What was planned.
     pub plan: DeletePlan,
-    /// The bucket keeps versions: the bytes stay in it, as versions that are not current.
+    /// What was planned to be destroyed.
     pub is_kept_as_versions: bool,
 }
 
-/// Says what [`delete`] would destroy.
+/// Lists what [`delete`] would destroy.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is no volume; [`VolumeError::HasClones`] when it has clones.
@@ -57,14 +57,14 @@ pub async fn delete_plan(url: &VolumeUrl, store_options: &StoreOptions) -> Resul
 async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
     let size_bytes = match info::of_store(store).await {
         Ok(info) => info.size_bytes,
-        // A deletion that was interrupted has taken the inode and left the label, which goes last.
+        // An interrupted deletion has removed the inode and left the label, which is removed last.
         Err(e @ VolumeError::NotFound { .. }) => {
             if !has_leftovers(store).await? {
                 return Err(e);
             }
             0
         }
-        // A volume too damaged to be read can still be deleted.
+        // A volume that is too damaged to be read can still be deleted.
         Err(e) if may_be_damage(&e) => {
             log::warn!("the size of {} cannot be told: {}", store.url, e.chain());
             0
@@ -85,26 +85,26 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
     Ok(plan)
 }
 
-/// Whether something of a volume lies beside its container, where nothing is but what this project puts there.
+/// Whether something of a volume is beside its container, where only this project stores objects.
 async fn has_leftovers(store: &Store) -> Result<bool, VolumeError> {
     let beside = store.list(&store.meta_key("")).await?;
     Ok(beside.iter().any(|o| !probe::is_own(store, o)))
 }
 
-/// What becomes of a volume of which damage hides whether a server holds it.
+/// What happens to a volume when damage hides whether a server holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfDamaged {
-    /// It stays, and the caller is told.
+    /// It stays, and the caller gets an error.
     Refuse,
-    /// It is deleted: the user says that no server runs on it.
+    /// It is deleted, because the user says that no server runs on it.
     Delete,
 }
 
-/// Deletes the volume: its label is marked, its inode goes first, so that what an interruption leaves is no volume any more,
-/// and the label last, so that the deletion can be taken up again.
+/// Deletes the volume. Its label is marked first. The inode is removed before everything else, so that an interruption
+/// leaves no volume, and the label last, so that the deletion can be continued.
 ///
-/// The write-ahead log that the volume was last served with goes too, where it can be reached. Objects below the root
-/// that are not a container's are left alone.
+/// The WAL with which the volume was last served is removed too, if it can be reached. Objects below the root that are
+/// not a container's are left alone.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none, [`VolumeError::Held`] when a server has it open for writing; any failure
@@ -126,13 +126,13 @@ pub async fn delete(
     })
 }
 
-/// What shuts others out of a volume that is to be deleted.
+/// What keeps others out of a volume that is about to be deleted.
 enum Claim {
     /// Its lease.
     Lease(Arc<Lease>),
-    /// There is no inode, since a deletion was interrupted: no server can open it.
+    /// There is no inode, because a deletion was interrupted. So no server can open the volume.
     NoInode,
-    /// Damage is in the way of its lease, and the user says that no server runs on it.
+    /// Damage keeps the lease from being taken, and the user says that no server runs on the volume.
     UsersWord,
 }
 
@@ -170,7 +170,7 @@ async fn claim(
     }
 }
 
-/// Whether what is stored may be at fault, rather than the way to the store or the right to use it.
+/// Whether the cause may be damage of stored data, rather than the connection to the store or missing permission.
 fn may_be_damage(e: &VolumeError) -> bool {
     match e {
         VolumeError::Store(e) => matches!(e.kind, StoreErrorKind::Corrupt | StoreErrorKind::Other),
@@ -178,7 +178,7 @@ fn may_be_damage(e: &VolumeError) -> bool {
     }
 }
 
-/// Removes what belongs to the volume. Whether the bucket keeps versions of it.
+/// Removes everything that belongs to the volume. Returns whether the bucket keeps versions of it.
 async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> Result<bool, VolumeError> {
     let inode_key = store.data_key(inode::NAME);
     let label = store.meta_key(label::NAME);
@@ -209,7 +209,7 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
             store.delete(&inode_key).await?
         }
     };
-    // While the marker and the label still tell which log it is.
+    // This comes first, while the marker and the label still say which WAL it is.
     wal::remove_log(store, store_options, None).await;
     let rest: Vec<String> = objects(store)
         .await?
@@ -220,7 +220,7 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
         .filter(|key| origin.is_none() || *key != origin_key)
         .collect();
     tombstone.check(store).await?;
-    // Of servers that were killed; the one that could still complete them is shut out.
+    // These are uploads of servers that were killed. The server that could still complete one is fenced.
     store
         .abort_uploads(is_container_object, SystemTime::now() + CLOCKS_APART_MAX)
         .await?;

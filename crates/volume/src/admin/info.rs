@@ -1,4 +1,4 @@
-//! `info`: what a volume is.
+//! `info`: shows what is known of a volume.
 
 use hyperfile::config::HyperFileMetaConfig;
 use serde::Serialize;
@@ -22,7 +22,7 @@ use crate::store::{self, Store};
 pub struct VolumeInfo {
     /// Its URL.
     pub url: String,
-    /// Its id; none yet when it was made elsewhere and never opened for writing here.
+    /// Its id; `None` when the volume was made elsewhere and never opened for writing here.
     pub volume_id: Option<VolumeId>,
     /// Size in bytes.
     pub size_bytes: u64,
@@ -32,26 +32,27 @@ pub struct VolumeInfo {
     pub format: String,
     /// Number of the newest checkpoint; 0 before the first.
     pub last_checkpoint: u64,
-    /// The newest checkpoint number used, those of publishes that failed included; of
+    /// The newest checkpoint number used, including those of failed publishes; at most
     /// [`CHECKPOINT_NUMBER_MAX`](crate::engine::limits::CHECKPOINT_NUMBER_MAX).
     pub checkpoint_numbers_used: u64,
     /// The largest checkpoint number there is.
     pub checkpoint_numbers_max: u64,
-    /// Of the volume's counters the one that ends first, if they go on as they did.
+    /// The volume's counter that ends first, if all go on as before.
     pub nearest_end: Option<CounterUse>,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC, by its writer's clock.
     pub modified_ms: u64,
     /// Bytes of blocks that were ever written; an upper bound of the live data.
     pub mapped_bytes: u64,
-    /// The write-ahead log it was last served with, unless that was ended cleanly.
+    /// The write-ahead log with which it was last served, unless that was ended cleanly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wal_url: Option<String>,
     /// What a flush means.
     pub durability: String,
-    /// The import that did not end yet, or was interrupted: what is in the volume is half of it.
+    /// The import that is running or was interrupted. The volume then holds only a part of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub import: Option<ImportRecord>,
-    /// The lease: who may write to the volume, or was the last that might. None before it is first served.
+    /// The lease: which server may write to the volume, or was the last that might. `None` before the volume is first
+    /// served.
     pub lease: Option<LeaseRecord>,
     /// The volume that it is a clone of.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,7 +62,7 @@ pub struct VolumeInfo {
     pub clones: Vec<CloneInfo>,
 }
 
-/// Looks at a volume. Changes nothing.
+/// Inspects a volume. Changes nothing.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none.
@@ -70,7 +71,7 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
     of_store(&store).await
 }
 
-/// [`info`] of a connected store.
+/// As [`info`], for a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
     let (inode, label, lease, marker, import, clones) = futures::join!(
@@ -112,7 +113,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         checkpoint_numbers_max: limits::CHECKPOINT_NUMBER_MAX,
         nearest_end: CounterUse::nearest(counters),
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
-        // Counted in sectors, as st_blocks is.
+        // Counted in sectors of 512 bytes, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
         wal_url,
         durability: Durability::of(url, log.as_ref()).sentence().to_owned(),

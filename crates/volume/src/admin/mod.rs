@@ -1,4 +1,4 @@
-//! The life of a volume outside of serving it.
+//! Operations on volumes that are not being served.
 
 use std::sync::Arc;
 
@@ -49,13 +49,12 @@ pub use info::{VolumeInfo, info};
 pub use resize::resize;
 pub use space::{Space, space};
 
-/// Finds the volume and looks whether a server could open it now: for writing, unless `read_only`. Changes nothing of
-/// it; a store that was not probed yet is.
-/// Returns what was seen, for [`LeaseOptions::sighting`].
+/// Finds the volume and checks whether a server could open it now, for writing unless `read_only`. Changes nothing of
+/// the volume; it probes a store that was not probed yet. Returns what was seen, for [`LeaseOptions::sighting`].
 ///
 /// # Errors
-/// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take the
-/// lease's duration to find out; [`VolumeError::Log`] when it has a log that is not the one named.
+/// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take as long
+/// as the lease's duration to find out; [`VolumeError::Log`] when it has another WAL than the one named.
 pub async fn check_servable(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -93,7 +92,7 @@ pub async fn check_servable(
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
 }
 
-/// Tries what a volume needs of the store at `url`, where no volume need be. Leaves nothing behind.
+/// Tests the properties that a volume needs of the store at `url`. There need not be a volume. Leaves nothing behind.
 ///
 /// # Errors
 /// When the store is not reached, or refuses the credentials.
@@ -104,7 +103,7 @@ pub async fn probe(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Vec<
     Ok(checks?)
 }
 
-/// Takes the volume's lease for a change, as a server does for serving.
+/// Takes the volume's lease for a change, as a server does before it serves.
 async fn take_lease(
     store: &Store,
     store_options: &StoreOptions,
@@ -123,14 +122,15 @@ async fn take_lease(
     Lease::take(store, label.volume_id, &options, seen, &mut |_| Ok(())).await
 }
 
-/// Refuses a volume whose log was not ended: it may hold flushed writes. `then` is what to do after that.
+/// Refuses a volume whose WAL was not ended, because the WAL may hold flushed writes. `then` names what the user can do
+/// afterwards.
 async fn check_closed(store: &Store, then: &str) -> Result<(), VolumeError> {
     let marker = wal_marker::load(store).await?.map(|(marker, _)| marker);
     let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.url);
     check_log(&store.url, unfinished.as_deref(), then)
 }
 
-/// As [`check_closed`], of a log that was looked for already.
+/// As [`check_closed`], for a marker that was already read.
 fn check_log(url: &VolumeUrl, unfinished: Option<&str>, then: &str) -> Result<(), VolumeError> {
     match unfinished {
         Some(wal_url) => Err(VolumeError::InvalidInput(format!(
@@ -141,8 +141,8 @@ fn check_log(url: &VolumeUrl, unfinished: Option<&str>, then: &str) -> Result<()
     }
 }
 
-/// Opens the container for one change by the owner of this lease. To be called on a thread of its own. `failed` tells what an error
-/// of the engine hindered.
+/// Opens the container for one change by the owner of this lease. Must be called on a thread of its own. `failed` makes
+/// the error when the engine fails.
 async fn adopt(
     store: &Store,
     lease: &Lease,
@@ -158,7 +158,8 @@ async fn adopt(
     Ok(container)
 }
 
-/// Makes the list of checkpoints agree with the container, for the owner of this lease. Returns the generation that is published.
+/// Makes the checkpoint list agree with the container, for the owner of this lease. Returns the generation that is
+/// published.
 async fn settle_history(store: &Store, lease: &Lease) -> Result<u64, VolumeError> {
     let (raw, _) = inode::load(store).await?;
     let newest = StoredState::of_inode(&raw);

@@ -1,4 +1,4 @@
-//! `resize`: another size for a volume that is not being served.
+//! `resize`: changes the size of a volume that is not being served.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::store::Store;
 
-/// What is to be done once the log is closed.
+/// What the user can do once the WAL is closed.
 const THEN: &str = "resize it";
 
 /// Gives the volume a new size. A server running on it must be stopped first.
@@ -47,7 +47,7 @@ pub async fn resize(
     info::of_store(&store).await
 }
 
-/// What was asked for.
+/// The requested change.
 struct Wanted {
     url: VolumeUrl,
     size_bytes: u64,
@@ -55,7 +55,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Whether a volume of `size_bytes` is to be changed.
+    /// Whether a volume of `size_bytes` needs the change.
     fn differs_from(&self, size_bytes: u64) -> Result<bool, VolumeError> {
         let Self {
             url,
@@ -72,14 +72,14 @@ impl Wanted {
     }
 }
 
-/// With the lease: what was seen before it was taken may have changed by then.
+/// Resizes under the lease. The state that was seen before the lease was taken may have changed by then.
 async fn resize_owned(store: &Store, lease: &Arc<Lease>, wanted: Wanted) -> Result<(), VolumeError> {
     check_closed(store, THEN).await?;
     let (owned, of) = (store.clone(), lease.clone());
     super::on_owner_thread(move || async move { Ok(resize_adopted(&owned, &of, &wanted).await) })
         .await
         .map_err(|e| VolumeError::Internal(format!("the thread that resizes ended early: {e}")))??;
-    // So that the list of checkpoints has it; the next open would add it, too.
+    // Adds the checkpoint to the checkpoint list. Otherwise the next open would add it.
     super::settle_history(store, lease).await?;
     Ok(())
 }
@@ -103,7 +103,7 @@ mod tests {
     use crate::meta::wal_marker::{Marker, MarkerState};
     use crate::store;
 
-    /// A server may have come and gone between the first look and the lease.
+    /// A server may have come and gone between the inspection and the lease.
     #[tokio::test(flavor = "multi_thread")]
     async fn what_was_seen_before_the_lease_is_looked_at_again_under_it() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! `retention` and `prune`: how long checkpoints are kept, and the removal of those that are not, of a volume that is not served.
+//! `retention` and `prune`: how long checkpoints are kept, and the removal of the others from a volume that is not
+//! being served.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +17,10 @@ use crate::retention::plan::{self, Phase};
 use crate::retention::{self, ORPHAN_AGE, Policy, Removed, Rounds, Survey};
 use crate::store::Store;
 
-/// What is to be done once the log is closed.
+/// What the user can do once the WAL is closed.
 const THEN: &str = "prune it";
 
-/// The policy of a volume. None when everything is kept.
+/// The policy of a volume; `None` when everything is kept.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is no volume; when the policy cannot be read.
@@ -29,8 +30,8 @@ pub async fn policy(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Opt
     retention::load_policy(&store).await
 }
 
-/// Gives a volume a policy, or takes it away, whether it is served or not. Returns the checkpoints that were being removed by the
-/// policy before, and may go.
+/// Sets or removes the policy of a volume, whether it is served or not. Returns the checkpoints that were being removed
+/// under the previous policy and may still be removed.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is no volume.
@@ -45,13 +46,13 @@ pub async fn set_policy(
         Some(policy) => retention::put_policy(&store, policy).await?,
         None => retention::remove_policy(&store).await?,
     }
-    // What removes looks at the policy once the plan is stored; one that did so before is seen here.
+    // A removal reads the policy after it has stored its plan. A removal that did so earlier is seen here.
     let plan = plan::load(&store).await?.map(|(plan, _)| plan);
     let going = plan.filter(|plan| plan.phase != Phase::Empty);
     Ok(going.map(|plan| plan.retired).unwrap_or_default())
 }
 
-/// The checkpoints that would go if the volume had this policy, oldest first.
+/// The checkpoints that would be removed if the volume had this policy, oldest first.
 ///
 /// # Errors
 /// As [`past::list`].
@@ -80,10 +81,12 @@ pub async fn prune_preview(url: &VolumeUrl, store_options: &StoreOptions) -> Res
     retention::survey(&store, u64::from(block_size_bytes)).await
 }
 
-/// Removes what the volume's policy does not keep. A server running on it must be stopped first; one that runs does this itself.
+/// Removes the checkpoints that the volume's policy does not keep. A server running on it must be stopped first; a
+/// running server removes them itself.
 ///
 /// # Errors
-/// [`VolumeError::Held`] when a server has it open for writing; [`VolumeError::InvalidInput`] when its log was not closed.
+/// [`VolumeError::Held`] when a server has it open for writing; [`VolumeError::InvalidInput`] when its WAL was not
+/// closed.
 pub async fn prune(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -142,7 +145,8 @@ pub(super) async fn shut_out(store: &Store, lease: &Arc<Lease>) -> Result<(), Vo
         .map_err(|e| VolumeError::Internal(format!("the thread that opens the container ended early: {e}")))?
 }
 
-/// The rounds of a command that has the lease: what is not needed goes at once, for no request of a server is under way.
+/// The rounds of a command that has the lease. They remove at once what is not needed, because no request of a server
+/// is in flight.
 pub(super) fn rounds(store: &Store, lease: &Arc<Lease>) -> Rounds {
     Rounds::new(
         store.clone(),

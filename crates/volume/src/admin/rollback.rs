@@ -1,7 +1,7 @@
-//! `rollback`: an earlier checkpoint as the newest state, of a volume that is not being served.
+//! `rollback`: makes an earlier checkpoint the newest state of a volume that is not being served.
 //!
-//! A rollback is a checkpoint like any other, with the root and the size of an earlier one. So history goes on: what it undoes
-//! stays reachable, and a rollback can be undone.
+//! A rollback is a checkpoint like any other, with the root and the size of an earlier one. So history continues: the
+//! checkpoints that it undoes can still be read, and a rollback can be undone.
 
 use std::sync::Arc;
 
@@ -20,26 +20,26 @@ use crate::past::{self, At, Point, SnapshotName};
 use crate::retention::ensure_readable;
 use crate::store::Store;
 
-/// What is to be done once the log is closed.
+/// What the user can do once the WAL is closed.
 const THEN: &str = "roll it back";
-/// Begins the name of the state before a rollback.
+/// The prefix of the name that the state before a rollback gets.
 const BEFORE: &str = "before-rollback-";
 
-/// What a rollback did.
+/// The result of a rollback.
 #[derive(Debug, Clone)]
 pub struct RolledBack {
-    /// The checkpoint that it went back to.
+    /// The checkpoint whose state is now the newest.
     pub to: Point,
-    /// The number of the checkpoint that it made.
+    /// The number of the new checkpoint.
     pub number: u64,
     /// The name of the state that was the newest before.
     pub before: SnapshotName,
 }
 
-/// The checkpoint that a rollback would go back to, and the one that is the newest now. Changes nothing.
+/// The checkpoint that a rollback would return to, and the one that is the newest now. Changes nothing.
 ///
 /// # Errors
-/// As [`past::find`]; [`VolumeError::InvalidInput`] when the two are one.
+/// As [`past::find`]; [`VolumeError::InvalidInput`] when the two are the same.
 pub async fn look(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -60,8 +60,8 @@ pub async fn look(
 /// Makes the volume read as it did at a checkpoint. A server running on it must be stopped first.
 ///
 /// # Errors
-/// [`VolumeError::NoCheckpoint`]; [`VolumeError::Held`] when a server has it open for writing; [`VolumeError::InvalidInput`]
-/// when its log was not closed.
+/// [`VolumeError::NoCheckpoint`]; [`VolumeError::Held`] when a server has it open for writing;
+/// [`VolumeError::InvalidInput`] when its WAL was not closed.
 pub async fn rollback(
     url: &VolumeUrl,
     store_options: &StoreOptions,
@@ -76,12 +76,12 @@ pub async fn rollback(
     rolled_back
 }
 
-/// With the lease: what was seen before it was taken may have changed by then.
+/// Rolls back under the lease. The state that was seen before the lease was taken may have changed by then.
 async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<RolledBack, VolumeError> {
     check_closed(store, THEN).await?;
-    // The state before gets its entry and its name, and so does not depend on this ending well.
+    // The state before gets its entry and its name first, so that both are there even if the rollback fails.
     let generation = super::settle_history(store, lease).await?;
-    // Older owners remove nothing from here on, and what they had begun to remove is gone.
+    // From here on older owners remove nothing, and what they had begun to remove is gone.
     super::retention::rounds(store, lease).settle(true).await?;
     ensure_readable(store, to.id()).await?;
     let before = past::free_name(BEFORE)?;
@@ -103,7 +103,7 @@ async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<
         published_ms: now_ms(),
         size_bytes: published.size_bytes,
         epoch: lease.epoch(),
-        // Everything used before is at or below it.
+        // All generations used before are at or below this one.
         generation,
         is_repaired: false,
         kind: checkpoint_list::Kind::default(),
@@ -127,7 +127,8 @@ async fn rollback_adopted(
     let (root, size_bytes) = (to.state.root.0, to.size_bytes());
     let opened = container::checkpoint_of(&container);
     if opened != newest {
-        // A checkpoint that a killed server sent, and that the open took up: it would be undone without a name.
+        // A killed server had sent a checkpoint, and the open adopted it. The rollback would undo it without giving it
+        // a name.
         return Err(VolumeError::InvalidInput(format!(
             "{} has a checkpoint more than was seen, {opened}, which a server that was killed had sent: look at what it has now, \
              and roll it back again",

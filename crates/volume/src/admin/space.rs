@@ -1,4 +1,4 @@
-//! `space`: what a volume takes, and why.
+//! `space`: how much space a volume takes, and why.
 
 use futures::try_join;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::options::StoreOptions;
 use crate::retention::{self, Survey};
 use crate::store::ObjectEntry;
 
-/// What a volume takes in its store, in bytes.
+/// The space that a volume takes in its store, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Space {
     /// What the newest state refers to: data blocks and the leaves of the index. Of a clone what of that is its own.
@@ -24,9 +24,9 @@ pub struct Space {
     /// The rest of what the container holds: what earlier checkpoints alone refer to, what lies in objects beside what is live, and
     /// bookkeeping.
     pub history_bytes: u64,
-    /// What no checkpoint needs that is kept, and goes by itself.
+    /// Bytes that no kept checkpoint needs. They are freed automatically.
     pub reclaimable_bytes: u64,
-    /// What is planned to go, or going.
+    /// Bytes that are planned to be removed or are being removed.
     pub grace_bytes: u64,
     /// How far the objects of the newest state are beyond 1.3 times what is live and 256 MiB, what kept checkpoints need of them besides
     /// not counted: compaction makes this 0.
@@ -37,7 +37,7 @@ pub struct Space {
     pub objects: u64,
 }
 
-/// Looks at what a volume takes. Reads its whole index, changes nothing.
+/// Measures the space that a volume takes. Reads the whole index and changes nothing.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none; when the index cannot be read.
@@ -60,14 +60,14 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
                     let shared = bytes(survey.inherited_blocks, survey.inherited_nodes);
                     return Ok::<_, VolumeError>((used, shared, survey));
                 }
-                // Of an earlier checkpoint, it may be: then nothing goes.
+                // The damage may be in an earlier checkpoint. Then nothing is removed.
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
                     log::warn!("what could go of {url} cannot be told: {}", e.chain());
                 }
                 Err(e) => return Err(e),
             }
         }
-        // Where nothing goes, the newest state alone is looked at.
+        // When nothing is removed, only the newest state is measured.
         let used = usage::usage(&store, &state, block_size_bytes).await;
         let used = used.map_err(|e| VolumeError::engine(format!("reading the index of {url}"), e))?;
         Ok((used.bytes, used.inherited_bytes, Survey::default()))

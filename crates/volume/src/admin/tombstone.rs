@@ -1,23 +1,23 @@
-//! The mark of a deletion under way: the volume's label, with a number that the deletion drew.
+//! The mark of a deletion in progress: the volume's label with a random number of that deletion.
 //!
-//! Of two deletions the later one's mark replaces the earlier one's, which then stops. Between the end of a deletion and a
-//! new volume at the same URL the label goes, so a deletion that was begun before, and was held up, finds its mark gone. It
-//! looks before every step. A request already sent can still arrive late: only names that are never used twice would
-//! exclude that.
+//! Of two deletions, the later one's mark replaces the earlier one's, and the earlier one then stops. The label is
+//! removed between the end of a deletion and the creation of a new volume at the same URL. So a deletion that began
+//! earlier and was delayed finds that its mark is gone; it checks its mark before every step. A request that was
+//! already sent can still arrive late. Only names that are never used twice would exclude that.
 
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::meta::label::{self, Label};
 use crate::store::{ETag, Store};
 
-/// A deletion's own mark, as it is stored.
+/// The stored mark of a deletion.
 #[derive(Debug)]
 pub(super) struct Tombstone {
     version: ETag,
 }
 
 impl Tombstone {
-    /// Marks the volume: its label, or one made for that where it has none, or none that can be read.
+    /// Marks the volume in its label. If the volume has no label, or none that can be read, one is made for the mark.
     ///
     /// # Errors
     /// [`VolumeError::Interfered`] when somebody else changes the label; when the store fails.
@@ -40,7 +40,7 @@ impl Tombstone {
         .encode()?;
         let put = match &there {
             Some((_, version)) => store.put_if_match(&key, body, version).await,
-            // Its version cannot be told either.
+            // The ETag of a label that cannot be read is not known either.
             None if is_unreadable => store.put(&key, body).await,
             None => store.put_create_only(&key, body).await,
         };
@@ -51,7 +51,7 @@ impl Tombstone {
         }
     }
 
-    /// Looks whether the volume is still this deletion's to remove.
+    /// Checks that the volume still carries this deletion's mark.
     ///
     /// # Errors
     /// [`VolumeError::Interfered`] when it is not; when the store fails.

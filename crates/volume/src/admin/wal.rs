@@ -1,4 +1,4 @@
-//! The write-ahead log of a volume that is not being served: look at it, replay it, give it up.
+//! The write-ahead log (WAL) of a volume that is not being served: inspect it, replay it, give it up.
 
 use serde::Serialize;
 
@@ -15,21 +15,21 @@ use crate::wal::LogStore;
 use crate::wal::journal::Journal;
 use crate::wal::s3::{self, S3Log};
 
-/// What is known of a volume's log.
+/// What is known of a volume's WAL.
 #[derive(Debug, Clone, Serialize)]
 pub struct WalInfo {
     /// The volume's URL.
     pub url: String,
-    /// What the volume's marker says; none when the last server ended cleanly, or had no log.
+    /// The contents of the volume's WAL marker; `None` when the last server ended cleanly, or had no WAL.
     pub log: Option<MarkerState>,
-    /// Objects of the log, the ends of older servers' parts included; not told of a journal.
+    /// Number of objects of the WAL, including the seals of older servers' parts; `None` for a journal.
     pub records: Option<u64>,
 }
 
-/// Looks at a volume's log. Changes nothing.
+/// Inspects a volume's WAL. Changes nothing.
 ///
 /// # Errors
-/// [`VolumeError::NotFound`] when there is no volume; when the log's bucket cannot be reached.
+/// [`VolumeError::NotFound`] when there is no volume; when the bucket of the WAL cannot be reached.
 pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     super::info::of_store(&store).await?;
@@ -49,9 +49,9 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalIn
     })
 }
 
-/// Publishes what a log holds and removes it. `wal_url` may be left out: the volume knows it. The log of a volume that this
-/// one is a copy of is read and left as it is; with `adopt` the volume was moved, and the log is its own. Returns whether
-/// there was a log.
+/// Publishes the changes in a WAL and removes it. `wal_url` may be left out, because the volume knows it. If this
+/// volume is a copy, the original's WAL is read and left as it is; with `adopt` the volume was moved, and the WAL is
+/// its own. Returns whether there was a WAL.
 ///
 /// # Errors
 /// As opening the volume. Nothing is lost then.
@@ -82,8 +82,8 @@ pub async fn replay(
     Ok(true)
 }
 
-/// Gives a log up: what was flushed to it since the last checkpoint is lost. Its records are removed where they can be
-/// reached. Returns whether there was a log.
+/// Gives up a WAL: the writes that were flushed to it since the last checkpoint are lost. Its records are removed if
+/// they can be reached. Returns whether there was a WAL.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is no volume, [`VolumeError::Held`] when a server has it open for writing; when
@@ -103,9 +103,9 @@ pub async fn discard(
     }
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let given_up = async {
-        // First the marker, so that a log half removed is never replayed.
+        // The marker comes first, so that a half-removed WAL is never replayed.
         give_up_marker(&store).await?;
-        // What cannot be removed is never replayed: the marker stays, clean.
+        // Records that cannot be removed are never replayed, because the marker stays and is clean.
         remove_log(&store, store_options, Some((&lease, lease_options.takeover))).await;
         Ok(true)
     }
@@ -114,8 +114,8 @@ pub async fn discard(
     given_up
 }
 
-/// Removes the records of the log that the volume's marker names. With a lease older servers are shut out first, and
-/// stay so if one may be alive. `false` when it failed, which is said in the log.
+/// Removes the records of the WAL that the volume's marker names. With a lease, older servers are shut out first, and
+/// stay shut out if one may be alive. Returns `false` when it failed; the log says why.
 pub(super) async fn remove_log(
     store: &Store,
     store_options: &StoreOptions,
@@ -131,7 +131,7 @@ pub(super) async fn remove_log(
         let is_copied = found.is_elsewhere();
         let label = found.label;
         if is_copied || marker.volume_id != label.volume_id {
-            // The original may be using it.
+            // The original volume may be using it.
             log::info!(
                 "the log {} stays: it is that of volume {}, of which this one is a copy",
                 marker.url,

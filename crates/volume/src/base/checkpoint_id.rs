@@ -1,8 +1,8 @@
-//! Which checkpoint a stored state is: its number, and a check value of the inode that made it.
+//! Identifies the checkpoint of a stored state: by its number, and a check value of the inode that made it.
 //!
-//! Numbers alone do not tell: a restored backup, a rollback by another tool or a volume made anew reaches the same numbers
-//! with other data. What lies outside the container (catalogue, log, caches) therefore names its checkpoint by both, and
-//! is believed only by a container that has that very one.
+//! The number alone is not enough: a restored backup, a rollback by another tool or a volume that was created again
+//! reaches the same numbers with other data. So data outside the container (checkpoint list, WAL, caches) names its
+//! checkpoint by both, and is used only by a container that has exactly that checkpoint.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,19 +12,21 @@ use crc_fast::{CrcAlgorithm, Digest};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// A check value over what a checkpoint fixes in its inode: number, size, time of the last write, root of the index. Not
-/// over what a takeover changes (the time of change), nor over counters that move without a checkpoint.
+/// A check value over what a checkpoint fixes in its inode: number, size, time of the last write, and root of the
+/// index. It does not cover what a takeover changes (the time of the last change), nor counters that move without a
+/// checkpoint.
 ///
-/// CRC-64/NVME (NVM Express, NVM Command Set Specification 1.0, section 5.2.1.3.4): it tells writers apart, not forgers.
+/// CRC-64/NVME (NVM Express, NVM Command Set Specification 1.0, section 5.2.1.3.4). It distinguishes writers but does
+/// not stop forgers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InodeCheck(u64);
 
 impl InodeCheck {
-    /// Length of its text: hexadecimal digits.
+    /// Length of its text, in hexadecimal digits.
     const DIGITS: usize = 16;
 
-    /// Of these parts of an inode; times in seconds and nanoseconds since 1970-01-01 UTC.
+    /// The check value of these parts of an inode. Times are in seconds and nanoseconds since 1970-01-01 UTC.
     pub(crate) fn of_parts(cno: u64, size_bytes: u64, mtime: (i64, i64), root: &[u8]) -> Self {
         let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
         digest.update(&cno.to_le_bytes());
@@ -74,9 +76,9 @@ impl TryFrom<String> for InodeCheck {
 /// One checkpoint of one history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CheckpointId {
-    /// Its number in the container; 0 is the volume as it was made.
+    /// Its number in the container; 0 is the volume as it was created.
     pub cno: u64,
-    /// What tells it from others of that number.
+    /// Distinguishes it from other checkpoints with that number.
     pub check: InodeCheck,
 }
 
@@ -89,45 +91,47 @@ impl fmt::Display for CheckpointId {
 /// A published checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Which it is.
+    /// Which checkpoint it is.
     pub id: CheckpointId,
-    /// Size of the volume at it.
+    /// Size of the volume at the checkpoint, in bytes.
     pub size_bytes: u64,
 }
 
-/// Checkpoints of this process of which more is remembered than the number.
+/// The most checkpoints of this process that are remembered with their size and time.
 pub(crate) const RECENT_MAX: usize = 4096;
 
-/// The newest checkpoint that is published and recorded, for what is to name it, and those recorded before. Clones share it.
+/// The newest checkpoint that is published and recorded, for those that must name it, and the checkpoints recorded
+/// before it. All clones share one state.
 #[derive(Debug, Clone, Default)]
 pub struct NewestCheckpoint(Arc<Mutex<Recorded>>);
 
 #[derive(Debug, Default)]
 struct Recorded {
     newest: Option<CheckpointId>,
-    /// With when they were published, in milliseconds since 1970-01-01 UTC, by number.
+    /// By number: the checkpoint, and when it was published, in milliseconds since 1970-01-01 UTC.
     recent: BTreeMap<u64, (Checkpoint, u64)>,
 }
 
 impl NewestCheckpoint {
-    /// Begins with this one.
+    /// Begins with this checkpoint as the newest.
     pub fn new(id: CheckpointId) -> Self {
         let newest = Self::default();
         newest.set(id);
         newest
     }
 
-    /// The checkpoint, once one is known.
+    /// The newest checkpoint, once one is known.
     pub fn get(&self) -> Option<CheckpointId> {
         self.0.lock().newest
     }
 
-    /// Another was recorded.
+    /// Notes that another checkpoint was recorded.
     pub fn set(&self, id: CheckpointId) {
         self.0.lock().newest = Some(id);
     }
 
-    /// Another was recorded, as published at this time, in milliseconds since 1970-01-01 UTC.
+    /// Notes that another checkpoint was recorded, which was published at this time, in milliseconds since 1970-01-01
+    /// UTC.
     pub fn record(&self, checkpoint: Checkpoint, published_ms: u64) {
         let mut recorded = self.0.lock();
         recorded.newest = Some(checkpoint.id);

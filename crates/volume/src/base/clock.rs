@@ -1,8 +1,8 @@
-//! The wall clock. What it says is for people; nothing is decided by it.
+//! The wall clock. Its time is for people; no decision depends on it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Now, in milliseconds since 1970-01-01 UTC; 0 where the clock stands before that.
+/// The current time, in milliseconds since 1970-01-01 UTC; 0 when the clock is before that.
 pub(crate) fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,5 +1,5 @@
-//! Counters of a volume that are kept on its store: where they end. What is read is bounded here, so that no sum of it with
-//! what an owner adds can wrap.
+//! Counters of a volume that are kept in its store, and where they end. Values are bounded when they are read, so that
+//! no sum of such a value and what an owner adds can wrap.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
@@ -27,19 +27,19 @@ pub struct CounterUse {
     pub max: u64,
 }
 
-/// Servers that opened the volume for writing, by the epochs of its lease.
+/// Servers that opened the volume for writing, counted by the epochs of its lease.
 pub(crate) const OWNERS: Counter = Counter {
     name: "owners",
     max: EPOCH_MAX,
     advice: "at the end it can only be read; copy it into a new volume in time",
 };
-/// Records that one owner wrote to a log on S3. Their names have ten digits, as epochs do.
+/// Records that one owner wrote to a WAL on S3. Their names have ten digits, as epochs have.
 pub(crate) const LOG_RECORDS: Counter = Counter {
     name: "log records of one server",
     max: EPOCH_MAX,
     advice: "from the end on each flush is a checkpoint; a restart of the server begins anew",
 };
-/// Records of a journal, over its life, and the numbers of its files.
+/// Records of a journal during its whole life, and the numbers of its files.
 pub(crate) const JOURNAL_NUMBERS: Counter = Counter {
     name: "numbers of a journal",
     max: u64::MAX - 1,
@@ -47,7 +47,7 @@ pub(crate) const JOURNAL_NUMBERS: Counter = Counter {
 };
 
 impl Counter {
-    /// The failure at the end.
+    /// The error when the counter is used up.
     pub fn exhausted(&self) -> VolumeError {
         VolumeError::CountersExhausted {
             counter: self.name,
@@ -55,12 +55,12 @@ impl Counter {
         }
     }
 
-    /// Whether 90 % are used.
+    /// Whether 90 % of the numbers are used.
     pub fn is_near_end(&self, used: u64) -> bool {
         used >= self.max / 10 * 9
     }
 
-    /// Says so, once, when 90 % are used.
+    /// Logs a warning once, when 90 % of the numbers are used.
     pub fn note(&self, before: u64, used: u64) {
         if !self.is_near_end(before) && self.is_near_end(used) {
             log::warn!(
@@ -83,7 +83,7 @@ impl Counter {
         }
     }
 
-    /// How much is used.
+    /// How much of the counter is used.
     pub fn used(&self, used: u64) -> CounterUse {
         CounterUse {
             name: self.name,
@@ -99,7 +99,7 @@ impl CounterUse {
         (u128::from(self.used) * 100 / u128::from(self.max.max(1))) as u64
     }
 
-    /// Of several counters the one that ends first, if they go on as they did.
+    /// The counter that ends first, if all go on as before.
     pub(crate) fn nearest(all: impl IntoIterator<Item = Self>) -> Option<Self> {
         // By cross-multiplication: a share is a fraction.
         all.into_iter().max_by(|a, b| {
@@ -112,10 +112,10 @@ impl CounterUse {
     }
 }
 
-/// The largest epoch. Names of objects have ten digits for it, and sort as numbers only while all have as many.
+/// The largest epoch. Object names have ten digits for it, and sort as numbers only while all have equally many digits.
 pub(crate) const EPOCH_MAX: u64 = 9_999_999_999;
-/// The largest generation that is believed. A volume comes nowhere near it: at a million flushes a second it takes 146
-/// thousand years, and a history that is left costs 2^32 of them.
+/// The largest generation that is accepted. No volume comes near it: at a million flushes a second it takes 146
+/// thousand years, and an abandoned history uses up 2^32 of them.
 pub(crate) const GENERATION_MAX: u64 = 1 << 62;
 
 /// Reads an epoch.

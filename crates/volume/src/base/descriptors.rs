@@ -1,9 +1,10 @@
-//! What the system lets this process have.
+//! Limits of the system on this process.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Raises the soft limit of open descriptors to the hard one: each connection, request, journal segment and cache file takes
-/// some, and the usual soft limit (1024) is there for programs that use select(2). Where that fails all goes on as it was.
+/// Raises the soft limit of open descriptors to the hard limit. Each connection, request, journal segment and cache
+/// file takes some, and the usual soft limit (1024) exists for programs that use select(2). If raising it fails, the
+/// limit stays as it was.
 pub fn raise_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -17,10 +18,10 @@ pub fn raise_descriptors() {
 
 /// Descriptors that one connection to nbdkit takes: its socket, and a pipe.
 const DESCRIPTORS_A_CONNECTION: u64 = 3;
-/// Descriptors of everything else: requests to the store, journal, caches.
+/// Descriptors for everything else: requests to the store, journal, caches.
 const DESCRIPTORS_BESIDE: u64 = 256;
 
-/// The limit of open descriptors, and how many connections there is room for below it, about; `None` where there is no limit.
+/// The limit of open descriptors, and about how many connections fit below it; `None` when there is no limit.
 pub fn connections() -> Option<(u64, u64)> {
     let limit = getrlimit(Resource::Nofile).current?;
     Some((

@@ -1,4 +1,4 @@
-//! What can go wrong with a volume, with enough context to act on.
+//! The errors of a volume, with enough context to act on them.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
-/// The classes of failure, for whoever must turn them into an errno or an exit status.
+/// The classes of failure, for code that turns them into an errno or an exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// A request reaches past the volume's end.
@@ -29,15 +29,15 @@ pub enum ErrorKind {
     Store,
     /// Not done within the time allowed.
     Timeout,
-    /// The write buffer is full and the store takes nothing.
+    /// The write buffer is full and the store accepts no data.
     BufferFull,
     /// A local disk failed or is full.
     LocalDisk,
-    /// What is stored makes no sense.
+    /// Stored data is not valid.
     Corrupt,
     /// The volume is closed.
     Closed,
-    /// A counter of the volume is at its end: it can be read, and no more be written.
+    /// A counter of the volume is used up: the volume can be read, and not written any more.
     Exhausted,
     /// Not supported.
     Unsupported,
@@ -58,7 +58,7 @@ pub enum VolumeError {
         /// Size of the volume.
         size_bytes: u64,
     },
-    /// A value that makes no sense; the text says which, and what would.
+    /// A value that makes no sense. The text says which value, and what would be valid.
     #[error("{0}")]
     InvalidInput(String),
     /// A write to a volume opened read-only.
@@ -75,7 +75,7 @@ pub enum VolumeError {
     NoCheckpoint {
         /// The volume's URL.
         url: String,
-        /// What was asked for.
+        /// The checkpoint that was asked for.
         at: String,
     },
     /// There is a volume already.
@@ -84,7 +84,7 @@ pub enum VolumeError {
         /// The volume's URL.
         url: String,
     },
-    /// What a deletion that was interrupted, or other tools, left of an earlier volume.
+    /// Objects of an earlier volume that an interrupted deletion, or another tool, left.
     #[error(
         "{found} is left of an earlier volume at {url}; hypernbd delete {url} ends a deletion that was interrupted; else \
          remove what is there, or choose another URL"
@@ -123,7 +123,7 @@ pub enum VolumeError {
         /// The volume's URL.
         url: String,
     },
-    /// A counter of the format is at its end.
+    /// A counter of the format is used up.
     #[error(
         "the volume has used all but the last of its {limit} {counter}: it can be read, and no more be written; copy it into \
          a new volume"
@@ -148,12 +148,12 @@ pub enum VolumeError {
     Held {
         /// The volume's URL.
         url: String,
-        /// Who holds it.
+        /// The server that holds it.
         holder: String,
-        /// How it is known to be alive.
+        /// How that server is known to be alive.
         why: String,
     },
-    /// The store does not keep what a volume rests on.
+    /// The store lacks a property that a volume needs.
     #[error(
         "{endpoint} is not safe for volumes: {failures}; use another store, or, where no second server can ever be \
          started by mistake, allow_unsafe_store=yes"
@@ -161,7 +161,7 @@ pub enum VolumeError {
     UnsafeStore {
         /// The store.
         endpoint: String,
-        /// What is broken.
+        /// The properties that it lacks.
         failures: String,
     },
     /// The store failed.
@@ -201,7 +201,7 @@ pub enum VolumeError {
         /// What is wrong.
         reason: String,
     },
-    /// The file that keeps answered writes over a restart cannot be used.
+    /// The buffer file cannot be used.
     #[error("write_buffer_dir={path} cannot be used: {reason}")]
     BufferFile {
         /// Its directory, or the file.
@@ -209,17 +209,18 @@ pub enum VolumeError {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// The volume's log cannot be used, and must not be ignored.
+    /// The volume's WAL cannot be used, and must not be ignored.
     #[error("the write-ahead log {url} may hold flushed writes of this volume: {reason}; {advice}")]
     Log {
-        /// The log's URL.
+        /// The URL of the WAL.
         url: String,
         /// Why it cannot be used.
         reason: String,
-        /// What to do, and what that gives up.
+        /// What to do, and what is lost by it.
         advice: &'static str,
     },
-    /// An owner later than the volume's lease knows of wrote to the log: the lease was put back, and the log was not.
+    /// An owner with a later epoch than the volume's lease has wrote to the WAL: the lease was restored to an earlier
+    /// state, and the WAL was not.
     #[error(
         "the write-ahead log {url} may hold flushed writes of this volume: servers up to the {newest}th of the volume have \
          written to it, and by the volume's lease this one is the {own}th: the volume was restored from a backup or rolled \
@@ -227,14 +228,14 @@ pub enum VolumeError {
          it since then with discard_wal=yes"
     )]
     LogAhead {
-        /// The log's URL.
+        /// The URL of the WAL.
         url: String,
-        /// The newest epoch in the log.
+        /// The newest epoch in the WAL.
         newest: u64,
         /// This owner's epoch.
         own: u64,
     },
-    /// What is stored makes no sense.
+    /// Stored data is not valid.
     #[error("{what} is corrupt: {reason}")]
     Corrupt {
         /// The object or structure.
@@ -242,7 +243,7 @@ pub enum VolumeError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The failure of work that several waited for.
+    /// The failure of work for which several callers waited.
     #[error(transparent)]
     Shared(Arc<VolumeError>),
     /// The volume is closed.
@@ -301,7 +302,7 @@ impl VolumeError {
         let mut next = self.source();
         while let Some(cause) = next {
             let cause_text = cause.to_string();
-            // SDK errors often repeat their cause in their own text.
+            // Errors of the SDK often repeat their cause in their own text.
             if !text.contains(&cause_text) {
                 text = format!("{text}: {cause_text}");
             }

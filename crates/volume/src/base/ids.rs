@@ -1,9 +1,9 @@
-//! Numbers of generations and of flushes, and how a flush is answered.
+//! Numbers of generations and flushes, and the answers to flushes.
 
-/// Generations that may be frozen at a time.
+/// The most generations that may be frozen at once.
 pub const FROZEN_MAX: usize = 2;
-/// How far the newest generation of an owner can be beyond the newest that it recorded as published: the frozen ones and
-/// the active one. What it has on its way to the log is no further.
+/// How far the newest generation of an owner can be ahead of the newest one that it recorded as published: the frozen
+/// generations and the active one. Its records in flight to the WAL are no further ahead.
 pub const GENERATIONS_AHEAD_MAX: u64 = FROZEN_MAX as u64 + 1;
 
 /// Number of a generation; the first is 1.

@@ -1,4 +1,4 @@
-//! What all the rest of the crate speaks in: units, ids, errors. Nothing here knows what a store or a container is.
+//! The basic types that the whole crate uses: units, ids, errors. Nothing here knows a store or a container.
 
 pub mod checkpoint_id;
 pub(crate) mod checksum;

@@ -1,4 +1,4 @@
-//! One piece of work for all who want its result at the same time.
+//! Single-flight: one piece of work for all callers that need its result at the same time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,10 +12,10 @@ use crate::base::error::VolumeError;
 
 /// What became of the work; an error is told to all who waited.
 pub type Outcome<T> = Result<T, Arc<VolumeError>>;
-/// Work under way. Dropping it does not stop the work.
+/// The result of the work. An error goes to every caller that waited.
 pub type Flight<T> = Shared<BoxFuture<'static, Outcome<T>>>;
 
-/// Work under way, each under one or more keys. Clones share it.
+/// The work in progress, each under one or more keys. All clones share it.
 pub struct SingleFlight<K, T> {
     flights: Arc<Mutex<HashMap<K, Flight<T>>>>,
 }
@@ -41,7 +41,7 @@ where
     K: Eq + Hash + Clone + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// The outcome of the work under way for `key`, or of `work`, which is begun when there is none.
+    /// The result of the work in progress for `key`. If there is none, `work` is started.
     pub async fn run(&self, key: K, work: impl Future<Output = Outcome<T>> + Send + 'static) -> Outcome<T> {
         let flight = {
             let mut board = self.board();
@@ -53,7 +53,7 @@ where
         flight.await
     }
 
-    /// The work under way, nobody else adding to it meanwhile.
+    /// Locks the work in progress, so that nobody else adds to it meanwhile.
     pub fn board(&self) -> Board<'_, K, T> {
         Board {
             all: self,
@@ -73,12 +73,12 @@ where
     K: Eq + Hash + Clone + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// The work under way for `key`.
+    /// The work in progress for `key`, if there is any.
     pub fn get(&self, key: &K) -> Option<Flight<T>> {
         self.flights.get(key).cloned()
     }
 
-    /// Begins `work`, on the current runtime, under all of `keys`; none of them may be taken.
+    /// Starts `work` on the current runtime, under all of `keys`. None of the keys may be in use.
     pub fn start(
         &mut self,
         keys: Vec<K>,
@@ -103,7 +103,7 @@ where
     }
 }
 
-/// Takes work off the board, however it ended.
+/// Removes work from the list when it ends, whatever its result.
 struct Landing<K: Eq + Hash, T> {
     all: SingleFlight<K, T>,
     keys: Vec<K>,

@@ -1,9 +1,9 @@
-//! What can go wrong between a volume and its store.
+//! The errors between a volume and its store.
 
 use std::error::Error;
 use std::fmt;
 
-/// The class of a [`StoreError`]: what a caller may decide by.
+/// The class of a [`StoreError`]. Callers may base decisions on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StoreErrorKind {
     /// No such object, bucket or directory.
@@ -12,20 +12,20 @@ pub enum StoreErrorKind {
     AccessDenied,
     /// A conditional write was refused: somebody else wrote the object.
     PreconditionFailed,
-    /// No answer, a cut-off answer, or a store that is overloaded or failing (429, 5xx): worth trying again. Whether
-    /// a write that ended so was carried out is not known.
+    /// There was no answer, or it was cut off, or the store is overloaded or failing (429, 5xx). A retry may succeed.
+    /// It is not known whether a write that ended so was carried out.
     Unreachable,
-    /// What came back is not what was written.
+    /// The returned bytes are not those that were written.
     Corrupt,
-    /// The store does not take a request of this form: a header, a checksum or a condition that it does not know. A
-    /// setting decides, not chance and not the data.
+    /// The store does not accept requests of this form: it does not know a header, a checksum or a condition. The cause
+    /// is its configuration and not chance or the data.
     Refused,
     /// Anything else.
     Other,
 }
 
-/// A failed operation on the store. Its `Display` is one complete sentence: what was tried, on what, what came of it
-/// and, where somebody can do something about it, what.
+/// A failed operation on the store. Its `Display` is one complete sentence: what was tried, on which object, what
+/// happened, and what to do if there is anything to do.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {target}: {detail}")]
 pub struct StoreError {
@@ -37,7 +37,7 @@ pub struct StoreError {
     pub kind: StoreErrorKind,
     /// What happened, and what to do.
     pub detail: String,
-    /// The error below. Not its `source()`, because `detail` already tells what it says.
+    /// The underlying error. It is not the `source()`, because `detail` already says the same.
     pub cause: Option<Box<dyn Error + Send + Sync>>,
 }
 

@@ -5,13 +5,14 @@ use serde::{Deserialize, Deserializer};
 /// The longest text that is kept, in characters.
 const CHARS_MAX: usize = 1024;
 
-/// Reads a string and keeps what can be shown: control characters could say anything to a terminal or a log.
+/// Reads a string and keeps only characters that can be shown, because control characters could make a terminal or a
+/// log show anything.
 pub(crate) fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     Ok(clean(&text))
 }
 
-/// As [`printable`], of a string that may be missing.
+/// As [`printable`], for a string that may be missing.
 pub(crate) fn printable_option<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {

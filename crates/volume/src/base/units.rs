@@ -9,7 +9,7 @@ pub const MIB: u64 = 1 << 20;
 /// One gibibyte, in bytes.
 pub const GIB: u64 = 1 << 30;
 
-/// Suffix letters of sizes, each 1024 times the one before it.
+/// Suffix letters of sizes. Each stands for 1024 times the previous one.
 const SIZE_LETTERS: &str = "KMGTPE";
 
 /// A size or duration that could not be understood. The text names the value and what is accepted.

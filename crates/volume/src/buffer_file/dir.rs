@@ -1,4 +1,5 @@
-//! Whose a buffer file's directory is, and what becomes of what an earlier server left in it.
+//! Which volume a buffer file's directory belongs to, and what becomes of the changes that an earlier server left in
+//! it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -21,40 +22,40 @@ use crate::meta::cache_state::boot_id;
 pub(super) const FILE: &str = "buffer";
 /// The file while it is being made.
 const NEW_FILE: &str = "buffer.new";
-/// Not the name of a lock that other directories of ours have.
+/// Differs from the names of the locks in other directories of this program.
 const LOCK: &str = "buffer.lock";
-/// Begins the names of files that were set aside.
+/// The prefix of the names of files that were set aside.
 pub(super) const SET_ASIDE: &str = "set-aside-";
 
-/// How long the lock of a server that was killed is waited for: the kernel takes a while to free its memory.
+/// How long a start waits for the lock of a server that was killed: the kernel takes a while to free its memory.
 const LOCK_WAIT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
-/// Room besides a fourth more than the write buffer: for the largest request, and for entries without data.
+/// Space besides 5/4 of the write buffer: for the largest request, and for entries without data.
 const SPARE_BYTES: u64 = 80 * MIB;
 
-/// Chunks of a file for a write buffer of this size. More than the buffer: a block that is written again and again takes room in
-/// the file each time until its generation is published.
+/// The number of chunks of a file for a write buffer of this size. The file is larger than the buffer, because a block
+/// that is written again and again takes space in the file each time until its generation is published.
 fn chunks_for(write_buffer_bytes: u64) -> u32 {
     let bytes = write_buffer_bytes + write_buffer_bytes / 4 + SPARE_BYTES;
     u32::try_from(bytes.div_ceil(CHUNK_BYTES)).unwrap_or(u32::MAX)
 }
 
-/// A directory with a buffer file, which no other server uses.
+/// The directory of a buffer file, locked against every other server.
 #[derive(Debug)]
 pub(crate) struct BufferDir {
     path: PathBuf,
     volume_id: VolumeId,
     url: String,
     chunks: u32,
-    /// Token of the lease that is to be taken.
+    /// Token of the lease that this server is about to take.
     token: String,
     found: Option<Found>,
     lock: File,
 }
 
 impl BufferDir {
-    /// Whether a server with this directory and write buffer could start, as far as can be told without changing anything.
+    /// Checks, without changing anything, whether a server with this directory and write buffer could start.
     ///
     /// # Errors
     /// [`VolumeError::BufferFile`] for a directory that cannot be used, or has too little room.
@@ -76,11 +77,12 @@ impl BufferDir {
         checked().map_err(|e| unusable(path, &e))
     }
 
-    /// Locks the directory, and makes it where there is none. To be called before the lease is taken, with the token that it will
-    /// have.
+    /// Locks the directory, and makes it where there is none. Must be called before the lease is taken, with the token
+    /// that the lease will have.
     ///
     /// # Errors
-    /// [`VolumeError::BufferFile`]: another server uses it, it is not ours, the file system fails.
+    /// [`VolumeError::BufferFile`]: another server uses the directory, it belongs to somebody else, or the file system
+    /// fails.
     pub fn claim(
         path: &Path,
         volume_id: VolumeId,
@@ -109,8 +111,9 @@ impl BufferDir {
         claimed().map_err(|e| unusable(path, &e))
     }
 
-    /// Notes, before the lease is put, that it is to be put in the place of `predecessor`'s: were this server killed right after
-    /// that, or never told that it was done, the next one must know that nothing was made of the volume in between.
+    /// Records, before the lease is stored, that it is to replace `predecessor`'s lease. If this server is killed right
+    /// afterwards, or never gets the store's answer, the next server must know that nothing was written to the volume
+    /// in between.
     ///
     /// # Errors
     /// [`VolumeError::BufferFile`].
@@ -124,11 +127,11 @@ impl BufferDir {
             return Ok(());
         };
         let Some(predecessor) = predecessor.filter(|token| is_known(header, token)) else {
-            // The changes will not be applied, and this token must not say that they may be.
+            // These changes will not be applied, so this token must not be recorded among those that may apply them.
             return Ok(());
         };
         if header.owner != predecessor {
-            // It is there, so no lease that was to be put over the one before it can come any more.
+            // The predecessor's lease is stored, so no write that was to replace an earlier lease can succeed any more.
             predecessor.clone_into(&mut header.owner);
             header.claimants.clear();
         }
@@ -140,9 +143,9 @@ impl BufferDir {
         put_header(file, header, count).map_err(|e| unusable(&self.path, &e))
     }
 
-    /// Once the lease is taken: what is to be applied of what was found. `predecessor` is the token of the lease that this
-    /// server's replaced, as far as there was one. What is not to be applied is set aside, with a line in the log.
-    ///
+    /// Called once the lease is taken. Returns the changes that are to be applied. `predecessor` is the token of the
+    /// lease that this server's lease replaced, if there was one. Changes that are not to be applied are set aside, and
+    /// a line in the log says so.
     /// # Errors
     /// [`VolumeError::BufferFile`].
     pub fn settle(&mut self, predecessor: Option<&str>) -> Result<Option<Recovered>, VolumeError> {
@@ -184,8 +187,8 @@ impl BufferDir {
         Ok(None)
     }
 
-    /// Sets aside what [`Self::settle`] had found to be applied: the volume does not have the checkpoint that it was made upon.
-    ///
+    /// Sets aside the changes that [`Self::settle`] returned, because the volume does not have the checkpoint on top of
+    /// which they were made.
     /// # Errors
     /// [`VolumeError::BufferFile`].
     pub fn refuse(&mut self, recovered: Recovered) -> Result<(), VolumeError> {
@@ -201,7 +204,7 @@ impl BufferDir {
         };
         let to = self.path.join(format!("{SET_ASIDE}{}", now_ms()));
         let left = describe(&to, &found.file, &found.header, true);
-        // What holds nothing gives its room back, as far as the file system can.
+        // Unused chunks give their space back, as far as the file system can do that.
         if let Ok(header) = &found.header {
             give_room_back(&found.file, header);
         }
@@ -216,7 +219,8 @@ impl BufferDir {
         Ok(())
     }
 
-    /// Begins a new use of the file, for this owner's changes. What was recovered from it must be published.
+    /// Begins a new use of the file, for this owner's changes. All changes that were recovered from it must be
+    /// published.
     ///
     /// # Errors
     /// [`VolumeError::BufferFile`].
@@ -275,7 +279,7 @@ impl BufferDir {
     }
 }
 
-/// Why changes are not to be applied to this volume after this predecessor's lease, if they are not.
+/// Returns the reason if the changes must not be applied to this volume, after the lease of this predecessor.
 fn not_for(header: &Header, volume_id: VolumeId, predecessor: Option<&str>) -> Option<String> {
     if header.volume_id != volume_id {
         return Some(format!(
@@ -298,7 +302,7 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
-        // What is no file must not be waited for.
+        // A name that is not a regular file must not make the open wait.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .mode(0o600)
         .open(path.join(LOCK))?;
@@ -317,12 +321,12 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Whether a lease with this token was the owner's, or came right after it and was used for nothing.
+/// Whether the lease with this token was the owner's, or came right after it without any write to the volume.
 fn is_known(header: &Header, token: &str) -> bool {
     header.owner == token || header.claimants.iter().any(|claimant| claimant == token)
 }
 
-/// The changes of a volume that is elsewhere are still wanted there.
+/// Refuses changes of a volume at another URL, because they are still wanted there.
 fn check_place(path: &Path, found: Option<&Found>, url: &str) -> io::Result<()> {
     let Some(Found {
         file,
@@ -343,7 +347,7 @@ fn check_place(path: &Path, found: Option<&Found>, url: &str) -> io::Result<()> 
     )))
 }
 
-/// What others may write cannot be trusted to be what was answered.
+/// Refuses a directory that others may write to: its contents may not be what was answered.
 fn check_private(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path)?.mode();
     match mode & 0o022 {

@@ -16,7 +16,7 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::checksum::crc32c;
 use crate::base::error::VolumeError;
 
-/// A file that was in the directory.
+/// A buffer file that was found in the directory.
 #[derive(Debug)]
 pub(super) struct Found {
     pub file: File,
@@ -24,43 +24,43 @@ pub(super) struct Found {
     pub header: Result<Header, String>,
 }
 
-/// What an earlier server answered and did not publish.
+/// The changes that an earlier server answered and did not publish.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(super) path: PathBuf,
     pub(super) file: File,
-    /// The checkpoint upon which they were made.
+    /// The checkpoint on top of which the changes were made.
     pub(super) base: Option<CheckpointId>,
-    /// In order, with the chunk that holds the data of each.
+    /// The entries in order, each with the chunk that holds its data.
     pub(super) entries: Vec<(u32, Entry)>,
 }
 
-/// A change that is read back.
+/// A change that was read back.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub kind: Kind,
     pub offset_bytes: u64,
     pub len_bytes: u64,
-    /// What is written; empty for zeros.
+    /// The written bytes; empty for zeros.
     pub data: Vec<u8>,
 }
 
 impl Recovered {
-    /// The checkpoint upon which the changes were made: the newest that was published before them, or one after that.
+    /// The checkpoint on top of which the changes were made: the newest that was published before them, or a later one.
     pub fn base(&self) -> Option<CheckpointId> {
         self.base
     }
 
-    /// How many changes there are, and the bytes that they write or zero.
+    /// The number of changes, and the number of bytes that they write or zero.
     pub fn amount(&self) -> (usize, u64) {
         let bytes = self.entries.iter().map(|(_, entry)| entry.len_bytes).sum();
         (self.entries.len(), bytes)
     }
 
-    /// Hands over each change, in order.
+    /// Calls `apply` with each change, in order.
     ///
     /// # Errors
-    /// What `apply` says; [`VolumeError::BufferFile`] when the file cannot be read.
+    /// The error of `apply`; [`VolumeError::BufferFile`] when the file cannot be read.
     pub fn each(&self, mut apply: impl FnMut(Change) -> Result<(), VolumeError>) -> Result<(), VolumeError> {
         for (chunk, entry) in &self.entries {
             let mut data = Vec::new();
@@ -70,7 +70,7 @@ impl Recovered {
                 let read = self.file.read_exact_at(&mut data, at);
                 read.map_err(|e| unusable(&self.path, &e))?;
                 if crc32c(&data) != entry.data_crc {
-                    // Data comes before its entry, so this is none that a killed server leaves.
+                    // Data is written before its entry, so a killed server never leaves an entry without its data.
                     let reason = format!(
                         "the data of its change {} is damaged; what it holds is given up with: hypernbd buffer discard DIR",
                         entry.sequence
@@ -89,14 +89,14 @@ impl Recovered {
     }
 }
 
-/// The entries that count, in the order of their changes, with their chunks.
+/// The entries that count, in the order of their changes, each with its chunk.
 pub(super) fn entries(file: &File, header: &Header) -> io::Result<Vec<(u32, Entry)>> {
     let mut head = vec![0; HEAD_BYTES as usize];
     file.read_exact_at(&mut head, 0)?;
     let floor = Floor::decode(&head, header.nonce).generation;
     let mut entries = Vec::new();
     let mut table = vec![0; TABLE_BYTES as usize];
-    // A damaged header cannot make this longer than the file.
+    // The minimum keeps a damaged header from making this longer than the file.
     let chunks = (file.metadata()?.len().saturating_sub(HEAD_BYTES) / CHUNK_BYTES).min(header.chunks.into());
     for chunk in 0..chunks as u32 {
         file.read_exact_at(&mut table, chunk_at(chunk))?;
@@ -139,7 +139,7 @@ pub(super) fn find(path: &Path) -> io::Result<Option<Found>> {
     Ok(Some(Found { file, count, header }))
 }
 
-/// The checkpoint upon which the entries that count were made.
+/// The checkpoint on top of which the entries that count were made.
 pub(super) fn base(file: &File, header: &Header) -> io::Result<Option<CheckpointId>> {
     let mut head = vec![0; HEAD_BYTES as usize];
     file.read_exact_at(&mut head, 0)?;
@@ -176,7 +176,7 @@ pub(super) fn put_header(file: &File, header: &Header, count: &mut u64) -> io::R
     file.write_all_at(&bytes, at)
 }
 
-/// Punches the chunks out that hold no entry which counts.
+/// Punches holes in place of the chunks that hold no entry that counts.
 pub(super) fn give_room_back(file: &File, header: &Header) {
     let Ok(entries) = entries(file, header) else {
         return;

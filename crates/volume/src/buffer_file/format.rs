@@ -1,4 +1,4 @@
-//! What a buffer file looks like (pure: no I/O).
+//! The format of a buffer file (pure: no I/O).
 //!
 //! ```text
 //! 0            magic, two headers, two floors; each with a checksum, the newer valid one counts
@@ -6,10 +6,11 @@
 //! 8192 + 1 MiB chunk 1 ...
 //! ```
 //!
-//! An entry is one change, or the part of one that fits into a chunk. Its data is written first and the entry second, each
-//! with a checksum: an entry that is not whole was never answered, and hides none of the others, because each has a place of
-//! its own. A chunk belongs to one generation. It is used again once the *floor*, the newest generation that is published, is
-//! stored; what it held before is then at or below the floor and so counts for nothing.
+//! An entry is one change, or the part of a change that fits into a chunk. Its data is written first and the entry
+//! second, each with a checksum. So an incomplete entry was never answered. It hides no other entry, because each has a
+//! place of its own. A chunk belongs to one generation. A chunk is used again once the *floor*, which is the newest
+//! published generation, is stored and covers it. Its earlier contents are then at or below the floor and so do not
+//! count.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,11 +23,11 @@ use crate::base::volume_id::VolumeId;
 pub(super) const MAGIC: &[u8; 8] = b"HNBDBUF1";
 /// Bytes before the first chunk.
 pub(super) const HEAD_BYTES: u64 = 8192;
-/// Where the two headers are, and the room of each.
+/// The offsets of the two headers in bytes, and the space of each.
 const HEADERS_AT: [usize; 2] = [64, 3136];
-/// An URL has some 1,200 bytes at most, a token 32.
+/// A URL has about 1,200 bytes at most, and a token has 32.
 const HEADER_BYTES: usize = 3072;
-/// Where the two floors are.
+/// The offsets of the two floors in bytes.
 const FLOORS_AT: [usize; 2] = [6400, 6464];
 const FLOOR_BYTES: usize = 64;
 
@@ -47,36 +48,37 @@ pub(super) const VERSION: u32 = 1;
 /// The most claimants that a header names.
 pub(super) const CLAIMANTS_MAX: usize = 32;
 
-/// Where a chunk begins in the file.
+/// The offset of a chunk in the file, in bytes.
 pub(super) fn chunk_at(chunk: u32) -> u64 {
     HEAD_BYTES + u64::from(chunk) * CHUNK_BYTES
 }
 
-/// Whose a buffer file is.
+/// A buffer file's header: which volume and owner the file belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Header {
-    /// Of the format.
+    /// The version of the format.
     pub version: u32,
-    /// The volume whose changes it holds, and where that is.
+    /// The volume whose changes the file holds, and the volume's URL.
     pub volume_id: VolumeId,
     #[serde(deserialize_with = "stored_text::printable")]
     pub url: String,
-    /// Of the machine's start: what was not synced before the last one is not there.
+    /// The id of the machine's boot. Data that was not synced before a reboot is lost.
     pub boot_id: String,
-    /// Token of the lease under which the changes were answered, or taken over for recovery.
+    /// Token of the lease under which the changes were answered, or that was taken to recover them.
     pub owner: String,
-    /// Tokens of the leases that servers were about to put in the place of the owner's, in order to recover the changes, the newest
-    /// last. Whether one of them was is not known: the answer may have been lost, or the server killed.
+    /// Tokens of the leases with which servers were about to replace the owner's lease in order to recover the changes,
+    /// the newest last. It is not known whether any of them was stored: the answer may have been lost, or the server
+    /// killed.
     pub claimants: Vec<String>,
-    /// The newest checkpoint at the begin of this use of the file.
+    /// The newest checkpoint when this use of the file began.
     pub base: Option<CheckpointId>,
-    /// Tells the entries of this use of the file from those of an earlier one.
+    /// Distinguishes the entries of this use of the file from those of an earlier one.
     pub nonce: u64,
-    /// Chunks of the file.
+    /// The number of chunks in the file.
     pub chunks: u32,
 }
 
-/// A record that is kept twice, so that one of them is whole at every moment.
+/// A structure that is stored twice, so that one of its copies is whole at every moment.
 #[derive(Debug, Clone, Copy)]
 struct Twin {
     at: [usize; 2],
@@ -93,7 +95,7 @@ const FLOORS: Twin = Twin {
 };
 
 impl Twin {
-    /// Where the record with this count goes, and its bytes.
+    /// The offset for the copy with this count, and its bytes.
     fn encode(self, count: u64, body: &[u8]) -> Option<(u64, Vec<u8>)> {
         let mut bytes = vec![0; 4];
         bytes.extend(u32::try_from(body.len()).ok()?.to_le_bytes());
@@ -107,7 +109,7 @@ impl Twin {
         Some((self.at[(count % 2) as usize] as u64, bytes))
     }
 
-    /// The whole records, with their counts.
+    /// The whole copies, with their counts.
     fn whole(self, head: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
         let one = move |at: usize| {
             let bytes = head.get(at..at + self.len)?;
@@ -122,15 +124,15 @@ impl Twin {
 }
 
 impl Header {
-    /// Where the header with this count goes, and its bytes; `None` when it has no room.
+    /// The offset for the header with this count, and its bytes; `None` when the header is too long.
     pub fn encode(&self, count: u64) -> Option<(u64, Vec<u8>)> {
         HEADERS.encode(count, &serde_json::to_vec(self).ok()?)
     }
 
-    /// The newest header and its count, of the first bytes of a file.
+    /// Decodes the newest header, and its count, from the first bytes of a file.
     ///
     /// # Errors
-    /// What is wrong.
+    /// A text that says what is wrong.
     pub fn decode(head: &[u8]) -> Result<(u64, Self), String> {
         if !head.starts_with(MAGIC) {
             return Err("it does not begin as a write buffer's file".to_owned());
@@ -151,14 +153,14 @@ impl Header {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Floor {
     pub nonce: u64,
-    /// The newest generation that is.
+    /// The newest published generation.
     pub generation: u64,
-    /// The newest checkpoint then, upon which what is above the floor was made.
+    /// The newest checkpoint at that time. The changes above the floor were made on top of it.
     pub base: Option<CheckpointId>,
 }
 
 impl Floor {
-    /// Where it goes, and its bytes.
+    /// The floor's offset, and its bytes.
     pub fn encode(self) -> Option<(u64, Vec<u8>)> {
         let mut body = Vec::from(self.nonce.to_le_bytes());
         if let Some(base) = self.base {
@@ -168,7 +170,7 @@ impl Floor {
         FLOORS.encode(self.generation, &body)
     }
 
-    /// Of the first bytes of a file, for this use of it.
+    /// Decodes the floor of this use of the file from the first bytes of the file.
     pub fn decode(head: &[u8], nonce: u64) -> Self {
         let found = FLOORS.whole(head).filter_map(|(generation, body)| {
             let number = |at: usize| Some(u64::from_le_bytes(body.get(at..at + 8)?.try_into().ok()?));
@@ -190,10 +192,10 @@ impl Floor {
     }
 }
 
-/// Reads the first bytes of a buffer file, and of one chunk what follows them.
+/// Decodes the first bytes of a buffer file, and whatever part of the first chunk follows them.
 ///
 /// # Errors
-/// What is wrong.
+/// A text that says what is wrong.
 pub(crate) fn check_head(bytes: &[u8]) -> Result<(), String> {
     let (_, header) = Header::decode(bytes)?;
     Floor::decode(bytes, header.nonce);
@@ -204,7 +206,7 @@ pub(crate) fn check_head(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// What a change does.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Write,
@@ -215,22 +217,22 @@ pub(crate) enum Kind {
 /// One change, or a part of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Its place in the order of all changes.
+    /// Its number in the order of all changes.
     pub sequence: u64,
-    /// The generation that took it in, counted from 1 in each use of a file.
+    /// The generation of the change, counted from 1 in each use of a file.
     pub generation: u64,
     pub kind: Kind,
-    /// Where in the volume, in bytes.
+    /// Start of the changed range in the volume, in bytes.
     pub offset_bytes: u64,
     pub len_bytes: u64,
-    /// Where its data is, in bytes from the start of the chunk's data; 0 without data.
+    /// Offset of its data, in bytes from the start of the chunk's data; 0 without data.
     pub data_at: u32,
     /// CRC-32C of its data; 0 without data.
     pub data_crc: u32,
 }
 
 impl Entry {
-    /// Its bytes in the table.
+    /// Encodes the entry as it stands in the table.
     pub fn encode(&self, nonce: u64) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];
         let kind: u32 = match self.kind {
@@ -255,7 +257,8 @@ impl Entry {
         bytes
     }
 
-    /// Reads an entry; `None` of a place that holds none, none that is whole, or one of another use of the file.
+    /// Decodes an entry. Returns `None` for an empty place, an incomplete entry, or an entry of another use of the
+    /// file.
     pub fn decode(bytes: &[u8], nonce: u64) -> Option<Self> {
         let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let u64_at = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
@@ -363,7 +366,7 @@ mod tests {
             assert_eq!(Floor::decode(&head, 7), floor(7, generation));
         }
         assert_eq!(Floor::decode(&head, 8).generation, 0);
-        // A new use of the file, and what is left of the old one is ahead of it.
+        // The file is used anew, and the floor left from the old use has the higher generation.
         put(&mut head, floor(8, 0).encode().unwrap());
         assert_eq!(Floor::decode(&head, 8), floor(8, 0));
         put(

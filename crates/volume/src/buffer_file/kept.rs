@@ -15,15 +15,15 @@ use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::checksum::crc32c;
 use crate::base::error::VolumeError;
 
-/// There is no free chunk for a change: a generation must be published first.
+/// No chunk is free for a change. A generation must be published first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoRoom;
 
-/// Chunks that hold nothing which counts.
+/// Chunks that hold no entry that counts.
 #[derive(Debug)]
 struct Free(Mutex<Vec<u32>>);
 
-/// A chunk in use: by its generation, and by changes that are on their way into it.
+/// A chunk in use: its generation holds it, and so do changes that are being written to it.
 #[derive(Debug)]
 struct Chunk {
     number: u32,
@@ -36,7 +36,7 @@ impl Drop for Chunk {
     }
 }
 
-/// Where the next entries go.
+/// The place for the next entries.
 #[derive(Debug)]
 struct Tail {
     chunk: Arc<Chunk>,
@@ -50,11 +50,11 @@ struct Places {
     /// The number of the active generation.
     generation: u64,
     tail: Option<Tail>,
-    /// Chunks of the generations that are not published, the active one last.
+    /// Chunks of the unpublished generations; the active generation is the last.
     generations: VecDeque<Vec<Arc<Chunk>>>,
 }
 
-/// A buffer file that is written.
+/// A buffer file that is in use.
 #[derive(Debug)]
 pub(crate) struct Kept {
     path: PathBuf,
@@ -64,38 +64,40 @@ pub(crate) struct Kept {
     nonce: u64,
     chunks: u32,
     free: Arc<Free>,
-    /// The checkpoint published last.
+    /// The newest published checkpoint.
     newest: NewestCheckpoint,
     places: Mutex<Places>,
     /// Held while the file is removed.
     removing: Mutex<()>,
-    /// It could not be written, and was removed: changes are not kept any more.
+    /// The file could not be written and was removed. Changes are not kept any more.
     is_given_up: AtomicBool,
-    /// It could not even be removed: what it says is wrong from now on, and changes are refused.
+    /// The file could not even be removed. Its contents are wrong from now on, so changes are refused.
     is_stale: AtomicBool,
 }
 
-/// Part of a change: its entry, and where that goes.
+/// Part of a change: its entry, and the place of the entry.
 #[derive(Debug)]
 struct Part {
     chunk: Arc<Chunk>,
     slot: u32,
     entry: Entry,
-    /// Where its data begins in the change's.
+    /// Offset of its data within the data of the whole change, in bytes.
     from: usize,
 }
 
-/// The places of a change that the overlay has taken in. The change may be answered once [`Kept::store`] has filled them.
+/// The places reserved for a change that was added to the overlay. The change may be answered once [`Kept::store`] has
+/// written it.
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Ticket {
     parts: Vec<Part>,
-    /// Whether the active generation fills half of the file since this change: it is to be published before it fills all.
+    /// Whether the active generation fills half of the file since this change. It must then be published before it
+    /// fills all of it.
     pub is_half_full: bool,
 }
 
 impl Kept {
-    /// Of a file whose header has this nonce, and no entry with it.
+    /// For a file whose header has this nonce, and that has no entry with it yet.
     pub(super) fn new(
         path: &Path,
         file: File,
@@ -125,17 +127,17 @@ impl Kept {
         }
     }
 
-    /// Whether a change with this much data would find room now.
+    /// Whether there is space now for a change with this much data.
     pub fn has_room(&self, data_bytes: u64) -> bool {
         self.is_given_up.load(Ordering::Acquire)
             || self.free.0.lock().len() as u64 >= data_bytes.div_ceil(DATA_BYTES.into()).max(1)
     }
 
-    /// Gives a change its place in the order and in the file, in as many parts as chunks that it needs. Called under the lock of
-    /// the overlay, before the change is taken in.
+    /// Gives a change its number in the order and its place in the file. The change is split into as many parts as it
+    /// needs chunks. Called under the overlay's lock, before the change is added.
     ///
     /// # Errors
-    /// [`NoRoom`]; nothing is taken then.
+    /// [`NoRoom`]. Nothing is reserved then.
     pub fn reserve(&self, kind: Kind, offset_bytes: u64, len_bytes: u64) -> Result<Ticket, NoRoom> {
         if self.is_given_up.load(Ordering::Acquire) {
             return Ok(Ticket::default());
@@ -148,7 +150,7 @@ impl Kept {
         } else {
             u64::from(tail_data == 0)
         };
-        // All that are needed, or none.
+        // Takes all the chunks that are needed, or none.
         let mut fresh = {
             let mut free = self.free.0.lock();
             let needed = beyond.div_ceil(DATA_BYTES.into()) as usize;
@@ -209,11 +211,11 @@ impl Kept {
         Ok(ticket)
     }
 
-    /// Writes a change to its places. `data` is what it writes; empty for zeros.
+    /// Writes a change to its places. `data` holds the written bytes; it is empty for zeros.
     ///
     /// # Errors
-    /// [`VolumeError::BufferFile`] when the file can be neither written nor removed. A file that can only not be written is
-    /// removed, with a line in the log, and the volume is served without one.
+    /// [`VolumeError::BufferFile`] when the file can be neither written nor removed. If it can be removed, it is, a
+    /// line in the log says so, and the volume is served without a buffer file.
     pub fn store(&self, ticket: Ticket, data: &[u8]) -> Result<(), VolumeError> {
         for mut part in ticket.parts {
             if let Err(e) = self.store_part(&mut part, data) {
@@ -242,8 +244,8 @@ impl Kept {
     }
 
     fn give_up(&self, error: &io::Error) {
-        // Until the file is gone every change still goes into it, or waits here: one that was answered without being in it would be
-        // taken back by what it holds.
+        // Until the file is gone, every change is still written to it or waits here. A change that was answered without
+        // being in the file would be undone when the file's older changes are applied.
         let _removing = self.removing.lock();
         if self.is_given_up.load(Ordering::Acquire) || self.is_stale.load(Ordering::Acquire) {
             return;
@@ -269,13 +271,13 @@ impl Kept {
         }
     }
 
-    /// The file, as long as it holds every change that counts.
+    /// The path of the file, as long as it holds every change that counts.
     pub fn kept_in(&self) -> Option<&Path> {
         let is_whole = !self.is_given_up.load(Ordering::Acquire) && !self.is_stale.load(Ordering::Acquire);
         is_whole.then_some(self.path.as_path())
     }
 
-    /// The active generation takes no more changes, and the next one begins. Called under the lock of the overlay.
+    /// Ends the active generation and begins the next one. Called under the overlay's lock.
     pub fn freeze(&self) {
         let mut places = self.places.lock();
         places.generation += 1;
@@ -283,7 +285,7 @@ impl Kept {
         places.tail = None;
     }
 
-    /// The oldest generation is published: its entries count no more.
+    /// Notes that the oldest generation is published, so that its entries no longer count.
     pub fn drop_oldest(&self) {
         let (published, chunks) = {
             let mut places = self.places.lock();
@@ -305,14 +307,14 @@ impl Kept {
             Some((at, bytes)) => self.file.write_all_at(&bytes, at),
             None => Err(io::Error::other("the floor has no room")),
         };
-        // Before the chunks are free: what is written over must not count.
+        // Comes before the chunks become free, because an entry must not count once its chunk can be overwritten.
         if let Err(e) = written {
             self.give_up(&e);
         }
         drop(chunks);
     }
 
-    /// Everything is published, and the volume is closed: the file is removed and its room given back.
+    /// Removes the file and gives its space back. The volume is closed, and everything is published.
     pub fn close(&self) {
         if let Err(e) = self.remove() {
             log::warn!("the write buffer's file {} is left: {e}", self.path.display());
@@ -321,7 +323,7 @@ impl Kept {
 }
 
 impl Tail {
-    /// Bytes of data that go into it; 0 too when it has no place for an entry.
+    /// Bytes of data that still fit into the chunk; 0 also when it has no free entry.
     fn room_bytes(&self) -> u32 {
         match self.entries < ENTRIES {
             true => DATA_BYTES - self.data_bytes,

@@ -1,4 +1,4 @@
-//! What lies in directories of buffer files, for people.
+//! The contents of directories of buffer files, for people.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,27 +12,27 @@ use super::format::Header;
 use crate::base::error::VolumeError;
 use crate::base::volume_id::VolumeId;
 
-/// What lies in a buffer file, for people.
+/// The contents of one buffer file, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Left {
     /// The file.
     pub path: PathBuf,
-    /// Whether it was set aside: no server will apply it any more.
+    /// Whether the file was set aside. No server will apply a file that was.
     pub is_set_aside: bool,
-    /// The volume it belongs to; none where the file cannot be read.
+    /// The volume it belongs to; `None` when the file cannot be read.
     pub volume_id: Option<VolumeId>,
-    /// Where that volume is.
+    /// The URL of that volume.
     pub url: Option<String>,
-    /// Changes that were answered and not published.
+    /// Number of changes that were answered and not published.
     pub changes: u64,
     /// Bytes that they write or zero.
     pub bytes: u64,
-    /// Why nothing of it can be read.
+    /// Why the file cannot be read.
     pub damage: Option<String>,
 }
 
-/// What lies in a directory of buffer files: what a server that is gone left, and what was set aside. A server that uses the
-/// directory now is writing what is shown.
+/// Lists the files in a directory of buffer files: those of servers that are gone, and those that were set aside. If a
+/// server uses the directory now, its current file is listed too.
 ///
 /// # Errors
 /// [`VolumeError::BufferFile`].
@@ -50,7 +50,7 @@ pub fn look(path: &Path) -> Result<Vec<Left>, VolumeError> {
     looked().map_err(|e| unusable(path, &e))
 }
 
-/// Removes what lies in a directory of buffer files. Returns what that was.
+/// Removes the buffer files in a directory. Returns what they held.
 ///
 /// # Errors
 /// [`VolumeError::BufferFile`] when a server uses the directory.
@@ -64,7 +64,7 @@ pub fn discard(path: &Path) -> Result<Vec<Left>, VolumeError> {
     Ok(left)
 }
 
-/// The names of our files in the directory.
+/// The names of the buffer files in the directory.
 fn names(path: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(path)? {

@@ -11,7 +11,7 @@ fn checkpoint(cno: u64) -> CheckpointId {
     CheckpointId { cno, check }
 }
 
-/// A change as a test makes it: what a write writes is told by one byte.
+/// A change as a test makes it. All bytes of a write have the same value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Made {
     kind: Kind,
@@ -55,32 +55,32 @@ impl Place {
         self.root.path().join("a/b")
     }
 
-    /// A claim of a file of this many chunks.
+    /// Claims the directory for a file with this many chunks.
     fn claim(&self, token: &str, chunks: u32) -> BufferDir {
         let mut dir = BufferDir::claim(&self.path(), self.volume_id, URL, 16 << 20, token).unwrap();
         dir.chunks = chunks;
         dir
     }
 
-    /// A server that is killed when it has put its lease in the place of another.
+    /// A server that is killed right after it replaced another lease with its own.
     fn claim_over(&self, token: &str, predecessor: &str) {
         self.claim(token, 4).about_to_replace(Some(predecessor)).unwrap();
     }
 
-    /// A server that takes the volume after `predecessor` and keeps changes; what it recovers must be nothing.
+    /// A server that takes the volume after `predecessor` and keeps changes. It must have nothing to recover.
     fn begin(&self, token: &str, predecessor: Option<&str>, chunks: u32) -> Kept {
         let mut dir = self.claim(token, chunks);
         assert!(dir.settle(predecessor).unwrap().is_none());
         dir.begin(NewestCheckpoint::new(checkpoint(1))).unwrap()
     }
 
-    /// What a server recovers.
+    /// The changes that a server recovers.
     fn recover(&self, token: &str, predecessor: Option<&str>) -> Option<Vec<Made>> {
         let recovered = self.claim(token, 4).settle(predecessor).unwrap();
         recovered.map(|recovered| read_back(&recovered))
     }
 
-    /// The names in the directory that begin so.
+    /// The names in the directory that have this prefix.
     fn names(&self, start: &str) -> Vec<String> {
         let names = fs::read_dir(self.path()).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -109,7 +109,7 @@ fn read_back(recovered: &Recovered) -> Vec<Made> {
     all
 }
 
-/// Takes a change in and answers it.
+/// Makes a change and answers it.
 fn make(kept: &Kept, made: Made) -> Result<(), NoRoom> {
     let ticket = kept.reserve(made.kind, made.offset_bytes, made.len_bytes)?;
     let data = match made.kind {
@@ -120,7 +120,7 @@ fn make(kept: &Kept, made: Made) -> Result<(), NoRoom> {
     Ok(())
 }
 
-/// Parts of one change as one, again.
+/// Joins the parts of a change.
 fn joined(parts: Vec<Made>) -> Vec<Made> {
     let mut whole: Vec<Made> = Vec::new();
     for part in parts {
@@ -159,9 +159,10 @@ fn what_was_answered_comes_back_in_order() {
     }
     drop(kept);
     assert_eq!(joined(place.recover("two", Some("one")).unwrap()), made);
-    // Killed before anything of it was published: the next one recovers it just so.
+    // The server is killed before anything is published: the next one recovers exactly these changes.
     assert_eq!(joined(place.recover("three", Some("two")).unwrap()), made);
-    // Killed between the lease and its note of it, and again; and where it is not known which of them was put.
+    // Servers are killed between storing the lease and recording it, twice, so that it is not known which lease was
+    // stored.
     place.claim_over("four", "three");
     place.claim_over("five", "four");
     place.claim_over("five and a half", "four");
@@ -181,7 +182,7 @@ fn what_another_owner_has_gone_on_from_is_set_aside() {
         make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
         assert_eq!(place.recover("two", predecessor), None, "{case}");
         assert_eq!(place.names(SET_ASIDE).len(), 1, "{case}");
-        // It is set aside for good, and a new file takes its place.
+        // The changes are set aside for good, and a new file takes their place.
         make(&place.begin("three", Some("two"), 4), write(0, 4096, 2)).unwrap();
         assert_eq!(
             place.recover("four", Some("three")),
@@ -197,7 +198,8 @@ fn what_another_owner_has_gone_on_from_is_set_aside() {
     }
 }
 
-/// A server that put its lease in the place of another owner's is no proof that there was none, if it was killed then.
+/// A server stored its lease in place of another owner's and was then killed. That does not prove that there was no
+/// other owner.
 #[test]
 fn a_claim_over_another_owners_lease_counts_for_nothing() {
     let place = Place::new();
@@ -209,7 +211,7 @@ fn a_claim_over_another_owners_lease_counts_for_nothing() {
     assert_eq!(place.names(SET_ASIDE).len(), 1);
 }
 
-/// A store that loses every answer: any of the tries may be the one that it carried out.
+/// A store that loses every answer: any of the attempts may be the one that it carried out.
 #[test]
 fn many_tries_to_take_the_lease_are_known() {
     let place = Place::new();
@@ -338,7 +340,7 @@ fn damaged_data_is_not_applied() {
     );
 }
 
-/// A change that was not answered hides none that was.
+/// A change that was not answered hides no answered change.
 #[test]
 fn what_was_not_answered_is_passed_over() {
     let place = Place::new();
@@ -375,8 +377,8 @@ fn a_full_file_takes_nothing_until_a_generation_is_published() {
     );
 }
 
-/// Any order of changes, freezes and publishes, in a file so small that chunks are used again and again: exactly the answered
-/// changes of the generations that are not published come back, in their order.
+/// Any order of changes, freezes and publishes, in a file so small that chunks are used again and again: exactly the
+/// answered changes of the unpublished generations are recovered, in their order.
 #[test]
 fn random_lives_leave_what_was_not_published() {
     let seed = std::env::var("HYPERNBD_SEED").map_or(20, |seed| seed.parse().unwrap());

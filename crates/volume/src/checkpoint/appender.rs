@@ -1,4 +1,5 @@
-//! The shell around a volume's log: makes groups of what the log lacks, appends and removes them.
+//! The async shell around a volume's WAL: makes records of the changes that the WAL lacks, appends records and removes
+//! them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,27 +19,27 @@ use crate::wal::record::{Entry, Group, NONE_ACKNOWLEDGED};
 use crate::wal::{AppendError, EncodedGroup, LogStore};
 use crate::write_buffer::overlay::{ForLog, Overlay};
 
-/// First wait after a failed append; doubled by each further failure.
+/// The wait after the first failed append. Each further failure doubles it.
 const RETRY_WAIT: Duration = Duration::from_millis(100);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
-/// An append that takes longer than this is not waited for alone: its flushes go by a checkpoint.
+/// When an append takes longer than this, its flushes wait for a checkpoint as well.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// The log that a driver works with.
+/// The WAL that the checkpoint task works with.
 #[derive(Clone)]
 pub struct DriverLog {
-    /// Its groups.
+    /// Where its records are stored.
     pub store: Arc<dyn LogStore>,
-    /// The volume it belongs to.
+    /// The volume that the WAL belongs to.
     pub volume_id: Uuid,
     /// The owner's epoch.
     pub epoch: u64,
-    /// The checkpoint that a group made now continues.
+    /// The newest checkpoint, on top of which a record that is made now applies.
     pub newest: NewestCheckpoint,
 }
 
 impl DriverLog {
-    /// The group commit of this log, on top of the published generation `published`.
+    /// The group commit of this WAL, on top of the published generation `published`.
     pub(super) fn group_commit(&self, published: GenerationId) -> GroupCommit {
         GroupCommit::new(
             self.store.first_sequence(),
@@ -55,11 +56,11 @@ pub(super) struct Appender {
     metrics: Metrics,
     /// Groups on their way.
     groups: HashMap<u64, EncodedGroup>,
-    /// The newest generation in a group so far.
+    /// The newest generation in any record so far.
     newest: u64,
-    /// The last number below which no group is missing.
+    /// The last number up to which no record is missing.
     acknowledged: u64,
-    /// When the groups that a replay would need were made, with the newest generation of each.
+    /// When each record that a replay would need was made, with its newest generation.
     made: VecDeque<(GenerationId, Instant)>,
     /// The oldest write of each group that is on its way, by the group's number.
     on_way: BTreeMap<u64, Instant>,
@@ -85,7 +86,7 @@ impl Appender {
         }
     }
 
-    /// Makes a group of what the log lacks; `frozen` are the frozen generations, oldest first.
+    /// Makes a record of the changes that the WAL lacks. `frozen` yields the frozen generations, oldest first.
     pub fn snapshot(
         &mut self,
         sequence: u64,
@@ -101,7 +102,7 @@ impl Appender {
             match part {
                 ForLog::Nothing => {}
                 ForLog::TooLarge if generation == active => return Snapshot::TooLarge,
-                // The newest of them is published last.
+                // The newest of these is published last, so waiting for it covers the others.
                 ForLog::TooLarge => behind = Some(generation),
                 ForLog::Changes(changes) => {
                     entries.extend(changes.into_iter().map(|(offset_bytes, content)| Entry {
@@ -151,7 +152,7 @@ impl Appender {
         }
     }
 
-    /// Starts the append of a group.
+    /// Starts the append of a record.
     pub fn append(&self, sequence: u64) {
         let Some(group) = self.groups.get(&sequence).cloned() else {
             debug_assert!(false, "appended before it was made");
@@ -189,7 +190,7 @@ impl Appender {
         });
     }
 
-    /// The append of a group ended; the text is the reason of a failure.
+    /// Notes that the append of a record ended. The returned text is the reason of a failure.
     pub fn ended(&mut self, result: Result<(), AppendError>) -> (AppendEnd, Option<String>) {
         match result {
             Ok(()) => {
@@ -210,7 +211,7 @@ impl Appender {
         }
     }
 
-    /// Arranges for another attempt.
+    /// Schedules another attempt.
     pub fn retry_later(&self, sequence: u64, attempt: u32) {
         let wait = RETRY_WAIT
             .saturating_mul(1 << (attempt - 1).min(16))
@@ -219,14 +220,14 @@ impl Appender {
         self.commands.send_later(wait, Command::Event(event));
     }
 
-    /// The group is durable, and so are all before it.
+    /// Notes that the record and all before it are durable.
     pub fn forget(&mut self, sequence: u64) {
         self.groups.remove(&sequence);
         self.acknowledged = self.acknowledged.max(sequence);
         self.on_way.retain(|number, _| *number > sequence);
     }
 
-    /// Removes groups with nothing above this generation.
+    /// Removes records whose generations are all at or below this one.
     pub fn trim(&mut self, generation: GenerationId) {
         while self.made.front().is_some_and(|(newest, _)| *newest <= generation) {
             self.made.pop_front();

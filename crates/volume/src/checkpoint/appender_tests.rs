@@ -1,4 +1,4 @@
-//! What a group says of those before it.
+//! What a record says of the records before it.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Makes partly written blocks whole: with published bytes, so that whole blocks are published.
+//! Completes partly written blocks with published bytes, because only whole blocks are published.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -13,15 +13,16 @@ use crate::base::geometry::BlockIndex;
 use crate::engine::Engine;
 use crate::write_buffer::overlay::{Frozen, Overlay, PartialBlock};
 
-/// Reads in flight at once ...
+/// The highest number of reads in flight at once ...
 const READS_IN_FLIGHT: u64 = 64;
-/// ... fewer where blocks are so large that this much memory would be in flight, were each read by itself.
+/// ... which is lower for large blocks: if each were read by itself, their reads together may take this much memory.
 const BYTES_IN_FLIGHT: u64 = 16 << 20;
-/// A block of the active generation is completed ahead once it stayed partly written for one to two of these: what is
-/// written in sequence is soon whole by itself.
+/// A block of the active generation is completed ahead of its publish once it has stayed partly written for one to two
+/// of these periods. A block that a sequential stream writes soon becomes whole without that.
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 
-/// Reads what the partly written blocks of a frozen generation lack. Says when the last of these reads has begun.
+/// Reads the missing bytes of a frozen generation's partly written blocks. Calls `all_begun` once the last read has
+/// begun.
 ///
 /// # Errors
 /// When a read fails.
@@ -35,9 +36,9 @@ pub(crate) async fn complete_partial_blocks(
     read_gaps(engine, partial, complete, all_begun).await
 }
 
-/// Completes blocks of the active generation, so that its own publish finds less to do: from `may_read` on, when the frozen
-/// one needs the line for its upload alone. Goes on until it is dropped, or a read fails: then the publish completes what
-/// is left, and says what is wrong.
+/// Completes blocks of the active generation, so that its own publish finds less to do. Starts reading at `may_read`,
+/// when the publish of the frozen generation needs the connection for its upload only. Goes on until it is dropped or a
+/// read fails; the publish then completes the rest, and reports what is wrong.
 pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay, may_read: oneshot::Receiver<()>) {
     let mut settling = Settling::default();
     let watch = async {
@@ -56,7 +57,7 @@ pub(super) async fn complete_ahead(engine: &dyn Engine, overlay: &Overlay, may_r
     }
 }
 
-/// Which partly written blocks of the active generation were so at the last two looks.
+/// The blocks of the active generation that were partly written at each of the last two checks.
 #[derive(Default)]
 struct Settling {
     generation: u64,
@@ -76,8 +77,8 @@ impl Settling {
     }
 }
 
-/// Reads the gaps from the published state, many at once, and hands over each. `all_begun` is called once the last has
-/// begun.
+/// Reads the gaps from the published state, many at once, and calls `complete` with each. Calls `all_begun` once the
+/// last read has begun.
 async fn read_gaps(
     engine: &dyn Engine,
     partial: Vec<PartialBlock>,
@@ -125,7 +126,7 @@ mod tests {
 
     const BLOCK: u64 = 65536;
 
-    /// A volume whose first blocks are all sevens, and an overlay over it.
+    /// A volume whose first blocks are full of sevens, and an overlay on top of it.
     async fn sevens() -> (MemoryEngine, Overlay) {
         let geometry = Geometry::new(64 * BLOCK, BLOCK as u32);
         let (engine, overlay) = (MemoryEngine::new(geometry), Overlay::new(geometry));
@@ -136,7 +137,7 @@ mod tests {
         (engine, overlay)
     }
 
-    /// Blocks are looked at, three times by now, and not read before the sender says so.
+    /// Three checks of the blocks are over. No block is read before the sender allows it.
     async fn watching<'a>(
         engine: &'a MemoryEngine,
         overlay: &'a Overlay,
@@ -174,7 +175,7 @@ mod tests {
         let (engine, overlay) = sevens().await;
         overlay.write(BLOCK + 100, b"new");
         let (may, mut ahead) = watching(&engine, &overlay).await;
-        // Written since the last look: its stream may still go on.
+        // The block was written since the last check, so its stream may still go on.
         overlay.write(5 * BLOCK + 100, b"new");
         assert_eq!(partial(&overlay), [1, 5], "nothing was read yet");
         may.send(()).expect("somebody waits");

@@ -1,4 +1,4 @@
-//! The handle of a volume's driver: what writers and flushes ask of it. The driver itself is `task`.
+//! The handle of a volume's checkpoint task, through which writers and flushes use it. The task itself is in `task`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,16 +20,16 @@ use crate::write_buffer::backlog::{Backlog, Since};
 use crate::write_buffer::overlay::{Buffered, Overlay};
 use crate::write_buffer::quota::{Quota, Reservation};
 
-/// What a driver works by.
+/// Configuration of the checkpoint task.
 #[derive(Clone)]
 pub struct DriverConfig {
     /// Age of a generation at which it is published.
     pub checkpoint_interval: Duration,
-    /// How long a flush may wait.
+    /// The longest time that a flush may wait.
     pub io_timeout: Duration,
-    /// The most bytes buffered, active and frozen together.
+    /// The most bytes that may be buffered, in the active and the frozen generations together.
     pub write_buffer_bytes: u64,
-    /// The number of the first generation: above every one used before.
+    /// The number of the first generation. It is higher than every number used before.
     pub first_generation: u64,
     /// The generation that the newest checkpoint's record has.
     pub recorded_generation: u64,
@@ -39,14 +39,14 @@ pub struct DriverConfig {
     pub metrics: Metrics,
 }
 
-/// Whether a generation of this size is published without waiting for its age: half of the buffer, or an eighth when
-/// nothing is gained by waiting, so that the line is busy from early on.
+/// Whether a generation of this size is published before it reaches its age: at half of the buffer, or at an eighth
+/// when waiting gains nothing, so that the connection is in use early.
 pub(super) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
     let part = if is_streaming { 8 } else { 2 };
     bytes >= write_buffer_bytes / part
 }
 
-/// Handle to the driver of one volume. Clones share it.
+/// Handle of one volume's checkpoint task. All clones share the task.
 #[derive(Clone)]
 pub struct Driver {
     commands: mpsc::UnboundedSender<Command>,
@@ -60,7 +60,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts the driver's task on the current runtime.
+    /// Starts the task on the current runtime.
     pub fn start(
         overlay: Arc<Overlay>,
         engine: Arc<dyn Engine>,
@@ -92,7 +92,7 @@ impl Driver {
         driver
     }
 
-    /// The error of a fenced volume, if it is one.
+    /// Returns the error of a fenced volume if the volume is fenced.
     ///
     /// # Errors
     /// [`VolumeError::Fenced`].
@@ -100,14 +100,14 @@ impl Driver {
         self.quota.check_fenced()
     }
 
-    /// Says that a change was taken into the overlay, and slows the caller by what it buffered.
+    /// Reports that a change was added to the overlay, and slows the caller according to what the change buffered.
     ///
     /// Blocks the calling thread; never call it on the runtime.
     pub fn buffered(&self, change: Buffered) {
         if change.is_first {
             self.send(Event::Dirtied);
         }
-        // Looked at each time another eighth of the buffer is filled, not at every write.
+        // The size is checked whenever another eighth of the buffer is filled, and not at every write.
         let eighths = |bytes: u64| bytes / (self.write_buffer_bytes / 8).max(1);
         let is_next_eighth = eighths(change.active_bytes) > eighths(change.active_bytes - change.added_bytes);
         if is_next_eighth
@@ -131,7 +131,7 @@ impl Driver {
             .wait_for_room(&self.overlay, bytes, self.io_timeout, || self.send(Event::Grown))
     }
 
-    /// Waits until a publish has made room in the file that keeps changes: until `has_room`. Blocks the calling thread.
+    /// Waits until a publish has made room in the buffer file, that is until `has_room`. Blocks the calling thread.
     ///
     /// # Errors
     /// As [`Self::wait_for_room`].
@@ -140,7 +140,7 @@ impl Driver {
         self.quota.wait_for(&self.overlay, has_room, self.io_timeout, ask)
     }
 
-    /// Resolves once everything taken into the overlay before the call is durable: in the log, or published.
+    /// Resolves once every change that was added to the overlay before the call is durable: in the WAL, or published.
     ///
     /// # Errors
     /// [`VolumeError::Timeout`] after `io_timeout` (the data is kept and retried), [`VolumeError::Fenced`].
@@ -148,7 +148,7 @@ impl Driver {
         self.flush_to(false).await
     }
 
-    /// Resolves once everything taken into the overlay before the call is published.
+    /// Resolves once every change that was added to the overlay before the call is published.
     ///
     /// # Errors
     /// As [`Self::flush`].
@@ -167,7 +167,8 @@ impl Driver {
         answered.await.map_err(|_| VolumeError::Closed)?
     }
 
-    /// Ends all writing for good once `lost` resolves to a reason: another server took the volume over.
+    /// Ends all writing for good once `lost` resolves to a reason, which means that another server took the volume
+    /// over.
     pub fn fence_when(&self, lost: impl Future<Output = Option<String>> + Send + 'static) {
         let (commands, quota) = (Commands::to(&self.commands), self.quota.clone());
         tokio::spawn(async move {
@@ -178,7 +179,7 @@ impl Driver {
         });
     }
 
-    /// Asks for a checkpoint nobody waits for.
+    /// Asks for a checkpoint without waiting for it.
     pub fn checkpoint_soon(&self) {
         let _ = self.commands.send(Command::CheckpointWanted);
     }
@@ -209,8 +210,8 @@ impl Driver {
         self.since.lock().backlog(&self.overlay, self.has_log)
     }
 
-    /// Ends the driver's task, after the publish and the appends under way. Returns the number of the generation that
-    /// was active; `None` when it had ended already.
+    /// Ends the task once the publishes and appends in flight have ended. Returns the number of the active generation,
+    /// or `None` when the task had ended already.
     pub async fn stop(&self) -> Option<u64> {
         self.publisher.settled().await;
         let (stopped, wait) = oneshot::channel();

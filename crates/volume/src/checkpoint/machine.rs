@@ -1,8 +1,8 @@
-//! The write-back machine and the group commit of its log as one (pure).
+//! Joins the checkpoint state machine and the group commit of the WAL (pure).
 //!
-//! Every flush is known to both: the log answers it when the groups it needs are durable, the write-back machine when
-//! the generation it waits for is published, and whichever is first tells the other. Without a log this is the
-//! write-back machine alone.
+//! Both know every flush. The group commit answers a flush when the records that it needs are durable; the checkpoint
+//! machine answers it when the generation that it waits for is published. Whichever answers first tells the other.
+//! Without a WAL there is the checkpoint machine alone.
 
 use super::state::{self, WriteBack};
 use crate::base::ids::{FlushId, GenerationId};
@@ -11,50 +11,50 @@ use crate::wal::group_commit::{self, GroupCommit};
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A flush arrived; every write replied to before it is in the overlay.
+    /// A flush arrived. Every write that was answered before it is in the overlay.
     Flush {
-        /// Its name in the answer.
+        /// Identifies the flush in its answer.
         id: FlushId,
         /// Whether the active generation holds anything.
         is_active_dirty: bool,
-        /// Whether only a checkpoint will do, though there is a log.
+        /// Whether the flush needs a checkpoint even though there is a WAL.
         needs_checkpoint: bool,
     },
-    /// To the write-back machine; flushes come by [`Event::Flush`].
+    /// An event for the checkpoint machine. Flushes arrive as [`Event::Flush`] instead.
     Volume(state::Event),
-    /// To the group commit; flushes come by [`Event::Flush`].
+    /// An event for the group commit. Flushes arrive as [`Event::Flush`] instead.
     Log(group_commit::Event),
 }
 
 /// What is to be done, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Of the write-back machine.
+    /// An action of the checkpoint machine.
     Volume(state::Action),
-    /// Take what the log lacks, make it a group with this number if there is anything, and feed the
+    /// Take the changes that the WAL lacks. If there are any, make them a record with this number. Feed the
     /// [`group_commit::Event::Snapshot`] before any other event.
     Snapshot {
-        /// The number.
+        /// The record's number.
         sequence: u64,
     },
-    /// Append the group with this number.
+    /// Append the record with this number.
     Append {
-        /// The number.
+        /// The record's number.
         sequence: u64,
     },
     /// Send [`group_commit::Event::RetryDue`] after the back-off for this attempt.
     ArmAppendRetry {
-        /// The group's number.
+        /// The record's number.
         sequence: u64,
         /// Attempts made so far, from 1.
         attempt: u32,
     },
-    /// The group's bytes are not needed any more.
+    /// The record's bytes are not needed any more.
     Forget {
-        /// Its number.
+        /// The record's number.
         sequence: u64,
     },
-    /// Groups with nothing above this generation may be removed from the log.
+    /// Records whose generations are all at or below this one may be removed from the WAL.
     TrimLog(GenerationId),
 }
 
@@ -66,7 +66,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// With `first` as the number of the first generation.
+    /// Begins with `first` as the number of the first generation.
     pub fn new(first: GenerationId, log: Option<GroupCommit>) -> Self {
         Self {
             volume: WriteBack::starting_at(first),
@@ -79,22 +79,22 @@ impl Machine {
         self.volume.active()
     }
 
-    /// Whether the volume was taken over by another writer.
+    /// Whether another owner took the volume over.
     pub fn is_fenced(&self) -> bool {
         self.volume.is_fenced()
     }
 
-    /// Bytes of the log's groups that a replay would need.
+    /// Bytes of the WAL records that a replay would need.
     pub fn live_log_bytes(&self) -> u64 {
         self.log.as_ref().map_or(0, GroupCommit::live_bytes)
     }
 
-    /// Whether no group is on its way to the log.
+    /// Whether no append to the WAL is in flight.
     pub fn is_log_idle(&self) -> bool {
         self.log.as_ref().is_none_or(GroupCommit::is_idle)
     }
 
-    /// Takes an event in and says what is to be done.
+    /// Takes an event and returns what is to be done.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -128,7 +128,7 @@ impl Machine {
         if self.log.is_none() {
             return;
         }
-        // First of all the log forgets who has been answered, so that nobody is answered twice.
+        // The group commit first forgets the flushes that were answered, so that no flush is answered twice.
         for action in &decided {
             if let state::Action::Answer(id, _) = action {
                 self.log(group_commit::Event::FlushGone(*id), actions);

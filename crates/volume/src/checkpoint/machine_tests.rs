@@ -1,13 +1,14 @@
-//! A volume with a log in a simulated world: the store, the log, an owner, and older owners that were only paused.
-//! Every request can fail, be carried out and answered with an error, or arrive long after it was given up; crashes
-//! come at every step, those of opening included.
+//! A volume with a WAL in a simulated world: the store, the WAL, an owner, and older owners that were only paused.
+//! Every request can fail, be carried out and answered with an error, or arrive long after it was given up. Crashes
+//! come at every step, also during an opening.
 //!
-//! The world is one of numbered cells, each write a number larger than any before it. What must hold:
+//! The volume is a set of numbered cells, and each write stores a number larger than any before it. What must hold:
 //!
-//! * *L1*: whoever acknowledges a flush, the owner or an older one, what it covers is in the state that the newest
-//!   owner sees: never is a flush acknowledged past a gap, or after the log was sealed.
-//! * *L2*: after a crash at any step and a replay, no cell has a number older than a flush has covered, and none has
-//!   one that an older owner sent and the owner did not show: nobody's late writes come back over what clients read.
+//! * *L1*: whenever an owner or an older one acknowledges a flush, everything that the flush covers is in the state
+//!   that the newest owner sees. So no flush is ever acknowledged past a gap, or after the WAL was sealed.
+//! * *L2*: after a crash at any step and a replay, no cell has a number older than one that a flush has covered, and
+//!   none has a number that an older owner sent and the owner did not show. So no late write of an older owner
+//!   overwrites what clients read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +39,7 @@ enum Step {
     Flush,
     Append(usize, Outcome),
     Publish(Outcome),
-    /// The next publish may begin beside the one under way.
+    /// The next publish may begin while one is in flight.
     NextMayBegin,
     /// A request that was given up arrives.
     Land(usize),
@@ -71,7 +72,7 @@ struct Store {
     published: Cells,
     watermark: u64,
     log: BTreeMap<u64, Record>,
-    /// Whose publishes and watermarks are accepted.
+    /// The owner whose publishes and watermarks are accepted.
     owner: u32,
     /// Appends that were given up and may still arrive.
     network: Vec<(u64, Record)>,
@@ -80,7 +81,7 @@ struct Store {
 impl Store {
     fn create(&mut self, sequence: u64, record: &Record) -> bool {
         let there = self.log.entry(sequence).or_insert_with(|| record.clone());
-        // The shell compares, since the number may be taken by an attempt of its own.
+        // The shell compares the records, because an attempt of its own may have taken the number.
         there == record
     }
 }
@@ -119,7 +120,7 @@ impl Owner {
                 store.published.extend(&frozen.cells);
             }
             if outcome == Outcome::Ok {
-                // The watermark is the next step, and nothing is reported before it.
+                // The watermark is written next, and nothing is reported before that.
                 frozen.is_unrecorded = true;
                 return Vec::new();
             }
@@ -145,7 +146,7 @@ struct World {
     written: u64,
     owners: u32,
     promised: Cells,
-    /// What the owner showed when it was opened, and what was written to it since.
+    /// What the owner showed when it was opened, and what was written since.
     shown: Cells,
     own: BTreeSet<u64>,
 }
@@ -273,7 +274,7 @@ impl World {
         self.zombies.push(zombie);
     }
 
-    /// Opens the volume for a new owner. The first `at` attempts are killed, each a little later than the one before.
+    /// Opens the volume for a new owner. The first `at` attempts are killed, each a little later than the previous one.
     fn reopen(&mut self, at: u8, is_pause: bool) {
         // Appends of a killed owner may still arrive; a paused one sends them itself.
         for sequence in self.owner.appends.clone() {
@@ -310,7 +311,7 @@ impl World {
         self.own.clear();
     }
 
-    /// `None` when it was killed after `steps` requests.
+    /// Returns `None` when the open was killed after `steps` requests.
     fn try_open(&mut self, steps: u32) -> Option<Owner> {
         self.owners += 1;
         let id = self.owners;
@@ -320,7 +321,7 @@ impl World {
             left > 0
         };
         self.store.owner = id;
-        // What arrives after the listing beyond the seal is not looked at: nobody could have acknowledged it.
+        // A record that arrives after the listing, beyond the seal, is ignored: nobody could have acknowledged it.
         let found = loop {
             let mut found: Vec<u64> = self.store.log.keys().copied().collect();
             let mut is_changed = false;
@@ -330,7 +331,7 @@ impl World {
                 if !alive() {
                     return None;
                 }
-                // What is on its way arrives in between, now and then.
+                // Now and then a record in flight arrives in between.
                 if sequence % 3 == 0
                     && let Some((sequence, record)) = self.store.network.pop()
                 {
@@ -364,9 +365,10 @@ impl World {
         if !alive() {
             return None;
         }
-        // Whatever older owners still have on their way is not above it.
+        // No record that an older owner still has in flight is above it.
         self.store.watermark = newest + GENERATIONS_AHEAD_MAX;
-        // Beyond what an older owner may still have on its way, which would take the place of a record of ours.
+        // The part starts beyond every number that an older owner may still have in flight, which would take the place
+        // of a record.
         let start = self.store.log.keys().last().expect("sealed") + IN_FLIGHT_MAX;
         assert!(self.store.create(start, &seal(id)));
         let next_sequence = start + 1;
@@ -379,7 +381,7 @@ impl World {
         Some(owner)
     }
 
-    /// A kind world from here on: everything is published and every flush answered.
+    /// From here on nothing fails: everything is published and every flush answered.
     fn settle(&mut self) {
         self.step(Step::Flush);
         for _ in 0..60 {
@@ -443,7 +445,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
-    /// L1 and L2 over long random schedules, with pipelines of one (the journal) and of many (S3).
+    /// L1 and L2 over long random schedules, with one append in flight (the journal) and with many (S3).
     #[test]
     fn flushed_writes_survive_everything(
         steps in prop::collection::vec(step(), 1..150),

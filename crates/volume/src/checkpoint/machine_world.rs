@@ -1,5 +1,6 @@
-//! The model of an owner that the tests of the machines and the simulation share: the real `Machine` with an overlay of
-//! numbered cells, each write a number larger than any before it. What it wants sent is left in its fields.
+//! The model of an owner that the tests of the machines share with the simulation: the real `Machine` with an overlay
+//! of numbered cells. Each write stores a number larger than any before it. The requests that it wants sent are left in
+//! its fields.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,10 +13,10 @@ use crate::wal::replay::IN_FLIGHT_MAX;
 
 pub type Cells = BTreeMap<u8, u64>;
 
-/// More cells than this are not logged.
+/// A generation with more changed cells than this is not written to the WAL.
 const BULK_CELLS: usize = 5;
 
-/// A record of the log.
+/// A record of the WAL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub is_seal: bool,
@@ -50,14 +51,14 @@ pub struct Frozen {
     pub cells: Cells,
     unlogged: BTreeSet<u8>,
     is_bulk: bool,
-    /// Whether its publish is under way, and the attempt that it is.
+    /// Whether its publish is in flight, and the number of the attempt.
     pub is_publishing: bool,
     pub attempt: u32,
     /// Whether only its watermark is missing.
     pub is_unrecorded: bool,
 }
 
-/// An owner of a volume with a log, seen from the inside: it sends nothing itself.
+/// The inside of an owner of a volume with a WAL. It sends no request itself.
 pub struct Owner {
     pub id: u32,
     pub machine: Machine,
@@ -96,7 +97,7 @@ impl Owner {
             is_retry_armed: false,
             ages: Vec::new(),
             trimmed: published,
-            // The one before it is the seal that began the part.
+            // The number before the first record is that of the seal that began the part.
             acknowledged: next_sequence - 1,
             promises: BTreeMap::new(),
             flushes: 0,
@@ -184,7 +185,7 @@ impl Owner {
         }
     }
 
-    /// The publish of the oldest generation ended. One beside it fails with it.
+    /// The publish of the oldest generation ended. A publish that overlaps it fails with it.
     pub fn publish_ended(&mut self, end: PublishEnd) -> Vec<Cells> {
         let mut acknowledged = Vec::new();
         let mut end = end;
@@ -207,7 +208,7 @@ impl Owner {
         acknowledged
     }
 
-    /// The next publish may begin beside the newest one, if that is under way.
+    /// The next publish may begin while the newest one is in flight, if it is.
     pub fn next_may_begin(&mut self) -> Vec<Cells> {
         match self.frozen.back() {
             Some(newest) if newest.is_publishing => {

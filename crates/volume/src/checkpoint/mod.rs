@@ -1,12 +1,12 @@
-//! When unpublished writes are published, and how: freeze, publish, retry, and the answers to flushes.
+//! When and how unpublished writes are published: freeze, publish, retry, and the answers to flushes.
 //!
-//! * [`state`] (pure): events in, actions out; decides freeze, publish, retry and flush completion.
-//! * [`machine`] (pure): the state machine and the log's group commit as one.
-//! * [`handle`]: what writers and flushes ask of the driver.
-//! * `task`: the driver, a thin async shell that feeds the state machine and carries out what it decides.
-//! * [`appender`]: the thin shell around the log.
+//! * [`state`] (pure): events in, actions out; decides on freezes, publishes, retries and answers to flushes.
+//! * [`machine`] (pure): joins that state machine and the WAL's group commit.
+//! * [`handle`]: what writers and flushes ask of the checkpoint task.
+//! * `task`: a thin async shell that feeds the state machine and carries out its actions.
+//! * [`appender`]: a thin async shell around the WAL.
 //! * `publisher`: one attempt to publish a generation.
-//! * `fill_partial`: makes partly written blocks whole.
+//! * `fill_partial`: completes partly written blocks.
 
 pub mod appender;
 pub(crate) mod fill_partial;

@@ -1,4 +1,4 @@
-//! One attempt to publish a frozen generation, and to record that it is published.
+//! One attempt to publish a frozen generation and to record the published checkpoint.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(super) struct Publisher {
     metrics: Metrics,
     /// What is published while its record is still missing: the next attempt has only that to do.
     unrecorded: Mutex<Option<(GenerationId, Option<Checkpoint>)>>,
-    /// Held by the publish that completes blocks ahead.
+    /// Held by the one publish that completes blocks ahead.
     ahead: tokio::sync::Mutex<()>,
     /// Publishes share it, a relocation has it alone. In the order of asking, so neither waits for more than the other's next.
     turn: RwLock<()>,
@@ -99,7 +99,8 @@ impl Publisher {
         let checkpoint = match published {
             Some((_, checkpoint)) => checkpoint,
             None => {
-                // What lies below a partly written block may be in the generation before.
+                // The other bytes of a partly written block may be in the previous generation, whose publish must end
+                // first.
                 let is_whole = frozen.with(|g| g.partial_blocks().is_empty());
                 if !is_whole || attempt > 0 {
                     Beside::wait(beside.before.take()).await?;
@@ -110,7 +111,7 @@ impl Publisher {
                 let engine = self.engine.as_ref();
                 let (all_begun, may_read) = oneshot::channel();
                 let publish = async {
-                    // Who waits for it is here as long as this is.
+                    // The receiver lives as long as this future, so a failed send means nothing.
                     let all_begun = || _ = all_begun.send(());
                     let complete = complete_partial_blocks(engine, &frozen, all_begun);
                     counted.time(Phase::Complete, complete).await?;

@@ -1,23 +1,23 @@
 //! When the unpublished writes of a volume are frozen, published and retried, and which flush is answered when
 //! (pure: events in, actions out, no clock, no I/O).
 //!
-//! Generations are numbered from 1, and go on over restarts. With a log a flush waits without asking for a checkpoint,
-//! until the log (`crate::wal::group_commit`) has answered it, or says that a checkpoint is needed after all. One
-//! generation is one checkpoint. At most two are frozen, and each stays frozen until its publish has succeeded. They are
-//! published in the order of their numbers; the publish of the second begins beside that of the first only when the
-//! engine says that it may, which is when the line would otherwise stand idle.
+//! Generations are numbered from 1, and the numbers continue over restarts. With a WAL a flush asks for no checkpoint;
+//! it waits until the group commit (`crate::wal::group_commit`) has answered it, or says that a checkpoint is needed
+//! after all. One generation becomes one checkpoint. At most two generations are frozen, and each stays frozen until
+//! its publish has succeeded. They are published in the order of their numbers. The publish of the second overlaps that
+//! of the first only when the engine allows it, which is when the connection would otherwise be idle.
 //!
 //! | a frozen generation is | until |
 //! |---|---|
 //! | being published | published: it is dropped; failed: it is kept |
-//! | kept | it is the oldest, no publish is under way, and a retry is due, a flush arrives, or the one before it was published → being published again |
+//! | kept | it is the oldest, no publish is in flight, and a retry is due, a flush arrives, or the previous generation was published → being published again |
 //!
-//! A fenced volume keeps what is frozen, and publishes nothing more.
+//! A fenced volume keeps its frozen generations, and publishes nothing more.
 //!
-//! *Invariant W4*: a flush is answered with success only once every generation that could hold a write replied to
-//! before it arrived is published: it waits for the generation that is active when it arrives (or, when that is
-//! empty, for the newest frozen one). A failed publish answers nobody: the flush goes on waiting for the retry, and is
-//! answered with an error when its time is up or the volume is fenced; the data is kept either way.
+//! *Invariant W4*: a flush is answered with success only once every generation that could hold a write that was
+//! answered before the flush arrived is published. A flush waits for the generation that is active when it arrives, or,
+//! when that is empty, for the newest frozen one. A failed publish answers no flush: the flush goes on waiting for the
+//! retry, and is answered with an error when its time is up or the volume is fenced. The data is kept in both cases.
 
 use std::collections::VecDeque;
 
@@ -28,7 +28,7 @@ use crate::base::ids::{FROZEN_MAX, FlushAnswer, FlushId, GenerationId};
 pub enum PublishEnd {
     /// A checkpoint that holds the generation is published.
     Published,
-    /// It is not known to be; it may be tried again.
+    /// The generation is not known to be published. The publish may be tried again.
     Failed,
     /// Another writer published: this volume must never write again.
     Fenced,
@@ -43,52 +43,53 @@ pub enum Event {
     Grown,
     /// `checkpoint_interval` passed since the first write of this generation.
     AgeDue(GenerationId),
-    /// A checkpoint is wanted though nobody waits for it.
+    /// A checkpoint is wanted, although no flush waits for it.
     CheckpointWanted {
         /// Whether the active generation holds anything.
         is_active_dirty: bool,
     },
-    /// A flush arrived; every write replied to before it is in the overlay.
+    /// A flush arrived. Every write that was answered before it is in the overlay.
     Flush {
-        /// Its name in [`Action::Answer`].
+        /// Identifies the flush in [`Action::Answer`].
         id: FlushId,
         /// Whether the active generation holds anything.
         is_active_dirty: bool,
-        /// Whether a checkpoint is to start for it; otherwise it waits for one, unless a log is faster.
+        /// Whether a checkpoint is to start for the flush. Otherwise it waits for the next one, unless the WAL answers
+        /// it earlier.
         needs_checkpoint: bool,
     },
-    /// A flush that came without needing a checkpoint needs one after all.
+    /// A flush that did not ask for a checkpoint needs one after all.
     FlushNeedsCheckpoint(FlushId),
-    /// A flush was answered elsewhere: the log has what it covers.
+    /// A flush was answered elsewhere: the WAL holds everything that it covers.
     FlushGone(FlushId),
-    /// A flush has waited as long as it may.
+    /// The time limit of a flush has passed.
     FlushExpired(FlushId),
     /// The publish of a generation ended.
     PublishEnded {
         /// Its number.
         generation: GenerationId,
-        /// How.
+        /// The way it ended.
         end: PublishEnd,
     },
-    /// The next publish may begin beside this one.
+    /// The next publish may begin while this one is in flight.
     NextMayBegin {
         /// The generation being published.
         generation: GenerationId,
-        /// The attempt that it is.
+        /// The number of the attempt.
         attempt: u32,
     },
     /// The wait after a failed publish is over.
     RetryDue,
-    /// Another writer is known to have taken the volume over, or sealed its log.
+    /// Another owner is known to have taken the volume over, or to have sealed its WAL.
     Fenced,
 }
 
 /// What is to be done, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Freeze the active generation (it is dirty) under this number.
+    /// Freeze the active generation, which holds data, under this number.
     Freeze(GenerationId),
-    /// Publish a frozen generation: the oldest, or the one after it beside it.
+    /// Publish a frozen generation: the oldest, or the next one while the oldest is in flight.
     Publish {
         /// Its number.
         generation: GenerationId,
@@ -116,7 +117,7 @@ struct Frozen {
     /// Attempts that failed.
     attempt: u32,
     is_under_way: bool,
-    /// Whether the next publish may begin beside the one under way.
+    /// Whether the next publish may begin while this one is in flight.
     may_be_followed: bool,
 }
 
@@ -131,7 +132,7 @@ impl Frozen {
     }
 }
 
-/// The write-back state machine of one volume.
+/// The checkpoint state machine of one volume.
 #[derive(Debug)]
 pub struct WriteBack {
     active: GenerationId,
@@ -151,7 +152,7 @@ impl Default for WriteBack {
 }
 
 impl WriteBack {
-    /// With `first` as the number of the first generation.
+    /// Begins with `first` as the number of the first generation.
     pub fn starting_at(first: GenerationId) -> Self {
         Self {
             active: first,
@@ -173,7 +174,7 @@ impl WriteBack {
         self.active
     }
 
-    /// Takes an event in and says what is to be done.
+    /// Takes an event and returns what is to be done.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -222,7 +223,7 @@ impl WriteBack {
         actions
     }
 
-    /// Whether the volume was taken over by another writer.
+    /// Whether another owner took the volume over.
     pub fn is_fenced(&self) -> bool {
         self.is_fenced
     }
@@ -287,10 +288,10 @@ impl WriteBack {
                     }
                     !is_done
                 });
-                // One that failed together with this one need not wait for a retry of its own.
+                // A generation that failed together with this one is published again at once, without its own retry wait.
                 self.retry_now(actions);
             }
-            // Ahead of the one before it nothing is published, whatever is said.
+            // Out-of-order success counts as failure: no generation is published before the previous one.
             PublishEnd::Published | PublishEnd::Failed => {
                 self.frozen[at].attempt += 1;
                 self.frozen[at].is_under_way = false;
@@ -303,8 +304,8 @@ impl WriteBack {
         }
     }
 
-    /// A publish under way is not waited for: it fails, or came before the new owner's open and is part of what that
-    /// sees. Either way nobody is told that it succeeded.
+    /// Does not wait for a publish in flight. That publish either fails, or was stored before the new owner's open and
+    /// is part of what the new owner sees. In both cases it is reported to nobody as a success.
     fn fence(&mut self, actions: &mut Vec<Action>) {
         if std::mem::replace(&mut self.is_fenced, true) {
             return;

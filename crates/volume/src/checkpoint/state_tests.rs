@@ -1,5 +1,5 @@
-//! The state machine in a simulated world: random events, publishes that fail, publishes that are applied though they
-//! are reported as failed, and crashes. After every step the promises are checked against a flat model.
+//! The state machine in a simulated world: random events, publishes that fail, publishes that are applied although they
+//! are reported as failed, and crashes. After every step the invariants are checked against a flat model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ enum Step {
     Want,
     PublishOk,
     PublishFail,
-    /// Applied by the store, reported as failed.
+    /// Applied by the store and reported as failed.
     PublishLost,
     Fence,
     NextMayBegin,
@@ -31,7 +31,7 @@ struct World {
     machine: WriteBack,
     active: Cells,
     active_id: Option<GenerationId>,
-    /// Oldest first, with the attempt to publish it that is under way.
+    /// Oldest first, each with the number of the publish attempt in flight.
     frozen: VecDeque<(GenerationId, Cells, Option<u32>)>,
     published: Cells,
     written: u64,
@@ -169,7 +169,7 @@ impl World {
                     _ => PublishEnd::Failed,
                 };
                 self.feed(Event::PublishEnded { generation, end });
-                // The one beside it fails with it, and ends a little later.
+                // A publish that overlaps it fails with it, and ends a little later.
                 if end != PublishEnd::Published
                     && let Some(beside) = self.frozen.get_mut(1).filter(|f| f.2.is_some())
                 {
@@ -201,7 +201,7 @@ impl World {
         }
     }
 
-    /// A kind store from here on: everything is published and every flush answered.
+    /// From here on nothing fails: everything is published and every flush answered.
     fn settle(&mut self) {
         self.step(Step::Flush);
         for _ in 0..8 {
@@ -443,7 +443,8 @@ fn the_next_begins_beside_the_one_under_way_when_it_may_and_neither_is_answered_
     assert_eq!(m.on(next(first, 0)), [Action::Freeze(second), publish(second, 0)]);
     m.on(flush(3));
     assert_eq!(m.on(next(second, 0)), [], "two at most");
-    // The first fails: neither is answered, and both are published again, one after the other.
+    // The first publish fails: neither flush is answered, and both generations are published again, one after the
+    // other.
     assert_eq!(m.on(ended(first, PublishEnd::Failed)), []);
     assert_eq!(m.on(Event::RetryDue), [], "not while the second goes on");
     assert_eq!(
@@ -461,7 +462,7 @@ fn the_next_begins_beside_the_one_under_way_when_it_may_and_neither_is_answered_
     );
     assert_eq!(m.on(next(second, 0)), [], "said of the attempt that failed");
     assert_eq!(m.on(next(second, 1)), [Action::Freeze(third), publish(third, 0)]);
-    // What is said of the third ahead of the second is not believed.
+    // A success of the third that is reported before the second is not believed.
     assert_eq!(m.on(ended(third, PublishEnd::Published)), []);
     assert_eq!(
         m.on(ended(second, PublishEnd::Published)),

@@ -1,7 +1,7 @@
-//! The async shell around the write-back machines: feeds them events, carries out their actions.
+//! The async shell around the state machines: feeds them events and carries out their actions.
 //!
-//! One task per volume owns the machines. Publishes and appends run beside it, so that flushes expire and writes go on
-//! while the store is slow. Nothing here decides anything; see [`super::machine`].
+//! One task per volume owns the machines. Publishes and appends run in tasks of their own, so that flushes expire and
+//! writes go on while the store is slow. This module decides nothing; see [`super::machine`].
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::write_buffer::backlog::Since;
 use crate::write_buffer::overlay::{Frozen, Overlay};
 use crate::write_buffer::quota::Quota;
 
-/// First wait after a failed publish; doubled by each further failure.
+/// The wait after the first failed publish. Each further failure doubles it.
 const RETRY_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait between attempts.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ pub(super) enum Command {
     Stop(oneshot::Sender<GenerationId>),
 }
 
-/// The way back to the driver's task; weak, so that the task ends with the last handle.
+/// Sends commands to the task. It is a weak reference, so that the task ends with the last handle.
 #[derive(Debug, Clone)]
 pub(super) struct Commands(mpsc::WeakUnboundedSender<Command>);
 
@@ -80,11 +80,11 @@ impl Commands {
 struct FrozenNow {
     id: GenerationId,
     generation: Arc<Frozen>,
-    /// When its publish began, while one is under way.
+    /// When its publish began; `None` while none is in flight.
     publish_started: Option<Instant>,
 }
 
-/// The driver of one volume.
+/// The checkpoint task of one volume.
 pub(super) struct Task {
     machine: Machine,
     overlay: Arc<Overlay>,
@@ -95,14 +95,14 @@ pub(super) struct Task {
     since: Arc<Mutex<Since>>,
     commands: Commands,
     flushes: HashMap<FlushId, oneshot::Sender<Result<(), VolumeError>>>,
-    /// Ascending, because every flush waits equally long.
+    /// Deadlines in ascending order, because every flush may wait equally long.
     deadlines: VecDeque<(Instant, FlushId)>,
     next_flush: u64,
     /// Oldest first.
     frozen: VecDeque<FrozenNow>,
-    /// The number of what the overlay has as its active generation now.
+    /// The number of the generation that is active in the overlay now.
     active: GenerationId,
-    /// How the newest publish ended, for the one after it.
+    /// Receives how the newest publish ended. The next publish takes it.
     newest_publish: Option<oneshot::Receiver<bool>>,
     last_publish_ended: Instant,
     last_failure: String,
@@ -176,7 +176,8 @@ impl Task {
         }
     }
 
-    /// The flush whose deadline is over. `None` while a publish gets on: the time counts from its last step.
+    /// The flush whose deadline has passed. Returns `None` while a publish makes progress: the time counts from its
+    /// last step.
     fn expired(&mut self) -> Option<FlushId> {
         let (_, id) = self.deadlines.pop_front()?;
         let later = self.overlay.last_progress().map(|at| at + self.config.io_timeout);
@@ -189,7 +190,7 @@ impl Task {
         }
     }
 
-    /// `None` for what has become nothing to act on.
+    /// The event for a command, or `None` when there is nothing left to do.
     fn event_of(&mut self, command: Command) -> Option<machine::Event> {
         Some(match command {
             Command::Event(event) => {
@@ -197,7 +198,8 @@ impl Task {
                     machine::Event::Volume(Event::Dirtied) => {
                         self.since.lock().active.get_or_insert_with(Instant::now);
                     }
-                    // Asked for while the generation before was active: a small one would only keep the next waiting.
+                    // The command was sent while the previous generation was active. Publishing a small generation now
+                    // would only delay the next one.
                     machine::Event::Volume(Event::Grown) if self.is_publishing() && !self.is_worth_it() => {
                         return None;
                     }
@@ -240,7 +242,7 @@ impl Task {
         })
     }
 
-    /// Whether the active generation has grown to be a good part of the buffer.
+    /// Whether the active generation fills a good part of the buffer.
     fn is_worth_it(&self) -> bool {
         let (bytes, _) = self.overlay.active();
         bytes >= self.config.write_buffer_bytes / 16
@@ -305,13 +307,13 @@ impl Task {
                     .map_or(0, |f| f.generation.with(|g| g.buffered_bytes()));
                 let room = self.quota.take(bytes);
                 let dropped = (dropped, self.overlay.drop_frozen());
-                // Freeing some 10^5 blocks takes a while, and the next publish should not wait for it.
+                // Freeing some 10^5 blocks takes a while, and the next publish should not have to wait for it.
                 tokio::task::spawn_blocking(move || {
                     drop(dropped);
                     drop(room);
                 });
                 self.since.lock().frozen.pop_front();
-                // The next generation may have grown past the mark while this one was published.
+                // The active generation may have grown past the publish size while this one was published.
                 let (bytes, is_streaming) = self.overlay.active();
                 if is_large_enough(self.config.write_buffer_bytes, bytes, is_streaming) {
                     let grown = machine::Event::Volume(Event::Grown);
@@ -355,7 +357,7 @@ impl Task {
                 })
             }
         };
-        // A client that went away is no failure.
+        // It is no failure when the client has gone.
         let _ = waiting.send(result);
     }
 
@@ -410,7 +412,8 @@ impl Task {
             let bytes = f.generation.with(|g| g.buffered_bytes());
             (f.publish_started.take(), bytes)
         });
-        // Beside the one before it, it had only a part of the line.
+        // While the publish overlapped the previous one, the two shared the bandwidth. So only the time since then
+        // counts.
         let began = started.map_or(self.last_publish_ended, |at| at.max(self.last_publish_ended));
         self.last_publish_ended = Instant::now();
         let publishes = &self.config.metrics.publishes;
@@ -435,7 +438,7 @@ impl Task {
                     self.config.metrics.damage.publishes.one();
                 }
                 let text = e.chain();
-                // One beside it fails with the oldest, and has nothing new to say.
+                // A publish that overlaps the oldest one fails with it, and has no new reason to report.
                 if self.frozen.front().is_some_and(|oldest| oldest.id == generation) {
                     warn!("a checkpoint could not be published (the data is kept and tried again): {text}");
                     self.last_failure = text;

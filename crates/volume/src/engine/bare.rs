@@ -1,8 +1,8 @@
-//! A checkpoint that moves no data: only its inode is another, in its size or the root of its index.
+//! A checkpoint that moves no data: it only changes the inode, in its size or in the root of its index.
 //!
-//! It is stored as every checkpoint is, the object that holds its inode first and the inode then, so whoever finds the
-//! object alone can tell what it was built on. It has a number of its own: what was published before keeps its own size
-//! and root, and stays what it is.
+//! It is stored as every checkpoint is: first the object that holds the inode, then the inode itself. So whoever finds
+//! the object alone can tell on which checkpoint it was built. It has a number of its own. The earlier checkpoints keep
+//! their own size and root, and do not change.
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,13 +25,14 @@ use crate::store::Store;
 
 const NS_A_SECOND: u32 = 1_000_000_000;
 
-/// Publishes the state of a container that holds nothing unpublished, with its inode changed, in one attempt over the inode
-/// that the container was opened with or published last. The container is out of date then, and must be opened anew.
+/// Publishes the state of a container that holds nothing unpublished, with a changed inode. There is one attempt, in
+/// place of the inode that the container was opened with or published last. The container is outdated afterwards and
+/// must be opened again.
 ///
-/// The caller adopts, then checks: it asks for the lease after the container was opened and before this.
+/// The caller adopts, then checks: it checks the lease after it opened the container and before it calls this.
 ///
 /// # Errors
-/// After any error it is not known what was stored.
+/// After any error it is unknown what was stored.
 pub(crate) async fn publish(
     container: &mut Container,
     change: impl FnOnce(&mut InodeRaw),
@@ -56,7 +57,7 @@ async fn publish_locked(
     raw.i_last_seq = number.as_cno();
     raw.i_last_cno = number.as_cno();
     change(&mut raw);
-    // It has other content than the one before, and no compaction is attached to it.
+    // The new inode differs in content from the previous one, and no compaction is attached to it.
     raw.set_compacted(false);
     raw.set_compaction_pending(false);
     (raw.i_mtime, raw.i_mtime_nsec) = later_than((raw.i_mtime, raw.i_mtime_nsec));
@@ -122,7 +123,7 @@ pub(crate) async fn store_first(store: &Store, raw: &InodeRaw) -> io::Result<()>
 /// and what is beyond it the engine masks in silence.
 ///
 /// # Errors
-/// When there is none.
+/// When there is no number left.
 pub(super) fn check_number_left(container: &Container) -> io::Result<()> {
     if container.inode().get_last_seq().as_cno() < CHECKPOINT_NUMBER_MAX - 1 {
         return Ok(());
@@ -141,7 +142,8 @@ pub(super) fn holds_unpublished(container: &Container) -> bool {
         || container.pending_parts_get().is_some()
 }
 
-/// Now, or a nanosecond after `before` where the clock is behind that. In seconds and nanoseconds since 1970-01-01 UTC.
+/// The current time, or one nanosecond after `before` when the clock is behind that. In seconds and nanoseconds since
+/// 1970-01-01 UTC.
 fn later_than(before: (u64, u32)) -> (u64, u32) {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! How this project opens Hyperfile containers: one configuration, for the engine and for the admin verbs.
+//! How this project opens Hyperfile containers, with one configuration for the engine and the admin verbs.
 
 use std::io;
 use std::sync::Arc;
@@ -32,25 +32,25 @@ use crate::store::Store;
 use crate::store::interceptors::sums::SumsWriter;
 use crate::store::interceptors::upload_limiter::UPLOAD_TURNS;
 
-/// The container type used throughout. Not `Send`: it lives on the thread that opened it.
+/// The container type used throughout. It is not `Send`: it stays on the thread that opened it.
 pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
 
-/// Uploads of one publish: pieces of this size ...
+/// A publish uploads pieces of this size ...
 pub(super) const UPLOAD_PIECE_BYTES: usize = 5 << 20;
-/// ... this many at once. Each is copied out of the generation while it is sent, so this bounds the extra memory: twice
-/// as much while two publishes overlap; then they take turns.
+/// ... and this many at once. Each piece is copied out of the generation while it is sent, so this bounds the extra
+/// memory. While two publishes overlap, it is twice as much, and they take turns.
 pub(super) const UPLOADS_IN_FLIGHT: usize = 8;
-/// The pieces of one publish that are in flight, together.
+/// Bytes of all pieces of one publish that are in flight at once.
 pub(super) const IN_FLIGHT_BYTES: u64 = (UPLOAD_PIECE_BYTES * UPLOADS_IN_FLIGHT) as u64;
 const _: () = assert!(UPLOADS_IN_FLIGHT < UPLOAD_TURNS && UPLOAD_TURNS < 2 * UPLOADS_IN_FLIGHT);
-/// Index nodes of 4 KiB kept in memory for publishing: 8 MiB, the index of 2 GiB of data in 4 KiB blocks. Reads have
-/// their own.
+/// Index nodes of 4 KiB that are kept in memory for publishing. They take 8 MiB, which is the index of 2 GiB of data in
+/// blocks of 4 KiB. Reads have a cache of their own.
 pub(super) const INDEX_NODES: usize = 2048;
-/// A limit of the engine put out of reach: this project decides when to publish (hazards 1, 5, 6 and 7 of the
-/// engine: crossing one flushes inline, and rolls back what cannot be flushed).
+/// A value for limits of the engine that must never be reached, because this project decides when to publish. (Hazards
+/// 1, 5, 6 and 7 of the engine: when a limit is crossed, it flushes inline, and rolls back what it cannot flush.)
 const OUT_OF_REACH: usize = 1 << 50;
 
-/// The checkpoint that an open container stands at.
+/// The newest checkpoint of an open container.
 pub(crate) fn checkpoint_of(container: &Container) -> CheckpointId {
     let size_bytes = container.inode().size() as u64;
     Mark::of_container(container).id(size_bytes, &container.bmap_get_raw())
@@ -85,7 +85,7 @@ fn new_meta(block_size_bytes: u32) -> HyperFileMetaConfig {
     }
 }
 
-/// The inode of an empty container of this block size and length, which nothing is stored of yet.
+/// The inode of an empty container with this block size and length. Nothing of the container is stored yet.
 ///
 /// # Errors
 /// When the engine cannot make one.
@@ -108,7 +108,7 @@ pub fn new_inode(store: &Store, block_size_bytes: u32, size_bytes: u64) -> io::R
     Ok(inode.to_raw(root))
 }
 
-/// Creates a container with this inode, with one request: it is there whole or not at all.
+/// Creates a container with this inode in one request, so that it is there completely or not at all.
 ///
 /// # Errors
 /// `AlreadyExists` when there is one.
@@ -120,8 +120,8 @@ pub async fn create(store: &Store, inode: &InodeRaw) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens the container; writable unless `is_read_only`. Whatever the engine asks of the inode from then on passes `guard`,
-/// which is to be closed once this has returned.
+/// Opens the container; writable unless `is_read_only`. From then on, every request of the engine that names the inode
+/// passes `guard`, which the caller must close once this has returned.
 ///
 /// # Errors
 /// `NotFound` when there is none, `InvalidData` when its format is unknown.
@@ -132,7 +132,7 @@ pub(crate) async fn open(
     index_cache: IndexCache,
     is_read_only: bool,
 ) -> io::Result<Container> {
-    // The stored geometry replaces this one.
+    // The open replaces this geometry by the stored one.
     let config = config(store, &HyperFileMetaConfig::default());
     let client = SumsWriter::new(store.clone()).client(&store.client);
     let staging = staging(store, guard.guarded(&client), &config);
@@ -157,7 +157,7 @@ pub(super) fn staging(store: &Store, client: Client, config: &HyperFileConfig) -
     }
 }
 
-/// No access times: with them every read would dirty the inode, and every flush would send it.
+/// Access times are off. With them every read would change the inode, and every flush would send it.
 fn read_write() -> HyperFileFlags {
     HyperFileFlags::from_flags(FileFlags::rdwr().noatime())
 }
@@ -167,7 +167,7 @@ fn read_only() -> HyperFileFlags {
 }
 
 impl Mark {
-    /// Of an open container, with the changes applied to it.
+    /// The state id of an open container, including the changes that were applied to it.
     pub(super) fn of_container(c: &Container) -> Self {
         let stat = c.stat();
         Self {
@@ -179,10 +179,10 @@ impl Mark {
 }
 
 impl Walk {
-    /// A walk over what is stored of a container that no changes were applied to.
+    /// Begins a walk over the stored index of a container to which no changes were applied.
     ///
     /// # Errors
-    /// `InvalidInput` when there are changes: the index holds nodes then that are not stored.
+    /// `InvalidInput` when there are changes, because the index then holds nodes that are not stored.
     pub(super) fn of_container(container: &Container) -> io::Result<Self> {
         if container.is_bmap_dirty() {
             let reason = "the container holds changes that are not published";

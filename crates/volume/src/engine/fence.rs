@@ -1,7 +1,8 @@
-//! Shutting older writers out of a container: its inode is written anew.
+//! Fences older writers: it rewrites the container's inode.
 //!
-//! A writer publishes by replacing the inode that it has read, on condition that it is still that one (`If-Match`).
-//! After a rewrite every writer that read the inode before is refused, whatever it is doing and whatever it believes.
+//! A writer publishes by replacing the inode that it has read, on condition that the inode is still the same
+//! (`If-Match`). After a rewrite, every writer that read the inode before is refused, whatever it does and whatever it
+//! assumes.
 
 use hyperfile::ondisk::InodeRaw;
 
@@ -10,19 +11,19 @@ use crate::base::store_error::StoreErrorKind;
 use crate::format::inode;
 use crate::store::Store;
 
-/// Publishes of the old owner that may come in between.
+/// The highest number of attempts. An attempt fails when the old owner publishes in between.
 const ATTEMPTS_MAX: u32 = 20;
 const NS_A_SECOND: u32 = 1_000_000_000;
-/// User metadata that belongs to the inode: a compaction attached to it. The writer's own mark must go: by it the old
-/// owner would take the inode for its own.
+/// User metadata that stays with the inode: a compaction attached to it. The old owner's write mark must go, because by
+/// that mark the old owner would recognise the inode as its own write.
 const METADATA_KEPT: &str = hyperfile::compaction::METADATA_KEY;
 
-/// Writes the inode anew. Nothing in it changes but the time of its last change, by one nanosecond, so that the old
-/// owner can tell it from what it wrote itself. The time of the last write stays: it is part of what tells the checkpoint
-/// from others ([`InodeCheck`](crate::base::checkpoint_id::InodeCheck)).
+/// Rewrites the inode. Only the time of its last change moves, by one nanosecond, so that the old owner can distinguish
+/// it from its own writes. The time of the last write stays, because it is part of what identifies the checkpoint
+/// ([`InodeCheck`](crate::base::checkpoint_id::InodeCheck)).
 ///
 /// # Errors
-/// [`VolumeError::NotFound`] when there is none.
+/// [`VolumeError::NotFound`] when there is no inode.
 pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
     let key = store.data_key(inode::NAME);
     for _ in 0..ATTEMPTS_MAX {
@@ -44,7 +45,7 @@ pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
     })
 }
 
-/// The inode with its time of change one nanosecond later.
+/// The inode with a change time that is one nanosecond later.
 fn later(mut raw: InodeRaw) -> Vec<u8> {
     raw.i_ctime_nsec += 1;
     if raw.i_ctime_nsec >= NS_A_SECOND {
@@ -113,7 +114,7 @@ mod tests {
             (raw.i_ctime, raw.i_ctime_nsec) = (later_s, later_ns);
             let (body, _) = store.get(&key).await.unwrap().unwrap();
             assert!(body == raw.as_u8_slice());
-            // The old owner's condition.
+            // The condition with which the old owner would publish.
             let stale = store.put_if_match(&key, "", &before.etag).await.unwrap_err();
             assert_eq!(stale.kind, StoreErrorKind::PreconditionFailed);
         }

@@ -1,10 +1,10 @@
-//! Our own fence around the inode: what the engine may ask of it, and when.
+//! A guard around the inode: which requests the engine may make for it, and when.
 //!
-//! Whoever puts the inode decides what the volume is. The engine has paths of its own that read it anew, take whatever
-//! they find for their base and put it again; `docs/architecture.md` lists them. None of them asks for the lease. So
-//! each request of the engine's that names the inode passes here first, and one that this project did not decide on is
-//! not sent: the inode is read by an open or a recovery only, and put only over the one that this owner opened, published
-//! last, or proved to be its own. [`Rules`] is the decision; the rest carries it out.
+//! Whoever puts the inode decides what the volume is. Some paths of the engine read the inode again, build on whatever
+//! they find and put it again; `docs/architecture.md` lists them. None of them checks the lease. So every request of
+//! the engine that names the inode passes this guard first, and a request that this project did not decide on is not
+//! sent. Only an open or a recovery reads the inode. A put may replace only the inode that this owner opened, published
+//! last, or proved to be its own. [`Rules`] holds the decision; the rest carries it out.
 
 use std::sync::Arc;
 
@@ -20,10 +20,10 @@ use parking_lot::Mutex;
 
 use crate::store::ETag;
 
-/// User metadata by which the engine knows a write of its own, as a header.
+/// The header of the user metadata by which the engine recognises its own writes (the write mark).
 const MARK_HEADER: &str = "x-amz-meta-hf-write";
 
-/// A request that the guard does not let through, or an answer that it does not hand on.
+/// A request that the guard does not send, or an answer that it does not pass on.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "this server's own fence refuses to {what} the inode {object}: {why}; nothing was changed, and what is unpublished is \
@@ -31,23 +31,23 @@ const MARK_HEADER: &str = "x-amz-meta-hf-write";
 )]
 struct Refusal {
     what: &'static str,
-    /// The path of its address.
+    /// The path in the object's URL.
     object: String,
     why: &'static str,
 }
 
-/// What the engine asks of the inode.
+/// What a request of the engine does with the inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ask {
-    /// Its content.
+    /// Reads its content.
     Read,
-    /// Whose it is, without its content.
+    /// Reads its metadata without its content, to find out whose write it is.
     Look,
-    /// To replace it.
+    /// Replaces it.
     Put {
-        /// The write that must be the one stored.
+        /// The ETag of the write that must be the stored one.
         over: Option<String>,
-        /// The mark of this write.
+        /// The write mark of this write.
         mark: Option<String>,
     },
     /// Anything else.
@@ -66,8 +66,8 @@ impl Storable for Sent {
 }
 
 impl Ask {
-    /// What a request asks of the inode, if it names it. All that the engine keeps lies below one prefix, and nothing else
-    /// there has this name.
+    /// What a request does with the inode; `None` when it does not name the inode. All objects of the container lie
+    /// below one prefix, and no other object there has this name.
     fn of_request(method: &str, uri: &str, header: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
         if !path.ends_with("/inode") {
@@ -97,7 +97,7 @@ impl Ask {
     }
 }
 
-/// What the store answered.
+/// The store's answer.
 #[derive(Debug, Clone, Copy)]
 struct Answer<'a> {
     status: u16,
@@ -107,23 +107,23 @@ struct Answer<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The container is being opened; who opens it asks for the lease afterwards, before anything else.
+    /// The container is being opened. Whoever opens it checks the lease afterwards, before anything else.
     Opening,
-    /// It is open.
+    /// The container is open.
     Closed,
-    /// It goes back to what is stored, which was proved to be this owner's own.
+    /// The container is returning to the stored state, which was proved to be this owner's own.
     Recovering,
 }
 
-/// Which requests for the inode are let through. ETags are without quotes.
+/// Which requests for the inode are sent. ETags are without quotes.
 #[derive(Debug)]
 struct Rules {
     phase: Phase,
-    /// The write of the inode that this owner builds on.
+    /// The ETag of the inode on which this owner builds.
     base: Option<String>,
-    /// The mark of the write sent last.
+    /// The write mark of the last write.
     mark: Option<String>,
-    /// That write was answered with a refusal, which may be of its own resending.
+    /// The last write was refused. The refusal may answer a retransmission of a write that was carried out.
     is_refused: bool,
 }
 
@@ -143,7 +143,7 @@ impl Rules {
         self.is_refused = false;
     }
 
-    /// Whether this may be sent.
+    /// Checks whether this request may be sent.
     fn check(&self, ask: &Ask) -> Result<(), &'static str> {
         match ask {
             Ask::Read if self.phase == Phase::Closed => Err("only an open or a recovery reads it"),
@@ -163,7 +163,7 @@ impl Rules {
         }
     }
 
-    /// Whether this answer may be handed on.
+    /// Checks whether this answer may be passed on.
     fn answered(&mut self, ask: &Ask, answer: Answer<'_>) -> Result<(), &'static str> {
         let is_success = (200..300).contains(&answer.status);
         let etag = answer.etag.map(bare);
@@ -188,27 +188,28 @@ fn bare(etag: &str) -> String {
     etag.trim_matches('"').to_owned()
 }
 
-/// The guard of one owner's inode. Clones are the same guard.
+/// The guard of one owner's inode. All clones share one state.
 #[derive(Debug, Clone)]
 pub(crate) struct InodeGuard(Arc<Mutex<Rules>>);
 
 impl InodeGuard {
-    /// For a container that is about to be opened.
+    /// A guard for a container that is about to be opened.
     pub(crate) fn opening() -> Self {
         Self(Arc::new(Mutex::new(Rules::opening())))
     }
 
-    /// The container is open, or has gone back to what is stored.
+    /// Notes that the container is open, or has returned to the stored state.
     pub(crate) fn close(&self) {
         self.0.lock().phase = Phase::Closed;
     }
 
-    /// The container goes back to what is stored, and that is this write, which was proved to be the owner's own.
+    /// Notes that the container returns to the stored state. `proved` is the write that is stored; it was proved to be
+    /// the owner's.
     pub(super) fn recover(&self, proved: &ETag) {
         self.0.lock().recovering(&proved.0);
     }
 
-    /// A client for the engine: as `client`, behind this guard.
+    /// A client for the engine: a copy of `client` whose requests pass this guard.
     pub(super) fn guarded(&self, client: &Client) -> Client {
         let config = client.config().to_builder();
         Client::from_conf(config.interceptor(self.clone()).build())
@@ -231,7 +232,7 @@ impl Intercept for InodeGuard {
         "InodeGuard"
     }
 
-    /// Once a request, before it is sent for the first time: what is sent again is the same request, with the same
+    /// Called once for each request, before its first transmission. A retransmission is the same request with the same
     /// condition.
     fn read_after_serialization(
         &self,
@@ -301,7 +302,7 @@ mod tests {
         }
     }
 
-    /// Asks and is answered; whether the engine gets that answer.
+    /// Sends a request and takes its answer. Returns whether the engine gets the answer.
     fn goes(rules: &mut Rules, ask: &Ask, answer: Answer<'_>) -> bool {
         if rules.check(ask).is_err() {
             return false;
@@ -310,7 +311,7 @@ mod tests {
         rules.answered(ask, answer).is_ok()
     }
 
-    /// Opened upon the write "a".
+    /// The rules after an open that read the write "a".
     fn open() -> Rules {
         let mut rules = Rules::opening();
         assert!(goes(&mut rules, &Ask::Read, answer(200, "\"a\"")));

@@ -1,7 +1,7 @@
 //! The real engine: a Hyperfile container, owned by one thread.
 //!
-//! The container's futures are not `Send`, and anything that needs its index borrows it exclusively, so it lives on a
-//! thread of its own (`owner`) and is asked by messages, to publish and to recover. Reads do not ask it (`read_path`).
+//! The container's futures are not `Send`, and every use of its index needs exclusive access. So it stays on a thread
+//! of its own (`owner`), which takes requests to publish and to recover. Reads do not use that thread (`read_path`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ use crate::write_buffer::overlay::Frozen;
 /// checkpoint, or a file system's call.
 const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// A volume's container.
+/// The engine of one volume's container.
 pub struct HyperEngine {
     store: Store,
     geometry: Geometry,
@@ -48,19 +48,19 @@ pub struct HyperEngine {
     requests: mpsc::UnboundedSender<Request>,
     index_cache: IndexCache,
     numbers: Arc<CheckpointNumbers>,
-    /// The checkpoint published last.
+    /// The newest published checkpoint.
     newest: Mutex<CheckpointId>,
     thread: Mutex<Option<OwnerThread>>,
     warming: Mutex<Option<AbortHandle>>,
     published_bytes: PublishedBytes,
 }
 
-/// What an open found.
+/// What the open found.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenState {
     /// The newest published checkpoint.
     pub newest: Checkpoint,
-    /// The state as it was stored.
+    /// The stored state.
     pub stored: StoredState,
     /// When the container last changed, in milliseconds since 1970-01-01 UTC.
     pub modified_ms: u64,
@@ -81,11 +81,12 @@ impl HyperEngine {
         Self::open_owned(store, index_cache, read_cache, is_read_only, ownership, None).await
     }
 
-    /// As [`Self::open`], of a container that others may take over. `seen` is a state that was stored before this call.
-    /// When it is the one that is adopted, the ownership need not be asked for once more, and the index is warm.
+    /// As [`Self::open`], for a container that others may take over. `seen` is a state that was stored before this
+    /// call. When it is the adopted state, the ownership need not be checked a second time, and the index is already
+    /// being read into memory.
     ///
     /// # Errors
-    /// As [`Self::open`]; [`VolumeError::Fenced`] when it was taken over meanwhile.
+    /// As [`Self::open`]; [`VolumeError::Fenced`] when another owner took the container over meanwhile.
     pub async fn open_owned(
         store: &Store,
         index_cache: IndexCache,
@@ -110,8 +111,9 @@ impl HyperEngine {
         };
         let thread = OwnerThread::start(runtime.clone(), move || owner::run(owner, inbox, opened))
             .map_err(|e| VolumeError::engine("starting the owner thread", e))?;
-        // Adopt, then check (Invariant O1). Most often what is adopted was read before, and then this check, of now, is
-        // one that comes after. The owner ends with its requests, if one fails.
+        // Adopt, then check (Invariant O1). The adopted state is usually `seen`, which was read before this call. Then
+        // this check comes after the read, although the open is still in progress. If a check fails, the owner thread
+        // ends because its requests are dropped.
         let early_check = async {
             match seen {
                 Some(_) => ownership.check().await,
@@ -143,14 +145,15 @@ impl HyperEngine {
         reads.cache().note_checkpoint(newest.id);
         if seen != Some(stored) {
             if let Some(warming) = warming {
-                // It need not even be of the same volume, if that one was deleted and made again.
+                // The index that is being read may even be another volume's, if the volume was deleted and created
+                // again.
                 warming.abort();
                 let _ = warming.await;
                 index_cache.clear_memory();
             }
             ownership.check().await?;
         }
-        // What a client reads first: a partition table or a superblock.
+        // A client reads the first block first: it holds a partition table or a superblock.
         runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
         let engine = Self {
             store: store.clone(),
@@ -174,7 +177,7 @@ impl HyperEngine {
         Ok((engine, state))
     }
 
-    /// Begins to bring the index into memory, in the background.
+    /// Starts reading the index into memory, in the background.
     pub fn warm_index(&self) {
         let warming = self.runtime.spawn(self.reads.clone().warm_index());
         *self.warming.lock() = Some(warming.abort_handle());
@@ -186,7 +189,7 @@ impl HyperEngine {
         }
     }
 
-    /// What is known of the published state.
+    /// What this process knows of the published state.
     pub(crate) fn published(&self) -> Arc<Mutex<Published>> {
         self.known.clone()
     }

@@ -1,7 +1,7 @@
-//! What of a container's numbers can end.
+//! The numbers of a container that can be used up.
 //!
-//! A block pointer is 64 bits: 30 of them name a checkpoint, 14 a part of it, 18 a place in the part in units of 4 KiB
-//! (hyperfile 0.14.0, `meta_format.rs`). The engine masks what is more in silence, so whoever publishes looks first.
+//! A block pointer has 64 bits: 30 name a checkpoint, 14 a part of it, and 18 a place in the part in units of 4 KiB
+//! (hyperfile 0.14.0, `meta_format.rs`). The engine silently masks larger numbers, so every publish checks them first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,29 +12,30 @@ use crate::base::error::VolumeError;
 
 /// The largest checkpoint number that a block pointer can name.
 pub const CHECKPOINT_NUMBER_MAX: u64 = BLOCK_PTR_MAX_CHECKPOINT;
-/// Numbers kept for publishing what was taken in before writes are refused.
+/// Numbers that are kept for publishing the writes that were accepted before writes are refused.
 const KEPT_FOR_FLUSHES: u64 = 1024;
-/// Numbers that are never used by a publish: a resize needs some, and an open may take up two that a killed server left.
+/// Numbers that no publish uses: a resize needs some, and an open may use up two that a killed server left.
 const KEPT: u64 = 64;
-/// The counter.
+/// The counter of checkpoint numbers.
 pub(crate) const CHECKPOINT_NUMBERS: Counter = Counter {
     name: "checkpoint numbers",
     max: CHECKPOINT_NUMBER_MAX,
     advice: "near the end writes are refused; copy it into a new volume in time",
 };
 
-/// How many checkpoint numbers a container has used. Shared by the owner, who counts, and those who ask.
+/// How many checkpoint numbers a container has used. The owner thread updates it, and every user of the engine reads
+/// it.
 #[derive(Debug, Default)]
 pub(super) struct CheckpointNumbers(AtomicU64);
 
 impl CheckpointNumbers {
-    /// This is the newest number used.
+    /// Notes that this is the newest number used.
     pub fn note(&self, newest: u64) {
         let before = self.0.fetch_max(newest, Ordering::Relaxed);
         CHECKPOINT_NUMBERS.note(before, newest);
     }
 
-    /// Whether writes may be taken in.
+    /// Checks whether writes may be accepted.
     ///
     /// # Errors
     /// [`VolumeError::CountersExhausted`] near the end.
@@ -42,7 +43,7 @@ impl CheckpointNumbers {
         self.check(KEPT + KEPT_FOR_FLUSHES)
     }
 
-    /// Whether a checkpoint may be made.
+    /// Checks whether a checkpoint may be made.
     ///
     /// # Errors
     /// [`VolumeError::CountersExhausted`] at the end.

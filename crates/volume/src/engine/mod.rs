@@ -1,7 +1,7 @@
-//! Published data: the container behind a volume.
+//! The published data of a volume: its container.
 //!
-//! [`Engine`] is all the rest of the crate knows of it. [`hyper_engine`] is the real one; tests have a model kept in memory, and
-//! one that wraps any and makes it fail.
+//! The rest of the crate uses the container only through [`Engine`]. [`hyper_engine`] is the real implementation. Tests
+//! have a model in memory, and a wrapper around any engine that makes it fail.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,18 +31,18 @@ pub(crate) mod staging;
 
 pub(crate) use staging::{checkpoint_stored, state_stored};
 
-/// Whose container it is. *Adopt, then check*: whoever reads the stored state to publish upon it asks afterwards, and goes
-/// on only when the answer is yes; `lease` says why that is enough.
+/// Says whether this process owns the container. *Adopt, then check*: whoever reads the stored state in order to
+/// publish on top of it asks afterwards, and goes on only when the answer is yes. `lease` says why that is enough.
 #[async_trait]
 pub trait Ownership: Send + Sync {
-    /// Whether this process is the volume's owner still.
+    /// Checks that this process is still the volume's owner.
     ///
     /// # Errors
-    /// [`VolumeError::Fenced`] when another one is; a store's failure says nothing.
+    /// [`VolumeError::Fenced`] when another process is. A failure of the store says nothing about the owner.
     async fn check(&self) -> Result<(), VolumeError>;
 }
 
-/// Of a container that nobody else writes to, or that is opened read-only.
+/// The ownership of a container that nobody else writes to, or that is opened read-only.
 #[derive(Debug, Clone, Copy)]
 pub struct SoleOwner;
 
@@ -53,19 +53,20 @@ impl Ownership for SoleOwner {
     }
 }
 
-/// What a publish takes of memory besides its generation, while another is under way; one alone takes as much.
+/// Memory that a publish takes besides its generation while it overlaps another. A publish alone takes as much.
 pub(crate) const BESIDE_BYTES: u64 = container::IN_FLIGHT_BYTES;
 
-/// Sent to once the next publish may begin beside this one; dropped when it has to wait for this one's end.
+/// Receives a message once the next publish may begin while this one is in flight. It is dropped when the next publish
+/// must wait for the end of this one.
 pub type NextMayBegin = oneshot::Sender<()>;
 
-/// How a publish and its neighbours go on beside each other. The default is one that is alone.
+/// How a publish overlaps the previous and the next publish. The default is a publish that overlaps none.
 #[derive(Debug, Default)]
 pub struct Beside {
-    /// The publish before, while it is under way. No checkpoint is made before this resolves; without `true` none is made
-    /// at all, and this publish fails.
+    /// The previous publish, while it is in flight. No checkpoint is made before this resolves. If it resolves to
+    /// anything other than `true`, no checkpoint is made at all, and this publish fails.
     pub before: Option<oneshot::Receiver<bool>>,
-    /// The publish after.
+    /// Tells when the next publish may begin.
     pub next: Option<NextMayBegin>,
 }
 
@@ -73,7 +74,7 @@ impl Beside {
     /// Resolves once a checkpoint may be made.
     ///
     /// # Errors
-    /// When the publish before failed.
+    /// When the previous publish failed.
     pub async fn wait(before: Option<oneshot::Receiver<bool>>) -> Result<(), VolumeError> {
         let is_published = match before {
             Some(before) => before.await.unwrap_or(false),
@@ -97,25 +98,25 @@ pub struct Relocated {
 
 /// The published state of one volume.
 ///
-/// A publish begins after the end of the one before it, or once that one has sent to its [`NextMayBegin`]; at most two
-/// run at a time, and one fails when the one before it does. Reads run at any time and see the state before or after a
-/// publish, never a mixture inside one block.
+/// A publish begins after the end of the previous one, or once the previous one has sent to its [`NextMayBegin`]. At
+/// most two publishes run at a time, and a publish fails when the previous one does. Reads run at any time. They see
+/// the state before or after a publish, never a mixture inside one block.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
-    /// Size and block size.
+    /// Size and block size of the volume.
     fn geometry(&self) -> Geometry;
 
-    /// Fills `out` with the published bytes at `offset_bytes`; what was never written is zero.
+    /// Fills `out` with the published bytes at `offset_bytes`. Bytes that were never written are zero.
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError>;
 
-    /// These ranges, none longer than a block, in groups that [`Engine::read_near`] is best asked for: what is stored
-    /// near each other. A hint, out of date at the next publish.
+    /// Sorts these ranges, none longer than a block, into groups of ranges that are stored close together. One call of
+    /// [`Engine::read_near`] is best given one group. The grouping is a hint, and outdated after the next publish.
     fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
         ranges.into_iter().map(|range| vec![range]).collect()
     }
 
-    /// Hands over the published bytes of each of these ranges, with its number among them; nobody waits for them. After
-    /// an error some may be handed over.
+    /// Reads the published bytes of each range and calls `each` with the range's index and its bytes. The reads have
+    /// background priority. After an error `each` may have been called for some ranges.
     async fn read_near(
         &self,
         ranges: &[Range<u64>],
@@ -129,36 +130,39 @@ pub trait Engine: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Fills `out` if that takes neither I/O nor waiting; otherwise returns `false` and may have filled a part.
+    /// Fills `out` if that needs neither I/O nor waiting. Otherwise returns `false`, and may have filled a part of
+    /// `out`.
     fn read_at_once(&self, _offset_bytes: u64, _out: &mut [u8]) -> bool {
         false
     }
 
-    /// A client reads these bytes: for reading ahead.
+    /// Notes that a client reads these bytes, for the read-ahead.
     fn note_read(&self, _offset_bytes: u64, _len_bytes: u64) {}
 
-    /// Brings these bytes near, or as many of them as there is room for.
+    /// Brings these bytes into the cache, or as many of them as there is room for.
     async fn prefetch(&self, _offset_bytes: u64, _len_bytes: u64) -> Result<(), VolumeError> {
         Ok(())
     }
 
-    /// Which of `blocks` hold data (`true`) and which read as zeros (`false`): contiguous runs from `blocks.start`,
-    /// at least one block, perhaps not the whole range when finding out more would take long.
+    /// Which of `blocks` hold data (`true`) and which read as zeros (`false`). The runs are contiguous from
+    /// `blocks.start` and cover at least one block. They may end before `blocks.end` when finding out more would take
+    /// long.
     async fn block_runs(&self, blocks: Range<u64>) -> Result<Vec<(Range<u64>, bool)>, VolumeError>;
 
-    /// As [`Engine::block_runs`], of the whole range, if that takes neither I/O nor waiting.
+    /// As [`Engine::block_runs`], for the whole range, if that needs neither I/O nor waiting.
     fn block_runs_at_once(&self, _blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
         None
     }
 
-    /// Publishes a generation whose blocks are all complete. `None` when it changes nothing and nothing was sent.
+    /// Publishes a generation whose blocks are all complete. Returns `None` when it changes nothing and nothing was
+    /// sent.
     ///
     /// # Errors
-    /// After any error it is unknown what was stored; [`Engine::recover`] must succeed before the next publish, and is
-    /// called only after the end of every publish. [`VolumeError::Fenced`] means that another writer published.
+    /// After any error it is unknown what was stored. [`Engine::recover`] must then succeed before the next publish,
+    /// and is called only after every publish has ended. [`VolumeError::Fenced`] means that another writer published.
     async fn publish(&self, frozen: Arc<Frozen>, beside: Beside) -> Result<Option<Checkpoint>, VolumeError>;
 
-    /// Whether writes may still be taken in: they could not be published for ever.
+    /// Checks whether more writes may be accepted, which must then all be publishable.
     ///
     /// # Errors
     /// [`VolumeError::CountersExhausted`] when a counter of the container is near its end.
@@ -166,7 +170,7 @@ pub trait Engine: Send + Sync + 'static {
         Ok(())
     }
 
-    /// As [`Engine::check_write`], for publishing what was taken in.
+    /// As [`Engine::check_write`], for publishing writes that were accepted already.
     ///
     /// # Errors
     /// As [`Engine::check_write`].
@@ -186,13 +190,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Goes back to what is stored, after proving that it is this writer's own.
     ///
     /// # Errors
-    /// [`VolumeError::Fenced`] when it is not.
+    /// [`VolumeError::Fenced`] when it did not.
     async fn recover(&self) -> Result<(), VolumeError>;
 
     /// Stops the engine and joins its threads. Nothing is published.
     async fn close(&self);
 
-    /// Ends what [`Engine::close`] could not wait for, so that nothing of the engine waits on the runtime when that ends. What
-    /// was being published may or may not reach the store.
+    /// Ends everything that [`Engine::close`] could not wait for, so that the engine does not wait on the runtime when
+    /// the runtime ends. A publish in flight may or may not reach the store.
     async fn abandon(&self) {}
 }

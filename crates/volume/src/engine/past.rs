@@ -1,5 +1,5 @@
-//! An earlier checkpoint as an engine: the same reads as of the newest one, below a root that never changes; all of it, or what
-//! differs from another checkpoint alone.
+//! An engine that reads an earlier checkpoint. It reads as the newest one is read, but from a root that never changes.
+//! It shows the whole checkpoint, or only its differences from another one.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,21 +23,21 @@ use crate::read::reader::Reader;
 use crate::store::Store;
 use crate::write_buffer::overlay::Frozen;
 
-/// Runs of blocks whose places are remembered, at about 50 bytes each.
+/// Runs of blocks whose places are kept in memory, at about 50 bytes each.
 const LOCATION_RUNS_MAX: usize = 32 * 1024;
 
-/// One checkpoint of a container, to be read.
+/// A read-only view of one checkpoint of a container.
 pub(crate) struct PastEngine {
     geometry: Geometry,
     reads: Reads,
     runtime: tokio::runtime::Handle,
-    /// The bytes that are shown; everything else is a hole. All of them when `None`.
+    /// The bytes that are shown; everything else is a hole. `None` shows all bytes.
     shown: Option<RangeSet<u64>>,
 }
 
 impl PastEngine {
-    /// Of the checkpoint with this state, on the current runtime. The caches may hold anything of the same container: what is
-    /// stored never changes.
+    /// Reads the checkpoint with this state, on the current runtime. The caches may hold anything of the same
+    /// container, because stored objects never change.
     pub fn new(
         store: &Store,
         state: &StoredState,
@@ -63,7 +63,7 @@ impl PastEngine {
         }
     }
 
-    /// The same with nothing but these bytes of it.
+    /// The same checkpoint with only these bytes shown.
     pub fn showing(self, shown: RangeSet<u64>) -> Self {
         Self {
             shown: Some(shown),
@@ -71,7 +71,7 @@ impl PastEngine {
         }
     }
 
-    /// Makes a hole of what is not shown of `out`, which was read at `offset_bytes`.
+    /// Zeroes the bytes of `out` that are not shown. `out` was read at `offset_bytes`.
     fn hide(&self, offset_bytes: u64, out: &mut [u8]) {
         let range = offset_bytes..offset_bytes + out.len() as u64;
         for gap in self.shown.iter().flat_map(|shown| shown.gaps(&range)) {
@@ -79,7 +79,7 @@ impl PastEngine {
         }
     }
 
-    /// Which of these blocks are shown, where not all are.
+    /// Which of these blocks are shown; `None` when all are.
     fn shown_runs(&self, blocks: &Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
         let shown = self.shown.as_ref()?;
         let block_size = u64::from(self.geometry.block_size());

@@ -1,4 +1,4 @@
-//! Where blocks lie, by the owner's own container: unpublished changes included.
+//! The places of blocks as the owner's own container has them, unpublished changes included.
 
 use std::ops::Range;
 
@@ -14,10 +14,10 @@ use crate::index::lookup::push;
 
 /// Blocks looked up in the index at a time.
 const LOOKUP_BLOCKS: u64 = 2048;
-/// Blocks looked up by one call at most, beyond which it answers for a part.
+/// The most blocks that one call looks up. For a longer range it answers for the first part.
 const FIND_BLOCKS_MAX: u64 = 64 * 1024;
 
-/// Start and length of a range of blocks, in bytes, as far as the volume reaches.
+/// Start and length of a range of blocks in bytes, cut at the end of the volume.
 pub(super) fn bytes_of(geometry: Geometry, blocks: &Range<u64>) -> (usize, usize) {
     let bs = u64::from(geometry.block_size());
     let start = blocks.start * bs;
@@ -25,7 +25,7 @@ pub(super) fn bytes_of(geometry: Geometry, blocks: &Range<u64>) -> (usize, usize
     (start as usize, (end - start) as usize)
 }
 
-/// Finds the places of a range of blocks, or of a first part of it.
+/// Finds the places of a range of blocks, or of the first part of it.
 ///
 /// # Errors
 /// [`VolumeError::Engine`] when the index cannot be read.
@@ -41,7 +41,7 @@ pub(super) async fn find(
     let mut at = blocks.start;
     while at < blocks.end && looked_up < FIND_BLOCKS_MAX {
         let (_, bytes_left) = bytes_of(geometry, &(at..blocks.end));
-        // Holes are skipped whole, however long.
+        // A hole is skipped as a whole, however long it is.
         let data = container.seek_data((at * bs) as usize).await.map_err(failed)?;
         let data = data.map_or(geometry.blocks(), |offset| offset as u64 / bs);
         if data > at {
@@ -50,8 +50,8 @@ pub(super) async fn find(
             continue;
         }
         let count = LOOKUP_BLOCKS.min(blocks.end - at);
-        // Planning searches the index for all the blocks at once, a level at a time; a cold index would cost the
-        // look-ups below a round trip a node.
+        // Planning searches the index for all the blocks at once, level by level. Without it, the look-ups below would
+        // cost one round trip for each index node that is not in memory.
         let window = (at * bs, (count * bs).min(bytes_left as u64));
         container
             .plan_reads(&[window], &ReadPolicy::default())
@@ -70,8 +70,8 @@ pub(super) async fn find(
     Ok(runs)
 }
 
-/// The places of blocks that were just published. The engine lays a run out in order, so where the first and the last
-/// block lie as far apart as they should, all between them lie between.
+/// The places of blocks that were just published. The engine places the blocks of a run in order. So when the places of
+/// the first and the last block are as far apart as the blocks, all blocks in between have the places in between.
 ///
 /// # Errors
 /// When the index cannot be read.
@@ -86,7 +86,7 @@ pub(super) async fn places_of(
         let first = place_of(container, at).await?;
         let expected = |block: u64| first.advanced(block - at, block_size_bytes);
         let mut end = blocks.end;
-        // Halved until it is one piece: a run is cut where an object is full.
+        // The run is halved until it is one piece, because a run is split where an object is full.
         while end - at > 1 && place_of(container, end - 1).await? != expected(end - 1) {
             end = at + (end - at) / 2;
         }

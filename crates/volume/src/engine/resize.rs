@@ -1,7 +1,7 @@
-//! Another size for a container that nobody serves.
+//! Changes the size of a container that nobody serves.
 //!
-//! Not with the engine's own `truncate`: that one publishes with retries, which read the inode anew, and writes the inode
-//! once more after a failure.
+//! The engine's own `truncate` is not used: it publishes with retries that read the inode again, and it writes the
+//! inode once more after a failure.
 
 use std::io;
 
@@ -16,15 +16,15 @@ use crate::read::read_path::Objects;
 use crate::read::reader::ObjectSource;
 use crate::store::Store;
 
-/// Blocks cut off by one checkpoint at most: each costs an index entry in memory until it is published.
+/// The most blocks that one checkpoint cuts off. Each costs an index entry in memory until it is published.
 const CUT_BLOCKS_MAX: u64 = 2 << 20;
-/// Blocks cut off by one call of the engine.
+/// Blocks that one call of the engine cuts off.
 const CUT_CALL_BLOCKS: u64 = 64 * 1024;
 
-/// Publishes the container with this size, as one checkpoint where no more than [`CUT_BLOCKS_MAX`] stored blocks lie past
-/// the new end: what an interruption leaves has the old size or the new one. The container must be opened anew then.
+/// Publishes the container with this size. One checkpoint is enough when at most [`CUT_BLOCKS_MAX`] stored blocks lie
+/// past the new end. An interruption leaves the old size or the new one. The container must be opened again afterwards.
 ///
-/// The caller adopts, then checks: it asks for the lease after the container was opened and before this.
+/// The caller adopts, then checks: it checks the lease after it opened the container and before it calls this.
 ///
 /// # Errors
 /// After any error it is not known what was stored.
@@ -62,8 +62,8 @@ async fn cut(
             let mut from = blocks.start;
             while from < blocks.end {
                 let until = blocks.end.min(from + CUT_CALL_BLOCKS);
-                // Whole blocks, the last one too: of a part the engine would store the zeros. This may move the end of
-                // the volume, which is set before each checkpoint.
+                // Whole blocks are zeroed, also the last one, because the engine would store the zeros of a partial
+                // block. This may move the end of the volume, so the size is set before each checkpoint.
                 let (start, len) = (from * block_bytes, (until - from) * block_bytes);
                 container.write_zero(start as usize, len as usize).await?;
                 unpublished += until - from;
@@ -93,8 +93,8 @@ async fn cut(
     Ok(())
 }
 
-/// Publishes what was applied with this size: one attempt, over the inode that the container was opened with or published
-/// last.
+/// Publishes the applied changes with this size. There is one attempt, in place of the inode that the container was
+/// opened with or published last.
 async fn flush(container: &mut Container, size_bytes: u64) -> io::Result<()> {
     bare::check_number_left(container)?;
     container.inode_mut().set_size(size_bytes as usize);

@@ -1,7 +1,7 @@
-//! The engine's access to its objects, with what it reads of a container checked first.
+//! The engine's access to its objects. What it reads of a container is checked first.
 //!
-//! The engine asks its staging for everything it reads but data. All that is passed on as it is, but for the inode, the
-//! headers of segments and the loader of index nodes: those are checked where the engine would believe them.
+//! The engine reads everything but data through its staging. Most reads are passed on unchanged. The inode, the headers
+//! of segments and the loader of index nodes are checked, because the engine would trust them.
 
 use std::io;
 
@@ -45,11 +45,11 @@ fn io_error(e: &StoreError) -> io::Error {
     io::Error::new(kind, e.to_string())
 }
 
-/// The header at an object's start, where it does not claim more than the object has.
+/// The header at an object's start. It is refused if it claims more than the object holds.
 async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<SegmentHeader> {
     let store = store_of(staging);
     let key = store.data_key(&Segment::segid_to_staging_file_id(object));
-    // A whole window, for its check value.
+    // Reads a whole window, so that its checksum can be verified.
     let got = store
         .get_within_info(&key, 0, window_checksums::WIDE_WINDOW_BYTES)
         .await;
@@ -63,7 +63,7 @@ async fn header_of(staging: &S3Staging, object: SegmentId) -> io::Result<Segment
     decode_header(&bytes, info.size_bytes).map_err(invalid)
 }
 
-/// The checkpoint that is stored under this number, if one is. Whether it was published only an inode can tell.
+/// The checkpoint that is stored under this number, if there is one. Only an inode can tell whether it was published.
 ///
 /// # Errors
 /// When the store fails, or the object is damaged.
@@ -72,7 +72,7 @@ pub(crate) async fn checkpoint_stored(store: &Store, cno: u64) -> Result<Option<
     Ok(stored.map(|header| CheckpointId::of_inode(&header.s_inode)))
 }
 
-/// As [`checkpoint_stored`]: the inode that was published with it, if it was.
+/// As [`checkpoint_stored`], but returns the inode that was published with the checkpoint, if it was published.
 ///
 /// # Errors
 /// As [`checkpoint_stored`].
@@ -120,7 +120,7 @@ async fn header_stored(store: &Store, cno: u64) -> Result<Option<SegmentHeader>,
     Ok(None)
 }
 
-/// The header of an object that has it at its end, as those of the stream format do.
+/// Reads the header of an object that has it at its end, as objects of the stream format do.
 async fn header_at_end(
     store: &Store,
     key: &str,
@@ -156,7 +156,7 @@ impl Staging<NodeLoader> for S3Staging {
 
     async fn load_segment_header(&self, object: SegmentId, stream: bool) -> io::Result<SegmentHeader> {
         if stream {
-            // Checked by the engine against the object's length and name.
+            // The engine checks it against the object's length and name.
             return Staging::<Plain>::load_segment_header(self, object, stream).await;
         }
         header_of(self, object).await
@@ -178,7 +178,7 @@ impl Staging<NodeLoader> for S3Staging {
         NodeLoader::new(store.clone(), IndexSeals::new(store), None)
     }
 
-    // What follows is the engine's own.
+    // Everything below is passed on to the engine unchanged.
 
     fn read_timing(&self) -> &ReadTiming {
         Staging::<Plain>::read_timing(self)

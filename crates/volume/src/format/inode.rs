@@ -1,4 +1,4 @@
-//! Reading a container's inode: checked, and refused where no writer can have made it.
+//! Reads a container's inode. It is checked, and refused when no writer can have made it.
 
 use hyperfile::config::HyperFileMetaConfig;
 use hyperfile::ondisk::InodeRaw;
@@ -8,15 +8,15 @@ use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::store::{ObjectInfo, Store};
 
-/// Name of the object.
+/// Name of the inode's object.
 pub(crate) const NAME: &str = "inode";
 const NS_A_SECOND: u32 = 1_000_000_000;
-/// The largest size a volume may have: NBD counts in signed 64 bits.
+/// The largest size of a volume in bytes, because NBD counts in signed 64 bits.
 const SIZE_MAX_BYTES: u64 = i64::MAX as u64;
-/// The end of the last year with four digits, in seconds since 1970.
+/// The end of the last year with four digits, in seconds since 1970-01-01 UTC.
 const YEAR_9999_S: u64 = 253_402_300_799;
 
-/// The stored inode, and what the store knows of its object.
+/// Loads the stored inode, and what the store knows of its object.
 ///
 /// # Errors
 /// [`VolumeError::NotFound`] when there is none, [`VolumeError::Corrupt`] when it is damaged.
@@ -32,10 +32,10 @@ pub(crate) async fn load(store: &Store) -> Result<(InodeRaw, ObjectInfo), Volume
     Ok((raw, info))
 }
 
-/// The inode in an object's bytes.
+/// Decodes the inode from an object's bytes.
 ///
 /// # Errors
-/// What is wrong.
+/// A text that says what is wrong.
 pub(crate) fn decode(body: &[u8]) -> Result<InodeRaw, String> {
     let mut raw = InodeRaw::default();
     let slot = raw.as_mut_u8_slice();
@@ -47,7 +47,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<InodeRaw, String> {
     Ok(raw)
 }
 
-/// When it was last written, in milliseconds since 1970-01-01 UTC, by its writer's clock.
+/// When the inode was last written, in milliseconds since 1970-01-01 UTC, by its writer's clock.
 pub(crate) fn modified_ms(raw: &InodeRaw) -> u64 {
     raw.i_mtime.saturating_mul(1000) + u64::from(raw.i_mtime_nsec) / 1_000_000
 }
@@ -75,7 +75,7 @@ fn check(raw: &InodeRaw) -> Result<(), String> {
             return Err(format!("one of its times has {ns} nanoseconds"));
         }
     }
-    // Whoever converts these times, to milliseconds for one, counts on their being times.
+    // Code that converts these times, for instance to milliseconds, relies on this range.
     if raw.i_mtime > YEAR_9999_S {
         return Err(format!("it was changed {} s after 1970", raw.i_mtime));
     }

@@ -1,4 +1,5 @@
-//! What is stored of a container, read and checked, and how its parts are named. Knows no container that is open.
+//! The stored parts of a container: how they are read and checked, and how they are named. Nothing here uses an open
+//! container.
 //!
 //! * [`inode`]: loads the inode; whether bytes can be one.
 //! * [`node`] (pure): whether bytes can be a node of the index.

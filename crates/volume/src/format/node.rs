@@ -1,11 +1,12 @@
-//! Whether bytes can be a node of a container's index (pure: no clock, no I/O).
+//! Checks whether bytes are a valid node of a container's index (pure: no clock, no I/O).
 //!
-//! The format has no checksum for a node. Where an object carries check values (`store/interceptors/window_checksums.rs`) they decide; this is for
-//! the others, and keeps the tree's code, which trusts what it is given, from anything that no writer makes.
+//! The format has no checksum for a node. Where an object carries checksums (`store/interceptors/window_checksums.rs`),
+//! they decide. This check is for the other objects. It keeps bytes that no writer makes from the tree's code, which
+//! trusts what it is given.
 
 use hyperfile::meta_format::BlockPtrFormat;
 
-/// Size of an index node in bytes; the format has no other.
+/// Size of an index node in bytes. The format has no other size.
 pub(crate) const NODE_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 8;
 const SLOT_BYTES: usize = 8;
@@ -15,10 +16,10 @@ const FLAG_LEAF: u8 = 2;
 pub(crate) const LEAF_LEVEL: u8 = 1;
 const LEVEL_MAX: u8 = 14;
 
-/// Looks whether `node` is laid out as an index node is, with ascending keys and pointers that name objects.
+/// Checks that `node` has the layout of an index node, with ascending keys and pointers that name objects.
 ///
 /// # Errors
-/// What is wrong.
+/// A text that says what is wrong.
 pub(crate) fn check(node: &[u8]) -> Result<(), String> {
     if node.len() != NODE_BYTES {
         return Err(format!("it has {} bytes", node.len()));
@@ -26,10 +27,11 @@ pub(crate) fn check(node: &[u8]) -> Result<(), String> {
     check_entries(node, 1)
 }
 
-/// As [`check`], for the root of an index, which the inode holds: a small node, or pointers alone, block by block.
+/// As [`check`], for the root of an index, which is in the inode. It is a small node, or a list of pointers, one for
+/// each block.
 ///
 /// # Errors
-/// What is wrong.
+/// A text that says what is wrong.
 pub(super) fn check_root(root: &[u8]) -> Result<(), String> {
     if root[0] & FLAG_LARGE != 0 {
         return check_entries(root, 0);
@@ -54,7 +56,7 @@ pub(super) fn first_key(node: &[u8]) -> u64 {
 }
 
 fn check_entries(node: &[u8], count_min: usize) -> Result<(), String> {
-    // Keys, and values, that there is room for.
+    // The number of keys, and of values, that fit into the node.
     let capacity = (node.len() - HEADER_BYTES) / (2 * SLOT_BYTES);
     let (flags, level) = (node[0], node[1]);
     let count = usize::from(u16::from_le_bytes([node[2], node[3]]));
@@ -82,12 +84,12 @@ fn check_entries(node: &[u8], count_min: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// What a node holds.
+/// The contents of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
     /// Its level: [`LEAF_LEVEL`] for a leaf.
     pub level: u8,
-    /// Keys and pointers, ascending by key: blocks of data in a leaf, nodes below elsewhere.
+    /// Keys and pointers, ascending by key. In a leaf the pointers are blocks of data, elsewhere the nodes below.
     pub entries: Vec<(u64, u64)>,
 }
 
@@ -151,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// Keys, and values, that a node has room for.
+    /// The number of keys, and of values, that fit into a node.
     const CAPACITY: usize = 255;
 
     fn node(level: u8, entries: &[(u64, u64)]) -> Vec<u8> {

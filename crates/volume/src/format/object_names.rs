@@ -1,4 +1,4 @@
-//! Names of stored objects as numbers, for the location map, which knows nothing of the format.
+//! Numbers that stand for the names of stored objects. The location map uses them, which does not know the format.
 
 use hyperfile::meta_format::{BLOCK_PTR_MAX_CHECKPOINT, BlockPtrFormat};
 use hyperfile::segment::Segment;
@@ -6,12 +6,12 @@ use hyperfile::{BlockPtr, SegmentId};
 
 use super::inode;
 
-/// A segment object as a number: its checkpoint number, and part + 1, or 0 for a segment without parts.
+/// The number of a segment object: its checkpoint number, and its part + 1, or 0 for a segment without parts.
 pub(crate) fn object_of(segment: SegmentId) -> u64 {
     u64::from(segment.seq_id()) << 32 | segment.part_id().map_or(0, |p| u64::from(p) + 1)
 }
 
-/// The segment object of a number made by [`object_of`].
+/// The segment object with a number that [`object_of`] made.
 pub(crate) fn segment_of(object: u64) -> SegmentId {
     let seq = (object >> 32) as u32;
     match object as u32 {
@@ -46,23 +46,23 @@ pub(crate) fn name_of(object: u64) -> String {
     Segment::segid_to_staging_file_id(segment_of(object))
 }
 
-/// The number of the object of this name. None when it is not the name of a segment object.
+/// The number of the object with this name; `None` when it is not the name of a segment object.
 pub(crate) fn of_name(name: &str) -> Option<u64> {
     let cno: u64 = name.get(..10)?.parse().ok()?;
     if !(1..=BLOCK_PTR_MAX_CHECKPOINT).contains(&cno) {
         return None;
     }
     let object = object_of(Segment::object_of_file_id(name)?);
-    // A number may be written in several ways, of which one is a name.
+    // A number can be written in several ways, and only one of them is a name.
     (name_of(object) == name).then_some(object)
 }
 
-/// The objects that the whole inode of this checkpoint may be in.
+/// The objects that may hold the whole inode of this checkpoint.
 pub(crate) fn summaries_of(cno: u64) -> [u64; 2] {
     [cno << 32, cno << 32 | 1]
 }
 
-/// Whether it is the object that the whole inode of its checkpoint is in: part 0, or the only one.
+/// Whether the object holds the whole inode of its checkpoint: it is part 0, or the only one.
 pub(crate) fn is_summary(object: u64) -> bool {
     object as u32 <= 1
 }

@@ -1,13 +1,13 @@
-//! Headers of segments: whether bytes can be one.
+//! Segment headers: checks whether bytes are a valid one.
 
 use hyperfile::ondisk::SegmentHeader;
 
 use super::node::NODE_BYTES;
 
-/// The header that an object of `object_bytes` begins with, given its first bytes.
+/// Decodes the header of an object of `object_bytes` from the object's first bytes.
 ///
 /// # Errors
-/// What is wrong.
+/// A text that says what is wrong.
 pub(crate) fn decode_header(bytes: &[u8], object_bytes: u64) -> Result<SegmentHeader, String> {
     let bytes = bytes.get(..SegmentHeader::size());
     let header = SegmentHeader::from_slice(bytes.ok_or("it is too short for a segment")?);
@@ -15,8 +15,8 @@ pub(crate) fn decode_header(bytes: &[u8], object_bytes: u64) -> Result<SegmentHe
     Ok(header)
 }
 
-/// Looks whether an object of `object_bytes` can have the index that its header claims: the engine takes as much memory
-/// as the header says.
+/// Checks that an object of `object_bytes` can hold the index that its header claims, because the engine allocates as
+/// much memory as the header says.
 pub(crate) fn check_claims(header: &SegmentHeader, object_bytes: u64) -> Result<(), String> {
     if !header.has_magic() {
         return Err("it does not begin as a segment does".into());

@@ -1,12 +1,12 @@
-//! Telling our own published states from a foreign writer's.
+//! Distinguishes this server's own published states from those of another writer.
 
 use hyperfile::ondisk::{BMapRawType, InodeRaw};
 
 use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
 
-/// What tells one published state of the container from any other: its checkpoint number, and when it was last written and
-/// last changed, to the nanosecond, by the writer's clock. Two writers that publish the same number differ in the times; a
-/// takeover changes the time of change alone.
+/// A state id: it distinguishes one published state of the container from any other. It is the checkpoint number, and
+/// the times of the last write and of the last change, to the nanosecond, by the writer's clock. Two writers that
+/// publish the same number differ in the times. A takeover changes only the time of the last change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     /// Number of the newest checkpoint; 0 before the first.
@@ -17,7 +17,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Of a stored inode.
+    /// The state id of a stored inode.
     pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
         Self {
             cno: raw.i_last_cno,
@@ -26,17 +26,17 @@ impl Mark {
         }
     }
 
-    /// The same change, published under this number.
+    /// The same times, published under this number.
     pub(crate) fn at(self, cno: u64) -> Self {
         Self { cno, ..self }
     }
 
-    /// Whether both were last changed at the same moment.
+    /// Whether both have the same times.
     pub(crate) fn has_times_of(&self, other: &Self) -> bool {
         (self.mtime, self.ctime) == (other.mtime, other.ctime)
     }
 
-    /// The checkpoint of this mark, in a container of this size with this root of its index.
+    /// The checkpoint with this state id, in a container with this size and this root of its index.
     pub(crate) fn id(&self, size_bytes: u64, root: &BMapRawType) -> CheckpointId {
         CheckpointId {
             cno: self.cno,
@@ -45,18 +45,18 @@ impl Mark {
     }
 }
 
-/// The root of a container's index, as its inode holds it.
+/// The root of a container's index, as it is in the inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(8))]
 pub(crate) struct Root(pub hyperfile::ondisk::BMapRawType);
 
-/// A state that was stored, as its inode says.
+/// A stored state, as its inode describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredState {
-    /// What tells it from any other.
+    /// The state id.
     pub mark: Mark,
     pub(crate) root: Root,
-    /// Size of the volume at it.
+    /// Size of the volume in this state, in bytes.
     pub(crate) size_bytes: u64,
 }
 
@@ -69,19 +69,19 @@ impl StoredState {
         }
     }
 
-    /// Size of the volume at it, in bytes.
+    /// Size of the volume in this state, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// The checkpoint that was the newest.
+    /// The newest checkpoint in this state.
     pub fn id(&self) -> CheckpointId {
         self.mark.id(self.size_bytes, &self.root.0)
     }
 }
 
 impl CheckpointId {
-    /// The checkpoint that an inode says is the newest.
+    /// The newest checkpoint that an inode names.
     pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
         Mark::of_inode(raw).id(raw.i_size, &raw.i_bmap)
     }

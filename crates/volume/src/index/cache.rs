@@ -1,4 +1,4 @@
-//! The cache of a container's index nodes: some in memory, more on a disk when `node_cache_config` says so.
+//! The cache of a container's index nodes: some in memory, and more on a local disk when `node_cache_config` says so.
 //!
 //! Nodes are keyed by the container that has them and their pointer, which is immutable within one container; so every volume has a directory of its own
 //! below the one configured, named by its id, and is used only by a volume that has the checkpoint which the cache goes up
@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::lineage::{Lineage, RootId};
 
-/// Unit in which room on the disk is taken and reclaimed. The least capacity of a cache is two of them.
+/// Unit in which disk space is taken and reclaimed, in bytes. A cache has at least two of them.
 const BLOCK_BYTES: usize = 16 << 20;
 type Nodes = HybridCache<NodeKey, Vec<u8>>;
 
@@ -60,7 +60,7 @@ impl Code for NodeKey {
     }
 }
 
-/// A cache of index nodes. Clones share it.
+/// A cache of index nodes. All clones share its contents.
 #[derive(Clone)]
 pub struct IndexCache {
     memory: Cache<NodeKey, Box<[u8]>>,
@@ -76,12 +76,12 @@ struct Disk {
     nodes: RwLock<Option<Nodes>>,
     state: CacheState,
     capacity_bytes: usize,
-    /// Locked until the cache is closed: what is in the directory is this process's to write and to empty.
+    /// Locked until the cache is closed, because only this process may write and empty the directory.
     files: NodeFiles,
 }
 
 impl Default for IndexCache {
-    /// In memory only.
+    /// A cache in memory only.
     fn default() -> Self {
         Self::in_memory_of(INDEX_MEMORY_DEFAULT_BYTES, None)
     }
@@ -126,13 +126,13 @@ impl IndexCache {
         }
     }
 
-    /// The same cache with this much memory, empty.
+    /// The same cache with this much memory, which is empty.
     #[must_use]
     pub fn with_memory(self, memory_bytes: u64) -> Self {
         Self::in_memory_of(memory_bytes, self.disk).counted(&self.metrics)
     }
 
-    /// Nodes that memory has room for.
+    /// The number of nodes for which there is memory.
     pub(super) fn nodes_in_memory(&self) -> usize {
         self.nodes_in_memory
     }
@@ -164,7 +164,7 @@ impl IndexCache {
         })
     }
 
-    /// The part of it that is in memory, shared.
+    /// The part of the cache that is in memory. It is shared with this one.
     pub fn in_memory(&self) -> Self {
         Self {
             memory: self.memory.clone(),
@@ -175,19 +175,19 @@ impl IndexCache {
         }
     }
 
-    /// Forgets what is in memory.
+    /// Drops the nodes in memory.
     pub fn clear_memory(&self) {
         self.memory.clear();
     }
 
-    /// Keeps a node that was fetched, unless it is kept already.
+    /// Adds a fetched node, unless it is in memory already.
     pub fn keep(&self, pointer: u64, node: &[u8]) {
         if !self.memory.contains(&self.key(pointer)) {
             self.push(&pointer, node);
         }
     }
 
-    /// The checkpoint that the disk goes up to, if there is a disk and it can be told.
+    /// The newest checkpoint from which nodes on the disk may come, if there is a disk and this is known.
     pub(crate) fn found(&self) -> Option<CheckpointId> {
         self.disk.as_ref()?.state.found()
     }
@@ -197,7 +197,7 @@ impl IndexCache {
         self.disk.is_some()
     }
 
-    /// As [`Self::shut`], of a volume that is at the checkpoint `newest`.
+    /// As [`Self::shut`], and records that the volume's newest checkpoint is `newest`.
     pub async fn close(&self, newest: CheckpointId) {
         if let Some(disk) = &self.disk {
             disk.state.note(newest, true);
@@ -208,7 +208,7 @@ impl IndexCache {
         }
     }
 
-    /// Writes out what is held and closes the files. The cache misses from then on.
+    /// Writes the held nodes to the disk and closes the files. From then on the cache misses.
     async fn shut(&self) {
         let Some(disk) = &self.disk else { return };
         let nodes = disk.nodes.write().take();
@@ -366,12 +366,13 @@ mod tests {
         assert!(!has(&other, 7).await, "another volume");
         let again = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(has(&again, 7).await, "kept");
-        // Another server at the same time leaves the first one's files, and what says that they are being written.
+        // A second server at the same time leaves the first one's files alone, and so its note that they are being
+        // written.
         let beside = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(!beside.has_disk() && again.has_disk());
         beside.push(&9, &[9; 4096]);
         beside.close(at(1)).await;
-        // Dropped without being closed, as a server that is killed: not trusted.
+        // It is dropped without close, as when a server is killed. Its contents are not trusted.
         drop(again);
         let after_kill = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(!has(&after_kill, 7).await);

@@ -4,59 +4,59 @@ use std::path::{Path, PathBuf};
 
 use crate::base::units::{MIB, UnitError, parse_size};
 
-/// The least size the engine accepts; smaller ones are raised to it.
+/// The least size that the engine accepts, in bytes. Smaller sizes are raised to it.
 pub const NODE_CACHE_LEAST_BYTES: u64 = 32 * MIB;
-/// `index_memory` unless it is given: the index of 16 GiB of data in 4 KiB blocks that were written in order.
+/// The default of `index_memory` in bytes: the index of 16 GiB of data in blocks of 4 KiB that were written in order.
 pub const INDEX_MEMORY_DEFAULT_BYTES: u64 = 64 * MIB;
 
-/// Cache of the container's index nodes on a local disk.
+/// Configuration of the cache of index nodes on a local disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeCacheConfig {
-    /// Absolute path of the directory, made when it is missing.
+    /// Absolute path of the directory, which is made when it is missing.
     pub path: PathBuf,
-    /// Room on the disk, in bytes; at least [`NODE_CACHE_LEAST_BYTES`].
+    /// Space on the disk in bytes; at least [`NODE_CACHE_LEAST_BYTES`].
     pub size_bytes: u64,
-    /// What to do with what an earlier run left.
+    /// What happens to the contents that an earlier run left.
     pub strategy: NodeCacheStrategy,
 }
 
-/// What a node cache does with what an earlier run left in its directory.
+/// What a node cache does with the contents that an earlier run left in its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeCacheStrategy {
-    /// Keep and use it.
+    /// Keeps and uses them.
     ReuseCache,
-    /// Keep the files, forget their contents.
+    /// Keeps the files and drops their contents.
     ReuseSpace,
-    /// Start with an empty directory.
+    /// Starts with an empty directory.
     Recreate,
 }
 
 /// A node cache configuration that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeCacheError {
-    /// Not four fields.
+    /// The text does not have four fields.
     #[error("the form is TYPE,PATH,SIZE,STRATEGY, as in LocalDisk,/var/cache/hypernbd,1G,ReuseCache")]
     Form,
-    /// A type other than the one there is.
+    /// The type is not the one supported type.
     #[error("\"{0}\" is not a type of cache; the only one is LocalDisk")]
     Type(String),
     /// The path could not be made absolute.
     #[error("\"{0}\" is not a usable path; write the absolute path of a directory")]
     Path(String),
-    /// The size is none.
+    /// The size is not a valid size.
     #[error(transparent)]
     Size(#[from] UnitError),
-    /// No such strategy.
+    /// There is no such strategy.
     #[error("\"{0}\" is not a strategy; the strategies are ReuseCache, ReuseSpace, Recreate and Disabled")]
     Strategy(String),
 }
 
 impl NodeCacheConfig {
-    /// Reads `TYPE,PATH,SIZE,STRATEGY`; the path may contain commas, the size may have a suffix. `None` for the
-    /// strategy `Disabled`. Where the size had to be raised, the second value is the size asked for, in bytes.
+    /// Parses `TYPE,PATH,SIZE,STRATEGY`. The path may contain commas, and the size may have a suffix. Returns `None`
+    /// for the strategy `Disabled`. When the size had to be raised, the second value is the requested size in bytes.
     ///
     /// # Errors
-    /// [`NodeCacheError`], naming the field.
+    /// [`NodeCacheError`], which names the field.
     pub fn parse(text: &str) -> Result<(Option<Self>, Option<u64>), NodeCacheError> {
         let (kind, rest) = text.split_once(',').ok_or(NodeCacheError::Form)?;
         let (rest, strategy) = rest.rsplit_once(',').ok_or(NodeCacheError::Form)?;
@@ -89,7 +89,8 @@ impl NodeCacheConfig {
     }
 }
 
-/// The absolute form, since a server changes its directory. `None` for an empty path and the root directory.
+/// The absolute form of a path, which is needed because a server changes its directory. `None` for an empty path and
+/// for the root directory.
 pub(crate) fn absolute(path: &str) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     (path != Path::new("/")).then_some(path)

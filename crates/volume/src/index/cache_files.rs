@@ -1,11 +1,11 @@
-//! The files of a node cache on a disk: its directory, the lock on it, and which of the files in it are the cache's own.
+//! The files of a node cache on a local disk: its directory, the lock on it, and which files in it belong to the cache.
 //!
 //! ```text
 //! <path>/<volume id>/nodes.lock   flock(2) on it is held by the server that uses the cache
 //! <path>/<volume id>/nodes/       the cache's files (foyer's names), `open` while it is used, `checkpoint` (`cache_state`)
 //! ```
 //!
-//! Earlier releases had the same files right in `<volume id>/`, where the read cache may have its own.
+//! Earlier releases kept the same files directly in `<volume id>/`, where the read cache may have its own files.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -17,17 +17,18 @@ use log::warn;
 use crate::disk::{Disk, fitness};
 use crate::meta::cache_state;
 
-/// The cache's own directory in the volume's.
+/// The cache's directory inside the volume's directory.
 const NODES_NAME: &str = "nodes";
 const LOCK_NAME: &str = "nodes.lock";
-/// There while a cache is open; found by an open, the process before was killed and the contents are not trusted.
+/// This file exists while a cache is open. If an open finds it, the previous process was killed, and the contents are
+/// not trusted.
 const OPEN_MARKER: &str = "open";
-/// What foyer calls its files, before a number of eight digits or more.
+/// The prefix of foyer's file names. A number of eight digits or more follows.
 const FILE_PREFIX: &str = "foyer-storage-direct-fs-";
-/// The directory of a read cache, whose files the volume's directory has then.
+/// The directory of a read cache. If it exists, files directly in the volume's directory may be the read cache's.
 const PAGES_NAME: &str = "pages";
 
-/// The directory of a node cache, locked.
+/// The locked directory of a node cache.
 #[derive(Debug)]
 pub(super) struct NodeFiles {
     dir: PathBuf,
@@ -35,8 +36,8 @@ pub(super) struct NodeFiles {
 }
 
 impl NodeFiles {
-    /// Makes the volume's directory and locks the cache of nodes in it. `None`, with a warning, when that cannot be done:
-    /// only whoever has the lock may say whether what is there is whole.
+    /// Makes the volume's directory and locks the node cache in it. Returns `None`, with a warning, when the lock
+    /// cannot be taken: only the holder of the lock may say whether the contents are whole.
     ///
     /// # Errors
     /// When the directory cannot be made or used.
@@ -70,20 +71,20 @@ impl NodeFiles {
         Ok(None)
     }
 
-    /// Where the cache's files are.
+    /// The directory of the cache's files.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Whether the cache was closed by whoever used it last.
+    /// Whether the process that used the cache last closed it.
     pub fn is_closed(&self) -> bool {
         !self.dir.join(OPEN_MARKER).exists()
     }
 
-    /// Says that the cache is used from here on, until [`Self::set_closed`].
+    /// Notes on the disk that the cache is in use, until [`Self::set_closed`].
     ///
     /// # Errors
-    /// When that cannot be written.
+    /// When the note cannot be written.
     pub fn set_open(&self) -> io::Result<()> {
         make_dir(&self.dir)?;
         File::create(self.dir.join(OPEN_MARKER))
@@ -91,12 +92,12 @@ impl NodeFiles {
             .map_err(|e| named(&self.dir, &e))
     }
 
-    /// Says that what is there is whole.
+    /// Notes on the disk that the contents are whole.
     pub fn set_closed(&self) {
         let _ = fs::remove_file(self.dir.join(OPEN_MARKER));
     }
 
-    /// Removes the cache's files, and nothing that somebody else has put there.
+    /// Removes the cache's files, and no file that somebody else has put there.
     ///
     /// # Errors
     /// When one of them cannot be removed.
@@ -105,16 +106,16 @@ impl NodeFiles {
         remove_ours(&self.dir, &names)
     }
 
-    /// Lets another server have it.
+    /// Releases the lock, so that another server can use the cache.
     pub fn unlock(&self) {
-        // Fails only for a handle that is not a file's.
+        // This fails only for a handle that is not a file's.
         let _ = self.lock.unlock();
     }
 }
 
-/// Removes what an earlier release left right in the volume's directory, which nothing reads any more.
+/// Removes the files that an earlier release left directly in the volume's directory. Nothing reads them any more.
 fn remove_earlier(of_volume: &Path) -> io::Result<()> {
-    // One file of foyer's says that there was a cache; `open` was empty.
+    // One of foyer's files shows that there was a cache. The file `open` was empty.
     let is_any = file_names(of_volume)?.iter().any(|name| is_foyers(name));
     if !is_any {
         return Ok(());
@@ -129,7 +130,7 @@ fn remove_earlier(of_volume: &Path) -> io::Result<()> {
     remove_ours(of_volume, &names)
 }
 
-/// Removes foyer's files, and those with one of `names`.
+/// Removes foyer's files, and the files with one of `names`.
 fn remove_ours(dir: &Path, names: &[&str]) -> io::Result<()> {
     for name in file_names(dir)? {
         if is_foyers(&name) || names.contains(&name.as_str()) {
@@ -145,7 +146,7 @@ fn is_foyers(name: &str) -> bool {
         .is_some_and(|number| number.len() >= 8 && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The names of the files in a directory; none where there is no directory.
+/// The names of the files in a directory; none when there is no directory.
 fn file_names(dir: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -169,7 +170,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
         .map_err(|e| named(dir, &e))
 }
 
-/// The error, with where it came from.
+/// An error text that names the directory.
 pub(super) fn named(dir: &Path, e: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("the node cache in {}: {e}", dir.display()))
 }
@@ -217,7 +218,8 @@ mod tests {
         drop(NodeFiles::lock(dir.path(), &RealDisk).unwrap().unwrap());
         assert_eq!(names(dir.path()), left);
 
-        // Without a cache these are somebody's; and beside a read cache `checkpoint` is that one's.
+        // Without a cache these files belong to somebody else. Beside a read cache, `checkpoint` belongs to the read
+        // cache.
         fs::write(dir.path().join("open"), "").unwrap();
         drop(NodeFiles::lock(dir.path(), &RealDisk).unwrap().unwrap());
         assert!(dir.path().join("open").exists());

@@ -20,26 +20,26 @@ use crate::store::{ETag, ObjectInfo, Store};
 /// Objects whose check values are remembered; past it, all are forgotten.
 const REMEMBERED_MAX: usize = 4096;
 
-/// What is known of one object's index.
+/// The checksums of one object's index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct IndexSeal {
-    /// The write of the object that this is of.
+    /// The ETag of the write of the object that they describe.
     etag: String,
-    /// Where the index ends, in bytes from the object's start.
+    /// The end of the index, in bytes from the object's start.
     index_end_bytes: u64,
-    /// Check values of the windows up to there.
+    /// The checksums of the windows up to that end.
     crc32c: String,
 }
 
-/// The key of the check values of an object.
+/// The key of an object's checksums.
 pub(crate) fn key(store: &Store, object: &str) -> String {
     store.meta_key(&format!("index/{object}"))
 }
 
-/// Looks whether this is the body of such an object.
+/// Checks that this is a valid object of checksums.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A text that says what is wrong.
 pub(crate) fn check_seal(body: &[u8]) -> Result<(), String> {
     let seal: Result<IndexSeal, _> = serde_json::from_slice(body);
     seal.map(drop).map_err(|e| e.to_string())
@@ -81,7 +81,7 @@ pub(crate) struct IndexSeals {
 }
 
 impl IndexSeals {
-    /// For the container of `store`.
+    /// For the container in `store`.
     pub(crate) fn new(store: Store) -> Self {
         Self {
             store,
@@ -92,7 +92,7 @@ impl IndexSeals {
     /// Checks a window of an object, read at `offset_bytes`, as far as its index reaches.
     ///
     /// # Errors
-    /// `Corrupt`; also when the check values cannot be read.
+    /// `Corrupt`; also when the checksums cannot be read.
     pub(super) async fn verify(
         &self,
         object: SegmentId,

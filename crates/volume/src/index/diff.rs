@@ -1,7 +1,8 @@
-//! What differs between two checkpoints of one container.
+//! The differences between two checkpoints of one container.
 //!
-//! Nodes of the index are never changed in place, so equal pointers are equal subtrees: level by level from the roots, what
-//! both have is dropped, and only the rest is read. The cost is that of what changed, not of the volume.
+//! Nodes of the index are never changed in place, so equal pointers mean equal subtrees. Level by level from the roots,
+//! nodes that both checkpoints have are dropped, and only the rest is read. The cost depends on the amount of changes
+//! and not on the volume.
 
 use std::collections::HashSet;
 use std::io;
@@ -20,12 +21,12 @@ use crate::format::object_names::object_of;
 use crate::format::stored_state::{Root, StoredState};
 use crate::store::Store;
 
-/// Nodes fetched together.
+/// Number of nodes that are fetched together.
 const FETCHED_TOGETHER: usize = 256;
 
 type Tree = BMap<'static, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache>;
 
-/// A node that may hold a difference: the first block below it, and its pointer; none for a root.
+/// A node that may hold a difference: the first block below it, and its pointer (`None` for a root).
 type Node = (u64, Option<BlockPtr>);
 
 /// One of the two checkpoints.
@@ -74,7 +75,7 @@ impl Side {
         }
     }
 
-    /// Goes one level down.
+    /// Replaces the nodes by their children, one level further down.
     async fn descend(&mut self) -> io::Result<()> {
         let mut below = Vec::new();
         for nodes in self.nodes.chunks(FETCHED_TOGETHER) {
@@ -89,13 +90,13 @@ impl Side {
         Ok(())
     }
 
-    /// Fetches nodes together. What fails here fails again, and is told, when it is needed.
+    /// Fetches nodes together. An error here occurs again, and is returned, when the node is needed.
     async fn fetch(&self, nodes: &[Node]) {
         let keys: Vec<u64> = nodes.iter().map(|(key, _)| *key).collect();
         drop(self.tree.lookup_batch(&keys).await);
     }
 
-    /// Entries of the leaves from the `at`th on, until there are some.
+    /// The entries of the next leaf that has any, from the leaf number `at` on.
     async fn entries(&self, at: &mut usize) -> io::Result<Vec<(u64, BlockPtr)>> {
         let Some((key, _)) = self.nodes.get(*at) else {
             return Ok(Vec::new());
@@ -116,7 +117,7 @@ impl Side {
     }
 }
 
-/// Drops what both sides have.
+/// Drops the nodes that both sides have.
 fn drop_common(from: &mut Side, to: &mut Side) {
     let pointers = |side: &Side| -> HashSet<BlockPtr> { side.nodes.iter().filter_map(|(_, p)| *p).collect() };
     let (of_from, of_to) = (pointers(from), pointers(to));
@@ -125,7 +126,7 @@ fn drop_common(from: &mut Side, to: &mut Side) {
     to.nodes.retain(|node| !is_common(node));
 }
 
-/// Entries of one side, in their order.
+/// The entries of one side, in their order.
 struct Entries<'a> {
     side: &'a Side,
     at: usize,
@@ -204,8 +205,8 @@ pub(crate) enum OnlyIn {
     To,
 }
 
-/// Leaves both sides with the leaves that may hold differences. `each_node` gets the pointers of the nodes that one of the two trees
-/// alone has, the leaves among them.
+/// Descends until both sides hold the leaves that may differ. `each_node` gets the pointers of the nodes that only one
+/// of the two trees has, leaves included.
 async fn descend_to_leaves(
     old: &mut Side,
     new: &mut Side,
@@ -216,7 +217,7 @@ async fn descend_to_leaves(
         pointers.for_each(|pointer| each_node(only_in, pointer));
     };
     loop {
-        // What is higher in one tree than the other is tall is in that one alone.
+        // Nodes of a level that the other tree does not have are in this tree alone.
         match old.level.cmp(&new.level) {
             std::cmp::Ordering::Greater => {
                 tell(OnlyIn::From, old);
@@ -240,7 +241,7 @@ async fn descend_to_leaves(
     }
 }
 
-/// What a checkpoint refers to, a place at a time.
+/// One place that a checkpoint refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// A node of the index in the object of this number ([`object_of`]).
@@ -249,8 +250,8 @@ pub(crate) enum Place {
     Block(u64),
 }
 
-/// Hands over the places that one of two checkpoints refers to and the other does not; everything that `to` refers to, when there is
-/// no `from`. Nodes come from `cache` where it has them.
+/// Calls `each` with the places that only one of two checkpoints refers to. Without `from`, these are all places that
+/// `to` refers to. Nodes are taken from `cache` if they are there.
 ///
 /// # Errors
 /// When an index cannot be read.

@@ -1,7 +1,9 @@
-//! Looks at all of any number of indexes, for whoever checks a volume: each node once, going on past what is damaged.
+//! Inspects any number of whole indexes, for a check of a volume: it reads each node once, and goes on past damaged
+//! nodes.
 //!
-//! A node is read from the store however many indexes have it in common, and is taken for what it must be where it stands: of the level
-//! and of the blocks that what leads to it says. Nodes near the leaves come first, so what is still to be read stays small.
+//! A node is read from the store once, however many indexes share it. It is checked against what leads to it, which
+//! says its level and its blocks. Nodes near the leaves come first, so that the list of nodes still to be read stays
+//! short.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -22,12 +24,12 @@ use crate::format::object_names::{cno_of, object_of, segment_of};
 use crate::format::stored_state::Root;
 use crate::store::Store;
 
-/// Nodes of one level that are read together.
+/// Number of nodes of one level that are read together.
 const READ_TOGETHER: usize = 1024;
-/// Pieces of objects fetched at once.
+/// Number of pieces of objects that are fetched at once.
 const FETCHES_IN_FLIGHT: usize = 32;
 
-/// What refers to something: the root of one of the indexes, by its place among them, or a node.
+/// What refers to a node or block: the root of one of the indexes, by its position among them, or a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Holder {
     /// A root.
@@ -36,43 +38,43 @@ pub(crate) enum Holder {
     Node(BlockPtr),
 }
 
-/// What was come by.
+/// What the inspection found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// `holder` refers to a node: told each time, of a node that several refer to.
+    /// `holder` refers to a node. Reported once for each holder of the node.
     Node {
         /// The node's pointer.
         pointer: BlockPtr,
-        /// The object that it is in, by number ([`object_of`]).
+        /// The number of its object ([`object_of`]).
         object: u64,
-        /// Where it lies there, in bytes.
+        /// Its offset in the object, in bytes.
         offset_bytes: u64,
         /// What refers to it.
         holder: Holder,
     },
-    /// `holder` says where a block of data lies.
+    /// `holder` gives the place of a block of data.
     Block {
         /// The block.
         block: u64,
-        /// The object that it is in, by number.
+        /// The number of its object.
         object: u64,
-        /// Where it lies there, in bytes.
+        /// Its offset in the object, in bytes.
         offset_bytes: u64,
         /// What says so.
         holder: Holder,
     },
-    /// A node, told of before, cannot be used; what is below it was not seen.
+    /// A node that was reported before cannot be used. The nodes below it were not read.
     Damaged {
         /// The node's pointer.
         pointer: BlockPtr,
-        /// The blocks that it should tell of.
+        /// The blocks that the node should hold or lead to.
         blocks: Range<u64>,
         /// What is wrong.
         reason: String,
     },
 }
 
-/// A node that is to be read.
+/// A node that is still to be read.
 #[derive(Debug, Clone)]
 struct Wanted {
     pointer: BlockPtr,
@@ -82,10 +84,10 @@ struct Wanted {
     keys: Range<u64>,
 }
 
-/// Which objects are looked at.
+/// Which objects are inspected.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Scope {
-    /// What lies in objects of this checkpoint and of earlier ones is left out.
+    /// Objects of this checkpoint and of earlier ones are left out.
     pub after: u64,
 }
 
@@ -95,23 +97,23 @@ impl Scope {
     }
 }
 
-/// An inspection under way.
+/// An inspection in progress.
 struct Inspection<'a, F> {
     loader: NodeLoader,
     cache: &'a IndexCache,
     scope: Scope,
     format: BlockPtrFormat,
     seen: HashSet<BlockPtr>,
-    /// What is to be read, by level: those of the lowest level first.
+    /// The nodes to be read, by level. The lowest level is read first.
     wanted: BTreeMap<u8, Vec<Wanted>>,
     each: F,
     nodes: u64,
 }
 
-/// Tells of everything that these indexes refer to. All must be of one container. Returns the number of nodes read.
+/// Reports everything that these indexes refer to. All must belong to one container. Returns the number of nodes read.
 ///
 /// # Errors
-/// When the store fails. What is damaged is told of and is no error.
+/// When the store fails. Damage is reported and is no error.
 pub(crate) async fn inspect(
     store: &Store,
     roots: &[Root],
@@ -134,11 +136,11 @@ pub(crate) async fn inspect(
         nodes: 0,
     };
     for (number, root) in roots.iter().enumerate() {
-        // Roots are checked where inodes are read.
+        // Roots are checked when inodes are read.
         let root = node::decode_root(&root.0)
             .map_err(|reason| failed(io::Error::new(io::ErrorKind::InvalidData, reason)))?;
         inspection.note(&root, Holder::Root(number), u64::MAX);
-        // One at a time, so that what they have in common is not wanted many times.
+        // One at a time, so that a shared node is not put on the list many times.
         inspection.run().await.map_err(failed)?;
     }
     Ok(inspection.nodes)
@@ -151,7 +153,8 @@ fn format_in(root: &Root, loader: &NodeLoader, cache: &IndexCache) -> io::Result
 }
 
 impl<F: FnMut(Seen)> Inspection<'_, F> {
-    /// Tells of what a node refers to, and wants what is not seen yet of it. Its keys end before `end`.
+    /// Reports what a node refers to, and puts the nodes that were not seen yet on the list. The node's keys end before
+    /// `end`.
     fn note(&mut self, node: &node::Node, holder: Holder, end: u64) {
         for (index, &(key, pointer)) in node.entries.iter().enumerate() {
             if !BlockPtrFormat::is_on_staging(&pointer) {
@@ -255,7 +258,7 @@ impl<F: FnMut(Seen)> Inspection<'_, F> {
         Ok(())
     }
 
-    /// Takes a node for what it must be, or tells what is wrong with it.
+    /// Accepts a node if it is what its holder says, and otherwise reports what is wrong.
     fn take(&mut self, level: u8, wanted: &Wanted, bytes: &[u8]) {
         let node = node::decode(bytes).and_then(|node| fits(level, &wanted.keys, &node).map(|()| node));
         match node {
@@ -273,7 +276,7 @@ impl<F: FnMut(Seen)> Inspection<'_, F> {
     }
 }
 
-/// Whether a node can stand where it was found.
+/// Checks that a node can be at the place where it was found.
 fn fits(level: u8, keys: &Range<u64>, node: &node::Node) -> Result<(), String> {
     if node.level != level {
         return Err(format!("it is of level {}, and {level} leads to it", node.level));
@@ -289,7 +292,7 @@ fn fits(level: u8, keys: &Range<u64>, node: &node::Node) -> Result<(), String> {
     }
 }
 
-/// What is wrong where an object is not there; nothing for a failure of the store.
+/// What is wrong when an object is missing; `None` for a failure of the store.
 fn missing(e: &io::Error) -> Option<String> {
     let inner = e.get_ref()?.downcast_ref::<VolumeError>()?;
     (inner.kind() == ErrorKind::Corrupt).then(|| inner.to_string())

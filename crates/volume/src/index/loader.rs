@@ -1,6 +1,6 @@
-//! Fetches index nodes, for look-ups and for the engine alike: the one way that nodes come in.
+//! Fetches index nodes, for look-ups and for the engine. All nodes are read through this loader.
 //!
-//! The engine's own loader believes what an object's header says of its length and what its nodes say of each other.
+//! The engine's own loader trusts what an object's header says of its length and what nodes say of each other.
 
 use std::io;
 use std::sync::Arc;
@@ -27,8 +27,9 @@ const FETCH_BYTES: u64 = window_checksums::WIDE_WINDOW_BYTES;
 /// Nodes of one level fetched at once by one look-up.
 const FETCHES_IN_FLIGHT: usize = 16;
 
-/// Fetches index nodes from the store, with their neighbours, each once however many look-ups want it. A node comes out
-/// only if it is what was written, where its object has check values, and laid out as a node is.
+/// Fetches index nodes from the store, together with their neighbours, and each only once for any number of look-ups
+/// that need it. A node is returned only if it has the layout of a node and, when its object has checksums, matches
+/// them.
 #[derive(Clone)]
 pub(crate) struct NodeLoader {
     store: Store,
@@ -37,11 +38,11 @@ pub(crate) struct NodeLoader {
     flights: SingleFlight<(u64, u64), Fetched>,
 }
 
-/// A piece of an object, or what is wrong with it.
+/// A piece of an object, or a text that says what is wrong with it.
 pub(super) type Fetched = Result<Bytes, Arc<str>>;
 
 impl NodeLoader {
-    /// A loader that gives the neighbours of what it fetches to `cache`.
+    /// A loader that adds the neighbours of the nodes it fetches to `cache`.
     pub(crate) fn new(store: Store, seals: IndexSeals, cache: Option<IndexCache>) -> Self {
         Self {
             seals,
@@ -109,7 +110,7 @@ impl NodeLoader {
     /// Gives the nodes of a piece to the cache.
     pub(super) fn keep(&self, segment: SegmentId, start: u64, piece: &Bytes, format: BlockPtrFormat) {
         let Some(cache) = &self.cache else { return };
-        // What is no node is data.
+        // A piece that is not a node is data.
         let whole = piece.chunks_exact(NODE_BYTES).enumerate();
         for (index, bytes) in whole.filter(|(_, bytes)| node::check(bytes).is_ok()) {
             let place = (start as usize) + index * NODE_BYTES;
@@ -159,7 +160,8 @@ impl BlockLoader<BlockPtr> for NodeLoader {
     ) -> io::Result<Vec<(BlockPtr, Vec<u8>)>> {
         use futures::stream::{self, StreamExt, TryStreamExt};
         let format = format_of(user_data)?;
-        // Made first and then run: mapped inside the stream, the future would not be seen to be `Send`.
+        // The futures are made before the stream: if the stream made them, the compiler would not see that the result
+        // is `Send`.
         let loads: Vec<_> = pointers
             .iter()
             .zip(nodes.iter_mut())
@@ -184,7 +186,7 @@ pub(super) fn piece_start(offset: u64) -> u64 {
 
 /// The format of block pointers, as an index's root has it.
 pub(crate) fn format_of(user_data: u32) -> io::Result<BlockPtrFormat> {
-    // Checked before it is taken for the enumeration it should be.
+    // Checked first, because the conversion below does not check that the value is one of the enumeration.
     BlockPtrFormat::try_from_u8(user_data as u8)?;
     Ok(BMapUserData::from_u32(user_data).blk_ptr_format)
 }

@@ -1,25 +1,25 @@
-//! The location map: block → where its published bytes lie, as extents in bounded memory (pure).
+//! The location map: the places of published blocks, as extents in bounded memory (pure).
 //!
-//! An entry is a run of blocks that lie one behind another in one stored object, or a run that reads as zeros. Objects
-//! never change once written, so an entry says something true for as long as the block is not published anew; the
-//! owner of the container updates the map with each publish before the generation that held the blocks is dropped
-//! (*Invariant R1*). What is not in the map is unknown and must be looked up in the index.
+//! An entry is a run of blocks that are stored one after another in one object, or a run that reads as zeros. Stored
+//! objects never change, so an entry is true until one of its blocks is published again. The owner thread updates the
+//! map with each publish, before the generation that held the blocks is dropped (*Invariant R1*). A block that is not
+//! in the map is unknown, and must be looked up in the index.
 //!
-//! Look-ups run beside publishes and may end after one that began later: what they found of blocks published meanwhile
-//! is out of date and must not be entered. So the map knows which look-ups are under way, and what was published since
-//! the oldest of them began.
+//! Look-ups run at the same time as publishes, and a look-up may end after a publish that began later. What it found of
+//! the blocks published meanwhile is outdated and must not be entered. So the map keeps track of the look-ups in
+//! progress, and of the blocks that were published since the oldest of them began.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use rangemap::RangeMap;
 
-/// Where a run of blocks lies.
+/// The place of a run of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// Never written, or zeroed: reads as zeros, stored nowhere.
+    /// The blocks were never written, or were zeroed. They read as zeros and are stored nowhere.
     Nothing,
-    /// In the object with this number (the engine's own encoding), from this byte on.
+    /// The blocks are in the object with this number (in the engine's encoding), from this byte on.
     Stored {
         /// The object.
         object: u64,
@@ -40,7 +40,7 @@ impl Place {
         }
     }
 
-    /// The place that [`Self::advanced`] by `blocks` is this one; it may lie before the object's start.
+    /// The place from which [`Self::advanced`] by `blocks` gives this one. It may be before the object's start.
     fn before(self, blocks: u64, block_size: u64) -> Self {
         match self {
             Self::Nothing => Self::Nothing,
@@ -57,11 +57,11 @@ impl Place {
 pub struct Run {
     /// The blocks.
     pub blocks: Range<u64>,
-    /// Where the first of them lies; the others follow.
+    /// The place of the first block; the others follow it.
     pub place: Place,
 }
 
-/// A run's length in blocks and its place, in 24 bytes instead of 32: there are many.
+/// A run's length in blocks and its place, in 24 bytes instead of 32, because there are many.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     len: u64,
@@ -70,7 +70,7 @@ struct Held {
 }
 
 impl Held {
-    /// No object's number.
+    /// A value that is no object's number.
     const NOTHING: u64 = u64::MAX;
 
     fn new(len: u64, place: Place) -> Self {
@@ -97,24 +97,24 @@ impl Held {
     }
 }
 
-/// A look-up under way.
+/// Identifies a look-up in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LookupId(u64);
 
-/// Block → place, for as many runs as fit.
+/// The places of blocks, for a bounded number of runs.
 #[derive(Debug)]
 pub struct LocationMap {
     block_size: u64,
     runs_max: usize,
-    /// By first block.
+    /// The runs by their first block.
     runs: BTreeMap<u64, Held>,
-    /// Where forgetting goes on, so that it passes over the whole map in turn.
+    /// Where the next eviction continues, so that evictions pass over the whole map in turn.
     forget_from: u64,
-    /// Publishes entered so far.
+    /// Number of publishes entered so far.
     publishes: u64,
-    /// What was published while look-ups were under way: number of the publish, and its blocks.
+    /// What was published while look-ups were in progress: the number of each publish, and its blocks.
     recent: VecDeque<(u64, Vec<Range<u64>>)>,
-    /// The look-ups under way: the number of publishes when each began.
+    /// The look-ups in progress, with the number of publishes when each began.
     lookups: BTreeMap<LookupId, u64>,
     next_lookup: u64,
 }
@@ -135,7 +135,7 @@ impl LocationMap {
         }
     }
 
-    /// Begins a look-up, in the index as it is published now.
+    /// Begins a look-up in the index as it is published now.
     pub fn begin_lookup(&mut self) -> LookupId {
         let id = LookupId(self.next_lookup);
         self.next_lookup += 1;
@@ -143,15 +143,16 @@ impl LocationMap {
         id
     }
 
-    /// Ends a look-up: enters what it found and returns it, without the blocks published since it began. Of those the
-    /// map knows better, unless it has forgotten them again.
+    /// Ends a look-up: enters the runs that it found and returns them, without the blocks that were published since it
+    /// began. For those the map has the newer places, unless it has evicted them.
     pub fn end_lookup(&mut self, id: LookupId, found: Vec<Run>) -> Vec<Run> {
         let Some(&began) = self.lookups.get(&id) else {
             return Vec::new();
         };
         let mut still_true: RangeMap<u64, Place> = RangeMap::new();
         let block_size = self.block_size;
-        // The value of a map of ranges is the same all along a range: the place of block 0, had the run begun there.
+        // A range map needs one value for a whole range. That value is the place that block 0 would have if the run
+        // began there.
         for run in &found {
             still_true.insert(run.blocks.clone(), run.place.before(run.blocks.start, block_size));
         }
@@ -174,7 +175,7 @@ impl LocationMap {
         found
     }
 
-    /// Ends a look-up that found nothing out.
+    /// Ends a look-up without a result.
     pub fn abandon_lookup(&mut self, id: LookupId) {
         self.lookups.remove(&id);
         let oldest = self.lookups.values().min().copied().unwrap_or(u64::MAX);
@@ -183,7 +184,7 @@ impl LocationMap {
         }
     }
 
-    /// Enters what a checkpoint published: places of blocks, `None` for those whose places are not known.
+    /// Enters the changes of a checkpoint: the new places of blocks, or `None` for blocks whose places are not known.
     pub fn publish(&mut self, changed: Vec<(Range<u64>, Option<Place>)>) {
         self.publishes += 1;
         if !self.lookups.is_empty() {
@@ -198,17 +199,18 @@ impl LocationMap {
         }
     }
 
-    /// Number of runs held.
+    /// The number of runs in the map.
     pub fn len(&self) -> usize {
         self.runs.len()
     }
 
-    /// Whether nothing is known.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
-    /// What is known from `blocks.start` on, ascending and without gaps, up to `blocks.end` or the first unknown block.
+    /// The known runs from `blocks.start` on, ascending and without gaps, up to `blocks.end` or the first unknown
+    /// block.
     pub fn known_prefix(&self, blocks: Range<u64>) -> Vec<Run> {
         let mut known = Vec::new();
         let mut at = blocks.start;
@@ -234,7 +236,7 @@ impl LocationMap {
         known
     }
 
-    /// Replaces what is known of `run.blocks`.
+    /// Replaces the places of `run.blocks`.
     pub fn insert(&mut self, run: Run) {
         if run.blocks.is_empty() {
             return;
@@ -268,7 +270,7 @@ impl LocationMap {
         self.runs.insert(blocks.start, held);
     }
 
-    /// Forgets what is known of `blocks`.
+    /// Removes the places of `blocks`.
     pub fn forget(&mut self, blocks: Range<u64>) {
         self.cut(blocks);
     }
@@ -298,7 +300,7 @@ impl LocationMap {
         }
     }
 
-    /// Forgets an eighth of the runs, going on where the last call stopped.
+    /// Evicts an eighth of the runs, from where the last call stopped.
     fn forget_some(&mut self) {
         let count = self.runs_max / 8 + 1;
         let mut victims: Vec<u64> = self
@@ -388,7 +390,7 @@ mod tests {
             steps in prop::collection::vec((0..3u8, 0..BLOCKS, 1..12u64), 1..80),
         ) {
             let mut map = LocationMap::new(4096, 1 << 20);
-            // The index as published: block → object.
+            // The published index: object by block.
             let mut index = vec![0u64; BLOCKS as usize];
             let mut under_way: VecDeque<(LookupId, Range<u64>, Vec<u64>)> = VecDeque::new();
             let place = |object, at: u64| Place::Stored { object, offset_bytes: at * 4096 };
@@ -406,7 +408,7 @@ mod tests {
                         map.publish(vec![(blocks.clone(), known.then(|| place(object, blocks.start)))]);
                     }
                     _ => {
-                        // Not always the oldest first.
+                        // It is not always the oldest look-up that ends first.
                         let ended = if at % 2 == 0 { under_way.pop_front() } else { under_way.pop_back() };
                         let Some((id, blocks, seen)) = ended else { continue };
                         let found = blocks.zip(seen).map(|(b, object)| Run { blocks: b..b + 1, place: place(object, b) });

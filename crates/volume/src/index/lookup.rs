@@ -1,9 +1,9 @@
-//! Looking blocks up in the container's index without its owner.
+//! Looks blocks up in the container's index without the owner thread.
 //!
-//! Index nodes never change once stored, and the root of the index changes only with a publish. So a look-up walks the
-//! tree below the newest published root on its own, with nodes from a cache that all look-ups share, and never waits
-//! for a publish under way. What it finds is entered into the location map unless a publish overtook it (see
-//! [`LocationMap::end_lookup`]).
+//! Index nodes never change once they are stored, and the root of the index changes only with a publish. So a look-up
+//! walks the tree below the newest published root on its own, with nodes from a cache that all look-ups share, and
+//! never waits for a publish in flight. Its result is entered into the location map, except for blocks that were
+//! published meanwhile (see [`LocationMap::end_lookup`]).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,26 +29,26 @@ use crate::format::stored_state::Root;
 use crate::index::location_map::{LocationMap, LookupId, Place, Run};
 use crate::store::Store;
 
-/// Entries of the index after which one look-up answers for a part, holes not counted.
+/// Number of index entries after which one look-up stops and answers for the first part. Holes do not count.
 const LOOKUP_ENTRIES_MAX: usize = 64 * 1024;
 
-/// What is known of the published state: changed by the owner alone, in one step with each publish.
+/// What this process knows of the published state. Only the owner thread changes it, in one step with each publish.
 #[derive(Debug)]
 pub(crate) struct Published {
-    /// Where blocks lie.
+    /// The places of blocks.
     pub locations: LocationMap,
     /// Root of the index.
     pub root: Root,
-    /// Those of the checkpoints published last.
+    /// The roots of the checkpoints that were published last.
     pub recent: RecentRoots,
 }
 
-/// Roots of the newest checkpoints of this process, so that they need not be read from the store.
+/// Roots of the newest checkpoints of this process. They need not be read from the store.
 #[derive(Debug, Default)]
 pub(crate) struct RecentRoots(BTreeMap<CheckpointId, Root>);
 
 impl RecentRoots {
-    /// This is the newest.
+    /// Adds the newest checkpoint.
     pub fn note(&mut self, id: CheckpointId, root: Root) {
         self.0.insert(id, root);
         if self.0.len() > RECENT_MAX {
@@ -56,13 +56,13 @@ impl RecentRoots {
         }
     }
 
-    /// The root of this checkpoint, if it is one of them.
+    /// The root of this checkpoint, if it is remembered.
     pub fn of(&self, id: CheckpointId) -> Option<Root> {
         self.0.get(&id).copied()
     }
 }
 
-/// The published index, for any number of look-ups at once.
+/// The published index. Any number of look-ups may use it at once.
 pub(crate) struct Index {
     store: Store,
     published: Arc<Mutex<Published>>,
@@ -71,7 +71,7 @@ pub(crate) struct Index {
     loader: NodeLoader,
 }
 
-/// Brings the way to the first block into the memory of `cache`: most of it is the way to all other blocks.
+/// Reads the path to the first block into the memory of `cache`. Most of that path is shared by all other blocks.
 pub(crate) async fn warm(store: Store, cache: IndexCache, root: Root) {
     let loader = NodeLoader::new(store.clone(), IndexSeals::new(store), Some(cache.clone()));
     match BMap::<'_, u64, BlockPtr, BlockPtr, _, _>::read(&root.0, NODE_BYTES, loader, cache) {
@@ -80,7 +80,7 @@ pub(crate) async fn warm(store: Store, cache: IndexCache, root: Root) {
     }
 }
 
-/// A look-up under way; one that is given up is taken off the books.
+/// A look-up in progress. Dropping it abandons the look-up.
 struct Lookup<'a> {
     published: &'a Mutex<Published>,
     id: Option<LookupId>,
@@ -113,7 +113,7 @@ impl Index {
     }
 
     /// Finds the places of blocks from `blocks.start` on and enters them into the location map. Blocks that were
-    /// published meanwhile are left out: the map has them.
+    /// published meanwhile are left out, because the map has their places.
     pub(crate) async fn look_up(&self, blocks: Range<u64>) -> Result<Vec<Run>, VolumeError> {
         let (root, mut lookup) = {
             let mut published = self.published.lock();
@@ -125,7 +125,7 @@ impl Index {
             (published.root, lookup)
         };
         let what = format!("looking up blocks {}..{}", blocks.start, blocks.end);
-        // The tree's code trusts what is stored; a damaged node must not take the server down.
+        // The tree's code trusts the stored nodes. A damaged node must not end the server.
         let found = std::panic::AssertUnwindSafe(self.find(root, blocks))
             .catch_unwind()
             .boxed()
@@ -136,7 +136,7 @@ impl Index {
                     what: format!("the index of the volume at {}", self.store.url),
                     reason: format!("{what}: {e}"),
                 },
-                // What the loader failed with, or an error of the tree's own.
+                // The error is the loader's, or one of the tree itself.
                 _ => e
                     .downcast::<VolumeError>()
                     .unwrap_or_else(|e| VolumeError::engine(what, e)),
@@ -147,22 +147,24 @@ impl Index {
         }))
     }
 
-    /// Brings the index as it is now into memory, leaf by leaf from the start of the volume, as far as there is room: a read of
-    /// any block then costs no look-up in the store. Nodes never change, so what is published meanwhile takes little of it away.
+    /// Reads the current index into memory, leaf by leaf from the start of the volume, as far as there is memory. A
+    /// read of any block then needs no request for the index. Nodes never change, so later publishes outdate only few
+    /// of them.
     ///
     /// # Errors
+    /// When the index cannot be read. Reads then do their own look-ups.
     /// When the index cannot be read; reads look for themselves then.
     pub(crate) async fn bring_into_memory(&self) -> io::Result<usize> {
         let root = self.published.lock().root;
         let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
-        // The rest is for the levels above, and for what is published.
+        // The rest is kept for the upper levels, and for nodes that are published later.
         let most = self.cache.nodes_in_memory() / 4 * 3;
         let (mut at, mut leaves) = (0, 0);
         while at < u64::MAX && leaves < most {
             let part = walk.next(at..u64::MAX).await?;
             leaves += usize::from(!part.entries.is_empty());
             at = part.end;
-            // All of it may be in memory already.
+            // The nodes may all be in memory already, so that nothing else here would yield.
             tokio::task::yield_now().await;
         }
         Ok(leaves)
@@ -190,7 +192,7 @@ impl Index {
                 );
                 at = block + 1;
             }
-            // Holes are skipped whole, however long.
+            // A hole is skipped as a whole, however long it is.
             let end = part.end.min(self.geometry.blocks().max(blocks.end));
             if end > at {
                 push(&mut runs, at..end, Place::Nothing, block_size);
@@ -216,7 +218,7 @@ fn place_of(pointer: BlockPtr, format: BlockPtrFormat) -> io::Result<Place> {
     })
 }
 
-/// Adds a run to `runs`, as a part of the last one where it goes on there.
+/// Adds a run to `runs`, and joins it with the last run if it continues that one.
 pub(crate) fn push(runs: &mut Vec<Run>, blocks: Range<u64>, place: Place, block_size: u64) {
     if let Some(last) = runs.last_mut()
         && last.blocks.end == blocks.start

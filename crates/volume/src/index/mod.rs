@@ -1,4 +1,4 @@
-//! The published index: which place each block has, looked up without the container's owner.
+//! The published index: the place of each block, looked up without the owner thread.
 //!
 //! * [`location_map`] (pure): where blocks lie, as extents, in bounded memory.
 //! * `lookup`: looks up what the map does not know, below the newest published root.

@@ -1,4 +1,4 @@
-//! How much of what is stored the newest state refers to.
+//! How much of the stored data the newest state refers to.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,14 +14,14 @@ use crate::format::object_names::{cno_of_pointer, object_of};
 use crate::format::stored_state::StoredState;
 use crate::store::Store;
 
-/// What one state refers to.
+/// The amount that one state refers to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
-    /// Bytes of its data blocks and of the leaves of its index.
+    /// Bytes of the state's data blocks and index leaves.
     pub bytes: u64,
     /// Blocks that hold data.
     pub blocks: u64,
-    /// Objects that its data blocks are in.
+    /// Number of objects that hold its data blocks.
     pub objects: u64,
     /// Of the bytes those that lie in what a clone has inherited. A leaf is counted with them when all that it leads to does.
     pub inherited_bytes: u64,

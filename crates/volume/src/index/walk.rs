@@ -1,4 +1,4 @@
-//! Walks a stored index leaf by leaf: what a range holds costs by the entries that are there, not by the range.
+//! Walks a stored index leaf by leaf. The cost depends on the entries in a range, and not on the length of the range.
 
 use std::io;
 use std::ops::Range;
@@ -12,14 +12,15 @@ use super::loader::{NodeLoader, format_of};
 use crate::format::node::NODE_BYTES;
 use crate::format::stored_state::Root;
 
-/// Leaves fetched together, ahead of the walk.
+/// Number of leaves that are fetched together, ahead of the walk.
 const LEAVES_AHEAD: usize = 256;
-/// Leaves after which the tree is read from its root again, so that it does not keep every node it came by: 4 MiB.
+/// Number of leaves after which the tree is read from its root again. Otherwise it would keep every node that it has
+/// read; these take 4 MiB.
 const LEAVES_KEPT: usize = 1024;
 
 type Tree = BMap<'static, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache>;
 
-/// A walk over the index below one root. The state of that root is what it sees, whatever is published meanwhile.
+/// A walk over the index below one root. It sees the state of that root, whatever is published meanwhile.
 pub(crate) struct Walk {
     root: Root,
     loader: NodeLoader,
@@ -33,14 +34,14 @@ pub(crate) struct Walk {
 /// What one leaf says of a range.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Part {
-    /// Blocks of the range with their pointers, ascending; a pointer may be that of a zeroed block.
+    /// Blocks of the range with their pointers, ascending. A pointer may be that of a zeroed block.
     pub entries: Vec<(u64, BlockPtr)>,
-    /// What is no entry before this block is not mapped. May lie past the range.
+    /// Every block before this one that has no entry is not mapped. This may be past the range.
     pub end: u64,
 }
 
 impl Part {
-    /// The blocks that hold data, in runs, ascending.
+    /// The blocks that hold data, in ascending runs.
     pub(crate) fn mapped(&self) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for (block, pointer) in &self.entries {
@@ -57,10 +58,10 @@ impl Part {
 }
 
 impl Walk {
-    /// A walk below `root`.
+    /// Begins a walk below `root`.
     ///
     /// # Errors
-    /// `InvalidData` when it cannot be one.
+    /// `InvalidData` when the bytes are not a root.
     pub(crate) fn new(root: Root, loader: NodeLoader, cache: IndexCache) -> io::Result<Self> {
         let tree = read(&root, &loader, &cache)?;
         Ok(Self {
@@ -73,7 +74,7 @@ impl Walk {
         })
     }
 
-    /// How the pointers say where a block lies.
+    /// The format of the block pointers.
     ///
     /// # Errors
     /// `InvalidData` when the root names no known format.
@@ -81,8 +82,8 @@ impl Walk {
         format_of(self.tree.get_userdata())
     }
 
-    /// What the first leaf that has something of `blocks` says of them. They must not begin before those that were asked
-    /// for last.
+    /// What the first leaf with entries in `blocks` says of them. `blocks` must not begin before the blocks of the
+    /// previous call.
     ///
     /// # Errors
     /// When the index cannot be read.
@@ -100,7 +101,7 @@ impl Walk {
         };
         let mut entries = self.tree.leaf_entries(&first).await?;
         self.leaves += 1;
-        // A leaf that ends before the key that it was found by would be walked for ever.
+        // Without this check, a leaf that ends before the key by which it was found would be visited for ever.
         let last = entries.last().map(|(key, _)| *key).filter(|last| *last >= first);
         let Some(last) = last else {
             let reason = format!("the index leads to block {first}, and has no entry for it");
@@ -115,7 +116,7 @@ impl Walk {
         Ok(Part { entries, end })
     }
 
-    /// Fetches the leaves that the walk comes to next, together: one by one each would cost a round trip.
+    /// Fetches the next leaves of the walk together. One by one, each would cost a round trip.
     async fn fetch_ahead(&mut self, blocks: &Range<u64>) -> io::Result<()> {
         if self.ahead.is_some_and(|ahead| blocks.start < ahead) {
             return Ok(());
@@ -126,14 +127,14 @@ impl Walk {
         }
         let children = match self.tree.node_children(2, &blocks.start).await {
             Ok(children) => children,
-            // No leaves, or only one.
+            // The tree has no leaves, or only one.
             Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {
                 return Ok(());
             }
             Err(e) => return Err(e),
         };
         let firsts: Vec<u64> = children.into_iter().map(|(first, ..)| first).collect();
-        // The leaf that has the first block may begin before it.
+        // The leaf with the first block may begin before that block.
         let from = firsts
             .partition_point(|first| *first <= blocks.start)
             .saturating_sub(1);
@@ -146,7 +147,7 @@ impl Walk {
         let Some(last) = firsts.last().copied() else {
             return Ok(());
         };
-        // What fails here fails again, and is told, when the walk comes to it.
+        // An error here occurs again, and is returned, when the walk reaches the leaf.
         drop(self.tree.lookup_batch(&firsts).await);
         self.ahead = Some(last);
         Ok(())

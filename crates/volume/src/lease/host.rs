@@ -1,7 +1,8 @@
-//! Who this process is, and whether another one on this machine still runs.
+//! Identifies this process as a holder, and finds out whether another holder on this machine still runs.
 //!
-//! A process number alone says nothing: it is used again, and each container counts its own. So a holder is judged
-//! only where machine, boot and process namespace are the same as ours, and by when its process began.
+//! A process number alone proves nothing: numbers are used again, and each container counts its own. So a holder is
+//! judged only when its machine, boot and process namespace are this process's own, and the start time of its process
+//! is compared too.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,11 +14,11 @@ use rustix::process::{Pid, test_kill_process};
 use super::record::{Holder, LeaseRecord};
 use super::state::Liveness;
 
-/// The tokens of the leases that this process holds. A lease of ours that is not among them was left behind by a volume
-/// that was dropped without being closed.
+/// The tokens of the leases that this process holds. A lease of this process that is not among them was left by a
+/// volume that was dropped without being closed.
 static HELD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Notes that this process holds a lease, for as long as this lives.
+/// Notes that this process holds a lease, for the lifetime of this value.
 #[derive(Debug)]
 pub(super) struct HeldHere(String);
 
@@ -34,7 +35,7 @@ impl Drop for HeldHere {
     }
 }
 
-/// This process, as a holder.
+/// Describes this process as a holder.
 pub(super) fn this_process() -> Holder {
     let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
     let pid = std::process::id();
@@ -51,7 +52,8 @@ pub(super) fn this_process() -> Holder {
 }
 
 impl Holder {
-    /// Whether its process can be seen from here by its number: on this machine, in this boot and process namespace.
+    /// Whether the holder's process can be seen from here by its number: it is on this machine, in this boot and
+    /// process namespace.
     pub fn is_on_this_machine(&self) -> bool {
         is_same_place(self, &this_process())
     }
@@ -82,7 +84,7 @@ fn is_alive(record: &LeaseRecord, this: &Holder) -> Option<bool> {
         return Some(HELD.lock().contains(&record.token));
     }
     let pid = i32::try_from(holder.pid).ok().and_then(Pid::from_raw)?;
-    // Asked of the kernel and not looked up in /proc, where other users' processes may be hidden.
+    // Asks the kernel instead of /proc, where other users' processes may be hidden.
     if test_kill_process(pid) == Err(Errno::SRCH) {
         return Some(false);
     }
@@ -92,7 +94,7 @@ fn is_alive(record: &LeaseRecord, this: &Holder) -> Option<bool> {
 
 struct Stat {
     started_ticks: u64,
-    /// Killed and not waited for yet by its parent.
+    /// The process has ended, and its parent has not waited for it yet.
     has_ended: bool,
 }
 
@@ -100,16 +102,16 @@ fn stat_of(pid: &str) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Reads `/proc/PID/stat`; the program's name in it may hold spaces and parentheses.
+/// Parses `/proc/PID/stat`. The program's name in it may hold spaces and parentheses.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_whitespace().collect();
-    // Numbered from 3, the state, in proc_pid_stat(5).
+    // proc_pid_stat(5) numbers the fields; the first one here is 3, the state.
     let field = |number: usize| fields.get(number - 3).copied();
     let threads: u64 = field(20)?.parse().ok()?;
     Some(Stat {
         started_ticks: field(22)?.parse().ok()?,
-        // The first thread of several can end before the others do.
+        // The first of several threads can end before the others do.
         has_ended: matches!(field(3)?, "Z" | "X" | "x") && threads <= 1,
     })
 }
@@ -163,7 +165,7 @@ mod tests {
             "the number is another's now"
         );
         child.kill().unwrap();
-        // Killed and not waited for: as far as the kernel is concerned the number is still taken.
+        // The child was killed and not waited for. The kernel still counts its number as taken.
         while is_alive(&lease, &this) == Some(true) {
             std::thread::yield_now();
         }

@@ -1,4 +1,4 @@
-//! The lease over the store: carries out what the state machines decide.
+//! The lease in the store: carries out what the state machines decide.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,16 +26,16 @@ use crate::store::{ETag, Store};
 /// The lease's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "lease";
 
-/// The lease of a volume, if there is one; also one that is released.
+/// Loads the lease of a volume, if there is one. A released lease is returned too.
 ///
 /// # Errors
-/// When the store fails or the lease is not one.
+/// When the store fails, or the object is not a valid lease.
 pub async fn load(store: &Store) -> Result<Option<LeaseRecord>, VolumeError> {
     Ok(stored(store).await?.map(|stored| stored.record))
 }
 
-/// Whether the lease `seen` just now could be taken, by an open that comes later; changes nothing. May take the lease's
-/// duration, when its holder cannot be seen from here. Returns the lease that was watched, for
+/// Checks, without changing anything, whether a later open could take the lease `seen`. If the holder cannot be seen
+/// from here, this may take as long as the lease's duration. Returns the lease that was watched, for
 /// [`LeaseOptions::known_expired`], so that the open need not watch it again.
 ///
 /// # Errors
@@ -45,7 +45,7 @@ pub async fn probe(
     options: &LeaseOptions,
     seen: Option<Stored>,
 ) -> Result<Option<ETag>, VolumeError> {
-    // What would be put is not.
+    // The lease that a put would write is never written, so its volume id does not matter.
     let nobody = VolumeId::from_uuid(uuid::Uuid::nil());
     let mut take = Take::new(take_options(options, nobody));
     match Looking::new(store, Some(seen), options.is_copied)
@@ -61,18 +61,18 @@ pub async fn probe(
     }
 }
 
-/// Called before each write of the lease with the token of the one that it is to replace, if there is one.
+/// Called before each write of the lease, with the token of the lease that the write is to replace, if there is one.
 pub type BeforePut<'a> = &'a mut (dyn FnMut(Option<&str>) -> Result<(), VolumeError> + Send);
 
-/// A lease that this process holds, and keeps until it is released, lost or dropped.
+/// A lease that this process holds and renews until it is released, lost or dropped.
 ///
-/// Dropped without a release it stays in force until it runs out, or is taken by this process.
+/// Dropping it without release keeps the stored lease in force until it runs out or this process takes it again.
 #[derive(Debug)]
 pub struct Lease {
     store: Store,
     record: LeaseRecord,
     predecessor: Option<String>,
-    /// Why it is lost, once it is.
+    /// Why the lease was lost; `None` until it is.
     lost: watch::Sender<Option<String>>,
     release: Mutex<Option<oneshot::Sender<Release>>>,
     held: Mutex<Option<HeldHere>>,
@@ -85,8 +85,8 @@ struct Release {
 }
 
 impl Lease {
-    /// Takes the lease, shuts older owners out of the container, and keeps the lease on the current runtime. `seen` is
-    /// what was stored a moment ago. Nothing is written where `before_put` fails.
+    /// Takes the lease, shuts older owners out of the container, and renews the lease on the current runtime. `seen` is
+    /// the lease that was stored a moment ago. Nothing is written when `before_put` fails.
     ///
     /// # Errors
     /// [`VolumeError::Held`] when another server holds the volume.
@@ -104,8 +104,9 @@ impl Lease {
         Self::begin(store, taken, held).await
     }
 
-    /// As [`Self::take`], with one request, if the lease is `seen` still and may be taken. `None` if not, or if that cannot
-    /// be told; then nothing is known.
+    /// As [`Self::take`], but with one request, and only if the stored lease is still `seen` and may be taken. Returns
+    /// `None` when the lease was not taken or when that is unknown; the caller then knows nothing about the stored
+    /// lease.
     pub(crate) async fn take_unchanged(
         store: &Store,
         volume_id: VolumeId,
@@ -134,7 +135,7 @@ impl Lease {
         }
     }
 
-    /// From the moment that it is stored.
+    /// Begins to hold a lease that has just been stored.
     async fn begin(store: &Store, taken: Taken, held: HeldHere) -> Result<Arc<Self>, VolumeError> {
         let Taken {
             stored,
@@ -146,7 +147,7 @@ impl Lease {
             store.url, stored.record.epoch
         );
         let lease = Self::keep(store.clone(), stored, predecessor, held);
-        // An owner before the lease, or one that cannot be proved to have ended, may wake up at any time.
+        // An owner from before there was a lease, or one that is not proved to have ended, may wake up at any time.
         if !is_after_release && let Err(e) = fence::rewrite_inode(store).await {
             lease.release(false).await;
             return Err(e);
@@ -172,7 +173,7 @@ impl Lease {
         })
     }
 
-    /// The owner's number: higher than every owner's before it.
+    /// The owner's epoch, which is higher than that of every earlier owner.
     pub fn epoch(&self) -> u64 {
         self.record.epoch
     }
@@ -182,19 +183,19 @@ impl Lease {
         self.predecessor.as_deref()
     }
 
-    /// Whether an earlier owner may still run, and not know yet that it is none any more.
+    /// Whether an earlier owner may still run without knowing that it lost the volume.
     pub fn older_may_run(&self) -> bool {
         self.record.older_may_run
     }
 
-    /// Resolves when the lease is lost, with the reason; with none when it was dropped.
+    /// Resolves to the reason when the lease is lost, or to `None` when the lease was dropped.
     pub fn lost(&self) -> impl Future<Output = Option<String>> + Send + use<> {
         let mut lost = self.lost.subscribe();
         async move { lost.wait_for(Option::is_some).await.ok()?.clone() }
     }
 
-    /// Gives the lease back, for the next server to take at once. `is_clean` says that all that was sent to the
-    /// container is known to have arrived or not; if in doubt, the next owner shuts it out.
+    /// Gives the lease back, so that the next server can take it at once. `is_clean` says that every request to the
+    /// container is known to have arrived or to have failed. If it is not, the next owner fences this one.
     pub async fn release(&self, is_clean: bool) {
         let release = self.release.lock().take();
         if let Some(release) = release {
@@ -206,7 +207,7 @@ impl Lease {
         self.forget();
     }
 
-    /// Stops keeping the lease and leaves it as it is stored: for a volume that is deleted, or dropped unclosed.
+    /// Stops renewing the lease and leaves it as it is stored. For a volume that is deleted, or dropped without close.
     pub(crate) fn forget(&self) {
         drop(self.release.lock().take());
         drop(self.held.lock().take());
@@ -237,7 +238,7 @@ impl Ownership for Lease {
     }
 }
 
-/// A token that no lease had before.
+/// A new random token.
 pub(crate) fn new_token() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
@@ -311,13 +312,13 @@ async fn take(
     }
 }
 
-/// How every look at a lease begins.
+/// The first action whenever a lease is inspected.
 const FIRST_LOOK: TakeAction = TakeAction::Read { wait_ms: 0 };
 
-/// Reads the lease, again and again if need be.
+/// Reads the lease, repeatedly if need be.
 struct Looking<'a> {
     store: &'a Store,
-    /// What the first look saw, if somebody has looked already.
+    /// The lease that was already read, if it was.
     seen: Option<Option<Stored>>,
     started: Instant,
     is_announced: bool,
@@ -336,7 +337,7 @@ impl<'a> Looking<'a> {
         }
     }
 
-    /// Reads and waits until something else is to be done.
+    /// Reads and waits until the machine asks for anything else.
     async fn next(&mut self, take: &mut Take, mut action: TakeAction) -> Result<TakeAction, VolumeError> {
         let (store, this) = (self.store, host::this_process());
         while let TakeAction::Read { wait_ms } = action {
@@ -398,7 +399,7 @@ async fn keep(
                     done = Some(release.done);
                     KeepEvent::ReleaseWanted { is_clean: release.is_clean }
                 }
-                // Forgotten, or dropped.
+                // The lease was forgotten or dropped.
                 Err(_) => return,
             },
         };
@@ -480,7 +481,7 @@ async fn put(store: &Store, record: &LeaseRecord, expected: Option<&ETag>) -> Pu
     }
 }
 
-/// The lease as it is stored, if there is one.
+/// Loads the lease with its ETag, if there is one.
 ///
 /// # Errors
 /// As [`load`].

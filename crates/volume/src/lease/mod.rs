@@ -1,22 +1,23 @@
-//! One writer: the lease `<root>.meta/lease`, which says who may write to a volume.
+//! A single writer: the lease `<root>.meta/lease` says which owner may write to a volume.
 //!
-//! The lease is for people and for the order of owners; the conditional writes of the container are the fence. What
-//! makes them one (Invariant O1), for an old owner A and a new owner B:
+//! The lease informs people and orders the owners. The conditional writes of the container are the fence. Two rules
+//! join them (Invariant O1). For an old owner A and a new owner B:
 //!
-//! 1. B replaces the lease, and then, unless A had released it, rewrites the container's inode: whatever A had read of
-//!    it before is stale from then on, and every publish of A is refused.
-//! 2. *Adopt, then check*: whoever reads the stored inode to publish upon it (an open, a recovery after a failed
-//!    publish) reads the lease afterwards, and goes on only when it is its own. Were A to adopt what B wrote, it would
-//!    find B's lease. An open reads the lease while the container is opened; that counts where the state adopted is one
-//!    that was read before. Whoever took over meanwhile has changed the state, if only by a nanosecond, and where it is
-//!    another the lease is read once more.
+//! 1. B replaces the lease. Then, unless A had released it, B rewrites the container's inode. Whatever A had read of
+//!    the inode is stale from then on, and every publish of A is refused.
+//! 2. *Adopt, then check*: an owner that reads the stored inode in order to publish on top of it (at an open, or at a
+//!    recovery after a failed publish) reads the lease afterwards, and goes on only when the lease is its own. If A
+//!    adopted an inode that B wrote, A would then find B's lease. An open reads the lease while the container is being
+//!    opened. That read is enough when the adopted state is one that had been read before. An owner that took over
+//!    meanwhile has changed the state, if only by a nanosecond; so when the adopted state is a different one, the lease
+//!    is read once more.
 //!
-//! So nothing hangs on clocks: a server that was stopped for an hour, or could not renew its lease for one, may go on
-//! if nobody took the volume over meanwhile, and is refused by the container if somebody did. A renewal that fails
-//! proves nothing; one that finds another's lease ends the writing for good.
+//! So nothing depends on clocks. A server that was stopped for an hour, or could not renew its lease for an hour, may
+//! go on if nobody took the volume over meanwhile. If somebody did, the container refuses its writes. A renewal that
+//! fails proves nothing; a renewal that finds another owner's lease ends all writing for good.
 //!
-//! [`state`] decides, [`Lease`] drives it with the store. Nothing here deletes the lease: a condition on a DELETE is
-//! ignored by some stores.
+//! [`state`] decides, and [`Lease`] carries the decisions out on the store. Nothing here deletes the lease, because
+//! some stores ignore a condition on a DELETE.
 
 mod host;
 mod keeper;

@@ -1,8 +1,8 @@
-//! Invariant O1 in a simulated world: owners that take a volume from each other, over a store whose answers are lost and
-//! whose requests arrive late. Any of them may stand still at any step for as long as it takes, and clocks say anything.
+//! Invariant O1 in a simulated world: owners take a volume from each other, on a store whose answers are lost and whose
+//! requests arrive late. Any owner may pause at any step for any time, and clocks show arbitrary times.
 //!
-//! The machines of the lease are the real ones; the owner around them does in one-request steps what `engine/owner/mod.rs`
-//! and `engine/fence.rs` do. One seed is one history; a failure names it.
+//! The state machines of the lease are the real ones. The owner around them does in steps of one request what
+//! `engine/owner/mod.rs` and `engine/fence.rs` do. One seed is one history; a failure names its seed.
 
 use super::state::*;
 use super::tests::record;
@@ -13,7 +13,7 @@ const OWNERS: usize = 3;
 const STEPS: usize = 3000;
 const HISTORIES: u64 = 3000;
 
-/// The two things that keep an old owner out; each is taken out in a test of its own.
+/// The two rules that keep an old owner out. A test for each disables it.
 #[derive(Debug, Clone, Copy)]
 struct Defences {
     /// A takeover rewrites the inode.
@@ -31,7 +31,7 @@ const ALL: Defences = Defences {
 struct Inode {
     version: u64,
     cno: u64,
-    /// By the writers' clocks, on which nothing may depend.
+    /// Time by the writers' clocks. Nothing may depend on it.
     mtime: u64,
     /// The writes that are published, in order.
     writes: Vec<u64>,
@@ -42,7 +42,7 @@ enum Request {
     GetLease,
     PutLease(LeaseRecord, Option<ETag>),
     GetInode,
-    /// Version 0 in the inode stands for the one that the store gives it. A publish has the epoch of its owner.
+    /// Version 0 in the inode stands for the version that the store assigns. A publish carries its owner's epoch.
     PutInode {
         inode: Inode,
         expected: u64,
@@ -58,7 +58,7 @@ enum Answer {
     Inode(Inode),
     InodePut(u64),
     Refused,
-    /// Lost, or the store is away.
+    /// The answer was lost, or the store is unreachable.
     Nothing,
 }
 
@@ -125,7 +125,7 @@ impl Store {
     }
 }
 
-/// A request under way: to the store, then back.
+/// A request in flight: on its way to the store, then back.
 #[derive(Default)]
 struct Line {
     request: Option<Request>,
@@ -160,7 +160,7 @@ struct Owner {
     phase: Phase,
     take: Take,
     keep: Option<Keep>,
-    /// The two run beside each other.
+    /// Lease requests and data requests run at the same time.
     lease_line: Line,
     data_line: Line,
     token: String,
@@ -168,7 +168,7 @@ struct Owner {
     adopted: Option<Inode>,
     attempted: Vec<(u64, u64)>,
     unpublished: Vec<u64>,
-    /// A publish of this owner may be on its way without anybody waiting for it.
+    /// A publish of this owner may be in flight although nobody waits for it.
     has_strays: bool,
 }
 
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// The owner waits no longer; the request may still arrive.
+    /// The owner stops waiting for the request, which may still arrive.
     fn give_up(&mut self, at: usize, is_lease: bool) {
         if !self.line(at, is_lease).is_busy() {
             return;
@@ -313,10 +313,10 @@ impl World {
         if !is_quiet || !matches!(owner.phase, Phase::Serving | Phase::Broken) {
             return;
         }
-        // As `Volume::close` has it: the last flush succeeded, so no earlier publish can land any more.
+        // As in `Volume::close`: the last flush succeeded, so no earlier publish can succeed any more.
         let is_clean = owner.phase == Phase::Serving && owner.unpublished.is_empty();
         self.keep_on(at, KeepEvent::ReleaseWanted { is_clean });
-        // It writes nothing from here on.
+        // The owner writes nothing from here on.
         self.owners[at].phase = Phase::Fenced;
     }
 
@@ -376,7 +376,7 @@ impl World {
                     .any(|o| o.token == stored.record.token && o.phase != Phase::Ended);
                 TakeEvent::Found {
                     stored,
-                    // One that runs is elsewhere, and may be standing still.
+                    // A holder that runs is on another machine, and may be paused.
                     holder: if runs { Liveness::Unknown } else { Liveness::Ended },
                     now_ms: self.now_ms,
                 }
@@ -405,7 +405,7 @@ impl World {
         }
     }
 
-    /// The next request of the data line, if the owner has one to make.
+    /// The next data request, if the owner has one to make.
     fn go_on(&mut self, at: usize) {
         if self.owners[at].data_line.is_busy() {
             return;
@@ -503,7 +503,7 @@ impl World {
                 };
             }
             (Phase::Recovering, _) => owner.phase = Phase::Broken,
-            // Read again.
+            // The owner reads again.
             _ => {}
         }
     }

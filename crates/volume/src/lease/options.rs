@@ -7,18 +7,21 @@ use crate::lease::sighting::Sighting;
 /// How the lease of a volume is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseOptions {
-    /// How long it must be seen unchanged before another server may take it; it is renewed three times as often.
+    /// How long the lease must be seen unchanged before another server may take it. It is renewed every third of this
+    /// time.
     pub duration: Duration,
-    /// Take it at once, whoever holds it.
+    /// Takes the lease at once, whoever holds it.
     pub takeover: bool,
-    /// What [`crate::admin::check_servable`] saw: spares the open the look, and watching the lease once more.
+    /// What [`crate::admin::check_servable`] saw. It spares the open one inspection, and watching the lease a second
+    /// time.
     pub sighting: Option<Sighting>,
-    /// The lease that is found may be that of the volume which this one is a copy of: its holder says nothing of this
-    /// volume, and only whether it is renewed does.
+    /// The stored lease may be a copy of the one of the volume from which this volume was copied. Its holder then says
+    /// nothing about this volume; only renewals of the lease do.
     pub is_copied: bool,
-    /// Its epoch is above this one: the newest that a log tells of which an earlier lease of this volume was used with.
+    /// The taken lease gets an epoch above this one: the newest epoch that the WAL shows for an earlier lease of this
+    /// volume.
     pub epoch_above: u64,
-    /// What it says of the directory of the write buffer's file.
+    /// The directory of the buffer file, as the lease is to name it.
     pub write_buffer_dir: Option<String>,
     /// What it says of the socket on which its holder is told what to do.
     pub control: Option<String>,

@@ -1,4 +1,4 @@
-//! What a lease says: the object `<root>.meta/lease`, as JSON. Pure.
+//! The contents of the lease: the object `<root>.meta/lease`, as JSON. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,21 +8,23 @@ use serde::{Deserialize, Serialize};
 use crate::base::stored_text;
 use crate::base::volume_id::VolumeId;
 
-/// The process that holds a lease, told so that another one on the same machine can see whether it still runs.
+/// The process that holds a lease, described so that another process on the same machine can find out whether it still
+/// runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Name of its machine.
     #[serde(deserialize_with = "stored_text::printable")]
     pub host: String,
-    /// The machine's boot, as the kernel names it; empty where that is not known.
+    /// Id of the machine's boot, as the kernel names it; empty when it is not known.
     #[serde(deserialize_with = "stored_text::printable")]
     pub boot_id: String,
-    /// The process namespace, in which [`Self::pid`] counts; empty where that is not known.
+    /// The process namespace to which [`Self::pid`] belongs; empty when it is not known.
     #[serde(deserialize_with = "stored_text::printable")]
     pub pid_namespace: String,
-    /// Its process number there.
+    /// Its process number in that namespace.
     pub pid: u32,
-    /// When the process began, in clock ticks since the boot: tells it from a later one with its number.
+    /// When the process began, in clock ticks since the boot. That distinguishes it from a later process with the same
+    /// number.
     pub started_ticks: u64,
     /// The program's name, for people.
     #[serde(deserialize_with = "stored_text::printable")]
@@ -41,35 +43,35 @@ impl fmt::Display for Holder {
 pub enum LeaseState {
     /// The holder may be writing.
     Held,
-    /// The holder closed the volume: nothing of it is on its way to the container any more.
+    /// The holder closed the volume. None of its requests to the container is in flight any more.
     Released,
-    /// The holder ended without knowing what of its last requests arrived: some may be on their way still.
+    /// The holder ended without knowing whether its last requests arrived. Some may still be in flight.
     Abandoned,
 }
 
-/// A lease as it is stored.
+/// The stored lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
     /// Whether it is in force.
     pub state: LeaseState,
-    /// Counts the owners of the volume: each one's is higher than every one's before it.
+    /// The owner's epoch, which is higher than that of every earlier owner.
     #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
-    /// Random, one a taking: tells whose lease it is.
+    /// A random token, new each time the lease is taken. It says whose lease it is.
     #[serde(deserialize_with = "stored_text::printable")]
     pub token: String,
     /// Counts the renewals, so that each one changes the object.
     pub renewals: u64,
-    /// How long the lease must be seen unchanged before another may take it, in milliseconds.
+    /// How long the lease must be seen unchanged before another owner may take it, in milliseconds.
     pub duration_ms: u64,
-    /// The holder's id of the volume.
+    /// The id of the volume, as the holder knows it.
     pub volume_id: VolumeId,
     /// Who holds it.
     pub holder: Holder,
-    /// When it was taken, in milliseconds since 1970-01-01 UTC, by the holder's clock. For people; nothing is decided
-    /// by it.
+    /// When the lease was taken, in milliseconds since 1970-01-01 UTC, by the holder's clock. It is for people; no
+    /// decision depends on it.
     pub taken_ms: u64,
-    /// Directory of its write buffer's file, on its machine. For people, and for a warning.
+    /// Directory of the holder's buffer file, on the holder's machine. It is for people, and for a warning.
     #[serde(
         default,
         deserialize_with = "stored_text::printable_option",
@@ -88,14 +90,14 @@ pub struct LeaseRecord {
     pub older_may_run: bool,
 }
 
-/// The longest duration that a server may be given: a lease is waited for so long.
+/// The longest duration that a server may be configured with, because others may have to wait that long for the lease.
 pub(super) const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 impl LeaseRecord {
-    /// Reads a lease.
+    /// Decodes a lease.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         let record: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         match record.duration_ms <= DURATION_MAX.as_millis() as u64 {
@@ -104,7 +106,8 @@ impl LeaseRecord {
         }
     }
 
-    /// The directory in which a server of this machine that did not end cleanly keeps what it had answered and not published.
+    /// The directory with the buffer file of a holder on this machine that did not end cleanly. The file holds the
+    /// changes that were answered and not published.
     pub fn left_buffer(&self) -> Option<&str> {
         let is_left = self.state != LeaseState::Released && self.holder.is_on_this_machine();
         self.write_buffer_dir.as_deref().filter(|_| is_left)

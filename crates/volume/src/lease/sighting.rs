@@ -1,4 +1,4 @@
-//! What was seen of a volume before its lease is taken.
+//! What an inspection saw of a volume before its lease is taken.
 
 use super::state::Stored;
 use crate::base::checkpoint_id::InodeCheck;
@@ -6,7 +6,7 @@ use crate::base::volume_id::VolumeId;
 use crate::format::stored_state::StoredState;
 use crate::meta::origin::Origin;
 
-/// What an open may start from that comes some time after a look: it holds as long as the lease is still that one,
+/// The result of an inspection, from which a later open may start. It stays valid as long as the lease is unchanged,
 /// because nobody changes or deletes a volume without taking the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {

@@ -1,7 +1,7 @@
 //! How a lease is taken, kept and lost (pure: events in, actions out; no clock, no I/O).
 //!
-//! Time comes in with the events, in milliseconds of the taker's own monotonic clock. No clocks of two machines are
-//! ever compared: a lease has run out when it was *watched* not to change for its duration.
+//! Events carry the time, in milliseconds of the taker's own monotonic clock. The clocks of two machines are never
+//! compared: a lease has run out when it was *watched* for its duration and did not change.
 //!
 //! Taking, [`Take`]:
 //!
@@ -14,39 +14,39 @@
 //! | held, its process is known to run | refused at once |
 //! | held, not seen to change for its duration | replace it |
 //! | held, seen to change | refused: its holder is alive |
-//! | ours | an earlier write's answer was lost; it is taken |
+//! | ours | taken: an earlier write of ours took effect, and its answer was lost |
 //!
-//! Keeping, [`Keep`]: renewed again and again; a renewal that fails proves nothing and is tried again; only another's
-//! token (or an absent lease) is a loss, and a loss is for good.
+//! Keeping, [`Keep`]: the lease is renewed regularly. A failed renewal proves nothing and is tried again. Only another
+//! owner's token, or an absent lease, is a loss, and a loss is final.
 
 use super::record::{LeaseRecord, LeaseState};
 use crate::store::ETag;
 
-/// Times a taking is written anew when the answers are lost.
+/// How often the lease is written at most when the answers are lost.
 const PUTS_MAX: u32 = 5;
-/// A watched lease is looked at so many times in its duration ...
+/// A watched lease is read this many times in its duration ...
 const LOOKS: u64 = 15;
 /// ... but not less often than this, nor more often than [`LOOK_MS_MIN`].
 const LOOK_MS_MAX: u64 = 2000;
 const LOOK_MS_MIN: u64 = 20;
 
-/// A lease as it is stored, and the write that made it.
+/// A stored lease, and the write that stored it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// What it says.
+    /// The contents of the lease.
     pub record: LeaseRecord,
-    /// Which write it is.
+    /// The ETag of the write.
     pub version: ETag,
 }
 
-/// What is known of a process.
+/// What is known of a holder's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Liveness {
-    /// It runs.
+    /// The process runs.
     Runs,
-    /// It has ended, or does not use the volume any more.
+    /// The process has ended, or does not use the volume any more.
     Ended,
-    /// It cannot be seen from here.
+    /// The process cannot be seen from here.
     Unknown,
 }
 
@@ -56,7 +56,7 @@ pub enum Liveness {
 pub enum TakeEvent {
     /// No lease is stored.
     Absent {
-        /// The highest epoch known from elsewhere (the catalogue); 0 for none.
+        /// The highest epoch known from elsewhere (the checkpoint list); 0 for none.
         epoch_seen: u64,
     },
     /// This lease is stored.
@@ -68,15 +68,15 @@ pub enum TakeEvent {
         /// The taker's clock.
         now_ms: u64,
     },
-    /// The write asked for was carried out.
+    /// The requested write was carried out.
     PutAccepted(ETag),
-    /// The write was refused: what is stored is not what was read.
+    /// The write was refused, because the stored lease is not the one that was read.
     PutRefused,
-    /// Whether the write was carried out is not known.
+    /// It is not known whether the write was carried out.
     PutUnknown,
 }
 
-/// What is to be done next to take a lease.
+/// The next action for taking a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TakeAction {
     /// Read the lease, after a wait.
@@ -84,33 +84,33 @@ pub enum TakeAction {
         /// How long to wait first, in milliseconds.
         wait_ms: u64,
     },
-    /// Write this lease: over the write `expected`, or where there is none.
+    /// Write this lease: in place of the write `expected`, or as a new object when that is `None`.
     Put {
         /// What to write.
         record: LeaseRecord,
-        /// What must be stored.
+        /// The write that must be the stored one.
         expected: Option<ETag>,
     },
     /// The lease is taken.
     Taken(Taken),
-    /// Another holds the volume.
+    /// Another owner holds the volume.
     Refused {
-        /// Its lease.
+        /// The lease of that owner.
         by: LeaseRecord,
-        /// How it is known to be alive.
+        /// How that owner is known to be alive.
         why: Refusal,
     },
-    /// The store loses all answers.
+    /// Every answer of the store was lost.
     GiveUp,
 }
 
 /// A lease that was taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// What is stored now.
+    /// The lease as it is stored now.
     pub stored: Stored,
-    /// Whether the one before was released. If not, its owner may come back, and must be shut out of the container by
-    /// a change of its inode.
+    /// Whether the replaced lease was released. If it was not, its owner may come back, and must be fenced by a rewrite
+    /// of the container's inode.
     pub is_after_release: bool,
     /// The token of the lease that was replaced, if there was one.
     pub predecessor: Option<String>,
@@ -121,23 +121,23 @@ pub struct Taken {
 pub enum Refusal {
     /// Its process runs on this machine.
     RunsHere,
-    /// It renewed its lease while it was watched.
+    /// The holder renewed its lease while the lease was watched.
     Renewed {
-        /// For how long it was watched, in milliseconds.
+        /// How long the lease was watched, in milliseconds.
         watched_ms: u64,
     },
-    /// It took the lease at the same moment.
+    /// The holder took the lease at the same moment.
     TookIt,
 }
 
 /// How to take a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TakeOptions {
-    /// The lease to take. Its epoch becomes the next above this one and above all that were seen.
+    /// The lease to take. It gets the next epoch above its own and above all epochs that were seen.
     pub claim: LeaseRecord,
-    /// Take it whoever holds it.
+    /// Takes the lease whoever holds it.
     pub takeover: bool,
-    /// A write of the lease that was watched for its whole duration before.
+    /// The ETag of a lease that was already watched for its whole duration.
     pub known_expired: Option<ETag>,
 }
 
@@ -151,7 +151,7 @@ struct Watch {
 struct Asked {
     record: LeaseRecord,
     expected: Option<ETag>,
-    /// The token of the lease in force that it was to replace.
+    /// The token of the held lease that the write was to replace.
     over: Option<String>,
     is_after_release: bool,
     predecessor: Option<String>,
@@ -167,7 +167,7 @@ pub struct Take {
 }
 
 impl Take {
-    /// Begins with a read.
+    /// Begins. The first action is a read.
     pub fn new(options: TakeOptions) -> Self {
         Self {
             options,
@@ -177,12 +177,12 @@ impl Take {
         }
     }
 
-    /// The token of the lease that the write asked for last is to replace, if there is one.
+    /// The token of the lease that the last requested write is to replace, if there is one.
     pub fn predecessor(&self) -> Option<&str> {
         self.asked.as_ref()?.predecessor.as_deref()
     }
 
-    /// Takes an event in and says what is to be done.
+    /// Takes an event and returns what is to be done.
     pub fn on(&mut self, event: TakeEvent) -> TakeAction {
         match event {
             TakeEvent::Absent { epoch_seen } => self.put(epoch_seen, None, false, epoch_seen > 0, None),
@@ -202,7 +202,7 @@ impl Take {
                 }),
                 None => TakeAction::Read { wait_ms: 0 },
             },
-            // Which of the two it was makes no difference: what is stored tells.
+            // Both cases are handled alike, because the stored lease shows what happened.
             TakeEvent::PutRefused | TakeEvent::PutUnknown => TakeAction::Read { wait_ms: 0 },
         }
     }
@@ -210,8 +210,8 @@ impl Take {
     fn found(&mut self, stored: Stored, holder: Liveness, now_ms: u64) -> TakeAction {
         let Stored { record, version } = &stored;
         if record.token == self.options.claim.token {
-            // An earlier write of ours, of which no answer came. Its own time to land is over now, or it lands on what
-            // it was not meant for and is refused.
+            // An earlier write of ours took effect, and its answer was lost. Another write of ours that is still in
+            // flight will be refused, because the stored lease no longer meets its condition.
             let is_after_release = self.asked.as_ref().is_some_and(|a| a.is_after_release);
             let predecessor = self.asked.as_ref().and_then(|a| a.predecessor.clone());
             return TakeAction::Taken(Taken {
@@ -242,7 +242,8 @@ impl Take {
             if self.options.takeover && was_renewed {
                 return self.put_over(&stored, holder);
             }
-            // Who changed it is alive. Two that force their way in must not take turns for ever.
+            // Whoever changed the lease is alive. Two takers that both force the takeover must not replace each other
+            // for ever.
             return refused(record, Refusal::TookIt);
         }
         let is_free = self.options.takeover
@@ -278,7 +279,7 @@ impl Take {
         }
     }
 
-    /// In the place of a lease that is held.
+    /// Replaces a lease that is held.
     fn put_over(&mut self, stored: &Stored, holder: Liveness) -> TakeAction {
         let Stored { record, version } = stored;
         let older_may_run = record.older_may_run || holder != Liveness::Ended;
@@ -308,7 +309,8 @@ impl Take {
         if self.puts > PUTS_MAX {
             return TakeAction::GiveUp;
         }
-        // An own write that was given up may still land, over what it was meant for: the same token makes it ours.
+        // A write that was given up may still arrive, if its condition still holds. It has the same token, so it counts
+        // as ours.
         let record = LeaseRecord {
             epoch: epoch_seen.max(self.options.claim.epoch) + 1,
             older_may_run,
@@ -329,7 +331,7 @@ fn refused(by: &LeaseRecord, why: Refusal) -> TakeAction {
     TakeAction::Refused { by: by.clone(), why }
 }
 
-/// What happened to a lease that is kept.
+/// What happened to a held lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // There is one now and then.
 pub enum KeepEvent {
@@ -337,41 +339,41 @@ pub enum KeepEvent {
     RenewDue,
     /// The volume is closed.
     ReleaseWanted {
-        /// Whether all that was sent to the container is known to have arrived or not.
+        /// Whether every request to the container is known to have arrived or to have failed.
         is_clean: bool,
     },
-    /// The write asked for was carried out.
+    /// The requested write was carried out.
     PutAccepted(ETag),
-    /// The write was refused: what is stored is not what was stored last.
+    /// The write was refused, because the stored lease is not the one that was stored last.
     PutRefused,
-    /// Whether the write was carried out is not known.
+    /// It is not known whether the write was carried out.
     PutUnknown,
-    /// This is stored.
+    /// The lease that is stored.
     Found(Option<Stored>),
-    /// What is stored could not be read.
+    /// The stored lease could not be read.
     ReadFailed,
 }
 
-/// What is to be done to keep a lease.
+/// The next action for keeping a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeepAction {
     /// Nothing, until the next renewal is due.
     Wait,
-    /// Write this lease over the write `expected`.
+    /// Write this lease in place of the write `expected`.
     Put {
         /// What to write.
         record: LeaseRecord,
-        /// What must be stored.
+        /// The write that must be the stored one.
         expected: ETag,
     },
     /// Read the lease.
     Read,
-    /// It is another's now, or gone: never write to the volume again.
+    /// The lease is another owner's now, or gone. Never write to the volume again.
     Lost {
         /// The lease of the new owner, if there is one.
         to: Option<LeaseRecord>,
     },
-    /// It is released, or could not be; nothing more is done with it.
+    /// The lease was released, or could not be. Nothing more is done with it.
     Ended,
 }
 
@@ -379,13 +381,13 @@ pub enum KeepAction {
 #[derive(Debug)]
 pub struct Keep {
     stored: Stored,
-    /// What the lease becomes, once it is being given back.
+    /// The final state of the lease, once it is being given back.
     release_as: Option<LeaseState>,
     is_over: bool,
 }
 
 impl Keep {
-    /// Of the lease just taken.
+    /// Begins to keep the lease that was just taken.
     pub fn new(stored: Stored) -> Self {
         Self {
             stored,
@@ -394,12 +396,12 @@ impl Keep {
         }
     }
 
-    /// How long others watch it, at most, before they take it for left behind.
+    /// The longest time that others watch the lease before they take it.
     pub(super) fn duration(&self) -> std::time::Duration {
         std::time::Duration::from_millis(self.stored.record.duration_ms)
     }
 
-    /// Takes an event in and says what is to be done.
+    /// Takes an event and returns what is to be done.
     pub fn on(&mut self, event: KeepEvent) -> KeepAction {
         if self.is_over {
             return KeepAction::Ended;
@@ -422,7 +424,7 @@ impl Keep {
                 self.done()
             }
             KeepEvent::PutRefused => KeepAction::Read,
-            // An outage is no loss. The write may have landed; the next renewal is then refused, and reads.
+            // An outage is no loss. If the write was carried out, the next renewal is refused, and the lease is read.
             KeepEvent::PutUnknown if self.release_as.is_some() => KeepAction::Read,
             KeepEvent::PutUnknown => KeepAction::Wait,
             KeepEvent::ReadFailed if self.release_as.is_some() => self.end(KeepAction::Ended),
@@ -439,7 +441,8 @@ impl Keep {
                 match (self.release_as.is_some(), self.stored.record.is_held()) {
                     (false, _) => KeepAction::Wait,
                     (true, false) => self.end(KeepAction::Ended),
-                    // An earlier renewal had landed: the release goes over that. Otherwise it is the store that fails.
+                    // If an earlier renewal was carried out, the release is written over it. Otherwise the store itself
+                    // fails.
                     (true, true) if is_changed => self.put(),
                     (true, true) => self.end(KeepAction::Ended),
                 }

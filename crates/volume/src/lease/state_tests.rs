@@ -1,4 +1,4 @@
-//! The machines of the lease, event by event. Their order against each other is in `model_tests`.
+//! The state machines of the lease, event by event. `model_tests` has their interplay.
 
 use super::super::tests::record;
 use super::*;
@@ -45,7 +45,7 @@ fn put(epoch: u64, expected: Option<&str>) -> TakeAction {
     }
 }
 
-/// As [`put`], in the place of an owner that may still run.
+/// As [`put`], for replacing an owner that may still run.
 fn put_over_one_that_may_run(epoch: u64, expected: Option<&str>) -> TakeAction {
     TakeAction::Put {
         record: LeaseRecord {
@@ -56,7 +56,8 @@ fn put_over_one_that_may_run(epoch: u64, expected: Option<&str>) -> TakeAction {
     }
 }
 
-/// What keeps an older owner out of a log must stay where it is not known to have ended, whoever comes after.
+/// The seals that keep an older owner out of a WAL must stay while that owner is not known to have ended, whoever comes
+/// later.
 #[test]
 fn that_an_older_owner_may_run_is_handed_on() {
     for state in [LeaseState::Released, LeaseState::Abandoned, LeaseState::Held] {
@@ -285,7 +286,7 @@ fn a_store_that_is_away_takes_no_lease() {
     keep.on(KeepEvent::RenewDue);
     assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
     assert_eq!(keep.on(KeepEvent::ReadFailed), KeepAction::Wait);
-    // One of the renewals without an answer had been carried out.
+    // One of the unanswered renewals was carried out.
     keep.on(KeepEvent::RenewDue);
     keep.on(KeepEvent::PutRefused);
     let own = KeepEvent::Found(Some(stored(renewal(1), "v2")));
@@ -358,7 +359,7 @@ fn a_release_goes_over_a_renewal_whose_answer_was_lost_and_over_nothing_else() {
     );
 }
 
-/// A lease that was put back with an older state of the volume knows of fewer owners than the log does.
+/// A lease that was restored with an older state of the volume knows fewer owners than the WAL does.
 #[test]
 fn the_epoch_is_above_what_the_claim_says() {
     let mut take = Take::new(TakeOptions {

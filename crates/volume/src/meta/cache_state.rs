@@ -1,8 +1,9 @@
-//! What a cache on a local disk says of the volume that it was filled from: up to which checkpoint.
+//! What a cache on a local disk records of the volume from which it was filled: the newest checkpoint that its contents
+//! may come from.
 //!
-//! A cache is keyed by where things are stored, and a volume that was restored from a backup, rolled back or made anew
-//! stores other things under the same numbers. So a cache is used only by a volume that has the checkpoint which the cache
-//! goes up to; else it is emptied.
+//! A cache is keyed by places in the store. A volume that was restored from a backup, rolled back or created again
+//! stores other data under the same numbers. So a cache is used only by a volume that has the recorded checkpoint.
+//! Otherwise it is emptied.
 
 use std::fs;
 use std::io;
@@ -18,25 +19,25 @@ use crate::store::Store;
 
 /// Name of the file in the cache's directory.
 pub(crate) const NAME: &str = "checkpoint";
-/// While it is being written.
+/// The name of the file while it is being written.
 pub(crate) const NEW_NAME: &str = "checkpoint.new";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Written {
     checkpoint: CheckpointId,
-    /// Of the machine's start: what was written before the last one may not all be on the disk.
+    /// The id of the machine's boot. What was written before a reboot may not all be on the disk.
     boot_id: String,
     is_closed: bool,
 }
 
-/// The file in a cache's directory that says up to which checkpoint it goes.
+/// The file in a cache's directory that records the checkpoint.
 #[derive(Debug)]
 pub(crate) struct CacheState {
     dir: PathBuf,
     found: Option<CheckpointId>,
 }
 
-/// The machine's boot, as the kernel names it; empty where that is not known.
+/// The id of the machine's boot, as the kernel gives it; empty when it is not known.
 pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
@@ -44,7 +45,7 @@ pub(crate) fn boot_id() -> String {
 }
 
 impl CacheState {
-    /// Of the cache in this directory.
+    /// The state of the cache in this directory.
     pub fn load(dir: &Path) -> Self {
         let written = fs::read(dir.join(NAME))
             .ok()
@@ -56,13 +57,13 @@ impl CacheState {
         }
     }
 
-    /// The checkpoint that it went up to when it was opened, if that can be told.
+    /// The checkpoint that was recorded when the cache was opened, if it is known.
     pub fn found(&self) -> Option<CheckpointId> {
         self.found
     }
 
-    /// Says up to which checkpoint it goes from here on. `false` when that could not be written: then nothing of a newer
-    /// checkpoint may be kept.
+    /// Records the checkpoint that the contents may come from, from here on. Returns `false` when it could not be
+    /// written. Then nothing of a newer checkpoint may be kept.
     pub fn note(&self, checkpoint: CheckpointId, is_closed: bool) -> bool {
         let written = Written {
             checkpoint,
@@ -82,8 +83,8 @@ impl CacheState {
     }
 }
 
-/// Whether a cache that goes up to `found` may be used by a volume whose newest checkpoint is `newest`, of which `entry` is
-/// the catalogue's entry, if it was loaded.
+/// Whether a cache that recorded `found` may be used by a volume with the newest checkpoint `newest`. `entry` is that
+/// checkpoint's entry in the checkpoint list, if it was loaded.
 pub(crate) async fn is_of_volume(
     store: &Store,
     found: Option<CheckpointId>,
@@ -99,7 +100,7 @@ pub(crate) async fn is_of_volume(
     }
     let load = async |id: CheckpointId| {
         let loaded = checkpoint_list::load_entry(store, id.cno).await;
-        // A cache that is emptied for nothing costs misses.
+        // A failure counts as no: emptying a cache without need only costs misses.
         loaded.is_ok_and(|entry| entry.and_then(|e| e.is_of(id)) == Some(true))
     };
     let is_recorded = async {
@@ -146,7 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = CacheState::load(dir.path());
         assert!(state.note(id(3), false));
-        // A directory is in the way of the new file.
+        // A directory takes the place of the new file, so it cannot be written.
         fs::create_dir(dir.path().join(NEW_NAME)).unwrap();
         assert!(state.note(id(4), false));
         assert_eq!(CacheState::load(dir.path()).found(), None);

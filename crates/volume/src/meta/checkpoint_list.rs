@@ -1,9 +1,9 @@
-//! The catalogue of published checkpoints: one small create-only object each, `<root>.meta/checkpoints/<cno>`.
+//! The list of published checkpoints: one small create-only object for each, `<root>.meta/checkpoints/<cno>`.
 //!
-//! The container's own objects do not tell what was really published (a failed publish leaves objects that look
-//! alike), so this is the list to trust. Each entry carries the generation it holds, which is the watermark of the log:
-//! with a log a publish is reported only once its entry is written ([`Watermarks`]). Without one nobody waits for an entry
-//! ([`Catalogue`]); one missing at the end is added when the volume is opened.
+//! The container's own objects do not show what was really published, because a failed publish leaves objects that look
+//! alike. So this list is the one to trust. Each entry holds its checkpoint's generation, which is the watermark of the
+//! WAL. With a WAL, a publish is reported only once its entry is written ([`Watermarks`]). Without a WAL nobody waits
+//! for an entry ([`Catalogue`]), and the next open adds the newest one if it is missing.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -46,21 +46,23 @@ impl Kind {
 pub struct CatalogueEntry {
     /// Number of the checkpoint in the container.
     pub cno: u64,
-    /// What tells it from others of that number: an entry speaks for a container that has this very checkpoint. None in
-    /// entries of earlier releases, until the first open of this one marks the newest.
+    /// Distinguishes the checkpoint from others with that number: an entry counts only for a container that has exactly
+    /// this checkpoint. `None` in entries of earlier releases, until the first open with this release adds it to the
+    /// newest entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<InodeCheck>,
     /// When it was published, in milliseconds since 1970-01-01 UTC, by the server's clock.
     pub published_ms: u64,
-    /// Size of the volume at it, in bytes.
+    /// Size of the volume at the checkpoint, in bytes.
     pub size_bytes: u64,
     /// The owner's epoch.
     #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
-    /// The generation it holds, and all before it: the watermark of the log. 0 in entries of releases without a log.
+    /// The checkpoint holds this generation and all before it: the watermark of the WAL. 0 in entries of releases
+    /// without a WAL.
     #[serde(default, deserialize_with = "crate::base::counters::generation")]
     pub generation: u64,
-    /// Whether the entry was added later, by an open that found it missing; its time is then the container's.
+    /// Whether a later open added the entry because it was missing. Its time is then that of the container.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_repaired: bool,
     /// What it was made for.
@@ -68,15 +70,15 @@ pub struct CatalogueEntry {
     pub kind: Kind,
 }
 
-/// Told of every publish.
+/// Called for every publish.
 #[async_trait]
 pub trait Recorder: Send + Sync {
-    /// A generation was published, as a checkpoint unless it changed nothing. The publish is reported to nobody before
-    /// this returns.
+    /// Notes that a generation was published, as a checkpoint unless it changed nothing. The publish is reported to
+    /// nobody before this returns.
     ///
     /// # Errors
-    /// Only where the record is the watermark of a log: it is tried again as a publish is. [`VolumeError::Fenced`] when
-    /// another owner has recorded the checkpoint.
+    /// Only when the record is the watermark of a WAL; it is then tried again as a publish is. [`VolumeError::Fenced`]
+    /// when another owner has recorded the checkpoint.
     async fn published(&self, generation: u64, checkpoint: Option<Checkpoint>) -> Result<(), VolumeError>;
 
     /// A relocation was published as this checkpoint. It holds no other generation than the one before, `generation`.
@@ -99,14 +101,14 @@ impl Recorder for NoRecorder {
     }
 }
 
-/// Numbers that one request lists, most often: a page has 1,000 keys.
+/// Number of checkpoint numbers that one request usually covers, because a page has 1,000 keys.
 const PART_NUMBERS: u64 = 1000;
-/// The most parts: numbers may be far apart.
+/// The most parts of a listing. Numbers may be far apart.
 const PARTS_MAX: u64 = 128;
-/// Requests of one listing at once.
+/// Number of requests of one listing that are in flight at once.
 const LISTS_AT_ONCE: usize = 64;
 
-/// Where the entries are, below the volume's `.meta/`.
+/// The prefix of the entries, below the volume's `.meta/`.
 pub(crate) const ENTRIES: &str = "checkpoints/";
 
 /// The key of an entry below the volume's `.meta/`.
@@ -114,7 +116,7 @@ pub fn entry_name(cno: u64) -> String {
     format!("{ENTRIES}{cno:010}")
 }
 
-/// The numbers that have entries, ascending.
+/// The checkpoint numbers that have entries, ascending.
 ///
 /// # Errors
 /// When the store fails.
@@ -123,8 +125,8 @@ pub(crate) async fn numbers(store: &Store) -> Result<Vec<u64>, VolumeError> {
     Ok(numbers_of(store, &listed))
 }
 
-/// The entries of checkpoints up to this number, ascending: as [`numbers`], with many requests at once, and when each entry was
-/// written, by the store's clock.
+/// The entries of checkpoints up to this number, ascending, each with the time at which it was written, by the store's
+/// clock. Lists as [`numbers`] does, but with many requests at once.
 ///
 /// # Errors
 /// When the store fails.
@@ -152,7 +154,7 @@ async fn listed_in_parts(
     Ok(numbered.collect())
 }
 
-/// The numbers above `cno` that have entries, ascending.
+/// The checkpoint numbers above `cno` that have entries, ascending.
 ///
 /// # Errors
 /// When the store fails.
@@ -162,11 +164,11 @@ pub(crate) async fn numbers_after(store: &Store, cno: u64) -> Result<Vec<u64>, V
     Ok(numbers_of(store, &listed))
 }
 
-/// The numbers of the entries among these objects.
+/// The checkpoint numbers of the entries among these objects.
 pub(crate) fn numbers_of(store: &Store, listed: &[ObjectEntry]) -> Vec<u64> {
     let prefix = store.meta_key(ENTRIES);
     let name = |o: &ObjectEntry| Some(o.key.strip_prefix(&prefix)?.to_owned());
-    // A name that entries do not have is somebody else's object.
+    // An object with any other form of name belongs to somebody else.
     let number = |name: String| name.parse().ok().filter(|&n| entry_name(n).ends_with(&name));
     listed.iter().filter_map(name).filter_map(number).collect()
 }
@@ -176,7 +178,7 @@ enum Message {
     Finish(oneshot::Sender<()>),
 }
 
-/// Writes entries behind the publishes, in order.
+/// Writes entries after the publishes, in their order, while nobody waits for them.
 #[derive(Debug)]
 pub struct Catalogue {
     messages: mpsc::UnboundedSender<Message>,
@@ -185,7 +187,7 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// Starts the writer on the current runtime. `newest` gets each checkpoint that is published.
+    /// Starts the writer on the current runtime. `newest` receives each published checkpoint.
     pub fn start(store: Store, epoch: u64, newest: NewestCheckpoint) -> Arc<Self> {
         let (messages, mut inbox) = mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -193,7 +195,7 @@ impl Catalogue {
                 match message {
                     Message::Entry(entry) => {
                         if let Err(e) = write_entry(&store, &entry).await {
-                            // Not fatal: the next open adds the newest one.
+                            // This is not fatal, because the next open adds the newest entry.
                             warn!(
                                 "checkpoint {} is published but not in the catalogue: {e}",
                                 entry.cno
@@ -244,7 +246,7 @@ impl Recorder for Catalogue {
     }
 }
 
-/// Writes entries before the publishes are reported: they are the watermark of a log.
+/// Writes entries before the publishes are reported, because they are the watermark of a WAL.
 #[derive(Debug)]
 pub struct Watermarks {
     store: Store,
@@ -253,7 +255,7 @@ pub struct Watermarks {
 }
 
 impl Watermarks {
-    /// For the owner of this epoch. `marker` takes the watermark of publishes that made no checkpoint.
+    /// For the owner of this epoch. `marker` stores the watermark of publishes that made no checkpoint.
     pub fn new(store: Store, epoch: u64, marker: Arc<Marker>) -> Self {
         Self { store, epoch, marker }
     }
@@ -280,8 +282,8 @@ impl Watermarks {
             self.marker.newest().record(checkpoint, entry.published_ms);
             return Ok(());
         }
-        // An earlier attempt's answer was lost, or the next owner was faster: it has then replayed what this one would
-        // now call published.
+        // Either an earlier attempt's answer was lost, or the next owner wrote the entry first. The next owner has then
+        // replayed the changes that this owner would now report as published.
         match load_entry(&self.store, entry.cno).await? {
             Some(there)
                 if there.generation == generation
@@ -300,10 +302,10 @@ impl Watermarks {
 }
 
 impl CatalogueEntry {
-    /// Reads an entry.
+    /// Decodes an entry.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }
@@ -322,18 +324,19 @@ impl CatalogueEntry {
         }
     }
 
-    /// Whether it is the entry of this very checkpoint. `None` when it does not say: one of an earlier release.
+    /// Whether this is the entry of exactly this checkpoint. `None` for an entry of an earlier release, which does not
+    /// say.
     pub(crate) fn is_of(&self, id: CheckpointId) -> Option<bool> {
         self.check.map(|check| (self.cno, check) == (id.cno, id.check))
     }
 }
 
-/// The newest epoch that checkpoints and log tell of; 0 where there are none. For a volume whose lease is gone.
+/// The newest epoch that checkpoints and WAL marker hold; 0 without any. For a volume whose lease is missing.
 ///
 /// # Errors
 /// When the store fails.
 pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
-    // The log's owner may have published nothing yet.
+    // The owner of the WAL may have published nothing yet.
     let of_log = wal_marker::load(store)
         .await?
         .map_or(0, |(marker, _)| marker.epoch);
@@ -348,16 +351,16 @@ pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
     Ok(of_log)
 }
 
-/// The entry of a checkpoint, if there is one. Entries never change, but for the mark that one of an earlier release is
-/// given.
+/// Loads the entry of a checkpoint, if there is one. Entries never change, except that an entry of an earlier release
+/// gets its check value.
 ///
 /// # Errors
-/// When the store fails, or the entry is not one.
+/// When the store fails, or the object is not a valid entry.
 pub(crate) async fn load_entry(store: &Store, cno: u64) -> Result<Option<CatalogueEntry>, VolumeError> {
     Ok(load_entry_with(store, cno).await?.map(|(entry, _)| entry))
 }
 
-/// As [`load_entry`], with what identifies the write of it.
+/// As [`load_entry`], with the ETag of the entry.
 ///
 /// # Errors
 /// As [`load_entry`].
@@ -380,7 +383,8 @@ pub(crate) async fn load_entry_with(
     Ok(Some((entry, etag)))
 }
 
-/// Puts `entry` in the place of the one of its number that was read with `before`; one that another owner changed stays.
+/// Replaces the entry with the same number that was read with the ETag `before`. An entry that another owner changed
+/// stays.
 ///
 /// # Errors
 /// When the store fails.
@@ -397,7 +401,7 @@ pub(crate) async fn replace_entry(
     }
 }
 
-/// `false` when there is an entry already.
+/// Creates an entry. Returns `false` when there is one already.
 pub(crate) async fn write_entry(store: &Store, entry: &CatalogueEntry) -> Result<bool, VolumeError> {
     let body = serde_json::to_vec(entry).map_err(|e| VolumeError::Internal(e.to_string()))?;
     match store

@@ -1,4 +1,4 @@
-//! The catalogue as the watermark of a log.
+//! The checkpoint list as the watermark of a WAL.
 
 use super::*;
 use crate::base::url::VolumeUrl;
@@ -44,7 +44,8 @@ async fn watermarks(store: &Store, epoch: u64) -> Watermarks {
     Watermarks::new(store.clone(), epoch, Arc::new(marker))
 }
 
-/// L2: the next owner has replayed the log over the checkpoint, so the older one must not call it published.
+/// L2: the next owner has replayed the WAL on top of the checkpoint, so the older owner must not report it as
+/// published.
 #[tokio::test]
 async fn a_watermark_cannot_be_written_behind_the_next_owners_back() {
     let (_dir, store) = store().await;
@@ -58,7 +59,7 @@ async fn a_watermark_cannot_be_written_behind_the_next_owners_back() {
     let next = history::look(&store, checkpoint(4), history::Known::default())
         .await
         .unwrap();
-    // The container here is empty, and cannot show the checkpoint before.
+    // The container here is empty, and cannot show the previous checkpoint.
     assert!(next.settle(0, 1).await.unwrap() >= 5);
     let _newer = watermarks(&store, 1).await;
     for checkpoint in [Some(checkpoint(4)), None] {
@@ -67,7 +68,8 @@ async fn a_watermark_cannot_be_written_behind_the_next_owners_back() {
     }
 }
 
-/// A lease that somebody removed is made again above the log's owner, who may have published nothing yet.
+/// A lease that somebody removed is made again with an epoch above that of the WAL's owner, who may have published
+/// nothing yet.
 #[tokio::test]
 async fn the_newest_epoch_is_that_of_log_or_catalogue() {
     let (_dir, store) = store().await;

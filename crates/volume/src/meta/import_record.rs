@@ -1,8 +1,8 @@
-//! What an import that is under way notes beside the volume, `<root>.meta/import`: from what, and how far it is.
+//! What a running import records beside the volume, `<root>.meta/import`: its source, and how far it has come.
 //!
-//! It is there from before the first byte is written, and says at the end that the copy was verified. It is not removed then: who may
-//! import need not be able to delete. So a volume with one that does not say so is half made, and what has the same source can go on
-//! where that was.
+//! The record is written before the first byte of data. At the end it says that the copy was verified. It is not
+//! removed then, because a user who may import need not be allowed to delete. So a volume whose record does not say
+//! that is half made, and an import of the same source can continue it.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +16,7 @@ use crate::store::Store;
 /// Its name below the volume's `.meta/`.
 const NAME: &str = "import";
 
-/// Which file, as it was: what tells whether it is still the same.
+/// Identifies a file in the state it had, so that a change of the file is noticed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileId {
     /// Its absolute path.
@@ -24,14 +24,14 @@ pub struct FileId {
     pub path: String,
     /// Size in bytes of the file, or of the image in it.
     pub size_bytes: u64,
-    /// When it was changed, in nanoseconds since 1970-01-01 UTC. Of a device 0: nothing tells.
+    /// When the file was changed, in nanoseconds since 1970-01-01 UTC. 0 for a device, which has no such time.
     pub modified_ns: i128,
     /// Its inode number.
     pub inode: u64,
 }
 
 impl FileId {
-    /// Of a file or device at this path, with this size.
+    /// For a file or device at this path, with this size.
     pub fn new(path: &std::path::Path, size_bytes: u64, found: &Metadata) -> Self {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let modified_ns = match found.is_file() {
@@ -47,37 +47,38 @@ impl FileId {
     }
 }
 
-/// An import under way.
+/// A running or finished import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportRecord {
-    /// What is imported; nothing of a pipe, which cannot be taken up.
+    /// The source; `None` for a pipe, whose import cannot be continued.
     pub source: Option<FileId>,
-    /// Everything before this offset, in bytes, is in the volume, and was flushed.
+    /// Everything before this offset, in bytes, is in the volume and was flushed.
     pub written_bytes: u64,
-    /// The epoch of the lease that it was written under: a later one means that somebody else had the volume since then.
+    /// The epoch of the lease under which it was written. A later epoch means that another server has had the volume
+    /// since then.
     pub epoch: u64,
-    /// The import made the volume.
+    /// Whether the import created the volume.
     pub is_new: bool,
-    /// It came to its end.
+    /// Whether the import has finished.
     #[serde(default)]
     pub is_finished: bool,
 }
 
 impl ImportRecord {
-    /// What to call its source.
+    /// The name of its source in messages.
     pub fn source_name(&self) -> &str {
         self.source.as_ref().map_or("a pipe", |source| &source.path)
     }
 
-    /// Reads what [`Self::put`] wrote.
+    /// Decodes what [`Self::put`] wrote.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A text that says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(bytes).map_err(|e| e.to_string())
     }
 
-    /// The volume's, if an import of it is unfinished.
+    /// Loads the record of the volume, if an import of it is unfinished.
     pub(crate) async fn load(store: &Store) -> Result<Option<Self>, VolumeError> {
         let key = store.meta_key(NAME);
         let Some((body, _)) = store.get(&key).await? else {
@@ -90,7 +91,7 @@ impl ImportRecord {
         })
     }
 
-    /// Notes it. Only for whoever holds the volume's lease.
+    /// Stores the record. Only the holder of the volume's lease may do this.
     pub(crate) async fn put(&self, store: &Store) -> Result<(), VolumeError> {
         let body =
             serde_json::to_vec(self).map_err(|e| VolumeError::Internal(format!("noting an import: {e}")))?;
@@ -98,7 +99,7 @@ impl ImportRecord {
         Ok(())
     }
 
-    /// Notes that it came to its end.
+    /// Records that the import has finished.
     pub(crate) async fn finish(mut self, store: &Store) -> Result<(), VolumeError> {
         self.is_finished = true;
         self.put(store).await

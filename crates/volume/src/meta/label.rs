@@ -1,8 +1,9 @@
-//! A volume's label, `<root>.meta/volume.json`: who it is, and where it was made.
+//! A volume's label, `<root>.meta/volume.json`: its identity, and where it was made.
 //!
-//! The id is made when the volume is created, or at the first read-write open of a volume made elsewhere, so a volume
-//! deleted and created again at the same URL never meets caches or logs of the one before. A label that is found in
-//! another place than the one it names belongs to a copy of the volume, or to a volume that was moved: see [`Found`].
+//! The id is made when the volume is created, or at the first read-write open of a volume that was made elsewhere. So a
+//! volume that is deleted and created again at the same URL never uses the caches or the WAL of its predecessor. A
+//! label that names another place than the one where it is found belongs to a copy of the volume, or to a volume that
+//! was moved: see [`Found`].
 
 use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
@@ -20,7 +21,7 @@ use crate::store::{ETag, Store};
 /// The label's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "volume.json";
 
-/// Where a volume lies: what a copy of it does not share.
+/// The place of a volume. A copy does not share it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Place {
@@ -31,21 +32,22 @@ pub enum Place {
         /// Prefix of the volume's keys.
         prefix: String,
     },
-    /// A directory, by what a copy does not keep, and neither a rename nor another mount point changes.
+    /// A directory, identified by properties that a copy does not keep, and that neither a rename nor another mount
+    /// point changes.
     Directory {
         /// Its inode number.
         inode: u64,
-        /// When it was made, in nanoseconds since 1970-01-01 UTC, where the file system tells.
+        /// When it was made, in nanoseconds since 1970-01-01 UTC, if the file system says so.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         born_ns: Option<u64>,
     },
 }
 
 impl Place {
-    /// Where `store` is.
+    /// The place of `store`.
     ///
     /// # Errors
-    /// When its directory cannot be looked at.
+    /// When its directory cannot be read.
     pub(crate) fn of(store: &Store) -> Result<Self, VolumeError> {
         match &store.url {
             VolumeUrl::S3 { bucket, prefix } => Ok(Self::Bucket {
@@ -65,7 +67,7 @@ impl Place {
         }
     }
 
-    /// Whether both are one place, as far as can be told.
+    /// Whether both are the same place, as far as can be told.
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (
@@ -173,17 +175,17 @@ impl From<Label> for StoredLabel {
     }
 }
 
-/// A label as it was found.
+/// A label that was found, with the place where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// What it says.
+    /// The contents of the label.
     pub label: Label,
     version: ETag,
     here: Place,
 }
 
 impl Found {
-    /// Whether the volume is a copy, or was moved: what lies outside of it, by its id, may be the original's.
+    /// Whether the volume is a copy, or was moved. Objects elsewhere that carry its id may then belong to the original.
     pub fn is_elsewhere(&self) -> bool {
         self.label
             .place
@@ -192,19 +194,19 @@ impl Found {
     }
 }
 
-/// What the container tells of its label: what it was at its creation, if it is still that.
+/// The check value of a container that has had no checkpoint since it was created.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unpublished(pub InodeCheck);
 
-/// Reads the label, if there is one.
+/// Loads the label, if there is one.
 ///
 /// # Errors
-/// When the store fails or the label is not one.
+/// When the store fails or the object is not a valid label.
 pub async fn load(store: &Store) -> Result<Option<Label>, VolumeError> {
     Ok(find(store).await?.map(|found| found.label))
 }
 
-/// As [`load`], with where the volume is now.
+/// As [`load`], with the place where the volume is now.
 ///
 /// # Errors
 /// As [`load`].
@@ -224,10 +226,10 @@ pub(crate) async fn find(store: &Store) -> Result<Option<Found>, VolumeError> {
     }))
 }
 
-/// The label of a volume that is to be written to: made where there is none, and brought up to what is there. A copy gets
-/// an id of its own, and keeps its parent's beside it; with `adopt` it keeps its id, as a volume that was moved.
-/// `unpublished` is the check value of a container that has no checkpoint. Of several makers one wins, and all return its
-/// label.
+/// Makes or updates the label of a volume that is about to be written to. A copy gets an id of its own, and keeps the
+/// original's id as its parent. With `adopt` it keeps its id, as a volume that was moved. `unpublished` is the check
+/// value of a container that has no checkpoint. If several servers make the label at once, one succeeds, and all return
+/// that one's label.
 ///
 /// # Errors
 /// As [`load`].
@@ -273,7 +275,7 @@ pub(crate) async fn settle(
                 }
                 return Ok(label);
             }
-            // Another server was faster.
+            // Another server wrote the label first.
             Err(e) if e.kind == StoreErrorKind::PreconditionFailed => found = find(store).await?,
             Err(e) => return Err(e.into()),
         }
@@ -281,12 +283,13 @@ pub(crate) async fn settle(
 }
 
 impl Found {
-    /// The label as it has to be.
+    /// The label with all updates that it needs.
     fn brought_up(&self, unpublished: Option<Unpublished>, adopt: bool) -> Label {
         let mut label = self.label.clone();
-        // The deletion that left its mark has removed nothing, and removes nothing from now on.
+        // The deletion that left its number here has removed nothing. Without the number it removes nothing later
+        // either.
         label.deletion = None;
-        // Other tools make a container anew and know of no label.
+        // Other tools that create a container again do not know the label.
         if let Some(Unpublished(check)) = unpublished {
             label.origin = Some(check);
         }
@@ -345,7 +348,7 @@ pub(crate) async fn make_this(store: &Store, label: Label) -> Result<Label, Volu
             found: key,
         }),
         Err(e) => {
-            // The answer alone may be lost.
+            // The label may have been stored, and only the answer lost.
             if let Err(left) = withdraw(store, &label).await {
                 log::warn!("{key} may be left of a volume that could not be created: {left}");
             }
@@ -354,11 +357,11 @@ pub(crate) async fn make_this(store: &Store, label: Label) -> Result<Label, Volu
     }
 }
 
-/// Takes away the label of a volume that could not be created. Another volume's, made there meanwhile, stays: without its
-/// label that one would lose the id that its log goes by.
+/// Removes the label of a volume that could not be created. The label of another volume that was made there meanwhile
+/// stays: without its label that volume would lose the id by which its WAL is found.
 ///
 /// # Errors
-/// When the store fails, or the label there is not one.
+/// When the store fails, or the object there is not a valid label.
 pub(crate) async fn withdraw(store: &Store, label: &Label) -> Result<(), VolumeError> {
     if load(store).await?.as_ref() == Some(label) {
         store.delete(&store.meta_key(NAME)).await?;
@@ -379,10 +382,10 @@ impl Label {
         })
     }
 
-    /// Reads a label.
+    /// Decodes a label.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }

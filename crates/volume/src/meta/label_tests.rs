@@ -14,7 +14,7 @@ fn origin(bits: u64) -> InodeCheck {
     InodeCheck::from_bits(bits)
 }
 
-/// The label that is now stored, settled.
+/// The stored label after [`settle`].
 async fn settled(store: &Store, adopt: bool) -> Label {
     let found = find(store).await.unwrap();
     let label = settle(store, found, None, adopt).await.unwrap();
@@ -22,7 +22,7 @@ async fn settled(store: &Store, adopt: bool) -> Label {
     label
 }
 
-/// Stores `label` as it would lie in a copy of its volume.
+/// Stores `label` as it would be in a copy of its volume.
 async fn copy_to(path: &std::path::Path, label: &Label) -> Store {
     let store = store_at(path).await;
     store
@@ -99,7 +99,7 @@ fn places_are_told_apart_as_far_as_a_file_system_tells() {
     assert!(!bucket("a", "b").is_same(&at(1, None)));
 }
 
-/// What is in a label names directories: nothing but an id is one.
+/// The id in a label becomes a directory's name, so nothing but a valid id is accepted.
 #[tokio::test]
 async fn a_label_with_something_else_for_an_id_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
@@ -112,7 +112,8 @@ async fn a_label_with_something_else_for_an_id_is_damaged() {
     }
 }
 
-/// Of two creations at one place one fails at the store, and the other makes its label before the first has cleared up.
+/// Of two creations at one place, one fails in the store, and the other makes its label before the first has cleaned
+/// up.
 #[tokio::test]
 async fn a_creation_that_failed_takes_away_its_own_label_and_no_other() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,11 +1,11 @@
-//! What a volume keeps beside its container, in `<root>.meta/`, and what is kept elsewhere and names one of its checkpoints.
+//! What a volume keeps beside its container, in `<root>.meta/`, and files elsewhere that name one of its checkpoints.
 //!
-//! * [`label`]: who the volume is, `<root>.meta/volume`.
+//! * [`label`]: the identity of the volume, `<root>.meta/volume`.
 //! * [`checkpoint_list`]: the published checkpoints, `<root>.meta/checkpoints/<cno>`.
-//! * [`wal_marker`]: that the volume has a log, `<root>.meta/wal`.
-//! * [`import_record`]: how far an import is, `<root>.meta/import`.
+//! * [`wal_marker`]: says that the volume has a WAL, `<root>.meta/wal`.
+//! * [`import_record`]: how far an import has come, `<root>.meta/import`.
 //! * [`snapshots`]: names of checkpoints, `<root>.meta/snapshots/<name>`.
-//! * `cache_state`: up to which checkpoint a cache on a local disk goes.
+//! * `cache_state`: the newest checkpoint that the contents of a local cache may come from.
 
 pub(crate) mod cache_state;
 pub mod checkpoint_list;

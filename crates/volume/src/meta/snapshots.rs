@@ -1,4 +1,4 @@
-//! Names of checkpoints, as they are stored: one object each, `<root>.meta/snapshots/<name>`.
+//! Names of checkpoints, as they are stored: one object for each, `<root>.meta/snapshots/<name>`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,15 +11,15 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::store::Store;
 
-/// Where they are, below the volume's `.meta/`.
+/// The prefix of the names, below the volume's `.meta/`.
 const SNAPSHOTS: &str = "snapshots/";
 /// The longest name, in bytes.
 const NAME_MAX_BYTES: usize = 100;
-/// Objects read at once.
+/// Number of objects that are read at once.
 const READS_AT_ONCE: usize = 32;
 
-/// The name of a snapshot: letters, digits, `.`, `_` and `-`, 100 at most, the first a letter, no `..`. So it is never a number or a
-/// time, and is part of a key as it stands.
+/// The name of a snapshot: at most 100 letters, digits, `.`, `_` and `-`, of which the first is a letter, without `..`.
+/// So it is never a number or a time, and can be part of a key unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotName(String);
@@ -32,7 +32,7 @@ impl FromStr for SnapshotName {
         let is_name = text.len() <= NAME_MAX_BYTES
             && text.as_bytes().first().is_some_and(u8::is_ascii_alphabetic)
             && text.bytes().all(is_known)
-            // Stands between two checkpoints.
+            // `..` separates two checkpoints.
             && !text.contains("..");
         match is_name {
             true => Ok(Self(text.to_owned())),
@@ -68,19 +68,19 @@ impl fmt::Display for SnapshotName {
 pub struct Snapshot {
     /// Its name.
     pub name: SnapshotName,
-    /// The checkpoint, which it is of alone: of another one with that number it says nothing.
+    /// The checkpoint. The name says nothing of another checkpoint with the same number.
     pub checkpoint: CheckpointId,
     /// When the checkpoint was published, in milliseconds since 1970-01-01 UTC, by its server's clock.
     pub published_ms: u64,
-    /// When the name was given, in the same way.
+    /// When the name was given, in milliseconds since 1970-01-01 UTC, by the clock of the machine that gave it.
     pub named_ms: u64,
 }
 
 impl Snapshot {
-    /// Reads one.
+    /// Decodes a snapshot.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }
@@ -110,7 +110,7 @@ pub(crate) async fn load(store: &Store, name: &SnapshotName) -> Result<Option<Sn
     })
 }
 
-/// All names, in their order.
+/// All snapshots, in the order of their names.
 ///
 /// # Errors
 /// As [`load`].
@@ -119,7 +119,7 @@ pub(crate) async fn load_all(store: &Store) -> Result<Vec<Snapshot>, VolumeError
     let listed = store.list(&prefix).await?;
     let names = listed
         .iter()
-        // What is no name is somebody else's object.
+        // An object whose name is not a snapshot's belongs to somebody else.
         .filter_map(|object| object.key.strip_prefix(&prefix)?.parse().ok());
     let names: Vec<SnapshotName> = names.collect();
     let loaded = stream::iter(names).map(|name| async move { load(store, &name).await });

@@ -1,7 +1,8 @@
-//! `<root>.meta/wal`: that a volume has a log, which one, and the watermark of publishes that made no checkpoint.
+//! The WAL marker, `<root>.meta/wal`: it says that a volume has a WAL, where that is, and the watermark of publishes
+//! that made no checkpoint.
 //!
-//! A log with records is never ignored: whoever opens the volume for writing finds this object first. It is there from
-//! before the first record until after the last one was removed by a clean stop.
+//! A WAL with records is never ignored, because whoever opens the volume for writing reads this object first. It is
+//! written before the first record. A clean stop marks it as clean before it removes the records.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -16,18 +17,18 @@ use crate::store::{ETag, Store};
 /// The marker's name below the volume's `.meta/`.
 pub const NAME: &str = "wal";
 
-/// What the marker says.
+/// The contents of the marker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkerState {
-    /// The log's URL.
+    /// The URL of the WAL.
     #[serde(deserialize_with = "stored_text::printable")]
     pub url: String,
     /// The volume's id.
     pub volume_id: VolumeId,
-    /// The host that opened the log last.
+    /// The host that opened the WAL last.
     #[serde(deserialize_with = "stored_text::printable")]
     pub host: String,
-    /// The identity of a journal's directory; none for a log on S3.
+    /// The identity of a journal's directory; `None` for a WAL on S3.
     #[serde(
         default,
         deserialize_with = "stored_text::printable_option",
@@ -37,30 +38,30 @@ pub struct MarkerState {
     /// The epoch of the owner.
     #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
-    /// When it was opened, in milliseconds since 1970-01-01 UTC.
+    /// When the WAL was opened, in milliseconds since 1970-01-01 UTC.
     pub opened_ms: u64,
-    /// Every generation up to this one is published, whatever the catalogue says.
+    /// Every generation up to this one is published, whatever the checkpoint list says.
     #[serde(deserialize_with = "crate::base::counters::generation")]
     pub watermark: u64,
-    /// A checkpoint that the volume has if this marker is of its history. None in markers of earlier releases.
+    /// A checkpoint that the volume has if this marker belongs to its history. `None` in markers of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointId>,
-    /// Everything in the log is published; what is left there may be removed.
+    /// Every record in the WAL is published, so the remaining ones may be removed.
     #[serde(default)]
     pub is_clean: bool,
 }
 
 impl MarkerState {
-    /// Reads a marker.
+    /// Decodes a marker.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }
 }
 
-/// Reads the marker, if there is one.
+/// Loads the marker, if there is one.
 ///
 /// # Errors
 /// When the store fails or the marker cannot be read.
@@ -83,7 +84,7 @@ pub fn host() -> String {
         .unwrap_or_else(|_| "unknown".to_owned())
 }
 
-/// The marker of a log that this server has open.
+/// The marker of a WAL that this server has open.
 #[derive(Debug)]
 pub struct Marker {
     store: Store,
@@ -92,10 +93,11 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// Puts `state` in the place of the marker `before`, or of none. From then on its older owner cannot change it.
+    /// Stores `state` in place of the marker `before`, or as a new object. From then on the marker's older owner cannot
+    /// change it.
     ///
     /// # Errors
-    /// [`VolumeError::Fenced`] when somebody else was faster.
+    /// [`VolumeError::Fenced`] when another owner wrote it first.
     pub async fn take(store: &Store, state: MarkerState, before: Option<&ETag>) -> Result<Self, VolumeError> {
         let etag = write(store, &state, before).await?;
         Ok(Self {
@@ -105,21 +107,21 @@ impl Marker {
         })
     }
 
-    /// The newest checkpoint that is recorded: what is written next names it.
+    /// The newest recorded checkpoint. The next write of the marker names it.
     pub fn newest(&self) -> &NewestCheckpoint {
         &self.newest
     }
 
-    /// Says that every generation up to this one is published.
+    /// Records that every generation up to this one is published.
     ///
     /// # Errors
-    /// [`VolumeError::Fenced`] when another server has the log now.
+    /// [`VolumeError::Fenced`] when another server has the WAL now.
     pub async fn raise_watermark(&self, generation: u64) -> Result<(), VolumeError> {
         self.update(|state| state.watermark = state.watermark.max(generation))
             .await
     }
 
-    /// Says that everything in the log is published, up to this generation.
+    /// Records that everything in the WAL is published, up to this generation.
     ///
     /// # Errors
     /// As [`Self::raise_watermark`].
@@ -131,7 +133,8 @@ impl Marker {
         .await
     }
 
-    /// Names a newer checkpoint, unless the one that is named is one of the last `near`: a checkpoint that is named is kept.
+    /// Names a newer checkpoint, unless the named one is among the last `near`. Retention keeps the checkpoint that is
+    /// named.
     ///
     /// # Errors
     /// As [`Self::raise_watermark`].
@@ -150,7 +153,7 @@ impl Marker {
         state.checkpoint = self.newest.get().or(state.checkpoint);
         let etag = match write(&self.store, &state, Some(&current.1)).await {
             Ok(etag) => etag,
-            // An earlier attempt may have been carried out though its answer was lost.
+            // An earlier attempt may have been carried out, and its answer lost.
             Err(fenced @ VolumeError::Fenced { .. }) => match load(&self.store).await? {
                 Some((there, etag)) if there == state => etag,
                 _ => return Err(fenced),

@@ -1,12 +1,12 @@
-//! Whose history it is: whether what lies beside a container continues what the container has.
+//! Which history a volume belongs to: whether the data beside a container continues what the container has.
 //!
-//! Catalogue, log and caches name the checkpoint that they build on ([`CheckpointId`]). A container that was restored from
-//! a backup, rolled back by another tool, or made anew does not have the checkpoints of the history it left, and what
-//! names one of them is not believed: old entries are set aside, a log is refused until somebody decides, caches are
-//! emptied.
+//! Checkpoint list, WAL and caches name the checkpoint on which they build ([`CheckpointId`]). A container that was
+//! restored from a backup, rolled back by another tool, or created again does not have the checkpoints of its earlier
+//! history. Data that names one of those is not trusted: old entries are set aside, a WAL is refused until somebody
+//! decides, and caches are emptied.
 //!
-//! * [`look`] reads and changes nothing; [`Seen::settle`] makes the catalogue agree with the container.
-//! * [`Seen::has`] answers for one checkpoint, with a request at most.
+//! * [`look`] reads and changes nothing; [`Seen::settle`] makes the checkpoint list agree with the container.
+//! * [`Seen::has`] answers for one checkpoint, with one request at most.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
@@ -22,12 +22,12 @@ use crate::engine::checkpoint_stored;
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::store::{ETag, Store};
 
-/// What a history that was left may have used above the newest generation that is known of it.
+/// The most generations that an abandoned history may have used above the newest one that is known of it.
 pub const GENERATIONS_LEFT: u64 = 1 << 32;
 const _: () = assert!(GENERATIONS_LEFT > GENERATIONS_AHEAD_MAX);
-/// Entries read at once.
+/// Number of entries that are read at once.
 const READS_AT_ONCE: usize = 16;
-/// Where entries of a history that was left are kept, below the volume's `.meta/`.
+/// Where entries of an abandoned history are kept, below the volume's `.meta/`.
 const ASIDE: &str = "aside/";
 
 /// Whether this is the name, below the volume's `.meta/`, of an entry that was set aside.
@@ -35,46 +35,47 @@ pub(crate) fn is_aside(name: &str) -> bool {
     name.starts_with(ASIDE)
 }
 
-/// What the catalogue says of the container's newest checkpoint.
+/// What the checkpoint list says of the container's newest checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Relation {
     /// It has the checkpoint's own entry.
     Recorded(CatalogueEntry),
-    /// It has an entry of an earlier release, which does not say which checkpoint of that number it is of.
+    /// It has an entry of an earlier release, which does not say to which checkpoint with that number it belongs.
     Unmarked(CatalogueEntry, ETag),
-    /// It has none, and the newest before it is of a checkpoint that the container has: a server was killed between a
-    /// publish and its entry. The generation of the entry before.
+    /// It has no entry, and the entry before it belongs to a checkpoint that the container has: a server was killed
+    /// between a publish and its entry. `generation` is that of the entry before.
     Unrecorded { generation: u64 },
-    /// It is another history's.
+    /// It belongs to another history.
     Foreign,
 }
 
-/// What was seen of a container and its catalogue.
+/// What was seen of a container and its checkpoint list.
 #[derive(Debug)]
 pub struct Seen {
     store: Store,
     newest: Checkpoint,
-    /// The check value of the container as it was made, if the label says so.
+    /// The check value of the inode of the container when it was created, if the label has it.
     origin: Option<InodeCheck>,
     relation: Relation,
-    /// Numbers above the newest checkpoint's that have entries, ascending.
+    /// Numbers of entries above the newest checkpoint, ascending.
     later: Vec<u64>,
-    /// The base asked for last, which the next one asked for most often is.
+    /// The checkpoint that was asked for last and is there. The next question is usually for the same one.
     known: Mutex<Option<CheckpointId>>,
 }
 
 /// What is known of a volume before its container is opened.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// The check value of the container as it was made.
+    /// The check value of the inode of the container when it was created.
     pub origin: Option<InodeCheck>,
     /// An entry, perhaps that of the newest checkpoint.
     pub entry: Option<CatalogueEntry>,
-    /// Numbers above this one that have entries: listed after the volume was this owner's, so that nobody adds more.
+    /// A number, and the numbers of the entries above it. They were listed after this owner took the volume, so nobody
+    /// adds more.
     pub later: Option<(u64, Vec<u64>)>,
 }
 
-/// Looks how the catalogue relates to a container whose newest checkpoint is this one. Changes nothing.
+/// Finds out how the checkpoint list relates to a container with this newest checkpoint. Changes nothing.
 ///
 /// # Errors
 /// When the store fails, or an entry is damaged.
@@ -150,7 +151,7 @@ async fn relation(
 }
 
 impl Seen {
-    /// Whether the catalogue tells of another history than the container.
+    /// Whether the checkpoint list belongs to another history than the container, in whole or in part.
     pub fn is_broken(&self) -> bool {
         self.relation == Relation::Foreign || !self.later.is_empty()
     }
@@ -160,7 +161,7 @@ impl Seen {
         self.newest.id
     }
 
-    /// Whether the container has this very checkpoint, its newest or an earlier one.
+    /// Whether the container has exactly this checkpoint, as its newest or as an earlier one.
     ///
     /// # Errors
     /// When the store fails.
@@ -183,7 +184,7 @@ impl Seen {
         Ok(is_there)
     }
 
-    /// What to say where the catalogue tells of another history and nothing names a checkpoint.
+    /// The message when the checkpoint list belongs to another history and nothing names a checkpoint.
     pub fn left_history(&self) -> String {
         let newest = self.newest.id;
         match self.later.last() {
@@ -198,7 +199,7 @@ impl Seen {
         }
     }
 
-    /// What to say of something that names a checkpoint the container does not have.
+    /// The message for something that names a checkpoint that the container does not have.
     pub fn other_history(&self, id: CheckpointId) -> String {
         let newest = self.newest.id;
         format!(
@@ -207,9 +208,10 @@ impl Seen {
         )
     }
 
-    /// Makes the catalogue agree with the container, for the owner of this epoch: the newest checkpoint has an entry, and
-    /// entries of another history are set aside. Returns the generation that is published at least; above it nothing was
-    /// ever used. `modified_ms` is when the container last changed, in milliseconds since 1970-01-01 UTC.
+    /// Makes the checkpoint list agree with the container, for the owner of this epoch: the newest checkpoint gets an
+    /// entry, and entries of another history are set aside. Returns a generation up to which everything is published,
+    /// and above which none was ever used. `modified_ms` is when the container last changed, in milliseconds since
+    /// 1970-01-01 UTC.
     ///
     /// # Errors
     /// When the store fails.
@@ -249,7 +251,7 @@ impl Seen {
                     kind: checkpoint_list::Kind::default(),
                 };
                 if !checkpoint_list::write_entry(&self.store, &entry).await? {
-                    // The owner before this one was on its way with the entry of its last publish.
+                    // The previous owner's request for the entry of its last publish was still in flight.
                     match checkpoint_list::load_entry(&self.store, entry.cno).await? {
                         Some(there) if there.is_of(self.newest.id) == Some(true) => {
                             generation = generation.max(there.generation);
@@ -266,8 +268,8 @@ impl Seen {
         Ok(generation)
     }
 
-    /// Keeps these entries together in one object, which no server reads, and removes them. Returns the newest generation in
-    /// them.
+    /// Stores these entries together in one object, which no server reads, and removes them. Returns their newest
+    /// generation.
     async fn set_aside(&self, numbers: &[u64], epoch: u64) -> Result<u64, VolumeError> {
         if numbers.is_empty() {
             return Ok(0);
@@ -304,11 +306,11 @@ impl Seen {
     }
 }
 
-/// Entries of a history that was left.
+/// Entries of an abandoned history.
 #[derive(Debug, Serialize)]
 struct Aside<'a> {
     noticed_ms: u64,
-    /// The container's newest checkpoint then.
+    /// The container's newest checkpoint at that time.
     newest: CheckpointId,
     entries: &'a [CatalogueEntry],
 }

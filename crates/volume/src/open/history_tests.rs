@@ -1,4 +1,4 @@
-//! What the catalogue may say of a container, and what becomes of it.
+//! What the checkpoint list may say of a container, and what follows from it.
 
 use super::*;
 use crate::base::url::VolumeUrl;
@@ -90,7 +90,7 @@ async fn a_restored_backup_is_noticed_and_what_came_after_it_set_aside() {
     assert!(!again.is_broken());
 }
 
-/// An entry alone is not believed: it may be that of a volume which was here before.
+/// An entry alone is not trusted: it may belong to an earlier volume at the same place.
 #[tokio::test]
 async fn the_entry_of_another_checkpoint_of_that_number_is_no_watermark() {
     let (_dir, store) = store().await;
@@ -112,7 +112,7 @@ async fn the_entry_of_another_checkpoint_of_that_number_is_no_watermark() {
     assert_eq!(checkpoint_list::numbers(&store).await.unwrap(), [3]);
 }
 
-/// A checkpoint without an entry goes on from the one before only if the container has that.
+/// A checkpoint without an entry continues the previous one only if the container has that one.
 #[tokio::test]
 async fn a_missing_entry_says_no_more_than_the_one_before_if_that_is_of_this_container() {
     let (_dir, store) = store().await;
@@ -125,13 +125,13 @@ async fn a_missing_entry_says_no_more_than_the_one_before_if_that_is_of_this_con
             .unwrap(),
         0
     );
-    // Of an earlier release: taken up once, as it was then.
+    // The entry is of an earlier release: it is accepted once, as such releases did.
     record(&store, 4, None, 6).await;
     let seen = look(&store, checkpoint(9, 99), Known::default()).await.unwrap();
     assert_eq!(seen.settle(0, 1).await.unwrap(), 6);
     let added = checkpoint_list::load_entry(&store, 9).await.unwrap().unwrap();
     assert!(added.is_repaired && added.generation == 6);
-    // Nothing is stored of checkpoint 9 here.
+    // No object of checkpoint 9 is stored here.
     let seen = look(&store, checkpoint(10, 100), Known::default()).await.unwrap();
     assert!(seen.is_broken());
 }
@@ -148,7 +148,7 @@ async fn entries_of_earlier_releases_are_marked_once() {
     assert!(other.is_broken());
 }
 
-/// A container that was made anew under the label and the catalogue of another.
+/// A container that was created again under the label and the checkpoint list of another.
 #[tokio::test]
 async fn an_empty_container_has_no_checkpoints() {
     let (_dir, store) = store().await;

@@ -1,4 +1,4 @@
-//! The look at a volume that comes before anything is written to it, in one round trip.
+//! The inspection of a volume before anything is written to it, in one round trip.
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, join, try_join};
@@ -19,16 +19,16 @@ use crate::meta::wal_marker::{self, MarkerState};
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
 
-/// What a look at a volume found. That there is one means that the volume exists.
+/// The result of an inspection. It exists only for a volume that exists.
 #[derive(Debug)]
 pub(crate) struct Looked {
-    /// Where the volume is.
+    /// The volume's store.
     pub store: Store,
-    /// What was published then.
+    /// The state that was published at that time.
     pub newest: StoredState,
     /// Its lease, if there is one.
     pub lease: Option<Stored>,
-    /// The marker of its log, if there is one. It may be another once the lease is taken.
+    /// The WAL marker, if there is one. Another may be stored by the time the lease is taken.
     pub marker: Result<Option<MarkerState>, VolumeError>,
     label: Option<Found>,
     /// Where a clone comes from.
@@ -36,11 +36,11 @@ pub(crate) struct Looked {
     is_store_proved: bool,
 }
 
-/// Looks at the volume. Everything is asked for at once, before it is known that the store answers, and nothing is
+/// Inspects the volume. All requests are sent at once, before it is known that the store answers, and nothing is
 /// changed.
 ///
 /// # Errors
-/// What [`store::connect`] says, before all else; [`VolumeError::NotFound`] when there is no volume.
+/// The errors of [`store::connect`] come before all others; [`VolumeError::NotFound`] when there is no volume.
 pub(crate) fn look<'a>(
     url: &'a VolumeUrl,
     options: &'a StoreOptions,
@@ -57,7 +57,7 @@ pub(crate) fn look<'a>(
             );
             Ok(asked)
         };
-        // The check of the store first: its errors say best what is wrong.
+        // The check of the store comes first, because its errors describe a fault best.
         let ((), (inode, label, lease, marker, is_store_proved)) = try_join!(store.check(), asked)?;
         let (inode, _) = inode?;
         let label = label?;
@@ -76,11 +76,11 @@ pub(crate) fn look<'a>(
 }
 
 impl Looked {
-    /// What is handed on to an open, if the volume has a lease already, and a label that need not be changed.
+    /// What an open can start from, if the volume already has a lease, and a label that need not be changed.
     pub fn sighting(&self) -> Option<Sighting> {
         let is_settled = self.label.as_ref().is_some_and(|found| {
             let label = &found.label;
-            // The mark of a deletion must go before anything is written.
+            // The note of a deletion must be removed before anything is written.
             label.deletion.is_none()
                 && label.place.is_some()
                 && (label.origin.is_some() || self.newest.mark.cno > 0)
@@ -98,7 +98,7 @@ impl Looked {
         })
     }
 
-    /// Makes sure that the store keeps what a volume needs of it, before the first write.
+    /// Checks, before the first write, that the store has the properties that a volume needs.
     ///
     /// # Errors
     /// As [`probe::ensure`].
@@ -109,7 +109,7 @@ impl Looked {
         probe::ensure(&self.store, allow_unsafe).await
     }
 
-    /// The check value of the container as it was made, if the label says so.
+    /// The check value of the inode of the container when it was created, if the label has it.
     pub fn origin(&self) -> Option<InodeCheck> {
         self.label.as_ref().and_then(|found| found.label.origin)
     }
@@ -124,7 +124,7 @@ impl Looked {
         self.label.as_ref().is_some_and(Found::is_elsewhere)
     }
 
-    /// The volume's label, made or brought up to what is there; see [`label::settle`].
+    /// Makes the volume's label, or updates it; see [`label::settle`].
     ///
     /// # Errors
     /// As [`label::settle`].

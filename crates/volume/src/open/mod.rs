@@ -1,8 +1,8 @@
-//! What an opening asks before it serves: what is there, whether it is one history, and what the log has to say.
+//! What an opening finds out before it serves: what is stored, whether it is one history, and what the WAL holds.
 //!
-//! * `inspect`: everything that an opening wants to know, asked for at once, before anything is written.
-//! * [`history`]: whether checkpoint list, log and caches continue what the container has.
-//! * [`recover_wal`]: the log of a volume is taken over; [`replay_wal`]: it is replayed, before the first client.
+//! * `inspect`: everything that an opening needs to know, requested at once, before anything is written.
+//! * [`history`]: whether checkpoint list, WAL and caches continue what the container has.
+//! * [`recover_wal`]: takes over the WAL of a volume; [`replay_wal`]: replays it, before the first client.
 
 pub mod history;
 pub(crate) mod inspect;

@@ -1,14 +1,14 @@
-//! Opening a volume that has a log, or is to have one, before the first client.
+//! Opening a volume that has a WAL, or is to have one, before the first client.
 //!
-//! 1. The marker says whether there is a log. One with records is never ignored.
-//! 2. The log is opened: older owners are shut out. From here on they acknowledge nothing.
-//! 3. The marker is taken over, so that they cannot raise the watermark either.
-//! 4. The container is opened, and its newest checkpoint entered in the catalogue: that is the watermark. A log that
-//!    continues a checkpoint which the container does not have is not replayed.
-//! 5. Groups above the watermark are applied, published and recorded under a new generation.
-//! 6. Old groups are removed.
+//! 1. The WAL marker says whether there is a WAL. A WAL with records is never ignored.
+//! 2. The WAL is opened, which shuts older owners out. From here on they acknowledge nothing.
+//! 3. The marker is taken over, so that older owners cannot raise the watermark either.
+//! 4. The container is opened, and its newest checkpoint entered in the checkpoint list: that is the watermark. A WAL
+//!    that continues a checkpoint that the container does not have is not replayed.
+//! 5. Records above the watermark are applied, published and recorded under a new generation.
+//! 6. Old records are removed.
 //!
-//! A crash at any of these leaves a volume that the next opening finds as this one did, or further.
+//! A crash at any of these steps leaves a volume that the next opening finds as this one did, or further on.
 
 use std::sync::Arc;
 
@@ -45,52 +45,52 @@ pub struct Request<'a> {
     pub store: &'a Store,
     /// The volume's id.
     pub volume_id: VolumeId,
-    /// The id of the volume that it is a copy of.
+    /// The id of the volume of which this one is a copy.
     pub parent: Option<VolumeId>,
-    /// What becomes of that one's log.
+    /// What happens to the WAL of that volume.
     pub inherited: InheritedLog,
     /// How stores are reached.
     pub store_options: &'a StoreOptions,
-    /// The log's URL, if there is to be a log.
+    /// The URL of the WAL, if there is to be one.
     pub url: Option<&'a VolumeUrl>,
-    /// Whether a log that cannot be used is given up.
+    /// Whether a WAL that cannot be used is given up.
     pub is_discard_allowed: bool,
     /// This owner's epoch.
     pub epoch: u64,
-    /// The volume's newest checkpoint as it was seen before the lease was taken.
+    /// The volume's newest checkpoint, as it was seen before the lease was taken.
     pub newest_seen: CheckpointId,
 }
 
-/// A log that older owners are shut out of.
+/// An open WAL, from which older owners are shut out.
 pub struct OpenLog {
-    /// Its groups.
+    /// Where its records are stored.
     pub store: Arc<dyn LogStore>,
-    /// The volume's marker, taken over.
+    /// The volume's WAL marker, which this owner took over.
     pub marker: Arc<Marker>,
-    /// Its URL.
+    /// The URL of the WAL.
     pub url: VolumeUrl,
-    /// Whether what was found is to be removed, not replayed.
+    /// Whether the records that were found are to be removed and not replayed.
     pub(super) is_discarded: bool,
     pub(super) is_discard_allowed: bool,
 }
 
-/// What steps 1 to 3 found.
+/// The result of steps 1 to 3.
 #[derive(Default)]
 pub struct Begun {
-    /// The log, if the volume is to have one.
+    /// The WAL, if the volume is to have one.
     pub log: Option<OpenLog>,
-    /// The watermark says at least this, whatever the catalogue says.
+    /// A lower bound of the watermark, whatever the checkpoint list says.
     pub least_watermark: u64,
-    /// The marker of a log that was not closed and is not given up.
+    /// The marker of a WAL that was not closed and is not given up.
     unfinished: Option<MarkerState>,
 }
 
 impl Begun {
-    /// Step 4, once the container is open: a log that does not continue what the container has is given up if that is
-    /// allowed, else refused.
+    /// Step 4, once the container is open. A WAL that does not continue what the container has is given up if that is
+    /// allowed, and otherwise refused.
     ///
     /// # Errors
-    /// [`VolumeError::Log`]; nothing is lost then.
+    /// [`VolumeError::Log`]. Nothing is lost then.
     pub async fn judge(&mut self, history: &Seen) -> Result<(), VolumeError> {
         let Some((marker, log)) = self.unfinished.as_ref().zip(self.log.as_mut()) else {
             return Ok(());
@@ -113,8 +113,8 @@ impl Begun {
         warn_given_up(Some(&log.url.to_string()));
         log.is_discarded = true;
         self.least_watermark = self.least_watermark.saturating_add(GENERATIONS_LEFT);
-        // Before anything is removed of it or flushed to it: this owner may be killed before it publishes, and what it flushed is
-        // refused or replayed by what the marker says.
+        // Written before any record is removed or appended: this owner may be killed before it publishes, and the
+        // marker then decides whether the records that it appended are refused or replayed.
         log.marker.newest().set(history.newest());
         log.marker.raise_watermark(self.least_watermark).await
     }
@@ -128,10 +128,10 @@ pub(super) fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
     }
 }
 
-/// What the marker allows.
+/// Checks what the marker allows.
 ///
 /// # Errors
-/// [`VolumeError::Log`] for a log that would be ignored, with the way out.
+/// [`VolumeError::Log`] for a WAL that would be ignored. The error says what to do.
 fn check_marker(
     marker: Option<&MarkerState>,
     url: Option<&VolumeUrl>,
@@ -155,8 +155,8 @@ fn check_marker(
     })
 }
 
-/// Looks whether an opening that finds this marker would find the log it needs; changes nothing. Into a journal only the
-/// opening looks.
+/// Checks, without changing anything, whether an opening that finds this marker would find the WAL that it needs. Only
+/// the opening itself reads a journal.
 ///
 /// # Errors
 /// As [`begin`].
@@ -177,10 +177,12 @@ pub async fn check(
     Ok(())
 }
 
-/// Looks whether the journal, if it is to be one, is free, and on a file system that one can be on. Before the volume's lease is taken from a server that has the
-/// journal open: that one would be shut out, and this one could not serve.
+/// Checks whether a journal, if there is to be one, is free and on a file system that can hold one. This comes before
+/// the volume's lease is taken from a server that has the journal open. Otherwise that server would be shut out, and
+/// this one could not serve.
 ///
 /// # Errors
+/// [`VolumeError::Journal`] when it is not free, or the file system is not fit.
 /// [`VolumeError::Journal`] when it is not.
 pub async fn check_claimable(url: Option<&VolumeUrl>) -> Result<(), VolumeError> {
     match url {
@@ -204,7 +206,8 @@ fn emptied(url: &VolumeUrl) -> VolumeError {
 /// Steps 1 to 3, with the marker that was found after the lease was taken.
 ///
 /// # Errors
-/// [`VolumeError::Log`] for a log that must not be ignored and cannot be used; what the log's place fails with.
+/// [`VolumeError::Log`] for a WAL that must not be ignored and cannot be used; the errors of the store or directory of
+/// the WAL.
 pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) -> Result<Begun, VolumeError> {
     let (state, etag) = match &found {
         Some((state, etag)) => (Some(state), Some(etag)),
@@ -245,7 +248,7 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         least_watermark += GENERATIONS_LEFT;
     }
     warn_given_up(given_up.as_deref());
-    // A log that is taken over continues what it did.
+    // A WAL that is taken over continues the same checkpoint as before.
     let checkpoint = expected
         .filter(|_| !is_discarded)
         .and_then(|state| state.checkpoint)
@@ -273,8 +276,8 @@ fn others_log(marker: &MarkerState, what: &str) -> VolumeError {
     }
 }
 
-/// Refuses a copy whose marker tells of a log that was not closed, before it gets an id of its own: until then the user can
-/// still say that the volume was moved.
+/// Refuses a copy whose marker names a WAL that was not closed. This comes before the copy gets an id of its own: until
+/// then the user can still say that the volume was moved.
 ///
 /// # Errors
 /// [`VolumeError::Log`], with the choices.
@@ -286,8 +289,8 @@ pub fn check_copied(marker: Option<&MarkerState>, options: &VolumeOptions) -> Re
     }
 }
 
-/// As [`begin`], where the marker of a log that was not closed was copied along with the volume: the log is another
-/// volume's. `None` where it is this one's, or given up.
+/// As [`begin`], for a marker that was copied along with the volume and names a WAL that was not closed. That WAL
+/// belongs to another volume. Returns `None` when the WAL is this volume's own, or is given up.
 async fn begin_inherited(
     request: &Request<'_>,
     state: &MarkerState,
@@ -324,7 +327,8 @@ async fn begin_inherited(
             .await?,
         ),
     };
-    // Still the original's, so that an interrupted replay is taken up as what it is.
+    // The marker stays the original volume's, so that an interrupted replay is continued as a replay of that volume's
+    // WAL.
     let marker = Marker::take(request.store, state.clone(), Some(etag)).await?;
     Ok(Some(Begun {
         log: Some(OpenLog {
@@ -339,8 +343,9 @@ async fn begin_inherited(
     }))
 }
 
-/// Says in the marker that nothing of the log is needed any more. It stays, because the records may: should the same URL
-/// be used again, they are below the watermark, and so are never replayed over newer data.
+/// Notes in the marker that no record of the WAL is needed any more. The marker stays, because the records may stay
+/// too. If the same URL is used again, these records are below the watermark, and so are never replayed over newer
+/// data.
 ///
 /// # Errors
 /// When the store fails.
@@ -386,8 +391,8 @@ async fn take_marker(
     Marker::take(request.store, state, before).await
 }
 
-/// Opens the log at `url`. `expected` is the marker of an unfinished log that must be there; `is_given_up` says that
-/// nothing of what is there is needed.
+/// Opens the WAL at `url`. `expected` is the marker of an unfinished WAL that must be there. `is_given_up` says that no
+/// record in it is needed.
 async fn open_store(
     request: &Request<'_>,
     url: &VolumeUrl,

@@ -1,5 +1,5 @@
-//! Replay over a log on the S3 server in process and an engine in memory: what may still be on its way, what is gone,
-//! and what is given up.
+//! Replay with a WAL on the in-process S3 server and an engine in memory: records in flight, missing records, and
+//! records that are given up.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ impl Fixture {
         }
     }
 
-    /// What [`begin`] does for a log on S3.
+    /// Does what [`begin`] does for a WAL on S3.
     async fn begin(&self, epoch: u64, is_discard_allowed: bool) -> (OpenLog, Arc<S3Log>) {
         let log = S3Log::open(self.log.clone(), self.volume_id, epoch, false)
             .await
@@ -79,7 +79,7 @@ impl Fixture {
         (open, log)
     }
 
-    /// That of a volume at checkpoint 3, with an entry for 2.
+    /// The history of a volume at checkpoint 3, with an entry for checkpoint 2.
     async fn history(&self) -> Seen {
         let newest = Checkpoint {
             id: base(3),
@@ -97,7 +97,7 @@ impl Fixture {
             .map_or(0, |(m, _)| m.watermark)
     }
 
-    /// Opens as the owner of this epoch; returns its log and its first generation.
+    /// Opens as the owner of this epoch. Returns its WAL and its first generation.
     async fn open(&self, epoch: u64) -> Result<(Arc<S3Log>, u64), VolumeError> {
         self.open_with(epoch, false).await
     }
@@ -109,7 +109,7 @@ impl Fixture {
     ) -> Result<(Arc<S3Log>, u64), VolumeError> {
         let (open, log) = self.begin(epoch, is_discard_allowed).await;
         let recorder = Watermarks::new(self.volume.clone(), epoch, open.marker.clone());
-        // The engine in memory makes no checkpoints: all watermarks go into the marker.
+        // The engine in memory makes no checkpoints, so all watermarks go into the marker.
         let recorder = IntoMarker(recorder);
         let generation = open
             .replay(
@@ -123,7 +123,7 @@ impl Fixture {
         Ok((log, generation + 1))
     }
 
-    /// A write of this byte over the first block.
+    /// A record with a write of this byte to the first block.
     fn group(
         &self,
         epoch: u64,
@@ -173,15 +173,15 @@ impl Recorder for IntoMarker {
     }
 }
 
-/// Invariant L2. A write that nobody flushed was on its way when its server was killed, and arrives when the next server
-/// has shown the volume without it: it never comes back, though nothing was published since.
+/// Invariant L2. A write that nobody flushed was in flight when its server was killed. It arrives after the next server
+/// has shown the volume without it. It must never come back, although nothing was published since.
 #[tokio::test]
 async fn what_arrives_after_the_opening_is_never_replayed() {
     let f = Fixture::new().await;
     let (older, generation) = f.open(1).await.unwrap();
     let first = older.first_sequence();
     older.append(&f.group(1, first, generation, 0, 1)).await.unwrap();
-    // That is replayed, and then there is nothing to replay: late groups come in either case.
+    // First that is replayed, then there is nothing to replay: late records arrive in both cases.
     f.open(2).await.unwrap();
     let late = f.group(1, first + 2, generation + 1, generation, 9);
     older.append(&late).await.unwrap();
@@ -192,7 +192,7 @@ async fn what_arrives_after_the_opening_is_never_replayed() {
     assert_eq!(f.first_byte().await, 1);
     let late = f.group(3, first + 1, generation, generation, 2);
     older.append(&late).await.unwrap();
-    // With two generations frozen and none of the three recorded as published.
+    // Two generations are frozen, and none of the three is recorded as published.
     let later = f.group(3, first + 2, generation + 2, generation, 3);
     older.append(&later).await.unwrap();
     let own = Group {
@@ -219,7 +219,7 @@ async fn what_arrives_after_the_opening_is_never_replayed() {
     );
 }
 
-/// Invariant L2: a record that somebody removed is missed.
+/// Invariant L2: a record that somebody removed is noticed.
 #[tokio::test]
 async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
     let f = Fixture::new().await;
@@ -249,7 +249,7 @@ async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
         f.watermark().await >= GENERATIONS_LEFT,
         "before anything was removed"
     );
-    // The seal is still there for a server that is only paused.
+    // The seal is still there, for a server that may only be paused.
     let seal = f.group(1, first + 12, generation, generation, 99);
     assert!(matches!(
         log.append(&seal).await,
@@ -259,14 +259,14 @@ async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
     assert_eq!(f.first_byte().await, 0);
 }
 
-/// The removal of published records can be cut short anywhere: what is left is no hole.
+/// The removal of published records can be interrupted anywhere. What remains is not taken for a gap.
 #[tokio::test]
 async fn a_removal_cut_short_is_no_hole() {
     let f = Fixture::new().await;
     let (log, generation) = f.open(1).await.unwrap();
     let first = log.first_sequence();
     for n in 0..20 {
-        // Ten of one generation, ten of the next.
+        // Ten records of one generation, and ten of the next.
         let generation_of = |n: u64| generation + n / 10;
         let after = if n == 0 { 0 } else { generation_of(n - 1) };
         log.append(&f.group(1, first + n, generation_of(n), after, n as u8 + 1))
@@ -283,8 +283,8 @@ async fn a_removal_cut_short_is_no_hole() {
     assert_eq!(f.first_byte().await, 20);
 }
 
-/// An owner that was overtaken may still append to a part that is cleared and sealed: the watermark of the marker, which
-/// no checkpoint may tell of, keeps that from being replayed.
+/// An owner that was overtaken may still append to a part that is cleared and sealed. The marker's watermark, which may
+/// be in no checkpoint, keeps its records from being replayed.
 #[tokio::test]
 async fn a_clean_end_leaves_the_watermark_behind() {
     let f = Fixture::new().await;
@@ -295,7 +295,7 @@ async fn a_clean_end_leaves_the_watermark_behind() {
     assert_eq!(state.watermark, 7);
 }
 
-/// A log of which one record is damaged and the one behind it is not.
+/// A WAL with one damaged record and an intact one behind it.
 struct Damaged {
     group: Group,
     found: [GroupId; 1],
@@ -371,7 +371,7 @@ async fn what_lies_behind_damage_is_refused_unless_it_is_published() {
     assert_eq!(f.first_byte().await, 0, "it was published");
 }
 
-/// Row by row what a record may continue: the volume's newest checkpoint, one it has, and none it does not have.
+/// Each row is a checkpoint that a record may name: the volume's newest, an earlier one, and one that it does not have.
 #[tokio::test]
 async fn records_that_continue_another_history_are_refused_and_nothing_is_applied() {
     let other = |cno| CheckpointId {

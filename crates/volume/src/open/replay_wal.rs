@@ -1,5 +1,5 @@
-//! Steps 5 and 6 of an opening with a log ([`recover_wal`](super::recover_wal)): what is above the watermark is applied,
-//! published and recorded, and the log is emptied.
+//! Steps 5 and 6 of an opening with a WAL ([`recover_wal`](super::recover_wal)): the records above the watermark are
+//! applied, published and recorded, and the WAL is emptied.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use crate::wal::record::{Content, Entry, Group};
 use crate::wal::replay::Replay;
 use crate::write_buffer::overlay::Overlay;
 
-/// Wait before a failed publish of a replay is tried again.
+/// The wait before a failed publish of a replay is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
-/// A line of progress about every so many groups.
+/// Number of records after which progress is logged.
 const PROGRESS_GROUPS: usize = 1000;
-/// Groups read at once; each has at most a few MiB.
+/// Number of records read at once. Each has at most a few MiB.
 const READS_AT_ONCE: usize = 16;
 
 impl OpenLog {
-    /// Step 5: applies, publishes and records what is above `watermark`. Returns the newest generation used.
+    /// Step 5: applies, publishes and records the changes above `watermark`. Returns the newest generation used.
     ///
     /// # Errors
-    /// When the log or the store fails; nothing is lost then, and the next opening does it again.
+    /// When the WAL or the store fails. Nothing is lost then, and the next opening replays again.
     pub async fn replay(
         &self,
         engine: &dyn Engine,
@@ -44,15 +44,16 @@ impl OpenLog {
         }
         match self.apply(engine, watermark, history, options).await {
             Ok(None) if self.store.found().is_empty() => Ok(watermark),
-            // An older owner may still have groups on its way, beyond the gap that was sealed. They must not be applied
-            // by a later opening, over what this one shows: an owner has so many generations beyond the watermark.
+            // An older owner may still have records in flight, beyond the gap that was sealed. A later opening must not
+            // apply them over what this one shows. This generation is above theirs, because an owner is at most so many
+            // generations ahead of the watermark.
             Ok(None) => {
                 let generation = watermark + GENERATIONS_AHEAD_MAX;
                 recorder.published(generation, None).await?;
                 Ok(generation)
             }
             Ok(Some((newest, checkpoint))) => {
-                // Above every generation that an older owner may have on its way somewhere.
+                // This is above every generation that an older owner may still have in flight.
                 let generation = newest + GENERATIONS_AHEAD_MAX;
                 recorder.published(generation, checkpoint).await?;
                 Ok(generation)
@@ -60,7 +61,7 @@ impl OpenLog {
             Err(e @ (VolumeError::Corrupt { .. } | VolumeError::Log { .. })) if self.is_discard_allowed => {
                 warn!("{}", e.chain());
                 warn_given_up(Some(&self.url.to_string()));
-                // First the watermark: a log of which a part is removed must never be replayed.
+                // The watermark comes first, because a partly removed WAL must never be replayed.
                 let generation = watermark + GENERATIONS_LEFT;
                 recorder.published(generation, None).await?;
                 self.store.remove_found().await?;
@@ -75,7 +76,7 @@ impl OpenLog {
         }
     }
 
-    /// Applies and publishes. `None` when there was nothing to apply.
+    /// Applies and publishes the records. Returns `None` when there was nothing to apply.
     async fn apply(
         &self,
         engine: &dyn Engine,
@@ -83,7 +84,7 @@ impl OpenLog {
         history: &Seen,
         options: &ReplayOptions,
     ) -> Result<Option<(u64, Option<Checkpoint>)>, VolumeError> {
-        // The newest first: of what is refused no part must be published.
+        // The newest record is checked first, because no part of a WAL that is refused may be published.
         if let Some(&id) = self.store.found().last() {
             self.check_base(&self.store.read(id).await?, watermark, history)
                 .await?;
@@ -132,7 +133,7 @@ impl OpenLog {
                 bytes += entry.content.len_bytes();
                 apply_entry(&overlay, &entry);
             }
-            // Publishing a part early is harmless: the next opening applies all of it again.
+            // It is harmless to publish a part early, because the next opening applies all of it again.
             if overlay.total_bytes() > options.write_buffer_bytes / 2 {
                 checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
             }
@@ -141,7 +142,7 @@ impl OpenLog {
             return Ok(None);
         }
         checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
-        // Worth saying by default: the server before this one did not end cleanly.
+        // This is a warning because the previous server did not end cleanly.
         warn!(
             "replayed {groups} records of the log {}: {changes} changes, {bytes} bytes",
             self.url
@@ -149,7 +150,8 @@ impl OpenLog {
         Ok(Some((replay.newest_generation(), checkpoint)))
     }
 
-    /// Whether the container has the checkpoint that a group continues. One that is published already is not asked for it.
+    /// Checks that the container has the checkpoint that a record names. A record that is already published is not
+    /// checked.
     async fn check_base(&self, group: &Group, watermark: u64, history: &Seen) -> Result<(), VolumeError> {
         if group.newest_generation() <= watermark {
             return Ok(());
@@ -166,24 +168,25 @@ impl OpenLog {
         ))
     }
 
-    /// The clean end: nothing unpublished is left, and `generation` was the last one. An older server that may only be
-    /// paused stays shut out. The marker stays, clean: an older server may still have groups on their way, which its
-    /// watermark keeps from being replayed; and this one may have been overtaken, so that the marker is another's by now.
+    /// Ends the WAL cleanly: everything is published, and `generation` was the last one. An older server that may only
+    /// be paused stays shut out. The marker stays, marked as clean, for two reasons: an older server may still have
+    /// records in flight, which the watermark keeps from being replayed; and this server may have been overtaken, so
+    /// that the marker is another owner's by now.
     ///
     /// # Errors
-    /// When the store or the log fails; what is left is then in the way of nobody.
+    /// When the store or the WAL fails. What is left then harms nobody.
     pub async fn finish(&self, generation: u64, is_older_alive: bool) -> Result<(), VolumeError> {
         self.marker.set_clean(generation).await?;
         self.store.clear(is_older_alive).await
     }
 }
 
-/// How a replay is published.
+/// Options of a replay.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplayOptions {
     /// Memory for unpublished changes, in bytes.
     pub write_buffer_bytes: u64,
-    /// How long a failing store is tried.
+    /// Memory for unpublished changes, in bytes.
     pub io_timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! How people say which checkpoint they mean. Pure.
+//! The ways in which people name a checkpoint. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,20 +17,22 @@ const TEXT_MAX_BYTES: usize = 128;
 pub enum At {
     /// `@17`: the checkpoint of this number.
     Number(u64),
-    /// `@2026-11-22T10:00:00Z`: the newest published at this time or before, in milliseconds since 1970-01-01 UTC.
+    /// `@2026-11-22T10:00:00Z`: the newest checkpoint published at this time or before, in milliseconds since
+    /// 1970-01-01 UTC.
     Time(u64),
-    /// `@-15m`: the newest published so long ago or longer.
+    /// `@-15m`: the newest checkpoint that was published this long ago or longer.
     Ago(Duration),
-    /// `@NAME`: the one that has this name.
+    /// `@NAME`: the checkpoint with this name.
     Name(SnapshotName),
 }
 
-/// What of the past a client may read, as it names it.
+/// An earlier state that a client may read, as the client names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Past {
     /// `@17`: a checkpoint.
     At(At),
-    /// `@17..25`: what reads otherwise at the second checkpoint than at the first, as it is there; all else as holes.
+    /// `@17..25`: the bytes that read differently at the second checkpoint than at the first, as they are at the
+    /// second. Everything else is a hole.
     Changes {
         /// The first.
         from: At,
@@ -63,7 +65,7 @@ impl fmt::Display for Past {
     }
 }
 
-/// A text that names no checkpoint.
+/// The text names no checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} names no checkpoint: write @ and a number, a time as in @2026-11-22T10:00:00Z or @-15m, or a snapshot's name"

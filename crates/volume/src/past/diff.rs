@@ -23,19 +23,20 @@ pub enum ChangeKind {
     Zero,
 }
 
-/// A range that reads otherwise at one checkpoint than at another.
+/// A range that reads differently at two checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Changed {
     /// Where it starts, in bytes from the volume's start.
     pub offset_bytes: u64,
     /// Its length in bytes, never 0.
     pub len_bytes: u64,
-    /// What it holds at the second one.
+    /// What it holds at the second checkpoint.
     pub kind: ChangeKind,
 }
 
-/// The ranges, in whole blocks, that read otherwise at `to` than at `from`, ascending. Blocks that were moved without being changed
-/// may be among them, none that differs is missing. What lies past the size of `to` is left out.
+/// The ranges, in whole blocks, that read differently at `to` than at `from`, ascending. They may include blocks that
+/// were moved without being changed, and they include every block that differs. Bytes past the size of `to` are left
+/// out.
 ///
 /// # Errors
 /// As [`find`]; when an index cannot be read.
@@ -50,7 +51,7 @@ pub async fn diff(
     between(&store, &from, &to).await
 }
 
-/// As [`diff`], of checkpoints that were found.
+/// As [`diff`], for checkpoints that were already found.
 ///
 /// # Errors
 /// As [`diff`].

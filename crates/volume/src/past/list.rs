@@ -1,4 +1,4 @@
-//! The published checkpoints of a volume, and which one a person means.
+//! The published checkpoints of a volume, and which of them a person's text names.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
@@ -24,17 +24,18 @@ use crate::options::StoreOptions;
 use crate::retention::{self, Policy, Protected, Reason, Unusable, load_policy, plan};
 use crate::store::{ObjectEntry, Store};
 
-/// How far the clocks of servers and store may be apart, for leaving out what is certainly too old.
+/// How far the clocks of servers and store may differ when entries that are certainly too old are skipped.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Entries read at once.
+/// Number of entries that are read at once.
 const READS_AT_ONCE: usize = 64;
-/// Parts that a search by time divides what is left into: each costs a request, all of them one round trip.
+/// Number of parts into which a search by time divides the rest. Each part costs a request, and all of them one round
+/// trip.
 const SEARCH_PARTS: usize = 32;
 
-/// One published checkpoint, found.
+/// A published checkpoint that was found.
 #[derive(Debug, Clone, Copy)]
 pub struct Point {
-    /// What it stored.
+    /// The state that it stored.
     pub(crate) state: StoredState,
     /// Its inode.
     pub(crate) inode: InodeRaw,
@@ -55,13 +56,13 @@ impl Point {
         self.state.mark.cno
     }
 
-    /// Size of the volume at it, in bytes.
+    /// Size of the volume at the checkpoint, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.state.size_bytes()
     }
 }
 
-/// A checkpoint as it is shown.
+/// A checkpoint as it is shown to people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Listed {
     /// Its number.
@@ -69,13 +70,13 @@ pub struct Listed {
     /// When it was published: RFC 3339, UTC.
     #[serde(serialize_with = "rfc3339")]
     pub time: u64,
-    /// Size of the volume at it, in bytes.
+    /// Size of the volume at the checkpoint, in bytes.
     pub size_bytes: u64,
-    /// Bytes of the objects that it stored, its index included: about what was written since the one before.
+    /// Bytes of the objects that it stored, with its index: about what was written since the previous checkpoint.
     pub written_bytes: u64,
-    /// Names that it has.
+    /// The names of the checkpoint.
     pub names: Vec<SnapshotName>,
-    /// Why it is kept. Nothing: it goes with one of the next rounds.
+    /// Why it is kept. If this is empty, one of the next rounds removes it.
     pub kept_by: Vec<Reason>,
 }
 
@@ -83,7 +84,8 @@ fn rfc3339<S: Serializer>(ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&time_text(*ms))
 }
 
-/// A time in milliseconds since 1970-01-01 UTC as RFC 3339 writes it; what is beyond year 9999 as the end of that.
+/// A time in milliseconds since 1970-01-01 UTC in the format of RFC 3339. A time beyond the year 9999 is shown as the
+/// end of that year.
 pub fn time_text(ms: u64) -> String {
     let time = i64::try_from(ms)
         .ok()
@@ -91,7 +93,8 @@ pub fn time_text(ms: u64) -> String {
     time.unwrap_or(Timestamp::MAX).to_string()
 }
 
-/// The published checkpoints of a volume from `since_ms` to `until_ms`, oldest first. In milliseconds since 1970-01-01 UTC.
+/// The published checkpoints of a volume from `since_ms` to `until_ms`, oldest first. Both are in milliseconds since
+/// 1970-01-01 UTC.
 ///
 /// # Errors
 /// When the store fails, or there is no volume.
@@ -106,7 +109,7 @@ pub async fn list(
     list_by(&store, since_ms, until_ms, policy.as_ref()).await
 }
 
-/// As [`list`], with the reasons by which they would be kept if this were the volume's policy.
+/// As [`list`], with the reasons for which they would be kept if this were the volume's policy.
 ///
 /// # Errors
 /// As [`list`].
@@ -117,7 +120,7 @@ pub(crate) async fn list_by(
     policy: Option<&Policy>,
 ) -> Result<Vec<Listed>, VolumeError> {
     let data = async { Ok(store.list(&store.data_key("")).await?) };
-    // What an hour, a day or a month keeps depends on all of them.
+    // Which checkpoint of an hour, a day or a month is kept depends on all checkpoints.
     let since_entries_ms = if policy.is_some() { 0 } else { since_ms };
     let (entries, objects, named, in_use) = try_join!(
         entries_since(store, since_entries_ms),
@@ -158,12 +161,13 @@ pub(crate) async fn list_by(
     Ok(listed.collect())
 }
 
-/// The entries of the list that may be of this time or later, ascending; and what will be the newest one's, where it is on its way.
+/// The entries of the list that may be of this time or later, ascending, including the entry of the newest checkpoint
+/// if it is still being written.
 async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntry>, VolumeError> {
     let (inode, _) = stored_inode::load(store).await?;
     let numbers = checkpoint_list::numbers_up_to(store, inode.i_last_cno).await?;
     let is_newest_listed = numbers.last().map_or(0, |(number, _)| *number) == inode.i_last_cno;
-    // An entry is written after its publish, so what was written long before is not asked for.
+    // An entry is written after its publish, so entries that were written long before are not read.
     let oldest = UNIX_EPOCH + Duration::from_millis(since_ms).saturating_sub(CLOCKS_APART_MAX);
     let (accounted, plan) = try_join!(retention::accounted(store), plan::load(store))?;
     let plan = plan
@@ -172,7 +176,7 @@ async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntr
     let numbers = numbers
         .into_iter()
         .filter(|(cno, written)| *written >= oldest && plan.as_ref().is_none_or(|plan| plan.keeps(*cno)));
-    // Of what was accounted the table tells as much, with one request.
+    // The usage table has the same data of the accounted checkpoints, and costs one request.
     let loaded = stream::iter(numbers.map(|(cno, _)| {
         let known = accounted.get(&cno).map(|known| CatalogueEntry {
             cno,
@@ -205,7 +209,7 @@ async fn entries_since(store: &Store, since_ms: u64) -> Result<Vec<CatalogueEntr
     Ok(loaded.into_iter().flatten().chain(newest).collect())
 }
 
-/// The bytes that each checkpoint's objects have.
+/// The number of bytes in each checkpoint's objects.
 fn bytes_by_number(store: &Store, objects: &[ObjectEntry]) -> BTreeMap<u64, u64> {
     let prefix = store.data_key("");
     let mut bytes: BTreeMap<u64, u64> = BTreeMap::new();
@@ -218,7 +222,7 @@ fn bytes_by_number(store: &Store, objects: &[ObjectEntry]) -> BTreeMap<u64, u64>
     bytes
 }
 
-/// The checkpoint that `at` means; the newest published when it is `None`.
+/// The checkpoint that `at` names, or the newest published one when it is `None`.
 ///
 /// # Errors
 /// [`VolumeError::NoCheckpoint`] when there is none; [`VolumeError::NotFound`] when there is no volume.
@@ -236,7 +240,7 @@ pub async fn find(store: &Store, at: Option<&At>) -> Result<Point, VolumeError> 
     if let Some(found) = found {
         return Ok(found);
     }
-    // There may be no volume at all.
+    // There may be no volume at all, which is another error.
     stored_inode::load(store).await?;
     Err(VolumeError::NoCheckpoint {
         url: store.url.to_string(),
@@ -274,8 +278,8 @@ fn point(raw: &InodeRaw, published_ms: u64) -> Result<Point, VolumeError> {
     })
 }
 
-/// A checkpoint counts as published when the list has an entry of it, or when it is the newest: the entry of that one may be on
-/// its way.
+/// The checkpoint with this number. It counts as published when the list has its entry, or when it is the newest, whose
+/// entry may still be in flight.
 async fn by_number(store: &Store, cno: u64) -> Result<Option<Point>, VolumeError> {
     // Object names have ten digits.
     if cno == 0 || cno > crate::engine::limits::CHECKPOINT_NUMBER_MAX {
@@ -297,15 +301,15 @@ async fn by_number(store: &Store, cno: u64) -> Result<Option<Point>, VolumeError
     }
 }
 
-/// The newest checkpoint that was published at this time or before. Times are those of servers' clocks; where one went back, the
-/// search may find another checkpoint that was published before this time.
+/// The newest checkpoint that was published at this time or before. Times come from the servers' clocks. If a clock was
+/// set back, the search may find another checkpoint that was published before this time.
 async fn by_time(store: &Store, ms: u64) -> Result<Option<Point>, VolumeError> {
     let (inode, _) = stored_inode::load(store).await?;
     let numbers = checkpoint_list::numbers_up_to(store, inode.i_last_cno).await?;
     let numbers: Vec<u64> = numbers.into_iter().map(|(number, _)| number).collect();
     let is_newest_listed = numbers.last().copied().unwrap_or(0) == inode.i_last_cno;
     if !is_newest_listed && stored_inode::modified_ms(&inode) <= ms {
-        // Its entry is on its way.
+        // The entry of the newest checkpoint is still in flight.
         return point(&inode, stored_inode::modified_ms(&inode)).map(Some);
     }
     let in_time = count_in_time(store, &numbers, ms).await?;
@@ -317,9 +321,9 @@ async fn by_time(store: &Store, ms: u64) -> Result<Option<Point>, VolumeError> {
     Ok(None)
 }
 
-/// How many of these checkpoints, from the first on, were published at this time or before.
+/// How many of these checkpoints, counted from the first, were published at this time or before.
 async fn count_in_time(store: &Store, numbers: &[u64], ms: u64) -> Result<usize, VolumeError> {
-    // Everything before `low` is in time, nothing from `high` on is.
+    // All checkpoints before `low` are in time, and none from `high` on is.
     let (mut low, mut high) = (0, numbers.len());
     while low < high {
         let step = (high - low).div_ceil(SEARCH_PARTS);
@@ -349,7 +353,7 @@ mod tests {
         let store = connect_for_create(&url, &StoreOptions::default()).await.unwrap();
         let mut numbers = Vec::new();
         for number in 1..=150 {
-            // Published at 10, 20, ... and not every number is one.
+            // They are published at 10, 20, ..., and not every number has one.
             let entry = CatalogueEntry {
                 cno: number * 3,
                 check: None,

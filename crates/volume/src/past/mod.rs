@@ -1,7 +1,7 @@
-//! The past of a volume: its checkpoints, names for them, and how people say which one they mean.
+//! The past of a volume: its checkpoints, their names, and the ways in which people name one.
 //!
-//! Every checkpoint is a whole state of the volume, and none is ever changed. [`At`] is a person's word for one of them;
-//! [`find`] tells which that is. Nothing here changes the container.
+//! Every checkpoint is a whole state of the volume, and none is ever changed. [`At`] is a person's name for one of
+//! them, and [`find`] finds that checkpoint. Nothing here changes the container.
 
 pub use crate::meta::snapshots::{Snapshot, SnapshotName};
 

@@ -1,4 +1,4 @@
-//! Names for checkpoints: given, listed, taken away.
+//! Snapshots, that is names for checkpoints: create, list, delete.
 
 use super::list::{Point, find};
 use super::{At, AtError};
@@ -12,7 +12,7 @@ use crate::options::StoreOptions;
 use crate::retention::ensure_kept;
 use crate::store::Store;
 
-/// Gives a checkpoint a name. `None` when the name is taken.
+/// Gives a checkpoint a name. Returns `None` when the name is taken.
 ///
 /// # Errors
 /// When the store fails.
@@ -30,24 +30,24 @@ pub(crate) async fn put(
     let body = serde_json::to_vec(&snapshot).map_err(|e| VolumeError::Internal(e.to_string()))?;
     match store.put_create_only(&key(store, name), body).await {
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
-            // The answer to an earlier sending may have been lost.
+            // The answer to an earlier attempt may have been lost.
             Ok(load(store, name).await?.filter(|there| *there == snapshot))
         }
         other => Ok(other.map(|_| Some(snapshot))?),
     }
 }
 
-/// A name that begins so and that nobody has used.
+/// A name with this prefix that nobody has used.
 ///
 /// # Errors
-/// When it is no name.
+/// When the result is not a valid name.
 pub(crate) fn free_name(start: &str) -> Result<SnapshotName, VolumeError> {
     let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ");
     let name = format!("{start}{now}").parse();
     name.map_err(VolumeError::Internal)
 }
 
-/// Gives a name to a checkpoint: the newest published when `at` is `None`.
+/// Gives a name to a checkpoint, or to the newest published one when `at` is `None`.
 ///
 /// # Errors
 /// [`VolumeError::NoCheckpoint`] when there is no such checkpoint, [`VolumeError::InvalidInput`] when the name is taken.
@@ -65,7 +65,7 @@ pub async fn create(
              {url} {name}"
         ))
     })?;
-    // It may have been about to be removed before it had its name.
+    // A removal of the checkpoint may have begun before it got its name.
     if let Err(e) = ensure_kept(&store, point.id()).await {
         store.delete(&key(&store, name)).await?;
         return Err(e);
@@ -84,7 +84,7 @@ pub async fn snapshots(url: &VolumeUrl, store_options: &StoreOptions) -> Result<
     load_all(&store).await
 }
 
-/// Takes a name away; the checkpoint stays.
+/// Removes a name. The checkpoint stays.
 ///
 /// # Errors
 /// [`VolumeError::NoCheckpoint`] when there is no such name.

@@ -1,8 +1,9 @@
-//! The read cache: pages of published data in memory, and on a local disk when one is given.
+//! The read cache: pages of published data in memory, and on a local disk if one is given.
 //!
-//! A page is keyed by where it is stored. Stored objects never change, so nothing here ever goes stale while the volume has
-//! one history; what the disk holds is used only by a volume that has the checkpoint which it goes up to. It is checked when
-//! it is read (foyer keeps a checksum with each entry), so that a killed server or a bad disk costs a miss and no wrong byte.
+//! A page is keyed by its place in the store. Stored objects never change, so a page stays valid as long as the volume
+//! keeps one history. The pages on the disk are used only by a volume that has the newest checkpoint that they may come
+//! from. A page from the disk is checked when it is read (foyer keeps a checksum with each entry). So a killed server
+//! or a bad disk costs a miss and never a wrong byte.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -28,19 +29,19 @@ use crate::store::lineage::RootId;
 const PAGE_OVERHEAD_BYTES: usize = 176;
 /// Unit in which room on the disk is taken and reclaimed.
 const DISK_UNIT_BYTES: usize = 16 << 20;
-/// Locked by the server that uses the directory.
+/// The file that the server locks while it uses the directory.
 const LOCK_NAME: &str = "lock";
 /// The directory of the cache's own files.
 const PAGES_NAME: &str = "pages";
 
-/// Where a page is stored.
+/// The place of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PageKey {
     /// The container that has the object: clones of one parent have other bytes under the same numbers, and share the parent's.
     pub root: RootId,
     /// The object, in the engine's own numbering.
     pub object: u64,
-    /// Where in the object the page starts, in bytes.
+    /// Offset of the page in the object, in bytes.
     pub offset_bytes: u64,
 }
 
@@ -75,16 +76,16 @@ impl Code for PageKey {
 
 type Pages = HybridCache<PageKey, Vec<u8>>;
 
-/// Pages of published data. Without memory given to it, it holds nothing.
+/// Pages of published data. A cache without memory holds nothing.
 pub struct ReadCache {
     pages: Option<Pages>,
     memory_bytes: u64,
-    /// Held as long as the disk is used.
+    /// Held while the disk is in use.
     lock: Option<File>,
-    /// What the disk says of the volume.
+    /// What the disk records of the volume.
     state: Option<CacheState>,
     has_failed: AtomicBool,
-    /// The disk could not be told of a newer checkpoint: nothing more is kept.
+    /// A newer checkpoint could not be recorded on the disk, so no more pages are kept.
     is_stopped: AtomicBool,
     /// Where look-ups are counted.
     metrics: Metrics,
@@ -162,7 +163,7 @@ impl ReadCache {
         }
     }
 
-    /// Bytes of memory it may take; 0 when it holds nothing.
+    /// The memory that the cache may take, in bytes; 0 when it holds nothing.
     pub fn memory_bytes(&self) -> u64 {
         self.pages.as_ref().map_or(0, |_| self.memory_bytes)
     }
@@ -172,13 +173,14 @@ impl ReadCache {
         self.lock.is_some()
     }
 
-    /// Looks at a page in memory; `None` when it is not there.
+    /// Calls `look` with a page that is in memory. Returns `None` when the page is not there.
     pub fn with<R>(&self, key: PageKey, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let page = self.pages.as_ref()?.memory().get(&key)?;
         Some(look(page.value()))
     }
 
-    /// Brings a page from the disk into memory and looks at it; `None` when it is in neither.
+    /// Calls `look` with a page, which is read from the disk into memory if need be. Returns `None` when the page is in
+    /// neither.
     pub async fn load<R>(&self, key: PageKey, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
         match self.pages.as_ref()?.get(&key).await {
             Ok(page) => page.map(|page| look(page.value())),
@@ -191,15 +193,15 @@ impl ReadCache {
         }
     }
 
-    /// The checkpoint that the disk goes up to, if there is a disk and it can be told.
+    /// The newest checkpoint from which pages on the disk may come, if there is a disk and this is known.
     pub(crate) fn found(&self) -> Option<CheckpointId> {
         self.state.as_ref()?.found()
     }
 
-    /// Empties it: it is another history's, or that cannot be told.
+    /// Empties the cache, because its pages belong to another history or may do so.
     ///
     /// # Errors
-    /// When the disk cannot be emptied; it must not be used then.
+    /// When the disk cannot be emptied. It must then not be used.
     pub async fn clear(&self) -> io::Result<()> {
         match &self.pages {
             Some(pages) => pages.clear().await.map_err(io::Error::other),
@@ -207,7 +209,8 @@ impl ReadCache {
         }
     }
 
-    /// The volume is at this checkpoint: what is kept from here on is of it, or of one before.
+    /// Notes the volume's newest checkpoint. Pages that are kept from here on come from this checkpoint or an earlier
+    /// one.
     pub fn note_checkpoint(&self, newest: CheckpointId) {
         self.note(newest, false);
     }
@@ -220,7 +223,7 @@ impl ReadCache {
         }
     }
 
-    /// Takes a page in.
+    /// Adds a page.
     pub fn insert(&self, key: PageKey, page: Vec<u8>) {
         if self.is_stopped.load(Ordering::Relaxed) {
             return;
@@ -230,8 +233,7 @@ impl ReadCache {
         }
     }
 
-    /// Writes out what is on its way to the disk, and lets the directory go. `newest` is the checkpoint that the volume is
-    /// at.
+    /// Writes the pending pages to the disk and unlocks the directory. `newest` is the volume's newest checkpoint.
     pub async fn close(&self, newest: CheckpointId) {
         if let (Some(pages), Some(lock)) = (&self.pages, &self.lock) {
             match pages.close().await {
@@ -250,7 +252,7 @@ fn in_memory(
         .with_name("pages")
         .with_policy(HybridCachePolicy::WriteOnInsertion)
         .memory(config.memory_bytes as usize)
-        // One pass over a large volume must not drive out what is read again and again.
+        // One pass over a large volume must not evict the pages that are read repeatedly.
         .with_eviction_config(S3FifoConfig::default())
         .with_weighter(|_: &PageKey, page: &Vec<u8>| page.len() + PAGE_OVERHEAD_BYTES)
 }
@@ -276,7 +278,7 @@ async fn on_disk(
     Ok((pages, lock))
 }
 
-/// Makes the directory, for its owner's eyes only, and locks it.
+/// Makes the directory, accessible only to its owner, and locks it.
 fn lock(dir: &Path, on: &dyn Disk) -> io::Result<File> {
     DirBuilder::new()
         .recursive(true)

@@ -1,15 +1,15 @@
-//! The cache of published data, as it is set.
+//! The configuration of the read cache.
 
 use std::path::PathBuf;
 
 use crate::base::units::MIB;
 
-/// Cache of published data.
+/// Configuration of the cache of published data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadCacheConfig {
     /// Memory, in bytes; 0 for no cache.
     pub memory_bytes: u64,
-    /// A disk below it.
+    /// The local disk that holds more pages than memory, if there is one.
     pub disk: Option<ReadCacheDisk>,
 }
 
@@ -22,11 +22,11 @@ impl Default for ReadCacheConfig {
     }
 }
 
-/// Room for a read cache on a local disk.
+/// Space for a read cache on a local disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadCacheDisk {
-    /// Absolute path of a directory, made when it is missing; each volume has its own below it.
+    /// Absolute path of a directory, which is made when it is missing. Each volume has a directory of its own in it.
     pub dir: PathBuf,
-    /// Room in bytes.
+    /// The space in bytes.
     pub size_bytes: u64,
 }

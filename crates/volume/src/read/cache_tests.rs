@@ -131,7 +131,7 @@ async fn damage_on_the_disk_costs_misses_and_no_wrong_byte() {
         fs::write(&path, bytes).unwrap();
     }
     assert!(damaged > 100);
-    // Asserts inside that every page found is right.
+    // This asserts for every page that is found that its bytes are right.
     let again = ReadCache::open(&config(dir.path()), Some(id(1))).await;
     assert!(hits(&again, 2000).await < 2000);
 }

@@ -1,24 +1,24 @@
 //! Coalescing: which pieces of stored objects are read with one request (pure).
 //!
-//! Blocks that were published together lie in one object, in the order of their places in the volume. What lies side by side
-//! in a volume that has aged lies in many objects, and what a read wants of one object is neighbours, or nearly so. So pieces
-//! are ordered by object and place, whatever their order in the volume, and a gap between two of them is read with them as
-//! long as that costs less than a second request.
+//! Blocks that were published together are in one object, in the order of their offsets in the volume. Neighbouring
+//! blocks of a volume that was changed often are in many objects, and the blocks that a read needs of one object are
+//! neighbours there, or nearly so. So pieces are sorted by object and offset, whatever their order in the volume. A gap
+//! between two pieces is read with them as long as that costs less than a second request.
 
 use std::ops::Range;
 
-/// What a request costs, in bytes that the line carries meanwhile: a line of 2 Gbit/s, a round trip of 20 ms and 64 requests
-/// under way make 78 KiB; the processors of both ends cost about as much.
+/// The cost of a request, in bytes that the connection could carry instead. With 2 Gbit/s, a round trip of 20 ms and 64
+/// requests in flight it is 78 KiB. The processors of both ends cost about as much.
 pub const REQUEST_COST_BYTES: u64 = 64 << 10;
 
-/// Bytes of one object that somebody wants.
+/// Wanted bytes of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// What the caller knows it by.
+    /// The caller's number for the piece.
     pub number: usize,
     /// The object.
     pub object: u64,
-    /// The bytes wanted, in bytes from the object's start; not empty.
+    /// The wanted bytes, counted from the object's start; not empty.
     pub bytes: Range<u64>,
 }
 
@@ -27,14 +27,14 @@ pub struct Piece {
 pub struct Span {
     /// The object.
     pub object: u64,
-    /// From the first to the last of the bytes wanted.
+    /// The bytes from the first to the last wanted one.
     pub bytes: Range<u64>,
-    /// What it is for, ascending.
+    /// The pieces that it serves, ascending.
     pub pieces: Vec<Piece>,
 }
 
-/// The requests for these pieces: none of more than `span_bytes_max`, unless one piece is; together with the costs of their
-/// requests never more bytes than the pieces one by one.
+/// The requests for these pieces. No request is longer than `span_bytes_max`, unless a single piece is. Counting each
+/// request's cost in bytes, they never transfer more than one request for each piece would.
 pub fn spans(mut pieces: Vec<Piece>, span_bytes_max: u64) -> Vec<Span> {
     pieces.sort_unstable_by_key(|piece| (piece.object, piece.bytes.start, piece.bytes.end));
     let mut all: Vec<Span> = Vec::new();

@@ -1,22 +1,23 @@
-//! When a slow request is asked a second time (pure: no clock, no I/O).
+//! Hedging: when a slow request is sent a second time (pure: no clock, no I/O).
 //!
-//! A second request after the 95th percentile of what requests of late took cuts off the long tail of a store for a
-//! few percent more requests. See J. Dean and L. A. Barroso, "The Tail at Scale", CACM 56(2), 2013.
+//! A second request is sent once the first has taken longer than the 95th percentile of recent requests. That cuts off
+//! the long tail of a store's latency for a few percent more requests. See J. Dean and L. A. Barroso, "The Tail at
+//! Scale", CACM 56(2), 2013.
 
 use std::time::Duration;
 
-/// Requests remembered.
+/// Number of requests whose times are remembered.
 const SAMPLES: usize = 256;
-/// Requests after which the percentile is worked out anew.
+/// Number of requests after which the percentile is computed again.
 const RENEWED_EVERY: usize = 32;
-/// Second requests earned by a first one: 5 %.
+/// Second requests that each first request allows: 5 %.
 const EARNED: f64 = 0.05;
-/// The most second requests saved up.
+/// The most second requests that may be saved up.
 const SAVED_MAX: f64 = 8.0;
-/// The least wait before a second request; below it the store is not what is slow.
+/// The shortest wait before a second request. A faster answer means that the store is not the cause of a delay.
 const WAIT_LEAST: Duration = Duration::from_millis(5);
 
-/// Watches how long requests take.
+/// Records how long requests take, and decides on second requests.
 #[derive(Debug, Default)]
 pub struct Hedge {
     samples: Vec<Duration>,
@@ -27,13 +28,13 @@ pub struct Hedge {
 }
 
 impl Hedge {
-    /// A request begins: how long to wait for it before a second one; `None` for as long as it takes.
+    /// Notes that a request begins. Returns how long to wait before a second one, or `None` when none is to be sent.
     pub fn begin(&mut self) -> Option<Duration> {
         self.saved = (self.saved + EARNED).min(SAVED_MAX);
         self.wait
     }
 
-    /// Whether a second request may be sent now; it is then counted.
+    /// Whether a second request may be sent now. If so, it is counted.
     pub fn take(&mut self) -> bool {
         let has_saved = self.saved >= 1.0;
         if has_saved {
@@ -42,7 +43,7 @@ impl Hedge {
         has_saved
     }
 
-    /// A first request was answered.
+    /// Notes that a first request was answered.
     pub fn ended(&mut self, took: Duration) {
         if self.samples.len() < SAMPLES {
             self.samples.push(took);

@@ -1,11 +1,11 @@
 //! Reading published data.
 //!
-//! * `read_path`: one read from look-up to bytes: what the rest of this folder and the index do for it, and in which order.
-//! * [`reader`]: reads stored bytes: from the cache, from a fetch under way, or with one of its own.
-//! * [`coalesce`] (pure): what is read with one request.
-//! * [`cache`]: pages of stored data, in memory and on a disk.
-//! * [`priority_gate`]: who may ask the store next.
-//! * [`hedge`] (pure): when a slow request is asked a second time.
+//! * `read_path`: the course of one read from look-up to bytes, through the parts below and the index.
+//! * [`reader`]: reads stored bytes: from the cache, from a fetch in flight, or with a fetch of its own.
+//! * [`coalesce`] (pure): which bytes are read with one request.
+//! * [`cache`]: pages of stored data, in memory and on a local disk.
+//! * [`priority_gate`]: which request goes to the store next.
+//! * [`hedge`] (pure): when a slow request is sent a second time.
 //! * [`read_ahead`] (pure): what to read ahead.
 
 pub mod cache;

@@ -1,24 +1,25 @@
-//! Who may ask the store next: reads that somebody waits for come before read-ahead, read-ahead before background work.
+//! Decides which request goes to the store next: client reads first, then read-ahead, then background work.
 
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// What a fetch is for, the most urgent first.
+/// The purpose of a fetch, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Somebody waits for the bytes.
+    /// A client waits for the bytes.
     Foreground,
-    /// Somebody will probably want them soon.
+    /// A client will probably want the bytes soon.
     ReadAhead,
-    /// Work of our own.
+    /// Work of the volume itself.
     Background,
 }
 
 const CLASSES: usize = 3;
 
-/// A fixed number of turns, given to the most urgent class that waits. Within a class first come, first served.
+/// A fixed number of slots for requests, given to the most urgent class that waits. Within a class the first to wait
+/// comes first.
 #[derive(Debug)]
 pub struct Gate {
     turns: Mutex<Turns>,
@@ -26,9 +27,10 @@ pub struct Gate {
 
 #[derive(Debug)]
 struct Turns {
-    /// Turns that a class and the less urgent ones may hold at most; a quarter is always left to the foreground.
+    /// The most slots that a class and the less urgent ones may hold together. A quarter is always left to the
+    /// foreground.
     most: [usize; CLASSES],
-    /// Turns that read-ahead may hold: its fetches are the largest, and this bounds the memory they take.
+    /// The most slots that read-ahead may hold. Its fetches are the largest, so this bounds the memory that they take.
     most_ahead: usize,
     held: [usize; CLASSES],
     waiting: [VecDeque<oneshot::Sender<()>>; CLASSES],
@@ -46,7 +48,7 @@ impl Turns {
         }
     }
 
-    /// Hands free turns to those who wait.
+    /// Gives free slots to those who wait.
     fn hand_out(&mut self) {
         for class in [Class::Foreground, Class::ReadAhead, Class::Background] {
             while self.can_take(class) {
@@ -55,7 +57,7 @@ impl Turns {
                 };
                 self.held[class as usize] += 1;
                 if next.send(()).is_err() {
-                    // Went away while it waited.
+                    // The waiter was dropped while it waited.
                     self.held[class as usize] -= 1;
                 }
             }
@@ -63,7 +65,7 @@ impl Turns {
     }
 }
 
-/// A turn at the store, given back when it is dropped.
+/// A slot for one request, given back when it is dropped.
 #[derive(Debug)]
 pub struct Turn<'a> {
     gate: &'a Gate,
@@ -79,7 +81,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Gate {
-    /// A gate of this many turns, at least 4.
+    /// A gate with this many slots, at least 4.
     pub fn new(turns: usize) -> Self {
         let turns = turns.max(4);
         let later = turns - turns / 4;
@@ -93,7 +95,7 @@ impl Gate {
         }
     }
 
-    /// Waits for a turn.
+    /// Waits for a slot.
     pub async fn enter(&self, class: Class) -> Turn<'_> {
         let place = {
             let mut turns = self.turns.lock();
@@ -113,7 +115,7 @@ impl Gate {
     }
 }
 
-/// A place in the queue. Given up after the turn was handed over but before that was noticed, it gives the turn back.
+/// A place in the queue. If it is dropped after it got a slot and before that was noticed, it gives the slot back.
 struct Place<'a> {
     gate: &'a Gate,
     class: Class,
@@ -123,7 +125,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     async fn wait(mut self) -> Turn<'a> {
         if let Some(handed) = &mut self.handed {
-            // The gate outlives the place, and drops no hand without sending.
+            // The gate outlives the place, and never drops a sender without sending.
             let _ = handed.await;
         }
         self.handed = None;

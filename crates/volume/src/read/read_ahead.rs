@@ -1,41 +1,42 @@
-//! What to read ahead (pure: reads in, ranges out, no clock, no I/O).
+//! Read-ahead: what to read ahead of the clients' reads (pure: reads in, ranges out, no clock, no I/O).
 //!
-//! Each stream of reads has a window in front of it, doubled as the stream goes on up to one that covers the line
-//! between here and the store. Requests of one stream arrive in any order, as a client with many in flight sends them,
-//! so a read near the front of a stream belongs to it. What was read ahead and never asked for counts as waste, and
-//! waste makes the next streams prove themselves for longer.
+//! Each stream of reads has a window ahead of it. The window doubles as the stream goes on, up to a size that covers
+//! the connection's latency. A client with many requests in flight sends the requests of one stream in any order, so a
+//! read near the front of a stream belongs to it. Bytes that were read ahead and never requested count as waste. The
+//! more waste there is, the longer a new stream must be before it gets a window.
 
 use std::ops::Range;
 
-/// Streams told apart at once; the one unused for longest makes room.
+/// Number of streams that are tracked at once. A new stream replaces the one that was unused for longest.
 const STREAMS: usize = 16;
-/// The first window.
+/// Size of a stream's first window.
 const WINDOW_FIRST_BYTES: u64 = 256 << 10;
-/// How far behind its front a read still belongs to a stream.
+/// How far behind the front of a stream a read may be and still belong to it.
 const BEHIND_BYTES: u64 = 32 << 20;
-/// How many requests further on a read still belongs to a stream: those in between are on their way.
+/// How many requests past the front of a stream a read may be and still belong to it. The requests in between are in
+/// flight.
 const IN_FLIGHT: u64 = 16;
-/// Bytes in a row before a stream is believed, while nothing is wasted.
+/// Bytes in sequence after which a stream gets a window, while nothing is wasted.
 const BELIEVED_BYTES: u64 = 128 << 10;
-/// The most that waste multiplies that by.
+/// The largest factor by which waste raises that number.
 const DOUBT_MAX: u64 = 64;
 
 #[derive(Debug, Clone)]
 struct Stream {
     /// End of the furthest read.
     front: u64,
-    /// Bytes read in this stream, less those left out.
+    /// Bytes read in this stream, less those that it skipped.
     run_bytes: u64,
     /// Start of what was read ahead.
     ahead_from: u64,
     /// End of what was read ahead.
     ahead_until: u64,
     window_bytes: u64,
-    /// For finding the stream unused for longest.
+    /// When the stream was used last, to find the one that was unused for longest.
     used_at: u64,
 }
 
-/// Decides what to read ahead of the reads it is told of.
+/// Decides what to read ahead of the reads that it is told.
 #[derive(Debug)]
 pub struct Windows {
     streams: Vec<Stream>,
@@ -57,7 +58,7 @@ pub struct Tally {
 }
 
 impl Windows {
-    /// Windows of at most `window_max_bytes` each.
+    /// Tracks streams with windows of at most `window_max_bytes` each.
     pub fn new(window_max_bytes: u64) -> Self {
         Self {
             streams: Vec::new(),
@@ -68,7 +69,8 @@ impl Windows {
         }
     }
 
-    /// A read begins: the range to read ahead, if any, in bytes of the volume. It may reach past the volume's end.
+    /// Notes that a read begins. Returns the range to read ahead, if any, in bytes of the volume. It may reach past the
+    /// volume's end.
     pub fn read(&mut self, offset_bytes: u64, len_bytes: u64) -> Option<Range<u64>> {
         self.reads += 1;
         let end = offset_bytes + len_bytes;
@@ -84,11 +86,11 @@ impl Windows {
         let stream = &mut self.streams[at];
         stream.used_at = reads;
         if end <= stream.front {
-            // It was on its way when a later one arrived, or is read again: it moves nothing.
+            // The read was in flight when a later one arrived, or repeats an earlier one. It does not move the front.
             stream.run_bytes += len_bytes;
             return None;
         }
-        // What is left out counts against the stream, until it arrives.
+        // Skipped bytes count against the stream until they are read.
         let skipped = offset_bytes.saturating_sub(stream.front);
         stream.run_bytes = stream.run_bytes.saturating_sub(skipped) + len_bytes;
         let reached = stream.front.max(stream.ahead_from)..end.min(stream.ahead_until);
@@ -215,7 +217,7 @@ mod tests {
         let mut windows = Windows::new(MAX);
         let mut wasted = Vec::new();
         for stream in 0..200u64 {
-            // Ends right after it was first read ahead of.
+            // The stream ends right after its first read-ahead.
             let ahead = run(&mut windows, (0..3).map(|i| (stream << 36) + (i << 16)), 1 << 16);
             wasted.push(ahead.iter().map(|r| r.end - r.start).sum::<u64>());
         }

@@ -1,4 +1,4 @@
-//! Reading what is published: find the places, then read them. Nothing here asks the owner.
+//! Reads of published data: finds the places, then reads them. Nothing here uses the owner thread.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -25,22 +25,22 @@ use crate::store::lineage::RootId;
 use crate::store::{Frames, Store};
 use crate::write_buffer::overlay::Frozen;
 
-/// Blocks looked up at least at a time, so that a stream of reads seldom needs a look-up.
+/// The fewest blocks that are looked up at once, so that a stream of reads seldom needs a look-up.
 const LOOKUP_BLOCKS_MIN: u64 = 1024;
-/// Look-ups that one request for extents may cost.
+/// The most look-ups for one request for extents.
 const EXTENT_LOOKUPS: u32 = 8;
-/// The largest window of read-ahead: what a line of 4 Gbit/s carries in 30 ms.
+/// The largest window of read-ahead: what a connection of 4 Gbit/s carries in 30 ms.
 const WINDOW_MAX_BYTES: u64 = 16 << 20;
-/// The most that completing blocks reads at once, which bounds the memory that many such reads take.
+/// The most bytes that completing blocks reads with one call, which bounds the memory that many such reads take.
 const GROUP_BYTES_MAX: u64 = 512 << 10;
-/// Time from the open to the warm-up of the index.
+/// Time between the open and the warm-up of the index.
 const WARM_UP_WAIT: Duration = Duration::from_millis(300);
 /// Places that damage is told of, at most: the log need not grow with every attempt.
 const TOLD_MAX: usize = 1000;
 /// Part of the cache that one window may take, and that one publish may.
 const CACHE_PARTS: u64 = 16;
 
-/// Reads of one container. Clones share everything.
+/// Reads of one container. All clones share one state.
 #[derive(Clone)]
 pub(crate) struct Reads {
     shared: Arc<Shared>,
@@ -56,7 +56,7 @@ struct Shared {
     told: Mutex<HashSet<u64>>,
 }
 
-/// Objects of a container.
+/// Reads the objects of a container.
 pub(crate) struct Objects(pub Store);
 
 #[async_trait]
@@ -101,12 +101,12 @@ impl Reads {
         }
     }
 
-    /// The cache of what is read.
+    /// The read cache.
     pub(crate) fn cache(&self) -> &ReadCache {
         self.shared.reader.cache()
     }
 
-    /// The places of blocks from `blocks.start` on: all of them, or as far as `lookups` reach.
+    /// The places of blocks from `blocks.start` on: of all of them, or of as many as `lookups` look-ups find.
     async fn locate(&self, blocks: Range<u64>, mut lookups: u32) -> Result<Vec<Run>, VolumeError> {
         let mut runs: Vec<Run> = Vec::new();
         loop {
@@ -123,7 +123,7 @@ impl Reads {
                 return Ok(runs);
             }
             lookups -= 1;
-            // A wide window costs little more and spares the next reads the look-up.
+            // A wide range costs little more, and spares the next reads a look-up.
             let until = blocks
                 .end
                 .max(at + LOOKUP_BLOCKS_MIN)
@@ -131,7 +131,7 @@ impl Reads {
             let mut next = at;
             for mut run in self.shared.index.look_up(at..until).await? {
                 if run.blocks.start != next || next >= blocks.end {
-                    // What lies between was published meanwhile: the map knows.
+                    // The blocks in between were published meanwhile, and the map knows them.
                     break;
                 }
                 run.blocks.end = run.blocks.end.min(blocks.end);
@@ -141,8 +141,8 @@ impl Reads {
         }
     }
 
-    /// The places that a request's bytes are stored at, as far as they are stored; with the range of the request that
-    /// each is for, in bytes from its start.
+    /// The places at which the bytes of a request are stored, each with the range of the request that it serves, in
+    /// bytes from the request's start. A range that is stored nowhere has no place.
     fn stored(&self, runs: &[Run], offset_bytes: u64, len_bytes: u64) -> Vec<(Range<u64>, Option<Stored>)> {
         let block_size = u64::from(self.shared.geometry.block_size());
         let end = offset_bytes + len_bytes;
@@ -156,7 +156,7 @@ impl Reads {
                     offset_bytes: base,
                 } => Some(Stored {
                     object,
-                    // The last block of a volume is stored as far as the volume reaches.
+                    // The last block of a volume is stored only up to the volume's end.
                     run: base..base + until.min(self.shared.geometry.size_bytes()) - start,
                     wanted: base + (wanted.start - start)..base + (wanted.end - start),
                 }),
@@ -166,7 +166,7 @@ impl Reads {
         pieces.collect()
     }
 
-    /// Reads without waiting for anything, if that is possible. Otherwise `out` may be filled in part.
+    /// Reads without waiting for anything, if possible. Returns `false` otherwise; `out` may then be filled in part.
     pub(crate) fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
         let len_bytes = out.len() as u64;
         let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
@@ -191,7 +191,7 @@ impl Reads {
             })
     }
 
-    /// What of a request is stored, each with the part of `out` that it fills. The rest of `out` is zeroed.
+    /// The stored pieces of a request, each with the part of `out` that it fills. The rest of `out` is zeroed.
     async fn pieces<'a>(
         &self,
         offset_bytes: u64,
@@ -240,7 +240,8 @@ impl Reads {
         }
     }
 
-    /// Ranges in groups, each to be given to [`Self::read_near`]. Of what is not known the place in the volume has to do.
+    /// Sorts ranges into groups, each for one call of [`Self::read_near`]. A range whose place is unknown is grouped by
+    /// its offset in the volume.
     pub(crate) fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
         let piece_of = |(number, range): (usize, &Range<u64>)| {
             let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
@@ -265,8 +266,8 @@ impl Reads {
         groups.collect()
     }
 
-    /// Hands over the bytes of each range. Where they are is looked up now, so it does not matter for how long they were
-    /// thought to be near each other.
+    /// Calls `each` with the bytes of each range. The places are looked up now, so it does no harm when the grouping is
+    /// outdated.
     pub(crate) async fn read_near(
         &self,
         ranges: &[Range<u64>],
@@ -335,20 +336,20 @@ impl Reads {
         self.shared.reader.bring(stored).await
     }
 
-    /// Brings as much of a range into the cache as may be asked for at once: half of it.
+    /// Brings a range into the cache, but at most as much as half of the cache holds.
     pub(crate) async fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         let most = self.shared.reader.cache().memory_bytes() / 2;
         self.bring(offset_bytes, len_bytes.min(most)).await
     }
 
-    /// A client reads here: what it will probably read next is brought into the cache, in the background.
+    /// Notes a client's read, and brings what it will probably read next into the cache, in the background.
     pub(crate) fn note_read(&self, runtime: &Handle, offset_bytes: u64, len_bytes: u64) {
         if let Some(ahead) = self.ahead_of(offset_bytes, len_bytes) {
             runtime.spawn(self.clone().read_ahead(ahead));
         }
     }
 
-    /// What is to be read ahead of a read.
+    /// The range to read ahead of a read, if any.
     fn ahead_of(&self, offset_bytes: u64, len_bytes: u64) -> Option<Range<u64>> {
         if self.shared.reader.cache().memory_bytes() == 0 {
             return None;
@@ -366,7 +367,7 @@ impl Reads {
         (!ahead.is_empty()).then_some(ahead)
     }
 
-    /// Reads ahead, as far as the volume reaches.
+    /// Reads a range ahead, cut at the end of the volume.
     pub(crate) async fn read_ahead(self, range: Range<u64>) {
         let range = range.start..range.end.min(self.shared.geometry.size_bytes());
         if let Err(e) = self.bring(range.start, range.end - range.start).await {
@@ -382,14 +383,15 @@ impl Reads {
         Ok(runs.into_iter().map(is_data).collect())
     }
 
-    /// As [`Self::block_runs`], of the whole range, if all of it is known.
+    /// As [`Self::block_runs`], for the whole range, if the location map knows all of it.
     pub(crate) fn block_runs_at_once(&self, blocks: Range<u64>) -> Option<Vec<(Range<u64>, bool)>> {
         let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
         let is_all = runs.last().is_some_and(|r| r.blocks.end >= blocks.end);
         is_all.then(|| runs.into_iter().map(is_data).collect())
     }
 
-    /// Puts what was published as checkpoint `cno` into the cache, unless it is so much that it would drive out the rest.
+    /// Adds the blocks that checkpoint `cno` published to the cache, unless they are so many that they would evict the
+    /// rest.
     pub(crate) fn keep(&self, frozen: &Frozen, cno: u64) {
         let reader = &self.shared.reader;
         frozen.with(|generation| {
@@ -399,7 +401,7 @@ impl Reads {
             let block_size = u64::from(self.shared.geometry.block_size());
             for run in generation.data_runs() {
                 let known = self.shared.known.lock().locations.known_prefix(run);
-                // A later publish may have put other bytes there, at other places.
+                // A later publish may have stored other bytes of the same blocks, at other places.
                 let own = |place| matches!(place, Place::Stored { object, .. } if cno_of(object) == cno);
                 for known in known.into_iter().filter(|run| own(run.place)) {
                     let offset_bytes = known.blocks.start * block_size;

@@ -1,4 +1,4 @@
-//! Reads pieces of stored objects: from the cache, from a fetch under way, or with a fetch of its own.
+//! Reads pieces of stored objects: from the cache, from a fetch in flight, or with a fetch of its own.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,21 +17,22 @@ use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;
 use crate::store::lineage::RootId;
 
-/// Fetches in flight at once, per volume.
+/// The most fetches in flight at once, for each volume.
 const FETCHES_IN_FLIGHT: usize = 64;
-/// The largest fetch that somebody waits for; longer runs are fetched in parallel.
+/// The largest fetch that a client waits for. Longer runs are fetched in parallel.
 const FETCH_BYTES_MAX: u64 = 1 << 20;
-/// The largest fetch ahead of the reads: fewer requests, and each costs the processors of both ends.
+/// The largest fetch of read-ahead. Large fetches are fewer requests, and each request costs the processors of both
+/// ends.
 const AHEAD_BYTES_MAX: u64 = 4 << 20;
-/// The largest fetch that is asked for a second time when it is slow.
+/// The largest fetch that is hedged.
 const HEDGED_BYTES_MAX: u64 = 256 << 10;
-/// The largest page: a small read of a large block fetches no more than this.
+/// The largest page. A small read of a large block fetches no more than this.
 const PAGE_BYTES_MAX: u32 = 16 << 10;
 
-/// Where stored objects are read from.
+/// The source of stored objects.
 #[async_trait]
 pub trait ObjectSource: Send + Sync + 'static {
-    /// `len_bytes` bytes at `offset_bytes` of an object, all of them.
+    /// Reads exactly `len_bytes` bytes at `offset_bytes` of an object.
     async fn read(&self, object: u64, offset_bytes: u64, len_bytes: u64) -> Result<Frames, VolumeError>;
 
     /// Which container an object lies in. In another one the same name may be that of other bytes.
@@ -40,15 +41,15 @@ pub trait ObjectSource: Send + Sync + 'static {
     }
 }
 
-/// A run of stored bytes, and which of them are wanted. Pages are counted from the start of the run, which must be the
+/// A run of stored bytes, and the wanted part of it. Pages are counted from the start of the run, which must be the
 /// start of a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     /// The object.
     pub object: u64,
-    /// The run, in bytes of the object; nothing outside of it is touched.
+    /// The run, in bytes of the object. Nothing outside of it is read.
     pub run: Range<u64>,
-    /// The bytes wanted, inside `run`.
+    /// The wanted bytes, inside `run`.
     pub wanted: Range<u64>,
 }
 
@@ -57,7 +58,7 @@ pub struct Stored {
 struct Part {
     key: PageKey,
     page_len: u64,
-    /// In bytes from the page's start.
+    /// The wanted bytes, counted from the page's start.
     wanted: Range<u64>,
 }
 
@@ -122,7 +123,7 @@ impl Reader {
         })
     }
 
-    /// Fills `out` from memory, if all of it is there. Otherwise `out` may be filled in part.
+    /// Fills `out` from memory, if all of it is there. Returns `false` otherwise; `out` may then be filled in part.
     pub fn read_at_once(&self, stored: &Stored, out: &mut [u8]) -> bool {
         let (mut rest, mut found) = (out, 0);
         let is_all = self.parts(stored).all(|part| {
@@ -143,10 +144,10 @@ impl Reader {
         copied.unwrap_or(false)
     }
 
-    /// Fills each `out` with the bytes wanted of its run.
+    /// Fills each `out` with the wanted bytes of its run.
     ///
     /// # Errors
-    /// When a fetch fails; nothing is retried here.
+    /// When a fetch fails. Nothing is retried here.
     pub async fn read(&self, pieces: Vec<(Stored, &mut [u8])>, class: Class) -> Result<(), VolumeError> {
         let (mut missing, mut in_memory) = (Vec::new(), 0);
         for (stored, out) in pieces {
@@ -228,7 +229,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Takes in bytes that were just stored there.
+    /// Adds bytes to the cache that were just stored at this place.
     pub fn keep(&self, stored: &Stored, bytes: &[u8]) {
         for part in self.parts(stored) {
             let at = (part.key.offset_bytes - stored.run.start) as usize;
@@ -306,7 +307,7 @@ impl Reader {
                 .fetch(span.object, &span.bytes, class)
                 .await
                 .map_err(Arc::new)?;
-            // What is read to be written over would only drive out what is read again.
+            // Bytes that are read only to complete a block would evict pages that are read repeatedly.
             if class != Class::Background {
                 for piece in &span.pieces {
                     let at = (piece.bytes.start - span.bytes.start) as usize;
@@ -356,8 +357,8 @@ fn len(range: &Range<u64>) -> usize {
     (range.end - range.start) as usize
 }
 
-/// Copies the wanted part of a page; `false` when the page ends before it, as one does that was kept before the volume
-/// grew.
+/// Copies the wanted part of a page. Returns `false` when the page is too short, as is a page that was kept before the
+/// volume grew.
 fn copy(part: &Part, page: &[u8], to: &mut [u8]) -> bool {
     match page.get(part.wanted.start as usize..part.wanted.end as usize) {
         Some(bytes) => {

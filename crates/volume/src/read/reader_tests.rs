@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::read::cache_config::ReadCacheConfig;
 
-/// An object whose bytes can be worked out, with a count of its fetches and a door they wait at.
+/// An object with computable bytes. It counts its fetches, and can make them wait.
 struct Pattern {
     fetches: Arc<AtomicUsize>,
     bytes: Arc<AtomicU64>,
@@ -143,7 +143,7 @@ async fn readers_of_the_same_bytes_share_a_fetch_even_without_a_cache() {
     let readers: Vec<_> = (0..20u64)
         .map(|i| {
             let reader = f.reader.clone();
-            // Overlapping, not equal.
+            // The ranges overlap but are not equal.
             let wanted = i * 10..40_000 - i * 10;
             tokio::spawn(async move { read(&reader, stored(1, 0..1 << 20, wanted)).await })
         })
@@ -155,7 +155,7 @@ async fn readers_of_the_same_bytes_share_a_fetch_even_without_a_cache() {
     for reader in readers {
         reader.await.unwrap();
     }
-    // Those who came after the first fetch ended may have needed one more.
+    // Reads that came after the first fetch ended may have needed one more.
     let fetches = f.fetches.load(Ordering::SeqCst);
     assert!(fetches < 20, "{fetches} fetches");
 }
@@ -195,7 +195,7 @@ async fn a_slow_request_is_asked_again_and_the_faster_answer_taken() {
     #[async_trait]
     impl ObjectSource for Slow {
         async fn read(&self, _: u64, _: u64, len_bytes: u64) -> Result<Frames, VolumeError> {
-            // The 100th never ends.
+            // The 100th fetch never ends.
             if self.0.fetch_add(1, Ordering::SeqCst) == 99 {
                 std::future::pending::<()>().await;
             }
@@ -222,8 +222,8 @@ async fn a_slow_request_is_asked_again_and_the_faster_answer_taken() {
         .expect("the second request was answered");
 }
 
-/// Blocks of a volume that has aged: neighbours in the volume lie in several objects, in each of them in order and nearly
-/// side by side.
+/// Blocks of a volume that was changed often: neighbours in the volume are in several objects, in each of them in order
+/// and nearly adjacent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_lies_near_each_other_in_the_store_comes_in_one_fetch_an_object() {
     for memory_bytes in [0, 16 << 20] {

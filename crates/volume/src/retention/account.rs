@@ -1,4 +1,4 @@
-//! Takes the usage table from the checkpoint accounted last to the newest one that is listed.
+//! Advances the usage table from the checkpoint that was accounted last to the newest listed one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,22 +23,23 @@ use crate::index::lookup::Published;
 use crate::meta::{checkpoint_list, children, snapshots};
 use crate::store::Store;
 
-/// Where the table is, below the volume's `.meta/`.
+/// The name of the table's object, below the volume's `.meta/`.
 const NAME: &str = "retention/usage";
-/// Entries and states read at once, ahead of the one that is accounted.
+/// Number of entries and states that are read at once, ahead of the one that is being accounted.
 const READ_AHEAD: usize = 16;
 
-/// The table and where it stands.
+/// The table, and the checkpoint up to which it is accounted.
 pub(crate) struct Account {
     usage: Usage,
-    /// Root of the index that the table is at; none before the first checkpoint.
+    /// Root of the index at that checkpoint; `None` before the first checkpoint.
     root: Option<Root>,
-    /// The checkpoint of the table that is stored.
+    /// The checkpoint of the stored table.
     stored_at: Option<CheckpointId>,
 }
 
 impl Account {
-    /// From the stored table, if it is of a checkpoint that the volume has; else from the beginning.
+    /// Loads the stored table if it belongs to a checkpoint that the volume has, and otherwise begins with an empty
+    /// one.
     ///
     /// # Errors
     /// When the store fails.
@@ -52,7 +53,7 @@ impl Account {
         };
         let usage = match decoded {
             Ok(usage) => usage,
-            // It is made of what else is stored, and can be made again.
+            // The table is computed from other stored data, so it can be computed again.
             Err(e) => {
                 warn!("the usage table {key} cannot be read, and is made anew: {e}");
                 return Ok(Self::new());
@@ -62,7 +63,7 @@ impl Account {
             return Ok(Self::new());
         };
         let ((newest, _), stored) = try_join!(inode::load(store), state_stored(store, at.cno))?;
-        // One that goes on from an earlier state may have another checkpoint of that number soon.
+        // A volume that continues from an earlier state may soon have another checkpoint with that number.
         let stored = stored.filter(|raw| newest.i_last_cno >= at.cno && CheckpointId::of_inode(raw) == at);
         let Some(raw) = stored else {
             warn!("the usage table {key} is of another history than the volume, and is made anew");
@@ -88,7 +89,8 @@ impl Account {
         &self.usage
     }
 
-    /// The checkpoints that accounting depends on: the one that the table is at, and the one of the table that is stored.
+    /// The checkpoints on which accounting depends: the one that the table has reached, and the one of the stored
+    /// table.
     pub fn depends_on(&self) -> impl Iterator<Item = u64> {
         [self.usage.at(), self.stored_at]
             .into_iter()
@@ -96,8 +98,8 @@ impl Account {
             .map(|at| at.cno)
     }
 
-    /// Accounts every listed checkpoint up to the newest. Nodes of the index come from `cache` where it has them, and checkpoints from
-    /// `recent`.
+    /// Accounts every listed checkpoint up to the newest. Index nodes are taken from `cache`, and checkpoints from
+    /// `recent`, if they are there.
     ///
     /// # Errors
     /// When the store fails or an index cannot be read.
@@ -114,7 +116,7 @@ impl Account {
                     store.url,
                     e.chain()
                 );
-                // The stored table's checkpoint is kept until another is stored.
+                // The stored table's checkpoint is kept until another table is stored.
                 *self = Self {
                     stored_at: self.stored_at,
                     ..Self::new()
@@ -194,7 +196,8 @@ impl Account {
         Ok(())
     }
 
-    /// Stores the table, unless the stored one is of this checkpoint. Until then the checkpoint of that one is kept.
+    /// Stores the table, unless the stored one is of the same checkpoint. Until then the stored table's checkpoint is
+    /// kept.
     ///
     /// # Errors
     /// When the store fails.
@@ -208,7 +211,7 @@ impl Account {
         Ok(())
     }
 
-    /// Of the accounted checkpoints only those that `plan` keeps are there still.
+    /// Drops the accounted checkpoints that `plan` does not keep.
     pub fn follow(&mut self, plan: &Plan) {
         self.usage.retain(|cno| plan.keeps(cno));
     }
@@ -224,25 +227,26 @@ impl Account {
     }
 }
 
-/// What became of comparing the stored table with a count of its own.
+/// The result of comparing the stored table with a new count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TableCheck {
-    /// It says what was counted.
+    /// The table agrees with the count.
     Same,
-    /// It is of no checkpoint that the volume has.
+    /// The table belongs to no checkpoint that the volume has.
     OtherHistory,
-    /// Another was stored meanwhile, or a checkpoint removed.
+    /// Meanwhile another table was stored, or a checkpoint removed.
     Changed,
-    /// It says something else.
+    /// The table differs from the count.
     Different {
         /// Its key.
         key: String,
-        /// What.
+        /// The differences.
         differences: Vec<String>,
     },
 }
 
-/// Counts what the stored table says, and compares. Changes nothing. Nodes of the index come from `cache` where it has them.
+/// Counts again what the stored table says, and compares. Changes nothing. Index nodes are taken from `cache` if they
+/// are there.
 ///
 /// # Errors
 /// When the store fails or an index cannot be read.
@@ -261,7 +265,7 @@ pub(crate) async fn check_table(store: &Store, cache: &IndexCache) -> Result<Tab
     if is_changed {
         return Ok(TableCheck::Changed);
     }
-    // What was planned to go may be gone in part.
+    // Objects that the plan names may be removed already.
     if let Some((plan, _)) = &plan {
         counted.follow(plan);
     }
@@ -275,7 +279,7 @@ pub(crate) async fn check_table(store: &Store, cache: &IndexCache) -> Result<Tab
     })
 }
 
-/// Whether the volume has this checkpoint still, and goes on from it.
+/// Whether the volume still has this checkpoint, and continues from it.
 ///
 /// # Errors
 /// When the store fails.

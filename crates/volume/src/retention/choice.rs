@@ -1,4 +1,5 @@
-//! What goes. Pure: what is stored, what is kept and since when things are not needed, in; checkpoints and objects, out.
+//! Chooses what is removed. Pure: what is stored, what is kept and since when things are not needed, in; checkpoints
+//! and objects, out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
@@ -7,29 +8,29 @@ use super::policy::{Policy, Reason};
 use super::usage::{Accounted, Usage};
 use crate::format::object_names;
 
-/// The newest checkpoints are kept whatever the policy says: records of a log and the write buffer's file name the checkpoint that
-/// they continue, which is one of the last few.
+/// The newest checkpoints are kept whatever the policy says. Records of a WAL and the buffer file name the checkpoint
+/// that they continue, which is one of the last few.
 pub(crate) const NEWEST_KEPT: usize = 16;
-/// Objects, and checkpoints, that go with one plan.
+/// The most objects, and the most checkpoints, in one plan.
 const PLANNED_MAX: usize = 10_000;
 
-/// What must stay besides what the policy keeps: numbers of checkpoints.
+/// The numbers of checkpoints that must stay, besides those that the policy keeps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Protected {
-    /// Those that have names.
+    /// Checkpoints that have names.
     pub named: BTreeSet<u64>,
-    /// Those that are read, or that a log or the accounting depends on.
+    /// Checkpoints that are read, or that a WAL or the accounting depends on.
     pub in_use: BTreeSet<u64>,
 }
 
-/// When the newest of a volume's objects was written, by the store's clock, in milliseconds since 1970-01-01 UTC: every checkpoint has
-/// one, so none was published later.
+/// When the newest of a volume's objects was written, by the store's clock, in milliseconds since 1970-01-01 UTC. Every
+/// checkpoint has an object, so none was published later.
 pub(crate) fn newest_written_ms(written: impl Iterator<Item = SystemTime>) -> u64 {
     let since = written
         .max()
         .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     let ms = since.and_then(|since| u64::try_from(since.as_millis()).ok());
-    // Some stores tell whole seconds.
+    // Some stores report whole seconds.
     ms.map_or(u64::MAX, |ms| ms.saturating_add(1000))
 }
 
@@ -40,9 +41,9 @@ impl Protected {
     }
 }
 
-/// Why each of these checkpoints is kept, given with when they were published, in milliseconds since 1970-01-01 UTC, ascending. One
-/// for which there is no reason is not in the answer. `now_ms` is when the newest was stored
-/// at the latest, by the store's clock. Everything is kept without a policy, and by one that asks for nothing.
+/// Why each of these checkpoints is kept. They are given with the times of their publish, in milliseconds since
+/// 1970-01-01 UTC, ascending. A checkpoint that nothing keeps is not in the result. `now_ms` is the latest time at
+/// which the newest was stored, by the store's clock. Without a policy, and with an empty one, everything is kept.
 pub(crate) fn kept(
     checkpoints: &[(u64, u64)],
     policy: Option<&Policy>,
@@ -81,7 +82,7 @@ pub(crate) fn kept(
     kept
 }
 
-/// Since when each of some things is not needed, by a clock that never goes back.
+/// Since when each thing has not been needed, by a monotonic clock.
 #[derive(Debug)]
 struct Aging(HashMap<u64, Instant>);
 
@@ -90,7 +91,7 @@ impl Aging {
         Self(HashMap::new())
     }
 
-    /// These are the ones at `now`. Returns those that have been among them for `grace`, ascending.
+    /// Takes the things that are not needed at `now`. Returns those that have not been needed for `grace`, ascending.
     fn update(&mut self, current: &BTreeSet<u64>, now: Instant, grace: Duration) -> Vec<u64> {
         self.0.retain(|key, _| current.contains(key));
         for key in current {
@@ -108,29 +109,30 @@ impl Aging {
     }
 }
 
-/// What is to go, and what is not needed and may be soon.
+/// What is removed now, and what may be removed soon.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Choice {
-    /// Checkpoints that go now.
+    /// Checkpoints that are removed now.
     pub retired: Vec<u64>,
     /// Checkpoints that stay, ascending.
     pub kept: Vec<u64>,
-    /// Objects that go now, by number.
+    /// Objects that are removed now, by number.
     pub objects: Vec<u64>,
-    /// Checkpoints and objects that are not needed and go later: once their time of grace is over, or with another plan.
+    /// Number of checkpoints and objects that are not needed and are removed later: after their time of grace, or with
+    /// another plan.
     pub waiting: usize,
-    /// Objects in the table that are not needed and are not stored any more.
+    /// Objects in the table that are not needed and not stored any more.
     pub gone: Vec<u64>,
 }
 
 impl Choice {
-    /// Whether nothing goes now.
+    /// Whether nothing is removed now.
     pub fn is_empty(&self) -> bool {
         self.retired.is_empty() && self.objects.is_empty()
     }
 }
 
-/// Chooses what goes, and remembers since when what is not needed.
+/// Chooses what is removed, and remembers since when things have not been needed.
 #[derive(Debug)]
 pub(crate) struct Chooser {
     grace: Duration,
@@ -141,7 +143,8 @@ pub(crate) struct Chooser {
 }
 
 impl Chooser {
-    /// What goes has not been needed for `grace`, as far as this chooser was asked; what was never used is older than `orphan_age`.
+    /// Chooses things that have not been needed for `grace`, as far as this chooser was asked. An object that no
+    /// checkpoint ever used must be older than `orphan_age`.
     pub fn new(grace: Duration, orphan_age: Duration) -> Self {
         Self {
             grace,
@@ -152,7 +155,7 @@ impl Chooser {
         }
     }
 
-    /// Of everything that is not needed now, however much it is.
+    /// Chooses everything that is not needed now, without a limit.
     pub fn unlimited(orphan_age: Duration) -> Self {
         Self {
             at_once_max: usize::MAX,
@@ -199,7 +202,7 @@ impl Chooser {
         let staying = without(&retired.iter().copied().collect());
         let mut objects = self.dying.update(&unneeded, now, self.grace);
         objects.retain(|object| !needed(*object, &staying));
-        // The part that tells which checkpoint the others belong to goes last.
+        // The part that shows to which checkpoint the others belong is removed last.
         objects.reverse();
         objects.truncate(self.at_once_max);
         let gone = usage.objects().keys().copied();
@@ -246,12 +249,12 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Part `part` of a checkpoint, as a number.
+    /// The number of part `part` of a checkpoint.
     fn object(cno: u64, part: u64) -> u64 {
         cno << 32 | (part + 1)
     }
 
-    /// Checkpoints 1 to `count`: each overwrites what the one before wrote to its part 1.
+    /// Checkpoints 1 to `count`. Each overwrites what the previous one wrote to its part 1.
     fn overwritten(count: u64) -> Usage {
         let mut usage = Usage::default();
         for cno in 1..=count {
@@ -280,7 +283,7 @@ mod tests {
     fn what_a_publish_under_way_has_stored_stays() {
         let usage = overwritten(5);
         let there = stored((1..=5).flat_map(|cno| [object(cno, 0), object(cno, 1)]));
-        // Whole, and not entered in the list yet; and one that is being uploaded.
+        // One checkpoint is complete and not in the list yet, and one is being uploaded.
         let under_way = stored([object(6, 0), object(6, 1), object(7, 1)]);
         let all = there.into_iter().chain(under_way).collect();
         let mut chooser = Chooser::new(Duration::ZERO, Duration::ZERO);
@@ -291,7 +294,7 @@ mod tests {
             going,
             (1..=4).flat_map(|cno| [object(cno, 0), object(cno, 1)]).collect()
         );
-        // The part that tells what the others are goes after them.
+        // The part that shows what the others are is removed after them.
         let place = |object| choice.objects.iter().position(|o| *o == object);
         assert!(place(object(3, 1)) < place(object(3, 0)));
     }

@@ -1,4 +1,4 @@
-//! The rounds of a volume that is served, beside everything else it does.
+//! Runs the rounds of a volume that is being served, in the background.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,16 +13,17 @@ use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::meta::wal_marker::Marker;
 
-/// Rounds that are left out, most in a row, when nothing was published.
+/// The most rounds that are skipped in a row when nothing was published.
 const SKIPPED_MAX: u32 = 11;
 
-/// Runs rounds until it is dropped. A round that is broken off is gone on with by the next server.
+/// Runs rounds until it is dropped. The next server continues a round that was interrupted.
 #[derive(Debug)]
 pub(crate) struct Keeper(AbortHandle);
 
 impl Keeper {
-    /// Starts on the current runtime. What earlier servers left is settled at once; rounds follow each `interval`, if there is one.
-    /// `newest` tells whether there is anything new; `marker` is that of the volume's log, if it has one.
+    /// Starts on the current runtime. What earlier servers left is settled at once. If there is an `interval`, a round
+    /// follows in each. `newest` shows whether anything was published; `marker` is the marker of the volume's WAL, if
+    /// it has one.
     pub fn start(
         rounds: Arc<Mutex<Rounds>>,
         interval: Option<Duration>,
@@ -33,7 +34,7 @@ impl Keeper {
         Self(running.abort_handle())
     }
 
-    /// Ends it.
+    /// Stops the rounds.
     pub fn stop(&self) {
         self.0.abort();
     }
@@ -91,7 +92,7 @@ async fn run(
             Err(e) => {
                 done = None;
                 failures += 1;
-                // Once, and then now and then: it costs nothing but space.
+                // Logged once and then at growing intervals, because the failure costs nothing but space.
                 if failures.is_power_of_two() {
                     warn!(
                         "what is not kept of the volume stays for now, after {failures} attempts: {}",
@@ -103,7 +104,7 @@ async fn run(
     }
 }
 
-/// Whether there is another owner.
+/// Whether the error means that there is another owner.
 fn ends(e: &VolumeError) -> bool {
     let is_fenced = e.kind() == ErrorKind::Fenced;
     if is_fenced {

@@ -1,12 +1,13 @@
-//! How long checkpoints are kept, and how the space of those that are not comes back.
+//! How long checkpoints are kept, and how the space of the others is freed.
 //!
-//! Three things decide what stays: the [`Policy`], names (`past/`), and pins of whoever reads a checkpoint ([`pins`]). Which objects
-//! the checkpoints that stay need is told by the usage table ([`usage`], [`account`]). What goes stands in the plan first ([`plan`]),
-//! so that an owner which was paused cannot remove what a later one keeps.
+//! Three things decide what stays: the [`Policy`], names (`past/`), and the pins of those who read a checkpoint
+//! ([`pins`]). The usage table ([`usage`], [`account`]) says which objects the remaining checkpoints need. Everything
+//! that is about to be removed is first named in the plan ([`plan`]), so that an owner that was paused cannot remove
+//! what a later owner keeps.
 //!
-//! * *Invariant H1:* every kept checkpoint reads byte for byte as it did when it was published, always.
-//! * *Invariant H2:* nothing that a kept checkpoint, a pin, a reader or a publish under way refers to is ever removed, by whichever
-//!   owner, whenever it wakes up.
+//! * *Invariant H1:* every kept checkpoint always reads byte for byte as it did when it was published.
+//! * *Invariant H2:* nothing that a kept checkpoint, a pin, a reader or a publish in flight refers to is ever removed,
+//!   whichever owner removes and whenever it wakes up.
 
 mod account;
 mod choice;
@@ -44,10 +45,10 @@ use crate::index::cache::IndexCache;
 use crate::meta::{children, wal_marker};
 use crate::store::Store;
 
-/// Where the policy is, below the volume's `.meta/`.
+/// The name of the policy's object, below the volume's `.meta/`.
 const POLICY: &str = "retention/policy";
 
-/// The stored policy. None when there is none: then nothing goes.
+/// The stored policy. With `None` nothing is removed.
 ///
 /// # Errors
 /// When the store fails, or the policy cannot be read.
@@ -65,7 +66,7 @@ pub(crate) async fn load_policy(store: &Store) -> Result<Option<Policy>, VolumeE
     Ok(Some(policy).filter(|policy| !policy.is_empty()))
 }
 
-/// Stores a policy. The caller looks at the plan afterwards.
+/// Stores a policy. The caller must read the plan afterwards.
 ///
 /// # Errors
 /// When the store fails.
@@ -75,7 +76,7 @@ pub(crate) async fn put_policy(store: &Store, policy: &Policy) -> Result<(), Vol
     Ok(())
 }
 
-/// Removes the policy: nothing goes any more. The caller looks at the plan afterwards.
+/// Removes the policy, so that nothing is removed any more. The caller must read the plan afterwards.
 ///
 /// # Errors
 /// When the store fails.
@@ -84,7 +85,7 @@ pub(crate) async fn remove_policy(store: &Store) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// What is known of the checkpoints that are accounted, by number.
+/// The accounted checkpoints, by number.
 ///
 /// # Errors
 /// When the store fails.

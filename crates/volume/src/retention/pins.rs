@@ -1,6 +1,7 @@
-//! Checkpoints that somebody reads: one object each, `<root>.meta/retention/pins/<id>`, put again as long as it is needed.
+//! Checkpoints that somebody reads: one object for each, `<root>.meta/retention/pins/<id>`, which is put again as long
+//! as it is needed.
 //!
-//! Whether a pin has run out is told by the store's clock alone: by when it was written and when something else was.
+//! Only the store's clock decides whether a pin has run out: by when the pin was written, and when something else was.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,19 +17,19 @@ use crate::base::error::VolumeError;
 use crate::base::stored_text;
 use crate::store::Store;
 
-/// Where they are, below the volume's `.meta/`.
+/// The prefix of pins, below the volume's `.meta/`.
 const PINS: &str = "retention/pins/";
-/// How long a pin holds unless it is put again.
+/// How long a pin is valid unless it is put again.
 pub(crate) const TIME_TO_LIVE: Duration = Duration::from_secs(15 * 60);
-/// A pin is removed by others only this long after it ran out.
+/// How long after it ran out others may remove a pin.
 const REMOVED_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// The longest time that a stored pin may ask for.
+/// The longest validity that a stored pin may ask for.
 const TIME_TO_LIVE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How often a pin is put again within its time.
+/// How often a pin is put again during its validity.
 const RENEWALS: u32 = 3;
 const READS_AT_ONCE: usize = 32;
 
-/// A pin as it is stored.
+/// A stored pin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pin {
     /// The checkpoint.
@@ -36,27 +37,27 @@ pub(crate) struct Pin {
     /// Who reads it, for people.
     #[serde(deserialize_with = "stored_text::printable")]
     pub reader: String,
-    /// How long it holds from when it was written, in milliseconds.
+    /// How long it is valid after it was written, in milliseconds.
     pub ttl_ms: u64,
 }
 
 impl Pin {
-    /// Reads one.
+    /// Decodes a pin.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }
 
     fn holds_until(&self, written: SystemTime) -> SystemTime {
         let ttl = Duration::from_millis(self.ttl_ms).min(TIME_TO_LIVE_MAX);
-        // Some stores tell whole seconds.
+        // Some stores report whole seconds.
         written + ttl + Duration::from_secs(1)
     }
 }
 
-/// A pin of this process. It is put again until it is dropped; [`Held::remove`] takes it away at once.
+/// A pin of this process. It is put again until it is dropped. [`Held::remove`] removes it at once.
 #[derive(Debug)]
 pub(crate) struct Held {
     store: Store,
@@ -65,7 +66,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Takes the pin away.
+    /// Removes the pin.
     pub async fn remove(&self) {
         self.renewing.abort();
         if let Err(e) = self.store.delete(&self.key).await {
@@ -80,7 +81,7 @@ impl Drop for Held {
     }
 }
 
-/// Puts a pin on a checkpoint, and again in time. The caller must look at the plan afterwards.
+/// Puts a pin on a checkpoint, and puts it again in time. The caller must read the plan afterwards.
 ///
 /// # Errors
 /// When the store fails.
@@ -120,20 +121,21 @@ pub(crate) async fn put(
     }))
 }
 
-/// What becomes of pins that are of no use.
+/// What happens to pins that are of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unusable {
-    /// They are passed over: for who looks, and changes nothing.
+    /// They are skipped. For callers that change nothing.
     Skip,
-    /// Those that have run out long ago are removed. One that cannot be read is an error: what it holds must not go.
+    /// Pins that ran out long ago are removed. A pin that cannot be read is an error, because its checkpoint must not
+    /// be removed.
     Clear,
 }
 
-/// The checkpoints that have pins which hold. A pin that had run out when the plan was written last, by the store's clock, is left
-/// out.
+/// The checkpoints that have valid pins. A pin that had run out, by the store's clock, when the plan was last written
+/// is left out.
 ///
 /// # Errors
-/// When the store fails; when a pin is damaged that was written not long ago, unless such are skipped.
+/// When the store fails; when a pin that was written recently is damaged, unless such pins are skipped.
 pub(crate) async fn checkpoints(store: &Store, unusable: Unusable) -> Result<Vec<CheckpointId>, VolumeError> {
     let written_now = plan::written(store).await?;
     let listed = store.list(&store.meta_key(PINS)).await?;

@@ -1,14 +1,17 @@
-//! What is about to be removed: one object, `<root>.meta/retention/plan`, replaced on condition alone.
+//! What is about to be removed: one object, `<root>.meta/retention/plan`, which is only replaced conditionally.
 //!
-//! A deletion is not covered by what shuts older owners out of the container: one that was paused could remove what a later one
-//! keeps. So everything that goes stands in the plan first, in two phases (protocol of issue 16, model-checked):
+//! The fence around the container does not cover deletions: an owner that was paused could remove what a later one
+//! keeps. So everything that is removed is named in the plan first, in two phases (protocol of issue 16,
+//! model-checked):
 //!
-//! 1. `Planned`, with the checkpoints that stay from then on. Afterwards pins and names are looked at; one that the plan is in the
-//!    way of makes it void.
-//! 2. `Deleting`: nothing is removed before this is stored, and nothing of it is used again. Whoever finds it finishes it.
+//! 1. `Planned`, with the checkpoints that stay from then on. Afterwards pins and names are read. If one of them needs
+//!    what the plan names, the plan becomes void.
+//! 2. `Deleting`: nothing is removed before this is stored, and nothing that it names is used again. Whoever finds it
+//!    finishes it.
 //!
-//! An owner replaces what an earlier one left before it does anything of this kind itself; the earlier one's next replacement then
-//! fails. Readers of an earlier checkpoint put their pin first and read the plan afterwards, so that one of both sees the other.
+//! An owner replaces the plan that an earlier owner left before it removes anything itself. The earlier owner's next
+//! replacement then fails. A reader of an earlier checkpoint puts its pin first and reads the plan afterwards, so that
+//! one of the two sees the other.
 
 use std::time::SystemTime;
 
@@ -20,20 +23,20 @@ use crate::base::store_error::StoreErrorKind;
 use crate::format::object_names::cno_of;
 use crate::store::{ETag, Store};
 
-/// Where it is, below the volume's `.meta/`.
+/// The name of the plan's object, below the volume's `.meta/`.
 const NAME: &str = "retention/plan";
 const VERSION: u32 = 1;
 
-/// How far a plan is.
+/// The phase of a plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
     /// Nothing is to be removed.
     #[default]
     Empty,
-    /// Something will be, unless somebody needs it.
+    /// What the plan names will be removed, unless somebody needs it.
     Planned,
-    /// It is being removed.
+    /// What the plan names is being removed.
     Deleting,
 }
 
@@ -41,28 +44,28 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(super) version: u32,
-    /// Tells this write of it from any other.
+    /// Distinguishes this write of the plan from any other.
     pub(super) write: String,
     /// The owner's epoch.
     #[serde(deserialize_with = "crate::base::counters::epoch")]
     pub epoch: u64,
-    /// The newest checkpoint that was accounted: the plan speaks for a container that has it. None before the first.
+    /// The newest accounted checkpoint. The plan is for a container that has it. `None` before the first.
     pub at: Option<CheckpointId>,
-    /// How far it is.
+    /// Its phase.
     pub phase: Phase,
-    /// Up to this number a checkpoint is kept only if it is one of `kept`: its entry may have been written late, after its objects
-    /// went.
+    /// Up to this number a checkpoint is kept only if it is in `kept`: its entry may have been written late, after its
+    /// objects were removed.
     pub up_to: u64,
     /// First and last number of each run of checkpoints that stay, among those that have entries.
     pub kept: Vec<(u64, u64)>,
-    /// Checkpoints that go.
+    /// Checkpoints that are removed.
     pub retired: Vec<u64>,
-    /// Objects that go, by the number that `engine/object.rs` gives them.
+    /// Objects that are removed, by the number that `format/object_names.rs` gives them.
     pub objects: Vec<u64>,
 }
 
 impl Plan {
-    /// One by which nothing goes.
+    /// A plan that removes nothing.
     pub fn empty(epoch: u64) -> Self {
         Self {
             version: VERSION,
@@ -77,7 +80,8 @@ impl Plan {
         }
     }
 
-    /// The same with nothing that goes: of `Planned` that means it is void, of `Deleting` that it is done.
+    /// The same plan without anything to remove. For `Planned` that means that it is void, for `Deleting` that it is
+    /// done.
     pub fn emptied(&self, epoch: u64) -> Self {
         Self {
             epoch,
@@ -85,7 +89,7 @@ impl Plan {
             retired: Vec::new(),
             objects: Vec::new(),
             kept: match self.phase {
-                // Only what was planned to go is not among them.
+                // Only the checkpoints that were planned to be removed are missing in `kept`.
                 Phase::Planned => {
                     let retired = self.retired.iter().map(|&cno| (cno, cno));
                     merged(self.kept.iter().copied().chain(retired).collect())
@@ -96,13 +100,13 @@ impl Plan {
         }
     }
 
-    /// Whether the plan can be of a volume whose newest checkpoint has this number. One that was restored from an earlier state goes on
-    /// from there, and the plan says nothing of it.
+    /// Whether the plan can belong to a volume whose newest checkpoint has this number. A volume that was restored from
+    /// an earlier state continues from there, and the plan says nothing of it.
     pub fn is_of(&self, newest: u64) -> bool {
         self.at.is_none_or(|at| at.cno <= newest)
     }
 
-    /// Whether a checkpoint that has an entry can be read by this plan.
+    /// Whether a checkpoint that has an entry can be read according to this plan.
     pub fn keeps(&self, cno: u64) -> bool {
         if cno > self.up_to {
             return true;
@@ -111,10 +115,10 @@ impl Plan {
         self.kept.get(next).is_some_and(|&(first, _)| first <= cno)
     }
 
-    /// Reads one.
+    /// Decodes a plan.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         let plan: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         if plan.version != VERSION {
@@ -154,7 +158,7 @@ fn merged(mut parts: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     runs
 }
 
-/// The stored plan, and which write of it that is. Neither when there is none.
+/// Loads the stored plan and its ETag, if there is one.
 ///
 /// # Errors
 /// When the store fails or the plan cannot be read.
@@ -172,21 +176,21 @@ pub(crate) async fn load(store: &Store) -> Result<Option<(Plan, ETag)>, VolumeEr
     Ok(Some((plan, etag)))
 }
 
-/// When the plan was written last, by the store's clock.
+/// When the plan was last written, by the store's clock.
 ///
 /// # Errors
 /// When the store fails.
 pub(crate) async fn written(store: &Store) -> Result<SystemTime, VolumeError> {
     let info = store.head(&store.meta_key(NAME)).await?;
-    // Without a plan nothing goes.
+    // Without a plan nothing is removed.
     Ok(info.map_or(SystemTime::UNIX_EPOCH, |info| info.last_modified))
 }
 
-/// Puts `plan` in the place of the one that was read with `before`; of none, when there was none.
+/// Replaces the plan that was read with the ETag `before`, or creates the plan if there was none.
 ///
 /// # Errors
-/// [`VolumeError::Fenced`] when somebody else has replaced it. After any other error the plan may be stored or come to be stored:
-/// it is in force until the next replacement.
+/// [`VolumeError::Fenced`] when somebody else has replaced it. After any other error the plan may be stored, now or
+/// later: it is in force until the next replacement.
 pub(crate) async fn replace(store: &Store, plan: &Plan, before: Option<&ETag>) -> Result<ETag, VolumeError> {
     let plan = Plan {
         write: uuid::Uuid::new_v4().to_string(),
@@ -200,7 +204,7 @@ pub(crate) async fn replace(store: &Store, plan: &Plan, before: Option<&ETag>) -
     };
     match written {
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => match load(store).await? {
-            // The answer to an earlier sending was lost.
+            // The answer to an earlier attempt was lost.
             Some((there, etag)) if there.write == plan.write => Ok(etag),
             _ => Err(VolumeError::Fenced {
                 reason: "another server or command removes checkpoints of the volume".into(),
@@ -226,7 +230,7 @@ mod tests {
         assert_eq!(plan.kept, [(3, 5), (9, 9), (19, 20)]);
         let kept = |plan: &Plan| (0..24).filter(|cno| plan.keeps(*cno)).collect::<Vec<_>>();
         assert_eq!(kept(&plan), [3, 4, 5, 9, 19, 20, 21, 22, 23]);
-        // Void: what was to go stays. An entry that was never accounted does not come back.
+        // The void plan keeps what was to be removed. An entry that was never accounted does not come back.
         assert_eq!(kept(&plan.emptied(2)), [3, 4, 5, 7, 9, 19, 20, 21, 22, 23]);
         plan.phase = Phase::Deleting;
         assert_eq!(kept(&plan.emptied(2)), kept(&plan));

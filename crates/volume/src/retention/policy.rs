@@ -15,29 +15,31 @@ use crate::base::units::format_duration;
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
-/// 1970-01-01 was a Thursday; ISO 8601 weeks begin on Monday.
+/// 1970-01-01 was a Thursday, and ISO 8601 weeks begin on Monday.
 const DAYS_BEFORE_THURSDAY: u64 = 3;
 
-/// Which checkpoints are kept, besides the newest ones and those that have a name. A checkpoint is kept when any of these says so.
+/// Which checkpoints are kept, besides the newest ones and those that have a name. A checkpoint is kept when any rule
+/// keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// This many of the newest.
+    /// This many of the newest checkpoints.
     pub keep_last: u32,
-    /// All that are not older than the newest by more than this, in milliseconds.
+    /// All checkpoints that are older than the newest by at most this time, in milliseconds.
     pub keep_within_ms: u64,
-    /// The last one of each of the newest hours that have any: this many hours. Hours, days, weeks and months are those of UTC.
+    /// The last checkpoint of each of the newest hours that have any, for this many hours. Hours, days, weeks and
+    /// months are those of UTC.
     pub keep_hourly: u32,
-    /// The same of days.
+    /// The same for days.
     pub keep_daily: u32,
-    /// The same of weeks, from Monday on.
+    /// The same for weeks, which begin on Monday.
     pub keep_weekly: u32,
-    /// The same of months.
+    /// The same for months.
     pub keep_monthly: u32,
 }
 
 impl Default for Policy {
-    /// Nothing is asked for.
+    /// A policy without any rule.
     fn default() -> Self {
         Self {
             keep_last: 0,
@@ -58,9 +60,9 @@ pub enum Reason {
     Everything,
     /// It has a name.
     Name,
-    /// It is one of the newest: a server that is killed is followed by one that continues it.
+    /// It is one of the newest, which the server that follows a killed one may have to continue.
     Newest,
-    /// A client reads it, a log or the accounting of space depends on it.
+    /// A client reads it, or a WAL or the accounting of space depends on it.
     InUse,
     /// `keep-last`.
     Last,
@@ -94,7 +96,7 @@ impl fmt::Display for Reason {
 }
 
 impl Policy {
-    /// What new volumes begin with: everything of a day, hourly for a week, daily for a month.
+    /// The policy of new volumes: every checkpoint of a day, hourly ones for a week, daily ones for a month.
     pub fn of_new_volumes() -> Self {
         Self {
             keep_within_ms: DAY_MS,
@@ -104,30 +106,32 @@ impl Policy {
         }
     }
 
-    /// Reads one that is stored.
+    /// Decodes a stored policy.
     ///
     /// # Errors
-    /// What is wrong with `body`. A rule that this release does not know is an error: what it keeps must not go.
+    /// A text that says what is wrong with `body`. A rule that this release does not know is an error, because what it
+    /// keeps must not be removed.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
-        // As an array the rules would have no names.
+        // In an array the rules would have no names.
         match body.first() {
             Some(b'{') => serde_json::from_slice(body).map_err(|e| e.to_string()),
             _ => Err("it is no JSON object".to_owned()),
         }
     }
 
-    /// Whether it asks for nothing.
+    /// Whether it has no rule.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What it keeps of these checkpoints, and why: numbers, ascending, each with the time that it was published, in milliseconds
-    /// since 1970-01-01 UTC by its server's clock. None was published after `now_ms`, by the
+    /// Which of these checkpoints it keeps, and why. They are given by number, ascending, each with the time of its
+    /// publish, in milliseconds since 1970-01-01 UTC by its server's clock. None was published after `now_ms`, by the
     /// store's clock.
     ///
-    /// Checkpoints were published in the order of their numbers. Where times say otherwise a clock was wrong, too early or too late,
-    /// and which cannot be told. So what either would keep is kept: as if a later one had not been published before an earlier one, and
-    /// as if an earlier one had not been published after a later one.
+    /// Checkpoints were published in the order of their numbers. Where the times contradict that, some clock was wrong,
+    /// and it is unknown whether it was early or late. So everything is kept that either assumption would keep: that no
+    /// checkpoint was published before one with a lower number, and that none was published after one with a higher
+    /// number.
     pub fn keep(&self, checkpoints: &[(u64, u64)], now_ms: u64) -> BTreeMap<u64, Vec<Reason>> {
         let (mut latest, mut earliest) = (0, now_ms);
         let ascending = checkpoints.iter().map(|&(cno, ms)| {
@@ -153,7 +157,7 @@ impl Policy {
         kept
     }
 
-    /// As [`Self::keep`], of checkpoints whose times ascend.
+    /// As [`Self::keep`], for checkpoints with ascending times.
     fn keep_ordered(&self, checkpoints: &[(u64, u64)]) -> BTreeMap<u64, Vec<Reason>> {
         let latest = checkpoints.last().map_or(0, |&(_, ms)| ms);
         let mut kept: BTreeMap<u64, Vec<Reason>> = BTreeMap::new();
@@ -210,7 +214,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// One kind of period: of each the newest checkpoint is kept, as long as there are some left to be kept.
+/// One kind of period. The newest checkpoint of each period is kept, until the wanted number is reached.
 struct Bucket {
     reason: Reason,
     left: u32,
@@ -228,8 +232,8 @@ impl Bucket {
         }
     }
 
-    /// Whether it keeps the next older checkpoint. The oldest of all is kept where there are fewer periods than asked for, as restic
-    /// does: history then reaches back as far as it can.
+    /// Whether it keeps the next older checkpoint. The oldest checkpoint of all is kept when there are fewer periods
+    /// than wanted, as restic does, so that history reaches back as far as it can.
     fn takes(&mut self, cno: u64, ms: u64, is_oldest: bool) -> bool {
         let period = (self.period)(cno, ms);
         if self.left == 0 || (self.newest == Some(period) && !is_oldest) {
@@ -271,7 +275,7 @@ mod tests {
         };
         let hour = |n: u64| at("2020-02-01T00:00:00Z") + n * HOUR_MS;
         let checkpoints: Vec<_> = (0..5).map(|n| (n + 1, hour(n))).collect();
-        // Whatever the clock shows by now.
+        // The result does not depend on the time that the clock shows.
         assert_eq!(kept(&policy, &checkpoints), [3, 4, 5]);
     }
 
@@ -295,7 +299,7 @@ mod tests {
         assert_eq!(kept(&policy(|p| p.keep_daily = 2), &checkpoints), [3, 6]);
         assert_eq!(kept(&policy(|p| p.keep_weekly = 2), &checkpoints), [3, 6]);
         assert_eq!(kept(&policy(|p| p.keep_monthly = 1), &checkpoints), [6]);
-        // More than there are: the oldest, too.
+        // More periods are wanted than there are, so the oldest is kept, too.
         assert_eq!(kept(&policy(|p| p.keep_monthly = 9), &checkpoints), [1, 2, 6]);
         assert_eq!(kept(&policy(|p| p.keep_daily = 9), &checkpoints), [1, 2, 3, 6]);
         let both = policy(|p| {
@@ -317,13 +321,13 @@ mod tests {
         let now = at("2026-11-29T12:00:00Z");
         let mut checkpoints: Vec<_> = (0..10).map(|n| (n + 1, now + n * 1000)).collect();
         assert_eq!(kept(&policy, &checkpoints).len(), 10);
-        // To 1970, and on from there.
+        // The clock goes back to 1970 and continues from there.
         checkpoints.extend((10..20).map(|n| (n + 1, n * 1000)));
         assert_eq!(kept(&policy, &checkpoints).len(), 20);
-        // And right again, two hours later.
+        // Two hours later the clock is right again.
         checkpoints.push((21, now + 2 * HOUR_MS));
         assert_eq!(kept(&policy, &checkpoints).len(), 21);
-        // Those of that time are as old as the last one before.
+        // The checkpoints of that time count as being as old as the last one before them.
         checkpoints.push((22, now + 2 * DAY_MS));
         assert_eq!(kept(&policy, &checkpoints), [22]);
     }
@@ -346,9 +350,9 @@ mod tests {
         assert_eq!(keep(&of_a_day(&[])), 288);
         assert_eq!(keep(&of_a_day(&[100])), 288);
         assert_eq!(keep(&of_a_day(&[100, 101, 102, 200])), 288);
-        // The newest, by a server whose clock is ahead now: the store's is not.
+        // The newest is by a server whose clock is ahead now; the store's clock is right.
         assert_eq!(keep(&of_a_day(&[287])), 288);
-        // A week later it is still so.
+        // A week later that is still so.
         let hourly = Policy {
             keep_hourly: 168,
             ..Policy::default()
@@ -362,7 +366,7 @@ mod tests {
     fn new_volumes_keep_a_day_whole_then_hours_then_days() {
         let policy = Policy::of_new_volumes();
         let end = at("2026-11-29T12:00:00Z");
-        // One each ten minutes, for sixty days.
+        // One checkpoint every ten minutes, for sixty days.
         let checkpoints: Vec<_> = (0..60 * 144)
             .map(|n| (n + 1, end - (60 * 144 - 1 - n) * 600_000))
             .collect();

@@ -1,4 +1,4 @@
-//! Reading a checkpoint while others may remove it: pin it, then look whether it stays.
+//! Reading a checkpoint that others may remove: pin it, then check that it stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +13,21 @@ use crate::format::inode;
 use crate::meta::{checkpoint_list, snapshots};
 use crate::store::Store;
 
-/// How long the entry of a checkpoint that was published a moment ago is waited for, and how often it is asked for.
+/// How often the entry of a checkpoint that was published just now is requested; below, the wait between the requests.
 const ENTRY_WAITS: u32 = 50;
 const ENTRY_WAIT: Duration = Duration::from_millis(100);
 
-/// A checkpoint that is being read. It stays as long as this is there and the store is reached.
+/// A checkpoint that is being read. It stays as long as this value exists and the store can be reached.
 #[derive(Debug, Default)]
 pub(crate) struct Reading(Option<Arc<pins::Held>>);
 
 impl Reading {
-    /// Begins to read a checkpoint. It is pinned also where nothing is ever removed: that may change any time. Where no pin can be put,
-    /// as by keys that may only read, it is read without one, and a warning says so where something may be removed.
+    /// Begins to read a checkpoint. It is pinned even if nothing is removed now, because that may change at any time.
+    /// If no pin can be put, as with keys that may only read, the checkpoint is read without one, with a warning if
+    /// something may be removed.
     ///
     /// # Errors
-    /// [`VolumeError::NoCheckpoint`] when it goes, or is gone.
+    /// [`VolumeError::NoCheckpoint`] when it is being removed, or is gone.
     pub async fn begin(store: &Store, id: CheckpointId) -> Result<Self, VolumeError> {
         let pin = match pins::put(store, id, pins::TIME_TO_LIVE).await {
             Ok(pin) => Some(pin),
@@ -57,7 +58,7 @@ impl Reading {
         self.0.is_some()
     }
 
-    /// Ends it.
+    /// Ends the reading and removes the pin.
     pub async fn end(&self) {
         if let Some(pin) = &self.0 {
             pin.remove().await;
@@ -65,7 +66,7 @@ impl Reading {
     }
 }
 
-/// As [`ensure_kept`], of a checkpoint that may have no entry but a name: one that another tool published.
+/// As [`ensure_kept`], for a checkpoint of another tool, which may have a name and no entry.
 ///
 /// # Errors
 /// As [`ensure_kept`].
@@ -92,7 +93,7 @@ fn gone(store: &Store, id: CheckpointId) -> VolumeError {
     }
 }
 
-/// Whether the plan lets it stay.
+/// Whether the plan keeps the checkpoint.
 async fn is_planned_to_stay(store: &Store, id: CheckpointId) -> Result<bool, VolumeError> {
     let plan = plan::load(store).await?.map(|(plan, _)| plan);
     let Some(plan) = plan.filter(|plan| !plan.keeps(id.cno)) else {
@@ -102,11 +103,11 @@ async fn is_planned_to_stay(store: &Store, id: CheckpointId) -> Result<bool, Vol
     Ok(!plan.is_of(newest.i_last_cno))
 }
 
-/// Whether a checkpoint stays, as far as the plan tells: the plan is read first, its entry afterwards. Whoever wants it to stay has
-/// put a pin or a name before.
+/// Checks that a checkpoint stays, as far as the plan says: the plan is read first, and then the checkpoint's entry.
+/// The caller must have put a pin or a name before.
 ///
 /// # Errors
-/// [`VolumeError::NoCheckpoint`] when it goes, or is gone.
+/// [`VolumeError::NoCheckpoint`] when it is being removed, or is gone.
 pub(crate) async fn ensure_kept(store: &Store, id: CheckpointId) -> Result<(), VolumeError> {
     let gone = || gone(store, id);
     if !is_planned_to_stay(store, id).await? {
@@ -125,7 +126,7 @@ pub(crate) async fn ensure_kept(store: &Store, id: CheckpointId) -> Result<(), V
         if CheckpointId::of_inode(&newest) == id {
             return Ok(());
         }
-        // It was the newest a moment ago, and its entry is on its way; or it is gone.
+        // Either it was the newest a moment ago and its entry is still being written, or it is gone.
         if checkpoint_list::numbers_after(store, id.cno).await?.len() > 1 {
             return Err(gone());
         }

@@ -1,4 +1,5 @@
-//! One round of removing what nobody needs: account, choose, plan, look again, remove. Resumed after any end by whoever is next.
+//! One round of removing what nobody needs: account, choose, plan, check again, remove. Whoever is next continues an
+//! interrupted round.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,12 +27,12 @@ use crate::index::{checksums, origins};
 use crate::meta::{checkpoint_list, snapshots};
 use crate::store::{DELETE_KEYS_MAX, ETag, Store, sums};
 
-/// How long an object that no checkpoint has used lies there before it goes, by the store's clock.
+/// How old an object that no checkpoint has used must be before it is removed, by the store's clock.
 pub(crate) const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
-/// The table is stored this often at least, so that the next server has little to account.
+/// The table is stored at least this often, so that the next server has little to account.
 const STORED_EVERY: Duration = Duration::from_secs(600);
 
-/// What a round did.
+/// The result of a round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Checkpoints that were removed.
@@ -54,18 +55,18 @@ pub(crate) struct Rounds {
     chooser: Chooser,
     account: Option<Account>,
     stored: Instant,
-    /// The plan that this owner put; none before it has settled what earlier ones left.
+    /// The plan that this owner stored; `None` before it has settled what earlier owners left.
     plan: Option<(Plan, ETag)>,
     /// The policy of the last round.
     policy: Option<Policy>,
     under_way: UnderWay,
 }
 
-/// What is stored below the container's root, by number of object: length in bytes, and when it was written.
+/// The stored objects of the container by number: length in bytes, and when each was written.
 pub(super) type Stored = BTreeMap<u64, (u64, SystemTime)>;
 
 impl Rounds {
-    /// For the owner of this epoch, who has shut older ones out of the container. Nothing goes before it has not been needed for
+    /// For the owner of this epoch, which has fenced older owners. Nothing is removed before it has not been needed for
     /// `grace`.
     pub fn new(
         store: Store,
@@ -134,11 +135,12 @@ impl Rounds {
         matches!(load_policy(&self.store).await, Ok(policy) if policy == self.policy)
     }
 
-    /// Settles what earlier owners left: what is being removed is removed, what was planned is void. Afterwards they cannot remove
-    /// anything more. Nothing is written where there never was a plan, unless `is_forced`.
+    /// Settles what earlier owners left: a removal that was begun is finished, and a plan that was not is void.
+    /// Afterwards earlier owners cannot remove anything more. If there never was a plan, nothing is written unless
+    /// `is_forced`.
     ///
     /// # Errors
-    /// [`VolumeError::Fenced`] when a later owner is at it.
+    /// [`VolumeError::Fenced`] when a later owner removes checkpoints.
     pub async fn settle(&mut self, is_forced: bool) -> Result<(), VolumeError> {
         let found = plan::load(&self.store).await?;
         let Some((found, etag)) = found else {
@@ -148,7 +150,7 @@ impl Rounds {
             return Ok(());
         };
         if found.epoch > self.epoch {
-            // A later owner; or one of before the lease was deleted, from which on epochs begin anew.
+            // It belongs to a later owner, or to one from before the lease was deleted, after which epochs began again.
             self.ownership.check().await?;
         }
         let is_own = self.plan.is_some() && found.epoch == self.epoch;
@@ -174,7 +176,7 @@ impl Rounds {
             if e.kind() != ErrorKind::AccessDenied {
                 return Err(e);
             }
-            // It is not needed, and is tried again by the rounds to come.
+            // These objects are not needed, and the next rounds try to remove them again.
             warn!(
                 "what is not kept of {} stays where it may not be removed: {e}",
                 self.store.url
@@ -189,16 +191,16 @@ impl Rounds {
         Ok(())
     }
 
-    /// Puts `plan` in the place of the own one.
+    /// Replaces this owner's plan.
     async fn replace(&mut self, plan: Plan) -> Result<(), VolumeError> {
         let before = self.plan.as_ref().map(|(_, etag)| etag.clone());
         self.put(plan, before.as_ref()).await
     }
 
-    /// Removes what can go at `now`.
+    /// Removes what can be removed at `now`.
     ///
     /// # Errors
-    /// When the store fails: what is left undone is done by a later round. [`VolumeError::Fenced`] when there is another owner.
+    /// When the store fails; a later round does the rest. [`VolumeError::Fenced`] when there is another owner.
     pub async fn round(&mut self, now: Instant) -> Result<Removed, VolumeError> {
         self.policy = load_policy(&self.store).await?;
         let Some(policy) = self.policy.clone() else {
@@ -219,7 +221,7 @@ impl Rounds {
         }
         account.settle();
         let removed = self.round_of(&mut account, &policy, now).await;
-        // After a failure it is read again: what it had removed may be of a plan that is void.
+        // After a failure the table is read again, because what it dropped may belong to a plan that is void.
         if removed.is_ok() {
             self.account = Some(account);
         }
@@ -259,7 +261,7 @@ impl Rounds {
             }
             return Ok(removed);
         }
-        // The plan names the checkpoint that the table is of.
+        // The plan names the table's checkpoint.
         account.store(&self.store).await?;
         self.stored = Instant::now();
         if !self.carry_out(account, policy, &choice).await? {
@@ -314,7 +316,7 @@ impl Rounds {
         Ok(true)
     }
 
-    /// Phase one.
+    /// Phase one: stores the plan.
     pub(super) async fn plan(&mut self, account: &Account, choice: &Choice) -> Result<Plan, VolumeError> {
         let planned = Plan {
             at: account.usage().at(),
@@ -329,8 +331,8 @@ impl Rounds {
         Ok(planned)
     }
 
-    /// Whether somebody needs what is planned to go. Whoever has put a pin, a name or a policy that is not seen here looks at the plan
-    /// afterwards.
+    /// Whether somebody needs what is planned to be removed. Whoever puts a pin, a name or a policy that is not seen
+    /// here reads the plan afterwards.
     async fn is_in_the_way(
         &self,
         account: &Account,
@@ -345,7 +347,7 @@ impl Rounds {
         Ok(is_protected || policy_now.as_ref() != Some(policy))
     }
 
-    /// Phase two: from here on what the plan names is gone, whoever removes it.
+    /// Phase two: from here on everything that the plan names is gone, whoever removes it.
     pub(super) async fn decide(&mut self, planned: Plan) -> Result<Plan, VolumeError> {
         self.ownership.check().await?;
         let deleting = Plan {
@@ -356,7 +358,7 @@ impl Rounds {
         Ok(deleting)
     }
 
-    /// Removes what a plan names that is being carried out: the entries first, so that nobody begins to read what goes.
+    /// Removes what a plan names: the entries first, so that nobody begins to read what is being removed.
     async fn remove(&self, plan: &Plan) -> Result<(), VolumeError> {
         let entries = plan.retired.iter().map(|&cno| checkpoint_list::entry_name(cno));
         let entries: Vec<String> = entries.map(|name| self.store.meta_key(&name)).collect();
@@ -386,7 +388,7 @@ impl Rounds {
 }
 
 impl Rounds {
-    /// Deletes what may be deleted of these; the error of the last refusal.
+    /// Deletes those objects that may be deleted. Returns the error of the last refusal.
     async fn delete(&self, keys: &[String]) -> Result<(), VolumeError> {
         let mut refused = None;
         for keys in keys.chunks(DELETE_KEYS_MAX) {
@@ -399,7 +401,7 @@ impl Rounds {
     }
 }
 
-/// What goes by this policy.
+/// Chooses what is removed under this policy.
 pub(super) fn choose(
     chooser: &mut Chooser,
     usage: &Usage,
@@ -417,13 +419,13 @@ pub(super) fn choose(
     chooser.choose(usage, &kept, &written, under_way, now)
 }
 
-/// The bytes that these objects have.
+/// The number of bytes in these objects.
 pub(super) fn bytes_of(objects: &[u64], stored: &Stored) -> u64 {
     let found = objects.iter().filter_map(|object| stored.get(object));
     found.map(|(len_bytes, _)| len_bytes).sum()
 }
 
-/// What must stay besides what the policy keeps.
+/// The checkpoints that must stay besides those that the policy keeps.
 pub(super) async fn protected(
     store: &Store,
     account: &Account,
@@ -449,7 +451,7 @@ pub(super) async fn stored(store: &Store) -> Result<Stored, VolumeError> {
     Ok(numbered.collect())
 }
 
-/// Whether a compaction by another tool waits to be taken in: what it names is in no checkpoint yet.
+/// Whether a compaction by another tool waits to be adopted. No checkpoint names its objects yet.
 async fn is_compacted_elsewhere(store: &Store) -> Result<bool, VolumeError> {
     let (raw, _) = inode::load(store).await?;
     Ok(raw.is_compaction_pending())

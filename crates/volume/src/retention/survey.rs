@@ -1,4 +1,4 @@
-//! What a volume takes and what of it could go, for who asks. Changes nothing.
+//! How much space a volume takes and how much of it could be freed. Changes nothing.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -18,12 +18,12 @@ use crate::format::object_names::cno_of;
 use crate::index::cache::IndexCache;
 use crate::store::Store;
 
-/// What a volume takes in its store, and why. In bytes.
+/// The space that a volume takes in its store, by cause, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// Data blocks that the newest listed checkpoint refers to.
+    /// Bytes of data blocks that the newest listed checkpoint refers to.
     pub live_blocks: u64,
-    /// Nodes of its index.
+    /// Bytes of the nodes of its index.
     pub live_nodes: u64,
     /// Of those blocks the ones that lie in what a clone has inherited.
     pub inherited_blocks: u64,
@@ -31,11 +31,11 @@ pub struct Survey {
     pub inherited_nodes: u64,
     /// What of the container no checkpoint that is kept needs.
     pub reclaimable_bytes: u64,
-    /// What a plan names.
+    /// Bytes of the objects that a plan names.
     pub grace_bytes: u64,
-    /// What [`Removed`] would say.
+    /// Number of checkpoints that a round would remove, as in [`Removed`].
     pub checkpoints: u64,
-    /// The same of objects.
+    /// The same for objects.
     pub objects: u64,
     /// How much space the newest state's objects take for nothing.
     pub debt: Debt,

@@ -1,9 +1,10 @@
-//! Which objects which checkpoints need. Pure.
+//! The usage table: which objects which checkpoints need. Pure.
 //!
-//! The table follows the volume from one listed checkpoint to the next. For each object it has the number of places in it that the
-//! newest of them refers to (`live`), the first that referred to it (`born`), and the first since which none has (`dead_since`).
-//! *An object is needed when `live` is above 0, or when a kept checkpoint r exists with born <= r < dead_since.* That is exact as
-//! long as nothing was rolled back, and a little too much afterwards; never too little.
+//! The table follows the volume from one listed checkpoint to the next. For each object it holds the number of places
+//! in the object that the newest checkpoint refers to (`live`), the first checkpoint that referred to it (`born`), and
+//! the first checkpoint since which none has (`dead_since`). *An object is needed when `live` is above 0, or when a
+//! kept checkpoint r exists with born <= r < dead_since.* That is exact as long as nothing was rolled back. After a
+//! rollback it keeps a little too much, and never too little.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -58,7 +59,7 @@ impl Places {
     }
 }
 
-/// What is known of one object.
+/// The use of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "StoredUse", into = "StoredUse")]
 pub(crate) struct ObjectUse {
@@ -66,7 +67,7 @@ pub(crate) struct ObjectUse {
     pub live: Places,
     /// The first checkpoint that referred to it.
     pub born: u64,
-    /// The first since which none does, once `live` is 0; else the largest number there is.
+    /// The first checkpoint since which none refers to it, once `live` is 0; otherwise the largest number there is.
     pub dead_since: u64,
     /// Places in it, at most, that any checkpoint needs which is kept. What is in an object only ever dies, so the oldest kept
     /// checkpoint needs the most. (After a rollback it is an estimate: it says what is worth copying, and never what may go.)
@@ -110,11 +111,11 @@ impl From<ObjectUse> for StoredUse {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(InodeCheck, u64, u64)", into = "(InodeCheck, u64, u64)")]
 pub(crate) struct Accounted {
-    /// What tells it from others of its number.
+    /// Distinguishes it from other checkpoints with that number.
     pub check: InodeCheck,
     /// When it was published, in milliseconds since 1970-01-01 UTC, by its server's clock.
     pub published_ms: u64,
-    /// Size of the volume at it, in bytes.
+    /// Size of the volume at the checkpoint, in bytes.
     pub size_bytes: u64,
 }
 
@@ -134,12 +135,12 @@ impl From<Accounted> for (InodeCheck, u64, u64) {
     }
 }
 
-/// What changes in the use of one object from one checkpoint to the next.
+/// The change in the use of one object from one checkpoint to the next.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Delta {
-    /// Blocks of data.
+    /// Change in the number of data blocks.
     pub blocks: i64,
-    /// Nodes of the index.
+    /// Change in the number of index nodes.
     pub nodes: i64,
 }
 
@@ -147,9 +148,9 @@ pub(crate) struct Delta {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Usage {
     version: u32,
-    /// The checkpoint accounted last.
+    /// The checkpoint that was accounted last.
     at: Option<CheckpointId>,
-    /// By the number that `engine/object.rs` gives an object.
+    /// By the object's number.
     objects: BTreeMap<u64, ObjectUse>,
     /// Checkpoints that are accounted and not removed, by number.
     kept: BTreeMap<u64, Accounted>,
@@ -167,10 +168,10 @@ impl Default for Usage {
 }
 
 impl Usage {
-    /// Reads a stored table.
+    /// Decodes a stored table.
     ///
     /// # Errors
-    /// What is wrong with `body`.
+    /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         let usage: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
         if usage.version != VERSION {
@@ -190,12 +191,12 @@ impl Usage {
         }
     }
 
-    /// The checkpoint accounted last.
+    /// The checkpoint that was accounted last.
     pub fn at(&self) -> Option<CheckpointId> {
         self.at
     }
 
-    /// The number of the checkpoint accounted last; 0 before the first.
+    /// The number of the checkpoint that was accounted last; 0 before the first.
     pub fn at_number(&self) -> u64 {
         self.at.map_or(0, |at| at.cno)
     }
@@ -205,15 +206,15 @@ impl Usage {
         &self.kept
     }
 
-    /// What is known of the objects.
+    /// The use of each object.
     pub fn objects(&self) -> &BTreeMap<u64, ObjectUse> {
         &self.objects
     }
 
-    /// Goes on to the next listed checkpoint, from which it differs so.
+    /// Advances to the next listed checkpoint, with these differences.
     ///
     /// # Errors
-    /// When the table cannot be of the checkpoint before: it must be made anew.
+    /// When the table cannot belong to the previous checkpoint. It must then be computed again.
     pub fn step(
         &mut self,
         cno: u64,
@@ -248,8 +249,8 @@ impl Usage {
         Ok(())
     }
 
-    /// Whether an object is needed by the checkpoint accounted last, or by one of `kept`. One that the table does not know was used
-    /// by none of those that were accounted.
+    /// Whether the checkpoint accounted last, or one of `kept`, needs an object. An object that is not in the table was
+    /// used by no accounted checkpoint.
     pub fn is_needed(&self, object: u64, kept: &BTreeMap<u64, Accounted>) -> bool {
         let Some(of) = self.objects.get(&object) else {
             return false;
@@ -259,8 +260,9 @@ impl Usage {
             || (of.born < of.dead_since && kept.range(of.born..of.dead_since).next().is_some())
     }
 
-    /// What this table says otherwise than one of the same checkpoint that was counted from what is stored now: an object that a checkpoint
-    /// uses which is there, and that the table would give away; or other numbers of places that the newest uses.
+    /// The differences between this table and one of the same checkpoint that was counted from the stored data: objects
+    /// that an existing checkpoint uses and that this table would remove, and other numbers of places that the newest
+    /// checkpoint uses.
     pub fn differences(&self, counted: &Self) -> Vec<String> {
         let none = ObjectUse {
             live: Places::default(),
@@ -323,7 +325,7 @@ impl Usage {
         self.kept.retain(|cno, _| is_kept(*cno));
     }
 
-    /// These checkpoints and objects are gone.
+    /// Drops checkpoints and objects that were removed.
     pub fn forget(&mut self, checkpoints: &[u64], objects: &[u64]) {
         for cno in checkpoints {
             self.kept.remove(cno);
@@ -372,7 +374,7 @@ mod tests {
         assert_eq!(needed(&usage, &[2]), [10, 20, 50, 60]);
         assert_eq!(needed(&usage, &[5]), [20, 50, 60]);
         assert_eq!(needed(&usage, &[1, 5]), [10, 20, 50, 60]);
-        // A use of one that was dead, as a rollback makes it: needed all along.
+        // An object that was dead is used again, as after a rollback: it counts as needed all along.
         step(&mut usage, 8, &[(10, 1), (60, -1)]);
         assert_eq!(needed(&usage, &[]), [10, 50]);
         step(&mut usage, 9, &[(10, -1)]);

@@ -1,10 +1,10 @@
-//! Bytes as they came in: many pieces, none of them copied together.
+//! Bytes as they arrived: in many pieces, which are not copied together.
 
 use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 
-/// A run of bytes in pieces. Clones share them.
+/// A run of bytes in pieces. All clones share the pieces.
 #[derive(Debug, Clone, Default)]
 pub struct Frames {
     /// Each piece with the offset of its end.
@@ -12,7 +12,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Takes all that `from` has; copies nothing where it is made of [`Bytes`].
+    /// Takes all bytes of `from`. Copies nothing if `from` is made of [`Bytes`].
     pub fn take(mut from: impl Buf) -> Self {
         let mut pieces = Vec::new();
         let mut end = 0;
@@ -29,7 +29,7 @@ impl Frames {
         self.pieces.last().map_or(0, |(end, _)| *end)
     }
 
-    /// Whether there are none.
+    /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -80,7 +80,7 @@ impl Frames {
         true
     }
 
-    /// All of them in one piece; copied where there are more.
+    /// All bytes in one piece. They are copied if there are several pieces.
     pub fn together(self) -> Bytes {
         match self.pieces.as_slice() {
             [(_, one)] => one.clone(),

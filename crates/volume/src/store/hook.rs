@@ -1,4 +1,4 @@
-//! For tests only: what stands between a volume and its store, whoever opens the volume.
+//! For tests only: an interceptor between a volume and its store, whoever opens the volume.
 
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ impl PartialEq for Hook {
 impl Eq for Hook {}
 
 impl Hook {
-    /// With this interceptor.
+    /// A hook with this interceptor.
     pub fn new(interceptor: impl Intercept + 'static) -> Self {
         Self(Some(Arc::new(SharedInterceptor::new(interceptor))))
     }
 
-    /// Puts it between the store and whoever uses that.
+    /// Puts the interceptor between the store and its users.
     pub(super) fn attach(&self, store: &mut Store) {
         if let Some(interceptor) = &self.0 {
             let config = store.client.config().to_builder();

@@ -1,8 +1,8 @@
-//! Where a volume's objects are: an S3 bucket, or a directory served by an S3 server in this process.
+//! Where a volume's objects are stored: an S3 bucket, or a directory that an S3 server in this process serves.
 //!
-//! [`connect`] gives a [`Store`], which holds the S3 client that the engine uses and a few operations with the
-//! conditions, the errors and the handling of lost answers that everything else of a volume needs. The data of a
-//! volume is under `<root>/`, everything beside it (catalogue, lease, label) under `<root>.meta/`.
+//! [`connect`] gives a [`Store`]. It holds the S3 client that the engine uses, and a few operations for everything else
+//! of a volume, with their conditions, errors and the handling of lost answers. The data of a volume is under
+//! `<root>/`, and everything beside it (checkpoint list, lease, label) under `<root>.meta/`.
 
 pub(crate) mod copy;
 pub(crate) mod environment;
@@ -50,23 +50,23 @@ const LOCAL_ROOT: &str = "volume";
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ETag(pub String);
 
-/// What a listing says of an object.
+/// An object as a listing describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectEntry {
     /// The whole key.
     pub key: String,
-    /// Length of the object.
+    /// Length of the object in bytes.
     pub size_bytes: u64,
     /// When it was written, by the store's clock.
     pub last_modified: SystemTime,
 }
 
-/// What a HEAD says of an object.
+/// An object as a HEAD describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// Length of the object.
+    /// Length of the object in bytes.
     pub size_bytes: u64,
-    /// The write that made it.
+    /// The write that stored it.
     pub etag: ETag,
     /// When it was written, by the store's clock.
     pub last_modified: SystemTime,
@@ -74,7 +74,7 @@ pub struct ObjectInfo {
     pub metadata: HashMap<String, String>,
 }
 
-/// The place of one volume. Clones share connections.
+/// The place of one volume. All clones share connections.
 #[derive(Clone)]
 pub struct Store {
     /// The S3 client, set up for [`bucket`](Self::bucket)'s store.
@@ -97,7 +97,7 @@ pub struct Store {
     metrics: Metrics,
 }
 
-/// Reaches the store of a volume. Needs a tokio runtime with time and, for `s3://`, I/O enabled. Nothing is created.
+/// Connects to the store of a volume. Needs a tokio runtime with time and, for `s3://`, I/O enabled. Creates nothing.
 ///
 /// # Errors
 /// Within about 15 s, a [`StoreError`]: `NotFound` for a missing bucket or directory, `AccessDenied`, `Unreachable`
@@ -108,7 +108,7 @@ pub async fn connect(url: &VolumeUrl, options: &StoreOptions) -> Result<Store, S
     Ok(store)
 }
 
-/// As [`connect`], without asking an `s3://` store whether it answers: that is left to [`Store::check`].
+/// As [`connect`], without checking that an `s3://` store answers. [`Store::check`] does that.
 ///
 /// # Errors
 /// As [`connect`].
@@ -123,7 +123,7 @@ pub(crate) async fn unproved(url: &VolumeUrl, options: &StoreOptions) -> Result<
     store.map(|store| hooked(store, options))
 }
 
-/// With what tests put in between.
+/// Adds what tests put between a volume and its store.
 #[cfg_attr(
     not(feature = "testing"),
     expect(unused_mut, unused_variables, reason = "for tests")
@@ -150,7 +150,7 @@ pub async fn connect_for_create(url: &VolumeUrl, options: &StoreOptions) -> Resu
     }
 }
 
-/// Whether the directory is a store.
+/// Whether the directory is a `file://` store.
 pub(crate) fn is_store(path: &Path) -> bool {
     path.join(local::layout::MARKER).is_file()
 }
@@ -171,7 +171,7 @@ async fn connect_dir(
     Ok(Store::of_dir(url, Arc::new(dir), path, metrics))
 }
 
-/// What a directory says to somebody who wants to use it.
+/// The error of a directory, with what the user can do.
 fn dir_error(operation: &'static str, url: &VolumeUrl, error: &std::io::Error) -> StoreError {
     let (kind, advice) = match error.kind() {
         ErrorKind::NotFound => (
@@ -188,7 +188,7 @@ fn dir_error(operation: &'static str, url: &VolumeUrl, error: &std::io::Error) -
 }
 
 impl Store {
-    /// Makes sure that the store answers.
+    /// Checks that the store answers.
     ///
     /// # Errors
     /// As [`connect`].
@@ -199,7 +199,8 @@ impl Store {
         }
     }
 
-    /// Tries whether the file system of a `file://` store does what a volume rests on; nothing to try for `s3://`.
+    /// Tests whether the file system of a `file://` store has the properties that a volume needs. Does nothing for
+    /// `s3://`.
     ///
     /// # Errors
     /// [`StoreError`] that says what it does not do.
@@ -226,7 +227,7 @@ impl Store {
         }
     }
 
-    /// The store that a client of the engine reads, for reading only.
+    /// The store that a client of the engine uses, for reading only.
     pub(crate) fn of_client(client: &Client, bucket: &str, root: &str) -> Self {
         let url = VolumeUrl::S3 {
             bucket: bucket.to_string(),
@@ -297,16 +298,16 @@ impl Store {
         &self.endpoint
     }
 
-    /// Ends all changes through this store, and gives back what it has of its own in a directory; nothing for `s3://`. Whoever
-    /// ends a process need not wait then until the last clone of the store is gone.
+    /// Ends all changes through this store and releases its resources in a directory. Does nothing for `s3://`. A
+    /// caller that ends the process then need not wait until the last clone of the store is dropped.
     pub(crate) async fn end_changes(&self) {
         if let Some(dir) = self.dir.clone() {
             let _ = tokio::task::spawn_blocking(move || dir.end_changes()).await;
         }
     }
 
-    /// Removes the `file://` store that holds no objects any more, with or without its directory. Whether there was one to
-    /// remove; always false for `s3://`. The store cannot be used afterwards.
+    /// Removes a `file://` store without objects, with or without its directory. Returns whether there was one to
+    /// remove, which is always false for `s3://`. The store cannot be used afterwards.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -322,7 +323,7 @@ impl Store {
         }
     }
 
-    /// The error for an object whose bytes are not what was written.
+    /// The error for an object whose bytes are not those that were written.
     pub(crate) fn corrupt(&self, key: &str, reason: impl Into<String>) -> StoreError {
         StoreError::new("use", self.target(key), StoreErrorKind::Corrupt, reason)
     }

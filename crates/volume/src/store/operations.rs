@@ -1,4 +1,4 @@
-//! Reading, writing, listing and deleting objects, with lost answers and conflicts seen to.
+//! Reading, writing, listing and deleting objects, with the handling of lost answers and of conflicts.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -17,22 +17,25 @@ use super::interceptors::window_checksums;
 use super::{ETag, ObjectEntry, ObjectInfo, Store};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
-/// User metadata key that marks a conditional write, so that its own resend can be told from another writer's.
+/// User metadata key for the mark of a conditional write (the write mark). It distinguishes a write's own
+/// retransmission from another writer's write.
 const WRITE_MARK: &str = "hypernbd-write";
-/// Tries of a read whose body breaks off.
+/// Attempts of a read whose body breaks off.
 const READ_ATTEMPTS_MAX: usize = 4;
-/// Tries of a conditional write that meets another one in progress (409). S3 answers so to racing writers, of which none
-/// may have won, and asks for another try: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html>.
+/// Attempts of a conditional write that meets another one in progress (409). S3 gives that answer to racing writers, of
+/// which none may have won, and asks for another attempt:
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html>.
 const CONFLICT_ATTEMPTS_MAX: u64 = 10;
-/// Longest wait before the second such try; it grows with each, and is random, so that the writers do not meet again.
+/// Longest wait before the second such attempt, in milliseconds. It grows with each attempt, and is random, so that the
+/// writers do not meet again.
 const CONFLICT_PAUSE_MS: u64 = 100;
-/// Most keys a DeleteObjects may have.
+/// The most keys in one DeleteObjects request.
 pub(crate) const DELETE_KEYS_MAX: usize = 1000;
-/// Deletions under way where a store takes them one by one.
+/// Deletions in flight at once when a store accepts only one key for each request.
 const DELETIONS_AT_ONCE: usize = 16;
 
 impl Store {
-    /// What a HEAD of the object says; `None` if it does not exist.
+    /// The result of a HEAD of the object; `None` if the object does not exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -55,7 +58,7 @@ impl Store {
         }))
     }
 
-    /// The object's data and its ETag; `None` if it does not exist.
+    /// The object's data and its ETag; `None` if the object does not exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -64,7 +67,7 @@ impl Store {
         Ok(got.map(|(frames, info)| (frames.together(), info.etag)))
     }
 
-    /// The object's data and what a HEAD would say of it; `None` if it does not exist.
+    /// The object's data, and what a HEAD says of it; `None` if the object does not exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -73,7 +76,7 @@ impl Store {
         Ok(got.map(|(frames, info)| (frames.together(), info)))
     }
 
-    /// `len_bytes` bytes at `offset_bytes` of the object; `None` if it does not exist.
+    /// Exactly `len_bytes` bytes at `offset_bytes` of the object; `None` if the object does not exist.
     ///
     /// # Errors
     /// [`StoreError`], also when the object ends before the range does.
@@ -87,7 +90,7 @@ impl Store {
         Ok(found.map(Frames::together))
     }
 
-    /// As [`get_range`](Self::get_range), without putting the bytes together.
+    /// As [`get_range`](Self::get_range), without joining the bytes into one piece.
     ///
     /// # Errors
     /// As [`get_range`](Self::get_range).
@@ -147,7 +150,7 @@ impl Store {
     /// if it does not exist.
     ///
     /// # Errors
-    /// [`StoreError`], also when the store sends more than it was asked for.
+    /// [`StoreError`], also when the store sends more than was requested.
     pub async fn get_within(
         &self,
         key: &str,
@@ -161,7 +164,7 @@ impl Store {
         Ok(got.map(|(bytes, _)| bytes))
     }
 
-    /// As [`get_within`](Self::get_within), with what a HEAD would say of the object.
+    /// As [`get_within`](Self::get_within), with what a HEAD says of the object.
     ///
     /// # Errors
     /// As [`get_within`](Self::get_within).
@@ -198,13 +201,14 @@ impl Store {
         Ok(Some((bytes, info)))
     }
 
-    /// What a GET with this Range header answers; `None` if the object does not exist.
+    /// The answer to a GET with this Range header; `None` if the object does not exist.
     pub(super) async fn get_as(&self, key: &str, range: &str) -> Result<Option<Bytes>, StoreError> {
         let got = self.fetch(key, Some(range.to_owned())).await?;
         Ok(got.map(|(frames, _)| frames.together()))
     }
 
-    /// Bytes that are those that were written, as far as check values say (`window_checksums`).
+    /// Reads bytes and checks that they are those that were written, if the object carries checksums
+    /// (`window_checksums`).
     async fn fetch(
         &self,
         key: &str,
@@ -231,7 +235,7 @@ impl Store {
                 last_modified: time(output.last_modified.as_ref()),
                 metadata: output.metadata.unwrap_or_default(),
             };
-            // The SDK repeats requests, but not those whose bodies break off, or are damaged on their way.
+            // The SDK repeats requests, but not those whose bodies break off or are damaged on their way.
             let (kind, detail) = match output.body.collect().await.map(Frames::take) {
                 Ok(bytes) => match self
                     .checked(key, &mut info, output.content_range.as_deref(), &bytes)
@@ -305,20 +309,20 @@ impl Store {
         self.etag("write", key, output.e_tag)
     }
 
-    /// Writes the object if there is none.
+    /// Creates the object.
     ///
     /// # Errors
-    /// `PreconditionFailed` if there is one that this call did not write.
+    /// `PreconditionFailed` if there is an object that this call did not write.
     pub async fn put_create_only(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ETag, StoreError> {
         self.put_conditional("create", key, bytes.into(), None, HashMap::new())
             .await
     }
 
-    /// Writes the object if the one there is the write `etag`.
+    /// Replaces the object if the stored one is the write `etag`.
     ///
     /// # Errors
-    /// `PreconditionFailed` if it is another that this call did not write; `NotFound` (on some stores
-    /// `PreconditionFailed`) if there is none.
+    /// `PreconditionFailed` if the stored object is another one that this call did not write; `NotFound` (on some
+    /// stores `PreconditionFailed`) if there is no object.
     pub async fn put_if_match(
         &self,
         key: &str,
@@ -343,8 +347,8 @@ impl Store {
             .await
     }
 
-    /// An attempt can be carried out and its answer lost; the SDK's next attempt is then refused because of the first.
-    /// So each call marks its object, and a refusal by an object with that mark is a success.
+    /// An attempt can be carried out and its answer lost; the first attempt then makes the SDK's next one fail. So each
+    /// call puts its own write mark on the object. A refusal because of an object with that mark is a success.
     async fn put_conditional(
         &self,
         operation: &'static str,
@@ -372,7 +376,8 @@ impl Store {
                 Ok(output) => return self.etag(operation, key, output.e_tag),
                 Err(refused) => refused,
             };
-            // 409 is not a refusal by what is stored: another conditional write was in progress at the same time.
+            // A 409 is not a refusal because of the stored object: another conditional write was in progress at the
+            // same time.
             let is_conflict = status_of(&refused) == Some(409);
             let error = self.error(operation, key, refused);
             if error.kind != StoreErrorKind::PreconditionFailed && !is_conflict {
@@ -389,7 +394,8 @@ impl Store {
         }
     }
 
-    /// Removes the object; nothing happens if there is none. Whether the bucket keeps versions, so that it stays as one.
+    /// Removes the object, if there is one. Returns whether the bucket keeps versions, so that the object stays as a
+    /// version.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -413,7 +419,7 @@ impl Store {
         self.list_from(prefix, None).await
     }
 
-    /// As [`Self::list`], of those that come after the key `after`.
+    /// As [`Self::list`], for the objects after the key `after`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -424,7 +430,8 @@ impl Store {
         Ok(entries)
     }
 
-    /// As [`Self::list_after`], of those up to the key `until`, with about as many requests as these alone take.
+    /// As [`Self::list_after`], for the objects up to the key `until`, with about as many requests as these objects
+    /// alone need.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -444,7 +451,7 @@ impl Store {
         self.list_until(prefix, after, |_| false).await
     }
 
-    /// Page by page, until `is_enough` of what was listed.
+    /// Lists page by page, until `is_enough` of what was listed.
     async fn list_until(
         &self,
         prefix: &str,
@@ -475,10 +482,10 @@ impl Store {
         Ok(entries)
     }
 
-    /// Removes all objects whose keys start with `prefix`, which must end with a slash; tells how many there were.
+    /// Removes all objects whose keys start with `prefix`, which must end with a slash. Returns how many there were.
     ///
     /// # Errors
-    /// [`StoreError`]; some objects may be gone then.
+    /// [`StoreError`]. Some objects may then be removed.
     pub async fn delete_prefix(&self, prefix: &str) -> Result<usize, StoreError> {
         if prefix.len() < 2 || !prefix.ends_with('/') {
             let detail = "a prefix to delete must end with a slash, so that it names no neighbours";
@@ -499,10 +506,10 @@ impl Store {
         Ok(keys.len())
     }
 
-    /// Removes these objects, many a request; nothing happens where there is none.
+    /// Removes these objects, many with each request. Missing objects are no error.
     ///
     /// # Errors
-    /// [`StoreError`]; some objects may be gone then, not necessarily the first.
+    /// [`StoreError`]. Some objects may then be removed, and not necessarily the first.
     pub async fn delete_keys(&self, keys: &[String]) -> Result<(), StoreError> {
         let Some(first) = keys.first() else { return Ok(()) };
         let fail = |kind, detail| StoreError::new("delete", self.target(first), kind, detail);
@@ -522,7 +529,7 @@ impl Store {
                 .send()
                 .await;
             let output = match sent.map_err(|error| self.error("delete", first, error)) {
-                // A store that does not know the request.
+                // The store does not know the request.
                 Err(error) if error.kind == StoreErrorKind::Refused => {
                     self.delete_one_by_one(batch).await?;
                     continue;
@@ -582,7 +589,7 @@ fn is_mismatch(error: &(dyn std::error::Error + 'static)) -> bool {
 fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match result {
         Ok(found) => Ok(Some(found)),
-        // A missing bucket is not an absent object, where the store tells them apart.
+        // A missing bucket is not an absent object, if the store distinguishes the two.
         Err(error) if error.kind == StoreErrorKind::NotFound && !error.detail.contains("NoSuchBucket") => {
             Ok(None)
         }

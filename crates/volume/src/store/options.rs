@@ -1,4 +1,4 @@
-//! How a store is reached and used.
+//! Options for connecting to a store and using it.
 
 use crate::metrics::Metrics;
 
@@ -13,11 +13,11 @@ pub struct StoreOptions {
     pub path_style: Option<bool>,
     /// Whether the bodies of uploads are part of the request's signature.
     pub payload_signing: PayloadSigning,
-    /// Encryption by the store that every upload asks for; `None` leaves it to the bucket.
+    /// The encryption by the store that every upload requests; `None` leaves it to the bucket.
     pub sse: Option<ServerSideEncryption>,
     /// The KMS key for [`ServerSideEncryption::Kms`]; `None` is the account's own.
     pub sse_kms_key_id: Option<String>,
-    /// Use a store that fails the probe of what a volume needs of it.
+    /// Whether a store is used that fails the probe of the properties that a volume needs.
     pub allow_unsafe: bool,
     /// Where requests are counted, and what else is counted of the volume.
     pub metrics: Metrics,
@@ -48,7 +48,7 @@ impl ServerSideEncryption {
 /// Whether the bodies of uploads are signed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PayloadSigning {
-    /// Unsigned over TLS, which protects the body itself; signed over plain http.
+    /// Unsigned over TLS, which protects the body by itself, and signed over plain http.
     #[default]
     Auto,
     /// Always signed.
@@ -57,7 +57,7 @@ pub enum PayloadSigning {
     Never,
 }
 
-/// An address as [`StoreOptions::endpoint_url`] takes it; the error says what to write.
+/// Checks an address for [`StoreOptions::endpoint_url`]. The error says what to write.
 pub(crate) fn check_endpoint(value: &str) -> Result<String, String> {
     let host = value
         .strip_prefix("http://")
@@ -70,7 +70,7 @@ pub(crate) fn check_endpoint(value: &str) -> Result<String, String> {
     Ok(value.to_string())
 }
 
-/// The name of a region; the error says what to write.
+/// Checks the name of a region. The error says what to write.
 pub(crate) fn check_region(value: &str) -> Result<String, String> {
     let well_formed = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     if !well_formed {

@@ -1,8 +1,8 @@
-//! Whether a store keeps the promises that a volume rests on: tried, not believed.
+//! Tests whether a store keeps the promises on which a volume relies.
 //!
-//! A store that takes a conditional write and ignores the condition gives two servers of one volume each its own way, and
-//! neither is told. So before the first write through an endpoint each promise is tried with objects of a few bytes below
-//! `<root>.meta/probe-…/`, which are removed again. What passed is remembered in `<root>.meta/probe`.
+//! If a store accepts a conditional write and ignores the condition, two servers of one volume diverge, and neither
+//! notices. So before the first write through an endpoint, each promise is tested with objects of a few bytes below
+//! `<root>.meta/probe-…/`, which are removed again. A passed probe is recorded in `<root>.meta/probe`.
 
 use std::collections::BTreeSet;
 
@@ -22,37 +22,38 @@ use crate::base::url::VolumeUrl;
 
 /// Raised when a check is added, so that stores are probed again.
 const VERSION: u32 = 1;
-/// Where a passed probe is remembered, below the volume's `.meta/`.
+/// Where a passed probe is recorded, below the volume's `.meta/`.
 const NAME: &str = "probe";
-/// Writers that race for one object.
+/// Number of writers that race for one object.
 const RACERS: usize = 8;
 
-/// One promise, tried.
+/// The test of one promise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// The promise.
     pub name: &'static str,
-    /// What was seen instead, where it was broken.
+    /// What was seen instead, if the promise was broken.
     pub failure: Option<String>,
 }
 
-/// What is remembered of a probe that found nothing wrong.
+/// The record of a probe that found nothing wrong.
 #[derive(Debug, Serialize, Deserialize)]
 struct Passed {
     version: u32,
-    /// The address it was reached at.
+    /// The address at which the store was reached.
     endpoint: String,
     probed_ms: u64,
-    /// Other addresses that passed before, the newest first: servers of one volume may go different ways.
+    /// Other addresses that passed earlier, the newest first. Servers of one volume may reach the store at different
+    /// addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     others: Vec<String>,
 }
 
-/// Addresses that are remembered beside the newest.
+/// The most addresses that are recorded besides the newest.
 const OTHERS_MAX: usize = 7;
 
 impl Passed {
-    /// A pass of now at `endpoint`, after what was remembered.
+    /// The record after a probe that passed now at `endpoint`, given the earlier record.
     fn after(before: Option<Self>, endpoint: &str) -> Self {
         let before = before.filter(|passed| passed.version == VERSION);
         let others = before.map_or_else(Vec::new, |passed| {
@@ -75,14 +76,15 @@ impl Passed {
     }
 }
 
-/// Unsafe stores that are used all the same, each warned of once in the life of the process.
+/// Unsafe stores that are used nevertheless. The process warns of each once.
 static WARNED_OF: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Why a check did not pass.
 enum Failure {
     /// The promise is broken.
     Broken(String),
-    /// The store was not reached, or refused the credentials or the form of a request: that says nothing of its promises.
+    /// The store was not reached, or refused the credentials or the form of a request. That says nothing of its
+    /// promises.
     Store(StoreError),
 }
 
@@ -107,12 +109,12 @@ fn hold(is_held: bool, otherwise: impl FnOnce() -> String) -> Outcome {
     if is_held { Ok(()) } else { broken(otherwise()) }
 }
 
-/// Makes sure that the store is safe for a volume. The store of a directory is this program's own; its file system is tried,
-/// each time, which costs no request.
+/// Checks that the store is safe for a volume. The store of a directory is part of this program. Its file system is
+/// tested each time, which costs no request.
 ///
 /// # Errors
-/// [`VolumeError::UnsafeStore`] with what is broken, unless `allow_unsafe`, which only warns; [`VolumeError::Store`] for a
-/// file system that no volume can be on.
+/// [`VolumeError::UnsafeStore`] with what is broken, unless `allow_unsafe`, which only warns; [`VolumeError::Store`]
+/// for a file system that cannot hold a volume.
 pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError> {
     if matches!(store.url, VolumeUrl::File { .. }) {
         return Ok(store.try_directory().await?);
@@ -147,13 +149,13 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
     Ok(())
 }
 
-/// Whether this is one of the probes' own objects, or the one that remembers of a store that it is safe: they tell of no
+/// Whether this is one of the probes' own objects, or the record of a passed probe. Such objects do not belong to a
 /// volume.
 pub(crate) fn is_own(store: &Store, object: &ObjectEntry) -> bool {
     object.key == store.meta_key(NAME) || probe_objects::is_of_probe(store, object)
 }
 
-/// Whether the store is known to be safe. Of a directory nothing is remembered.
+/// Whether the store is known to be safe. Nothing is recorded for a directory.
 ///
 /// # Errors
 /// When the store fails.
@@ -165,13 +167,13 @@ pub(crate) async fn has_passed(store: &Store) -> Result<bool, VolumeError> {
     Ok(passed.is_some_and(|passed| passed.is_of(store.endpoint())))
 }
 
-/// What is remembered; what cannot be read is not.
+/// The record of a passed probe. A record that cannot be read counts as none.
 async fn remembered(store: &Store) -> Result<Option<Passed>, StoreError> {
     let known = store.get(&store.meta_key(NAME)).await?;
     Ok(known.and_then(|(body, _)| serde_json::from_slice(&body).ok()))
 }
 
-/// Tries every promise.
+/// Tests every promise.
 ///
 /// # Errors
 /// When the store is not reached, or refuses the credentials.
@@ -181,7 +183,7 @@ pub async fn run(store: &Store) -> Result<Vec<Check>, StoreError> {
         prefix: probe_objects::new_prefix(store),
     };
     let checks = probe.all().await;
-    // Whatever came of it, nothing is left behind.
+    // Nothing is left behind, whatever the result.
     if let Err(e) = store.delete_prefix(&probe.prefix).await {
         warn!("objects of the probe are left below {}: {e}", probe.prefix);
     } else if let Err(e) = probe_objects::sweep(store).await {

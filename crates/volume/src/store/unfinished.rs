@@ -9,16 +9,17 @@ use super::Store;
 use super::operations::time;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
-/// Most uploads that are looked at; S3 lists a thousand at a time.
+/// The most pages of uploads that are read. S3 lists a thousand uploads on each.
 const PAGES_MAX: usize = 100;
 
 impl Store {
-    /// Aborts uploads to objects below the volume's root that `is_ours` knows by their names, begun before this time by the
-    /// store's clock; tells how many. A store that lists no uploads (MinIO lists those of one object alone), or does not let
-    /// us, has none. Those of a `file://` store go with the process that made them.
+    /// Aborts uploads to objects below the volume's root whose names `is_ours` accepts, and that began before this time
+    /// by the store's clock. Returns how many. A store that lists no uploads (MinIO lists only those of one given
+    /// object), or that refuses the request, has none. The uploads of a `file://` store end with the process that made
+    /// them.
     ///
     /// # Errors
-    /// When the store fails; some may be aborted then.
+    /// When the store fails. Some may then be aborted.
     pub(crate) async fn abort_uploads(
         &self,
         is_ours: fn(&str) -> bool,
@@ -67,7 +68,7 @@ impl Store {
                     .await;
                 match sent.map_err(|error| self.error("abort the upload of", key, error)) {
                     Ok(_) => aborted += 1,
-                    // It has ended meanwhile.
+                    // The upload has ended meanwhile.
                     Err(e) if e.kind == StoreErrorKind::NotFound => {}
                     Err(e) => return Err(e),
                 }

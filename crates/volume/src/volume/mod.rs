@@ -1,8 +1,8 @@
-//! The public face of a volume: what an NBD server asks of a block device, at byte granularity.
+//! The public face of a volume: what an NBD server needs of a block device, at byte granularity.
 //!
-//! The methods block the calling thread and may be called from any number of threads in any order, but not from the
-//! runtime's own. Requests that need no I/O (writes into the buffer, reads of buffered bytes) never leave the caller's
-//! thread.
+//! The methods block the calling thread. They may be called from any number of threads in any order, but not from the
+//! runtime's own threads. Requests that need no I/O (writes into the buffer, reads of buffered bytes) never leave the
+//! caller's thread.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,22 +38,22 @@ mod past;
 mod restore;
 pub(crate) mod status;
 
-/// Wait before a failed read is tried again; doubled each time up to [`READ_RETRY_WAIT_MAX`].
+/// The wait before a failed read is tried again. It doubles each time, up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
-/// Times that something missing or damaged is read before that is believed: bytes are damaged on the way, too.
+/// How often a read finds something missing or damaged before it fails, because bytes may also be damaged on their way.
 const DAMAGED_READS_MAX: u32 = 4;
-/// Time for ending threads, even when all the time given went into the last checkpoint.
+/// The least time for ending threads, even when the last checkpoint took all the given time.
 const CLOSE_LEAST: Duration = Duration::from_secs(1);
 
-/// What a run of bytes is.
+/// The kind of a run of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentKind {
     /// Data.
     Data,
     /// Zeroed, not yet published.
     Zero,
-    /// Never written, or dropped: reads as zeros and takes no space.
+    /// Never written, or trimmed: reads as zeros and takes no space.
     Hole,
 }
 
@@ -64,18 +64,18 @@ pub struct Extent {
     pub offset_bytes: u64,
     /// Its length in bytes, never 0.
     pub len_bytes: u64,
-    /// What it is.
+    /// Its kind.
     pub kind: ExtentKind,
 }
 
-/// What an open volume works with besides its engine.
+/// The parts of an open volume besides its engine.
 #[derive(Default)]
 pub struct Parts {
-    /// Told of every publish; nobody when `None`.
+    /// Called for every publish, if there is one.
     pub recorder: Option<Arc<dyn Recorder>>,
-    /// The log, if there is one. It must be replayed already.
+    /// The WAL, if there is one. It must have been replayed.
     pub log: Option<DriverLog>,
-    /// The number of the first generation: above every one used before.
+    /// The number of the first generation. It is higher than every number used before.
     pub first_generation: u64,
     /// Where it is counted what the volume does.
     pub metrics: Metrics,
@@ -92,11 +92,11 @@ pub struct Volume {
     catalogue: Option<Arc<Catalogue>>,
     lease: Option<Arc<Lease>>,
     log: Option<OpenLog>,
-    /// The file in which changes survive this process.
+    /// The buffer file, in which changes survive this process.
     kept: OnceLock<Arc<Kept>>,
-    /// Where it is kept, to be left clean.
+    /// The store of the volume, which is left clean at the close.
     store: Option<Store>,
-    /// What removes checkpoints that are not kept.
+    /// Removes checkpoints that are not kept.
     retention: Option<Keeper>,
     /// What copies what is live out of objects that are mostly dead.
     compaction: Option<compaction::Keeper>,
@@ -113,7 +113,7 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// A volume over any engine, on the current runtime.
+    /// A volume on top of any engine, on the current runtime.
     pub fn over(engine: Arc<dyn Engine>, recorder: Arc<dyn Recorder>, options: &VolumeOptions) -> Self {
         let parts = Parts {
             recorder: Some(recorder),
@@ -122,7 +122,7 @@ impl Volume {
         Self::with_parts(engine, parts, options)
     }
 
-    /// A volume over any engine and with these parts, on the current runtime.
+    /// A volume on top of any engine, with these parts, on the current runtime.
     pub fn with_parts(engine: Arc<dyn Engine>, parts: Parts, options: &VolumeOptions) -> Self {
         let geometry = engine.geometry();
         let overlay = Arc::new(match &parts.log {
@@ -176,8 +176,8 @@ impl Volume {
     /// Fills `out` with the bytes at `offset_bytes`.
     ///
     /// # Errors
-    /// A failing store is tried again for `io_timeout`, then [`VolumeError::Timeout`]. What is missing or damaged in the store
-    /// is read a few times, since it may be so on the way alone, then [`VolumeError::Corrupt`].
+    /// A failing store is retried for `io_timeout`; then [`VolumeError::Timeout`]. Data that is missing or damaged is
+    /// read a few times, because it may be damaged only on its way; then [`VolumeError::Corrupt`].
     pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, out.len() as u64)?;
         let missing = self.overlay.read(offset_bytes, out);
@@ -215,7 +215,7 @@ impl Volume {
                     return Err(e);
                 }
                 log::debug!("a read is tried again: {last}");
-                // Not all at the same moment, when many wait for the same store.
+                // The random factor keeps many readers that wait for the same store from retrying at the same moment.
                 tokio::time::sleep(wait.mul_f64(fastrand::f64() + 0.5)).await;
                 wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
             }
@@ -239,26 +239,26 @@ impl Volume {
         }
     }
 
-    /// Writes `data` at `offset_bytes`; visible to every reader when this returns, durable too when `fua`.
+    /// Writes `data` at `offset_bytes`. Every reader sees it when this returns. With `fua` it is also durable then.
     ///
     /// # Errors
-    /// [`VolumeError::BufferFull`] when the store has taken nothing for `io_timeout`, [`VolumeError::Fenced`].
+    /// [`VolumeError::BufferFull`] when the store has accepted nothing for `io_timeout`, [`VolumeError::Fenced`].
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, data.len() as u64)?;
         let blocks = self.geometry.touched_blocks(offset_bytes, data.len() as u64);
-        // A range for each of two partly written ends, or the rest of a zeroed run that is split.
+        // Two partly written ends add a range each; or a zeroed run is split, which adds one.
         let most_bytes =
             (blocks.end - blocks.start) * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
         self.change(most_bytes, fua, Change::Write { offset_bytes, data })
     }
 
-    /// Zeroes every byte of the range (NBD write-zeroes). Costs by what is mapped, not by the length.
+    /// Zeroes every byte of the range (NBD write-zeroes). The cost depends on the mapped blocks and not on the length.
     ///
     /// # Errors
     /// As [`Self::write`].
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        // The two ends.
+        // The two ends of the range may be partial blocks.
         let most_bytes = 2 * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
         self.change(
             most_bytes,
@@ -270,7 +270,7 @@ impl Volume {
         )
     }
 
-    /// Drops the whole blocks of the range, which then read as zeros; leaves the rest as it is (NBD trim).
+    /// Drops the whole blocks of the range, which then read as zeros, and leaves the rest as it is (NBD trim).
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -319,7 +319,7 @@ impl Volume {
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// Returns once every write replied to before the call is durable.
+    /// Returns once every write that was answered before the call is durable.
     ///
     /// # Errors
     /// [`VolumeError::Timeout`] after `io_timeout`: the data is kept, and the next flush covers it again.
@@ -368,8 +368,8 @@ impl Volume {
             .block_on(self.engine.prefetch(offset_bytes, len_bytes))
     }
 
-    /// What the bytes from `offset_bytes` on are: at least one extent, contiguous, none reaching past the range;
-    /// perhaps not the whole range when finding out more would take long. One extent only when `one_only`.
+    /// The extents from `offset_bytes` on: at least one, contiguous, none reaching past the range. They may end before
+    /// the range when finding out more would take long. With `one_only` there is exactly one.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -385,7 +385,8 @@ impl Volume {
         if blocks.is_empty() {
             return Ok(Vec::new());
         }
-        // Unpublished first: a publish in between moves blocks down into what is looked at second.
+        // The unpublished state is read first: a publish in between moves blocks to the published state, which is read
+        // second.
         let unpublished = self.overlay.block_runs(blocks.clone());
         let published = match self.engine.block_runs_at_once(blocks.clone()) {
             Some(published) => published,
@@ -430,7 +431,7 @@ impl Volume {
         Ok(extents.take(if one_only { 1 } else { usize::MAX }).collect())
     }
 
-    /// Where what was answered and is not published survives this process, if it does.
+    /// The file in which answered and unpublished changes survive this process, if there is one.
     pub fn kept_in(&self) -> Option<&Path> {
         self.kept.get().and_then(|kept| kept.kept_in())
     }
@@ -445,19 +446,19 @@ impl Volume {
         self.driver.backlog()
     }
 
-    /// Asks for a checkpoint, in the background, of what is unpublished now. Where nothing is, what is written from now on is not
-    /// published sooner for it.
+    /// Asks for a checkpoint of what is unpublished now, in the background. If nothing is unpublished, later writes are
+    /// not published any sooner because of it.
     pub fn checkpoint_soon(&self) {
         if self.overlay.is_active_dirty() {
             self.driver.checkpoint_soon();
         }
     }
 
-    /// Publishes what is unpublished and stops the volume's threads, in at most about `timeout`. Once only; later
-    /// calls do nothing.
+    /// Publishes everything unpublished and stops the volume's threads, in at most about `timeout`. Only the first call
+    /// has an effect.
     ///
     /// # Errors
-    /// When not everything could be published: what was not covered by a flush is then lost.
+    /// When not everything could be published. Writes that no flush had covered are then lost.
     pub fn close(&self, timeout: Duration) -> Result<(), VolumeError> {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -506,8 +507,8 @@ impl Volume {
                 warn!("the store still holds up a publish; it is left unfinished");
             }
             if let Some(lease) = &self.lease {
-                // A failed publish may still be on its way to the store, and must not meet a new owner that trusts
-                // the end of this one.
+                // A failed publish may still be in flight to the store. It must not take effect under a new owner that
+                // trusts this one to have ended cleanly.
                 let released = lease.release(flushed.is_ok() && is_stopped);
                 if tokio::time::timeout_at(until, released).await.is_err() {
                     warn!(
@@ -525,12 +526,12 @@ impl Volume {
         })
     }
 
-    /// The clean end of the log: only when nothing in it is needed any more.
+    /// Ends the WAL cleanly, but only when no record in it is needed any more.
     async fn finish_log(&self, last_generation: Option<u64>) {
         let (Some(log), Some(generation)) = (&self.log, last_generation) else {
             return;
         };
-        // A write that was let in while the last checkpoint was made may have been flushed to the log.
+        // A write that was accepted while the last checkpoint was made may have been flushed to the WAL.
         if !self.overlay.is_empty() || self.driver.check_fenced().is_err() {
             warn!("the log is left as it is; the next opening replays it");
             return;
@@ -565,7 +566,7 @@ impl Volume {
 }
 
 impl Drop for Volume {
-    /// Of a volume that was not closed the lease stays in force, but for this process.
+    /// Dropping without close keeps the stored lease; only this process may retake it at once.
     fn drop(&mut self) {
         if let Some(lease) = &self.lease {
             lease.forget();

@@ -1,4 +1,4 @@
-//! Opening a volume: find it, take its lease, shut older owners out of its log, open its container, replay.
+//! Opening a volume: find it, take its lease, shut older owners out of its WAL, open its container, replay.
 
 use std::io;
 use std::sync::Arc;
@@ -38,17 +38,15 @@ use crate::read::cache::ReadCache;
 use crate::retention::{Keeper, ORPHAN_AGE, Reading, Recent, Rounds};
 use crate::store::{self, Store};
 
-/// Age from which an unfinished upload is a killed server's, by the store's clock: this server's own are younger, whatever the
-/// clocks say.
+/// The age, by the store's clock, from which an unfinished upload must belong to a killed server. This server's own
+/// uploads are younger, whatever the clocks show.
 const UNFINISHED_AGE_MIN: Duration = Duration::from_secs(3600);
 
 impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
     ///
-    /// # Errors
-    /// [`VolumeError::NotFound`] when there is none; nothing is ever created by an open. [`VolumeError::Held`] when
-    /// another server has it open for writing. [`VolumeError::Log`] for a log that must not be ignored and cannot be
-    /// used.
+    /// [`VolumeError::NotFound`] when there is none; an open never creates anything. [`VolumeError::Held`] when another
+    /// server has it open for writing. [`VolumeError::Log`] for a WAL that must not be ignored and cannot be used.
     pub fn open<'a>(
         url: &'a VolumeUrl,
         store_options: &'a StoreOptions,
@@ -59,7 +57,8 @@ impl Volume {
                 recover_wal::check_claimable(options.wal_url.as_ref()).await?;
             }
             match Self::open_once(url, store_options, options).await {
-                // The lease was put back with the volume. What is given up in the log must stay behind this owner.
+                // The lease was restored with the volume. The epochs in the WAL that is given up must stay below this
+                // owner's.
                 Err(VolumeError::LogAhead { newest, .. }) if options.discard_wal => {
                     let mut options = options.clone();
                     options.lease.sighting = None;
@@ -118,7 +117,7 @@ impl Volume {
             };
             let mut opened = open_owned(&request, options, &lease, Before { seen, entry, origin }).await;
             if let Err(VolumeError::LogAhead { .. }) = &opened
-            // A later owner takes the lease before the log.
+            // A later owner takes the lease before it opens the WAL.
             && let Err(e) = lease.check().await
             {
                 opened = Err(e);
@@ -140,25 +139,25 @@ impl Volume {
     }
 }
 
-/// A volume whose lease is held.
+/// A volume whose lease this server holds.
 struct Begun {
     store: Store,
     volume_id: VolumeId,
-    /// The id of the volume that this one is a copy of.
+    /// The id of the volume of which this one is a copy.
     parent: Option<VolumeId>,
-    /// The check value of the container as it was made.
+    /// The check value of the inode of the container when it was created.
     origin: Option<InodeCheck>,
     lease: Arc<Lease>,
-    /// What was stored before the lease was taken.
+    /// The state that was stored before the lease was taken.
     seen: StoredState,
-    /// The catalogue's entry of that, if there is one. Entries never change.
+    /// The entry of that state in the checkpoint list, if there is one. Entries never change.
     entry: Option<CatalogueEntry>,
-    /// The write buffer's file.
+    /// The claim on the buffer file.
     claim: Claim,
 }
 
-/// Takes the lease of a volume that was looked at. Before that look nothing is written: opening must not leave anything at
-/// a mistyped URL.
+/// Takes the lease of a volume that was inspected. Nothing is written before that inspection, because an open must not
+/// leave anything at a mistyped URL.
 fn begin<'a>(
     mut looked: Looked,
     store_options: &'a StoreOptions,
@@ -204,8 +203,9 @@ fn begin<'a>(
     .boxed()
 }
 
-/// The same for a volume that was seen before, without another look: the lease is taken only if it is still the one seen.
-/// `None` when it is not, or when a store that is not known to keep conditions makes that mean nothing.
+/// Takes the lease of a volume that was inspected earlier, without another inspection, and only if the lease is still
+/// the one that was seen. Returns `None` when it is not, or when the store is not known to honour conditions, so that
+/// the write would prove nothing.
 fn begin_sighted<'a>(
     url: &'a VolumeUrl,
     store_options: &'a StoreOptions,
@@ -284,7 +284,7 @@ fn open_read_only<'a>(
     .boxed()
 }
 
-/// What was stored before the lease was taken.
+/// The state that was stored before the lease was taken.
 struct Before {
     seen: StoredState,
     entry: Option<CatalogueEntry>,
@@ -315,12 +315,13 @@ fn open_owned<'a>(
         let seen_cno = before.seen.mark.cno;
         let later = checkpoint_list::numbers_after(store, seen_cno);
         let (mut begun, (engine, state), later) = if request.url.is_some() {
-            // Before the container is opened: older owners acknowledge nothing and raise no watermark from here on.
+            // This comes before the container is opened: from here on older owners acknowledge nothing and raise no
+            // watermark.
             let begun = recover_wal::begin(request, wal_marker::load(store).await?).await?;
             let (engine, later) = join!(engine, later);
             (begun, engine?, later?)
         } else {
-            // No log to replay. One that is there is refused, or given up.
+            // There is no WAL to replay. If one is there, it is refused or given up.
             let (found, engine, later) = join!(wal_marker::load(store), engine, later);
             (recover_wal::begin(request, found?).await?, engine?, later?)
         };
@@ -332,7 +333,7 @@ fn open_owned<'a>(
         let history = history::look(store, state.newest, known).await?;
         let seen = before.seen.id();
         if seen != history.newest() && !history.has(seen).await? {
-            // The caches were judged by what was seen.
+            // Whether to use the caches was decided by the state that was seen.
             engine.empty_caches().await?;
         }
         begun.judge(&history).await?;
@@ -418,7 +419,7 @@ fn open_owned<'a>(
     .boxed()
 }
 
-/// Aborts what earlier servers were uploading when they were killed. Nothing depends on it.
+/// Aborts the uploads that earlier servers had begun when they were killed. Nothing depends on it.
 async fn abort_uploads(store: Store) {
     let begun_before = SystemTime::now() - UNFINISHED_AGE_MIN;
     match store.abort_uploads(is_container_object, begun_before).await {
@@ -428,7 +429,7 @@ async fn abort_uploads(store: Store) {
     }
 }
 
-/// The replay of a log.
+/// The replay of a WAL.
 struct Replaying<'a> {
     log: &'a OpenLog,
     owner: &'a DriverLog,
@@ -437,7 +438,7 @@ struct Replaying<'a> {
 }
 
 impl Replaying<'_> {
-    /// Makes the log part of the volume. Returns the newest generation used.
+    /// Applies the WAL to the volume. Returns the newest generation used.
     async fn run(
         &self,
         store: &Store,
@@ -458,20 +459,20 @@ impl Replaying<'_> {
     }
 }
 
-/// What an engine is opened with.
+/// What is needed to open an engine.
 struct EngineOf<'a> {
     store: &'a Store,
     options: &'a VolumeOptions,
     volume_id: Option<VolumeId>,
     ownership: Arc<dyn Ownership>,
-    /// The volume as it was looked at.
+    /// The state of the volume at the inspection.
     seen: StoredState,
-    /// The catalogue's entry of that, if it was loaded.
+    /// The entry of that state in the checkpoint list, if it was loaded.
     entry: Option<&'a CatalogueEntry>,
 }
 
 impl EngineOf<'_> {
-    /// The caches, emptied if they are not of this volume's history.
+    /// Opens the caches, and empties those that do not belong to this volume's history.
     async fn caches(&self) -> Result<(IndexCache, ReadCache), VolumeError> {
         let index_cache = match (&self.options.node_cache, self.volume_id) {
             (Some(config), Some(id)) => IndexCache::open(config, id)
@@ -518,7 +519,7 @@ fn open_engine<'a>(of: EngineOf<'a>) -> BoxFuture<'a, Result<(HyperEngine, OpenS
             seen,
             ..
         } = of;
-        // What a read-only open has seen may be published over before it is opened, and that is no harm.
+        // Another server may publish between the inspection and a read-only open. That does no harm.
         let expected = (!options.read_only).then_some(seen);
         let (engine, state) = HyperEngine::open_owned(
             store,
@@ -545,8 +546,8 @@ fn open_engine<'a>(of: EngineOf<'a>) -> BoxFuture<'a, Result<(HyperEngine, OpenS
     .boxed()
 }
 
-/// A server that is not given the directory of the one before it goes on without what is in there, and says so. The directory is what
-/// the lease says: nothing is looked for there.
+/// Warns when this server is not given the buffer directory of the previous one, because it then goes on without the
+/// changes in it. The lease names that directory; the directory itself is not read.
 fn warn_of_buffer(lease: Option<&Stored>, options: &VolumeOptions) {
     let Some(record) = lease.map(|lease| &lease.record) else {
         return;
@@ -565,7 +566,7 @@ fn warn_of_buffer(lease: Option<&Stored>, options: &VolumeOptions) {
     }
 }
 
-/// A read-only opening replays nothing, and says so.
+/// Warns that a read-only opening replays nothing.
 fn warn_of_log(marker: Result<Option<MarkerState>, VolumeError>) {
     match marker {
         Ok(Some(marker)) if !marker.is_clean => warn!(

@@ -1,4 +1,4 @@
-//! An earlier checkpoint as a volume, to be read.
+//! An earlier checkpoint as a volume that can be read.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use crate::read::cache_config::ReadCacheConfig;
 use crate::retention::Reading;
 use crate::store::{self, Store};
 
-/// Memory for the index of one checkpoint, and the most for its data, in bytes.
+/// Memory for the index of one checkpoint in bytes; below, the most memory for its data in bytes.
 const INDEX_MEMORY_BYTES: u64 = 8 * MIB;
 const CACHE_MEMORY_MAX_BYTES: u64 = 32 * MIB;
 
 impl Volume {
-    /// Opens something of the past of the volume at `url`: it can be read and not written, whatever is written to the volume
-    /// meanwhile. Must be called on a multi-thread runtime, which must outlive it.
+    /// Opens an earlier checkpoint, or differences between two, of the volume at `url`. It can be read and not written,
+    /// and does not change when the volume is written. Must be called on a multi-thread runtime, which must outlive it.
     ///
     /// # Errors
     /// [`VolumeError::NoCheckpoint`] when there is no such checkpoint.
@@ -71,8 +71,8 @@ impl Volume {
         Ok(Self::past(engine, options, reading, Some(store)))
     }
 
-    /// Opens a checkpoint that was found, to be read as a whole: with the memory that these options give, and nothing that was read
-    /// before. As for [`Self::open_past`] else.
+    /// Opens a checkpoint that was found, to be read as a whole. It gets the memory that these options give, and starts
+    /// with empty caches. Otherwise as [`Self::open_past`].
     ///
     /// # Errors
     /// [`VolumeError::NoCheckpoint`] when it is being removed.
@@ -84,7 +84,7 @@ impl Volume {
         let reading = Reading::begin(store, point.id()).await?;
         let cache_memory_bytes = options.read_cache.memory_bytes;
         let engine = engine_of(store, point, options.index_memory_bytes, cache_memory_bytes).await;
-        // The store is the caller's, who may go on to change something.
+        // The store stays usable, because it is the caller's, who may go on to change something.
         Ok(Self::past(engine, options, reading, None))
     }
 

@@ -1,4 +1,4 @@
-//! What an earlier server answered and did not publish, applied to the volume that is opened.
+//! Applies the changes that an earlier server answered and did not publish to the volume that is being opened.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use crate::lease::{self, Lease};
 use crate::options::{LeaseOptions, VolumeOptions};
 use crate::store::Store;
 
-/// How long a volume that could not be restored may take to close.
+/// The longest time for closing a volume that could not be restored.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// The directory of the buffer file, claimed before the lease is taken; `None` without one.
 pub(super) struct Claim {
     dir: Option<BufferDir>,
-    /// The token that the lease is to have.
+    /// The token that the lease will have.
     token: String,
 }
 
 impl Claim {
-    /// Claims the directory, if there is to be one.
+    /// Claims the directory, if one is configured.
     ///
     /// # Errors
     /// As [`BufferDir::claim`].
@@ -41,7 +41,7 @@ impl Claim {
         })
     }
 
-    /// How the lease is to be taken, so that it can be told from others and names the directory.
+    /// The options for a lease that has this token and names the directory.
     pub fn lease_options(&self, options: &VolumeOptions) -> LeaseOptions {
         let dir = options.write_buffer_dir.as_ref();
         LeaseOptions {
@@ -62,7 +62,7 @@ impl Claim {
         }
     }
 
-    /// What is to be applied, now that the lease is taken.
+    /// The changes to apply, now that the lease is taken.
     ///
     /// # Errors
     /// As [`BufferDir::settle`].
@@ -73,10 +73,10 @@ impl Claim {
         }
     }
 
-    /// Applies what was recovered, publishes it, and keeps the volume's changes from then on.
+    /// Applies the recovered changes, publishes them, and from then on keeps the volume's changes in the buffer file.
     ///
     /// # Errors
-    /// When that fails; the volume is closed then, and what was recovered is still in the file.
+    /// When that fails. The volume is then closed, and the recovered changes are still in the file.
     pub async fn keep(
         self,
         store: &Store,
@@ -90,7 +90,7 @@ impl Claim {
             None => Ok(true),
         };
         let volume = volume.clone();
-        // The volume's requests block the thread that makes them.
+        // The volume's requests block their calling thread.
         let kept = tokio::task::spawn_blocking(move || {
             let kept = has_base.and_then(|has_base| match recovered {
                 Some(recovered) if has_base => volume.restore(&recovered),
@@ -106,7 +106,7 @@ impl Claim {
                     Ok(())
                 }
                 Err(e) => {
-                    // Its first failure says what is wrong.
+                    // The first failure says what is wrong.
                     let _ = volume.close(CLOSE_MAX);
                     Err(e)
                 }
@@ -117,8 +117,8 @@ impl Claim {
     }
 }
 
-/// Whether a container whose newest checkpoint is `newest` has the checkpoint `base`. The list of checkpoints need not: without a
-/// log its entries come later.
+/// Whether a container with the newest checkpoint `newest` has the checkpoint `base`. The checkpoint list may lack it,
+/// because without a WAL its entries are written later.
 async fn has(
     store: &Store,
     newest: Option<CheckpointId>,
@@ -130,7 +130,7 @@ async fn has(
     if base.cno >= newest.cno {
         return Ok(base == newest);
     }
-    // As it was made the volume was before everything else.
+    // Checkpoint 0 is the volume as it was created, before all others.
     Ok(base.cno == 0 || checkpoint_stored(store, base.cno).await? == Some(base))
 }
 
@@ -143,7 +143,7 @@ impl Volume {
             Kind::Trim => self.trim(change.offset_bytes, change.len_bytes, false),
         })?;
         self.runtime.block_on(self.driver.publish_all())?;
-        // Worth saying by default: the server before this one did not end cleanly.
+        // This is a warning because the previous server did not end cleanly.
         log::warn!(
             "recovered {changes} changes of {} that the server before this one had answered and not published",
             format_size(bytes)

@@ -1,20 +1,21 @@
-//! Which flush is made durable by which group of the log (pure: events in, actions out, no clock, no I/O).
+//! Which record of the WAL makes which flush durable (pure: events in, actions out, no clock, no I/O).
 //!
-//! A flush takes what the log lacks at that moment (a *snapshot*) and appends it as one group. Groups have dense
-//! sequence numbers; up to `depth` of them are on their way at once, and flushes that arrive while as many are share
-//! the next one.
+//! A flush takes the changes that the WAL lacks at that moment (a *snapshot*) and appends them as one record. Records
+//! have consecutive numbers. Up to `depth` appends are in flight at once; flushes that arrive while the limit is
+//! reached share the next record.
 //!
 //! | a flush waits for | until |
 //! |---|---|
-//! | its snapshot | a place among the groups on their way is free |
-//! | its group, and every group before it | they are durable, or the generations in them are published |
+//! | its snapshot | the number of appends in flight is below the limit |
+//! | its record, and every earlier record | they are durable, or the generations in them are published |
 //! | the frozen generation, when that is too large to be logged | it is published |
-//! | a checkpoint (then the write-back machine answers it) | its changes are too large, the log is full, or an append failed or is slow |
+//! | a checkpoint (then the checkpoint machine answers it) | its changes are too large, the WAL is full, or an append failed or is slow |
 //!
-//! *Invariant L1*: a flush is answered with success only when no group at or before its own is missing, or when from the
-//! first missing one on everything it covers is published. A group that failed is appended again with the same number and the same bytes, for as
-//! long as it takes; meanwhile flushes go by checkpoints. An append refused because the number is taken by somebody
-//! else's record (a seal) ends the owner: it can acknowledge nothing any more.
+//! *Invariant L1*: a flush is answered with success only in two cases: no record up to and including its own is
+//! missing, or every change that it covers from the first missing record on is published. A failed append is repeated
+//! with the same number and the same bytes until it succeeds; meanwhile flushes wait for checkpoints. When an append is
+//! refused because the number holds somebody else's record (a seal), the owner is fenced: it can acknowledge nothing
+//! more.
 
 use std::collections::VecDeque;
 
@@ -23,62 +24,62 @@ use crate::base::ids::{FlushAnswer, FlushId, GenerationId};
 /// How an append ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppendEnd {
-    /// The group is durable.
+    /// The record is durable.
     Durable,
-    /// It is not known to be; it may be tried again.
+    /// The record is not known to be durable. The append may be tried again.
     Failed,
-    /// Another owner sealed the log.
+    /// Another owner sealed the WAL.
     Fenced,
 }
 
-/// What a snapshot found.
+/// What a snapshot of the changes that the WAL lacks contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Snapshot {
-    /// The log has everything, but for the generation `behind`.
+    /// The WAL has every change, except for those of the generation `behind`.
     Nothing {
-        /// A frozen generation that is too large to be logged.
+        /// A frozen generation that is too large for the WAL.
         behind: Option<GenerationId>,
     },
-    /// A group was made of what the log lacked.
+    /// The changes that the WAL lacked became a record.
     Group {
         /// The highest generation in it.
         newest: GenerationId,
         /// Its length as stored, in bytes.
         len_bytes: u64,
-        /// A frozen generation that is too large to be logged.
+        /// A frozen generation that is too large for the WAL.
         behind: Option<GenerationId>,
     },
-    /// More than is logged at once; nothing was taken.
+    /// There is more than one record may hold. Nothing was taken.
     TooLarge,
 }
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A flush arrived; every write replied to before it can be in a snapshot from now on.
+    /// A flush arrived. Every snapshot from now on can hold all writes that were answered before it.
     Flush(FlushId),
-    /// What the snapshot asked for found.
+    /// The result of the snapshot that was asked for.
     Snapshot(Snapshot),
-    /// The append of a group ended.
+    /// The append of a record ended.
     AppendEnded {
         /// Its number.
         sequence: u64,
-        /// How.
+        /// The way it ended.
         end: AppendEnd,
     },
-    /// The append of a group takes long.
+    /// The append of a record takes long.
     AppendSlow {
         /// Its number.
         sequence: u64,
     },
     /// The wait after a failed append is over.
     RetryDue {
-        /// The group's number.
+        /// The record's number.
         sequence: u64,
     },
-    /// This generation, and all before it, are published and the watermark says so.
+    /// This generation and all before it are published, and the watermark covers them.
     Published(GenerationId),
-    /// A flush was answered elsewhere: by a checkpoint, or because its time was up.
+    /// A flush was answered elsewhere: by a checkpoint, or because its time limit passed.
     FlushGone(FlushId),
     /// A publish found that another writer took the volume over.
     Fenced,
@@ -87,35 +88,35 @@ pub enum Event {
 /// What is to be done, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Take what the log lacks, make it a group with this number if there is anything, send [`Event::Snapshot`] before
-    /// any other event.
+    /// Take the changes that the WAL lacks. If there are any, make them a record with this number. Send
+    /// [`Event::Snapshot`] before any other event.
     Snapshot {
-        /// The number.
+        /// The record's number.
         sequence: u64,
     },
-    /// Append the group with this number.
+    /// Append the record with this number.
     Append {
-        /// The number.
+        /// The record's number.
         sequence: u64,
     },
     /// Send [`Event::RetryDue`] after the back-off for this attempt.
     ArmRetry {
-        /// The group's number.
+        /// The record's number.
         sequence: u64,
         /// Attempts made so far, from 1.
         attempt: u32,
     },
     /// Answer a flush.
     Answer(FlushId, FlushAnswer),
-    /// This flush needs a checkpoint; the write-back machine answers it.
+    /// This flush needs a checkpoint. The checkpoint machine answers it.
     NeedsCheckpoint(FlushId),
-    /// The frozen generation is waited for: if its publish failed, it is to be tried again now.
+    /// A flush waits for the frozen generation. If its publish failed, try it again now.
     RetryPublish,
-    /// The log has grown: a checkpoint would allow to remove groups.
+    /// The WAL has grown. A checkpoint would allow the removal of records.
     WantCheckpoint,
-    /// The group's bytes are not needed any more.
+    /// The record's bytes are not needed any more.
     Forget {
-        /// Its number.
+        /// The record's number.
         sequence: u64,
     },
     /// Stop writing for good.
@@ -133,36 +134,36 @@ struct InFlight {
 #[derive(Debug)]
 struct Waiting {
     id: FlushId,
-    /// Every group up to this one.
+    /// The flush waits for every record up to this number.
     sequence: u64,
     behind: Option<GenerationId>,
     is_by_checkpoint: bool,
 }
 
-/// The group commit of one log.
+/// The group commit of one WAL.
 #[derive(Debug)]
 pub struct GroupCommit {
     depth: usize,
     capacity_bytes: u64,
     next_sequence: u64,
     published: GenerationId,
-    /// From the first group that is not durable on.
+    /// The records from the first one that is not durable on.
     in_flight: VecDeque<InFlight>,
-    /// Groups that replay would need: the newest generation and the length in bytes of each.
+    /// The records that a replay would need: the newest generation and the length in bytes of each.
     live: VecDeque<(GenerationId, u64)>,
     live_bytes: u64,
-    /// Flushes without a snapshot.
+    /// Flushes that wait for a snapshot.
     gathering: Vec<FlushId>,
     waiting: Vec<Waiting>,
-    /// An append failed or is slow, and groups are still on their way.
+    /// An append failed or is slow, and appends are still in flight.
     is_troubled: bool,
     is_fenced: bool,
 }
 
 impl GroupCommit {
-    /// For a log whose next group has the number `next_sequence`, on top of the published generation `published`. At
-    /// most `depth` groups are on their way at once; beyond `capacity_bytes` of groups not yet published flushes go by
-    /// checkpoints.
+    /// For a WAL whose next record has the number `next_sequence`, on top of the published generation `published`. At
+    /// most `depth` appends are in flight at once. While unpublished records take more than `capacity_bytes`, flushes
+    /// wait for checkpoints.
     pub fn new(next_sequence: u64, published: GenerationId, depth: usize, capacity_bytes: u64) -> Self {
         Self {
             depth,
@@ -179,7 +180,7 @@ impl GroupCommit {
         }
     }
 
-    /// Takes an event in and says what is to be done.
+    /// Takes an event and returns what is to be done.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -211,12 +212,12 @@ impl GroupCommit {
         actions
     }
 
-    /// Bytes of the groups that a replay would need.
+    /// Bytes of the records that a replay would need.
     pub fn live_bytes(&self) -> u64 {
         self.live_bytes
     }
 
-    /// Whether no group is on its way that anybody could still need.
+    /// Whether no append is in flight that anybody could still need.
     pub fn is_idle(&self) -> bool {
         self.is_fenced || self.in_flight.iter().all(|g| g.newest <= self.published)
     }
@@ -327,7 +328,8 @@ impl GroupCommit {
         actions.push(Action::Fence);
     }
 
-    /// Nobody waits for a log that is in trouble longer than for a checkpoint.
+    /// While the WAL is in trouble, every flush waits for a checkpoint, so that none waits longer than a checkpoint
+    /// takes.
     fn trouble(&mut self, actions: &mut Vec<Action>) {
         self.is_troubled = true;
         actions.extend(self.gathering.drain(..).map(Action::NeedsCheckpoint));
@@ -348,10 +350,10 @@ impl GroupCommit {
         self.settle(actions);
     }
 
-    /// Answers the flushes that have what they waited for (Invariant L1).
+    /// Answers the flushes whose conditions are met (Invariant L1).
     fn settle(&mut self, actions: &mut Vec<Action>) {
-        // Past a missing group even one that is stored counts for nothing: the next owner seals the gap, not what lies
-        // behind it.
+        // A record behind a missing one counts for nothing even if it is stored: the next owner seals the gap, and not
+        // the record behind it.
         let missing = self
             .in_flight
             .iter()

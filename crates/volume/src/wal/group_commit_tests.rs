@@ -1,4 +1,4 @@
-//! Single decisions of the group commit; `checkpoint/machine_tests.rs` has the whole in a simulated world.
+//! Single decisions of the group commit. `checkpoint/machine_tests.rs` tests it as a part of a simulated world.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn durable(id: u64) -> Action {
     Action::Answer(FlushId(id), FlushAnswer::Durable)
 }
 
-/// One flush, one group.
+/// One flush and one record.
 fn flush(commit: &mut GroupCommit, id: u64, newest: u64) {
     assert!(matches!(
         commit.on(Event::Flush(FlushId(id)))[..],
@@ -129,7 +129,7 @@ fn a_checkpoint_stands_in_for_a_missing_group() {
     flush(&mut c, 1, 5);
     flush(&mut c, 2, 6);
     c.on(ended(2, AppendEnd::Durable));
-    // The second group is stored, but behind a gap, which the next owner would seal.
+    // The second record is stored, but behind a gap, which the next owner would seal.
     assert_eq!(c.on(Event::Published(GenerationId(5))), [durable(1)]);
     assert_eq!(c.live_bytes(), 100);
     assert_eq!(c.on(Event::Published(GenerationId(6))), [durable(2)]);

@@ -1,4 +1,4 @@
-//! The log in a directory of this machine: the same records, one fdatasync a group.
+//! The WAL in a local directory: the same records, with one fdatasync each.
 //!
 //! ```text
 //! <dir>/                flock(2) on it, and on the label, is held by the server that has the journal open
@@ -6,12 +6,13 @@
 //! <dir>/NNNNNNNNNN.log  segments of 16 MiB, written full of zeros once, so that a sync later changes no metadata
 //! ```
 //!
-//! Records stand at multiples of 4 KiB, numbered without gaps over all segments. Several may be written and synced at
-//! once, each in a segment of its own: a segment is written by one at a time, and the numbers in it ascend. A segment
-//! whose records are all published is written again from its start; what is left in it of before is published. So after
-//! a crash only the last record of a segment can be torn; it was never acknowledged, and is not replayed. A valid record
-//! behind a bad one, or behind one with a higher number, is *suspect*: left of before when it is published, else proof of
-//! damage. Every file has one description and one sync at a time, so that each sync learns of its own failure.
+//! Records start at multiples of 4 KiB and are numbered without gaps over all segments. Several records may be written
+//! and synced at once, each in a segment of its own: a segment has one writer at a time, and the numbers in it ascend.
+//! A segment whose records are all published is written again from its start; whatever it still holds from its earlier
+//! use is published. So after a crash only the last record of a segment can be torn, and that record was never
+//! acknowledged and is not replayed. A valid record behind a damaged one, or behind one with a higher number, is
+//! *suspect*: if it is published, it is left over from an earlier use of the segment; if it is not, it proves damage.
+//! Each file has a single open file description and one sync at a time, so that each sync sees its own failure.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -50,15 +51,15 @@ pub(super) struct Inner {
     pub path: PathBuf,
     /// Open, and locked.
     pub dir: File,
-    /// Locked as long as this lives.
+    /// Stays locked for the lifetime of this value.
     _label: File,
     volume_id: Uuid,
     pub segments: Mutex<Segments>,
-    /// A record was written, or not.
+    /// Signals that the write of a record ended, with or without success.
     pub appended: Condvar,
 }
 
-/// A journal.
+/// An open journal.
 #[derive(Debug)]
 pub struct Journal {
     inner: Arc<Inner>,
@@ -69,11 +70,11 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal in `path`, or makes one where there is nothing. `expected_id` is what the volume's marker says
-    /// of an unfinished journal: then nothing is made.
+    /// Opens the journal in `path`, or makes one where there is none. `expected_id` is the identity that the WAL marker
+    /// gives for an unfinished journal; with it no journal is made.
     ///
     /// # Errors
-    /// [`VolumeError::Journal`] when it is another one, is in use, or is corrupt.
+    /// [`VolumeError::Journal`] when it is another journal, is in use, or is corrupt.
     pub async fn open(
         path: &Path,
         volume_id: Uuid,
@@ -116,10 +117,11 @@ impl Journal {
         })
     }
 
-    /// Looks whether a journal in `path` could be opened as far as other servers and its file system go; changes nothing.
+    /// Checks whether other servers and the file system would let a journal in `path` be opened. Changes nothing.
     ///
     /// # Errors
-    /// [`VolumeError::Journal`] when another server has it open, or its file system is not fit for a journal.
+    /// [`VolumeError::Journal`] when another server has the journal open, or when its file system is not fit for a
+    /// journal.
     pub async fn check_claimable(path: &Path) -> Result<(), VolumeError> {
         let path = path.to_path_buf();
         tokio::task::spawn_blocking(move || check_claimable(&path, &RealDisk))
@@ -127,7 +129,7 @@ impl Journal {
             .map_err(|e| VolumeError::Internal(e.to_string()))?
     }
 
-    /// The identity that the volume's marker repeats.
+    /// The identity that the WAL marker repeats.
     pub fn id(&self) -> &str {
         &self.journal_id
     }
@@ -154,7 +156,7 @@ impl Inner {
         }
     }
 
-    /// Finds the records, and opens the segments.
+    /// Finds the records and opens the segments.
     fn scan(&self) -> Result<BTreeMap<GroupId, Place>, VolumeError> {
         let fail = |e: io::Error| failed(&self.path, "reading the journal", &e);
         let mut places = BTreeMap::new();
@@ -180,7 +182,7 @@ impl Inner {
                 newest_generation,
                 last_sequence,
                 is_busy: false,
-                // One that is cut short was being made when the server was killed.
+                // A segment that is too short belongs to a server that was killed while it made the segment.
                 is_broken: (bytes.len() as u64) < SEGMENT_BYTES,
             });
         }
@@ -188,7 +190,7 @@ impl Inner {
         Ok(places)
     }
 
-    /// Enters the valid records of a segment. Returns the highest number and the highest generation.
+    /// Adds the valid records of a segment to `places`. Returns the highest number and the highest generation.
     fn scan_segment(
         &self,
         segment: u64,
@@ -215,7 +217,7 @@ impl Inner {
                 if is_sound {
                     return Err(self.corrupt(segment, at, "a record of another volume"));
                 }
-                // A part of a torn record's data looks like one.
+                // Part of a torn record's data may look like a header.
                 at += ALIGN_BYTES;
                 continue;
             }
@@ -231,7 +233,7 @@ impl Inner {
                 epoch: group.epoch,
                 sequence: group.sequence,
             };
-            // A record that was tried again may be there twice.
+            // A record whose write was repeated may be there twice.
             let known = places.entry(id).or_insert(place);
             if known.is_suspect {
                 *known = place;
@@ -299,7 +301,7 @@ impl LogStore for Journal {
     }
 
     async fn trim(&self, generation: u64, acknowledged: u64) -> Result<(), VolumeError> {
-        // The lock may be held by one who makes a segment.
+        // Another thread may hold the lock while it makes a segment.
         self.blocking(move |inner| {
             inner.trim(generation, acknowledged);
             Ok(())

@@ -1,4 +1,4 @@
-//! What says whose a journal's directory is, and the locks on it.
+//! The label that says which volume a journal belongs to, and the locks on the journal's directory.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -25,21 +25,22 @@ pub(super) struct Label {
     pub journal_id: String,
 }
 
-/// A journal's directory that nobody else uses.
+/// The directory of a journal, locked against every other server.
 #[derive(Debug)]
 pub(super) struct Claimed {
     /// The directory, open and locked.
     pub dir: File,
     pub journal_id: String,
-    /// The label's file, open and locked: locks on directories stay on this machine where those on files do not.
+    /// The label's file, open and locked. A lock on a directory may hold on this machine only where a lock on a file
+    /// holds for all machines.
     pub label_file: File,
 }
 
-/// Locks the journal's directory for the volume, and makes it where there is nothing. `expected` is the id of a journal
-/// that must be there.
+/// Locks the journal's directory for the volume, and makes the journal where there is none. `expected` is the id of a
+/// journal that must be there.
 ///
 /// # Errors
-/// [`VolumeError::Journal`]. On a file system that no journal can be on nothing is made.
+/// [`VolumeError::Journal`]. Nothing is made on a file system that cannot hold a journal.
 pub(super) fn claim(
     path: &Path,
     volume_id: VolumeId,
@@ -104,17 +105,17 @@ fn try_claim(
     })
 }
 
-/// Looks whether the journal could be claimed as far as other servers and its file system go; changes nothing. Of one that
-/// is to be made the directory is looked at that it comes into.
+/// Checks whether other servers and the file system would let the journal be claimed. Changes nothing. If the journal
+/// is yet to be made, the nearest directory above it that exists is checked.
 ///
 /// # Errors
-/// [`VolumeError::Journal`] when another server has it open, or no journal can be there.
+/// [`VolumeError::Journal`] when another server has the journal open, or when no journal can be there.
 pub(super) fn check_claimable(path: &Path, disk: &dyn Disk) -> Result<(), VolumeError> {
     let looked = || {
         let Some(place) = path.ancestors().find(|place| place.is_dir()) else {
             return Ok(());
         };
-        // Whatever else is wrong the opening finds out.
+        // The opening reports every other fault.
         let (Ok(dir), Ok(second)) = (File::open(place), File::open(place)) else {
             return Ok(());
         };
@@ -142,14 +143,14 @@ fn lock_dir(path: &Path, disk: &dyn Disk) -> io::Result<File> {
 
 fn lock_label(path: &Path, disk: &dyn Disk) -> io::Result<File> {
     let name = path.join(LABEL);
-    // For writing: network file systems lock no others.
+    // Opened for writing, because network file systems lock only files that are.
     let open = || OpenOptions::new().read(true).write(true).open(&name);
     let (file, second) = open()
         .and_then(|file| Ok((file, open()?)))
         .map_err(doing("opening the label"))?;
     let is_locked = fitness::try_lock(disk, &file, &second, path).map_err(doing("locking the label"))?;
     let inode = |found: io::Result<fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
-    // Whoever ends a journal removes its label while he has it locked.
+    // Whoever removes a journal removes its label while the label is locked.
     match is_locked && inode(file.metadata()) == inode(fs::metadata(&name)) {
         true => Ok(file),
         false => refuse(IN_USE),
@@ -159,7 +160,8 @@ fn lock_label(path: &Path, disk: &dyn Disk) -> io::Result<File> {
 fn make_label(path: &Path, dir: &File, volume_id: VolumeId, disk: &dyn Disk) -> io::Result<()> {
     for other in fs::read_dir(path)? {
         let name = other?.file_name();
-        // A server may have been killed while it made the label; a disk's root has its own directory.
+        // A server may have been killed while it made the label, and the root of a file system has a directory
+        // `lost+found`.
         if name != NEW_LABEL && name != "lost+found" {
             let text = format!("it holds other files ({})", name.display());
             return Err(io::Error::other(text));
@@ -192,7 +194,7 @@ fn refuse<T>(reason: impl Into<String>) -> io::Result<T> {
     Err(io::Error::other(reason.into()))
 }
 
-/// Says what was being done; what a file system lacks says enough by itself.
+/// Adds what was being done to an error. The error of an unfit file system stays as it is, because it says enough.
 fn doing(what: &'static str) -> impl Fn(io::Error) -> io::Error {
     move |e| match is_unfit(&e) {
         true => e,

@@ -1,4 +1,4 @@
-//! The segments of a journal: which record goes where, and when a segment is written again.
+//! The segments of a journal: which record goes to which segment, and when a segment is used again.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -14,15 +14,15 @@ use crate::base::counters::JOURNAL_NUMBERS;
 use crate::base::error::VolumeError;
 
 pub(super) const SUFFIX: &str = "log";
-/// Size of a segment in bytes. Two frozen generations and the active one can make a group larger than that: then its
-/// segment is, too.
+/// Size of a segment in bytes. A record of two frozen generations and the active one can be longer; its segment is then
+/// longer, too.
 pub(super) const SEGMENT_BYTES: u64 = 16 << 20;
-/// Segments at most: 256 MiB.
+/// The highest number of segments: together they take 256 MiB.
 pub(super) const SEGMENTS_MAX: usize = 16;
-/// Records written at once.
+/// The highest number of records written at once.
 pub(super) const APPENDS_AT_ONCE: usize = 8;
 const _: () = assert!(APPENDS_AT_ONCE as u64 <= IN_FLIGHT_MAX);
-/// Records start at multiples of this, in bytes: a torn record then never shares a page with a good one.
+/// Records start at multiples of this many bytes, so that a torn record never shares a page with a good one.
 pub(super) const ALIGN_BYTES: u64 = 4096;
 
 #[derive(Debug)]
@@ -31,21 +31,21 @@ pub(super) struct Segment {
     pub file: Arc<File>,
     pub used_bytes: u64,
     pub newest_generation: u64,
-    /// The highest number that a record in it has or had.
+    /// The highest number among the records of its present use; after the opening, among all records found in it.
     pub last_sequence: u64,
     /// A record is being written.
     pub is_busy: bool,
-    /// A write or sync failed: what is on disk is not known, so nothing more is written here.
+    /// A write or sync failed. The state of the file on disk is not known, so nothing more is written to it.
     pub is_broken: bool,
 }
 
 impl Segment {
-    /// Whether a record with this number may be written to it.
+    /// Whether a record with this number may be written to the segment.
     pub fn is_writable(&self, sequence: u64) -> bool {
         !self.is_broken && !self.is_busy && self.last_sequence < sequence
     }
 
-    /// Whether nothing in it is needed.
+    /// Whether every record in the segment is published and none is being written.
     pub fn is_published(&self, trimmed: u64) -> bool {
         !self.is_busy && self.newest_generation <= trimmed
     }
@@ -54,14 +54,15 @@ impl Segment {
 #[derive(Debug, Default)]
 pub(super) struct Segments {
     pub all: Vec<Segment>,
-    /// Everything up to this generation is published.
+    /// All generations up to this one are published.
     pub trimmed: u64,
-    /// The last number below which nothing was missing then. That record stays as long as there is room elsewhere: what
-    /// a crash leaves after it is told by it from what was acknowledged, published and written over.
+    /// The last number up to which no record was missing at the last trim. That record stays as long as another segment
+    /// can be used. After a crash it tells records that were never acknowledged from records that were acknowledged,
+    /// published and overwritten.
     pub anchor: u64,
-    /// The journal is being removed: nothing may be made any more.
+    /// The journal is being removed, so no segment may be made any more.
     pub is_closed: bool,
-    /// A segment could not be made since the last checkpoint.
+    /// Making a segment failed since the last checkpoint.
     pub is_disk_full: bool,
 }
 
@@ -74,14 +75,15 @@ impl Inner {
         let mut segments = self.segments.lock();
         if let Some(segment) = segments.all.iter_mut().find(|s| s.number == number) {
             segment.is_busy = false;
-            // After a failed sync the kernel may hold written pages for clean: only another file can be trusted.
+            // After a failed sync the kernel may treat written pages as clean. Only another file can be trusted.
             segment.is_broken |= written.is_err();
         }
         self.appended.notify_all();
         written.map_err(|e| failed(&self.path, "writing a record", &e))
     }
 
-    /// A place for a record, and the number of the segment, which is busy then.
+    /// Reserves space for a record. Returns the number of the segment, its file and the offset in bytes, and marks the
+    /// segment as busy.
     pub(super) fn reserve(&self, group: &EncodedGroup) -> Result<(u64, Arc<File>, u64), VolumeError> {
         let padded = (group.bytes.len() as u64).next_multiple_of(ALIGN_BYTES);
         let mut segments = self.segments.lock();
@@ -97,7 +99,7 @@ impl Inner {
             }
             match self.next_segment(&mut segments) {
                 Ok(index) => break index,
-                // On a small disk they follow one another.
+                // On a small disk the records are written one after another.
                 Err(_) if segments.all.iter().any(|s| s.is_busy && has_room(s)) => {
                     self.appended.wait(&mut segments);
                 }
@@ -113,7 +115,7 @@ impl Inner {
         Ok((segment.number, segment.file.clone(), at))
     }
 
-    /// A segment to be written from its start: one whose records are published, or a new one.
+    /// Returns a segment that can be written from its start: one whose records are published, or a new one.
     fn next_segment(&self, segments: &mut Segments) -> Result<usize, VolumeError> {
         let (trimmed, anchor) = (segments.trimmed, segments.anchor);
         let is_free = |s: &Segment| !s.is_broken && s.is_published(trimmed);
@@ -130,7 +132,7 @@ impl Inner {
         let segment = &mut segments.all[index];
         segment.used_bytes = 0;
         segment.newest_generation = 0;
-        // What is left of before is published, whatever its numbers are.
+        // The records left from the earlier use are published, whatever their numbers are.
         segment.last_sequence = 0;
         Ok(index)
     }
@@ -168,14 +170,15 @@ impl Inner {
         self.path.join(format!("{number:010}.{SUFFIX}"))
     }
 
-    /// Everything up to this generation is published, and every record up to `acknowledged` was stored.
+    /// Notes that all generations up to `generation` are published, and that every record up to `acknowledged` was
+    /// stored.
     pub(super) fn trim(&self, generation: u64, acknowledged: u64) {
         let mut segments = self.segments.lock();
         segments.trimmed = segments.trimmed.max(generation);
         segments.anchor = segments.anchor.max(acknowledged);
         segments.is_disk_full = false;
         let (trimmed, anchor) = (segments.trimmed, segments.anchor);
-        // One that failed is of no use any more, and only takes the place of another.
+        // A broken segment is of no use any more and only takes the place of another.
         segments.all.retain(|s| {
             let is_needed = !s.is_broken || !s.is_published(trimmed) || s.last_sequence >= anchor;
             is_needed || fs::remove_file(self.path_of(s.number)).is_err()

@@ -1,4 +1,4 @@
-//! The journal over a real directory: torn tails, damage, full disks' stand-ins, and what was recycled.
+//! The journal in a real directory: torn tails, damage, simulated full disks, and segments that are used again.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -172,7 +172,7 @@ fn a_torn_record_at_the_start_of_a_segment_written_again_is_no_error() {
     assert_eq!(journal.first_sequence, 6);
 }
 
-/// All of them are published, and nothing is left that is not.
+/// Every record is published.
 #[test]
 fn a_torn_record_over_the_only_segment_is_no_error() {
     let f = Fixture::new();
@@ -205,7 +205,7 @@ fn records_written_at_once_have_segments_of_their_own_and_numbers_ascend_in_each
     assert_eq!((places(3).0, places(4).0), (2, 3));
     done(a);
     done(3);
-    // 1 is tried again after 2, 3 and 4.
+    // Record 1 is tried again after records 2, 3 and 4.
     assert_eq!(places(5).0, 1);
     assert_eq!(places(1).0, 4);
 }
@@ -215,7 +215,7 @@ fn a_segment_that_failed_is_not_written_to_again() {
     let f = Fixture::new();
     let journal = f.open().unwrap();
     journal.inner.append(&f.group(1, 1, 1000)).unwrap();
-    // A file that takes no writes, as a disk that fails.
+    // A file that cannot be written stands for a disk that fails.
     journal.inner.segments.lock().all[0].file = Arc::new(File::open(f.segment(1)).unwrap());
     assert!(journal.inner.append(&f.group(2, 1, 1000)).is_err());
     journal.inner.append(&f.group(2, 1, 1000)).unwrap();
@@ -237,7 +237,7 @@ fn a_segment_cut_short_while_it_was_made_is_passed_over() {
     assert!(f.segment(3).exists());
 }
 
-/// A disk's root has a directory of its own, and a server may have been killed while it made the label.
+/// The root of a file system has a directory `lost+found`, and a server may have been killed while it made the label.
 #[test]
 fn a_journal_is_made_beside_what_is_nobodys() {
     let f = Fixture::new();
@@ -292,7 +292,7 @@ fn no_journal_is_made_or_opened_on_a_file_system_that_is_not_fit_for_one() {
             0,
             "{lack:?}: something was made"
         );
-        // What can be told without making anything is told on the terminal.
+        // Every fault that can be found without making anything is reported on the terminal.
         let is_told = check_claimable(&f.path(), &Lacking(lack)).is_err();
         assert_eq!(
             is_told,
@@ -322,7 +322,7 @@ fn a_label_that_names_no_volume_is_refused() {
     }
 }
 
-/// A server was killed between making the directory and syncing the one it is in.
+/// A server was killed after it made the directory and before it synced the parent directory.
 #[test]
 fn a_new_journal_in_a_directory_that_is_there_is_durable_with_its_parents() {
     let f = Fixture::new();
@@ -334,7 +334,7 @@ fn a_new_journal_in_a_directory_that_is_there_is_durable_with_its_parents() {
     }
 }
 
-/// Locks on directories of a network file system may keep out this machine alone.
+/// On a network file system a lock on a directory may keep out only processes of this machine.
 #[test]
 fn the_label_is_locked_as_the_directory_is() {
     let f = Fixture::new();
@@ -360,13 +360,13 @@ fn without_room_for_another_segment_records_follow_one_another() {
         let (inner, group) = (journal.inner.clone(), f.group(2, 1, 100));
         move || inner.reserve(&group).map(|(number, _, at)| (number, at))
     });
-    // However long it has waited by then.
+    // The result does not depend on how long it has waited by then.
     std::thread::sleep(std::time::Duration::from_millis(20));
     assert_eq!(journal.inner.segments.lock().all.len(), 1);
     journal.inner.segments.lock().all[0].is_busy = false;
     journal.inner.appended.notify_all();
     assert_eq!(second.join().unwrap().unwrap(), (number, ALIGN_BYTES));
-    // With nobody to wait for another one is tried.
+    // When no write is in progress to wait for, another segment is tried.
     journal.inner.segments.lock().all[0].is_busy = false;
     journal.inner.append(&f.group(3, 1, 9 << 20)).unwrap();
     journal.inner.append(&f.group(4, 1, 9 << 20)).unwrap();
@@ -379,7 +379,7 @@ fn on_the_smallest_disk_a_record_overtaken_by_a_later_one_finds_its_place() {
     let f = Fixture::new();
     let journal = f.open().unwrap();
     journal.inner.append(&f.group(2, 1, 100)).unwrap();
-    // A directory stands where the next segment would be: none can be made.
+    // A directory takes the place of the next segment, so none can be made.
     fs::create_dir(f.segment(2)).unwrap();
     assert!(journal.inner.append(&f.group(1, 1, 100)).is_err());
     journal.inner.trim(1, 0);
@@ -428,12 +428,12 @@ fn nothing_is_made_in_a_journal_that_was_removed() {
     assert_eq!(fs::read_dir(f.path()).unwrap().count(), 0);
 }
 
-/// Where a record is being written, and whether it is durable.
+/// A record in flight: the place where it is being written, and whether it is durable.
 type OnWay = (EncodedGroup, (u64, Arc<File>, u64), bool);
 
-/// Up to [`APPENDS_AT_ONCE`] groups on their way, acknowledged in order; now and then a generation is published. Then the
-/// machine stops: of those on their way each is there, torn or missing. Whatever was acknowledged and is not published
-/// must be replayed, and the opening must not be refused.
+/// Up to [`APPENDS_AT_ONCE`] records are in flight and are acknowledged in order. Now and then a generation is
+/// published. Then the machine stops, and each record in flight is there, torn or missing. Every record that was
+/// acknowledged and is not published must be replayed, and the opening must not be refused.
 #[test]
 fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
     for seed in 1..=40 {
@@ -542,7 +542,7 @@ fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
                     "seed {seed}, life {life}: {sequence} was acknowledged"
                 );
             }
-            // What was replayed is published, and beyond.
+            // The replayed generations are published, and some beyond them.
             generation = replay.newest_generation().max(generation) + 3;
             watermark = generation;
         }

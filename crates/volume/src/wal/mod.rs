@@ -1,9 +1,9 @@
-//! The write-ahead log: a flush in one PUT, or in one fdatasync.
+//! The write-ahead log (WAL): it makes a flush durable with one PUT, or with one fdatasync.
 //!
-//! * [`record`] (pure): framing of record groups.
-//! * [`replay`] (pure): what is applied when a volume is opened, and where the end of a log is sealed.
-//! * [`group_commit`] (pure): which flush is made durable by which group.
-//! * [`s3`], [`journal`]: where groups are kept, behind the trait [`LogStore`].
+//! * [`record`] (pure): the format of records.
+//! * [`replay`] (pure): which records are applied when a volume is opened, and which numbers are sealed.
+//! * [`group_commit`] (pure): which record makes which flush durable.
+//! * [`s3`], [`journal`]: where records are stored, behind the trait [`LogStore`].
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,10 +21,10 @@ pub mod replay;
 pub mod s3;
 pub(crate) mod unchanged;
 
-/// Changes of more than this many bytes are not logged: bulk data would be written twice.
+/// A generation with more changed bytes than this is not written to the WAL: bulk data would be stored twice.
 pub const LOG_BULK_BYTES: u64 = 8 << 20;
 
-/// A group as it is stored.
+/// A record, encoded.
 #[derive(Debug, Clone)]
 pub struct EncodedGroup {
     /// Its number.
@@ -35,10 +35,10 @@ pub struct EncodedGroup {
     pub bytes: Bytes,
 }
 
-/// Name of a group in a log: owner's epoch, then number. Ordered as the groups are.
+/// Name of a record in the WAL: the owner's epoch, then the record's number. Names sort in the order of the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GroupId {
-    /// The epoch of the owner that wrote it.
+    /// The epoch of the owner that wrote the record.
     pub epoch: u64,
     /// Its number.
     pub sequence: u64,
@@ -50,75 +50,71 @@ impl std::fmt::Display for GroupId {
     }
 }
 
-/// Why a group was not appended.
+/// Why a record was not appended.
 #[derive(Debug)]
 pub enum AppendError {
-    /// Another owner sealed the log; the text says what was seen.
+    /// Another owner sealed the WAL. The text says what was seen.
     Fenced(String),
-    /// It may be tried again.
+    /// The append may be tried again.
     Failed(VolumeError),
 }
 
-/// Where the groups of one volume are kept, opened by its owner.
+/// Where the records of one volume are stored, opened by the volume's owner.
 #[async_trait]
 pub trait LogStore: Send + Sync {
-    /// What older owners left, ascending, seals included, as found at the opening. They can add nothing more.
+    /// The records and seals of older owners that the opening found, ascending. Older owners can add no more.
     fn found(&self) -> &[GroupId];
 
-    /// Whether something damaged lies where this group should not have come after it. That is no harm when it is published:
-    /// then it may be what is left of before.
+    /// Whether this record follows a damaged one that should have been the last. That is harmless when this record is
+    /// published: it may then be left over from an earlier use of the space.
     fn is_suspect(&self, _id: GroupId) -> bool {
         false
     }
 
-    /// The number of the first group of this owner.
+    /// The number of this owner's first record.
     fn first_sequence(&self) -> u64;
 
-    /// Appends that may be under way at once.
+    /// The highest number of appends in flight at once.
     fn depth(&self) -> usize;
 
-    /// The size beyond which flushes go by checkpoints, in bytes as told by [`Self::stored_bytes`].
+    /// The size in bytes, as counted by [`Self::stored_bytes`], above which flushes wait for checkpoints instead.
     fn capacity_bytes(&self) -> u64;
 
-    /// What a group of this length takes, in bytes.
+    /// The space that a record of this length takes, in bytes.
     fn stored_bytes(&self, len_bytes: u64) -> u64 {
         len_bytes
     }
 
-    /// A group found at the opening.
+    /// Reads a record that the opening found.
     ///
-    /// # Errors
-    /// [`VolumeError::Corrupt`] when it is none any more.
+    /// # Errors [`VolumeError::Corrupt`] when there is no longer a valid record.
     async fn read(&self, id: GroupId) -> Result<record::Group, VolumeError>;
 
-    /// Makes a group durable. Trying again after an error is safe: the same number then has the same bytes.
+    /// Makes a record durable. It is safe to try again after an error, because the same number then has the same bytes.
     ///
-    /// # Errors
-    /// [`AppendError`]; whether the group is stored is not known then.
+    /// # Errors [`AppendError`]. Whether the record is stored is then not known.
     async fn append(&self, group: &EncodedGroup) -> Result<(), AppendError>;
 
-    /// Removes groups with nothing above this generation. Those after `acknowledged`, the last number below which
-    /// nothing is missing, stay, and so does what tells the next owner where the log ends.
+    /// Removes records whose generations are all at or below `generation`. `acknowledged` is the last number up to
+    /// which no record is missing. The records after it stay, and so does what shows the next owner where the WAL ends.
     ///
-    /// # Errors
+    /// # Errors When some could not be removed. The next call tries them again.
     /// When not all could be removed; the next call tries again.
     async fn trim(&self, generation: u64, acknowledged: u64) -> Result<(), VolumeError>;
 
-    /// Removes what was found at the opening, unread; not the seals that shut older owners out.
+    /// Removes what the opening found, without reading it. The seals that shut older owners out stay.
     ///
-    /// # Errors
-    /// When not all could be removed.
+    /// # Errors When some could not be removed.
     async fn remove_found(&self) -> Result<(), VolumeError>;
 
-    /// Removes everything of this owner and older ones; but for the seals that shut those out, if one of them may still
-    /// be alive.
+    /// Removes all records of this owner and of older ones. If an older owner may still be alive, the seals that shut
+    /// it out stay.
     ///
-    /// # Errors
-    /// When not all could be removed.
+    /// # Errors When some could not be removed.
     async fn clear(&self, is_older_alive: bool) -> Result<(), VolumeError>;
 }
 
-/// The error for a log that belongs to another volume.
+/// The error for a WAL that belongs to another volume.
 pub fn foreign_log(url: &VolumeUrl, there: Uuid, this: Uuid) -> VolumeError {
     VolumeError::InvalidInput(format!(
         "the log at {url} belongs to volume {there}, this is volume {this}; give each volume a log URL of its own"

@@ -1,4 +1,4 @@
-//! Framing of the log's record groups (pure).
+//! The format of the WAL's records (pure).
 //!
 //! ```text
 //! header, 80 bytes, little endian
@@ -11,10 +11,10 @@
 //!   the data of the entries of kind 1, one after another
 //! ```
 //!
-//! A group that names a checkpoint is of version 2, which earlier releases refuse; others are of version 1.
+//! A record that names a checkpoint has version 2, which earlier releases refuse. All others have version 1.
 //!
-//! A decoder must never take a wrong byte for a right one, whatever it is given: both parts have a checksum, every
-//! length is checked against what is there, and what is not used must be zero.
+//! Whatever bytes it is given, a decoder must never accept a wrong one. So header and body have a checksum each, every
+//! length is compared with the bytes that are there, and unused fields must be zero.
 
 use std::fmt;
 
@@ -29,25 +29,25 @@ const VERSION: u32 = 2;
 const VERSION_WITHOUT_BASE: u32 = 1;
 const FLAG_SEAL: u32 = 1;
 const FLAG_BASE: u32 = 2;
-/// Length of a group's header in bytes.
+/// Length of a record's header in bytes.
 pub const HEADER_BYTES: usize = 80;
-/// Length of the checkpoint that a group names.
+/// Length in bytes of the checkpoint that a record names.
 const BASE_BYTES: usize = 16;
-/// Length of one entry in bytes, its data not counted.
+/// Length of one entry in bytes, without its data.
 pub const ENTRY_BYTES: usize = 32;
-/// The largest body: far above what a flush is logged for, far below what would exhaust memory.
+/// The longest body in bytes: far more than a flush writes to the WAL, and far less than would exhaust memory.
 pub const BODY_MAX_BYTES: u64 = 256 << 20;
-/// Said by a group of which none before it, of its owner, was known to be durable.
+/// Value of [`Group::unacknowledged`] in a record before which no record of its owner was known to be durable.
 pub const NONE_ACKNOWLEDGED: u32 = u32::MAX;
 const KIND_ZERO: u64 = 0;
 const KIND_DATA: u64 = 1;
 
-/// What a range of the volume became.
+/// The new content of a range of the volume.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Content {
     /// These bytes.
     Data(Bytes),
-    /// So many zeros.
+    /// This number of zeros.
     Zero {
         /// Their number in bytes.
         len_bytes: u64,
@@ -77,54 +77,55 @@ impl fmt::Debug for Content {
 /// One change of the volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The generation that took the change in.
+    /// The generation that holds the change.
     pub generation: u64,
-    /// Where it begins, in bytes from the volume's start.
+    /// Start of the changed range, in bytes from the volume's start.
     pub offset_bytes: u64,
-    /// What is there now.
+    /// The new content of the range.
     pub content: Content,
 }
 
-/// One object or journal record: what a flush made durable, or a seal.
+/// One record, which is one object or one entry of a journal: the changes that a flush made durable, or a seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// The volume the log belongs to.
+    /// The volume that the WAL belongs to.
     pub volume_id: Uuid,
     /// The writer's epoch.
     pub epoch: u64,
-    /// Place in the log; dense within an epoch.
+    /// Number of the record. An epoch's numbers have no gaps.
     pub sequence: u64,
-    /// Marks the beginning of an owner's log and the end of its predecessor's; has no entries.
+    /// Whether it is a seal. A seal begins an owner's part of the WAL, or ends an older owner's. It has no entries.
     pub is_seal: bool,
-    /// The highest generation in its owner's groups before it, 0 for the first one: when that is published, they may
-    /// have been removed; when it is not, they must be there.
+    /// The highest generation in the earlier records of the same owner, 0 for the first record. If that generation is
+    /// published, the earlier records may have been removed. If it is not, they must be there.
     pub after_generation: u64,
-    /// How many of the groups right before it were not known to be durable when it was made: a crash may have left it
-    /// without them. All before those were. [`NONE_ACKNOWLEDGED`]: none of its owner's was.
+    /// How many of the records directly before this one were not known to be durable when this one was made. A crash
+    /// may have left this record without them. All records before those were durable. [`NONE_ACKNOWLEDGED`] means that
+    /// none of the owner's records was known to be durable.
     pub unacknowledged: u32,
-    /// The newest checkpoint when it was made: the changes continue that one. None in groups of earlier releases and in
-    /// seals.
+    /// The newest checkpoint when the record was made. The changes apply on top of it. `None` in records of earlier
+    /// releases and in seals.
     pub base: Option<CheckpointId>,
-    /// The changes, in the order they are to be applied.
+    /// The changes, in the order in which they are applied.
     pub entries: Vec<Entry>,
 }
 
-/// What is wrong with bytes that should be a group.
+/// Why bytes are not a valid record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// Fewer bytes than the header tells.
+    /// There are fewer bytes than the header says.
     #[error("it is cut short")]
     Truncated,
-    /// Not a group.
+    /// The bytes do not begin as a record does.
     #[error("it is no log record")]
     NotARecord,
-    /// Made by another release.
+    /// The format version is one that this release does not read.
     #[error("its format version is {0}; this release reads versions 1 to {VERSION}")]
     Version(u32),
     /// A checksum does not match.
     #[error("its checksum is wrong")]
     Checksum,
-    /// The checksums are right, the content is impossible.
+    /// The checksums are right, but the content is impossible.
     #[error("its content is impossible")]
     Malformed,
     /// Bytes follow that do not belong to it.
@@ -133,7 +134,7 @@ pub enum RecordError {
 }
 
 impl Group {
-    /// An end mark.
+    /// A seal.
     pub fn seal(volume_id: Uuid, epoch: u64, sequence: u64) -> Self {
         Self {
             volume_id,
@@ -152,7 +153,7 @@ impl Group {
         self.entries.iter().map(|e| e.generation).max().unwrap_or(0)
     }
 
-    /// The group as it is stored.
+    /// Encodes the record.
     pub fn encode(&self) -> Bytes {
         let data_bytes = self.entries.iter().map(|e| match &e.content {
             Content::Data(bytes) => bytes.len(),
@@ -202,7 +203,7 @@ impl Group {
         out.freeze()
     }
 
-    /// Reads a group that fills `bytes` exactly.
+    /// Decodes a record that fills `bytes` exactly.
     ///
     /// # Errors
     /// [`RecordError`] for anything that [`Self::encode`] did not make.
@@ -215,10 +216,10 @@ impl Group {
         }
     }
 
-    /// Reads the group that `bytes` start with, and tells its length.
+    /// Decodes the record at the start of `bytes` and returns its length in bytes.
     ///
     /// # Errors
-    /// As [`Self::decode`], but for bytes that follow.
+    /// As [`Self::decode`]; bytes that follow the record are no error.
     pub fn decode_prefix(bytes: &Bytes) -> Result<(Self, usize), RecordError> {
         let header = Header::decode(bytes)?;
         let end = header.group_bytes();
@@ -256,7 +257,7 @@ impl Group {
     }
 }
 
-/// What a header says, its checksum verified.
+/// A record's header with a verified checksum.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
     /// See [`Group::volume_id`].
@@ -275,7 +276,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header that `bytes` start with.
+    /// Decodes the header at the start of `bytes`.
     ///
     /// # Errors
     /// [`RecordError`].
@@ -319,7 +320,7 @@ impl Header {
         })
     }
 
-    /// Length of the whole group in bytes.
+    /// Length of the whole record in bytes.
     pub fn group_bytes(&self) -> usize {
         HEADER_BYTES + self.body_bytes
     }
@@ -358,7 +359,7 @@ fn decode_entries(body: &Bytes, count: usize) -> Result<Vec<Entry>, RecordError>
     Ok(entries)
 }
 
-/// Makes the checksums of the group that `bytes` start with right, whatever they say otherwise; for tests and fuzzing.
+/// Corrects the checksums of the record at the start of `bytes`, whatever its other fields hold. For tests and fuzzing.
 pub fn fix_checksums(bytes: &mut [u8]) {
     let Some(header) = bytes.get(..HEADER_BYTES) else {
         return;

@@ -1,4 +1,4 @@
-//! The decoder against everything it may be given. `fuzz/` has the same as a target for cargo-fuzz.
+//! The decoder with arbitrary input. `fuzz/` has the same tests as a target for cargo-fuzz.
 
 use proptest::prelude::*;
 
@@ -53,7 +53,7 @@ proptest! {
         prop_assert_eq!(Group::decode(&longer).is_ok(), tail.is_empty());
     }
 
-    /// A change of one bit anywhere is noticed, and so is every cut.
+    /// Every change of a single bit is noticed, and so is every cut.
     #[test]
     fn no_flipped_bit_and_no_cut_gets_through(group in group(), at in any::<prop::sample::Index>(), bit in 0..8u8) {
         let bytes = group.encode();
@@ -64,7 +64,7 @@ proptest! {
         prop_assert!(Group::decode(&bytes.slice(..at)).is_err());
     }
 
-    /// Two groups mixed are neither of them, unless the mixture is one of them.
+    /// A mixture of two records is not accepted, unless it equals one of them.
     #[test]
     fn a_torn_group_is_none(a in group(), b in group(), at in any::<prop::sample::Index>()) {
         let (a, b) = (a.encode(), b.encode());
@@ -80,7 +80,7 @@ proptest! {
         prop_assert!(Group::decode(&noise.into()).is_err());
     }
 
-    /// With right checksums: fields that make no sense must neither panic nor be taken at their word.
+    /// The checksums are right and the fields make no sense: the decoder must neither panic nor trust them.
     #[test]
     fn impossible_fields_are_refused(
         group in group(),
@@ -104,12 +104,12 @@ proptest! {
     }
 }
 
-/// What can happen to the bytes of a log on their way through a disk.
+/// Damage that a disk can do to the bytes of a WAL.
 #[derive(Debug, Clone)]
 enum Damage {
     Flip(prop::sample::Index, u8),
     Cut(prop::sample::Index),
-    /// The end of one group written over another.
+    /// The end of one record is written over another.
     Tear(prop::sample::Index, prop::sample::Index),
     Swap(prop::sample::Index, prop::sample::Index),
     Repeat(prop::sample::Index),
@@ -130,7 +130,7 @@ fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-/// Does it to the pieces, one group each.
+/// Applies the damage to the pieces, each of which is one record.
 fn damaged(mut pieces: Vec<Vec<u8>>, damage: &Damage) -> Vec<Vec<u8>> {
     match damage {
         Damage::Flip(at, bit) => {
@@ -170,8 +170,9 @@ fn damaged(mut pieces: Vec<Vec<u8>>, damage: &Damage) -> Vec<Vec<u8>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// A log of groups, torn, cut, mixed up, repeated, with foreign groups, noise and flipped bits: what the decoder
-    /// gives is one of the groups, byte for byte, and what the replay makes of it is in order and of this log.
+    /// A WAL whose records are torn, cut, mixed up or repeated, with foreign records, noise and flipped bits. What the
+    /// decoder returns is one of the records, byte for byte, and what the replay makes of them is in order and of this
+    /// WAL.
     #[test]
     fn a_damaged_log_gives_no_wrong_byte(
         groups in prop::collection::vec(group(), 1..6),

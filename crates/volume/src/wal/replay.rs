@@ -1,25 +1,25 @@
-//! What of a log is applied when a volume is opened, and where its end is sealed (pure).
+//! Which records are applied when a volume is opened, and which numbers a new owner seals (pure).
 //!
-//! *Invariant L2*: the groups with changes of generations above the watermark, applied in order over the published
-//! state, bring back every flushed write, and replace none by an older one:
+//! *Invariant L2*: applying the records with generations above the watermark, in order, to the published state restores
+//! every flushed write and replaces no write by an older one:
 //!
-//! * A group's changes are the bytes as they were at its snapshot, so a later group has the newer ones.
-//! * Groups are removed only when the watermark covers them, and generations never fall from one group to the next. So
-//!   what is left to apply is all there was after the published state, or more of what no flush has covered.
-//! * Applying twice is the same as applying once.
-//! * A group that is gone without having been published is noticed: the one after it says up to which generation those
-//!   before it go, and which of them may be missing because nobody was told of them yet. Only the end of the log has none
-//!   after it; there a seal stands where older owners had one.
+//! * A record holds the bytes as they were at its snapshot. So a later record has the newer bytes.
+//! * A record is removed only when the watermark covers it, and generations never fall from one record to the next. So
+//!   the remaining records hold all changes after the published state, and perhaps unflushed ones besides.
+//! * Applying a record twice has the same result as applying it once.
+//! * A record that is gone without having been published is noticed. The record after it names the highest generation
+//!   before it, and how many of the records before it may be missing because they were not acknowledged. Only the end
+//!   of the WAL has no record after it; there stands a seal if older owners had a record.
 
 use super::GroupId;
 use super::record::{Entry, Group, NONE_ACKNOWLEDGED};
 
-/// Groups that an owner has on their way at once, at most. Part of the format: the next owner seals what may still
-/// arrive.
+/// The highest number of appends that an owner has in flight at once. It is part of the format, because the next owner
+/// seals every number that may still arrive.
 pub const IN_FLIGHT_MAX: u64 = 8;
 
-/// The numbers to seal so that nothing an older owner still sends can be acknowledged: the gaps among the numbers it may
-/// have on their way, and the one after the last. `found` are the numbers stored, ascending.
+/// The numbers to seal so that nothing that an older owner still sends can be acknowledged: the gaps among the numbers
+/// that the owner may have in flight, and the number after the last. `found` holds the stored numbers, ascending.
 pub fn numbers_to_seal(found: &[u64]) -> Vec<u64> {
     let (Some(first), Some(last)) = (found.first(), found.last()) else {
         return vec![1];
@@ -30,33 +30,33 @@ pub fn numbers_to_seal(found: &[u64]) -> Vec<u64> {
         .collect()
 }
 
-/// A log that contradicts itself.
+/// How a WAL contradicts itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
-    /// Groups must be fed in order.
+    /// The records were not given in order.
     #[error("record {sequence} of epoch {epoch} comes after a later one")]
     OutOfOrder {
-        /// The group's epoch.
+        /// The record's epoch.
         epoch: u64,
-        /// The group's number.
+        /// The record's number.
         sequence: u64,
     },
-    /// A later group tells of an older generation.
+    /// A later record has an older generation.
     #[error(
         "record {sequence} of epoch {epoch} is of generation {generation}, the one before it of a later one"
     )]
     GenerationFell {
-        /// The group's epoch.
+        /// The record's epoch.
         epoch: u64,
-        /// The group's number.
+        /// The record's number.
         sequence: u64,
-        /// Its newest generation.
+        /// The record's newest generation.
         generation: u64,
     },
-    /// Groups with changes that are not published were removed or damaged.
+    /// Records with unpublished changes were removed or damaged.
     #[error("what comes before record {sequence} of epoch {epoch} is missing, and not published")]
     Missing {
-        /// The epoch of the group after the gap.
+        /// The epoch of the record after the gap.
         epoch: u64,
         /// Its number.
         sequence: u64,
@@ -68,13 +68,13 @@ pub enum ReplayError {
 pub struct Replay {
     watermark: u64,
     last: Option<GroupId>,
-    /// The first number that is missing although it is not published. Nobody may have been told of it.
+    /// The first number that is missing and not published. The record may never have been acknowledged.
     torn: Option<u64>,
     newest_generation: u64,
 }
 
 impl Replay {
-    /// Over a published state that holds every generation up to `watermark`.
+    /// Begins a replay on a published state that holds every generation up to `watermark`.
     pub fn new(watermark: u64) -> Self {
         Self {
             watermark,
@@ -84,10 +84,10 @@ impl Replay {
         }
     }
 
-    /// What to apply of the next group or seal, which is stored as `id`.
+    /// Takes the next record or seal, which is stored as `id`, and returns the changes to apply.
     ///
     /// # Errors
-    /// [`ReplayError`]: nothing of the log may be trusted then.
+    /// [`ReplayError`]: no record of the WAL may then be trusted.
     pub fn next(&mut self, id: GroupId, group: Group) -> Result<Vec<Entry>, ReplayError> {
         let GroupId { epoch, sequence } = id;
         let before = self.last;
@@ -103,7 +103,7 @@ impl Replay {
         if next != sequence && group.after_generation > self.watermark {
             self.torn.get_or_insert(next);
         }
-        // All before these were durable.
+        // All records before the unacknowledged ones were durable.
         let unacknowledged = match group.unacknowledged {
             NONE_ACKNOWLEDGED => sequence,
             count => u64::from(count),
@@ -127,7 +127,7 @@ impl Replay {
         Ok(entries)
     }
 
-    /// The highest generation seen, the watermark included.
+    /// The highest generation seen so far; at least the watermark.
     pub fn newest_generation(&self) -> u64 {
         self.newest_generation
     }
@@ -185,8 +185,8 @@ mod tests {
         assert!(error.to_string().contains("record 4 of epoch 2"), "{error}");
     }
 
-    /// Group 3 of generation 5 is gone: harmless when that is published, or a seal stands there (it was never
-    /// acknowledged then).
+    /// Record 3, of generation 5, is gone. That is harmless when generation 5 is published, or when a seal has the
+    /// number 3, because the record was then never acknowledged.
     #[test]
     fn a_missing_group_is_noticed_unless_it_was_published() {
         let after = |sequence, after_generation| Group {
@@ -217,7 +217,7 @@ mod tests {
                 "{watermark} {is_sealed}"
             );
         }
-        // Of the first groups, too.
+        // The same holds for the first records.
         assert!(next(&mut Replay::new(4), after(2, 5)).is_err());
         assert!(next(&mut Replay::new(4), after(2, 4)).is_ok());
     }
@@ -231,7 +231,8 @@ mod tests {
         assert_eq!(numbers_to_seal(&[98, 100]), [99, 101]);
     }
 
-    /// Of groups on their way together a crash may leave any. One that was made after another was acknowledged says so.
+    /// A crash may leave any subset of the records in flight. A record that was made after another one was acknowledged
+    /// says so.
     #[test]
     fn a_group_nobody_was_told_of_may_be_missing() {
         let of = |sequence, unacknowledged| Group {
@@ -250,11 +251,11 @@ mod tests {
                 next.is_err_and(|e| e == ReplayError::Missing { epoch: 1, sequence })
             })
         };
-        // The first of all is missing.
+        // The first record of all is missing.
         assert!(!missing(&[(3, NONE_ACKNOWLEDGED)]));
         assert!(!missing(&[(3, NONE_ACKNOWLEDGED), (4, NONE_ACKNOWLEDGED)]));
         assert!(missing(&[(3, NONE_ACKNOWLEDGED), (4, 1)]), "2 was durable");
-        // 3 is missing.
+        // Record 3 is missing.
         assert!(!missing(&[(2, 0), (4, 1)]));
         assert!(!missing(&[(2, 0), (4, 2), (5, 2), (6, 3)]));
         assert!(missing(&[(2, 0), (4, 0)]), "3 was durable before 4 was made");
@@ -262,10 +263,10 @@ mod tests {
             missing(&[(2, 0), (4, 1), (5, 1)]),
             "3 was durable before 5 was made"
         );
-        // 3 and 4 are.
+        // Records 3 and 4 are missing.
         assert!(!missing(&[(2, 0), (5, 2)]));
         assert!(missing(&[(2, 0), (5, 1)]));
-        // 3 and 5 are.
+        // Records 3 and 5 are missing.
         assert!(!missing(&[(2, 0), (4, 1), (6, 3)]));
         assert!(
             missing(&[(2, 0), (4, 1), (6, 1)]),

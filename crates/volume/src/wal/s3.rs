@@ -1,9 +1,9 @@
-//! The log in a bucket: one object a group, `<prefix>/<epoch>/<number>`, ten digits each.
+//! The WAL in a bucket: each record is one object, `<prefix>/<epoch>/<number>`, with ten digits each.
 //!
-//! Numbers are dense and objects are only ever created, never replaced. So an owner can be shut out: the next one creates
-//! the number that comes next, and the gaps before it, as *seals*; the older owner's PUT of any of them is refused, and
-//! behind it it may acknowledge nothing (Invariant L1). Each owner begins its own part with a seal, which stays until the
-//! log is cleared, so a log that was opened is never empty.
+//! Numbers have no gaps, and objects are only created, never replaced. That lets a new owner shut an older one out: it
+//! creates the next number, and the gaps before it, as *seals*. The store refuses the older owner's PUT of any of these
+//! numbers, and the older owner may acknowledge no record behind them (Invariant L1). Each owner begins its own part
+//! with a seal, which stays until the WAL is cleared. So a WAL that was opened is never empty.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,14 +20,16 @@ use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::store::Store;
 
-/// Groups not yet published beyond which flushes go by checkpoints, in bytes.
+/// The size of unpublished records in bytes above which flushes wait for checkpoints.
 const CAPACITY_BYTES: u64 = 512 << 20;
-/// The largest epoch and number that a name has digits for. Names sort as numbers do only while all have as many.
+/// The largest epoch and number for which a name has digits. Names sort as numbers do only while all have equally many
+/// digits.
 const NUMBER_MAX: u64 = LOG_RECORDS.max;
-/// Rounds of sealing: each is repeated only because an older owner wrote one more group meanwhile.
+/// The highest number of sealing rounds. A round is repeated only because an older owner wrote one more record
+/// meanwhile.
 const SEAL_ROUNDS_MAX: usize = 1000;
 
-/// A log on S3.
+/// A WAL on S3.
 #[derive(Debug)]
 pub struct S3Log {
     store: Store,
@@ -36,18 +38,20 @@ pub struct S3Log {
     is_given_up: bool,
     found: Vec<GroupId>,
     first_sequence: u64,
-    /// Groups stored, with the highest generation of each. Those found count as 0: they are removed with the first.
+    /// The stored records with the highest generation of each: those that this owner appended, and those that were
+    /// found at the opening and read.
     stored: Mutex<BTreeMap<GroupId, u64>>,
-    /// Seals seen in older owners' parts.
+    /// The seals that were seen in older owners' parts.
     seals: Mutex<BTreeSet<GroupId>>,
 }
 
 impl S3Log {
-    /// Seals what older owners left and begins this owner's part. With `is_given_up` nothing of what they left is needed,
-    /// so damage is no reason to stop.
+    /// Seals the parts of older owners and begins this owner's part. With `is_given_up` no record of an older owner is
+    /// needed, so damage is no reason to fail.
     ///
     /// # Errors
-    /// [`VolumeError::InvalidInput`] for the log of another volume, [`VolumeError::LogAhead`] when a later owner had it.
+    /// [`VolumeError::InvalidInput`] for the WAL of another volume, [`VolumeError::LogAhead`] when a later owner wrote
+    /// to it.
     pub async fn open(
         store: Store,
         volume_id: Uuid,
@@ -68,8 +72,8 @@ impl S3Log {
             let mut found = log.list().await?;
             if let Some(own_last) = log.seal(&mut found).await? {
                 let own_seal = log.begin(own_last).await?;
-                // What has arrived since lies beyond a seal: nobody can acknowledge it, and the gap before it is no
-                // damage. It is read only because it may tell that another volume has begun its log here.
+                // Any record that has arrived since stands behind a seal. Nobody can acknowledge it, and the gap before
+                // it is no damage. It is read only because it may show that another volume has begun its WAL here.
                 for id in log.list().await? {
                     if id != own_seal && found.binary_search(&id).is_err() {
                         log.read(id).await?;
@@ -84,10 +88,10 @@ impl S3Log {
         })
     }
 
-    /// What is there, for reading alone: nobody is shut out, and nothing is written.
+    /// Lists the WAL for reading only: no owner is shut out, and nothing is written.
     ///
     /// # Errors
-    /// [`VolumeError::InvalidInput`] for the log of another volume.
+    /// [`VolumeError::InvalidInput`] for the WAL of another volume.
     pub async fn peek(store: Store, volume_id: Uuid) -> Result<Self, VolumeError> {
         let found = list(&store).await?;
         if let Some(&last) = found.last() {
@@ -105,7 +109,7 @@ impl S3Log {
         })
     }
 
-    /// What is there, ascending.
+    /// The stored records and seals, ascending.
     ///
     /// # Errors
     /// When the store fails.
@@ -113,15 +117,15 @@ impl S3Log {
         list(&self.store).await
     }
 
-    /// Seals every part, and adds the seals to `found`. `None` when an older owner was faster somewhere; else the last
-    /// number of this epoch's part.
+    /// Seals every part and adds the seals to `found`. Returns `None` when an older owner wrote one of the numbers
+    /// first, else the last number of this epoch's part.
     async fn seal(&self, found: &mut Vec<GroupId>) -> Result<Option<u64>, VolumeError> {
         let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for id in found.iter() {
             parts.entry(id.epoch).or_default().push(id.sequence);
         }
         if let Some((&later, numbers)) = parts.range(self.epoch + 1..).next() {
-            // It may be the log of another volume.
+            // It may be the WAL of another volume.
             let id = GroupId {
                 epoch: later,
                 sequence: numbers[0],
@@ -137,7 +141,7 @@ impl S3Log {
         let mut own_last = 0;
         for (epoch, numbers) in parts {
             let Some(&last) = numbers.last() else { continue };
-            // Before anything is written: it may be the log of another volume, with a server of its own.
+            // Checked before anything is written: it may be the WAL of another volume, which has a server of its own.
             let id = GroupId {
                 epoch,
                 sequence: last,
@@ -162,7 +166,8 @@ impl S3Log {
         Ok(Some(own_last))
     }
 
-    /// Begins this owner's part, beyond what an owner of the same epoch may still have on its way; returns its seal.
+    /// Begins this owner's part, beyond every number that an owner of the same epoch may still have in flight. Returns
+    /// its seal.
     async fn begin(&mut self, own_last: u64) -> Result<GroupId, VolumeError> {
         let sequence = if own_last == 0 {
             1
@@ -181,7 +186,7 @@ impl S3Log {
         Ok(id)
     }
 
-    /// `false` when there is something under this number.
+    /// Returns `false` when the number is taken.
     async fn create_seal(&self, id: GroupId) -> Result<bool, VolumeError> {
         let seal = Group::seal(self.volume_id, self.epoch, id.sequence).encode();
         match self.store.put_create_only(&key(&self.store, id), seal).await {
@@ -237,7 +242,7 @@ fn parse_name(name: &str) -> Option<GroupId> {
     })
 }
 
-/// The groups and seals below a prefix, ascending. Other objects are left alone.
+/// The records and seals below a prefix, ascending. Other objects are ignored.
 ///
 /// # Errors
 /// When the store fails.
@@ -252,10 +257,10 @@ pub async fn list(store: &Store) -> Result<Vec<GroupId>, VolumeError> {
     Ok(found)
 }
 
-/// Removes every group and seal below a prefix, if they are of this volume; tells how many there were.
+/// Removes every record and seal below a prefix if they belong to this volume. Returns how many there were.
 ///
 /// # Errors
-/// When the store fails, and for the log of another volume.
+/// When the store fails, and for the WAL of another volume.
 pub async fn remove_all(store: &Store, volume_id: Uuid) -> Result<usize, VolumeError> {
     let found = list(store).await?;
     if let Some(last) = found.last() {
@@ -299,7 +304,7 @@ impl LogStore for S3Log {
 
     async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
         let group = read(&self.store, id, self.volume_id).await?;
-        // A seal has its maker's epoch, in whoever's part it stands.
+        // A seal carries the epoch of the owner that made it, even in another owner's part.
         if group.sequence != id.sequence || (group.epoch != id.epoch && !group.is_seal) {
             let reason = format!("it calls itself {} of epoch {}", group.sequence, group.epoch);
             return Err(self.corrupt(id, reason));
@@ -316,14 +321,15 @@ impl LogStore for S3Log {
             epoch: self.epoch,
             sequence: group.sequence,
         };
-        // Flushes go by checkpoints from here on; the next owner has an epoch, and numbers, of its own.
+        // Without a name for the record, flushes wait for checkpoints from here on. The next owner has an epoch, and so
+        // numbers, of its own.
         check_name(id).map_err(AppendError::Failed)?;
         LOG_RECORDS.note(id.sequence.saturating_sub(1), id.sequence);
         let key = key(&self.store, id);
         match self.store.put_create_only(&key, group.bytes.clone()).await {
             Ok(_) => {}
             Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
-                // An earlier attempt of ours, whose answer was lost, or a seal.
+                // The object is a seal, or the result of an earlier attempt whose answer was lost.
                 let there = self
                     .store
                     .get(&key)

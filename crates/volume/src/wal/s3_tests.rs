@@ -1,4 +1,4 @@
-//! The log's objects, on the S3 server in process: sealing, lost answers, deletion.
+//! The objects of the WAL, on the in-process S3 server: sealing, lost answers, deletion.
 
 use super::*;
 use crate::base::url::VolumeUrl;
@@ -78,7 +78,7 @@ fn only_names_of_groups_are_taken_for_groups() {
     }
 }
 
-/// Invariant L1, with the same epoch for both and with rising ones.
+/// Invariant L1, with the same epoch for both owners and with rising epochs.
 #[tokio::test]
 async fn an_older_owner_can_append_nothing_more() {
     for epochs in [(1, 1), (1, 2)] {
@@ -88,21 +88,21 @@ async fn an_older_owner_can_append_nothing_more() {
         for n in first..first + 3 {
             older.append(&f.group(epochs.0, n, 1)).await.unwrap();
         }
-        // Three on their way, of which one arrives before the next owner comes.
+        // Three records are in flight. One of them arrives before the next owner opens the WAL.
         older.append(&f.group(epochs.0, first + 4, 1)).await.unwrap();
         let newer = f.open(epochs.1).await.unwrap();
         for n in [first + 3, first + 5] {
             let late = older.append(&f.group(epochs.0, n, 1)).await;
             assert!(is_fenced(&late), "{n}: {late:?}");
         }
-        // It was not acknowledged, for one before it is missing; it may be replayed.
+        // It was not acknowledged, because an earlier record is missing. It may be replayed.
         let mut groups = Vec::new();
         for id in newer.found() {
             let group = newer.read(*id).await.unwrap();
             groups.extend((!group.is_seal).then_some(group.sequence));
         }
         assert_eq!(groups, [first, first + 1, first + 2, first + 4]);
-        // What the older one still has on its way beyond its end is in nobody's way.
+        // A record that the older owner still has in flight beyond its seal does no harm.
         let _ = older.append(&f.group(epochs.0, first + 7, 1)).await;
         for n in newer.first_sequence()..newer.first_sequence() + 10 {
             newer.append(&f.group(epochs.1, n, 2)).await.unwrap();
@@ -189,7 +189,7 @@ async fn an_owner_that_may_be_alive_stays_shut_out_of_a_log_that_is_cleared() {
     let f = Fixture::new().await;
     let older = f.open(1).await.unwrap();
     let first = older.first_sequence();
-    // The first of two on their way has not arrived.
+    // The first of two records in flight has not arrived.
     older.append(&f.group(1, first + 1, 1)).await.unwrap();
     let newer = f.open(2).await.unwrap();
     newer
@@ -206,14 +206,14 @@ async fn an_owner_that_may_be_alive_stays_shut_out_of_a_log_that_is_cleared() {
         "the seals and nothing else: {:?}",
         f.keys().await
     );
-    // So is it for the next one, who finds them.
+    // The next owner, who finds the seals, keeps the older one out as well.
     f.open(3).await.unwrap().clear(true).await.unwrap();
     assert!(is_fenced(&older.append(&f.group(1, first + 2, 1)).await));
     f.open(4).await.unwrap().clear(false).await.unwrap();
     assert!(f.keys().await.is_empty());
 }
 
-/// An owner that stood still while it ended, and was overtaken.
+/// An owner that was paused while it ended, and was overtaken.
 #[tokio::test]
 async fn clearing_leaves_what_a_later_owner_has_begun() {
     let f = Fixture::new().await;
@@ -262,7 +262,7 @@ async fn a_damaged_record_is_an_error_that_names_it() {
     f.store.put(&key(&f.store, id), "damaged").await.unwrap();
     let error = log.read(id).await.unwrap_err().to_string();
     assert!(error.contains("0000000001/0000000002"), "{error}");
-    // Under another's name it is damaged just as well.
+    // A record under another record's name counts as damaged, too.
     f.store
         .put(&key(&f.store, id), f.group(1, 77, 1).bytes)
         .await
@@ -270,7 +270,7 @@ async fn a_damaged_record_is_an_error_that_names_it() {
     assert!(log.read(id).await.is_err());
 }
 
-/// A name of eleven digits would not be listed, and its flush would be gone.
+/// A name of eleven digits would not be listed, and the flush that it holds would be lost.
 #[tokio::test]
 async fn a_record_that_has_no_name_is_not_acknowledged() {
     let f = Fixture::new().await;

@@ -1,4 +1,4 @@
-//! A log that is read and never changed: that of the volume which another is a copy of.
+//! A WAL that is read and never changed. It belongs to the source of a copied volume.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::record::Group;
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::base::error::VolumeError;
 
-/// A log as it was found. Nothing is appended to it, and nothing removed from it.
+/// A WAL as it was found. Nothing is appended to it, and nothing is removed from it.
 pub(crate) struct Unchanged(pub Arc<dyn LogStore>);
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! How far durability is behind, for whoever watches the server.
+//! How far durability is behind the answered writes, for monitoring.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::overlay::Overlay;
 
-/// How much is not yet where it is to be, and since when.
+/// How much data is not yet published or durable, and since when.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Memory of what is not published, in bytes.
+    /// Memory that unpublished data takes, in bytes.
     pub unpublished_bytes: u64,
     /// The part of it that takes no more writes and waits for its publish, or is published.
     pub frozen_bytes: u64,
@@ -20,7 +20,7 @@ pub struct Backlog {
     pub undurable_age: Option<Duration>,
     /// About how many bytes of changes neither log nor checkpoint has, in bytes.
     pub unflushed_bytes: u64,
-    /// Bytes of log records that a replay would need.
+    /// Bytes of WAL records that a replay would need.
     pub log_bytes: u64,
     /// The number of these records.
     pub log_records: u64,
@@ -28,11 +28,11 @@ pub struct Backlog {
     pub log_age: Option<Duration>,
 }
 
-/// Since when there is what [`Backlog`] tells of.
+/// The times from which the ages in [`Backlog`] are counted.
 #[derive(Debug, Default)]
 pub(crate) struct Since {
     pub active: Option<Instant>,
-    /// Of each frozen generation, oldest first.
+    /// One time for each frozen generation, oldest first.
     pub frozen: VecDeque<Option<Instant>>,
     pub log_bytes: u64,
     pub log_records: u64,

@@ -4,14 +4,15 @@
 //!
 //! | state | held as | reads inside the block |
 //! |---|---|---|
-//! | untouched | nothing | not answered here: the caller looks further down |
+//! | untouched | nothing | not answered here: the caller asks the next older layer |
 //! | partly written | a buffer and the byte ranges written | the written ranges |
 //! | wholly written | a buffer | all of it |
 //! | zeroed | membership of a range set | zeros |
 //!
-//! A block is never both buffered and zeroed, and one that is known to be all zeros is zeroed. Memory is counted as whole
-//! blocks from the first byte on, so a partly written block that is completed before it is published needs no memory that
-//! was not counted. Runs of zeroed blocks and the written ranges of a block are counted too: a client can make any number.
+//! A block is never both buffered and zeroed, and a block that is known to be all zeros is zeroed. Each buffered block
+//! counts as a whole block from its first byte on, so completing a partly written block before its publish needs no
+//! memory that was not counted. Runs of zeroed blocks and the written ranges of a block are counted too, because a
+//! client can make any number of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -20,11 +21,11 @@ use rangemap::RangeSet;
 
 use crate::base::geometry::{BlockIndex, Geometry};
 
-/// Memory per buffered block besides its bytes: its place in the map and the allocator's.
+/// Memory per buffered block besides its bytes: its entry in the map, and the allocator's overhead.
 const BLOCK_OVERHEAD_BYTES: u64 = 96;
 
-/// Memory counted for a run of zeroed blocks, or for one more written range of a block written in part, in bytes: its place
-/// in the set, and in the lists that a publish makes of it.
+/// Memory in bytes that is counted for a run of zeroed blocks, or for one more written range of a partly written block:
+/// its entry in the set, and in the lists that a publish makes of the set.
 pub const RANGE_BYTES: u64 = 128;
 
 /// Memory counted for one buffered block, in bytes.
@@ -41,12 +42,12 @@ enum Coverage {
     Partial(RangeSet<u32>),
 }
 
-/// How much of a buffered block is known.
+/// How much of a buffered block was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Held {
     InPart,
     Whole,
-    /// All of it, and it is all zeros.
+    /// The whole block was written, and it is all zeros.
     Zeros,
 }
 
@@ -57,10 +58,10 @@ struct BufferedBlock {
     coverage: Coverage,
 }
 
-/// Blocks of a write that cover a whole block each, copied before any lock is taken.
+/// A write whose whole blocks are copied before any lock is taken.
 ///
-/// The lock around a generation is held only for inserting buffers that are ready and for copying the two partial
-/// ends, so a 32 MiB write does not keep readers waiting for its copy.
+/// Under the lock of a generation only finished buffers are inserted and the two partial ends copied. So a write of 32
+/// MiB does not make readers wait for its copy.
 #[derive(Debug)]
 pub struct PreparedWrite<'a> {
     offset_bytes: u64,
@@ -78,9 +79,9 @@ impl<'a> PreparedWrite<'a> {
             .map(|p| {
                 let at = (p.offset_bytes - offset_bytes) as usize;
                 let bytes = &data[at..at + p.len as usize];
-                // The bytes are in the processor's caches now, so looking for zeros costs next to nothing.
+                // The bytes are in the processor's caches now, so a search for zeros costs next to nothing.
                 let buffer = (!is_zero(bytes)).then(|| {
-                    // The last block of a volume may be shorter than a block; its buffer is not.
+                    // The last block of a volume may be shorter than a block; its buffer has the full length.
                     if bytes.len() == geometry.block_size() as usize {
                         return Box::from(bytes);
                     }
@@ -98,13 +99,13 @@ impl<'a> PreparedWrite<'a> {
         }
     }
 
-    /// What is written, in bytes from the volume's start.
+    /// The written range, in bytes from the volume's start.
     pub fn range(&self) -> Range<u64> {
         self.offset_bytes..self.offset_bytes + self.data.len() as u64
     }
 }
 
-/// Buffers a change replaced, to be dropped once no lock is held.
+/// Buffers that a change replaced. The caller drops them once no lock is held.
 #[derive(Debug, Default)]
 pub struct Replaced(#[allow(dead_code)] Vec<Box<[u8]>>);
 
@@ -114,11 +115,11 @@ pub struct Generation {
     geometry: Geometry,
     blocks: BTreeMap<u64, BufferedBlock>,
     zeroed: RangeSet<u64>,
-    /// Every block that is partly written, and perhaps some that were: so that nobody need look at all blocks.
+    /// Every partly written block, and perhaps some that are complete by now. With it nobody has to search all blocks.
     partial: BTreeSet<u64>,
-    /// Written ranges of all blocks that are partly written.
+    /// The number of written ranges of all partly written blocks.
     written_ranges: u64,
-    /// Bytes of data taken in, those written over since included.
+    /// Bytes of data that were written, including those that were overwritten since.
     taken_bytes: u64,
 }
 
@@ -140,20 +141,20 @@ impl Generation {
         self.blocks.is_empty() && self.zeroed.is_empty()
     }
 
-    /// Whether the blocks were written whole and about once each: waiting for more writes to the same blocks would save
-    /// nothing.
+    /// Whether the blocks were written whole and about once each. Waiting for more writes to the same blocks would then
+    /// save nothing.
     pub fn is_streaming(&self) -> bool {
         let block_bytes = self.blocks.len() as u64 * u64::from(self.geometry.block_size());
         self.taken_bytes.abs_diff(block_bytes) <= block_bytes / 16
     }
 
-    /// Memory counted for this generation, in bytes: whole blocks, and what it takes to keep track of them.
+    /// Memory counted for this generation, in bytes: its whole blocks, and the bookkeeping for them.
     pub fn buffered_bytes(&self) -> u64 {
         let ranges = self.zeroed.len() as u64 + self.written_ranges;
         self.blocks.len() as u64 * buffered_block_bytes(self.geometry) + ranges * RANGE_BYTES
     }
 
-    /// Takes a write in. A later write of the same bytes wins.
+    /// Adds a write. A later write of the same bytes wins.
     pub fn write(&mut self, prepared: PreparedWrite<'_>) -> Replaced {
         let PreparedWrite {
             offset_bytes,
@@ -207,7 +208,7 @@ impl Generation {
         self.zero_whole_blocks(self.geometry.whole_blocks(offset_bytes, len_bytes))
     }
 
-    /// Drops the whole blocks of the range (NBD trim); bytes of blocks covered in part stay as they are.
+    /// Zeroes the whole blocks of the range (NBD trim). Blocks that the range covers in part stay as they are.
     pub fn trim(&mut self, offset_bytes: u64, len_bytes: u64) -> Replaced {
         self.zero_whole_blocks(self.geometry.whole_blocks(offset_bytes, len_bytes))
     }
@@ -216,7 +217,7 @@ impl Generation {
         if blocks.is_empty() {
             return Replaced::default();
         }
-        // By what is buffered, not by length: the range may name 10^9 blocks of which a handful are here.
+        // Searches the buffered blocks and not the range, which may name 10^9 blocks of which a handful are buffered.
         let mut dropped = Vec::new();
         for (_, block) in self.blocks.extract_if(blocks.clone(), |_, _| true) {
             self.written_ranges -= block.written_ranges();
@@ -249,7 +250,7 @@ impl Generation {
         self.note(block, held);
     }
 
-    /// Keeps account of a buffered block some bytes of which came in.
+    /// Updates the bookkeeping after bytes were written to a buffered block.
     fn note(&mut self, block: BlockIndex, held: Held) {
         match held {
             Held::InPart => self.partial.insert(block.0),
@@ -261,8 +262,8 @@ impl Generation {
         }
     }
 
-    /// Copies what this generation holds of `[offset_bytes, offset_bytes + out.len())` into `out` and returns the
-    /// byte ranges (absolute offsets, ascending, joined) it does not hold.
+    /// Copies what this generation holds of `[offset_bytes, offset_bytes + out.len())` into `out`. Returns the byte
+    /// ranges that it does not hold (absolute offsets, ascending, joined).
     pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Vec<Range<u64>> {
         let mut missing: Vec<Range<u64>> = Vec::new();
         let end = offset_bytes + out.len() as u64;
@@ -289,9 +290,9 @@ impl Generation {
         missing
     }
 
-    /// What is known of `blocks` here: runs of zeroed blocks and of blocks with data, ascending, not touching
-    /// blocks of which nothing is known. A partly written block counts as data, unless only zeros were written: then it
-    /// is what lies below.
+    /// What this generation knows of `blocks`: ascending runs of zeroed blocks (`false`) and of blocks with data
+    /// (`true`). Blocks of which it knows nothing are in no run. A partly written block counts as data, unless only
+    /// zeros were written to it: then the next older layer says what it is.
     pub fn block_runs(&self, blocks: Range<u64>) -> Vec<(Range<u64>, bool)> {
         let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
         let mut zeros = self
@@ -319,12 +320,12 @@ impl Generation {
         runs
     }
 
-    /// Whether anything of the block was written or zeroed here.
+    /// Whether anything in the block was written or zeroed in this generation.
     pub fn holds(&self, block: BlockIndex) -> bool {
         self.blocks.contains_key(&block.0) || self.zeroed.contains(&block.0)
     }
 
-    /// The blocks written in part, with the smallest range that holds all their unwritten bytes (bytes from the
+    /// The partly written blocks, each with the smallest range that holds all its unwritten bytes (in bytes from the
     /// block's start).
     pub fn partial_blocks(&self) -> Vec<(BlockIndex, Range<u32>)> {
         self.partial
@@ -341,12 +342,13 @@ impl Generation {
             .collect()
     }
 
-    /// Completes a partly written block with published bytes: `bytes` start at `in_block`; bytes that were written
-    /// here stay as they are. A block that turns out to be all zeros becomes a zeroed one: where it is not mapped it is
-    /// then not published at all.
+    /// Completes a partly written block with published bytes, which start at `in_block`. Bytes that were written in
+    /// this generation stay as they are. A block that turns out to be all zeros becomes a zeroed one; it is then not
+    /// published at all where the container does not map it.
     pub fn complete(&mut self, block: BlockIndex, in_block: u32, bytes: &[u8]) {
         let len = self.geometry.block_len(block);
-        // What is whole by now stays as it is: the generation may be frozen, and its runs taken for a publish.
+        // A block that is complete by now stays as it is: the generation may be frozen, and a publish may have read its
+        // runs.
         let is_partial = |b: &&mut BufferedBlock| b.coverage != Coverage::Full;
         let Some(entry) = self.blocks.get_mut(&block.0).filter(is_partial) else {
             return;
@@ -382,14 +384,14 @@ impl Generation {
         self.zeroed.iter().cloned().collect()
     }
 
-    /// Copies `out.len()` bytes at `offset_bytes` out of wholly covered blocks, for a publish.
+    /// Copies `out.len()` bytes at `offset_bytes` out of completely written blocks, for a publish.
     ///
-    /// `false` when any of the bytes is not held in full: a publish must then fail rather than store bytes that
-    /// were never written.
+    /// Returns `false` when any of the bytes is in a block that is not complete. The publish must then fail, because it
+    /// would store bytes that were never written.
     #[must_use]
     pub fn copy_complete(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
         let block_size = u64::from(self.geometry.block_size());
-        // In order, so that a piece of an upload costs one search and not one a block.
+        // The blocks are visited in order, so that a piece of an upload costs one search and not one for each block.
         let mut blocks = self.blocks.range(offset_bytes / block_size..);
         for p in self.geometry.pieces(offset_bytes, out.len() as u64) {
             let at = (p.offset_bytes - offset_bytes) as usize;
@@ -412,7 +414,7 @@ impl Generation {
 }
 
 impl BufferedBlock {
-    /// Ranges that are kept of what was written; none of a whole block.
+    /// The number of written ranges that are recorded; none for a complete block.
     fn written_ranges(&self) -> u64 {
         match &self.coverage {
             Coverage::Full => 0,
@@ -420,7 +422,7 @@ impl BufferedBlock {
         }
     }
 
-    /// These bytes came in.
+    /// Records that these bytes were written, and returns how much of the block was written by now.
     fn cover(&mut self, range: Range<u32>, block_len: u32) -> Held {
         let came_in = range.start as usize..range.end as usize;
         if let Coverage::Partial(written) = &mut self.coverage {
@@ -430,7 +432,7 @@ impl BufferedBlock {
             }
             self.coverage = Coverage::Full;
         }
-        // Most blocks are told by what came in.
+        // For most blocks the written bytes alone decide.
         if is_zero(&self.bytes[came_in]) && is_zero(&self.bytes) {
             Held::Zeros
         } else {
@@ -448,7 +450,8 @@ impl BufferedBlock {
     }
 }
 
-/// Compares with itself shifted by one: as fast as memory, and ends at the first byte that is not zero.
+/// Compares the bytes with themselves shifted by one. That runs at memory speed, and ends at the first byte that is not
+/// zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|b| *b == 0) && bytes[1..] == bytes[..bytes.len() - 1]
 }

@@ -1,4 +1,4 @@
-//! A generation against a flat array: every byte known here reads as written, nothing else is answered.
+//! Compares a generation with a flat array: every written byte reads as it was written, and no other byte is answered.
 
 use proptest::prelude::*;
 
@@ -27,7 +27,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The same operations on one byte at a time: `None` is unknown.
+/// The same operations on single bytes. `None` is unknown.
 fn apply_flat(model: &mut [Option<u8>], op: &Op) {
     let geometry = Geometry::new(SIZE, BLOCK);
     match *op {
@@ -78,7 +78,7 @@ proptest! {
             prop_assert_eq!(known[i].then_some(out[i]), want, "byte {}", o as usize + i);
         }
         prop_assert!(missing.windows(2).all(|w| w[0].end < w[1].start), "joined and ascending");
-        // Accounting: whole blocks, zeroed runs, and every range that is kept of a partly written block.
+        // Checks the count: whole blocks, zeroed runs, and every recorded range of a partly written block.
         let ranges: usize = generation.blocks.values().map(|b| b.written_ranges() as usize).sum();
         let kept = (ranges + generation.zero_runs().len()) as u64 * RANGE_BYTES
             + generation.blocks.len() as u64 * buffered_block_bytes(generation.geometry);
@@ -195,7 +195,7 @@ fn what_is_whole_is_not_changed_by_a_completion_that_comes_late() {
     g.write(PreparedWrite::new(geometry, 2048, &[1; 2048]));
     let runs = g.data_runs();
     assert_eq!((runs.len(), &runs[0]), (1, &(0..1)));
-    // Frozen by now, and its runs taken for a publish.
+    // The generation is frozen by now, and a publish has read its runs.
     g.complete(BlockIndex(0), 2048, &[7; 2048]);
     assert_eq!((g.data_runs(), g.zero_runs()), (runs, Vec::new()));
     let mut bytes = [0; 4096];

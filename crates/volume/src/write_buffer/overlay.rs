@@ -18,7 +18,8 @@ use crate::base::ids::FROZEN_MAX;
 use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};
 use crate::wal::record::Content;
 
-/// A generation that takes no more writes. It is still completed (see [`Generation::complete`]), hence the lock.
+/// A generation that takes no more writes. Its blocks are still completed (see [`Generation::complete`]), hence the
+/// lock.
 #[derive(Debug)]
 pub struct Frozen {
     generation: RwLock<Generation>,
@@ -34,7 +35,7 @@ impl Frozen {
         }
     }
 
-    /// Looks at the generation.
+    /// Calls `look` with the generation, under its lock.
     pub fn with<R>(&self, look: impl FnOnce(&Generation) -> R) -> R {
         look(&self.generation.read())
     }
@@ -45,7 +46,7 @@ impl Frozen {
         self.progress.advanced();
     }
 
-    /// How far its publish has come.
+    /// The progress of its publish.
     pub fn progress(&self) -> &Progress {
         &self.progress
     }
@@ -57,11 +58,11 @@ pub type PartialBlock = (BlockIndex, Range<u32>);
 #[derive(Debug)]
 struct Layers {
     active: Generation,
-    /// How many generations were frozen before the active one.
+    /// The number of generations that were frozen before the active one.
     freezes: u64,
     /// Oldest first.
     frozen: VecDeque<FrozenLayer>,
-    /// What the log lacks of the active generation; `None` without a log.
+    /// The changes of the active generation that the WAL lacks; `None` without a WAL.
     active_unlogged: Option<WalDelta>,
     /// Since when there is something that the log lacks, in any generation; `None` without a log.
     unlogged_since: Option<Instant>,
@@ -94,7 +95,7 @@ impl Layers {
         self.active.trim(offset_bytes, len_bytes)
     }
 
-    /// The frozen generations, newest first: the order in which they are looked at.
+    /// The frozen generations, newest first. That is the order in which reads ask them.
     fn frozen(&self) -> Vec<Arc<Frozen>> {
         self.frozen.iter().rev().map(|f| f.generation.clone()).collect()
     }
@@ -104,27 +105,28 @@ impl Layers {
 struct FrozenLayer {
     generation: Arc<Frozen>,
     buffered_bytes: u64,
-    /// What the log lacks of it.
+    /// The changes of the generation that the WAL lacks.
     unlogged: Option<WalDelta>,
 }
 
-/// What a generation has for the log.
+/// What the WAL lacks of a generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForLog {
-    /// The log has all of it.
+    /// Nothing.
     Nothing,
-    /// These changes: offset in bytes from the volume's start, and what is there.
+    /// These changes: the offset in bytes from the volume's start, and the new content.
     Changes(Vec<(u64, Content)>),
-    /// More than is logged at once.
+    /// More than one record may hold.
     TooLarge,
 }
 
-/// What all generations have for the log, as of one moment.
+/// What the WAL lacks of all generations, as of one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnloggedChanges {
-    /// Of each frozen generation, oldest first. [`ForLog::TooLarge`] leaves the others' changes to be logged all the same.
+    /// For each frozen generation, oldest first. Where one is [`ForLog::TooLarge`], the others' changes are still to be
+    /// logged.
     pub frozen: Vec<ForLog>,
-    /// Of the active generation. When it is too large nothing was taken of the frozen ones either.
+    /// For the active generation. If it is too large, nothing was taken of the frozen ones either.
     pub active: ForLog,
     /// Since when there is what was taken; `None` when nothing was.
     pub since: Option<Instant>,
@@ -142,7 +144,7 @@ pub(crate) enum Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    /// What is written; empty for the others.
+    /// The written bytes; empty for the other changes.
     pub fn data(self) -> &'a [u8] {
         match self {
             Self::Write { data, .. } => data,
@@ -165,16 +167,16 @@ impl<'a> Change<'a> {
     }
 }
 
-/// What a change did to the buffered amount.
+/// The effect of a change on the buffered amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffered {
     /// Whether this change was the active generation's first.
     pub is_first: bool,
     /// Bytes the change added to the buffered amount.
     pub added_bytes: u64,
-    /// Bytes of the active generation now.
+    /// Buffered bytes of the active generation after the change.
     pub active_bytes: u64,
-    /// Bytes of the active and the frozen generations together, now.
+    /// Buffered bytes of the active and the frozen generations together, after the change.
     pub total_bytes: u64,
     /// See [`Generation::is_streaming`].
     pub is_streaming: bool,
@@ -185,9 +187,9 @@ pub struct Buffered {
 pub struct Overlay {
     geometry: Geometry,
     layers: RwLock<Layers>,
-    /// Bytes of the frozen generations, so that writers need not take their locks.
+    /// Buffered bytes of the frozen generations. Kept here so that writers need not take the generations' locks.
     frozen_bytes: Mutex<u64>,
-    /// The account of an empty generation; `None` without a log.
+    /// The [`WalDelta`] of an empty generation; `None` without a WAL.
     no_unlogged: Option<WalDelta>,
 }
 
@@ -197,7 +199,7 @@ impl Overlay {
         Self::following(geometry, None)
     }
 
-    /// An empty overlay that keeps account of what a log lacks: of each generation up to `log_bulk_bytes`.
+    /// An empty overlay that records which changes the WAL lacks, up to `log_bulk_bytes` for each generation.
     pub fn with_log(geometry: Geometry, log_bulk_bytes: u64) -> Self {
         Self::following(geometry, Some(WalDelta::new(log_bulk_bytes)))
     }
@@ -219,18 +221,18 @@ impl Overlay {
         }
     }
 
-    /// Keeps every change from now on in the file, too. To be called while nothing is unpublished.
+    /// From now on also keeps every change in the buffer file. Must be called while nothing is unpublished.
     pub(crate) fn keep_in(&self, kept: Arc<Kept>) {
         let mut layers = self.layers.write();
         debug_assert!(layers.active.is_empty() && layers.frozen.is_empty());
         layers.kept = Some(kept);
     }
 
-    /// Takes a change in; it is visible to every reader when this returns. With a file that keeps changes it may be answered
-    /// once the ticket is stored there.
+    /// Adds a change. Every reader sees it when this returns. With a buffer file the change may be answered only after
+    /// the ticket is stored there.
     ///
     /// # Errors
-    /// [`NoRoom`] when that file is full; nothing is done then.
+    /// [`NoRoom`] when the buffer file is full. Nothing was changed then.
     pub(crate) fn take_in(&self, change: Change<'_>) -> Result<(Buffered, Ticket), NoRoom> {
         match change {
             Change::Write { offset_bytes, data } => {
@@ -250,7 +252,7 @@ impl Overlay {
         }
     }
 
-    /// Under one lock a change gets its place in the file, if there is one, and is applied.
+    /// Reserves the change's place in the buffer file, if there is one, and applies the change, both under one lock.
     fn change_kept(
         &self,
         change: Change<'_>,
@@ -267,18 +269,18 @@ impl Overlay {
         Ok((buffered, ticket))
     }
 
-    /// As [`Self::take_in`] of a write, without keeping it in a file.
+    /// Writes as [`Self::take_in`] does, without keeping the change in the buffer file.
     pub fn write(&self, offset_bytes: u64, data: &[u8]) -> Buffered {
         let prepared = PreparedWrite::new(self.geometry, offset_bytes, data);
         self.change_unkept(|layers| layers.write(prepared))
     }
 
-    /// Zeroes every byte of the range, without keeping that in a file.
+    /// Zeroes every byte of the range, without keeping the change in the buffer file.
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Buffered {
         self.change_unkept(|layers| layers.zero(offset_bytes, len_bytes))
     }
 
-    /// Drops the whole blocks of the range, without keeping that in a file.
+    /// Drops the whole blocks of the range, without keeping the change in the buffer file.
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Buffered {
         self.change_unkept(|layers| layers.trim(self.geometry, offset_bytes, len_bytes))
     }
@@ -311,9 +313,9 @@ impl Overlay {
         })
     }
 
-    /// Copies what is unpublished of the range into `out` and returns what is not here, ascending.
+    /// Copies the unpublished bytes of the range into `out`. Returns the ranges that are not in the overlay, ascending.
     ///
-    /// Active and frozen are looked at as of one moment, so a freeze in between can hide nothing.
+    /// The active and the frozen generations are read as of one moment, so a freeze in between hides nothing.
     pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Vec<Range<u64>> {
         let (mut missing, frozen) = {
             let layers = self.layers.read();
@@ -336,8 +338,8 @@ impl Overlay {
         missing
     }
 
-    /// What is unpublished of `blocks`: runs of data (`true`) or zeros (`false`), ascending, the active generation
-    /// before the frozen ones.
+    /// The unpublished state of `blocks`: ascending runs of data (`true`) or zeros (`false`). The active generation
+    /// hides the frozen ones.
     pub fn block_runs(&self, blocks: Range<u64>) -> Vec<(Range<u64>, bool)> {
         let (active, frozen) = {
             let layers = self.layers.read();
@@ -346,7 +348,7 @@ impl Overlay {
         if frozen.is_empty() {
             return active;
         }
-        // A partly written block over a frozen one is data either way; a zeroed block hides what is below.
+        // A partly written block over a frozen one is data either way. A zeroed block hides the older layers.
         let mut merged = rangemap::RangeMap::new();
         for layer in frozen.into_iter().rev() {
             merged.extend(layer.with(|g| g.block_runs(blocks.clone())));
@@ -366,13 +368,14 @@ impl Overlay {
         layers.active.is_empty() && layers.frozen.is_empty()
     }
 
-    /// Bytes buffered, active and frozen.
+    /// Buffered bytes of the active and the frozen generations.
     pub fn total_bytes(&self) -> u64 {
         let layers = self.layers.read();
         layers.active.buffered_bytes() + *self.frozen_bytes.lock()
     }
 
-    /// When the publish of a frozen generation got further last; `None` when none is frozen, or none has begun.
+    /// When the publish of a frozen generation last made progress; `None` when no generation is frozen or no publish
+    /// has begun.
     pub fn last_progress(&self) -> Option<Instant> {
         let layers = self.layers.read();
         let last = layers
@@ -382,7 +385,7 @@ impl Overlay {
         last.max().flatten()
     }
 
-    /// Bytes buffered in the active generation, and whether it is streaming.
+    /// Buffered bytes of the active generation, and whether it is streaming.
     pub fn active(&self) -> (u64, bool) {
         let layers = self.layers.read();
         (layers.active.buffered_bytes(), layers.active.is_streaming())
@@ -391,7 +394,7 @@ impl Overlay {
     /// Makes the active generation the newest frozen one and opens an empty one.
     ///
     /// # Panics
-    /// When as many generations are frozen as may be.
+    /// When the highest number of generations is frozen already.
     pub fn freeze(&self) -> Arc<Frozen> {
         let mut layers = self.layers.write();
         assert!(
@@ -415,9 +418,9 @@ impl Overlay {
         generation
     }
 
-    /// The partly written blocks of the active generation whose other bytes are as published, and a name for the
-    /// generation, for [`Self::complete`]. Blocks that a frozen generation holds too are left out: what lies below them
-    /// changes when it is published.
+    /// The partly written blocks of the active generation whose other bytes are as published, and the number of the
+    /// generation for [`Self::complete`]. Blocks that a frozen generation holds too are left out, because its publish
+    /// changes their other bytes.
     pub fn partial_blocks(&self) -> (u64, Vec<PartialBlock>) {
         let (name, mut partial, frozen) = {
             let layers = self.layers.read();
@@ -429,8 +432,8 @@ impl Overlay {
         (name, partial)
     }
 
-    /// Completes a block that [`Self::partial_blocks`] named, with published bytes. Its generation may be frozen by now; of
-    /// one that is published nothing is left to complete.
+    /// Completes a block that [`Self::partial_blocks`] named, with published bytes. The block's generation may be
+    /// frozen by now. If it is published, there is nothing left to complete.
     pub fn complete(&self, generation: u64, block: BlockIndex, in_block: u32, bytes: &[u8]) {
         let frozen = {
             let mut layers = self.layers.write();
@@ -447,7 +450,7 @@ impl Overlay {
         }
     }
 
-    /// Drops the oldest frozen generation: its publish succeeded. The memory goes with the value returned.
+    /// Drops the oldest frozen generation, whose publish succeeded. Its memory is freed with the returned value.
     pub fn drop_frozen(&self) -> Option<Arc<Frozen>> {
         let mut layers = self.layers.write();
         let oldest = layers.frozen.pop_front()?;
@@ -460,7 +463,7 @@ impl Overlay {
         Some(oldest.generation)
     }
 
-    /// Takes what the log lacks: it counts as logged from now on, so it must be logged, or published.
+    /// Takes the changes that the WAL lacks. From now on they count as logged, so they must be logged or published.
     pub fn take_unlogged(&self) -> UnloggedChanges {
         let mut layers = self.layers.write();
         let layers = &mut *layers;
@@ -500,7 +503,7 @@ impl Overlay {
     }
 }
 
-/// The changes to a generation that its account names.
+/// The changes to a generation that `unlogged` names.
 fn changes(generation: &Generation, unlogged: Option<&mut WalDelta>) -> ForLog {
     let Some(unlogged) = unlogged.filter(|u| !u.is_empty()) else {
         return ForLog::Nothing;

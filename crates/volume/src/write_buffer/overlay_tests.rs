@@ -15,13 +15,14 @@ fn overlay_on(below: &[u8], read: impl FnOnce(&mut [u8]) -> Vec<Range<u64>>, at:
 }
 
 proptest! {
-    /// Whatever is frozen and published meanwhile, the overlay over what is published is the volume.
+    /// Whatever is frozen and published meanwhile, reading the overlay on top of the published state gives the volume.
     #[test]
     fn the_newest_write_is_on_top(
         ops in prop::collection::vec((0..9u8, 0..SIZE, 0..9_000u64, 1..=255u8), 1..80),
     ) {
         let overlay = Overlay::new(Geometry::new(SIZE, 4096));
-        // Published bytes on their way to complete a block: generation, block, where in it, and what was read.
+        // Published bytes that were read to complete a block and not yet applied: generation, block, offset in it,
+        // bytes.
         let mut on_their_way: Vec<(u64, BlockIndex, u32, Vec<u8>)> = Vec::new();
         let mut frozen: VecDeque<Arc<Frozen>> = VecDeque::new();
         let mut published = vec![0u8; SIZE as usize];
@@ -71,7 +72,7 @@ proptest! {
 }
 
 proptest! {
-    /// What was taken for the log, laid over the published bytes in order, is the volume as of the last taking.
+    /// The changes taken for the WAL, applied in order to the published bytes, give the volume as of the last taking.
     #[test]
     fn the_log_gets_every_change(
         ops in prop::collection::vec((0..8u8, 0..SIZE, 0..9_000u64, 0..=255u8), 1..60),
@@ -190,7 +191,7 @@ fn a_frozen_write_is_seen_until_it_is_dropped_and_hidden_by_a_newer_one() {
     let mut out = [0; 8192];
     assert!(overlay.read(0, &mut out).is_empty());
     assert_eq!((out[0], out[4096], out[4196]), (1, 2, 1));
-    // Three blocks, of which one is written in part.
+    // Three blocks, of which one is partly written.
     assert_eq!(
         overlay.total_bytes(),
         3 * buffered_block_bytes(GEOMETRY()) + RANGE_BYTES
@@ -245,7 +246,7 @@ fn frozen_generations_go_oldest_first_and_the_newer_hides_the_older() {
     );
     overlay.drop_frozen();
     assert_eq!([0, 4097, 8192].map(read), [None, Some(2), Some(2)]);
-    // Two of the four are written in part.
+    // Two of the four blocks are partly written.
     assert_eq!(overlay.total_bytes(), 4 * of_block + 2 * RANGE_BYTES);
     overlay.freeze();
     overlay.complete(generation, BlockIndex(5), 1, &[9; 4095]);

@@ -1,10 +1,10 @@
-//! When the publish of a generation last got further, so that one that is slow is told from one that stands still.
+//! When the publish of a generation last made progress. That tells a slow publish from one that has stopped.
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How far the publish of one generation has come. An attempt that only repeats what one before it did is no progress, so
-/// a publish that fails at the same step for ever comes to its deadline.
+/// The progress of one generation's publish. An attempt that only repeats the steps of an earlier attempt makes no
+/// progress. So a publish that always fails at the same step reaches its deadline.
 #[derive(Debug, Default)]
 pub struct Progress(Mutex<Furthest>);
 
@@ -15,8 +15,8 @@ struct Furthest {
 }
 
 impl Progress {
-    /// An attempt has done `steps` of its work by now: bytes read for the upload, or entries of the index looked at. One
-    /// generation takes the same steps at each attempt.
+    /// Notes that an attempt has done `steps` of its work: bytes read for the upload, or index entries looked at. Every
+    /// attempt for one generation takes the same steps.
     pub fn reached(&self, steps: u64) {
         let mut furthest = self.0.lock();
         if steps > furthest.steps {
@@ -27,12 +27,12 @@ impl Progress {
         }
     }
 
-    /// Something was done that no later attempt has to do again.
+    /// Notes that something was done that no later attempt has to repeat.
     pub fn advanced(&self) {
         self.0.lock().at = Some(Instant::now());
     }
 
-    /// When it got further last; `None` before the first step.
+    /// The time of the last progress; `None` before the first step.
     pub fn last(&self) -> Option<Instant> {
         self.0.lock().at
     }

@@ -1,5 +1,5 @@
-//! Quota and back-pressure: the room in the write buffer, and how writers wait for it. Blocks the calling threads; never call it on
-//! the runtime.
+//! Quota and back-pressure: the room in the write buffer, and how writers wait for it. Its functions block the calling
+//! thread; never call them on the runtime.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,18 +11,18 @@ use super::overlay::{Buffered, Overlay};
 use super::throttle::Throttle;
 use crate::base::error::VolumeError;
 
-/// How often a writer looks whether there is room of which nobody tells it.
+/// How often a waiting writer checks for room that may come back without a signal.
 const ROOM_POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
 struct Room {
-    /// Counts the times that there was room again, so that a waiting writer can tell.
+    /// Counts how often room came back, so that a waiting writer notices it.
     made: u64,
-    /// Bytes that writers were let in with and have not buffered yet, and those of [`Taken`].
+    /// Bytes that admitted writers have not buffered yet, and the bytes of every [`Taken`].
     reserved_bytes: u64,
 }
 
-/// Room in the write buffer for one change, given back when the change is made.
+/// Room in the write buffer that is reserved for one change. It is given back when the change is buffered.
 #[derive(Debug)]
 pub struct Reservation<'a> {
     quota: &'a Quota,
@@ -35,7 +35,7 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// Room that something else than buffered changes takes, given back when this is dropped.
+/// Room that is taken by something other than buffered changes. It is given back when this is dropped.
 #[derive(Debug)]
 pub struct Taken {
     quota: Arc<Quota>,
@@ -49,17 +49,17 @@ impl Drop for Taken {
     }
 }
 
-/// What writers and the driver share.
+/// The state that writers and the checkpoint task share.
 #[derive(Debug)]
 pub struct Quota {
     capacity_bytes: u64,
-    /// Why the volume is fenced, once it is.
+    /// Why the volume is fenced; `None` while it is not.
     fenced: Mutex<Option<String>>,
     is_fenced: AtomicBool,
     throttle: Mutex<Throttle>,
-    /// When the publish begun last is expected to end, or to let the next one begin.
+    /// When the newest publish is expected to end, or to let the next one begin.
     room_expected: Mutex<Instant>,
-    /// When the writers as a whole have paid for what they buffered.
+    /// The time until which the writers together are slowed for what they buffered.
     paid_until: Mutex<Instant>,
     room: (Mutex<Room>, Condvar),
 }
@@ -78,7 +78,7 @@ impl Quota {
         }
     }
 
-    /// The error of a fenced volume, if it is one.
+    /// Returns the error of a fenced volume if the volume is fenced.
     pub fn check_fenced(&self) -> Result<(), VolumeError> {
         if !self.is_fenced.load(Ordering::Acquire) {
             return Ok(());
@@ -86,14 +86,14 @@ impl Quota {
         Err(self.fenced_error())
     }
 
-    /// The error with the reason noted last.
+    /// The error with the reason that was noted.
     pub(crate) fn fenced_error(&self) -> VolumeError {
         VolumeError::Fenced {
             reason: self.fenced.lock().clone().unwrap_or_default(),
         }
     }
 
-    /// Notes why the volume is fenced and says so, the first time.
+    /// Notes why the volume is fenced, and logs it. Only the first reason counts.
     pub(crate) fn note_fenced(&self, reason: String) {
         let mut fenced = self.fenced.lock();
         if fenced.is_none() {
@@ -102,24 +102,25 @@ impl Quota {
         }
     }
 
-    /// Every writer is refused from now on.
+    /// Refuses every writer from now on.
     pub(crate) fn fence(&self) {
         self.is_fenced.store(true, Ordering::Release);
         self.wake_writers();
     }
 
-    /// A publish of `bytes` has begun, behind all before it.
+    /// Notes that a publish of `bytes` has begun. It is the newest.
     pub(crate) fn publish_began(&self, bytes: u64) {
         let takes = self.throttle.lock().publish_estimate(bytes);
         *self.room_expected.lock() = Instant::now() + takes;
     }
 
-    /// A publish of `bytes` succeeded.
+    /// Notes that a publish of `bytes` succeeded.
     pub(crate) fn published(&self, bytes: u64, took: Duration) {
         self.throttle.lock().published(bytes, took);
     }
 
-    /// Takes room: for a generation that the buffer has dropped, until its memory is free; for what an upload copies.
+    /// Takes room for a generation that the buffer has dropped, until its memory is free, or for the bytes that an
+    /// upload copies.
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Taken {
         self.room.0.lock().reserved_bytes += bytes;
         Taken {
@@ -128,7 +129,7 @@ impl Quota {
         }
     }
 
-    /// A generation was frozen or is gone: there is room again.
+    /// Notes that a generation was frozen or dropped, so that there is room again.
     pub(crate) fn made_room(&self) {
         *self.paid_until.lock() = Instant::now();
         self.wake_writers();
@@ -140,11 +141,11 @@ impl Quota {
         is_published.notify_all();
     }
 
-    /// Slows the caller by what its change buffered.
+    /// Slows the caller according to what its change buffered.
     pub fn slow_down(&self, change: Buffered) {
-        // The active generation gets half of the buffer: were it to take what a small frozen one leaves, small and large
-        // ones would alternate, and a large one is a long wait. A streaming one gets a third: it is frozen before the
-        // one ahead of it has gone.
+        // The active generation gets half of the buffer. If it could take all that a small frozen generation leaves,
+        // small and large generations would alternate, and a large one makes writers wait long. A streaming generation
+        // gets a third, because it is frozen before the generation ahead of it is published.
         let parts = if change.is_streaming { 3 } else { 2 };
         let fill = change.total_bytes.max(change.active_bytes.saturating_mul(parts));
         let now = Instant::now();
@@ -159,7 +160,8 @@ impl Quota {
         };
         let until = {
             let mut paid_until = self.paid_until.lock();
-            // What nobody has to wait for is forgiven; carried on, it would stop everybody once waits may be long.
+            // Caps the throttle's debt at the current longest delay. Otherwise writers would stall when that delay
+            // rises.
             *paid_until = ((*paid_until).max(now) + delay).min(now + longest);
             *paid_until
         };
@@ -174,7 +176,7 @@ impl Quota {
     /// Waits until the buffer has room for a change that adds at most `bytes`.
     ///
     /// # Errors
-    /// [`VolumeError::BufferFull`] when no publish got further for `timeout`, [`VolumeError::Fenced`].
+    /// [`VolumeError::BufferFull`] when no publish made progress for `timeout`, [`VolumeError::Fenced`].
     pub fn wait_for_room(
         &self,
         overlay: &Overlay,
@@ -183,7 +185,7 @@ impl Quota {
         ask_for_room: impl Fn(),
     ) -> Result<Reservation<'_>, VolumeError> {
         let capacity = self.capacity_bytes;
-        // A change larger than the buffer is let in once half of it is free.
+        // A change larger than the buffer is admitted once half of the buffer is free.
         let needed = bytes.min(capacity / 2);
         let has_room = |room: &Room| overlay.total_bytes() + room.reserved_bytes + needed <= capacity;
         let mut room = self.wait_until(overlay, has_room, timeout, None, ask_for_room)?;
@@ -191,8 +193,8 @@ impl Quota {
         Ok(Reservation { quota: self, bytes })
     }
 
-    /// Waits until a publish has made room of another kind. That is looked at again every now and then, since room may also be
-    /// given back where nobody is told.
+    /// Waits until a publish has made room of another kind. `has_room` is also asked at intervals, because such room
+    /// may come back without a signal.
     ///
     /// # Errors
     /// As [`Self::wait_for_room`].
@@ -258,7 +260,7 @@ mod tests {
         assert!(has_room());
     }
 
-    /// Runs of zeroed blocks take memory as data does: a client that makes them without end is held back.
+    /// Runs of zeroed blocks take memory as data does. A client that makes them without end is held back.
     #[test]
     fn scattered_zeroes_fill_the_buffer() {
         let quota = Arc::new(Quota::new(1 << 20));
@@ -291,7 +293,7 @@ mod tests {
         assert!(writer.join().unwrap());
     }
 
-    /// The time that a writer waits counts from the last step of a publish, which is in an hour here.
+    /// The timeout of a waiting writer counts from the last step of a publish, which comes after an hour here.
     #[tokio::test(start_paused = true)]
     async fn a_writer_waits_for_a_publish_that_gets_on() {
         let quota = Arc::new(Quota::new(1 << 20));

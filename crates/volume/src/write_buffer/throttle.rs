@@ -1,15 +1,15 @@
 //! How long a writer is slowed as the write buffer fills (pure).
 //!
-//! Room comes back only when a publish ends, so what is left of it is shared out over the time until then: a slope
-//! instead of a cliff. Below [`Throttle::soft_bytes`] nobody is slowed, and as long as an eighth of the buffer is free
-//! no single write is slowed by more than [`DELAY_MAX`]. Beyond that a writer may have to wait as long as the publish
-//! takes, but all wait alike instead of one waiting for all of it.
+//! Room comes back only when a publish ends. So the remaining room is spread over the time until then, which slows
+//! writers gradually instead of stopping them at once. Below [`Throttle::soft_bytes`] no write is slowed. As long as an
+//! eighth of the buffer is free, no single write is slowed by more than [`DELAY_MAX`]. Above that a writer may have to
+//! wait as long as the publish takes, but all writers wait alike instead of one waiting for the whole publish.
 
 use std::time::Duration;
 
 /// The longest a write is slowed while an eighth of the buffer is free.
 pub const DELAY_MAX: Duration = Duration::from_millis(40);
-/// Assumed until a publish has been measured.
+/// The drain rate that is assumed until a publish has been measured.
 const DRAIN_BYTES_PER_S_START: f64 = 100e6;
 /// Weight of the newest publish in the drain rate.
 const DRAIN_WEIGHT: f64 = 0.3;
@@ -30,7 +30,7 @@ impl Throttle {
         }
     }
 
-    /// The fill at which slowing begins, in bytes.
+    /// The fill in bytes above which writers are slowed.
     pub fn soft_bytes(&self) -> u64 {
         self.capacity_bytes / 8 * 5
     }
@@ -40,16 +40,16 @@ impl Throttle {
         Duration::from_secs_f64(bytes as f64 / self.drain_bytes_per_s)
     }
 
-    /// Takes the speed of a publish into account.
+    /// Updates the drain rate with the speed of a publish.
     pub fn published(&mut self, bytes: u64, took: Duration) {
-        // Small publishes are round trips, not bandwidth.
+        // The time of a small publish is round trips and says nothing about bandwidth.
         if bytes >= 1 << 20 && !took.is_zero() {
             let rate = (bytes as f64 / took.as_secs_f64()).max(1e6);
             self.drain_bytes_per_s += DRAIN_WEIGHT * (rate - self.drain_bytes_per_s);
         }
     }
 
-    /// How long the writers as a whole are to be slowed for `added_bytes` at a fill of `buffered_bytes`, with room
+    /// How long all writers together are to be slowed for `added_bytes` at a fill of `buffered_bytes`, when room is
     /// expected back in `room_in`.
     pub fn delay(&self, added_bytes: u64, buffered_bytes: u64, room_in: Duration) -> Duration {
         let soft = self.soft_bytes();

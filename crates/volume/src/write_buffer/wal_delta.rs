@@ -1,7 +1,8 @@
-//! What of a generation the log does not have yet, as byte ranges (pure).
+//! The byte ranges of a generation that the WAL does not have yet (pure).
 //!
-//! Kept beside a generation only when there is a log. A generation that took in more than is ever logged at once is
-//! not followed any further: its flushes wait for its checkpoint, and keeping account would only slow the writes.
+//! Kept for each generation, but only when there is a WAL. Once a generation has more changes than one record may hold,
+//! its changes are not followed any further: its flushes wait for its checkpoint, and the bookkeeping would only slow
+//! the writes.
 
 use std::ops::Range;
 
@@ -14,14 +15,14 @@ use crate::wal::record::ENTRY_BYTES;
 pub struct WalDelta {
     data: RangeSet<u64>,
     zeros: RangeSet<u64>,
-    /// Never less than what logging all of it would take, in bytes.
+    /// An upper bound of the bytes that a record of all the ranges would take.
     cost_bytes: u64,
     limit_bytes: u64,
     is_too_large: bool,
 }
 
 impl WalDelta {
-    /// Nothing changed. More than `limit_bytes` is too large to be logged.
+    /// An empty delta. With more than `limit_bytes` it becomes too large for a record.
     pub fn new(limit_bytes: u64) -> Self {
         Self {
             data: RangeSet::new(),
@@ -32,7 +33,7 @@ impl WalDelta {
         }
     }
 
-    /// These bytes were written.
+    /// Notes that these bytes were written.
     pub fn written(&mut self, range: Range<u64>) {
         if range.is_empty() || self.is_too_large {
             return;
@@ -45,12 +46,12 @@ impl WalDelta {
         self.check_size();
     }
 
-    /// These bytes were zeroed.
+    /// Notes that these bytes were zeroed.
     pub fn zeroed(&mut self, range: Range<u64>) {
         if range.is_empty() || self.is_too_large {
             return;
         }
-        // The range may also cut one of data in two.
+        // The range may also cut a range of data in two.
         self.cost_bytes += 2 * ENTRY_BYTES as u64;
         self.data.remove(range.clone());
         self.zeros.insert(range);
@@ -61,11 +62,11 @@ impl WalDelta {
         if self.cost_bytes <= self.limit_bytes {
             return;
         }
-        // The account counts what was written over twice.
+        // The bound counts overwritten bytes twice, so it is computed exactly here.
         let entries = (self.data.iter().count() + self.zeros.iter().count()) as u64;
         let data_bytes: u64 = self.data.iter().map(|r| r.end - r.start).sum();
         self.cost_bytes = data_bytes + entries * ENTRY_BYTES as u64;
-        // With a margin, so that the exact account is not made again at every write.
+        // The margin avoids that the exact size is computed again at every write.
         if self.cost_bytes > self.limit_bytes / 4 * 3 {
             self.is_too_large = true;
             self.data = RangeSet::new();
@@ -78,12 +79,12 @@ impl WalDelta {
         !self.is_too_large && self.data.is_empty() && self.zeros.is_empty()
     }
 
-    /// Whether it is more than is logged at once. Stays so.
+    /// Whether there is more than one record may hold. Once it is too large, it stays so.
     pub fn is_too_large(&self) -> bool {
         self.is_too_large
     }
 
-    /// The ranges of data and those of zeros, disjoint and ascending each; forgotten here.
+    /// Takes the ranges of data and those of zeros, disjoint and ascending each, and leaves the delta empty.
     pub fn take(&mut self) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
         self.cost_bytes = 0;
         let data = std::mem::take(&mut self.data);
@@ -91,7 +92,7 @@ impl WalDelta {
         (data.into_iter().collect(), zeros.into_iter().collect())
     }
 
-    /// Bytes of data not logged; at least this many when it is too large.
+    /// An upper bound of the bytes that the WAL lacks; a lower bound once the delta is too large.
     pub fn data_bytes(&self) -> u64 {
         self.cost_bytes
     }

@@ -520,7 +520,7 @@ fn objects_without_check_values_get_some() {
         ..Request::with_data()
     };
     assert!(check(&f, &request).is_clean());
-    assert_eq!(f.meta_objects("sums/").as_slice(), std::slice::from_ref(&sums));
+    assert_eq!(f.meta_objects("sums/"), std::slice::from_ref(sums));
     let with = whole(&f);
     assert!(with.is_clean() && with.unverified_bytes == Some(0), "{with:#?}");
     // They are of what was there, and find what changes.

@@ -1,13 +1,14 @@
-//! A checkpoint on its way to the store, beside the thread that owns the container.
+//! A publish in flight: it stores a checkpoint while the thread that owns the container goes on.
 //!
-//! What the engine's own flush does in one go is done in two parts here. [`lay_out`] needs the container: it gives every
-//! block and every dirty node of the index its place, and then takes the container on as if that were published, so that
-//! the next publish can be applied and laid out upon it. [`Landing`] is the rest, in a task of its own: the objects, and
-//! then the inode. An inode is put only when the one before it is known to be stored, so whatever becomes of a landing,
-//! those begun after it either follow it or fail.
+//! The engine's own flush does everything in one go. Here it is two parts. [`lay_out`] needs the container: it gives
+//! every block and every dirty node of the index its place, and then advances the container as if that were published,
+//! so that the next publish can be applied and placed on top of it. [`Landing`] is the rest, and runs in a task of its
+//! own: it stores the objects and then the inode. An inode is put only when the previous one is known to be stored. So
+//! whatever becomes of a publish in flight, the later ones either follow it or fail.
 //!
-//! The steps are those of `HyperTrait::flush_process` of hyperfile 0.14.0, in its order. What a failed landing leaves is
-//! what a failed flush leaves, but for the container, which is ahead of the store: it must go back to what is stored.
+//! The steps are those of `HyperTrait::flush_process` of hyperfile 0.14.0, in its order. A failed publish in flight
+//! leaves what a failed flush leaves, except that the container is ahead of the store: it must return to the stored
+//! state.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -28,11 +29,11 @@ use crate::engine::container::Container;
 use crate::format::stored_state::{Mark, Root};
 use crate::index::loader::NodeLoader;
 
-/// A checkpoint that has its places and is not stored.
+/// A checkpoint whose blocks have their places and that is not stored yet.
 pub(super) struct Laid {
-    /// Objects of data alone: stored first.
+    /// Objects that hold only data. They are stored first.
     parts: Vec<Writer<S3Staging>>,
-    /// The object that makes the checkpoint one.
+    /// The object that makes the checkpoint complete.
     main: Writer<S3Staging>,
     inode: InodeRaw,
     staging: S3Staging,
@@ -40,22 +41,22 @@ pub(super) struct Laid {
 }
 
 impl Laid {
-    /// What it will be told by, once stored.
+    /// The state id that the checkpoint will have once it is stored.
     pub(super) fn mark(&self) -> Mark {
         Mark::of_inode(&self.inode)
     }
 
-    /// Root of the index that belongs to it. The container's own may be ahead of it soon.
+    /// The root of the checkpoint's index. The container's own root may soon be ahead of it.
     pub(super) fn root(&self) -> Root {
         Root(self.inode.i_bmap)
     }
 }
 
-/// Gives everything unpublished its place, and takes the container on as if it were published. The container must have
+/// Gives everything unpublished its place, and advances the container as if it were published. The container must have
 /// no compaction attached.
 ///
 /// # Errors
-/// After any error the container must go back to what is stored.
+/// After any error the container must return to the stored state.
 pub(super) async fn lay_out(container: &mut Container) -> io::Result<Laid> {
     HyperTrait::check_writable(container)?;
     let lock = container.flush_lock().await;
@@ -75,11 +76,12 @@ async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
     let (parts, main, segment, inode, nodes) = container
         .flush_process_build_segment(dirty, first_data_part)
         .await?;
-    // From here on as after a publish. What only the store can tell comes with the end of the landing: `stored`.
+    // From here on the container looks as after a publish. `stored` adds what only the store can tell, once the publish
+    // ends.
     let state = container.inode_mut();
     state.set_last_cno(segment.as_cno());
     state.clear_attr_dirty();
-    // The next checkpoint names this one as what it is built on.
+    // The next checkpoint names this one as the checkpoint on which it is built.
     state.set_base(&inode);
     container.checkpoint_published(&inode);
     for node in nodes {
@@ -87,7 +89,7 @@ async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
     }
     container.clear_data_blocks_dirty();
     container.refs_clear();
-    // Nodes that are clean now may be dropped and read again, and these are not there to be read.
+    // The cache may drop clean nodes and read them again. These nodes are not stored yet, so it must drop none.
     container.bmap_set_cache_limit(DEFAULT_CACHE_UNLIMITED);
     container.bmap_clear_dirty();
     container.pending_parts_clear();
@@ -101,40 +103,40 @@ async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
     })
 }
 
-/// The container's part in the end of a landing that succeeded; the oldest one first.
+/// Updates the container after a publish in flight succeeded. Called for the oldest publish first.
 pub(super) fn stored(container: &Container, landed: Landed) {
     let state = container.inode_mut();
     state.set_ondisk_state(landed.state);
     state.set_last_ondisk_cno(landed.cno);
 }
 
-/// No landing is under way: the container need keep no more nodes than it always does.
+/// Called when no publish is in flight: the container need keep no more nodes in memory than usual.
 pub(super) fn all_stored(container: &Container) {
     container.bmap_set_cache_limit(container.config().runtime.node_cache_blocks);
 }
 
-/// What an inode is put over.
+/// The inode that a put must replace.
 pub(super) enum Predecessor {
     /// The inode that the container was opened with or stored last.
     Stored(Option<OnDiskState>),
-    /// One that is not stored yet. Nothing comes when it will not be.
+    /// An inode that is not stored yet. The sender is dropped if it will not be stored.
     UnderWay(oneshot::Receiver<Option<OnDiskState>>),
 }
 
-/// What is stored when a landing ends.
+/// What was stored when a publish in flight ended.
 pub(super) struct Landed {
     cno: u64,
     state: Option<OnDiskState>,
 }
 
-/// A checkpoint on its way.
+/// A publish in flight.
 pub(crate) struct Landing {
     task: JoinHandle<io::Result<Landed>>,
     stored: Option<oneshot::Receiver<Option<OnDiskState>>>,
 }
 
 impl Landing {
-    /// Begins to store a checkpoint, on the current runtime. Its inode is not put before `before` says so.
+    /// Begins to store a checkpoint, on the current runtime. Its inode is put only after `before` allows it.
     pub(super) fn begin(
         laid: Laid,
         predecessor: Predecessor,
@@ -143,7 +145,7 @@ impl Landing {
         let (tell, stored) = oneshot::channel();
         let task = tokio::spawn(async move {
             let landed = store(laid, predecessor, before).await?;
-            // Nobody may be behind it.
+            // There may be no next publish to receive it.
             let _ = tell.send(landed.state.clone());
             Ok(landed)
         });
@@ -153,17 +155,17 @@ impl Landing {
         }
     }
 
-    /// This one as what the next one's inode is put over. There is one next.
+    /// Gives the next publish the receiver for this inode's ETag. Call once.
     pub(super) fn as_predecessor(&mut self) -> Predecessor {
         let stored = self.stored.take();
-        // A receiver of nothing fails whoever waits for it.
+        // On a second call the receiver has no sender, so the publish that waits for it fails.
         Predecessor::UnderWay(stored.unwrap_or_else(|| oneshot::channel().1))
     }
 
-    /// Waits for the end. May be given up and asked again; not after it answered.
+    /// Waits for the end. The wait may be dropped and repeated, but not after it has returned.
     ///
     /// # Errors
-    /// The outer one after a panic, or at the runtime's end.
+    /// The outer error comes after a panic, or at the runtime's end.
     pub(super) async fn ended(&mut self) -> Result<io::Result<Landed>, JoinError> {
         (&mut self.task).await
     }
@@ -182,7 +184,7 @@ async fn store(
         took,
     } = laid;
     let started = Instant::now();
-    // The data alone first: whoever finds the main object takes the checkpoint for whole.
+    // The data objects come first, because whoever finds the main object takes the checkpoint for complete.
     for part in parts {
         part.done().await?;
     }

@@ -1,4 +1,5 @@
-//! The thread that owns a container: opens it, takes requests and the ends of landings in, recovers after a failed publish.
+//! The thread that owns a container: it opens the container, takes requests and the ends of publishes in flight, and
+//! recovers after a failed publish.
 //!
 //! * `thread`: the thread itself, and its end.
 //! * `publish`: how it publishes; `relocate`: how it gives blocks other places.
@@ -42,12 +43,12 @@ mod relocate;
 pub(super) mod thread;
 mod upload_source;
 
-/// Runs kept in the location map: about 9 MiB.
+/// Runs that the location map keeps: about 9 MiB.
 const LOCATION_RUNS_MAX: usize = 192 * 1024;
 
 pub(super) type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
 
-/// What the owner is asked.
+/// A request to the owner thread.
 pub(super) enum Request {
     Publish {
         frozen: Arc<Frozen>,
@@ -75,7 +76,7 @@ pub(super) struct Config {
     pub index_cache: IndexCache,
     pub is_read_only: bool,
     pub ownership: Arc<dyn Ownership>,
-    /// Kept up by the owner.
+    /// Updated by the owner thread.
     pub numbers: Arc<CheckpointNumbers>,
 }
 
@@ -87,14 +88,14 @@ pub(super) struct Opened {
     pub modified_ms: u64,
 }
 
-/// Blocks whose places a publish changes; `None` where the new place is not known.
+/// Blocks whose places a publish changes. The new place is `None` when it is not known.
 pub(super) type Changed = Vec<(Range<u64>, Option<Place>)>;
 
-/// A publish whose checkpoint is on its way to the store.
+/// A publish whose checkpoint is being stored.
 pub(super) struct UnderWay {
     pub landing: Landing,
     pub mark: Mark,
-    /// What is entered once it is stored.
+    /// The places to enter into the location map once it is stored.
     pub changed: Changed,
     pub root: Root,
     pub reply: Reply<Option<Checkpoint>>,
@@ -102,28 +103,30 @@ pub(super) struct UnderWay {
 
 pub(super) struct Owner {
     pub(super) config: Config,
-    /// Around the inode, of every container this owner opens.
+    /// The guard of the inode, for every container that this owner opens.
     guard: InodeGuard,
     pub(super) geometry: Geometry,
     /// `None` after a panic inside the engine, until a recovery opens it anew.
     pub(super) container: Option<Container>,
-    /// The state published last, by this owner or before it.
+    /// The newest published state, by this owner or an earlier one.
     pub(super) published: Mark,
-    /// What publishes tried to store since, their outcomes unknown. All of them: a request that was given up may still
-    /// be on its way, and land after a later attempt began.
+    /// The states that publishes have tried to store since then, with unknown outcome. All of them are kept: a request
+    /// that was given up may still be in flight, and take effect after a later attempt began.
     pub(super) attempted: Vec<Mark>,
-    /// Publishes on their way, in their order. The container is ahead of what is stored by all of them.
+    /// Publishes in flight, in their order. The container is ahead of the stored state by all of them.
     pub(super) under_way: VecDeque<UnderWay>,
-    /// Index nodes, at most, that the engine keeps because something was under way ever since they were laid out.
+    /// The most index nodes that the engine keeps in memory because publishes have been in flight ever since they were
+    /// placed.
     pub(super) nodes_kept: u64,
-    /// Since a publish failed: the container holds what is not stored, and must go back first.
+    /// Set once a publish failed: the container holds changes that are not stored, and must return to the stored state
+    /// first.
     pub(super) must_recover: bool,
-    /// What reads go by.
+    /// The published state that reads use.
     pub(super) known: Arc<Mutex<Published>>,
 }
 
-/// Opens the container, says how that went, and serves requests until told to close. Who is told must check the ownership
-/// before the first request: what was opened is adopted by now.
+/// Opens the container, reports the result, and serves requests until told to close. The receiver of the report must
+/// check the ownership before its first request, because the opened state is already adopted.
 pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Request>, opened: Reply<Opened>) {
     let mut owner = match open(config).await {
         Ok((owner, modified_ms)) => {
@@ -147,7 +150,7 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
     };
     loop {
         tokio::select! {
-            // A publish that has ended is reported before the next one is begun.
+            // The end of a publish is reported before the next one begins.
             biased;
             () = owner.land_next(), if !owner.under_way.is_empty() => {}
             request = inbox.recv() => match request {
@@ -227,7 +230,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
 }
 
 impl Owner {
-    /// The checkpoint published last, of which this is the root.
+    /// The newest published checkpoint, whose root is `root`.
     pub(super) fn checkpoint(&self, root: &Root) -> Checkpoint {
         let size_bytes = self.geometry.size_bytes();
         Checkpoint {
@@ -236,14 +239,15 @@ impl Owner {
         }
     }
 
-    /// As [`Self::checkpoint`], of one that was published a moment ago.
+    /// As [`Self::checkpoint`], for a checkpoint that was published just now. Remembers its root.
     pub(super) fn reported(&self, root: Root) -> Checkpoint {
         let checkpoint = self.checkpoint(&root);
         self.known.lock().recent.note(checkpoint.id, root);
         checkpoint
     }
 
-    /// A panic inside the engine leaves the container in an unknown state: it is given up, and reported as a failure.
+    /// A panic inside the engine leaves the container in an unknown state. The container is dropped, and the panic
+    /// becomes an error.
     pub(super) fn after<R>(
         &mut self,
         result: std::thread::Result<Result<R, VolumeError>>,
@@ -262,7 +266,7 @@ impl Owner {
             .ok_or_else(|| VolumeError::Internal("the container is being recovered".into()))
     }
 
-    /// Waits for the oldest publish under way and reports it. May be given up and asked again.
+    /// Waits for the oldest publish in flight and reports it. The wait may be dropped and repeated.
     async fn land_next(&mut self) {
         let Some(oldest) = self.under_way.front_mut() else {
             return;
@@ -282,7 +286,7 @@ impl Owner {
         }
     }
 
-    /// Waits for every publish under way.
+    /// Waits for every publish in flight.
     pub(super) async fn land_all(&mut self) {
         while !self.under_way.is_empty() {
             self.land_next().await;
@@ -304,7 +308,7 @@ impl Owner {
         })?;
         let landed = ended.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
         self.published = mark;
-        // Nothing from before it can be stored any more; what was begun after it can.
+        // No earlier attempt can be stored any more; a later one still can.
         let through = self.attempted.iter().position(|&a| a == mark);
         self.attempted.drain(..through.map_or(0, |at| at + 1));
         if let Some(container) = &self.container {
@@ -318,7 +322,7 @@ impl Owner {
         Ok(self.reported(root))
     }
 
-    /// Enters what was published, and the root that goes with it, in one step: before the publish is reported, and so
+    /// Enters the changed places and the new root in one step. That happens before the publish is reported, and so
     /// before its generation is dropped (Invariant R1).
     pub(super) fn enter(&self, changed: Changed, root: Root) {
         let mut known = self.known.lock();
@@ -326,7 +330,8 @@ impl Owner {
         known.root = root;
     }
 
-    /// Whether a stored state is one this owner made: the last it published, or the one it just tried to.
+    /// Whether this owner made a stored state: it is the state published last, or one that it has tried to publish
+    /// since.
     fn is_own(&self, stored: Mark) -> bool {
         stored == self.published
             || self
@@ -343,11 +348,11 @@ impl Owner {
         VolumeError::Fenced { reason }
     }
 
-    /// Goes back to what is stored: the one way on after a failed publish, whatever failed.
+    /// Returns to the stored state. That is the only way on after a failed publish, whatever failed.
     ///
-    /// A plain retry can stay refused for ever. The engine's own way back adopts whatever is stored, and may write to
-    /// it, so the lease is asked for and the state stored is proved to be ours first. The guard holds the engine to the
-    /// write that was proved, however often it reads the inode, and the lease is asked for once more after.
+    /// A plain retry may be refused for ever. The engine's own recovery adopts whatever is stored, and may write to it.
+    /// So the lease is checked and the stored state proved to be ours first. The guard then lets the engine read only
+    /// the write that was proved, however often it reads the inode, and the lease is checked once more afterwards.
     async fn recover(&mut self) -> Result<(), VolumeError> {
         self.config.ownership.check().await?;
         let proved = self.prove_stored().await?;
@@ -355,14 +360,15 @@ impl Owner {
         let went_back = self.go_back().await;
         self.guard.close();
         if let Err(e) = went_back {
-            // Perhaps because somebody published meanwhile; an own publish that was still on its way can be that, too.
+            // Another writer may have published meanwhile. An own publish that was still in flight may have been
+            // stored, too.
             self.prove_stored().await?;
             return Err(e);
         }
         self.adopt().await
     }
 
-    /// Which write of the inode is stored, if it is one of this owner's.
+    /// The ETag of the stored inode, if it is one of this owner's writes.
     async fn prove_stored(&self) -> Result<ETag, VolumeError> {
         let (raw, info) = inode::load(&self.config.store).await?;
         let stored = Mark::of_inode(&raw);
@@ -372,7 +378,7 @@ impl Owner {
         Ok(info.etag)
     }
 
-    /// Has the container go back to what is stored.
+    /// Makes the container return to the stored state.
     async fn go_back(&mut self) -> Result<(), VolumeError> {
         let failed = |e| VolumeError::engine("recovering after a failed publish", e);
         if self.config.store.lineage().fork() > 0 {
@@ -382,7 +388,7 @@ impl Owner {
         match self.container.as_mut() {
             Some(container) => {
                 container.discard_unflushed().await.map_err(failed)?;
-                // Of a publish that failed before it was stored.
+                // It belongs to a publish that failed before it was stored.
                 container.set_block_source(None).map_err(failed)?;
             }
             None => {
@@ -396,14 +402,14 @@ impl Owner {
         Ok(())
     }
 
-    /// Goes on from what the container went back to.
+    /// Adopts the state to which the container returned.
     async fn adopt(&mut self) -> Result<(), VolumeError> {
         let adopted = Mark::of_container(self.container()?);
         if !self.is_own(adopted) {
             return Err(self.foreign(adopted));
         }
-        // Adopt, then check (Invariant O1): a new owner that comes after this rewrites the inode, and what was adopted
-        // here is refused. The marks alone depend on clocks.
+        // Adopt, then check (Invariant O1): a new owner that comes later rewrites the inode, and then a publish on top
+        // of the state adopted here is refused. The state ids alone depend on clocks.
         self.config.ownership.check().await?;
         // What its publish would have entered is not known here.
         let mut changed = Vec::new();

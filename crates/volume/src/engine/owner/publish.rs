@@ -1,4 +1,5 @@
-//! How the owner publishes: a stream of data beside the publish before it, everything else on its own.
+//! How the owner thread publishes: a large stream of data may overlap the previous publish, everything else is
+//! published alone.
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
@@ -23,31 +24,32 @@ use crate::index::location_map::Place;
 use crate::index::walk::Walk;
 use crate::write_buffer::overlay::Frozen;
 
-/// Blocks zeroed by one checkpoint at most: each costs an index entry in memory until it is published.
+/// The most blocks that one checkpoint zeroes. Each costs an index entry in memory until it is published.
 const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
-/// Blocks zeroed by one call of the engine.
+/// Blocks that one call of the engine zeroes.
 const ZERO_CALL_BLOCKS: u64 = 64 * 1024;
-/// Index nodes that publishes under way may keep in memory: 32 MiB, at least 2 GiB of data in 4 KiB blocks. Beyond that
-/// the next one waits until nothing is under way, and the engine drops what it need not keep.
+/// Index nodes that publishes in flight may keep in memory: 32 MiB, for at least 2 GiB of data in blocks of 4 KiB.
+/// Beyond that, the next publish waits until none is in flight, and the engine then drops the nodes that it need not
+/// keep.
 const OVERLAP_NODES_MAX: u64 = 4 * INDEX_NODES as u64;
-/// Entries of an index node that is half full.
+/// Entries of a half-full index node.
 const NODE_ENTRIES_MIN: u64 = 127;
-/// A publish of less is over before the next one has anything to gain.
+/// A smaller publish ends before the next one could gain anything by overlapping it.
 const OVERLAP_BYTES_MIN: u64 = 4 << 20;
-/// Runs of blocks in a publish that goes beside another. Each may dirty nodes of the index, and those stay in memory
-/// until nothing is under way.
+/// The most runs of blocks in a publish that overlaps another. Each run may change nodes of the index, and those stay
+/// in memory until no publish is in flight.
 const OVERLAP_RUNS_MAX: usize = 1024;
 
 impl Owner {
-    /// Publishes a generation, and replies once that has ended, after the publishes before it. Returns early where the
-    /// next may be asked for meanwhile.
+    /// Publishes a generation, and replies once that has ended, after all earlier publishes. Returns before the end
+    /// when the next publish may begin meanwhile.
     pub(super) async fn publish(
         &mut self,
         frozen: &Arc<Frozen>,
         beside: Beside,
         reply: Reply<Option<Checkpoint>>,
     ) {
-        // Before anything is applied: the engine would mask a number that is too large.
+        // Checked before anything is applied, because the engine would mask a number that is too large.
         if let Err(e) = self.check_numbers() {
             self.land_all().await;
             let _ = reply.send(Err(e));
@@ -78,14 +80,14 @@ impl Owner {
                 }),
                 Err(e) => {
                     self.must_recover = true;
-                    // Replies go out in the order of the publishes.
+                    // Replies are sent in the order of the publishes.
                     self.land_all().await;
                     let _ = reply.send(Err(e));
                 }
             }
             return;
         }
-        // The next one waits for the end of this one.
+        // The next publish waits for the end of this one.
         drop(beside.next);
         self.land_all().await;
         let published = async {
@@ -122,8 +124,8 @@ impl Owner {
         ))
     }
 
-    /// The blocks of a generation that can go beside another publish, and that gains by it: much data, in whole blocks and
-    /// few pieces, and nothing else. `None` for any other.
+    /// The blocks of a generation that may overlap another publish and gains by it: it holds much data, in whole blocks
+    /// and few runs, and nothing else. `None` for any other generation.
     fn stream_runs(&self, frozen: &Frozen) -> Option<Vec<Range<u64>>> {
         let container = self.container.as_ref().filter(|_| !self.must_recover)?;
         if container.config().meta.block_ptr_format != BlockPtrFormat::PartedSegment
@@ -137,7 +139,7 @@ impl Owner {
             is_stream.then(|| g.data_runs())
         })?;
         let blocks: u64 = data_runs.iter().map(|run| run.end - run.start).sum();
-        // An incomplete last block is written by value.
+        // The engine stores an incomplete last block by value.
         let is_whole = data_runs
             .last()
             .is_some_and(|run| run.end <= self.geometry.size_bytes() / bs);
@@ -145,8 +147,8 @@ impl Owner {
             .then_some(data_runs)
     }
 
-    /// Applies a generation of whole blocks and lays it out, and begins to store it. What is entered once it is stored is
-    /// captured here: the container may be ahead by then.
+    /// Applies a generation of whole blocks, gives the blocks their places, and begins to store them. The places and
+    /// the root are captured here, because the container may be ahead by the time they are entered.
     async fn begin(
         &mut self,
         frozen: &Arc<Frozen>,
@@ -172,7 +174,7 @@ impl Owner {
             started.elapsed() - applied
         );
         self.attempted.push(mark);
-        // Nothing can fail from here on: a landing under way is always known of.
+        // Nothing can fail from here on, so every publish in flight is known to the owner.
         Ok((
             Landing::begin(laid, predecessor, beside.before),
             mark,
@@ -181,14 +183,15 @@ impl Owner {
         ))
     }
 
-    /// Lets go of the generation: kept until the next publish, an idle volume would hold half its buffer.
+    /// Releases the generation. If it were kept until the next publish, an idle volume would hold half its write
+    /// buffer.
     fn release_source(&mut self) -> Result<(), VolumeError> {
         self.container()?
             .set_block_source(None)
             .map_err(|e| VolumeError::engine("releasing the source", e))
     }
 
-    /// Publishes a generation of any kind, with nothing else under way.
+    /// Publishes a generation of any kind while no other publish is in flight.
     async fn publish_alone(&mut self, frozen: &Arc<Frozen>) -> Result<Option<Checkpoint>, VolumeError> {
         let started = Instant::now();
         let (zero_runs, data_runs) = frozen.with(|g| (g.zero_runs(), g.data_runs()));
@@ -201,7 +204,7 @@ impl Owner {
                 let failed = |e| VolumeError::engine(format!("looking up blocks {at}..{}", run.end), e);
                 let part = walk.next(at..run.end).await.map_err(failed)?;
                 at = part.end;
-                // An attempt that follows one which published a part finds the same entries.
+                // An attempt that follows a partly published one finds the same entries.
                 steps += part.entries.len() as u64;
                 frozen.progress().reached(steps);
                 for blocks in part.mapped() {
@@ -247,12 +250,12 @@ impl Owner {
         runs.iter().map(len).sum()
     }
 
-    /// A walk over what is published.
+    /// Begins a walk over the published index.
     fn walk(&mut self) -> Result<Walk, VolumeError> {
         Walk::of_container(self.container()?).map_err(|e| VolumeError::engine("reading the index", e))
     }
 
-    /// Zeroes blocks that are mapped.
+    /// Zeroes blocks that the container maps.
     async fn zero(&mut self, blocks: &Range<u64>) -> Result<(), VolumeError> {
         let mut from = blocks.start;
         while from < blocks.end {
@@ -316,14 +319,14 @@ impl Owner {
         Ok(())
     }
 
-    /// Publishes what was applied: one attempt, over the inode that this owner opened or stored last.
+    /// Publishes the applied changes in one attempt, in place of the inode that this owner opened or stored last.
     ///
     /// Not with `HyperTrait::flush`: after a 429 or a 5xx that reads the inode anew, takes another writer's for its base,
     /// and publishes over it without asking for the lease (`refresh_bmap` in hyperfile 0.14.0). Here any failure is the
     /// caller's, who recovers: the lease first, then the stored state, then the generation again.
     pub(super) async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
         let attempted = Mark::of_container(self.container()?);
-        // Also if the engine panics.
+        // Noted before the publish, so that it is known even if the engine panics.
         self.attempted.push(attempted);
         let container = self.container()?;
         container.flush_timing_reset();
@@ -347,7 +350,7 @@ impl Owner {
         Ok(self.reported(root))
     }
 
-    /// The places of blocks that were laid out last.
+    /// The places of the blocks that were placed last.
     async fn places(&mut self, data_runs: Vec<Range<u64>>) -> Result<Changed, VolumeError> {
         let bs = u64::from(self.geometry.block_size());
         let container = self.container()?;
@@ -355,7 +358,7 @@ impl Owner {
         for run in data_runs {
             match placement::places_of(container, bs, run.clone()).await {
                 Ok(runs) => places.extend(runs.into_iter().map(|r| (r.blocks, Some(r.place)))),
-                // Published all the same: looked up when it is asked for.
+                // The blocks are published all the same. Their places are looked up when they are needed.
                 Err(e) => {
                     debug!(
                         "the places of {} blocks are not known yet: {e}",

@@ -1,7 +1,7 @@
-//! The thread that a container lives on, and its end.
+//! The thread on which a container lives, and its end.
 //!
-//! The thread waits on a runtime that it does not own. A wait that outlives the runtime's end panics in the runtime's timers, so
-//! whoever ends the runtime ends the thread first: in the middle of a publish, if the store holds that up.
+//! The thread waits on a runtime that it does not own. A wait that outlasts the runtime panics in the runtime's timers.
+//! So whoever ends the runtime ends the thread first, in the middle of a publish if the store delays that publish.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -10,22 +10,22 @@ use std::thread::{Builder, JoinHandle};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-/// Stack of the thread. A build that is not optimised needs more than the usual 2 MiB for the engine's futures; what is not
-/// touched takes no memory.
+/// Stack of the thread in bytes. A build without optimisation needs more than the usual 2 MiB for the engine's futures.
+/// Pages that are never touched take no memory.
 const STACK_BYTES: usize = 8 << 20;
 
 /// A thread that runs one future. Dropping this ends the future at its next wait.
 pub(crate) struct OwnerThread {
     thread: JoinHandle<()>,
-    /// Nothing is ever sent: the thread waits for the end of this side.
+    /// Nothing is ever sent: the thread notices when this side is dropped.
     wanted: oneshot::Sender<Infallible>,
 }
 
 impl OwnerThread {
-    /// Starts the thread and runs there what `work` makes. The future need not be `Send`.
+    /// Starts the thread and runs the future that `work` makes on it. The future need not be `Send`.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the system cannot start a thread.
     pub(crate) fn start<F: Future<Output = ()>>(
         runtime: Handle,
         work: impl FnOnce() -> F + Send + 'static,
@@ -54,7 +54,7 @@ impl OwnerThread {
         drop(wanted);
     }
 
-    /// Ends the future at its next wait, and waits for that.
+    /// Ends the future at its next wait, and waits until the thread has ended.
     pub(crate) async fn abandon(self) {
         let Self { thread, wanted } = self;
         drop(wanted);

@@ -1,4 +1,4 @@
-//! The bytes of a frozen generation, as the engine reads them while it uploads them.
+//! The bytes of a frozen generation, which the engine reads while it uploads them.
 
 use std::io;
 use std::sync::Arc;
@@ -10,28 +10,28 @@ use crate::engine::NextMayBegin;
 use crate::engine::container::IN_FLIGHT_BYTES;
 use crate::write_buffer::overlay::Frozen;
 
-/// Bytes that may be unread when the next publish may begin: those of the pieces that are in flight at a time. While
-/// they are sent, the next publish is laid out.
+/// Once only this many bytes are unread, the next publish may begin: the bytes of the pieces that are in flight at
+/// once. The next publish is laid out while they are sent.
 const UNREAD_AT_NEXT_BYTES: u64 = IN_FLIGHT_BYTES;
 
-/// Reads a generation, piece by piece, and tells when nearly all of it was read.
+/// Reads a generation piece by piece, and signals when nearly all of it was read.
 pub(super) struct FrozenSource {
     frozen: Arc<Frozen>,
-    /// Steps of the publish before the first byte is read.
+    /// Steps of the publish before its first byte is read.
     steps_before: u64,
     len_bytes: u64,
     unread: Mutex<Unread>,
 }
 
 struct Unread {
-    /// A piece that is sent again is counted again: this only tells when to go on, and that it goes on.
+    /// Bytes not read yet. A piece that is sent again is counted again, which only affects the signal and the progress.
     len_bytes: u64,
     next: Option<NextMayBegin>,
 }
 
 impl FrozenSource {
-    /// A source of `len_bytes`, which sends to `next` when nearly all of them were read. `steps_before` are those that the
-    /// publish took before it ([`Progress::reached`](crate::write_buffer::progress::Progress::reached)).
+    /// A source of `len_bytes` that sends to `next` when nearly all of them were read. `steps_before` is the number of
+    /// steps that the publish took before ([`Progress::reached`](crate::write_buffer::progress::Progress::reached)).
     pub(super) fn new(
         frozen: Arc<Frozen>,
         steps_before: u64,
@@ -54,7 +54,7 @@ impl FrozenSource {
         if unread.len_bytes <= UNREAD_AT_NEXT_BYTES
             && let Some(next) = unread.next.take()
         {
-            // Nobody waits for it any more: there is no next publish.
+            // A failed send means that there is no next publish.
             let _ = next.send(());
         }
     }
