@@ -20,6 +20,7 @@ use crate::retention::Policy;
 use crate::retention::pins::Pin;
 use crate::retention::plan::Plan;
 use crate::retention::usage::Usage;
+use crate::store::sums::Sums;
 use crate::wal::record::Group;
 
 /// A reader of one kind of object, or of a part of one.
@@ -92,6 +93,10 @@ pub const READERS: &[Reader] = &[
             let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
             text.parse::<At>().map(drop).map_err(|e| e.to_string())
         },
+    },
+    Reader {
+        name: "sums",
+        read: |bytes| Sums::decode(bytes).map(drop),
     },
     Reader {
         name: "import",
@@ -172,6 +177,7 @@ mod tests {
             ),
             "child" => r#"{"url":"s3://bucket/c/","made_ms":1}"#.to_owned(),
             "child-name" => format!("0000000005-00000000000000ff-{id}"),
+            "sums" => r#"{"version":1,"write":"w","object_bytes":16385,"crc32c":"16k:AAAAAAAAAAA="}"#.to_owned(),
             "checkpoint-name" => "@2026-11-22T10:00:00Z".to_owned(),
             _ => return vec![0; 4096],
         };
@@ -231,6 +237,7 @@ mod tests {
             "origin",
             "child",
             "child-name",
+            "sums",
             "import",
         ] {
             let reader = READERS

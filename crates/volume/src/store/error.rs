@@ -83,6 +83,8 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
         Some(401 | 403) => AccessDenied,
         Some(404) => NotFound,
         Some(409 | 412) => PreconditionFailed,
+        // A range that begins past the end: the object is shorter than what refers to it says.
+        Some(416) => Corrupt,
         // Of a `file://` store, which answers a HEAD without a code, too.
         Some(DAMAGED_STATUS) => Corrupt,
         Some(408 | 429 | 500 | 502..=504) => Unreachable,
