@@ -11,7 +11,7 @@ use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::compaction::{Flip, Ground, Pace};
 use crate::engine::hyper_engine::HyperEngine;
-use crate::engine::{Engine, Relocated};
+use crate::engine::{Engine, Relocated, parents};
 use crate::index::cache::IndexCache;
 use crate::index::relocation::Relocation;
 use crate::lease::Lease;
@@ -19,7 +19,7 @@ use crate::meta::checkpoint_list::{self, CatalogueEntry, Kind};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::read::cache::ReadCache;
 use crate::retention::Want;
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// What is to be done once the log is closed.
 const THEN: &str = "compact it";
@@ -51,7 +51,7 @@ pub async fn compact(
     lease_options: &LeaseOptions,
     control: &Control,
 ) -> Result<Compacted, VolumeError> {
-    let store = store::connect(url, store_options).await?;
+    let store = parents::connect(url, store_options).await?;
     check_closed(&store, THEN).await?;
     check_buffer(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;

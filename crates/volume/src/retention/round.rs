@@ -118,9 +118,11 @@ impl Rounds {
         let lengths = stored
             .iter()
             .map(|(object, (len_bytes, _))| (*object, *len_bytes));
-        let victims = victims::choose(account.usage(), &lengths.collect(), block_bytes, want, |object| {
-            object_names::cno_of(object) <= self.store.lineage().fork()
-        });
+        // What a clone has inherited is its parents'.
+        let fork = self.store.lineage().fork();
+        let is_inherited = |object| object_names::cno_of(object) <= fork;
+        let (usage, lengths) = (account.usage(), lengths.collect());
+        let victims = victims::choose(usage, &lengths, block_bytes, want, is_inherited);
         self.account = Some(account);
         Ok(victims)
     }
