@@ -141,12 +141,7 @@ mod tests {
             let at = at.map(|at| at.parse().unwrap());
             assert_eq!(source(text), Ok(Source { url: url.clone(), at }), "{text}");
         }
-        for text in [
-            "s3://bucket/@17",
-            "s3://bucket/a/@",
-            "s3://bucket/a/@x/y@",
-            "bucket",
-        ] {
+        for text in ["s3://bucket/@17", "s3://bucket/a/@", "bucket"] {
             assert!(source(text).is_err(), "{text}");
         }
     }
@@ -154,15 +149,15 @@ mod tests {
     #[test]
     fn a_checkpoint_stands_between_two_volumes_or_behind_the_first() {
         let of = |words: &[&str]| Wanted::of(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
-        let wanted = of(&["s3://b/p", "@17", "s3://b/c"]).unwrap();
-        assert_eq!(wanted, of(&["s3://b/p/@17", "s3://b/c/"]).unwrap());
+        let wanted = of(&["s3://bucket/p", "@17", "s3://bucket/c"]).unwrap();
+        assert_eq!(wanted, of(&["s3://bucket/p/@17", "s3://bucket/c/"]).unwrap());
         assert_eq!(wanted.source.at, Some(At::Number(17)));
-        assert_eq!(of(&["s3://b/p", "s3://b/c"]).unwrap().source.at, None);
+        assert_eq!(of(&["s3://bucket/p", "s3://bucket/c"]).unwrap().source.at, None);
         for words in [
-            &["s3://b/p/@17", "@18", "s3://b/c"][..],
-            &["s3://b/p", "17", "s3://b/c"],
-            &["s3://b/p", "s3://b/"],
-            &["s3://b/p"],
+            &["s3://bucket/p/@17", "@18", "s3://bucket/c"][..],
+            &["s3://bucket/p", "17", "s3://bucket/c"],
+            &["s3://bucket/p", "s3://bucket/"],
+            &["s3://bucket/p"],
         ] {
             assert!(of(words).is_err(), "{words:?}");
         }

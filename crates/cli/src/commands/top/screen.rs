@@ -98,13 +98,6 @@ fn head<'a>(status: &Value) -> Vec<Line<'a>> {
     let store = &status["store"];
     vec![
         Line::styled(word(&status["url"]), Style::new().add_modifier(Modifier::BOLD)),
-        Line::from(format!(
-            "{}, {} connections, checkpoint {}, epoch {}",
-            word(&status["state"]),
-            number(&status["connections"]),
-            word(&volume["checkpoint"]),
-            word(&status["lease"]["epoch"]),
-        )),
         Line::from(vec![
             Span::raw("oldest write not durable: "),
             Span::styled(
@@ -113,6 +106,13 @@ fn head<'a>(status: &Value) -> Vec<Line<'a>> {
             ),
             Span::raw(format!(", not published: {}", age(&volume["unpublished_age_s"]))),
         ]),
+        Line::from(format!(
+            "{}, {} connections, checkpoint {}, epoch {}",
+            word(&status["state"]),
+            number(&status["connections"]),
+            word(&volume["checkpoint"]),
+            word(&status["lease"]["epoch"]),
+        )),
         Line::from(format!(
             "published {}, failed {}; requests to the store about ${:.4}",
             number(&status["publishes"]["count"]),
