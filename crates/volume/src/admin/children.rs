@@ -109,7 +109,12 @@ async fn look_at(parent: &Store, child: &Child, url: &VolumeUrl) -> Result<Found
         Err(e) => return Err(e.into()),
     }
     Ok(match label {
-        Ok(Some(label)) if label.volume_id != child.volume_id => Found::Another,
+        // A label that was lost and made anew has another id; what the volume shares is told by its origin alone then.
+        Ok(Some(label)) if label.volume_id != child.volume_id => match origin::load(&store).await {
+            Ok(Some(origin)) if origin.volume_id == child.volume_id => Found::There,
+            Ok(_) => Found::Another,
+            Err(e) => return Err(e),
+        },
         // Flattened, and this was not told; until it is, the other may have clones that need what this keeps.
         Ok(Some(label)) if !label.is_clone && store.head(&store.meta_key(origin::NAME)).await?.is_none() => {
             Found::Another

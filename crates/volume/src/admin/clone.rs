@@ -277,14 +277,15 @@ async fn publish(child: &Store, label: &Label, origin: &Origin, raw: &InodeRaw) 
     before.await.map_err(|e| NotPublished(e, Sent::Nothing))?;
     let body = raw.as_u8_slice().to_vec();
     let put = child.put_create_only(&child.data_key(inode::NAME), body).await;
-    put.map(drop).map_err(|e| match e.kind {
-        StoreErrorKind::PreconditionFailed => NotPublished(
-            VolumeError::AlreadyExists {
+    // A refusal, too, may be the answer to a second sending: the first one made the clone, and somebody has published to it since.
+    put.map(drop).map_err(|e| {
+        let error = match e.kind {
+            StoreErrorKind::PreconditionFailed => VolumeError::AlreadyExists {
                 url: child.url.to_string(),
             },
-            Sent::Nothing,
-        ),
-        _ => NotPublished(e.into(), Sent::Inode),
+            _ => e.into(),
+        };
+        NotPublished(error, Sent::Inode)
     })
 }
 
@@ -307,8 +308,8 @@ async fn give_up_unless_made(child: &Store, e: &NotPublished, made: CheckpointId
         Ok(true) => Outcome::GivenUp,
         Ok(false) => match inode::load(child).await {
             Ok((there, _)) if CheckpointId::of_inode(&there) == made => Outcome::Made,
-            Ok(_) => Outcome::GivenUp,
-            Err(_) => Outcome::Unknown,
+            // Another volume's, or this one after a publish: nothing is taken away.
+            Ok(_) | Err(_) => Outcome::Unknown,
         },
         Err(_) => Outcome::Unknown,
     }

@@ -60,6 +60,17 @@ impl Publisher {
     /// Publishes a relocation, alone, and records it. Its record has the generation of the one before: it holds nothing more.
     pub async fn relocate(&self, relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError> {
         let _turn = self.turn.write().await;
+        if let Some((generation, _)) = *self.unrecorded.lock() {
+            // The record of the relocation would have the generation of the one before that, although it holds this one: an opening
+            // after a crash would take what the log has of it for unpublished.
+            return Err(VolumeError::engine(
+                "relocating",
+                std::io::Error::other(format!(
+                    "generation {} is published and not in the list yet",
+                    generation.0
+                )),
+            ));
+        }
         let Some(relocated) = self.engine.relocate(relocation).await? else {
             return Ok(None);
         };

@@ -14,12 +14,15 @@ use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::control::Control;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::engine::hyper_engine::PublishedBytes;
-use crate::retention::{Rounds, Victims, Want};
+use crate::retention::{NEWEST_KEPT, Rounds, Victims, Want};
 
 /// How often it is asked whether enough was published for a look; that costs nothing.
 const POLL: Duration = Duration::from_secs(1);
 /// A look is made this long after the last one though less was published: what history held may have been let go of.
 const LOOK_AT_LATEST: Duration = Duration::from_secs(3600);
+/// Relocations without a publish of clients in between. The buffer file and the records of a WAL name the checkpoint of the last
+/// publish, which must be one of the newest that are always kept.
+const FLIPS_IN_A_ROW_MAX: u32 = NEWEST_KEPT as u32 / 2;
 /// How long an entry of the list is waited for that is written behind its checkpoint, and how often it is asked for.
 const ENTRY_WAITS: u32 = 50;
 const ENTRY_WAIT: Duration = Duration::from_millis(100);
@@ -71,7 +74,7 @@ impl Work {
                 let (bytes, newest, at) = looked;
                 let published = self.published_bytes.get() - bytes;
                 let is_late = at.elapsed() >= LOOK_AT_LATEST && self.newest.get() != newest;
-                if is_late || (published > 0 && published >= look_after) {
+                if published > 0 && (is_late || published >= look_after) {
                     break;
                 }
             }
@@ -121,10 +124,10 @@ impl Work {
     /// Relocates as long as there is anything to do. Returns the bytes to be published before the next look.
     async fn relocate_all(&self) -> Result<u64, VolumeError> {
         let mut all = Moved::default();
-        let mut flipped_as = 0;
+        let (mut flipped_as, mut flips, mut is_over) = (0, 0, false);
         loop {
             let victims = self.victims(flipped_as).await?;
-            if victims.next.is_empty() {
+            if victims.next.is_empty() || is_over {
                 if all.objects > 0 {
                     info!(
                         "compacted: {} bytes that were live in {} objects with {} bytes were copied, and those go once no kept \
@@ -141,7 +144,10 @@ impl Work {
                 .relocate(&victims.next, self.flip.as_ref(), pace, &control)
                 .await?;
             debug!("{:?} for {:?}", moved, victims.debt);
-            flipped_as = moved.checkpoint;
+            // Nothing is changed any more where those objects are not needed, and the table tells that later.
+            flips += 1;
+            is_over = moved.checkpoint == 0 || flips == FLIPS_IN_A_ROW_MAX;
+            flipped_as = moved.checkpoint.max(flipped_as);
             all.objects += moved.objects;
             all.object_bytes += moved.object_bytes;
             all.bytes += moved.bytes;

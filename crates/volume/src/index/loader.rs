@@ -89,12 +89,13 @@ impl NodeLoader {
     pub(super) async fn window(&self, segment: SegmentId, offset: u64) -> io::Result<(u64, Fetched)> {
         let start = offset - offset % WINDOW_BYTES;
         let name = Segment::segid_to_staging_file_id(segment);
-        let key = self.store.data_key(&name);
-        let got = match self.store.get_within_info(&key, start, WINDOW_BYTES).await {
+        let store = self.store.holder_of(segment.as_cno());
+        let key = store.data_key(&name);
+        let got = match store.get_within_info(&key, start, WINDOW_BYTES).await {
             Ok(Some((bytes, info))) => {
                 // What is known of the index of an object of an earlier release is of more than this.
                 let is_alone = window_checksums::is_narrow(&info)
-                    || self.store.sums_of(&key, &info).await.is_ok_and(|s| s.is_some());
+                    || store.sums_of(&key, &info).await.is_ok_and(|s| s.is_some());
                 match is_alone {
                     true => Ok(bytes),
                     false => Err("it lies in what is not what was written".into()),

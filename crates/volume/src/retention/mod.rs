@@ -23,7 +23,7 @@ pub(crate) mod usage;
 mod victims;
 
 pub(crate) use account::{Recent, TableCheck, check_table};
-pub(crate) use choice::{Protected, kept, newest_written_ms};
+pub(crate) use choice::{NEWEST_KEPT, Protected, kept, newest_written_ms};
 pub(crate) use keeper::Keeper;
 pub(crate) use pins::Unusable;
 pub use policy::{Policy, Reason};

@@ -111,19 +111,20 @@ impl Rounds {
         };
         account.advance(&self.store, &self.cache, &self.recent).await?;
         let (plan, stored) = try_join!(plan::load(&self.store), stored(&self.store))?;
+        // In a copy: the stored plan may be void, and a checkpoint that the table once dropped does not come back to it.
+        let mut usage = account.usage().clone();
+        self.account = Some(account);
         if let Some((plan, _)) = &plan {
-            account.follow(plan);
+            usage.retain(|cno| plan.keeps(cno));
         }
-        account.settle();
+        usage.settle();
         let lengths = stored
             .iter()
             .map(|(object, (len_bytes, _))| (*object, *len_bytes));
         // What a clone has inherited is its parents'.
         let fork = self.store.lineage().fork();
         let is_inherited = |object| object_names::cno_of(object) <= fork;
-        let (usage, lengths) = (account.usage(), lengths.collect());
-        let victims = victims::choose(usage, &lengths, block_bytes, want, is_inherited);
-        self.account = Some(account);
+        let victims = victims::choose(&usage, &lengths.collect(), block_bytes, want, is_inherited);
         Ok(victims)
     }
 
@@ -251,7 +252,13 @@ impl Rounds {
             now,
         );
         self.count_space(account.usage(), &stored, &choice);
-        account.forget(&[], &choice.gone);
+        // What is inherited is stored elsewhere: that it is not here says nothing. A checkpoint that is to go now may stay.
+        let fork = self.store.lineage().fork();
+        let gone = choice.gone.iter().copied();
+        let gone: Vec<u64> = gone
+            .filter(|object| object_names::cno_of(*object) > fork)
+            .collect();
+        account.forget(&[], &gone);
         let mut removed = Removed {
             waiting: choice.waiting as u64,
             ..Removed::default()

@@ -168,7 +168,8 @@ pub(crate) fn choose(
         victims.object_bytes += victim.object_bytes;
         victims.live_bytes += live_bytes;
         if blocks < BATCH_BLOCKS {
-            blocks += victim.live.blocks;
+            // Nodes of the index are read and written anew by the flip, while publishes wait.
+            blocks += victim.live.blocks + victim.live.nodes;
             victims.next.push(victim);
         }
     }

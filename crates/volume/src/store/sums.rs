@@ -143,7 +143,7 @@ impl Store {
     /// The check values beside the container of this write of an object, if there are any.
     ///
     /// # Errors
-    /// When the store fails, or they are damaged.
+    /// When the store fails. Damaged ones are none.
     pub(crate) async fn sums_of(
         &self,
         key: &str,
@@ -161,8 +161,16 @@ impl Store {
                 return Ok(None);
             };
             self.remembered.took(body.len());
-            let sums = Sums::decode(&body).map_err(|reason| self.corrupt(&sums_key, reason))?;
-            Ok(Some(Arc::new(sums)))
+            match Sums::decode(&body) {
+                Ok(sums) => Ok(Some(Arc::new(sums))),
+                Err(reason) => {
+                    let damaged = self.corrupt(&sums_key, reason);
+                    log::warn!(
+                        "{damaged}; the object {name} is read without check values until hypernbd check mends that"
+                    );
+                    Ok(None)
+                }
+            }
         };
         let sums = cell.get_or_try_init(|| fetch).await?.clone();
         let is_of_write =
@@ -177,7 +185,18 @@ impl Store {
         }
     }
 
-    /// Puts check values of an object beside the container.
+    /// Puts check values of an object beside the container, where there are none yet.
+    ///
+    /// # Errors
+    /// `PreconditionFailed` when there are others; when the store fails.
+    pub(super) async fn put_new_sums(&self, name: &str, sums: &Sums) -> Result<(), StoreError> {
+        self.put_create_only(&self::key(self, name), sums.encode())
+            .await?;
+        self.remembered.forget(&self.data_key(name));
+        Ok(())
+    }
+
+    /// Puts check values of an object beside the container, whatever is there.
     ///
     /// # Errors
     /// When the store fails.

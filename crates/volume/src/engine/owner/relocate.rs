@@ -74,17 +74,17 @@ impl Owner {
         self.check_relocatable()?;
         let before = self.published;
         let begun = AssertUnwindSafe(self.flip(relocation)).catch_unwind().await;
-        let (applied, e) = match self.after(begun) {
+        let (applied, mark, e) = match self.after(begun) {
             Ok(Flipped::Nothing) => return Ok(None),
             Ok(Flipped::Published(relocated)) => return Ok(Some(relocated)),
-            Ok(Flipped::Failed { applied, error }) => (applied, error),
-            Err(e) => (Applied::default(), e),
+            Ok(Flipped::Failed { applied, mark, error }) => (applied, Some(mark), error),
+            Err(e) => (Applied::default(), None, e),
         };
         self.must_recover = true;
         let recovered = AssertUnwindSafe(self.recover()).catch_unwind().await;
         self.after(recovered)?;
-        // Its answer alone was lost.
-        if self.published != before && !applied.is_empty() {
+        // Its answer alone was lost. An earlier attempt of a publish may have landed instead.
+        if mark.is_some_and(|mark| self.published != before && self.published.has_times_of(&mark)) {
             let root = Root(self.container()?.bmap_get_raw());
             self.enter(self.places_of_moves(&applied.moved), root);
             return Ok(Some(Relocated {
@@ -114,9 +114,12 @@ impl Owner {
         let container = self.container()?;
         container.bmap_update(tree);
         renew_times(container);
+        let mark = Mark::of_container(container);
         let checkpoint = match self.flush().await {
             Ok(checkpoint) => checkpoint,
-            Err(error) => return Ok(Flipped::Failed { applied, error }),
+            Err(error) => {
+                return Ok(Flipped::Failed { applied, mark, error });
+            }
         };
         let root = Root(self.container()?.bmap_get_raw());
         self.enter(self.places_of_moves(&applied.moved), root);
@@ -153,6 +156,8 @@ enum Flipped {
     /// It is not known whether it is stored.
     Failed {
         applied: Applied,
+        /// What its state is told by.
+        mark: Mark,
         error: VolumeError,
     },
 }

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use super::upload::{has_parameter, pieces};
 use super::window_checksums::{CheckValues, NAME_METADATA_KEY, last_part, path_of};
-use crate::base::store_error::StoreError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::store::Store;
 use crate::store::frames::Frames;
 use crate::store::sums::{Sums, WRITE_KEY};
@@ -100,13 +100,30 @@ impl SumsWriter {
         })
     }
 
-    /// Puts the values of an object whose upload is being completed.
-    async fn put(&self, name: String) -> Result<(), StoreError> {
+    /// Puts the values of an object whose upload is being completed, unless others are there: `false` then. Those may be of an
+    /// object that another owner has stored under this name, and the answer to the completion tells.
+    async fn put_new(&self, name: String) -> Result<bool, StoreError> {
         let Some(sums) = self.sums(&name) else {
             log::debug!("the object {name} gets no check values: it was not uploaded as the others are");
-            return Ok(());
+            return Ok(true);
         };
-        self.0.store.put_sums(&name, &sums).await
+        match self.0.store.put_new_sums(&name, &sums).await {
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
+            // Nothing that is published depends on them.
+            Err(e) if e.kind == StoreErrorKind::AccessDenied => {
+                log::warn!("the object {name} has no check values: {e}");
+                Ok(true)
+            }
+            put => put.map(|()| true),
+        }
+    }
+
+    /// Puts the values of an object whose upload was completed, whatever is there.
+    async fn replace(&self, name: &str) -> Result<(), StoreError> {
+        match self.sums(name) {
+            Some(sums) => self.0.store.put_sums(name, &sums).await,
+            None => Ok(()),
+        }
     }
 
     fn forget(&self, name: &str) {
@@ -201,10 +218,14 @@ impl HttpConnector for Connection {
             (Some(Step::Completion), Some(name)) => {
                 let (writer, completing) = (self.writer.clone(), self.inner.call(request));
                 HttpConnectorFuture::new(async move {
-                    let (completed, put) = futures::join!(completing, writer.put(name.clone()));
+                    let failed = |e: StoreError| ConnectorError::other(e.into(), None);
+                    let (completed, put) = futures::join!(completing, writer.put_new(name.clone()));
                     let completed = completed?;
-                    put.map_err(|e| ConnectorError::other(e.into(), None))?;
+                    let is_put = put.map_err(failed)?;
                     if completed.status().is_success() {
+                        if !is_put {
+                            writer.replace(&name).await.map_err(failed)?;
+                        }
                         writer.forget(&name);
                     }
                     Ok(completed)
