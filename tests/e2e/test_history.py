@@ -395,6 +395,8 @@ def test_space(make_volume, make_server):
         "history_bytes",
         "reclaimable_bytes",
         "grace_bytes",
+        "shared_bytes",
+        "debt_bytes",
         "stored_bytes",
         "objects",
     }
