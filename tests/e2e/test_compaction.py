@@ -78,6 +78,8 @@ def test_random_overwrites_stay_within_the_bound(make_volume, make_server, seed)
         model.assert_same(read_all(client, SIZE))
     assert copies(volume), "it has compacted"
     assert server.terminate() == 0, server.log_text()
+    # What the last rounds had not let go of yet depends on how fast the machine is.
+    verb(volume, "prune", volume.url)
     now = space(volume)
     early_bytes = SIZE + 4 * BATCH
     newest_bytes = 2 * NEWEST_KEPT * 2 * BATCH
