@@ -9,8 +9,6 @@ use aws_sdk_s3::config::interceptors::{
     BeforeDeserializationInterceptorContextMut, BeforeTransmitInterceptorContextMut,
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Beside, Engine};
@@ -20,12 +18,10 @@ use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
 use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, store};
 
-use crate::faults::LIMIT;
+use crate::faults::{BoxError, LIMIT, divert, refusal};
 use crate::fixture::{Fixture, pattern};
 
 const SIZE: u64 = (1 << 20) + 512;
-const SLOW_DOWN: &str =
-    "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
 
 /// Answers every write of a segment with 503, and keeps it from the store, while told to.
 #[derive(Debug, Default)]
@@ -43,8 +39,6 @@ struct IsRefused;
 impl Storable for IsRefused {
     type Storer = StoreReplace<Self>;
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Intercept for BusyStore {
     fn name(&self) -> &'static str {
@@ -66,12 +60,7 @@ impl Intercept for BusyStore {
         }
         self.0.met.fetch_add(1, Ordering::SeqCst);
         bag.interceptor_state().store_put(IsRefused);
-        // It must not arrive: what is sent instead is a look at an object that is not there.
-        request.set_method("HEAD")?;
-        *request.body_mut() = SdkBody::empty();
-        request.headers_mut().insert("content-length", "0");
-        request.set_uri(format!("{path}.none"))?;
-        Ok(())
+        divert(request)
     }
 
     fn modify_before_deserialization(
@@ -82,7 +71,7 @@ impl Intercept for BusyStore {
     ) -> Result<(), BoxError> {
         if bag.load::<IsRefused>().is_some() {
             bag.interceptor_state().unset::<IsRefused>();
-            *context.response_mut() = HttpResponse::new(503.try_into()?, SdkBody::from(SLOW_DOWN));
+            *context.response_mut() = refusal(503, "SlowDown")?;
         }
         Ok(())
     }

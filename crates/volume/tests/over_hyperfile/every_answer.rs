@@ -8,8 +8,6 @@ use aws_sdk_s3::config::interceptors::{
     BeforeDeserializationInterceptorContextMut, BeforeTransmitInterceptorContextMut,
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Beside, Engine};
@@ -22,7 +20,7 @@ use hypernbd_volume::write_buffer::overlay::Frozen;
 use hypernbd_volume::{ErrorKind, Volume, admin, store};
 use parking_lot::Mutex;
 
-use crate::faults::LIMIT;
+use crate::faults::{BoxError, LIMIT, divert, refusal};
 use crate::fixture::{Fixture, pattern};
 
 /// Statuses with S3's codes; none is an answer that does not arrive.
@@ -136,8 +134,6 @@ impl Storable for IsTheOne {
     type Storer = StoreReplace<Self>;
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 impl Intercept for Scripted {
     fn name(&self) -> &'static str {
         "scripted"
@@ -160,13 +156,7 @@ impl Intercept for Scripted {
         }
         bag.interceptor_state().store_put(IsTheOne);
         if !case.is_carried_out {
-            // What is sent instead is a look at an object that is not there.
-            let request = context.request_mut();
-            let path = request.uri().split('?').next().unwrap_or_default().to_owned();
-            request.set_method("HEAD")?;
-            *request.body_mut() = SdkBody::empty();
-            request.headers_mut().insert("content-length", "0");
-            request.set_uri(format!("{path}.none"))?;
+            divert(context.request_mut())?;
         }
         Ok(())
     }
@@ -187,8 +177,7 @@ impl Intercept for Scripted {
         let Some((status, code)) = self.0.case.answer else {
             return Err("injected: answer lost".into());
         };
-        let body = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
-        *context.response_mut() = HttpResponse::new(status.try_into()?, SdkBody::from(body));
+        *context.response_mut() = refusal(status, code)?;
         Ok(())
     }
 }

@@ -8,6 +8,8 @@ use aws_sdk_s3::config::interceptors::{
     BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use hypernbd_volume::store::Store;
 use parking_lot::{Condvar, Mutex};
@@ -87,7 +89,23 @@ impl Storable for IsLost {
     type Storer = StoreReplace<Self>;
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Keeps a request from the store: what is sent instead is a look at an object that is not there.
+pub fn divert(request: &mut HttpRequest) -> Result<(), BoxError> {
+    let path = request.uri().split('?').next().unwrap_or_default().to_owned();
+    request.set_method("HEAD")?;
+    *request.body_mut() = SdkBody::empty();
+    request.headers_mut().insert("content-length", "0");
+    request.set_uri(format!("{path}.none"))?;
+    Ok(())
+}
+
+/// How S3 answers what it refuses.
+pub fn refusal(status: u16, code: &str) -> Result<HttpResponse, BoxError> {
+    let body = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
+    Ok(HttpResponse::new(status.try_into()?, SdkBody::from(body)))
+}
 
 #[derive(Debug)]
 struct Injector(Arc<dyn Policy>);

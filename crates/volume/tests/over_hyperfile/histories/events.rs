@@ -1,5 +1,7 @@
 //! What happens in a history.
 
+use hypernbd_volume::VolumeError;
+
 use super::verbs::BLOCK;
 use super::world::{Server, World};
 use crate::fixture::pattern;
@@ -184,60 +186,37 @@ impl World {
 
     /// Another server takes the volume over, while this one flushes and goes on afterwards.
     fn take_over(&mut self, at: usize) {
-        // On one machine the journal's lock stays with a server that lives.
-        if self.server(at).has_log {
-            return self.kill(at);
-        }
-        self.change(at);
-        let Some(old) = self.places[at].server.take() else {
+        let Some(old) = self.about_to_be_taken_over(at) else {
             return;
         };
         if self.random.bool() {
             old.faults.arm(&mut self.random, 6);
         }
-        self.places[at].is_taken_over = old.has_buffer_file;
         let (flushed, started) = std::thread::scope(|scope| {
             let flush = scope.spawn(|| old.volume.flush());
             let started = self.start(at, true);
             (flush.join().unwrap(), started)
         });
-        self.places[at].is_taken_over = false;
-        self.tell(format!(
-            "{}: flush of the older owner: {flushed:?}",
-            self.places[at].name
-        ));
-        if flushed.is_ok() {
-            self.places[at].line.as_mut().unwrap().flushed(false);
-        }
+        self.flushed_before(at, &flushed);
         self.adopt(at, started);
-        self.stale.push((at, old));
-        self.seen.takeovers += 1;
+        self.taken_over(at, old);
     }
 
     /// Another server takes the volume over and publishes, while a request of this one's flush stands still.
     fn take_over_in_a_flush(&mut self, at: usize) {
-        if self.server(at).has_log {
-            return self.kill(at);
-        }
-        self.change(at);
-        let Some(old) = self.places[at].server.take() else {
+        let Some(old) = self.about_to_be_taken_over(at) else {
             return;
         };
         old.faults.hold(&mut self.random, self.count % 6);
-        self.places[at].is_taken_over = old.has_buffer_file;
         let before = self.places[at].line.as_ref().unwrap().newest().clone();
-        let flushed = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let flush = scope.spawn(|| old.volume.flush());
             old.faults.wait_for_held(|| flush.is_finished());
             let started = self.start(at, true);
             if flush.is_finished() {
-                let flushed = flush.join().unwrap();
-                if flushed.is_ok() {
-                    self.places[at].line.as_mut().unwrap().flushed(false);
-                }
+                self.flushed_before(at, &flush.join().unwrap());
                 self.adopt(at, started);
-                old.faults.release();
-                return None;
+                return;
             }
             self.adopt(at, started);
             let is_found = *self.places[at].line.as_ref().unwrap().newest() == before;
@@ -246,25 +225,49 @@ impl World {
                 self.flush_once(at);
             }
             old.faults.release();
-            Some((flush.join().unwrap(), is_found))
-        });
-        self.places[at].is_taken_over = false;
-        self.tell(format!(
-            "{}: flush of the older owner, held up: {flushed:?}",
-            self.places[at].name
-        ));
-        if let Some((flushed, is_found)) = flushed {
+            let flushed = flush.join().unwrap();
+            self.tell(format!("{}: held up, {flushed:?}", self.places[at].name));
             assert!(
                 flushed.is_err() || is_found,
                 "acknowledged, and the new owner does not have it"
             );
             self.seen.held_up += 1;
-        }
-        self.stale.push((at, old));
-        self.seen.takeovers += 1;
+        });
+        old.faults.release();
+        self.taken_over(at, old);
         if self.places[at].server.is_some() {
             self.read(at);
         }
+    }
+
+    /// The server of a place that another is to take over, with something to flush; none where that cannot be.
+    fn about_to_be_taken_over(&mut self, at: usize) -> Option<Server> {
+        // On one machine the journal's lock stays with a server that lives.
+        if self.server(at).has_log {
+            self.kill(at);
+            return None;
+        }
+        self.change(at);
+        let old = self.places[at].server.take()?;
+        self.places[at].is_taken_over = old.has_buffer_file;
+        Some(old)
+    }
+
+    /// The older owner's flush ended this way, before it was looked what the new one reads.
+    fn flushed_before(&mut self, at: usize, flushed: &Result<(), VolumeError>) {
+        self.tell(format!(
+            "{}: flush of the older owner: {flushed:?}",
+            self.places[at].name
+        ));
+        if flushed.is_ok() {
+            self.places[at].line.as_mut().unwrap().flushed(false);
+        }
+    }
+
+    fn taken_over(&mut self, at: usize, old: Server) {
+        self.places[at].is_taken_over = false;
+        self.stale.push((at, old));
+        self.seen.takeovers += 1;
     }
 
     pub fn kill_stale(&mut self, at: usize) {

@@ -8,12 +8,13 @@ use aws_sdk_s3::config::interceptors::{
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::store::hook::Hook;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
+
+use crate::faults::{BoxError, divert, refusal};
 
 /// Statuses with S3's codes; none is an answer that does not arrive.
 const ANSWERS: [Option<(u16, &str)>; 7] = [
@@ -40,6 +41,22 @@ pub enum Fault {
     Held { answer: Option<(u16, &'static str)> },
     /// No request arrives from here on: the process was killed.
     End { is_carried_out: bool },
+}
+
+impl Fault {
+    fn is_carried_out(self) -> bool {
+        match self {
+            Self::Once { is_carried_out, .. } | Self::End { is_carried_out } => is_carried_out,
+            Self::Held { .. } => false,
+        }
+    }
+
+    fn answer(self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Once { answer, .. } | Self::Held { answer } => answer,
+            Self::End { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -162,37 +179,23 @@ impl Faults {
 }
 
 #[derive(Debug)]
-struct Carried(Fault);
+struct Met(Fault);
 
-impl Storable for Carried {
+impl Storable for Met {
     type Storer = StoreReplace<Self>;
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug)]
 struct Injector(Arc<Faults>);
 
 impl Injector {
     fn answer(&self, fault: Fault) -> Result<HttpResponse, BoxError> {
-        match fault {
-            Fault::Once {
-                answer: Some((status, code)),
-                ..
-            }
-            | Fault::Held {
-                answer: Some((status, code)),
-            } => {
-                let body = format!("<Error><Code>{code}</Code><Message>injected</Message></Error>");
-                Ok(HttpResponse::new(status.try_into()?, SdkBody::from(body)))
-            }
-            Fault::Once { answer: None, .. } | Fault::Held { answer: None } => {
-                Err("injected: answer lost".into())
-            }
-            Fault::End { .. } => {
-                self.0.died.notify_one();
-                Err("injected: the end".into())
-            }
+        if let Fault::End { .. } = fault {
+            self.0.died.notify_one();
+        }
+        match fault.answer() {
+            Some((status, code)) => refusal(status, code),
+            None => Err("injected: no answer".into()),
         }
     }
 }
@@ -208,28 +211,16 @@ impl Intercept for Injector {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let Some(fault) = self.0.next() else { return Ok(()) };
-        let is_carried_out = match fault {
-            Fault::Once { is_carried_out, .. } | Fault::End { is_carried_out } => is_carried_out,
-            Fault::Held { .. } => false,
+        let Some(fault) = self.0.next() else {
+            return Ok(());
         };
-        bag.interceptor_state().store_put(Carried(fault));
-        if !is_carried_out {
-            if matches!(
-                fault,
-                Fault::Once { answer: None, .. } | Fault::Held { answer: None } | Fault::End { .. }
-            ) {
-                bag.interceptor_state().unset::<Carried>();
-                return self.answer(fault).map(|_| ());
+        if !fault.is_carried_out() {
+            match fault.answer() {
+                Some(_) => divert(context.request_mut())?,
+                None => return self.answer(fault).map(|_| ()),
             }
-            // What is sent instead is a look at an object that is not there.
-            let request = context.request_mut();
-            let path = request.uri().split('?').next().unwrap_or_default().to_owned();
-            request.set_method("HEAD")?;
-            *request.body_mut() = SdkBody::empty();
-            request.headers_mut().insert("content-length", "0");
-            request.set_uri(format!("{path}.none"))?;
         }
+        bag.interceptor_state().store_put(Met(fault));
         Ok(())
     }
 
@@ -239,10 +230,10 @@ impl Intercept for Injector {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let Some(&Carried(fault)) = bag.load::<Carried>() else {
+        let Some(&Met(fault)) = bag.load::<Met>() else {
             return Ok(());
         };
-        bag.interceptor_state().unset::<Carried>();
+        bag.interceptor_state().unset::<Met>();
         *context.response_mut() = self.answer(fault)?;
         Ok(())
     }
