@@ -1,4 +1,4 @@
-//! What tells of the server while it runs, and what it is told: the addresses that `metrics` and `control` name.
+//! The addresses that `metrics` and `control` name: listened at before the fork, answered after it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,13 +50,13 @@ fn keep(listener: Listener, access: Access) {
 
 /// What answers until it is dropped.
 #[derive(Default)]
-pub struct Telling {
+pub struct Endpoints {
     serving: Vec<Serving>,
     /// Path of the socket on which the server is told what to do.
     pub control: Option<String>,
 }
 
-impl Telling {
+impl Endpoints {
     /// Answers no more.
     pub fn end(&mut self) {
         self.serving.clear();
@@ -64,7 +64,7 @@ impl Telling {
 }
 
 /// After the fork: begins to answer.
-pub fn begin(runtime: &Runtime, config: &ServeConfig) -> Result<Telling> {
+pub fn begin(runtime: &Runtime, config: &ServeConfig) -> Result<Endpoints> {
     if config.control == ControlSocket::Auto {
         // By the number of the process, which the fork changes. The server does without, if need be.
         let bound = runtime_dir::socket().and_then(|path| Listener::bind(&ListenAddress::Unix(path)));
@@ -75,7 +75,7 @@ pub fn begin(runtime: &Runtime, config: &ServeConfig) -> Result<Telling> {
     }
     let listening = std::mem::take(&mut *LISTENING.lock().unwrap_or_else(PoisonError::into_inner));
     let monitor = Arc::new(Monitor::new(Lifecycle, config));
-    let mut telling = Telling::default();
+    let mut endpoints = Endpoints::default();
     let _entered = runtime.enter();
     for (listener, access) in listening {
         let address = listener.address().clone();
@@ -84,13 +84,13 @@ pub fn begin(runtime: &Runtime, config: &ServeConfig) -> Result<Telling> {
             Access::Control => log::info!("the control socket is {address}"),
         }
         if let (Access::Control, ListenAddress::Unix(path)) = (access, &address) {
-            telling.control = path.to_str().map(str::to_owned);
+            endpoints.control = path.to_str().map(str::to_owned);
         }
         let serving = http::serve(listener, monitor.clone(), access)
             .map_err(|error| errno::error(libc::EIO, format!("{address}: {error}")))?;
-        telling.serving.push(serving);
+        endpoints.serving.push(serving);
     }
-    Ok(telling)
+    Ok(endpoints)
 }
 
 /// The server of this process.

@@ -3,6 +3,7 @@
 //! A thin shell: each callback is one line on the volume, wrapped so that neither a panic nor an odd error text gets
 //! out. Nothing here knows about S3 or caching, and nothing below here knows about nbdkit.
 
+mod endpoints;
 mod errno;
 mod lifecycle;
 mod logging;
@@ -11,7 +12,6 @@ mod nbdkit_ext;
 mod opening;
 mod params;
 mod past_exports;
-mod telling;
 
 use std::sync::Arc;
 

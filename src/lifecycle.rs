@@ -19,10 +19,10 @@ use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::endpoints::{self, Endpoints};
 use crate::errno::{self, in_errno};
 use crate::opening::{Opening, Waiter};
 use crate::past_exports::PastExports;
-use crate::telling::{self, Telling};
 use crate::{nbdkit_ext, params, past_exports};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
@@ -53,7 +53,7 @@ struct Shared {
     /// Why the last opening failed, once a connection was told so.
     failure: Option<String>,
     /// What tells of the server.
-    telling: Telling,
+    endpoints: Endpoints,
     /// The server ends once the last connection has.
     ends_when_idle: bool,
 }
@@ -94,7 +94,7 @@ pub fn check_volume() -> Result<()> {
     if let Some(seen) = seen {
         let _ = SIGHTING.set(seen);
     }
-    telling::listen(config)
+    endpoints::listen(config)
 }
 
 /// After the fork: the runtime.
@@ -122,7 +122,7 @@ pub fn start() -> Result<()> {
         config.url,
         Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence()
     );
-    let telling = telling::begin(&runtime, config)?;
+    let endpoints = endpoints::begin(&runtime, config)?;
     *shared() = Some(Shared {
         runtime,
         read_write: None,
@@ -131,7 +131,7 @@ pub fn start() -> Result<()> {
         connections: 0,
         past: PastExports::default(),
         failure: None,
-        telling,
+        endpoints,
         ends_when_idle: false,
     });
     Ok(())
@@ -222,7 +222,7 @@ fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
                 ..config.volume.clone()
             };
             options.lease.sighting = SIGHTING.get().cloned();
-            options.lease.control = shared.telling.control.clone();
+            options.lease.control = shared.endpoints.control.clone();
             let open = move || async move { Volume::open(&config.url, &config.store, &options).await };
             slot.insert(Opening::begin(&shared.runtime, open))
         }
@@ -367,7 +367,7 @@ fn stop_all() {
     for volume in [all.read_write, all.read_only].into_iter().flatten().chain(past) {
         close(&volume);
     }
-    all.telling.end();
+    all.endpoints.end();
     all.runtime.shutdown_timeout(RUNTIME_END_MAX);
 }
 

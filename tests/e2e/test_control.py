@@ -14,7 +14,7 @@ from support.model import pattern
 from support.process import wait_for
 from support.server import KI, MI
 from support.stores import free_port
-from support.telling import ask, page
+from support.endpoints import ask, page
 
 SIZE = 64 * MI
 # Nothing is published by itself.

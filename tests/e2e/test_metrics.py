@@ -16,7 +16,7 @@ from support.model import pattern
 from support.process import run, wait_for
 from support.server import KI, MI, PROJECT, flush_until_it_succeeds
 from support.stores import free_port
-from support.telling import Page, ask, page
+from support.endpoints import Page, ask, page
 
 SIZE = 64 * MI
 SEGMENT = r"^PUT \S+/\d{10}\.\d+[? ]"

@@ -15,7 +15,7 @@ from support.model import pattern
 from support.process import run
 from support.server import KI, MI
 from support.stores import free_port
-from support.telling import ask
+from support.endpoints import ask
 
 pytestmark = pytest.mark.file_only
 

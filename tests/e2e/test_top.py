@@ -14,7 +14,7 @@ from support.model import pattern
 from support.process import wait_for
 from support.server import CLI, KI, MI
 from support.stores import free_port
-from support.telling import page
+from support.endpoints import page
 
 LIMIT_S = 60
 LEFT = "\x1b[?1049l"
