@@ -110,7 +110,7 @@ pub(super) async fn add_check_values(
         .iter()
         .filter(|object| !findings.bad.contains_key(*object))
         // What is inherited is another volume's to write beside.
-        .filter(|object| looker.store.lineage().holder(cno_of(**object)).is_none())
+        .filter(|object| !looker.store.lineage().inherits(cno_of(**object)))
     {
         let Some(&len_bytes) = stored.get(object) else {
             continue;

@@ -172,7 +172,7 @@ async fn stored(store: &Store, findings: &mut Findings) -> Result<Stored, Volume
         let name = entry.key.strip_prefix(&root).unwrap_or_default();
         match object_names::of_name(name) {
             // Of a clone an attempt at ending its sharing that was interrupted: it is not read.
-            Some(object) if object_names::cno_of(object) <= store.lineage().fork() => {}
+            Some(object) if store.lineage().inherits(object_names::cno_of(object)) => {}
             Some(object) => drop(stored.insert(object, entry.size_bytes)),
             None if object_names::is_container_object(name) => {}
             None => others.push(entry.key),

@@ -36,7 +36,6 @@ pub(crate) async fn usage(store: &Store, state: &StoredState, block_size_bytes: 
     let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
     let mut walk = Walk::new(state.root, loader, cache)?;
     let format = walk.format()?;
-    let fork = store.lineage().fork();
     let mut usage = Usage::default();
     let mut objects = BTreeSet::new();
     let mut at = 0;
@@ -48,7 +47,7 @@ pub(crate) async fn usage(store: &Store, state: &StoredState, block_size_bytes: 
             .collect();
         let inherited = data
             .iter()
-            .filter(|pointer| cno_of_pointer(***pointer) <= fork)
+            .filter(|pointer| store.lineage().inherits(cno_of_pointer(***pointer)))
             .count() as u64;
         usage.inherited_bytes += inherited * u64::from(block_size_bytes);
         if !part.entries.is_empty() {

@@ -29,6 +29,7 @@ const NAME: &str = "retention/usage";
 const READ_AHEAD: usize = 16;
 
 /// The table, and the checkpoint up to which it is accounted.
+#[derive(Clone)]
 pub(crate) struct Account {
     usage: Usage,
     /// Root of the index at that checkpoint; `None` before the first checkpoint.

@@ -106,12 +106,12 @@ pub(crate) async fn inherited_objects(store: &Store) -> Result<BTreeSet<u64>, Vo
     if let Some((plan, _)) = plan::load(store).await? {
         account.follow(&plan);
     }
-    let (usage, fork) = (account.usage(), store.lineage().fork());
+    let usage = account.usage();
     let inherited = usage
         .objects()
         .keys()
         .copied()
-        .filter(|object| cno_of(*object) <= fork);
+        .filter(|object| store.lineage().inherits(cno_of(*object)));
     Ok(inherited
         .filter(|object| usage.is_needed(*object, usage.kept()))
         .collect())

@@ -112,20 +112,25 @@ impl Rounds {
         account.advance(&self.store, &self.cache, &self.recent).await?;
         let (plan, stored) = try_join!(plan::load(&self.store), stored(&self.store))?;
         // In a copy: the stored plan may be void, and a checkpoint that the table once dropped does not come back to it.
-        let mut usage = account.usage().clone();
+        let mut followed = account.clone();
         self.account = Some(account);
         if let Some((plan, _)) = &plan {
-            usage.retain(|cno| plan.keeps(cno));
+            followed.follow(plan);
         }
-        usage.settle();
+        followed.settle();
         let lengths = stored
             .iter()
             .map(|(object, (len_bytes, _))| (*object, *len_bytes));
         // What a clone has inherited is its parents'.
-        let fork = self.store.lineage().fork();
-        let is_inherited = |object| object_names::cno_of(object) <= fork;
-        let victims = victims::choose(&usage, &lengths.collect(), block_bytes, want, is_inherited);
-        Ok(victims)
+        let is_inherited = |object| self.store.lineage().inherits(object_names::cno_of(object));
+        let usage = followed.usage();
+        Ok(victims::choose(
+            usage,
+            &lengths.collect(),
+            block_bytes,
+            want,
+            is_inherited,
+        ))
     }
 
     /// The same with what this process remembers, which need not be read then.
@@ -253,10 +258,9 @@ impl Rounds {
         );
         self.count_space(account.usage(), &stored, &choice);
         // What is inherited is stored elsewhere: that it is not here says nothing. A checkpoint that is to go now may stay.
-        let fork = self.store.lineage().fork();
         let gone = choice.gone.iter().copied();
         let gone: Vec<u64> = gone
-            .filter(|object| object_names::cno_of(*object) > fork)
+            .filter(|object| !self.store.lineage().inherits(object_names::cno_of(*object)))
             .collect();
         account.forget(&[], &gone);
         let mut removed = Removed {
@@ -372,11 +376,10 @@ impl Rounds {
         let entries = plan.retired.iter().map(|&cno| checkpoint_list::entry_name(cno));
         let entries: Vec<String> = entries.map(|name| self.store.meta_key(&name)).collect();
         self.delete(&entries).await?;
-        let fork = self.store.lineage().fork();
         let own = plan
             .objects
             .iter()
-            .filter(|object| object_names::cno_of(**object) > fork);
+            .filter(|object| !self.store.lineage().inherits(object_names::cno_of(**object)));
         let names = own.map(|&object| object_names::name_of(object));
         let names: Vec<String> = names.collect();
         let objects: Vec<String> = names.iter().map(|name| self.store.data_key(name)).collect();
@@ -452,7 +455,7 @@ pub(super) async fn stored(store: &Store) -> Result<Stored, VolumeError> {
     let numbered = listed.into_iter().filter_map(|entry| {
         let object = object_names::of_name(entry.key.strip_prefix(&root)?)?;
         // What is inherited is not here; what stands here under such a number is nothing that this volume has made.
-        if object_names::cno_of(object) <= store.lineage().fork() {
+        if store.lineage().inherits(object_names::cno_of(object)) {
             return None;
         }
         Some((object, (entry.size_bytes, entry.last_modified)))

@@ -76,14 +76,14 @@ pub(crate) async fn survey(store: &Store, block_bytes: u64) -> Result<Survey, Vo
     let lengths = stored
         .iter()
         .map(|(object, (len_bytes, _))| (*object, *len_bytes));
-    let fork = store.lineage().fork();
+    let is_inherited = |object| store.lineage().inherits(cno_of(object));
     let victims = match policy {
         Some(_) => victims::choose(
             usage,
             &lengths.collect(),
             block_bytes,
             Want::Everything,
-            |object| cno_of(object) <= fork,
+            is_inherited,
         ),
         None => Victims::default(),
     };
@@ -94,7 +94,7 @@ pub(crate) async fn survey(store: &Store, block_bytes: u64) -> Result<Survey, Vo
         let inherited = usage
             .objects()
             .iter()
-            .filter(|(object, _)| cno_of(**object) <= fork);
+            .filter(|(object, _)| is_inherited(**object));
         inherited.map(|(_, uses)| of(uses)).sum()
     };
     let grace_bytes = bytes_of(&planned, &stored);

@@ -55,6 +55,11 @@ impl Lineage {
         self.inherited.last().map_or(0, |part| part.up_to)
     }
 
+    /// Whether the objects of this checkpoint are another container's.
+    pub fn inherits(&self, cno: u64) -> bool {
+        cno <= self.fork()
+    }
+
     /// Who has the objects of this checkpoint; `None` when they are the container's own.
     pub fn holder(&self, cno: u64) -> Option<&Inherited> {
         let part = self.inherited.partition_point(|part| part.up_to < cno);

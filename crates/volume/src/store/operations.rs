@@ -108,13 +108,7 @@ impl Store {
         if let Some(frames) = &found
             && frames.len() as u64 != len_bytes
         {
-            let detail = format!("the object ends within {len_bytes} bytes at {offset_bytes}");
-            return Err(StoreError::new(
-                "read",
-                self.target(key),
-                StoreErrorKind::Other,
-                detail,
-            ));
+            return Err(self.ends_early(key, offset_bytes, len_bytes));
         }
         Ok(found)
     }
@@ -140,10 +134,16 @@ impl Store {
             return Ok(None);
         };
         let wanted = before as usize..(before + len_bytes) as usize;
-        frames.part(wanted).map(Some).ok_or_else(|| {
-            let detail = format!("the object ends within {len_bytes} bytes at {offset_bytes}");
-            StoreError::new("read", self.target(key), StoreErrorKind::Other, detail)
-        })
+        let wanted = frames.part(wanted);
+        wanted
+            .map(Some)
+            .ok_or_else(|| self.ends_early(key, offset_bytes, len_bytes))
+    }
+
+    /// The error of a read that reaches past the end of its object.
+    fn ends_early(&self, key: &str, offset_bytes: u64, len_bytes: u64) -> StoreError {
+        let detail = format!("the object ends within {len_bytes} bytes at {offset_bytes}");
+        StoreError::new("read", self.target(key), StoreErrorKind::Other, detail)
     }
 
     /// Up to `len_bytes` bytes at `offset_bytes`, which must lie inside the object: fewer where it ends before. `None`
