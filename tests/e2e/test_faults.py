@@ -164,6 +164,34 @@ def test_expired_credentials_are_named(served, proxy):
         flush_until_it_succeeds(client)
 
 
+def test_a_read_that_the_store_does_not_permit_fails_at_once(served, proxy):
+    """Waiting changes nothing: after four attempts the client has its error, and the log says who refused what."""
+    data = pattern(1 * MI, 1)
+    with served.connect() as client:
+        client.pwrite(data, 0)
+        client.flush()
+        fault = proxy.fail(Fault("denied", READS))
+        with pytest.raises(nbd.Error) as caught:
+            client.pread(64 * KI, 0)
+        assert caught.value.errnum == EIO
+        # Four attempts; a slow one may have been sent twice.
+        assert 4 <= len(fault.hits) <= 8
+        assert re.search(r"a read at 0 failed: .*AccessDenied.*policy", served.log_text())
+        proxy.heal()
+        assert client.pread(1 * MI, 0) == data
+
+
+def test_a_read_waits_for_credentials_that_have_expired(served, proxy):
+    """Others may be there a moment later, and nothing is wrong with the volume."""
+    data = pattern(1 * MI, 1)
+    with served.connect() as client:
+        client.pwrite(data, 0)
+        client.flush()
+        fault = proxy.fail(Fault("expired", READS, times_max=6))
+        assert client.pread(64 * KI, 0) == data[: 64 * KI]
+        assert len(fault.hits) == 6
+
+
 @pytest.mark.parametrize("kind", ["corrupt", "truncate"])
 def test_a_damaged_answer_about_the_index_is_asked_for_again(served, proxy, kind):
     """The index is read by its check values: one damaged answer is replaced, and if all are, the read fails."""

@@ -19,6 +19,7 @@ ERRORS = {
     "503": (503, "ServiceUnavailable"),
     "slow-down": (503, "SlowDown"),
     "429": (429, "TooManyRequests"),
+    "denied": (403, "AccessDenied"),
     "expired": (403, "ExpiredToken"),
 }
 # What a reverse proxy, an ingress or a captive portal answers while the store behind it is away.

@@ -19,8 +19,10 @@ pub enum ErrorKind {
     NotFound,
     /// There is a volume already.
     AlreadyExists,
-    /// The store refused the credentials or the permission.
+    /// The store refused the permission.
     AccessDenied,
+    /// The store does not accept the credentials. Others may be there a moment later.
+    Unauthenticated,
     /// Another server holds the volume.
     Busy,
     /// Another writer took the volume over; this one must not write again.
@@ -269,6 +271,7 @@ impl VolumeError {
             Self::Store(e) => match e.kind {
                 StoreErrorKind::NotFound => ErrorKind::NotFound,
                 StoreErrorKind::AccessDenied => ErrorKind::AccessDenied,
+                StoreErrorKind::Unauthenticated => ErrorKind::Unauthenticated,
                 StoreErrorKind::PreconditionFailed => ErrorKind::AlreadyExists,
                 StoreErrorKind::Corrupt => ErrorKind::Corrupt,
                 StoreErrorKind::Unreachable | StoreErrorKind::Refused | StoreErrorKind::Other => {

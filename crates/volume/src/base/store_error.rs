@@ -8,8 +8,10 @@ use std::fmt;
 pub enum StoreErrorKind {
     /// No such object, bucket or directory.
     NotFound,
-    /// The credentials are missing, wrong, expired, or not allowed to do this.
+    /// The store says that these credentials may not do this. Waiting does not change that.
     AccessDenied,
+    /// The credentials are missing, wrong or expired, or the clock is. Others may be there a moment later.
+    Unauthenticated,
     /// A conditional write was refused: somebody else wrote the object.
     PreconditionFailed,
     /// There was no answer, or it was cut off, or the store is overloaded or failing (429, 5xx). A retry may succeed.

@@ -474,6 +474,7 @@ async fn put(store: &Store, record: &LeaseRecord, expected: Option<&ETag>) -> Pu
             StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => Put::Refused,
             StoreErrorKind::Unreachable => Put::Unknown(e.to_string()),
             StoreErrorKind::AccessDenied
+            | StoreErrorKind::Unauthenticated
             | StoreErrorKind::Corrupt
             | StoreErrorKind::Refused
             | StoreErrorKind::Other => Put::Failed(e.into()),

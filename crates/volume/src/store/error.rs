@@ -9,7 +9,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
-use super::interceptors::foreign::ID_HEADERS;
+use super::interceptors::foreign::is_marked;
 use super::local::object_dir::{DAMAGED, DAMAGED_STATUS};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::units::format_duration;
@@ -50,7 +50,7 @@ const NO_SUCH_BUCKET: &str = "NoSuchBucket";
 fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpResponse>) -> StoreErrorKind {
     use StoreErrorKind::*;
     if lacks_credentials(error) {
-        return AccessDenied;
+        return Unauthenticated;
     }
     match error {
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => {
@@ -66,21 +66,18 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
         // Two conditional writes met: neither is known to have won, and S3 asks for another attempt.
         // <https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html>
         Some("ConditionalRequestConflict" | "OperationAborted") => return Unreachable,
+        Some("AccessDenied" | "AllAccessDisabled") => return AccessDenied,
         Some(
-            "AccessDenied"
-            | "AllAccessDisabled"
-            | "InvalidAccessKeyId"
-            | "SignatureDoesNotMatch"
-            | "ExpiredToken"
-            | "InvalidToken"
-            | "RequestTimeTooSkewed",
-        ) => return AccessDenied,
+            "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "RequestTimeTooSkewed",
+        ) => return Unauthenticated,
         Some(DAMAGED) => return Corrupt,
         Some("SlowDown" | "InternalError" | "ServiceUnavailable" | "RequestTimeout") => return Unreachable,
         _ => {}
     }
     match status_of(error) {
-        Some(401 | 403) => AccessDenied,
+        // An answer to a HEAD has no code. One without the store's id may be a proxy's, which asks for a login.
+        Some(403) if error.raw_response().is_some_and(is_marked) => AccessDenied,
+        Some(401 | 403) => Unauthenticated,
         Some(404) => NotFound,
         Some(409 | 412) => PreconditionFailed,
         // A range that begins past the end: the object is shorter than what refers to it says.
@@ -174,7 +171,7 @@ fn detail_of<E: ProvideErrorMetadata + Error + 'static>(
             let date = response.and_then(|response| response.headers().get("date"));
             format!("{answer}; {}", clock_advice(date))
         }
-        (StoreErrorKind::AccessDenied, ..) => {
+        (StoreErrorKind::AccessDenied | StoreErrorKind::Unauthenticated, ..) => {
             format!("{answer}; check the credentials and the bucket's policy")
         }
         (StoreErrorKind::Other | StoreErrorKind::Refused, _, Some(region)) => {
@@ -190,10 +187,10 @@ fn detail_of<E: ProvideErrorMetadata + Error + 'static>(
 
 /// Says that an answer without S3's own code and id is something else's, and by what name that goes.
 fn who_else(response: &HttpResponse) -> Option<String> {
-    let header = |name: &str| response.headers().get(name).filter(|value| !value.is_empty());
-    if ID_HEADERS.iter().any(|name| header(name).is_some()) {
+    if is_marked(response) {
         return None;
     }
+    let header = |name: &str| response.headers().get(name).filter(|value| !value.is_empty());
     let name = header("server").or_else(|| header("via"));
     let name = name.map_or_else(String::new, |name| format!(", it calls itself {name:?}"));
     let leads = header("location").map_or_else(String::new, |to| format!(" and leads to {to:?}"));

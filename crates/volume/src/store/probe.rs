@@ -91,9 +91,10 @@ enum Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error.kind {
-            StoreErrorKind::Unreachable | StoreErrorKind::AccessDenied | StoreErrorKind::Refused => {
-                Self::Store(error)
-            }
+            StoreErrorKind::Unreachable
+            | StoreErrorKind::AccessDenied
+            | StoreErrorKind::Unauthenticated
+            | StoreErrorKind::Refused => Self::Store(error),
             _ => Self::Broken(error.detail),
         }
     }

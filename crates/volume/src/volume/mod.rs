@@ -41,8 +41,9 @@ pub(crate) mod status;
 /// The wait before a failed read is tried again. It doubles each time, up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
 const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
-/// How often a read finds something missing or damaged before it fails, because bytes may also be damaged on their way.
-const DAMAGED_READS_MAX: u32 = 4;
+/// How often a read finds something missing, damaged or not permitted before it fails. Bytes may be damaged on their way, and
+/// a new permission takes a moment to reach all of a store.
+const SETTLED_READS_MAX: u32 = 4;
 /// The least time for ending threads, even when the last checkpoint took all the given time.
 const CLOSE_LEAST: Duration = Duration::from_secs(1);
 
@@ -177,7 +178,8 @@ impl Volume {
     ///
     /// # Errors
     /// A failing store is retried for `io_timeout`; then [`VolumeError::Timeout`]. Data that is missing or damaged is
-    /// read a few times, because it may be damaged only on its way; then [`VolumeError::Corrupt`].
+    /// read a few times, because it may be damaged only on its way; then [`VolumeError::Corrupt`]. So is what the store
+    /// says may not be read.
     pub fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, out.len() as u64)?;
         let missing = self.overlay.read(offset_bytes, out);
@@ -206,12 +208,15 @@ impl Volume {
     async fn read_published(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
         let mut last = String::from("none, the store is slow");
         let tries = async {
-            let (mut wait, mut damaged) = (READ_RETRY_WAIT, 0);
+            let (mut wait, mut settled) = (READ_RETRY_WAIT, 0);
             while let Err(e) = self.engine.read(offset_bytes, out).await {
                 last = e.chain();
-                damaged += u32::from(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound));
-                if damaged == DAMAGED_READS_MAX {
-                    self.metrics.damage.reads.one();
+                let is_damage = matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound);
+                settled += u32::from(is_damage || e.kind() == ErrorKind::AccessDenied);
+                if settled == SETTLED_READS_MAX {
+                    if is_damage {
+                        self.metrics.damage.reads.one();
+                    }
                     return Err(e);
                 }
                 log::debug!("a read is tried again: {last}");

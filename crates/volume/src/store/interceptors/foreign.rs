@@ -15,8 +15,14 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::body::SdkBody;
 
 /// What a store marks its answers with.
-pub(crate) const ID_HEADERS: [&str; 2] = ["x-amz-request-id", "x-amz-id-2"];
+const ID_HEADERS: [&str; 2] = ["x-amz-request-id", "x-amz-id-2"];
 const UNAVAILABLE: u16 = 503;
+
+/// Whether an answer carries the id that a store marks its answers with.
+pub(crate) fn is_marked(response: &HttpResponse) -> bool {
+    let id = |name: &str| response.headers().get(name).filter(|id| !id.is_empty());
+    ID_HEADERS.iter().any(|name| id(name).is_some())
+}
 
 /// Interceptor that takes the answers of others for none.
 #[derive(Debug, Default)]
@@ -33,7 +39,7 @@ pub(crate) struct ForeignAnswers {
 /// | 404 | the object is absent |
 /// | 409, 412 | another writer was faster |
 ///
-/// Others conclude nothing: 2xx are checked by their content, 401 and 403 wait for better credentials, 429 and 5xx are tried
+/// Others conclude nothing: 2xx are checked by their content, 401 and 403 without the id wait for better credentials, 429 and 5xx are tried
 /// again.
 fn is_conclusive(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308 | 404 | 409 | 412)
@@ -63,10 +69,7 @@ impl Intercept for ForeignAnswers {
     ) -> Result<(), BoxError> {
         let response = context.response_mut();
         let status = response.status().as_u16();
-        let is_marked = ID_HEADERS
-            .iter()
-            .any(|name| response.headers().get(*name).is_some_and(|id| !id.is_empty()));
-        if self.is_foreign(status, is_marked) {
+        if self.is_foreign(status, is_marked(response)) {
             let body = format!(
                 "<Error><Code>ServiceUnavailable</Code><Message>a {status} that is not the store's own: it has no request \
                  id; something between here and the store answers</Message></Error>"

@@ -119,7 +119,7 @@ async fn missing_credentials_are_said_to_be_missing() {
         ..Default::default()
     };
     let error = s3::tests::connect_without_keys(&url, &options).await.unwrap_err();
-    assert_eq!(error.kind, AccessDenied, "{error}");
+    assert_eq!(error.kind, Unauthenticated, "{error}");
     assert!(error.to_string().contains("set AWS_ACCESS_KEY_ID"), "{error}");
     assert_eq!(heads.try_iter().count(), 0, "a request was sent");
 }
@@ -131,9 +131,13 @@ async fn refusals_are_told_apart() {
             "403 Forbidden",
             "",
             "InvalidAccessKeyId",
-            AccessDenied,
+            Unauthenticated,
             "check the credentials",
         ),
+        ("403 Forbidden", "", "AccessDenied", AccessDenied, "policy"),
+        ("400 Bad", "", "ExpiredToken", Unauthenticated, "credentials"),
+        ("403 Forbidden", "x-amz-request-id: 1\r\n", "Unheard", AccessDenied, "policy"),
+        ("403 Forbidden", "", "Unheard", Unauthenticated, "credentials"),
         ("404 Not Found", "", "NoSuchBucket", NotFound, "create the bucket"),
         ("503 Busy", "", "SlowDown", Unreachable, "503"),
         (
@@ -152,7 +156,7 @@ async fn refusals_are_told_apart() {
             "403 Forbidden",
             "date: Wed, 21 Oct 2015 07:28:00 GMT\r\n",
             "RequestTimeTooSkewed",
-            AccessDenied,
+            Unauthenticated,
             "ahead of the store's: set it",
         ),
     ] {
