@@ -55,7 +55,9 @@ fn errno(kind: ErrorKind) -> i32 {
         // The server is going away; a client may connect to the next one.
         ErrorKind::Closed => libc::ESHUTDOWN,
         // The client may do all it does, the server may not: no EPERM, which would blame the client.
-        ErrorKind::AccessDenied | ErrorKind::Unauthenticated | ErrorKind::Fenced | ErrorKind::Busy => libc::EIO,
+        ErrorKind::AccessDenied | ErrorKind::Unauthenticated | ErrorKind::Fenced | ErrorKind::Busy => {
+            libc::EIO
+        }
         // The volume is missing where it was, or where it should not be yet: nothing a request can mend.
         ErrorKind::NotFound | ErrorKind::AlreadyExists => libc::EIO,
         ErrorKind::Store | ErrorKind::Timeout | ErrorKind::Corrupt | ErrorKind::Internal => libc::EIO,

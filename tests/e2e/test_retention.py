@@ -178,13 +178,13 @@ def test_a_store_that_refuses_to_delete(make_volume, make_server, minio):
     proxy = FaultyProxy(minio.endpoint)
     try:
         server = make_server(volume, endpoint_url=proxy.endpoint, **AT_ONCE).start()
-        fault = proxy.fail(Fault("expired", r"^POST [^ ]*\?delete"))
+        fault = proxy.fail(Fault("denied", r"^POST [^ ]*\?delete"))
         with server.connect() as client:
             overwrite(client, 30)
             wait_for(lambda: fault.hits, "an attempt to remove something")
             overwrite(client, 5, first_tag=31)
             assert client.pread(MI, 0) == pattern(MI, 35)
-            wait_for(lambda: "stays for now" in server.log_text(), "a warning")
+            wait_for(lambda: "retention has failed" in server.log_text(), "a warning")
             refused = 0
             for number in numbers(volume):
                 try:
@@ -211,10 +211,10 @@ def test_a_rollback_where_nothing_may_be_deleted(make_volume, make_server, minio
     proxy = FaultyProxy(minio.endpoint)
     try:
         server = make_server(volume, endpoint_url=proxy.endpoint, **AT_ONCE).start()
-        proxy.fail(Fault("expired", r"^POST [^ ]*\?delete"))
+        proxy.fail(Fault("denied", r"^POST [^ ]*\?delete"))
         with server.connect() as client:
             overwrite(client, 30)
-            wait_for(lambda: "stays for now" in server.log_text(), "a warning")
+            wait_for(lambda: "retention has failed" in server.log_text(), "a warning")
         assert server.terminate() == 0
         target = numbers(volume)[2]
         options = ["--endpoint-url", proxy.endpoint]

@@ -392,7 +392,7 @@ def test_a_full_disk_under_the_journal_loses_nothing(make_volume, make_server, t
             for number in range(12):
                 client.pwrite(pattern(3 * MI, number), 3 * MI * number)
                 client.flush()
-        assert "takes no records" in server.log_text(), "the disk was not full: the test has tested nothing"
+        assert "accepts no records" in server.log_text(), "the disk was not full: the test has tested nothing"
         server.kill()
         server.start()
         with server.connect() as client:

@@ -98,7 +98,7 @@ async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Snapshot> {
             }
         }
         log::warn!(
-            "{} serves {} and was not told: what it has not published yet is not in the snapshot",
+            "{} serves {} and could not be asked: what it has not published is not in the snapshot",
             lease.holder,
             args.url
         );

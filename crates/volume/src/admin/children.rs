@@ -160,7 +160,7 @@ pub(super) async fn settle(store: &Store) -> Result<(), VolumeError> {
         }
         children::remove(store, child).await?;
         log::info!(
-            "{} keeps nothing any more for the clone {}, which is not at {}",
+            "{} no longer keeps objects for the clone {}, which is not at {}",
             store.url,
             child.volume_id,
             url.as_deref().unwrap_or("the place it was to be")

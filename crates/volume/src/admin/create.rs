@@ -124,7 +124,11 @@ pub(super) async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> R
             Ok(Some(_)) => return Err(inside(&store.url, &format!("s3://{bucket}/{outer}/"))),
             // The credentials may be limited to the volume's own prefix.
             // A store that does not mark its answers cannot say so in the answer to a HEAD.
-            Err(e) if matches!(e.kind, StoreErrorKind::AccessDenied | StoreErrorKind::Unauthenticated) => {}
+            Err(e)
+                if matches!(
+                    e.kind,
+                    StoreErrorKind::AccessDenied | StoreErrorKind::Unauthenticated
+                ) => {}
             Err(e) => return Err(e.into()),
         }
     }

@@ -266,7 +266,7 @@ async fn given_origin(store: &Store) -> Result<Option<Origin>, VolumeError> {
     match origin::load(store).await {
         Err(e) if e.kind() == ErrorKind::Corrupt => {
             log::warn!(
-                "which volume {} is a clone of cannot be told, and that one goes on keeping what it shared: {}",
+                "the parent of the clone {} is unknown, and goes on keeping the shared objects: {}",
                 store.url,
                 e.chain()
             );

@@ -62,7 +62,7 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
                 }
                 // The damage may be in an earlier checkpoint. Then nothing is removed.
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
-                    log::warn!("what could go of {url} cannot be told: {}", e.chain());
+                    log::warn!("the reclaimable space of {url} is unknown: {}", e.chain());
                 }
                 Err(e) => return Err(e),
             }

@@ -195,7 +195,7 @@ impl Appender {
         match result {
             Ok(()) => {
                 if std::mem::take(&mut self.failures) > 0 {
-                    info!("the log takes records again");
+                    info!("the write-ahead log accepts records again");
                 }
                 (AppendEnd::Durable, None)
             }
@@ -203,7 +203,9 @@ impl Appender {
             Err(AppendError::Failed(e)) => {
                 let text = e.chain();
                 if self.failures == 0 {
-                    warn!("the log takes no records (flushes go by checkpoints until it does): {text}");
+                    warn!(
+                        "the write-ahead log accepts no records, so flushes publish checkpoints until it does: {text}"
+                    );
                 }
                 self.failures += 1;
                 (AppendEnd::Failed, Some(text))
@@ -236,7 +238,7 @@ impl Appender {
         tokio::spawn(async move {
             if let Err(e) = store.trim(generation.0, acknowledged).await {
                 warn!(
-                    "old records could not be removed from the log, which goes on: {}",
+                    "old records could not be removed from the write-ahead log, which stays in use: {}",
                     e.chain()
                 );
             }

@@ -80,7 +80,7 @@ impl Publisher {
             Err(e @ VolumeError::Fenced { .. }) => return Err(e),
             // As one whose server was killed here: what reads the list goes from the checkpoint before to the one after.
             Err(e) => warn!(
-                "checkpoint {}, a relocation, is published but not in the list: {}",
+                "checkpoint {}, a relocation, is published, but could not be entered in the checkpoint list: {}",
                 relocated.checkpoint.id.cno,
                 e.chain()
             ),

@@ -420,7 +420,7 @@ impl Task {
         match result {
             Ok(()) => {
                 if !std::mem::take(&mut self.last_failure).is_empty() {
-                    info!("the store takes data again: everything kept so far is published");
+                    info!("the store accepts data again: every write that was kept is published");
                 }
                 let took = started.map_or(Duration::ZERO, |at| self.last_publish_ended - at);
                 publishes.succeeded(bytes, took, now_ms());
@@ -440,7 +440,9 @@ impl Task {
                 let text = e.chain();
                 // A publish that overlaps the oldest one fails with it, and has no new reason to report.
                 if self.frozen.front().is_some_and(|oldest| oldest.id == generation) {
-                    warn!("a checkpoint could not be published (the data is kept and tried again): {text}");
+                    warn!(
+                        "a checkpoint could not be published; its data is kept, and the publish is tried again: {text}"
+                    );
                     self.last_failure = text;
                 }
                 PublishEnd::Failed

@@ -82,7 +82,7 @@ impl Work {
             match self.relocate_all().await {
                 Ok(bytes) => (failures, look_after) = (0, bytes),
                 Err(e) if e.kind() == ErrorKind::Fenced => {
-                    info!("this server compacts no more: {e}");
+                    info!("compaction has stopped in this server: {e}");
                     return;
                 }
                 // The format, or the numbers' end.
@@ -94,7 +94,7 @@ impl Work {
                     failures += 1;
                     if failures.is_power_of_two() {
                         warn!(
-                            "what is dead in the volume's objects keeps its space for now, after {failures} attempts: {}",
+                            "compaction has failed {failures} times, and is tried again later: {}",
                             e.chain()
                         );
                     }
@@ -130,8 +130,7 @@ impl Work {
             if victims.next.is_empty() || is_over {
                 if all.objects > 0 {
                     info!(
-                        "compacted: {} bytes that were live in {} objects with {} bytes were copied, and those go once no kept \
-                         checkpoint needs them",
+                        "compaction copied {} live bytes out of {} objects of {} bytes, which are removed once no kept checkpoint needs them",
                         all.bytes, all.objects, all.object_bytes
                     );
                 }

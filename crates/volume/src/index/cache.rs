@@ -233,7 +233,7 @@ impl IndexCache {
             }
             Ok(_) => false,
             Err(e) => {
-                warn!("the node cache failed, the node is read from the store: {e}");
+                warn!("the node cache failed; the node is read from the store: {e}");
                 false
             }
         }

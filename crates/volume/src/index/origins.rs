@@ -188,7 +188,7 @@ impl Births {
             // What is not known to be only moved is told as changed.
             Ok(_) => Ok(None),
             Err(reason) => {
-                log::warn!("{key} cannot be read, and what it tells of counts as changed: {reason}");
+                log::warn!("{key} cannot be read; the blocks that it describes count as changed: {reason}");
                 Ok(None)
             }
         }

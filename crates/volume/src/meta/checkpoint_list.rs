@@ -197,7 +197,7 @@ impl Catalogue {
                         if let Err(e) = write_entry(&store, &entry).await {
                             // This is not fatal, because the next open adds the newest entry.
                             warn!(
-                                "checkpoint {} is published but not in the catalogue: {e}",
+                                "checkpoint {} is published, but could not be entered in the checkpoint list: {e}",
                                 entry.cno
                             );
                         }

@@ -90,7 +90,7 @@ pub fn serve(listener: Listener, monitor: Arc<Monitor>, access: Access) -> io::R
                 Ok(Some(stream)) => {
                     tokio::spawn(connection(stream, turn, monitor.clone(), access));
                 }
-                Ok(None) => warn!("another user tried to tell this server what to do, and was hung up on"),
+                Ok(None) => warn!("a request of another user to the control socket was refused"),
                 Err(e) => {
                     warn!("a connection to {name} could not be accepted: {e}");
                     tokio::time::sleep(ACCEPT_WAIT).await;

@@ -297,7 +297,7 @@ impl Seen {
         self.store.delete_keys(&names.collect::<Vec<_>>()).await?;
         let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
         warn!(
-            "the catalogue of {} tells of checkpoints {first} to {last} of another history than the volume, whose newest \
+            "the checkpoint list of {} has checkpoints {first} to {last} of another history than the volume, whose newest \
              checkpoint is {}: it was restored from a backup, rolled back by another tool, or made anew; their entries are \
              set aside in {key}",
             self.store.url, self.newest.id

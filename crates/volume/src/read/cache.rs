@@ -186,7 +186,7 @@ impl ReadCache {
             Ok(page) => page.map(|page| look(page.value())),
             Err(e) => {
                 if !self.has_failed.swap(true, Ordering::Relaxed) {
-                    warn!("the disk of the read cache fails, what it holds is read from the store: {e}");
+                    warn!("the disk of the read cache failed; its data is read from the store: {e}");
                 }
                 None
             }

@@ -113,7 +113,7 @@ impl Account {
         match self.advance_once(store, cache, recent, u64::MAX).await {
             Err(e) if e.kind() == ErrorKind::Corrupt && self.usage.at().is_some() => {
                 warn!(
-                    "what the checkpoints of {} use is counted anew: {}",
+                    "the usage of the checkpoints of {} is counted anew: {}",
                     store.url,
                     e.chain()
                 );

@@ -95,7 +95,7 @@ async fn run(
                 // Logged once and then at growing intervals, because the failure costs nothing but space.
                 if failures.is_power_of_two() {
                     warn!(
-                        "what is not kept of the volume stays for now, after {failures} attempts: {}",
+                        "retention has failed {failures} times, and is tried again later: {}",
                         e.chain()
                     );
                 }
@@ -108,7 +108,7 @@ async fn run(
 fn ends(e: &VolumeError) -> bool {
     let is_fenced = e.kind() == ErrorKind::Fenced;
     if is_fenced {
-        info!("this server removes no more checkpoints: {e}");
+        info!("retention has stopped in this server: {e}");
     }
     is_fenced
 }

@@ -108,7 +108,7 @@ pub(crate) async fn put(
             tokio::time::sleep(ttl / RENEWALS).await;
             if let Err(e) = owned.put(&of, body.clone()).await {
                 warn!(
-                    "the pin on checkpoint {} could not be put again, which is tried on: {e}",
+                    "the pin on checkpoint {} could not be renewed, and is tried again: {e}",
                     pin.checkpoint
                 );
             }

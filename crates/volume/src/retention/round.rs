@@ -172,7 +172,7 @@ impl Rounds {
         };
         if !is_of_volume {
             warn!(
-                "what was to be removed of {} is of another history than the volume, and stays: it was restored from a backup, \
+                "the removal plan of {} belongs to another history of the volume, and is not carried out: the volume was restored from a backup, \
                  rolled back by another tool, or made anew",
                 self.store.url
             );
@@ -186,7 +186,7 @@ impl Rounds {
             }
             // These objects are not needed, and the next rounds try to remove them again.
             warn!(
-                "what is not kept of {} stays where it may not be removed: {e}",
+                "the store denies the removal of objects of {} that no kept checkpoint needs: {e}",
                 self.store.url
             );
         }

@@ -68,7 +68,11 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
         Some("ConditionalRequestConflict" | "OperationAborted") => return Unreachable,
         Some("AccessDenied" | "AllAccessDisabled") => return AccessDenied,
         Some(
-            "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "RequestTimeTooSkewed",
+            "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "ExpiredToken"
+            | "InvalidToken"
+            | "RequestTimeTooSkewed",
         ) => return Unauthenticated,
         Some(DAMAGED) => return Corrupt,
         Some("SlowDown" | "InternalError" | "ServiceUnavailable" | "RequestTimeout") => return Unreachable,

@@ -175,7 +175,10 @@ impl Work<'_> {
         self.runtime.block_on(finished)?;
         // Everything is published: this gives the lease back.
         if let Err(e) = self.target.volume.close(CLOSE_MAX) {
-            warn!("the volume was imported, and not closed in order: {}", e.chain());
+            warn!(
+                "the import is complete, but the volume could not be closed cleanly: {}",
+                e.chain()
+            );
         }
         Ok(copied)
     }
@@ -220,7 +223,7 @@ impl Work<'_> {
             record.written_bytes = settled_bytes;
             if let Err(e) = self.flush_and_note(&record) {
                 // What fails for good fails the copy, too.
-                warn!("how far the import is could not be noted: {}", e.chain());
+                warn!("the progress of the import could not be stored: {}", e.chain());
             }
         }
     }
@@ -290,7 +293,7 @@ impl Work<'_> {
             };
         }
         if !has_failed && let Err(e) = self.flush_and_note(&record) {
-            warn!("how far the import is could not be noted: {}", e.chain());
+            warn!("the progress of the import could not be stored: {}", e.chain());
         }
         // What matters is what was noted.
         let _ = self.target.volume.close(close_max);

@@ -509,7 +509,7 @@ impl Volume {
             let until = until.max(tokio::time::Instant::now() + CLOSE_LEAST);
             let is_stopped = tokio::time::timeout_at(until, stopped).await.is_ok();
             if !is_stopped {
-                warn!("the store still holds up a publish; it is left unfinished");
+                warn!("a publish still waits for the store; it is left unfinished");
             }
             if let Some(lease) = &self.lease {
                 // A failed publish may still be in flight to the store. It must not take effect under a new owner that
@@ -538,13 +538,13 @@ impl Volume {
         };
         // A write that was accepted while the last checkpoint was made may have been flushed to the WAL.
         if !self.overlay.is_empty() || self.driver.check_fenced().is_err() {
-            warn!("the log is left as it is; the next opening replays it");
+            warn!("the write-ahead log is left as it is; the next opening replays it");
             return;
         }
         let is_older_alive = self.lease.as_ref().is_some_and(|lease| lease.older_may_run());
         if let Err(e) = log.finish(generation, is_older_alive).await {
             warn!(
-                "everything is published, but the log could not be removed: {}",
+                "everything is published, but the write-ahead log could not be removed: {}",
                 e.chain()
             );
         }

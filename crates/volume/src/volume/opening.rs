@@ -570,10 +570,13 @@ fn warn_of_buffer(lease: Option<&Stored>, options: &VolumeOptions) {
 fn warn_of_log(marker: Result<Option<MarkerState>, VolumeError>) {
     match marker {
         Ok(Some(marker)) if !marker.is_clean => warn!(
-            "the log {} may hold flushed writes that are not published: they are not seen by this read-only opening",
+            "the log {} may hold flushed writes that are not published: this read-only server does not show them",
             marker.url
         ),
         Ok(_) => {}
-        Err(e) => warn!("whether the volume has a log cannot be told: {}", e.chain()),
+        Err(e) => warn!(
+            "it is unknown whether the volume has a write-ahead log: {}",
+            e.chain()
+        ),
     }
 }

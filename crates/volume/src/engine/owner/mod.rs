@@ -416,7 +416,7 @@ impl Owner {
         if adopted != self.published {
             changed.push((0..u64::MAX, None));
             info!(
-                "checkpoint {} had been published though its answer was lost",
+                "checkpoint {} was published, although the store's answer was lost",
                 adopted.cno
             );
             self.published = adopted;
@@ -427,7 +427,7 @@ impl Owner {
         self.must_recover = false;
         self.nodes_kept = 0;
         warn!(
-            "recovered to checkpoint {}; what is unpublished is published again",
+            "recovered to checkpoint {}; unpublished writes are published again",
             adopted.cno
         );
         Ok(())
