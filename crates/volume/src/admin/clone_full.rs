@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use futures::try_join;
 
+use super::children::{give_up, take_given_up};
 use super::clone::{Cloned, check_places, ensure_free, place_for, remove_directory};
 use super::copy_objects::copy_objects;
 use crate::base::checkpoint_id::CheckpointId;
@@ -84,15 +85,17 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
 async fn undo(copy: &Store, label: &Label) {
     let undone = async {
         let is_own = label::load(copy).await?.as_ref() == Some(label);
-        if is_own && copy.head(&copy.data_key(inode::NAME)).await?.is_none() {
+        // Something in the inode's place first, so that a request for it cannot arrive later (R20).
+        if is_own && give_up(copy).await? {
             let there = super::delete::objects(copy)
                 .await?
                 .into_iter()
                 .map(|object| object.key);
-            let label_key = copy.meta_key(label::NAME);
-            let keys: Vec<String> = there.filter(|key| *key != label_key).collect();
+            let last = [copy.meta_key(label::NAME), copy.data_key(inode::NAME)];
+            let keys: Vec<String> = there.filter(|key| !last.contains(key)).collect();
             copy.delete_keys(&keys).await?;
             label::withdraw(copy, label).await?;
+            take_given_up(copy).await?;
         }
         Ok::<_, VolumeError>(())
     };

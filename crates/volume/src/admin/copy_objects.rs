@@ -26,7 +26,7 @@ pub(super) struct Amount {
 }
 
 /// Copies these objects, which the container of `from` has or has inherited, to the container of `to`, under the same names and with
-/// their check values. One that is there with the right length was copied before.
+/// their check values. One that is there and carries the original's mark was copied before; another is replaced.
 ///
 /// # Errors
 /// When a store fails; when an object is missing.
@@ -110,6 +110,6 @@ async fn copied_before(
     }
     let (original, copy) = try_join!(holder.head(source), to.head(target))?;
     let both = original.zip(copy);
-    let both = both.filter(|(original, copy)| original.size_bytes == copy.size_bytes);
+    let both = both.filter(|(original, copy)| sums::is_copy(original, copy));
     Ok(both.map(|(original, copy)| Copied { original, copy }))
 }

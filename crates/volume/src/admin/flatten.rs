@@ -55,6 +55,7 @@ pub async fn flatten(
             "{url} is no clone: it shares nothing"
         )));
     };
+    ensure_shares_or_shared(&store, &origin).await?;
     check_closed(&store, THEN).await?;
     check_buffer(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
@@ -72,6 +73,7 @@ async fn flatten_owned(store: &Store, lease: &Arc<Lease>, origin: &Origin) -> Re
         bytes: 0,
     };
     ensure_childless(store).await?;
+    ensure_shares_or_shared(store, origin).await?;
     // A plain label: an earlier attempt came so far.
     if store.lineage().fork() > 0 {
         // Older owners publish nothing from here on, and every checkpoint is in the list.
@@ -91,6 +93,28 @@ async fn flatten_owned(store: &Store, lease: &Arc<Lease>, origin: &Origin) -> Re
     children::remove(&parent, &origin.child()).await?;
     store.delete(&store.meta_key(origin::NAME)).await?;
     Ok(flattened)
+}
+
+/// Checks that the label is the clone's: one that says what it shares, or the plain one that an earlier attempt has put in its
+/// place. Another label does not say which objects are shared, so none would be copied before the parent lets go of them.
+async fn ensure_shares_or_shared(store: &Store, origin: &Origin) -> Result<(), VolumeError> {
+    if store.lineage().fork() > 0 {
+        return Ok(());
+    }
+    let found = label::find(store).await?;
+    let is_own =
+        found.is_some_and(|found| !found.is_elsewhere() && found.label.volume_id == origin.volume_id);
+    match is_own && origin.url.0 == store.url {
+        true => Ok(()),
+        false => Err(VolumeError::Parent {
+            url: store.url.to_string(),
+            reason: format!(
+                "its label {} is missing or is not the one that it was made with, which says what it shares: put that back from a \
+                 backup, or delete the clone",
+                store.meta_key(label::NAME)
+            ),
+        }),
+    }
 }
 
 /// Clones of a clone read what it has inherited from where that lies, and its parent keeps that for this clone alone.

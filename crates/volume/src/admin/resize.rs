@@ -75,6 +75,8 @@ impl Wanted {
 /// Resizes under the lease. The state that was seen before the lease was taken may have changed by then.
 async fn resize_owned(store: &Store, lease: &Arc<Lease>, wanted: Wanted) -> Result<(), VolumeError> {
     check_closed(store, THEN).await?;
+    // A checkpoint that a killed server left without an entry gets one before there is a newer one: it has what shrinking loses.
+    super::settle_history(store, lease).await?;
     let (owned, of) = (store.clone(), lease.clone());
     super::on_owner_thread(move || async move { Ok(resize_adopted(&owned, &of, &wanted).await) })
         .await

@@ -106,7 +106,8 @@ pub async fn discard(
         // The marker comes first, so that a half-removed WAL is never replayed.
         give_up_marker(&store).await?;
         // Records that cannot be removed are never replayed, because the marker stays and is clean.
-        remove_log(&store, store_options, Some((&lease, lease_options.takeover))).await;
+        let is_older_alive = lease.older_may_run();
+        remove_log(&store, store_options, Some((&lease, is_older_alive))).await;
         Ok(true)
     }
     .await;

@@ -22,7 +22,7 @@ const POLL: Duration = Duration::from_secs(1);
 const LOOK_AT_LATEST: Duration = Duration::from_secs(3600);
 /// Relocations without a publish of clients in between. The buffer file and the records of a WAL name the checkpoint of the last
 /// publish, which must be one of the newest that are always kept.
-const FLIPS_IN_A_ROW_MAX: u32 = NEWEST_KEPT as u32 / 2;
+const FLIPS_IN_A_ROW_MAX: u32 = NEWEST_KEPT as u32 / 2 - 1;
 /// How long an entry of the list is waited for that is written behind its checkpoint, and how often it is asked for.
 const ENTRY_WAITS: u32 = 50;
 const ENTRY_WAIT: Duration = Duration::from_millis(100);

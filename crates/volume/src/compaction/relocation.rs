@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use log::debug;
+use log::{debug, warn};
 use parking_lot::Mutex;
 
 use super::pace::Pace;
 use crate::base::control::Control;
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::checkpoint::handle::Driver;
 use crate::engine::copy::{Copier, Copy, OBJECT_BYTES, Reserved};
 use crate::engine::hyper_engine::{HyperEngine, Numbers};
@@ -180,10 +180,18 @@ impl Ground {
             self.copier.summary(object, object_bytes, self.block_bytes)
         });
         let looks: Vec<_> = looks.collect();
-        let found: Vec<_> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
+        let found: Vec<_> = stream::iter(looks).buffered(LOOKS_AT_ONCE).collect().await;
         let mut blocks = Vec::new();
         let mut nodes = Vec::new();
-        for ((summary, of_object), victim) in found.into_iter().zip(victims) {
+        for (found, victim) in found.into_iter().zip(victims) {
+            let (summary, of_object) = match found {
+                // It keeps its space; the others need not.
+                Err(e) if is_damage(&e) => {
+                    warn!("an object is not compacted: {}", e.chain());
+                    continue;
+                }
+                found => found?,
+            };
             let own = summary
                 .blocks
                 .into_iter()
@@ -227,33 +235,45 @@ impl Ground {
             .unwrap_or(usize::MAX)
             .max(1);
         let mut moves = Vec::with_capacity(blocks.len());
-        for (part, blocks) in blocks.chunks(in_object).enumerate() {
-            // One object at a time: the first must be there before any other is.
-            let part = u16::try_from(part + 1)
-                .map_err(|_| VolumeError::Internal("too many copies for one relocation".into()))?;
+        let mut part = 0_u16;
+        // One object at a time: the first must be there before any other is.
+        for blocks in blocks.chunks(in_object) {
             let read = self.read(blocks, &mut pace, control).await?;
             let Some(read) = read else {
                 return Ok(Vec::new());
             };
             let mut copies = Vec::with_capacity(read.len());
-            for (&(block, pointer), bytes) in blocks.iter().zip(read) {
+            // A block that cannot be read stays where it is.
+            let readable = blocks
+                .iter()
+                .zip(read)
+                .filter_map(|(block, bytes)| Some((*block, bytes?)));
+            let mut from = Vec::with_capacity(blocks.len());
+            for ((block, pointer), bytes) in readable {
                 let birth = births.of(pointer).await?;
                 copies.push(Copy { block, birth, bytes });
+                from.push((block, pointer));
             }
+            if copies.is_empty() {
+                continue;
+            }
+            part = part
+                .checked_add(1)
+                .ok_or_else(|| VolumeError::Internal("too many copies for one relocation".into()))?;
             let pointers = self.copier.put(reserved, part, copies).await?;
-            let copied = blocks.iter().zip(pointers);
-            moves.extend(copied.map(|(&(block, from), to)| Move { block, from, to }));
+            let copied = from.into_iter().zip(pointers);
+            moves.extend(copied.map(|((block, from), to)| Move { block, from, to }));
         }
         Ok(moves)
     }
 
-    /// The bytes of these blocks; `None` when it was stopped.
+    /// The bytes of these blocks, `None` for those that are damaged; `None` for all when it was stopped.
     async fn read(
         &self,
         blocks: &[(u64, u64)],
         pace: &mut Pace,
         control: &Control,
-    ) -> Result<Option<Vec<Bytes>>, VolumeError> {
+    ) -> Result<Option<Vec<Option<Bytes>>>, VolumeError> {
         let piece = |(number, (_, pointer)): (usize, &(u64, u64))| {
             let at = offset_of(*pointer);
             Piece {
@@ -271,20 +291,41 @@ impl Ground {
             let bytes = span.pieces.len() as u64 * self.block_bytes;
             let wait = pace.lock().wait(bytes, Instant::now());
             tokio::time::sleep(wait).await;
-            let read = self.read_span(&span).await?;
+            let read = self.read_readable(&span).await?;
             control.add_data(bytes);
             control.settle(control.data_bytes());
             Ok::<_, VolumeError>(read)
         });
         let reads: Vec<_> = reads.collect();
         let mut reads = stream::iter(reads).buffer_unordered(READS_AT_ONCE);
-        let mut all: Vec<Bytes> = vec![Bytes::new(); blocks.len()];
+        let mut all: Vec<Option<Bytes>> = vec![None; blocks.len()];
         while let Some(read) = reads.try_next().await? {
             for (number, bytes) in read {
-                all[number] = bytes;
+                all[number] = Some(bytes);
             }
         }
         Ok((!control.is_stopped()).then_some(all))
+    }
+
+    /// Reads a span, without the blocks of it that are damaged or missing.
+    async fn read_readable(&self, span: &Span) -> Result<Vec<(usize, Bytes)>, VolumeError> {
+        match self.read_span(span).await {
+            Err(e) if is_damage(&e) => warn!("blocks are not compacted: {}", e.chain()),
+            read => return read,
+        }
+        let mut readable = Vec::new();
+        for piece in &span.pieces {
+            let alone = Span {
+                object: span.object,
+                bytes: piece.bytes.clone(),
+                pieces: vec![piece.clone()],
+            };
+            match self.read_span(&alone).await {
+                Err(e) if is_damage(&e) => {}
+                read => readable.extend(read?),
+            }
+        }
+        Ok(readable)
     }
 
     async fn read_span(&self, span: &Span) -> Result<Vec<(usize, Bytes)>, VolumeError> {
@@ -301,4 +342,9 @@ impl Ground {
         });
         pieces.collect()
     }
+}
+
+/// Whether stored data is damaged or missing, which another attempt does not change.
+fn is_damage(error: &VolumeError) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound)
 }

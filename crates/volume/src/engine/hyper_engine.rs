@@ -317,12 +317,13 @@ impl Engine for HyperEngine {
         self.ask(|reply| Request::Recover { reply }).await
     }
 
-    async fn close(&self) {
+    async fn close(&self) -> bool {
         self.stop_warming();
         let (reply, wait) = oneshot::channel();
-        if self.requests.send(Request::Close { reply }).is_ok() {
-            let _ = wait.await;
-        }
+        let is_settled = match self.requests.send(Request::Close { reply }) {
+            Ok(()) => wait.await.unwrap_or(false),
+            Err(_) => false,
+        };
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             thread.ended().await;
@@ -330,6 +331,7 @@ impl Engine for HyperEngine {
         let newest = *self.newest.lock();
         self.index_cache.close(newest).await;
         self.reads.cache().close(newest).await;
+        is_settled
     }
 
     async fn abandon(&self) {

@@ -193,8 +193,9 @@ pub trait Engine: Send + Sync + 'static {
     /// [`VolumeError::Fenced`] when it did not.
     async fn recover(&self) -> Result<(), VolumeError>;
 
-    /// Stops the engine and joins its threads. Nothing is published.
-    async fn close(&self);
+    /// Stops the engine and joins its threads. Nothing is published. Returns whether the outcome of all that it published is known:
+    /// otherwise a request may still reach the store.
+    async fn close(&self) -> bool;
 
     /// Ends everything that [`Engine::close`] could not wait for, so that the engine does not wait on the runtime when
     /// the runtime ends. A publish in flight may or may not reach the store.

@@ -149,5 +149,7 @@ impl Engine for PastEngine {
         Ok(())
     }
 
-    async fn close(&self) {}
+    async fn close(&self) -> bool {
+        true
+    }
 }

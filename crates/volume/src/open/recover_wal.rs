@@ -227,6 +227,7 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
     let Some(url) = request.url else {
         if given_up.is_some() {
             least_watermark = give_up_marker(request.store).await?;
+            shut_older_out(unfinished, request).await;
         }
         warn_given_up(given_up.as_deref());
         return Ok(Begun {
@@ -234,6 +235,9 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
             ..Begun::default()
         });
     };
+    if given_up.is_some() {
+        shut_older_out(unfinished, request).await;
+    }
     let opened = match open_store(request, url, expected, false).await {
         Err(e @ VolumeError::Log { .. }) if request.is_discard_allowed => {
             warn!("{}", e.chain());
@@ -266,6 +270,33 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         log: Some(log),
         least_watermark,
     })
+}
+
+/// Seals the volume's own WAL on S3 that is given up for another one or for none. An older owner that was only paused would go on
+/// acknowledging flushes by it, which nobody would ever replay.
+async fn shut_older_out(given_up: Option<&MarkerState>, request: &Request<'_>) {
+    let own = given_up.filter(|marker| marker.volume_id == request.volume_id);
+    let Some(Ok(url @ VolumeUrl::S3 { .. })) = own.map(|marker| VolumeUrl::parse(&marker.url)) else {
+        return;
+    };
+    let sealed = async {
+        let log = store::connect(&url, request.store_options).await?;
+        // An owner keeps a record or a seal there as long as it runs.
+        if s3::list(&log).await?.is_empty() {
+            return Ok(());
+        }
+        S3Log::open(log, request.volume_id.as_uuid(), request.epoch, true)
+            .await
+            .map(drop)
+    };
+    let sealed: Result<(), VolumeError> = sealed.await;
+    if let Err(e) = sealed {
+        warn!(
+            "a server that still runs with the write-ahead log {url} may acknowledge flushes there until it finds out that it has \
+             lost the volume: {}",
+            e.chain()
+        );
+    }
 }
 
 fn others_log(marker: &MarkerState, what: &str) -> VolumeError {

@@ -4,16 +4,17 @@
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
-use log::warn;
+use log::{debug, warn};
 
 use super::history::{GENERATIONS_LEFT, Seen};
 use super::recover_wal::{ADVICE_GIVE_UP, OpenLog, other_history, warn_given_up};
 use crate::base::checkpoint_id::Checkpoint;
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::checkpoint::fill_partial::complete_partial_blocks;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
+use crate::wal::GroupId;
 use crate::wal::record::{Content, Entry, Group};
 use crate::wal::replay::Replay;
 use crate::write_buffer::overlay::Overlay;
@@ -76,6 +77,21 @@ impl OpenLog {
         }
     }
 
+    /// Reads a record that was found; `None` when it is gone since. An older owner removes records once they are published, and no
+    /// fence keeps it from that. A record that was needed is noticed by the records after it.
+    async fn read(&self, id: GroupId) -> Result<Option<Group>, VolumeError> {
+        match self.store.read(id).await {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                debug!(
+                    "the record {id} of the log {} was removed by an older owner",
+                    self.url
+                );
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
     /// Applies and publishes the records. Returns `None` when there was nothing to apply.
     async fn apply(
         &self,
@@ -85,9 +101,10 @@ impl OpenLog {
         options: &ReplayOptions,
     ) -> Result<Option<(u64, Option<Checkpoint>)>, VolumeError> {
         // The newest record is checked first, because no part of a WAL that is refused may be published.
-        if let Some(&id) = self.store.found().last() {
-            self.check_base(&self.store.read(id).await?, watermark, history)
-                .await?;
+        if let Some(&id) = self.store.found().last()
+            && let Some(newest) = self.read(id).await?
+        {
+            self.check_base(&newest, watermark, history).await?;
         }
         let mut replay = Replay::new(watermark);
         let overlay = Overlay::new(engine.geometry());
@@ -98,7 +115,7 @@ impl OpenLog {
             .found()
             .iter()
             .copied()
-            .map(|id| async move { (id, self.store.read(id).await) });
+            .map(|id| async move { (id, self.read(id).await) });
         let mut reads = stream::iter(reads).buffered(READS_AT_ONCE).enumerate();
         while let Some((nth, (id, group))) = reads.next().await {
             if nth > 0 && nth % PROGRESS_GROUPS == 0 {
@@ -112,7 +129,7 @@ impl OpenLog {
                 what: format!("the log {}", self.url),
                 reason,
             };
-            let group = group?;
+            let Some(group) = group? else { continue };
             if self.store.is_suspect(id) && group.newest_generation() > watermark {
                 return Err(corrupt(format!(
                     "what comes before record {} of epoch {} is damaged",

@@ -36,6 +36,8 @@ pub(crate) struct Account {
     root: Option<Root>,
     /// The checkpoint of the stored table.
     stored_at: Option<CheckpointId>,
+    /// The table was counted anew, and the stored one may differ although it is of the same checkpoint.
+    is_counted_anew: bool,
 }
 
 impl Account {
@@ -73,6 +75,7 @@ impl Account {
         Ok(Self {
             root: Some(StoredState::of_inode(&raw).root),
             stored_at: Some(at),
+            is_counted_anew: false,
             usage,
         })
     }
@@ -82,6 +85,7 @@ impl Account {
             usage: Usage::default(),
             root: None,
             stored_at: None,
+            is_counted_anew: false,
         }
     }
 
@@ -120,6 +124,7 @@ impl Account {
                 // The stored table's checkpoint is kept until another table is stored.
                 *self = Self {
                     stored_at: self.stored_at,
+                    is_counted_anew: true,
                     ..Self::new()
                 };
                 self.advance_once(store, cache, recent, u64::MAX).await
@@ -151,8 +156,10 @@ impl Account {
             .map(|name| name.checkpoint)
             .chain(pinned)
             .chain(of_clones);
-        let named: BTreeMap<u64, CheckpointId> =
-            named.filter(|id| id.cno > at).map(|id| (id.cno, id)).collect();
+        let named: BTreeMap<u64, CheckpointId> = named.map(|id| (id.cno, id)).collect();
+        self.ensure_accounted(store, named.range(..=at).map(|(_, id)| *id))
+            .await?;
+        let named: BTreeMap<u64, CheckpointId> = named.into_iter().filter(|(cno, _)| *cno > at).collect();
         let numbers: BTreeSet<u64> = numbers.into_iter().chain(named.keys().copied()).collect();
         let numbers = numbers.into_iter().filter(|cno| *cno <= until);
         let listed = numbers.map(|cno| listed(store, cno, recent, named.get(&cno).copied()));
@@ -197,18 +204,42 @@ impl Account {
         Ok(())
     }
 
+    /// Checks that the table has these checkpoints, which somebody reads or has named. The entry of one may have come late, after its
+    /// number was accounted, when a server before this one had it on its way. What it alone needs would be removed.
+    async fn ensure_accounted(
+        &self,
+        store: &Store,
+        needed: impl Iterator<Item = CheckpointId>,
+    ) -> Result<(), VolumeError> {
+        for id in needed.filter(|id| id.cno > 0) {
+            if self.usage.kept().contains_key(&id.cno) || checkpoint_stored(store, id.cno).await? != Some(id)
+            {
+                continue;
+            }
+            let plan = super::plan::load(store).await?;
+            if plan.is_none_or(|(plan, _)| plan.keeps(id.cno)) {
+                return Err(VolumeError::Corrupt {
+                    what: "the usage table".into(),
+                    reason: format!("checkpoint {} is needed, and is missing in it", id.cno),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Stores the table, unless the stored one is of the same checkpoint. Until then the stored table's checkpoint is
     /// kept.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn store(&mut self, store: &Store) -> Result<(), VolumeError> {
-        if self.usage.at() == self.stored_at {
+        if self.usage.at() == self.stored_at && !self.is_counted_anew {
             return Ok(());
         }
         let body = serde_json::to_vec(&self.usage).map_err(|e| VolumeError::Internal(e.to_string()))?;
         store.put(&store.meta_key(NAME), body).await?;
         self.stored_at = self.usage.at();
+        self.is_counted_anew = false;
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use super::victims::{self, Victims, Want};
 use crate::base::clock::now_ms;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
-use crate::engine::Ownership;
+use crate::engine::{Ownership, state_stored};
 use crate::format::{inode, object_names};
 use crate::index::cache::IndexCache;
 use crate::index::{checksums, origins};
@@ -318,9 +318,11 @@ impl Rounds {
         policy: &Policy,
         choice: &Choice,
     ) -> Result<bool, VolumeError> {
+        let before = self.plan.as_ref().map(|(plan, _)| plan.clone());
+        let before = before.unwrap_or_else(|| Plan::empty(self.epoch));
         let planned = self.plan(account, choice).await?;
-        if self.is_in_the_way(account, policy, &planned).await? {
-            self.replace(planned.emptied(self.epoch)).await?;
+        if let Some(void) = self.in_the_way(account, policy, &before, &planned).await? {
+            self.replace(void).await?;
             return Ok(false);
         }
         let deleting = self.decide(planned).await?;
@@ -344,20 +346,32 @@ impl Rounds {
         Ok(planned)
     }
 
-    /// Whether somebody needs what is planned to be removed. Whoever puts a pin, a name or a policy that is not seen
-    /// here reads the plan afterwards.
-    async fn is_in_the_way(
+    /// The plan to put in place of `planned` when somebody needs what it removes. Whoever puts a pin, a name or a policy that is
+    /// not seen here reads the plan afterwards.
+    async fn in_the_way(
         &self,
         account: &Account,
         policy: &Policy,
+        before: &Plan,
         planned: &Plan,
-    ) -> Result<bool, VolumeError> {
+    ) -> Result<Option<Plan>, VolumeError> {
         let (protected, policy_now) = try_join!(
             protected(&self.store, account, Unusable::Clear),
             load_policy(&self.store)
         )?;
+        // One whose entry came late, after its number was accounted. The next round counts it; the planned plan would say for good
+        // that it is gone.
+        let (at, kept) = (account.usage().at_number(), account.usage().kept());
+        let needed = protected.named.union(&protected.in_use);
+        let unaccounted = needed.filter(|cno| (1..=at).contains(*cno) && !kept.contains_key(cno));
+        for cno in unaccounted.filter(|cno| before.keeps(**cno)) {
+            if state_stored(&self.store, *cno).await?.is_some() {
+                return Ok(Some(before.emptied(self.epoch)));
+            }
+        }
         let is_protected = planned.retired.iter().any(|cno| protected.contains(*cno));
-        Ok(is_protected || policy_now.as_ref() != Some(policy))
+        let is_void = is_protected || policy_now.as_ref() != Some(policy);
+        Ok(is_void.then(|| planned.emptied(self.epoch)))
     }
 
     /// Phase two: from here on everything that the plan names is gone, whoever removes it.

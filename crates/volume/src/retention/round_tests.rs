@@ -367,19 +367,22 @@ fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
     let mut rounds = world.rounds(1, Duration::ZERO);
     world.run(rounds.settle(true)).unwrap();
     // Nobody wants anything.
+    let before = rounds.plan.as_ref().unwrap().0.clone();
     let planned = world.run(rounds.plan(&account, &choice)).unwrap();
     assert!(
         !world
-            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .run(rounds.in_the_way(&account, &policy, &before, &planned))
             .unwrap()
+            .is_some()
     );
     // A reader that comes now sees the plan, and takes its pin away.
     let refused = world.run(Reading::begin(&world.store, id)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotFound);
     assert!(
         !world
-            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .run(rounds.in_the_way(&account, &policy, &before, &planned))
             .unwrap()
+            .is_some()
     );
     // So does one that gives a name, which is not listed then.
     let (at, name) = (At::Number(cno), "late".parse().unwrap());
@@ -397,16 +400,18 @@ fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
     let planned = world.run(rounds.plan(&account, &choice)).unwrap();
     assert!(
         world
-            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .run(rounds.in_the_way(&account, &policy, &before, &planned))
             .unwrap()
+            .is_some()
     );
     assert!(!world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
     world.check_past(0);
     world.run(reading.end());
     assert!(
         !world
-            .run(rounds.is_in_the_way(&account, &policy, &planned))
+            .run(rounds.in_the_way(&account, &policy, &before, &planned))
             .unwrap()
+            .is_some()
     );
     // Also those that came while nothing was ever removed.
     world.run(crate::retention::remove_policy(&world.store)).unwrap();
@@ -455,6 +460,45 @@ fn an_entry_that_comes_late_is_not_believed() {
     let at = At::Number(cno);
     let named = past::create(&world.url, &world.options, &name, Some(&at));
     assert!(world.run(named).is_err());
+}
+
+/// A server that was stopped may enter its checkpoint after its successor has counted past that number. Who names it then keeps
+/// it: the table is counted anew, and no plan takes it for gone.
+#[test]
+fn a_checkpoint_whose_entry_comes_after_it_was_counted_past_is_kept_for_its_name() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(12);
+    world.publish(&mut rng, 30);
+    let cno = *world.at.keys().nth(4).unwrap();
+    let id = world.id(cno);
+    let entry = world
+        .run(checkpoint_list::load_entry(&world.store, cno))
+        .unwrap()
+        .unwrap();
+    let key = world.store.meta_key(&checkpoint_list::entry_name(cno));
+    world.run(world.store.delete(&key)).unwrap();
+    world.keep_last(1000);
+    let mut rounds = world.rounds(1, Duration::ZERO);
+    world.run(rounds.round(Instant::now())).unwrap();
+    // Counted past it, with no plan that says so.
+    world
+        .run(checkpoint_list::write_entry(&world.store, &entry))
+        .unwrap();
+    let (at, name) = (At::Number(cno), "late".parse().unwrap());
+    world
+        .run(past::create(&world.url, &world.options, &name, Some(&at)))
+        .unwrap();
+    let expected = world.read_at(cno).unwrap();
+    world.keep_last(1);
+    for _ in 0..3 {
+        world.run(rounds.round(Instant::now())).unwrap();
+    }
+    world.prune();
+    assert_eq!(world.read_at(cno).unwrap(), expected);
+    assert!(world.listed().contains(&cno));
+    assert!(!world.listed().contains(&(cno - 1)), "the others have gone");
+    assert_eq!(world.id(cno), id);
+    world.check_past(0);
 }
 
 /// Nothing goes before it has not been needed for the time of grace; and the time counts anew once it was.

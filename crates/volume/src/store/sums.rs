@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use super::frames::Frames;
 use super::interceptors::window_checksums::{CheckValues, is_sealed};
 use super::{ObjectInfo, Store};
-use crate::base::store_error::StoreError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
 
 /// The engine's mark of a write, in an object's metadata.
 pub(super) const WRITE_KEY: &str = "hf-write";
@@ -89,6 +89,12 @@ pub(crate) fn write_of(info: &ObjectInfo) -> String {
     }
 }
 
+/// Whether one is known to be a copy of the other: the mark of a write stays with its copies, and no two writes share one.
+pub(crate) fn is_copy(one: &ObjectInfo, other: &ObjectInfo) -> bool {
+    let mark = one.metadata.get(WRITE_KEY);
+    mark.is_some() && mark == other.metadata.get(WRITE_KEY) && one.size_bytes == other.size_bytes
+}
+
 /// Whether this is the name of an object that data are in: ten digits, and perhaps a part.
 fn is_of_data(name: &str) -> bool {
     let (number, part) = name.split_once('.').unwrap_or((name, "0"));
@@ -157,16 +163,22 @@ impl Store {
         let sums_key = self::key(self, name);
         let fetch = async {
             // Boxed: the values themselves are read in the same way as what they are of.
-            let Some((body, _)) = Box::pin(self.get(&sums_key)).await? else {
-                return Ok(None);
+            let decoded = match Box::pin(self.get(&sums_key)).await {
+                Ok(None) => return Ok(None),
+                Ok(Some((body, _))) => {
+                    self.remembered.took(body.len());
+                    Sums::decode(&body).map_err(|reason| self.corrupt(&sums_key, reason))
+                }
+                // They carry check values of their own.
+                Err(e) if e.kind == StoreErrorKind::Corrupt => Err(e),
+                Err(e) => return Err(e),
             };
-            self.remembered.took(body.len());
-            match Sums::decode(&body) {
+            match decoded {
                 Ok(sums) => Ok(Some(Arc::new(sums))),
-                Err(reason) => {
-                    let damaged = self.corrupt(&sums_key, reason);
+                Err(damaged) => {
                     log::warn!(
-                        "{damaged}; the object {name} is read without check values until hypernbd check mends that"
+                        "{damaged}; the object {name} is read without check values until hypernbd check --data --write gives it \
+                         others"
                     );
                     Ok(None)
                 }

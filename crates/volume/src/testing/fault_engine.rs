@@ -172,7 +172,7 @@ impl<E: Engine> Engine for FaultEngine<E> {
         }
     }
 
-    async fn close(&self) {
-        self.inner.close().await;
+    async fn close(&self) -> bool {
+        self.inner.close().await
     }
 }

@@ -116,5 +116,7 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
-    async fn close(&self) {}
+    async fn close(&self) -> bool {
+        true
+    }
 }

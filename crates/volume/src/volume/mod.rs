@@ -502,19 +502,21 @@ impl Volume {
                 if let Some(catalogue) = &self.catalogue {
                     catalogue.finish().await;
                 }
-                self.engine.close().await;
+                let is_settled = self.engine.close().await;
                 self.reading.end().await;
+                is_settled
             };
             // The owner thread may be in the middle of a publish that hangs.
             let until = until.max(tokio::time::Instant::now() + CLOSE_LEAST);
-            let is_stopped = tokio::time::timeout_at(until, stopped).await.is_ok();
+            let stopped = tokio::time::timeout_at(until, stopped).await;
+            let (is_stopped, is_settled) = (stopped.is_ok(), stopped.unwrap_or(false));
             if !is_stopped {
                 warn!("a publish still waits for the store; it is left unfinished");
             }
             if let Some(lease) = &self.lease {
-                // A failed publish may still be in flight to the store. It must not take effect under a new owner that
-                // trusts this one to have ended cleanly.
-                let released = lease.release(flushed.is_ok() && is_stopped);
+                // A failed publish or relocation may still be in flight to the store. It must not take effect under a new owner
+                // that trusts this one to have ended cleanly.
+                let released = lease.release(flushed.is_ok() && is_settled);
                 if tokio::time::timeout_at(until, released).await.is_err() {
                     warn!(
                         "the lease could not be released; on another machine it is in force until it runs out"

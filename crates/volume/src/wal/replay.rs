@@ -68,6 +68,8 @@ pub enum ReplayError {
 pub struct Replay {
     watermark: u64,
     last: Option<GroupId>,
+    /// The last that is an owner's own: a record, or the seal that begins its part.
+    last_own: Option<GroupId>,
     /// The first number that is missing and not published. The record may never have been acknowledged.
     torn: Option<u64>,
     newest_generation: u64,
@@ -79,6 +81,7 @@ impl Replay {
         Self {
             watermark,
             last: None,
+            last_own: None,
             torn: None,
             newest_generation: watermark,
         }
@@ -90,11 +93,16 @@ impl Replay {
     /// [`ReplayError`]: no record of the WAL may then be trusted.
     pub fn next(&mut self, id: GroupId, group: Group) -> Result<Vec<Entry>, ReplayError> {
         let GroupId { epoch, sequence } = id;
-        let before = self.last;
-        if before.is_some_and(|before| before >= id) {
+        if self.last.is_some_and(|before| before >= id) {
             return Err(ReplayError::OutOfOrder { epoch, sequence });
         }
         self.last = Some(id);
+        // A later owner's seal says only that no record was there when it was put. Whether there ever was one is told by the
+        // records after it.
+        if group.is_seal && group.epoch != epoch {
+            return Ok(Vec::new());
+        }
+        let before = self.last_own.replace(id);
         if group.is_seal {
             return Ok(Vec::new());
         }
@@ -185,19 +193,23 @@ mod tests {
         assert!(error.to_string().contains("record 4 of epoch 2"), "{error}");
     }
 
-    /// Record 3, of generation 5, is gone. That is harmless when generation 5 is published, or when a seal has the
-    /// number 3, because the record was then never acknowledged.
+    /// Record 3, of generation 5, is gone. That is harmless when generation 5 is published, or when record 4 says that 3 was
+    /// not acknowledged. A later owner's seal with the number 3 changes nothing: it is put wherever no record is seen.
     #[test]
     fn a_missing_group_is_noticed_unless_it_was_published() {
-        let after = |sequence, after_generation| Group {
+        let after = |sequence, after_generation, unacknowledged| Group {
             after_generation,
+            unacknowledged,
             ..group(1, sequence, &[6])
         };
-        for (watermark, is_sealed, is_refused) in [
-            (4, false, true),
-            (5, false, false),
-            (4, true, false),
-            (6, false, false),
+        for (watermark, is_sealed, unacknowledged, is_refused) in [
+            (4, false, 0, true),
+            (4, false, 1, false),
+            (5, false, 0, false),
+            (4, true, 0, true),
+            (4, true, 1, false),
+            (5, true, 0, false),
+            (6, false, 0, false),
         ] {
             let mut replay = Replay::new(watermark);
             next(&mut replay, group(1, 2, &[5])).unwrap();
@@ -210,16 +222,20 @@ mod tests {
                 epoch: 1,
                 sequence: 4,
             };
-            let first = next(&mut replay, after(4, 5));
+            let first = next(&mut replay, after(4, 5, unacknowledged));
             assert_eq!(
                 first.as_ref().err(),
                 is_refused.then_some(&refused),
-                "{watermark} {is_sealed}"
+                "{watermark} {is_sealed} {unacknowledged}"
             );
         }
         // The same holds for the first records.
-        assert!(next(&mut Replay::new(4), after(2, 5)).is_err());
-        assert!(next(&mut Replay::new(4), after(2, 4)).is_ok());
+        assert!(next(&mut Replay::new(4), after(2, 5, 0)).is_err());
+        assert!(next(&mut Replay::new(4), after(2, 4, 0)).is_ok());
+        // The seal that begins a part is its owner's own.
+        let mut replay = Replay::new(4);
+        next(&mut replay, Group::seal(Uuid::nil(), 1, 1)).unwrap();
+        assert!(next(&mut replay, after(2, 5, 0)).is_ok());
     }
 
     #[test]

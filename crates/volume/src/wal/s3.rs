@@ -16,8 +16,8 @@ use super::record::Group;
 use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
 use super::{AppendError, EncodedGroup, GroupId, LogStore};
 use crate::base::counters::LOG_RECORDS;
-use crate::base::error::VolumeError;
-use crate::base::store_error::StoreErrorKind;
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::store::Store;
 
 /// The size of unpublished records in bytes above which flushes wait for checkpoints.
@@ -148,6 +148,8 @@ impl S3Log {
             };
             match self.read(id).await {
                 Ok(tail) if tail.is_seal && tail.epoch > epoch => continue,
+                // Its owner has published it and removes what it no longer needs. The list is read again.
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(VolumeError::Corrupt { .. }) if self.is_given_up => {}
                 tail => drop(tail?),
             }
@@ -275,7 +277,8 @@ async fn read(store: &Store, id: GroupId, volume_id: Uuid) -> Result<Group, Volu
     let what = || format!("the log record s3://{}/{}", store.bucket, key(store, id));
     let corrupt = |reason: String| VolumeError::Corrupt { what: what(), reason };
     let Some((bytes, _)) = store.get(&key(store, id)).await? else {
-        return Err(corrupt("it was removed while it was read".into()));
+        let removed = "it was removed while it was read";
+        return Err(StoreError::new("read", what(), StoreErrorKind::NotFound, removed).into());
     };
     let group = Group::decode(&bytes).map_err(|e| corrupt(e.to_string()))?;
     if group.volume_id != volume_id {

@@ -243,6 +243,13 @@ impl Overlay {
                 offset_bytes,
                 len_bytes,
             } => self.change_kept(change, |layers| layers.zero(offset_bytes, len_bytes)),
+            // It covers no whole block, so it changes nothing and needs no place in the buffer file.
+            Change::Trim {
+                offset_bytes,
+                len_bytes,
+            } if self.geometry.whole_blocks(offset_bytes, len_bytes).is_empty() => {
+                Ok((self.trim(offset_bytes, len_bytes), Ticket::default()))
+            }
             Change::Trim {
                 offset_bytes,
                 len_bytes,

@@ -81,7 +81,9 @@ impl Engine for SlowEngine {
         self.inner.recover().await
     }
 
-    async fn close(&self) {}
+    async fn close(&self) -> bool {
+        true
+    }
 }
 
 /// The answer to a flush, and the seconds that it took.

@@ -20,6 +20,8 @@ struct Room {
     made: u64,
     /// Bytes that admitted writers have not buffered yet, and the bytes of every [`Taken`].
     reserved_bytes: u64,
+    /// Writers that wait for room.
+    waiting: u32,
 }
 
 /// Room in the write buffer that is reserved for one change. It is given back when the change is buffered.
@@ -31,7 +33,13 @@ pub struct Reservation<'a> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.quota.room.0.lock().reserved_bytes -= self.bytes;
+        let (room, is_published) = &self.quota.room;
+        let mut room = room.lock();
+        room.reserved_bytes -= self.bytes;
+        // The change may have buffered less than was reserved for it.
+        if room.waiting > 0 {
+            is_published.notify_all();
+        }
     }
 }
 
@@ -225,7 +233,10 @@ impl Quota {
             self.check_fenced()?;
             ask_for_room();
             let look_again = poll.map_or(until, |poll| until.min(Instant::now() + poll));
-            if is_published.wait_until(&mut room, look_again).timed_out() && Instant::now() >= until {
+            room.waiting += 1;
+            let is_over = is_published.wait_until(&mut room, look_again).timed_out();
+            room.waiting -= 1;
+            if is_over && Instant::now() >= until && !has_room(&room) {
                 let progress = overlay.last_progress().map(|at| at.into_std() + timeout);
                 if let Some(later) = progress.filter(|later| *later > Instant::now()) {
                     until = later;

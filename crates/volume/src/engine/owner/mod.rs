@@ -66,7 +66,7 @@ pub(super) enum Request {
         reply: Reply<()>,
     },
     Close {
-        reply: oneshot::Sender<()>,
+        reply: oneshot::Sender<bool>,
     },
 }
 
@@ -168,8 +168,9 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
                 }
                 Some(Request::Close { reply }) => {
                     owner.land_all().await;
+                    let is_settled = !owner.must_recover;
                     drop(owner);
-                    let _ = reply.send(());
+                    let _ = reply.send(is_settled);
                     return;
                 }
                 None => return owner.land_all().await,
