@@ -8,7 +8,7 @@ use super::machine::{Action, Event, Machine};
 use super::state::{self, PublishEnd};
 use crate::base::ids::{FROZEN_MAX, FlushAnswer, FlushId, GENERATIONS_AHEAD_MAX, GenerationId};
 use crate::wal::group_commit::{self, GroupCommit, Snapshot};
-use crate::wal::record::{Content, Entry, Group};
+use crate::wal::record::{Content, Entry, Group, NONE_ACKNOWLEDGED};
 use crate::wal::replay::IN_FLIGHT_MAX;
 
 pub type Cells = BTreeMap<u8, u64>;
@@ -22,6 +22,7 @@ pub struct Record {
     pub is_seal: bool,
     pub owner: u32,
     pub after: GenerationId,
+    pub unacknowledged: u32,
     pub entries: Vec<(GenerationId, u8, u64)>,
 }
 
@@ -39,6 +40,7 @@ impl Record {
         Group {
             is_seal: self.is_seal,
             after_generation: self.after.0,
+            unacknowledged: self.unacknowledged,
             entries: entries.collect(),
             ..Group::seal(uuid::Uuid::nil(), 0, sequence)
         }
@@ -74,6 +76,7 @@ pub struct Owner {
     pub is_retry_armed: bool,
     pub ages: Vec<GenerationId>,
     pub trimmed: GenerationId,
+    first_sequence: u64,
     pub acknowledged: u64,
     pub promises: BTreeMap<FlushId, Cells>,
     pub flushes: u64,
@@ -97,6 +100,7 @@ impl Owner {
             is_retry_armed: false,
             ages: Vec::new(),
             trimmed: published,
+            first_sequence: next_sequence,
             // The number before the first record is that of the seal that began the part.
             acknowledged: next_sequence - 1,
             promises: BTreeMap::new(),
@@ -245,9 +249,14 @@ impl Owner {
             "L2: further beyond what is published than openings reckon with"
         );
         let len_bytes = entries.len() as u64;
+        let unacknowledged = match self.acknowledged < self.first_sequence {
+            true => NONE_ACKNOWLEDGED,
+            false => (sequence - 1 - self.acknowledged) as u32,
+        };
         let record = Record {
             is_seal: false,
             owner: self.id,
+            unacknowledged,
             after: std::mem::replace(&mut self.newest, newest),
             entries,
         };
@@ -292,6 +301,7 @@ pub fn seal(owner: u32) -> Record {
         is_seal: true,
         owner,
         after: GenerationId(0),
+        unacknowledged: 0,
         entries: Vec::new(),
     }
 }

@@ -10,6 +10,7 @@ use crate::checkpoint::machine_world::{Cells, Record, seal};
 use crate::checkpoint::state::PublishEnd;
 use crate::wal::GroupId;
 use crate::wal::record::Content;
+use crate::wal::record::Group;
 use crate::wal::replay::{Replay, numbers_to_seal};
 
 /// The marker as its owner wrote it last.
@@ -159,7 +160,11 @@ impl Log {
         let mut replay = Replay::new(watermark);
         let mut cells = Cells::new();
         for id in self.found.clone() {
-            let group = self.read(me, id).await?.group(id.sequence);
+            let record = self.read(me, id).await?;
+            let group = Group {
+                epoch: u64::from(record.owner),
+                ..record.group(id.sequence)
+            };
             let entries = replay.next(id, group).map_err(|e| {
                 me.violate(format!("L2: a sound log is refused: {e}"));
                 End
