@@ -9,8 +9,7 @@ use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::checkpoint::machine_world::{Cells, Record, seal};
 use crate::checkpoint::state::PublishEnd;
 use crate::wal::GroupId;
-use crate::wal::record::Content;
-use crate::wal::record::Group;
+use crate::wal::record::{Content, Group};
 use crate::wal::replay::{Replay, numbers_to_seal};
 
 /// The marker as its owner wrote it last.
