@@ -67,17 +67,38 @@ const CHOICES: &[(&str, &[&str])] = &[
     ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", &["true", "false"]),
 ];
 
-/// Reads the process's environment, and the profile that it names.
+/// Variables that say where a store is. A profile that is named by somebody says it in their place.
+const OF_PLACE: &[&str] = &[
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+];
+
+/// Reads the process's environment, and the profile that it names, or the one that is named here.
 ///
 /// # Errors
 /// What is wrong, where, and what to write.
-pub(super) async fn read() -> Result<Environment, String> {
-    let variable = |name: &str| std::env::var(name).ok();
+pub(super) async fn read(named: Option<&str>) -> Result<Environment, String> {
+    let variable = |name: &str| match named {
+        Some(named) if name == "AWS_PROFILE" => Some(named.to_owned()),
+        Some(_) if OF_PLACE.contains(&name) => None,
+        _ => std::env::var(name).ok(),
+    };
     let profile = variable("AWS_PROFILE").filter(|named| !named.is_empty());
     let profile = profile.unwrap_or_else(|| DEFAULT_PROFILE.to_owned());
     let files = EnvConfigFiles::default();
     let profiles =
         aws_config::profile::load(&Fs::real(), &Env::real(), &files, Some(Cow::Owned(profile))).await;
+    if let (Some(named), Ok(profiles)) = (named, &profiles)
+        && profiles.get_profile(named).is_none()
+    {
+        return Err(wrong(
+            "the profile",
+            named,
+            "the AWS configuration has no such profile; correct the name",
+        ));
+    }
     // What is wrong with the files the SDK says itself.
     evaluate(variable, profiles.ok().as_ref(), |path| std::fs::read(path))
 }

@@ -9,6 +9,8 @@ pub struct StoreOptions {
     pub endpoint_url: Option<String>,
     /// Region of the bucket.
     pub region: Option<String>,
+    /// The profile of the AWS configuration that says which keys, which address and which region; `None` leaves that to the environment.
+    pub profile: Option<String>,
     /// Bucket in the path (`true`) or in the host name (`false`); `None` chooses by the endpoint.
     pub path_style: Option<bool>,
     /// Whether the bodies of uploads are part of the request's signature.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -55,7 +55,11 @@ pub(super) async fn unproved(
     prefix: &str,
     options: &StoreOptions,
 ) -> Result<Store, StoreError> {
-    unproved_as(url, bucket, prefix, options, None).await
+    let credentials = options.profile.as_ref().map(|profile| {
+        let of_profile = ProfileFileCredentialsProvider::builder().profile_name(profile);
+        SharedCredentialsProvider::new(of_profile.build())
+    });
+    unproved_as(url, bucket, prefix, options, credentials).await
 }
 
 /// As [`unproved`], with the given credentials instead of those of the environment.
@@ -66,7 +70,7 @@ async fn unproved_as(
     options: &StoreOptions,
     credentials: Option<SharedCredentialsProvider>,
 ) -> Result<Store, StoreError> {
-    let environment = environment::read().await;
+    let environment = environment::read(options.profile.as_deref()).await;
     let environment =
         environment.map_err(|wrong| StoreError::new(CONNECT, url, StoreErrorKind::Refused, wrong))?;
     let endpoint_url = options
