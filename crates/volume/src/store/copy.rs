@@ -1,8 +1,9 @@
-//! Copies of objects from the place of one volume to that of another, with their user metadata: on the store's side, where there is
-//! one; a directory's objects are read and written here.
+//! Copies of objects from the place of one volume to that of another, with their user metadata: on the store's side, where both are in
+//! one. From or to a directory, and between two stores, they are read and written here, and compared with their check values on the way.
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
@@ -18,8 +19,10 @@ const WHOLE_MAX_BYTES: u64 = 1 << 30;
 const PART_BYTES: u64 = 512 << 20;
 /// Parts of one object that are copied at once.
 const PARTS_AT_ONCE: usize = 8;
-/// A directory's objects are read and written in pieces of this size, one at a time.
+/// What passes through here is read and written in pieces of this size. What is not larger is put whole, and gets check values as it is.
 const PIECE_BYTES: u64 = 8 << 20;
+/// Pieces of one object that pass through here at once.
+const PIECES_AT_ONCE: usize = 4;
 
 /// An object that was copied.
 #[derive(Debug, Clone)]
@@ -48,17 +51,40 @@ impl Store {
         key: &str,
         to: &str,
     ) -> Result<Option<Copied>, StoreError> {
-        let sizes = match self.dir {
-            Some(_) => Sizes {
+        match from.head(key).await? {
+            Some(original) => self.copy_known(from, key, to, original).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`copy_from`](Self::copy_from), of an object that was looked at.
+    ///
+    /// # Errors
+    /// As [`copy_from`](Self::copy_from).
+    pub(crate) async fn copy_known(
+        &self,
+        from: &Self,
+        key: &str,
+        to: &str,
+        original: ObjectInfo,
+    ) -> Result<Copied, StoreError> {
+        let sizes = match self.copies_itself(from) {
+            false => Sizes {
                 whole_max: PIECE_BYTES,
                 part: PIECE_BYTES,
             },
-            None => Sizes {
+            true => Sizes {
                 whole_max: WHOLE_MAX_BYTES,
                 part: PART_BYTES,
             },
         };
-        self.copy_in(from, key, to, sizes).await
+        self.copy_in(from, key, to, original, sizes).await
+    }
+
+    /// Whether objects of `from` are copied on the store's side: that is so in one bucket or two of a store that is reached in one way.
+    pub(crate) fn copies_itself(&self, from: &Self) -> bool {
+        let is_one = Arc::ptr_eq(&self.endpoint, &from.endpoint);
+        is_one && self.dir.is_none() && from.dir.is_none()
     }
 
     async fn copy_in(
@@ -66,16 +92,15 @@ impl Store {
         from: &Self,
         key: &str,
         to: &str,
+        original: ObjectInfo,
         sizes: Sizes,
-    ) -> Result<Option<Copied>, StoreError> {
-        let Some(original) = from.head(key).await? else {
-            return Ok(None);
-        };
+    ) -> Result<Copied, StoreError> {
         let copy = Copy {
             from,
             key,
             to,
             original: &original,
+            passes_here: !self.copies_itself(from),
         };
         if original.size_bytes <= sizes.whole_max {
             self.copy_whole(&copy).await?;
@@ -84,7 +109,7 @@ impl Store {
         }
         let there = self.head(to).await?;
         match there.filter(|there| there.size_bytes == original.size_bytes) {
-            Some(copy) => Ok(Some(Copied { original, copy })),
+            Some(copy) => Ok(Copied { original, copy }),
             None => Err(StoreError::new(
                 "copy to",
                 self.target(to),
@@ -98,7 +123,7 @@ impl Store {
     }
 
     async fn copy_whole(&self, copy: &Copy<'_>) -> Result<(), StoreError> {
-        if self.dir.is_some() {
+        if copy.passes_here {
             let bytes = copy.read(0, copy.original.size_bytes).await?;
             let put = self
                 .client
@@ -158,9 +183,10 @@ impl Store {
             let len_bytes = part_bytes.min(size_bytes - start);
             self.copy_part(copy, upload_id, number, start, len_bytes)
         });
-        let at_once = match self.dir {
-            Some(_) => 1,
-            None => PARTS_AT_ONCE,
+        let at_once = match (copy.passes_here, &self.dir) {
+            (true, Some(_)) => 1,
+            (true, None) => PIECES_AT_ONCE,
+            (false, _) => PARTS_AT_ONCE,
         };
         // Made first and then run: mapped inside the stream, the future would not be seen to be `Send`.
         let parts: Vec<_> = parts.collect();
@@ -186,7 +212,7 @@ impl Store {
         start: u64,
         len_bytes: u64,
     ) -> Result<CompletedPart, StoreError> {
-        let etag = if self.dir.is_some() {
+        let etag = if copy.passes_here {
             let sent = self
                 .client
                 .upload_part()
@@ -227,6 +253,8 @@ struct Copy<'a> {
     key: &'a str,
     to: &'a str,
     original: &'a ObjectInfo,
+    /// Its bytes are read and written here.
+    passes_here: bool,
 }
 
 impl Copy<'_> {
@@ -312,10 +340,10 @@ mod tests {
             ..parts
         };
         for sizes in [parts, whole] {
+            let original = from.head("volume/x").await.unwrap().unwrap();
             let copied = to
-                .copy_in(from, "volume/x", "volume/y", sizes)
+                .copy_in(from, "volume/x", "volume/y", original, sizes)
                 .await
-                .unwrap()
                 .unwrap();
             assert_eq!(copied.original.size_bytes, bytes.len() as u64);
             let (there, info) = to.get_with_info("volume/y").await.unwrap().unwrap();
