@@ -18,6 +18,7 @@ pub mod info;
 pub mod nbdkit_args;
 pub mod probe;
 pub mod prune;
+pub mod replicate;
 pub mod report;
 pub mod resize;
 pub mod restart;

@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use commands::{
     buffer, check, checkpoints, clone, compact, completions, control, create, delete, diff, export, file,
-    import, info, probe, prune, report, resize, restart, retention, rollback, serve, snapshot, space, stats,
-    top, wal,
+    import, info, probe, prune, replicate, report, resize, restart, retention, rollback, serve, snapshot,
+    space, stats, top, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -88,6 +88,8 @@ enum Command {
     Import(import::Args),
     /// Write a volume, or an earlier checkpoint of it, to a file, a device or a pipe
     Export(export::Args),
+    /// Keep a copy of a volume with all of its checkpoints in another place, and bring it up to date
+    Replicate(replicate::Args),
     /// Delete a volume with everything in it
     Delete(delete::Args),
     /// Look at a volume's write-ahead log, replay it, or give it up
@@ -154,6 +156,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return check::run(&args, &store, &runtime),
         Command::Import(args) => return import::run(&args, &store, &runtime),
         Command::Export(args) => return export::run(&args, &store, &runtime),
+        Command::Replicate(args) => return replicate::run(&args, &store, &runtime),
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::Wal(command) => runtime.block_on(wal::run(&command, &store))?,
         Command::Buffer(command) => buffer::run(&command)?,

@@ -23,6 +23,7 @@ pub mod options;
 pub mod past;
 pub mod read;
 pub mod readers;
+pub mod replicate;
 pub mod retention;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]

@@ -86,6 +86,13 @@ fn table(info: &VolumeInfo) -> String {
         let text = format!("{} at checkpoint {}", parent.url, parent.checkpoint);
         ("clone of", text)
     });
+    let replica = info.replica_of.iter().map(|original| {
+        let text = format!(
+            "{}, volume {}; until it is opened for writing",
+            original.url, original.volume_id
+        );
+        ("replica of", text)
+    });
     let clones = info.clones.iter().map(|clone| {
         let place = clone
             .url
@@ -99,6 +106,7 @@ fn table(info: &VolumeInfo) -> String {
         .chain(import)
         .chain(buffer)
         .chain(parent)
+        .chain(replica)
         .chain(clones)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
@@ -139,6 +147,7 @@ mod tests {
             durability: "words".into(),
             lease: None,
             clone_of: None,
+            replica_of: None,
             clones: Vec::new(),
         };
         let table = table(&info);

@@ -19,7 +19,7 @@ use crate::engine::bare;
 use crate::engine::parents;
 use crate::format::inode;
 use crate::meta::children::{self, Child};
-use crate::meta::label::{self, Label};
+use crate::meta::label::{self, Found, Label};
 use crate::meta::origin::{self, Origin, Parent};
 use crate::options::StoreOptions;
 use crate::past::{self, At, Point};
@@ -121,7 +121,7 @@ pub(super) async fn place_for(
 }
 
 /// Looks whether anything of a volume is there, with one request, and whether it would be inside another volume.
-pub(super) async fn ensure_free(store: &Store) -> Result<(), VolumeError> {
+pub(crate) async fn ensure_free(store: &Store) -> Result<(), VolumeError> {
     let outside = async {
         match &store.url {
             VolumeUrl::S3 { bucket, prefix } => check_prefix(store, bucket, prefix).await,
@@ -225,19 +225,9 @@ async fn origin_of(
     up_to: u64,
 ) -> Result<Origin, VolumeError> {
     let found = label::find(parent).await?;
-    if found.as_ref().is_some_and(|found| found.label.deletion.is_some()) {
-        return Err(VolumeError::InvalidInput(format!(
-            "{} is being deleted, or a deletion of it was interrupted: end that with hypernbd delete {0}, or open the volume for \
-             writing once, then clone it",
-            parent.url
-        )));
-    }
+    ensure_stays(parent, found.as_ref(), "clone it")?;
     let (_, of_parent) = parents::attach(parent, found.as_ref()).await?;
-    // A volume of other tools has no id yet, and one that was copied has its original's.
-    let volume_id = match found {
-        Some(found) if !found.is_elsewhere() => found.label.volume_id,
-        found => label::settle(parent, found, None, false).await?.volume_id,
-    };
+    let volume_id = own_id(parent, found).await?;
     let mut parents = of_parent.map(|origin| origin.parents).unwrap_or_default();
     parents.push(Parent {
         up_to,
@@ -246,6 +236,26 @@ async fn origin_of(
         checkpoint: point.id(),
     });
     Origin::new(&child.url, label.volume_id, parents)
+}
+
+/// Refuses a volume that is being deleted. `then` is what can be done once it is not.
+pub(crate) fn ensure_stays(store: &Store, found: Option<&Found>, then: &str) -> Result<(), VolumeError> {
+    match found.and_then(|found| found.label.deletion) {
+        None => Ok(()),
+        Some(_) => Err(VolumeError::InvalidInput(format!(
+            "{} is being deleted, or a deletion of it was interrupted: end that with hypernbd delete {0}, or open the volume for \
+             writing once, then {then}",
+            store.url
+        ))),
+    }
+}
+
+/// The id of the volume whose label this is. A volume of other tools gets one, and so does one that was copied and has its original's.
+pub(crate) async fn own_id(store: &Store, found: Option<Found>) -> Result<VolumeId, VolumeError> {
+    match found {
+        Some(found) if !found.is_elsewhere() => Ok(found.label.volume_id),
+        found => Ok(label::settle(store, found, None, false).await?.volume_id),
+    }
 }
 
 /// A failure of making a clone, and whether its inode was sent.
@@ -350,7 +360,7 @@ async fn forget(parent: &Store, entry: &Child) {
     }
 }
 
-pub(super) async fn remove_directory(store: &Store) {
+pub(crate) async fn remove_directory(store: &Store) {
     if let Err(e) = store.remove_if_empty(Directory::AsFound).await {
         log::warn!("the directory of a volume that could not be made is left: {e}");
     }

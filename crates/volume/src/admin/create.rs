@@ -135,7 +135,7 @@ pub(super) async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> R
     Ok(())
 }
 
-pub(super) fn check_path(url: &VolumeUrl, path: &Path) -> Result<(), VolumeError> {
+pub(crate) fn check_path(url: &VolumeUrl, path: &Path) -> Result<(), VolumeError> {
     match path.ancestors().skip(1).find(|outer| store::is_store(outer)) {
         None => Ok(()),
         Some(outer) => Err(inside(url, &format!("file://{}/", outer.display()))),

@@ -146,7 +146,7 @@ async fn claim(
         if has_no_inode(store).await? {
             return Ok(Claim::NoInode);
         }
-        super::take_lease(store, store_options, lease_options)
+        super::take_lease_only(store, store_options, lease_options)
             .await
             .map(Claim::Lease)
     };

@@ -12,6 +12,7 @@ use crate::engine::limits;
 use crate::format::inode;
 use crate::lease::{self, LeaseRecord};
 use crate::meta::import_record::ImportRecord;
+use crate::meta::label::Original;
 use crate::meta::{label, origin, wal_marker};
 use crate::options::StoreOptions;
 use crate::options::durability::Durability;
@@ -57,6 +58,9 @@ pub struct VolumeInfo {
     /// The volume that it is a clone of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clone_of: Option<ParentInfo>,
+    /// The volume that it is a replica of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica_of: Option<Original>,
     /// Its clones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub clones: Vec<CloneInfo>,
@@ -102,6 +106,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         _ => None,
     };
     let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
+    let replica_of = label.as_ref().and_then(|label| label.replica_of.clone());
     Ok(VolumeInfo {
         url: url.to_string(),
         volume_id: label.map(|l| l.volume_id),
@@ -120,6 +125,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         import: import?,
         lease,
         clone_of: origin.as_ref().map(ParentInfo::of),
+        replica_of,
         clones: clones?,
     })
 }

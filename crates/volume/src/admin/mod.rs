@@ -41,7 +41,9 @@ pub mod wal;
 pub use crate::lease::sighting::Sighting;
 pub use children::{CloneInfo, ParentInfo};
 pub use clone::{Cloned, clone};
+pub(crate) use clone::{ensure_free, ensure_stays, own_id, remove_directory};
 pub use clone_full::clone_full;
+pub(crate) use create::check_path;
 pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub use delete::{DeletePlan, Deleted, IfDamaged, delete, delete_plan};
 pub use flatten::{Flattened, flatten};
@@ -103,8 +105,24 @@ pub async fn probe(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Vec<
     Ok(checks?)
 }
 
-/// Takes the volume's lease for a change, as a server does before it serves.
+/// Takes the volume's lease for a change, as a server does before it serves. A replica is one no more from there on.
 async fn take_lease(
+    store: &Store,
+    store_options: &StoreOptions,
+    options: &LeaseOptions,
+) -> Result<Arc<Lease>, VolumeError> {
+    let lease = take_lease_only(store, store_options, options).await?;
+    match label::end_replica(store).await {
+        Ok(()) => Ok(lease),
+        Err(e) => {
+            lease.release(false).await;
+            Err(e)
+        }
+    }
+}
+
+/// As [`take_lease`], for what changes nothing that the volume reads as: a replica stays one.
+pub(crate) async fn take_lease_only(
     store: &Store,
     store_options: &StoreOptions,
     options: &LeaseOptions,

@@ -95,7 +95,7 @@ pub async fn prune(
     let store = parents::connect(url, store_options).await?;
     check_closed(&store, THEN).await?;
     check_buffer(&store, THEN).await?;
-    let lease = super::take_lease(&store, store_options, lease_options).await?;
+    let lease = super::take_lease_only(&store, store_options, lease_options).await?;
     let pruned = prune_owned(&store, &lease).await;
     lease.release(pruned.is_ok()).await;
     pruned

@@ -28,7 +28,7 @@ pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
     let key = store.data_key(inode::NAME);
     for _ in 0..ATTEMPTS_MAX {
         let (raw, info) = inode::load(store).await?;
-        let body = later(raw);
+        let body = changed_later(raw).as_u8_slice().to_vec();
         let metadata = info
             .metadata
             .into_iter()
@@ -46,13 +46,13 @@ pub(crate) async fn rewrite_inode(store: &Store) -> Result<(), VolumeError> {
 }
 
 /// The inode with a change time that is one nanosecond later.
-fn later(mut raw: InodeRaw) -> Vec<u8> {
+pub(super) fn changed_later(mut raw: InodeRaw) -> InodeRaw {
     raw.i_ctime_nsec += 1;
     if raw.i_ctime_nsec >= NS_A_SECOND {
         raw.i_ctime_nsec = 0;
         raw.i_ctime += 1;
     }
-    raw.as_u8_slice().to_vec()
+    raw
 }
 
 #[cfg(test)]

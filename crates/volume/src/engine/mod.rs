@@ -26,6 +26,7 @@ mod owner;
 pub(crate) mod parents;
 pub(crate) mod past;
 mod placement;
+pub(crate) mod replica;
 pub(crate) mod resize;
 pub(crate) mod staging;
 

@@ -113,6 +113,19 @@ pub(crate) fn may_have(object: u64) -> bool {
     !object_names::is_summary(object)
 }
 
+/// The objects that have origins, by number.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn listed(store: &Store) -> Result<HashSet<u64>, StoreError> {
+    let prefix = store.meta_key(ORIGINS);
+    let listed = store.list(&prefix).await?;
+    let objects = listed
+        .iter()
+        .filter_map(|entry| object_names::of_name(entry.key.strip_prefix(&prefix)?));
+    Ok(objects.collect())
+}
+
 /// Stores the origins of an object of copies.
 ///
 /// # Errors
@@ -141,14 +154,9 @@ impl Births {
     /// # Errors
     /// When the store fails.
     pub async fn of_volume(store: &Store) -> Result<Self, StoreError> {
-        let prefix = store.meta_key(ORIGINS);
-        let listed = store.list(&prefix).await?;
-        let objects = listed
-            .iter()
-            .filter_map(|entry| object_names::of_name(entry.key.strip_prefix(&prefix)?));
         Ok(Self {
             store: store.clone(),
-            objects: objects.collect(),
+            objects: listed(store).await?,
             kept: HashMap::new(),
         })
     }

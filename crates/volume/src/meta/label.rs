@@ -14,6 +14,7 @@ use crate::base::checkpoint_id::InodeCheck;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
+use crate::base::stored_text;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::store::{ETag, Store};
@@ -90,6 +91,16 @@ impl Place {
 /// taking the clone for a whole volume.
 const CLONE: &str = "a clone, which takes hypernbd 0.3.0 or later";
 
+/// The volume that a replica follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Original {
+    /// Where it was when the replica was made, for people.
+    #[serde(deserialize_with = "stored_text::printable")]
+    pub url: String,
+    /// Its id.
+    pub volume_id: VolumeId,
+}
+
 /// The label.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "StoredLabel", into = "StoredLabel")]
@@ -109,6 +120,8 @@ pub struct Label {
     pub deletion: Option<u64>,
     /// Whether the volume is a clone, and shares objects of the volumes that its origin names.
     pub is_clone: bool,
+    /// The volume that this one follows, as its replica. The first owner that writes to the replica takes this away.
+    pub replica_of: Option<Original>,
 }
 
 /// A label as it is stored.
@@ -127,6 +140,8 @@ struct StoredLabel {
     parent: Option<VolumeId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     deletion: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replica_of: Option<Original>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -153,6 +168,7 @@ impl TryFrom<StoredLabel> for Label {
             parent: stored.parent,
             deletion: stored.deletion,
             is_clone,
+            replica_of: stored.replica_of,
         })
     }
 }
@@ -171,6 +187,7 @@ impl From<Label> for StoredLabel {
             place: label.place,
             parent: label.parent,
             deletion: label.deletion,
+            replica_of: label.replica_of,
         }
     }
 }
@@ -296,6 +313,7 @@ impl Found {
         if self.is_elsewhere() && !adopt {
             label.parent = Some(std::mem::replace(&mut label.volume_id, VolumeId::random()));
             label.created_ms = now_ms();
+            label.replica_of = None;
         }
         if label.place.is_none() || self.is_elsewhere() {
             label.place = Some(self.here.clone());
@@ -323,6 +341,40 @@ pub(crate) async fn end_sharing(store: &Store) -> Result<(), VolumeError> {
     {
         Ok(_) => Ok(()),
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The volume is no replica any more: nobody but its owner publishes to it from now on. For the owner of its lease, before it writes.
+///
+/// # Errors
+/// [`VolumeError::Interfered`] when somebody else changes the label.
+pub(crate) async fn end_replica(store: &Store) -> Result<(), VolumeError> {
+    let Some(there) = find(store).await? else {
+        return Ok(());
+    };
+    let Some(original) = &there.label.replica_of else {
+        return Ok(());
+    };
+    let label = Label {
+        replica_of: None,
+        ..there.label.clone()
+    };
+    match store
+        .put_if_match(&store.meta_key(NAME), label.encode()?, &there.version)
+        .await
+    {
+        Ok(_) => {
+            log::warn!(
+                "{} was a replica of {}: it is a volume of its own from now on, and hypernbd replicate does not change it any more",
+                store.url,
+                original.url
+            );
+            Ok(())
+        }
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::Interfered {
+            url: store.url.to_string(),
+        }),
         Err(e) => Err(e.into()),
     }
 }
@@ -379,6 +431,16 @@ impl Label {
             parent: None,
             deletion: None,
             is_clone: false,
+            replica_of: None,
+        })
+    }
+
+    /// The label of a replica of this volume, in a place where nothing is yet.
+    pub(crate) fn of_replica(store: &Store, original: Original) -> Result<Self, VolumeError> {
+        Ok(Self {
+            parent: Some(original.volume_id),
+            replica_of: Some(original),
+            ..Self::new(store, None)?
         })
     }
 

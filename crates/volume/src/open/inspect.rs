@@ -80,8 +80,9 @@ impl Looked {
     pub fn sighting(&self) -> Option<Sighting> {
         let is_settled = self.label.as_ref().is_some_and(|found| {
             let label = &found.label;
-            // The note of a deletion must be removed before anything is written.
+            // The note of a deletion, and a replica's mark, must be removed before anything is written.
             label.deletion.is_none()
+                && label.replica_of.is_none()
                 && label.place.is_some()
                 && (label.origin.is_some() || self.newest.mark.cno > 0)
         });

@@ -265,6 +265,14 @@ async fn by_name(store: &Store, name: &SnapshotName) -> Result<Option<Point>, Vo
     found.map(|raw| point(&raw, snapshot.published_ms)).transpose()
 }
 
+/// The state that an inode tells of, published when the inode says that it was changed.
+///
+/// # Errors
+/// [`VolumeError::Corrupt`] when it names no known format.
+pub(crate) fn state_of(raw: &InodeRaw) -> Result<Point, VolumeError> {
+    point(raw, stored_inode::modified_ms(raw))
+}
+
 fn point(raw: &InodeRaw, published_ms: u64) -> Result<Point, VolumeError> {
     let block_size_bytes = stored_inode::block_size_bytes(raw).map_err(|reason| VolumeError::Corrupt {
         what: format!("the inode of checkpoint {}", raw.i_last_cno),

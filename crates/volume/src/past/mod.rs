@@ -13,7 +13,7 @@ mod snapshots;
 pub use at::{At, AtError, Past};
 pub(crate) use diff::between;
 pub use diff::{ChangeKind, Changed, diff};
-pub(crate) use list::list_by;
 pub use list::{Listed, Point, find, list, time_text};
+pub(crate) use list::{list_by, state_of};
 pub use snapshots::{create, delete, snapshots};
 pub(crate) use snapshots::{free_name, put};

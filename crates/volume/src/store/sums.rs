@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::frames::Frames;
-use super::interceptors::window_checksums::{CheckValues, is_sealed};
+use super::interceptors::window_checksums::{CheckValues, METADATA_KEY, is_sealed};
 use super::{ObjectInfo, Store};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
@@ -93,6 +93,19 @@ pub(crate) fn write_of(info: &ObjectInfo) -> String {
 pub(crate) fn is_copy(one: &ObjectInfo, other: &ObjectInfo) -> bool {
     let mark = one.metadata.get(WRITE_KEY);
     mark.is_some() && mark == other.metadata.get(WRITE_KEY) && one.size_bytes == other.size_bytes
+}
+
+/// Whether two objects with this name can be one write, of which one is a copy: they are as long as each other, and say nothing else of
+/// their writes, nor of what is in them.
+pub(crate) fn may_be_copies(one: &ObjectInfo, other: &ObjectInfo) -> bool {
+    let agree = |key: &str, comparable: fn(&str, &str) -> bool| {
+        let both = one.metadata.get(key).zip(other.metadata.get(key));
+        both.is_none_or(|(a, b)| a == b || !comparable(a, b))
+    };
+    one.size_bytes == other.size_bytes
+        && agree(WRITE_KEY, |_, _| true)
+        // A copy may have got values of other windows.
+        && agree(METADATA_KEY, |a, b| a.len() == b.len())
 }
 
 /// Whether this is the name of an object that data are in: ten digits, and perhaps a part.

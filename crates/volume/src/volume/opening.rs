@@ -28,6 +28,7 @@ use crate::lease::Lease;
 use crate::lease::state::Stored;
 use crate::meta::cache_state;
 use crate::meta::checkpoint_list::{self, Catalogue, CatalogueEntry, Watermarks};
+use crate::meta::label;
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::open::history::{self, Known, Seen};
 use crate::open::inspect::{self, Looked};
@@ -189,8 +190,16 @@ fn begin<'a>(
             ),
             checkpoint_list::load_entry(&store, seen.mark.cno)
         );
+        let lease = lease?;
+        // Whoever copies to it must find that it is another's from here on.
+        if label.replica_of.is_some()
+            && let Err(e) = label::end_replica(&store).await
+        {
+            lease.release(false).await;
+            return Err(e);
+        }
         Ok(Begun {
-            lease: lease?,
+            lease,
             entry: entry.ok().flatten(),
             store,
             volume_id: label.volume_id,

@@ -1,0 +1,219 @@
+//! Copies of objects, with what lies beside each: its check values, and where its blocks were written first.
+
+use std::collections::HashSet;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::try_join;
+use serde::Serialize;
+
+use super::original::Needed;
+use super::stopped;
+use crate::base::control::{Control, Phase};
+use crate::base::error::VolumeError;
+use crate::format::object_names::{cno_of, is_summary, name_of};
+use crate::index::{checksums, origins};
+use crate::store::copy::Copied;
+use crate::store::interceptors::window_checksums::is_sealed;
+use crate::store::sums::{self, Sums};
+use crate::store::{ObjectInfo, Store};
+
+/// Objects looked at at once.
+const LOOKS_AT_ONCE: usize = 32;
+/// Objects copied at once.
+const COPIES_AT_ONCE: usize = 8;
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Amount {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that passed through here and were compared with their check values.
+    pub verified_bytes: u64,
+    /// Bytes that passed through here and have no check values: their objects are as long as their originals.
+    pub unverified_bytes: u64,
+    /// Bytes that the store copied itself, with their check values; each copy is of the very write that was looked at.
+    pub copied_by_store_bytes: u64,
+}
+
+impl Amount {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+        self.verified_bytes += other.verified_bytes;
+        self.unverified_bytes += other.unverified_bytes;
+        self.copied_by_store_bytes += other.copied_by_store_bytes;
+    }
+}
+
+/// What was copied, and how that ended.
+pub(super) struct Outcome {
+    pub amount: Amount,
+    pub end: Result<(), VolumeError>,
+}
+
+/// Copies from one container to another, under the same names.
+pub(super) struct Copies<'a> {
+    pub from: &'a Store,
+    pub to: &'a Store,
+    pub control: &'a Control,
+}
+
+/// An object that was looked at in both places.
+struct Seen {
+    object: u64,
+    original: ObjectInfo,
+    /// What is in the replica's place.
+    there: Option<ObjectInfo>,
+}
+
+impl Copies<'_> {
+    /// Copies what is not there yet.
+    pub async fn all(&self, needed: &Needed) -> Outcome {
+        let mut amount = Amount::default();
+        let end = self.each(needed, &mut amount).await;
+        Outcome { amount, end }
+    }
+
+    async fn each(&self, needed: &Needed, amount: &mut Amount) -> Result<(), VolumeError> {
+        let looks = stream::iter(needed.objects.iter().copied()).map(|object| self.look_at(object));
+        let mut seen: Vec<Seen> = looks.buffer_unordered(LOOKS_AT_ONCE).try_collect().await?;
+        let firsts = stream::iter(needed.first_objects.iter()).map(|firsts| self.look_at_first(firsts));
+        let firsts: Vec<Option<Seen>> = firsts.buffer_unordered(LOOKS_AT_ONCE).try_collect().await?;
+        let known: HashSet<u64> = seen.iter().map(|seen| seen.object).collect();
+        seen.extend(
+            firsts
+                .into_iter()
+                .flatten()
+                .filter(|seen| !known.contains(&seen.object)),
+        );
+        let with_origins = self.with_origins(&seen).await?;
+        let total_bytes = seen.iter().map(|seen| seen.original.size_bytes).sum();
+        self.control.begin(Phase::Copying, total_bytes);
+        let copies = stream::iter(seen).map(|seen| {
+            let has_origins = with_origins.contains(&seen.object);
+            self.copy(seen, has_origins)
+        });
+        let mut copies = copies.buffer_unordered(COPIES_AT_ONCE);
+        let mut settled_bytes = 0;
+        while let Some((len_bytes, one)) = copies.try_next().await? {
+            amount.add(&one);
+            settled_bytes += len_bytes;
+            self.control.settle(settled_bytes);
+            self.control.add_data(one.bytes);
+        }
+        Ok(())
+    }
+
+    async fn look_at(&self, object: u64) -> Result<Seen, VolumeError> {
+        let seen = self.look_for(object).await?;
+        seen.ok_or_else(|| self.wrong(object, "the object is missing"))
+    }
+
+    async fn look_at_first(&self, objects: &[u64; 2]) -> Result<Option<Seen>, VolumeError> {
+        for object in objects.iter().rev() {
+            if let Some(seen) = self.look_for(*object).await? {
+                return Ok(Some(seen));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks at an object in both places.
+    async fn look_for(&self, object: u64) -> Result<Option<Seen>, VolumeError> {
+        stopped(self.control)?;
+        let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
+        let (source, target) = (holder.data_key(&name), self.to.data_key(&name));
+        let (original, there) = try_join!(holder.head(&source), self.to.head(&target))?;
+        Ok(original.map(|original| Seen {
+            object,
+            original,
+            there,
+        }))
+    }
+
+    /// Which of the objects have origins that are not there yet.
+    async fn with_origins(&self, seen: &[Seen]) -> Result<HashSet<u64>, VolumeError> {
+        if !seen.iter().any(|seen| origins::may_have(seen.object)) {
+            return Ok(HashSet::new());
+        }
+        let mut listed = origins::listed(self.from).await?;
+        for part in self.from.lineage().inherited() {
+            listed.extend(origins::listed(&part.store).await?);
+        }
+        let there = origins::listed(self.to).await?;
+        listed.retain(|object| !there.contains(object));
+        Ok(listed)
+    }
+
+    /// Copies an object, unless it is there. Returns its length and what was copied.
+    async fn copy(&self, seen: Seen, has_origins: bool) -> Result<(u64, Amount), VolumeError> {
+        stopped(self.control)?;
+        let Seen {
+            object,
+            original,
+            there,
+        } = seen;
+        let len_bytes = original.size_bytes;
+        let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
+        let (source, target) = (holder.data_key(&name), self.to.data_key(&name));
+        let mut amount = Amount::default();
+        let sums = holder.sums_of(&source, &original).await?;
+        let copied = match there {
+            Some(copy) if sums::may_be_copies(&original, &copy) => Copied { original, copy },
+            Some(_) => {
+                return Err(self.wrong(
+                    object,
+                    &format!(
+                        "what {} has of this name is another object: it is of another history of the volume; replicate into another place, \
+                         or delete the replica first",
+                        self.to.url
+                    ),
+                ));
+            }
+            None => {
+                amount = self.amount_of(holder, &original, sums.is_some());
+                self.to.copy_known(holder, &source, &target, original).await?
+            }
+        };
+        if let Some(sums) = sums {
+            let sums = Sums {
+                write: sums::write_of(&copied.copy),
+                ..(*sums).clone()
+            };
+            self.to.put_sums(&name, &sums).await?;
+        }
+        if is_summary(object) {
+            let (of, copy) = (&copied.original.etag, &copied.copy.etag);
+            checksums::carry(holder, self.to, &name, of, copy).await?;
+        }
+        if has_origins && let Some((body, _)) = holder.get(&origins::key(holder, object)).await? {
+            self.to.put(&origins::key(self.to, object), body).await?;
+        }
+        Ok((len_bytes, amount))
+    }
+
+    fn amount_of(&self, holder: &Store, original: &ObjectInfo, has_sums: bool) -> Amount {
+        let bytes = original.size_bytes;
+        let mut amount = Amount {
+            objects: 1,
+            bytes,
+            ..Amount::default()
+        };
+        let of_its_kind = match (self.to.copies_itself(holder), is_sealed(original) || has_sums) {
+            (true, _) => &mut amount.copied_by_store_bytes,
+            (false, true) => &mut amount.verified_bytes,
+            (false, false) => &mut amount.unverified_bytes,
+        };
+        *of_its_kind = bytes;
+        amount
+    }
+
+    fn wrong(&self, object: u64, reason: &str) -> VolumeError {
+        VolumeError::Corrupt {
+            what: format!("the object {} of {}", name_of(object), self.from.url),
+            reason: reason.to_owned(),
+        }
+    }
+}

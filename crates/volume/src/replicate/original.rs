@@ -1,0 +1,418 @@
+//! The original: which of its checkpoints the replica does not have, and which objects these need.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::try_join;
+use log::warn;
+
+use super::Request;
+use super::standing::{Continues, continues};
+use crate::admin::{ensure_stays, own_id, take_lease_only};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::clock::now_ms;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::engine::{parents, state_stored};
+use crate::format::inode;
+use crate::format::object_names::summaries_of;
+use crate::format::stored_state::StoredState;
+use crate::index::cache::IndexCache;
+use crate::index::diff::{OnlyIn, Place, places};
+use crate::lease::Lease;
+use crate::meta::checkpoint_list::{self, CatalogueEntry, Kind};
+use crate::meta::snapshots::{self, Snapshot};
+use crate::meta::{label, wal_marker};
+use crate::options::LeaseOptions;
+use crate::past::{self, At, Point};
+use crate::retention::{Policy, Reading, load_policy};
+use crate::store::Store;
+
+/// Checkpoints that are copied in one step.
+const STEP_MAX: usize = 32;
+/// Requests under way at once.
+const READS_AT_ONCE: usize = 16;
+
+/// The volume that a replica follows.
+pub(super) struct Original {
+    store: Store,
+    volume_id: VolumeId,
+    cache: IndexCache,
+    /// Held where the original was taken from its server.
+    lease: Option<Arc<Lease>>,
+}
+
+/// A checkpoint that the replica does not have yet.
+pub(super) struct NewPoint {
+    /// What it is, with its inode.
+    pub point: Point,
+    /// Its entry of the list; none before the first checkpoint.
+    pub entry: Option<CatalogueEntry>,
+}
+
+/// Checkpoints that the replica does not have yet, ascending, and pinned.
+pub(super) struct News {
+    pub points: Vec<NewPoint>,
+    /// The replica's newest, when the original has it, too. Pinned as well.
+    from: Option<StoredState>,
+    readings: Vec<Reading>,
+}
+
+/// How far a replica is behind.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Behind {
+    pub checkpoints: u64,
+    pub seconds: f64,
+}
+
+impl News {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
+
+    /// Takes the pins away.
+    pub async fn release(self) {
+        for reading in &self.readings {
+            reading.end().await;
+        }
+    }
+}
+
+impl Original {
+    /// Connects to the original.
+    ///
+    /// # Errors
+    /// [`VolumeError::NotFound`]; [`VolumeError::InvalidInput`] when it is being deleted, or is to be taken and its log was not closed.
+    pub async fn connect(request: &Request<'_>) -> Result<Self, VolumeError> {
+        let store = parents::connect(request.url, request.store_options).await?;
+        let (_, found) = try_join!(inode::load(&store), label::find(&store))?;
+        ensure_stays(&store, found.as_ref(), "replicate it")?;
+        let volume_id = own_id(&store, found).await?;
+        if request.takes_over {
+            ensure_closed(&store).await?;
+        }
+        Ok(Self {
+            cache: IndexCache::default().of_container(&store),
+            store,
+            volume_id,
+            lease: None,
+        })
+    }
+
+    /// Takes the original from the server that holds it: that one publishes nothing from there on.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] when its log was not closed; when the store fails.
+    pub async fn take_over(&mut self, request: &Request<'_>) -> Result<(), VolumeError> {
+        let options = LeaseOptions {
+            takeover: true,
+            ..LeaseOptions::default()
+        };
+        let lease = take_lease_only(&self.store, request.store_options, &options).await?;
+        self.lease = Some(lease);
+        // The server may have begun one.
+        ensure_closed(&self.store).await
+    }
+
+    /// Gives back the lease, if it was taken.
+    pub async fn release(&self) {
+        if let Some(lease) = &self.lease {
+            lease.release(true).await;
+        }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        self.store.url.to_string()
+    }
+
+    /// As [`url`](Self::url), with its id.
+    pub fn id(&self) -> (&VolumeUrl, VolumeId) {
+        (&self.store.url, self.volume_id)
+    }
+
+    /// Its store, with what it has inherited.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Which checkpoints are kept.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn policy(&self) -> Result<Option<Policy>, VolumeError> {
+        load_policy(&self.store).await
+    }
+
+    /// Names of its checkpoints.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn names(&self) -> Result<Vec<Snapshot>, VolumeError> {
+        snapshots::load_all(&self.store).await
+    }
+
+    /// The entry of this very checkpoint, if there is one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn entry_of(&self, id: CheckpointId) -> Result<Option<CatalogueEntry>, VolumeError> {
+        let entry = checkpoint_list::load_entry(&self.store, id.cno).await?;
+        Ok(entry.filter(|entry| entry.is_of(id) == Some(true)))
+    }
+
+    /// How far a replica with this checkpoint is behind.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn behind(&self, cno: u64) -> Result<Behind, VolumeError> {
+        let (newest, _) = inode::load(&self.store).await?;
+        let numbers = checkpoint_list::numbers_after(&self.store, cno).await?;
+        let first = match numbers.first() {
+            Some(first) => checkpoint_list::load_entry(&self.store, *first).await?,
+            None => None,
+        };
+        let is_newest_listed = numbers.last().copied().unwrap_or(cno) >= newest.i_last_cno;
+        let since_ms = match (first, is_newest_listed) {
+            (Some(first), _) => first.published_ms,
+            (None, true) => return Ok(Behind::default()),
+            (None, false) => inode::modified_ms(&newest),
+        };
+        Ok(Behind {
+            checkpoints: numbers.len() as u64 + u64::from(!is_newest_listed),
+            seconds: now_ms().saturating_sub(since_ms) as f64 / 1000.0,
+        })
+    }
+
+    /// The first checkpoints that are kept after the replica's newest, pinned. Of a replica that is not made yet the first one alone.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] when the replica's newest is not of this history; when the store fails.
+    pub async fn news(&self, newest: Option<CheckpointId>, is_made: bool) -> Result<News, VolumeError> {
+        let mut news = News {
+            points: Vec::new(),
+            from: None,
+            readings: Vec::new(),
+        };
+        match self.find_news(newest, is_made, &mut news).await {
+            Ok(()) => Ok(news),
+            Err(e) => {
+                news.release().await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn find_news(
+        &self,
+        of_replica: Option<CheckpointId>,
+        is_made: bool,
+        news: &mut News,
+    ) -> Result<(), VolumeError> {
+        let (raw, _) = inode::load(&self.store).await?;
+        let newest = StoredState::of_inode(&raw).id();
+        if let Some(of_replica) = of_replica {
+            self.go_on_from(of_replica, newest, news).await?;
+            if newest.cno == of_replica.cno {
+                return Ok(());
+            }
+        }
+        let after = of_replica.map_or(0, |id| id.cno);
+        let most = if is_made { STEP_MAX } else { 1 };
+        let mut numbers = checkpoint_list::numbers_after(&self.store, after).await?;
+        // What is above the inode is of another history.
+        numbers.retain(|number| *number <= newest.cno);
+        if newest.cno > after && numbers.last() != Some(&newest.cno) {
+            numbers.push(newest.cno);
+        }
+        let mut numbers = numbers.into_iter().peekable();
+        while news.points.len() < most && numbers.peek().is_some() {
+            let left = most - news.points.len();
+            let some: Vec<u64> = numbers.by_ref().take(left).collect();
+            let found = stream::iter(some).map(|cno| self.pinned(cno));
+            let found: Vec<_> = found.buffered(READS_AT_ONCE).try_collect().await?;
+            for (point, reading) in found.into_iter().flatten() {
+                news.points.push(point);
+                news.readings.push(reading);
+            }
+        }
+        if newest.cno == 0 && of_replica.is_none() {
+            news.points.push(self.without_checkpoint().await?);
+        }
+        Ok(())
+    }
+
+    /// Sees that the original's history goes on from this checkpoint of the replica.
+    async fn go_on_from(
+        &self,
+        of_replica: CheckpointId,
+        newest: CheckpointId,
+        news: &mut News,
+    ) -> Result<(), VolumeError> {
+        let (entry, stored) = match of_replica.cno {
+            // What is at the newest, or beyond it, is told without.
+            0 => (None, None),
+            cno if cno >= newest.cno => (None, None),
+            cno => try_join!(
+                checkpoint_list::load_entry(&self.store, cno),
+                state_stored(&self.store, cno)
+            )?,
+        };
+        let stored = stored.map(|raw| StoredState::of_inode(&raw));
+        let of_entry = entry.and_then(|entry| entry.is_of(of_replica));
+        let kept = of_entry.or(stored.map(|state| state.id() == of_replica));
+        let refused = |what: &str| {
+            Err(VolumeError::InvalidInput(format!(
+                "the replica is at checkpoint {}, and {} {what}: it was restored from a backup, rolled back by another tool, or made anew; \
+                 replicate it into another place, or delete the replica first",
+                of_replica.cno, self.store.url
+            )))
+        };
+        match continues(of_replica, newest, kept) {
+            Continues::Known => {
+                // Pinned: its index is compared with those of later ones. Where it is going, all of theirs is looked at.
+                if let Some(state) = stored
+                    && let Ok(reading) = Reading::begin(&self.store, of_replica).await
+                {
+                    news.from = Some(state);
+                    news.readings.push(reading);
+                }
+                Ok(())
+            }
+            Continues::Unknown => Ok(()),
+            Continues::WentBack => refused(&format!("is at {}", newest.cno)),
+            Continues::Other => refused("has another one of that number"),
+        }
+    }
+
+    /// The checkpoint of this number, pinned; nothing when it is going, or gone.
+    async fn pinned(&self, cno: u64) -> Result<Option<(NewPoint, Reading)>, VolumeError> {
+        let point = match past::find(&self.store, Some(&At::Number(cno))).await {
+            Ok(point) => point,
+            Err(VolumeError::NoCheckpoint { .. }) => {
+                self.ensure_going(cno).await?;
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        };
+        let reading = match Reading::begin(&self.store, point.id()).await {
+            Ok(reading) => reading,
+            Err(VolumeError::NoCheckpoint { .. }) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let entry = checkpoint_list::load_entry(&self.store, cno).await;
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(e) => {
+                reading.end().await;
+                return Err(e);
+            }
+        };
+        // The newest one's entry may be on its way, or have been lost with its server.
+        let entry = entry.unwrap_or_else(|| entry_lost(&point));
+        let point = NewPoint {
+            point,
+            entry: Some(entry),
+        };
+        Ok(Some((point, reading)))
+    }
+
+    /// Sees that a checkpoint whose own object cannot be used is one that its retention removes.
+    async fn ensure_going(&self, cno: u64) -> Result<(), VolumeError> {
+        let Some(entry) = checkpoint_list::load_entry(&self.store, cno).await? else {
+            return Ok(());
+        };
+        let Some(check) = entry.check else {
+            warn!(
+                "checkpoint {cno} of {} is not copied: its object is missing",
+                self.store.url
+            );
+            return Ok(());
+        };
+        match Reading::begin(&self.store, CheckpointId { cno, check }).await {
+            Ok(reading) => reading.end().await,
+            Err(VolumeError::NoCheckpoint { .. }) => return Ok(()),
+            Err(e) => return Err(e),
+        }
+        Err(VolumeError::Corrupt {
+            what: format!(
+                "the object that checkpoint {cno} of {} stored first",
+                self.store.url
+            ),
+            reason: format!(
+                "it is missing, or of another checkpoint, and the checkpoint is kept: hypernbd check {} says what that affects",
+                self.store.url
+            ),
+        })
+    }
+
+    /// A volume that nothing was ever published to.
+    async fn without_checkpoint(&self) -> Result<NewPoint, VolumeError> {
+        let (raw, _) = inode::load(&self.store).await?;
+        let point = past::state_of(&raw)?;
+        Ok(NewPoint { point, entry: None })
+    }
+
+    /// The objects that these checkpoints need and the replica's newest does not.
+    ///
+    /// # Errors
+    /// When an index cannot be read.
+    pub async fn objects_of(&self, news: &News) -> Result<Needed, VolumeError> {
+        let mut needed = Needed::default();
+        let mut from = news.from.as_ref().map(|state| state.root);
+        for new in &news.points {
+            let to = new.point.state.root;
+            let seen = places(&self.store, from.as_ref(), &to, &self.cache, |only_in, place| {
+                let (Place::Node(object) | Place::Block(object)) = place;
+                if only_in == OnlyIn::To {
+                    needed.objects.insert(object);
+                }
+            });
+            seen.await
+                .map_err(|e| VolumeError::engine(format!("reading the index of {}", self.store.url), e))?;
+            if new.point.number() > 0 {
+                needed.first_objects.push(summaries_of(new.point.number()));
+            }
+            from = Some(to);
+        }
+        Ok(needed)
+    }
+}
+
+/// The entry of a checkpoint whose own is not there.
+pub(super) fn entry_lost(point: &Point) -> CatalogueEntry {
+    CatalogueEntry {
+        cno: point.number(),
+        check: Some(point.id().check),
+        published_ms: point.published_ms,
+        size_bytes: point.size_bytes(),
+        epoch: 0,
+        generation: 0,
+        is_repaired: true,
+        kind: Kind::default(),
+    }
+}
+
+/// Objects, by number.
+#[derive(Debug, Default)]
+pub(super) struct Needed {
+    /// What indexes refer to.
+    pub objects: BTreeSet<u64>,
+    /// For each checkpoint the objects of which one has its inode.
+    pub first_objects: Vec<[u64; 2]>,
+}
+
+/// Refuses a volume whose log may hold flushed writes that are in no checkpoint.
+async fn ensure_closed(store: &Store) -> Result<(), VolumeError> {
+    let marker = wal_marker::load(store).await?.map(|(marker, _)| marker);
+    match marker.filter(|marker| !marker.is_clean) {
+        None => Ok(()),
+        Some(marker) => Err(VolumeError::InvalidInput(format!(
+            "the log {1} of {0} may hold flushed writes: publish them first with hypernbd wal replay {0}, then replicate it",
+            store.url, marker.url
+        ))),
+    }
+}

@@ -1,0 +1,309 @@
+//! The replica: made, owned as a server owns a volume, and published to.
+
+use std::sync::Arc;
+
+use super::Request;
+use super::original::{Needed, NewPoint, News, Original, entry_lost};
+use super::standing::check_label;
+use crate::admin::{check_path, ensure_free, remove_directory, take_lease_only};
+use crate::base::checkpoint_id::CheckpointId;
+use crate::base::error::VolumeError;
+use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
+use crate::engine::replica::{self, Adopted};
+use crate::engine::{Ownership, checkpoint_stored};
+use crate::format::inode;
+use crate::format::object_names::cno_of;
+use crate::format::stored_state::StoredState;
+use crate::lease::Lease;
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::meta::label::{self, Label};
+use crate::meta::snapshots::{self, Snapshot};
+use crate::options::{LeaseOptions, StoreOptions};
+use crate::past;
+use crate::retention::{ensure_readable, put_policy};
+use crate::store::{self, Store, probe};
+
+/// A replica, or the place of one that is being made.
+pub(super) struct Replica {
+    store: Store,
+    store_options: StoreOptions,
+    volume_id: VolumeId,
+    /// Its newest checkpoint; none of a place where the first one is still to be published.
+    newest: Option<CheckpointId>,
+    /// Held once there is an inode: before that no server can open what is there.
+    lease: Option<Arc<Lease>>,
+    /// Numbers that are used, or may be.
+    used: u64,
+    /// What the last attempt was to publish: the answer to it may have been lost.
+    attempted: Option<CheckpointId>,
+    /// Whether the newest one's entry is known to be there.
+    is_entered: bool,
+}
+
+impl Replica {
+    /// Connects to the replica and takes its lease, or claims a free place for it.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`], [`VolumeError::Leftovers`] for a place that is another's; [`VolumeError::Held`] when another server
+    /// has the replica.
+    pub async fn connect(request: &Request<'_>, original: &Original) -> Result<Self, VolumeError> {
+        let store = place_for(request, original).await?;
+        let connected = Self::in_place(store.clone(), request, original).await;
+        if connected.is_err() {
+            remove_directory(&store).await;
+        }
+        connected
+    }
+
+    async fn in_place(store: Store, request: &Request<'_>, original: &Original) -> Result<Self, VolumeError> {
+        store.check().await?;
+        let label = match label::find(&store).await? {
+            Some(found) => {
+                check_label(&found.label, found.is_elsewhere(), &store.url, original.id())?;
+                found.label
+            }
+            None => claim(&store, request.to_options, original).await?,
+        };
+        let mut replica = Self {
+            store,
+            store_options: request.to_options.clone(),
+            volume_id: label.volume_id,
+            newest: None,
+            lease: None,
+            used: 0,
+            attempted: None,
+            is_entered: false,
+        };
+        if let Err(e) = replica.complete(original).await {
+            replica.release(false).await;
+            return Err(e);
+        }
+        Ok(replica)
+    }
+
+    /// Takes the lease of a replica that has an inode.
+    async fn own(&mut self) -> Result<(), VolumeError> {
+        let lease = take_lease_only(&self.store, &self.store_options, &LeaseOptions::default()).await?;
+        self.lease = Some(lease);
+        let (raw, _) = inode::load(&self.store).await?;
+        let state = StoredState::of_inode(&raw);
+        self.newest = Some(state.id());
+        self.used = replica::used(&raw);
+        Ok(())
+    }
+
+    /// Gives the lease back.
+    pub async fn release(&self, is_clean: bool) {
+        if let Some(lease) = &self.lease {
+            lease.release(is_clean).await;
+        }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        self.store.url.to_string()
+    }
+
+    /// Its id.
+    pub fn volume_id(&self) -> VolumeId {
+        self.volume_id
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Its newest checkpoint.
+    pub fn newest(&self) -> Option<CheckpointId> {
+        self.newest
+    }
+
+    /// Whether there is a volume.
+    pub fn is_made(&self) -> bool {
+        self.newest.is_some()
+    }
+
+    /// Prepares for the objects of these checkpoints: their numbers are used from here on.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when somebody else has the replica.
+    pub async fn expect(&mut self, news: &News, needed: &Needed) -> Result<(), VolumeError> {
+        let of_points = news.points.iter().map(|new| replica::used(&new.point.inode));
+        let of_objects = needed.objects.iter().map(|object| cno_of(*object));
+        self.used = of_points.chain(of_objects).fold(self.used, u64::max);
+        if !self.is_made() {
+            return Ok(());
+        }
+        let there = self.read().await?;
+        replica::reserve(&self.store, &there, self.used).await
+    }
+
+    /// Enters the newest checkpoint in the list, if an attempt was interrupted before that.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when somebody else has the replica; when a store fails.
+    pub async fn complete(&mut self, original: &Original) -> Result<(), VolumeError> {
+        if !self.is_made() {
+            // The answer to the making of it may have been lost.
+            match inode::load(&self.store).await {
+                Ok(_) => self.own().await?,
+                Err(VolumeError::NotFound { .. }) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        let (raw, _) = self.read().await?;
+        let Some(newest) = self.newest.filter(|id| id.cno > 0 && !self.is_entered) else {
+            return Ok(());
+        };
+        if checkpoint_list::load_entry(&self.store, newest.cno)
+            .await?
+            .is_none()
+        {
+            let entry = original.entry_of(newest).await?;
+            let entry = match entry {
+                Some(entry) => entry,
+                None => entry_lost(&past::state_of(&raw)?),
+            };
+            self.enter(&entry).await?;
+        }
+        self.is_entered = true;
+        Ok(())
+    }
+
+    /// Publishes a checkpoint whose objects are all there.
+    ///
+    /// # Errors
+    /// [`VolumeError::Fenced`] when somebody else has the replica; [`VolumeError::Corrupt`] when the checkpoint's own object is another.
+    pub async fn publish(&mut self, new: &NewPoint) -> Result<(), VolumeError> {
+        let id = new.point.id();
+        if id.cno > 0 && checkpoint_stored(&self.store, id.cno).await? != Some(id) {
+            return Err(VolumeError::Corrupt {
+                what: format!(
+                    "the object that checkpoint {} stored first, at {}",
+                    id.cno, self.store.url
+                ),
+                reason: "it is missing, or of another checkpoint".into(),
+            });
+        }
+        let raw = replica::with_used(&new.point.inode, self.used);
+        if self.is_made() {
+            let (_, etag) = self.read().await?;
+            (self.attempted, self.is_entered) = (Some(id), false);
+            replica::replace(&self.store, &raw, &etag).await?;
+            self.newest = Some(id);
+        } else {
+            self.ensure_claimed().await?;
+            replica::create(&self.store, &raw).await?;
+            self.own().await?;
+        }
+        if let Some(entry) = &new.entry {
+            self.enter(entry).await?;
+        }
+        self.is_entered = true;
+        Ok(())
+    }
+
+    /// Reads the inode in order to publish over it: adopt, then check (Invariant O1).
+    async fn read(&mut self) -> Result<Adopted, VolumeError> {
+        let (raw, info) = inode::load(&self.store).await?;
+        if let Some(lease) = &self.lease {
+            lease.check().await?;
+        }
+        let there = Some(CheckpointId::of_inode(&raw));
+        if there != self.newest && there != self.attempted {
+            return Err(VolumeError::Fenced {
+                reason: format!("somebody else has published to the replica at {}", self.store.url),
+            });
+        }
+        self.newest = there;
+        Ok((raw, info.etag))
+    }
+
+    /// Enters a published checkpoint in the list.
+    async fn enter(&self, entry: &CatalogueEntry) -> Result<(), VolumeError> {
+        let entry = CatalogueEntry {
+            epoch: self.lease.as_ref().map_or(0, |lease| lease.epoch()),
+            ..entry.clone()
+        };
+        checkpoint_list::write_entry(&self.store, &entry).await?;
+        Ok(())
+    }
+
+    /// Sees that the place is still claimed for this replica: nobody has begun to delete it.
+    async fn ensure_claimed(&self) -> Result<(), VolumeError> {
+        let label = label::load(&self.store).await?;
+        let is_claimed = |label: &Label| {
+            label.volume_id == self.volume_id && label.replica_of.is_some() && label.deletion.is_none()
+        };
+        match label.is_some_and(|label| is_claimed(&label)) {
+            true => Ok(()),
+            false => Err(VolumeError::InvalidInput(format!(
+                "what is at {} was deleted, or is being deleted, while it was made: nothing more was done",
+                self.store.url
+            ))),
+        }
+    }
+
+    /// Gives the names of the original's checkpoints to those that are here.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn name_as(&self, names: &[Snapshot]) -> Result<(), VolumeError> {
+        let here = snapshots::load_all(&self.store).await?;
+        for name in names.iter().filter(|name| !here.contains(name)) {
+            let is_here = Some(name.checkpoint) == self.newest
+                || checkpoint_list::load_entry(&self.store, name.checkpoint.cno)
+                    .await?
+                    .is_some_and(|entry| entry.is_of(name.checkpoint) == Some(true));
+            if !is_here {
+                continue;
+            }
+            let key = snapshots::key(&self.store, &name.name);
+            let body = serde_json::to_vec(name).map_err(|e| VolumeError::Internal(e.to_string()))?;
+            self.store.put(&key, body).await?;
+            // The replica's own retention may have planned to remove it.
+            match ensure_readable(&self.store, name.checkpoint).await {
+                Ok(()) => {}
+                Err(VolumeError::NoCheckpoint { .. }) => drop(self.store.delete(&key).await?),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The store of the replica's place.
+async fn place_for(request: &Request<'_>, original: &Original) -> Result<Store, VolumeError> {
+    match request.to {
+        VolumeUrl::S3 { .. } => match original.store().url {
+            // Reached in the same way: what is copied there the store can copy itself.
+            VolumeUrl::S3 { .. } if request.store_options == request.to_options => {
+                Ok(original.store().at(request.to).await?)
+            }
+            _ => Ok(store::unproved(request.to, request.to_options).await?),
+        },
+        VolumeUrl::File { path } => {
+            check_path(request.to, path)?;
+            Ok(store::connect_for_create(request.to, request.to_options).await?)
+        }
+    }
+}
+
+/// Claims a place where nothing is for a replica.
+async fn claim(store: &Store, options: &StoreOptions, original: &Original) -> Result<Label, VolumeError> {
+    ensure_free(store).await?;
+    probe::ensure(store, options.allow_unsafe).await?;
+    let (url, volume_id) = original.id();
+    let of = label::Original {
+        url: url.to_string(),
+        volume_id,
+    };
+    let label = label::make_this(store, Label::of_replica(store, of)?).await?;
+    // It begins with the rules of its original, and has its own from there on.
+    if let Some(policy) = original.policy().await? {
+        put_policy(store, &policy).await?;
+    }
+    Ok(label)
+}
