@@ -22,6 +22,7 @@ SIZE = 4 * MI
 BLOCK = 64 * KI
 DOCUMENT = PROJECT / "docs" / "replication.md"
 KILLS = 6
+PAUSE_S = 0.1
 REQUESTS_MAX = 120
 
 
@@ -173,6 +174,8 @@ class Writer:
                     for _ in range(4):
                         client.pwrite(self.rng.randbytes(BLOCK), self.rng.randrange(0, SIZE, BLOCK))
                     client.flush()
+                    # Thousands of checkpoints would only make the test long.
+                    self.is_over.wait(PAUSE_S)
         except Exception as failure:  # told to the test, which is in another thread
             self.failures.append(failure)
 
@@ -246,7 +249,7 @@ def test_a_replica_that_is_written_to_is_a_volume_of_its_own(both, make_server, 
     log = tmp_path / "log"
     process = both.begin(log, "--follow", "--interval", "100ms")
     wait_for(lambda: "is at checkpoint 1" in log.read_text(), "the replica to be made")
-    assert "is held by" in refused(make_server(both.replica, lease_duration="1s"))
+    assert "is held by" in refused(make_server(both.replica, lease_duration="2s"))
     assert "replica_of" in info(both.replica), "a server that was refused changes nothing"
     # It sleeps through the takeover, with whatever it was about to send.
     process.send_signal(signal.SIGSTOP)
@@ -412,9 +415,11 @@ def test_in_another_store_with_keys_of_its_own(make_volume, make_server, own_min
 
 def test_what_cannot_be_is_refused(both, make_volume, make_server, tmp_path):
     other = make_volume(SIZE, BLOCK)
-    with make_server(both.volume).start().connect() as client:
+    server = make_server(both.volume).start()
+    with server.connect() as client:
         client.pwrite(pattern(BLOCK, 1), 0)
         client.flush()
+    assert server.terminate() == 0
     before = both.volume.store.objects_of_volumes()
     for place_of_other, why in [
         (both.volume.url, "its own replica"),

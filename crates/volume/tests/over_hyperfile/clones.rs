@@ -25,7 +25,7 @@ fn try_clone(f: &Fixture, at: Option<u64>, to: &str) -> Result<Cloned, VolumeErr
     f.run(admin::clone(&f.url, &f.store_options, at.as_ref(), &f.url_of(to)))
 }
 
-fn clone(f: &Fixture, to: &str) -> Cloned {
+pub fn clone(f: &Fixture, to: &str) -> Cloned {
     try_clone(f, None, to).unwrap()
 }
 
@@ -55,7 +55,7 @@ fn newest(f: &Fixture) -> u64 {
         .last_checkpoint
 }
 
-fn copy_directory(from: &Path, to: &Path) {
+pub fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

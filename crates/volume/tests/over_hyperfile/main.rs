@@ -22,6 +22,7 @@ mod pair;
 mod provenance;
 mod recovery;
 mod recovery_race;
+mod replicas;
 mod resize;
 mod retention;
 mod scattered;
