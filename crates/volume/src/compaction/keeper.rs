@@ -10,19 +10,14 @@ use tokio::time::Instant;
 
 use super::pace::{self, Pace};
 use super::relocation::{Flip, Ground, Moved};
-use crate::base::checkpoint_id::NewestCheckpoint;
+use super::turns::Turns;
 use crate::base::control::Control;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::engine::hyper_engine::PublishedBytes;
-use crate::retention::{NEWEST_KEPT, Rounds, Victims, Want};
+use crate::retention::{Rounds, Victims, Want};
 
 /// How often it is asked whether enough was published for a look; that costs nothing.
 const POLL: Duration = Duration::from_secs(1);
-/// A look is made this long after the last one though less was published: what history held may have been let go of.
-const LOOK_AT_LATEST: Duration = Duration::from_secs(3600);
-/// Relocations without a publish of clients in between. The buffer file and the records of a WAL name the checkpoint of the last
-/// publish, which must be one of the newest that are always kept.
-const FLIPS_IN_A_ROW_MAX: u32 = NEWEST_KEPT as u32 / 2 - 1;
 /// How long an entry of the list is waited for that is written behind its checkpoint, and how often it is asked for.
 const ENTRY_WAITS: u32 = 50;
 const ENTRY_WAIT: Duration = Duration::from_millis(100);
@@ -39,7 +34,6 @@ pub(crate) struct Work {
     pub ground: Ground,
     pub flip: Arc<dyn Flip>,
     pub rounds: Arc<Mutex<Rounds>>,
-    pub newest: NewestCheckpoint,
     pub published_bytes: PublishedBytes,
     /// Bytes a second at most; 0 is without a bound.
     pub cap_rate: u64,
@@ -66,21 +60,21 @@ impl Drop for Keeper {
 impl Work {
     async fn run(self) {
         let mut failures = 0_u32;
-        let mut look_after = 0;
-        let mut looked = (self.published_bytes.get(), self.newest.get(), Instant::now());
+        let (mut turns, mut looked_at) = (Turns::new(self.published_bytes.get()), Instant::now());
         loop {
             loop {
                 tokio::time::sleep(POLL).await;
-                let (bytes, newest, at) = looked;
-                let published = self.published_bytes.get() - bytes;
-                let is_late = at.elapsed() >= LOOK_AT_LATEST && self.newest.get() != newest;
-                if published > 0 && (is_late || published >= look_after) {
+                if turns.is_look_due(self.published_bytes.get(), looked_at.elapsed()) {
                     break;
                 }
             }
-            looked = (self.published_bytes.get(), self.newest.get(), Instant::now());
-            match self.relocate_all().await {
-                Ok(bytes) => (failures, look_after) = (0, bytes),
+            looked_at = Instant::now();
+            turns.look(self.published_bytes.get());
+            match self.relocate_all(&mut turns).await {
+                Ok(look_after_bytes) => {
+                    failures = 0;
+                    turns.looked(look_after_bytes);
+                }
                 Err(e) if e.kind() == ErrorKind::Fenced => {
                     info!("compaction has stopped in this server: {e}");
                     return;
@@ -122,12 +116,11 @@ impl Work {
     }
 
     /// Relocates as long as there is anything to do. Returns the bytes to be published before the next look.
-    async fn relocate_all(&self) -> Result<u64, VolumeError> {
+    async fn relocate_all(&self, turns: &mut Turns) -> Result<u64, VolumeError> {
         let mut all = Moved::default();
-        let (mut flipped_as, mut flips, mut is_over) = (0, 0, false);
         loop {
-            let victims = self.victims(flipped_as).await?;
-            if victims.next.is_empty() || is_over {
+            let victims = self.victims(turns.flipped_as()).await?;
+            if victims.next.is_empty() || turns.is_over() {
                 if all.objects > 0 {
                     info!(
                         "compaction copied {} live bytes out of {} objects of {} bytes, which are removed once no kept checkpoint needs them",
@@ -143,10 +136,7 @@ impl Work {
                 .relocate(&victims.next, self.flip.as_ref(), pace, &control)
                 .await?;
             debug!("{:?} for {:?}", moved, victims.debt);
-            // Nothing is changed any more where those objects are not needed, and the table tells that later.
-            flips += 1;
-            is_over = moved.checkpoint == 0 || flips == FLIPS_IN_A_ROW_MAX;
-            flipped_as = moved.checkpoint.max(flipped_as);
+            turns.relocated(moved.checkpoint);
             all.objects += moved.objects;
             all.object_bytes += moved.object_bytes;
             all.bytes += moved.bytes;

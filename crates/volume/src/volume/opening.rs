@@ -418,7 +418,6 @@ fn open_owned<'a>(
                 ground,
                 flip: Arc::new(volume.driver.clone()),
                 rounds,
-                newest: newest.clone(),
                 published_bytes,
                 cap_rate: options.compaction_rate,
             }));
