@@ -148,3 +148,7 @@ impl Publisher {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "publisher_tests.rs"]
+mod tests;

@@ -351,6 +351,28 @@ mod tests {
         assert!(others.debt.stored_bytes < victims.debt.stored_bytes);
     }
 
+    /// Nodes of the index are written anew by the flip while publishes wait, so they count in a batch as blocks do.
+    #[test]
+    fn a_batch_of_index_nodes_is_no_larger_than_one_of_blocks() {
+        let (nodes, objects) = (BATCH_BLOCKS / 8, 40_u64);
+        let mut usage = Usage::default();
+        let mut stored = BTreeMap::new();
+        for cno in 1..=objects {
+            let object = cno << 32 | 1;
+            let live = Delta {
+                blocks: 0,
+                nodes: nodes as i64,
+            };
+            let accounted = (InodeCheck::from_bits(cno), cno, 1).into();
+            usage
+                .step(cno, accounted, &HashMap::from([(object, live)]))
+                .unwrap();
+            stored.insert(object, 8 * nodes * NODE_BYTES as u64);
+        }
+        let victims = choose(&usage, &stored, BLOCK, Want::Everything, |_| false);
+        assert_eq!((victims.objects, victims.next.len()), (objects, 8));
+    }
+
     #[test]
     fn urgency_is_a_hundred_at_the_bound() {
         let at = |stored_mib: u64| Debt {

@@ -7,11 +7,12 @@ use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::admin::rollback::rollback;
 use hypernbd_volume::admin::{self, Cloned, IfDamaged};
-use hypernbd_volume::options::LeaseOptions;
+use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use hypernbd_volume::past::{self, At};
-use hypernbd_volume::{ErrorKind, VolumeError};
+use hypernbd_volume::store::hook::Hook;
+use hypernbd_volume::{ErrorKind, Volume, VolumeError};
 
-use crate::faults::LIMIT;
+use crate::faults::{AtInode, LIMIT, When};
 use crate::fixture::{Fixture, pattern};
 use crate::resize::{FORMATS, made_elsewhere, resize};
 
@@ -336,4 +337,50 @@ fn what_is_in_the_way_of_a_clone_is_named_and_left() {
     go(&mut f, "empty");
     f.create(1 << 20, 4096);
     assert!(try_clone(&f, None, "other").is_err(), "nothing was published");
+}
+
+/// A refusal may be the answer to a second sending, and then the clone is there and in use.
+#[test]
+fn a_clone_that_is_in_use_is_not_taken_back() {
+    let (mut f, mut model) = cloned();
+    let url = f.url_of("second");
+    let runtime = f.handle();
+    let write = move || {
+        let (store, options) = (StoreOptions::default(), VolumeOptions::default());
+        let volume = runtime.block_on(Volume::open(&url, &store, &options)).unwrap();
+        volume.write(0, b"mine", true).unwrap();
+        volume.close(LIMIT).unwrap();
+    };
+    let sent_twice = AtInode::new(When::Stored, write).answered(412, "PreconditionFailed");
+    f.store_options.hook = Hook::new(sent_twice);
+    let error = try_clone(&f, None, "second").unwrap_err();
+    f.store_options.hook = Hook::default();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+    go(&mut f, "second");
+    model[..4].copy_from_slice(b"mine");
+    assert!(contents(&f) == model);
+    go(&mut f, "clone");
+    delete(&f).unwrap();
+    go(&mut f, "vol");
+    let error = delete(&f).unwrap_err();
+    assert!(matches!(error, VolumeError::HasClones { .. }), "{error}");
+}
+
+/// A label that was lost is made anew with another id; what the clone shares is told by its origin.
+#[test]
+fn a_clone_whose_label_was_lost_keeps_its_parent() {
+    let (mut f, model) = cloned();
+    go(&mut f, "clone");
+    let store = f.store().unwrap();
+    let key = store.meta_key("label");
+    let (label, _) = f.run(store.get(&key)).unwrap().unwrap();
+    let mut anew: serde_json::Value = serde_json::from_slice(&label).unwrap();
+    anew["volume_id"] = "423a30c5-ce77-40c3-9299-a143d31c733a".into();
+    f.run(store.put(&key, anew.to_string())).unwrap();
+    go(&mut f, "vol");
+    let error = delete(&f).unwrap_err();
+    assert!(matches!(error, VolumeError::HasClones { .. }), "{error}");
+    f.run(store.put(&key, label)).unwrap();
+    go(&mut f, "clone");
+    assert!(contents(&f) == model);
 }

@@ -30,20 +30,20 @@ use crate::faults::{LIMIT, Script, Step, Then, Until, Verdict, Write, judged};
 use crate::fixture::{Fixture, pattern};
 use crate::resize::{FORMATS, check, made_elsewhere};
 
-const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 /// The last block is a short one.
 const SIZE: usize = (3 << 20) + 1000;
 
-type Hook = Box<dyn FnOnce() -> Result<(), VolumeError> + Send>;
+pub type Hook = Box<dyn FnOnce() -> Result<(), VolumeError> + Send>;
 
 /// A volume whose owner is the test's.
-struct World {
-    f: Arc<Fixture>,
+pub struct World {
+    pub f: Arc<Fixture>,
     store: Store,
-    engine: Arc<HyperEngine>,
+    pub engine: Arc<HyperEngine>,
     catalogue: Arc<Catalogue>,
     volume: Arc<Volume>,
-    model: Arc<Mutex<Vec<u8>>>,
+    pub model: Arc<Mutex<Vec<u8>>>,
     /// What it read as at each checkpoint of a client's.
     at: BTreeMap<u64, Vec<u8>>,
     under_way: UnderWay,
@@ -103,14 +103,14 @@ impl World {
         Self::created_with(|store| store)
     }
 
-    fn created_with(judged: impl FnOnce(Store) -> Store) -> Self {
+    pub fn created_with(judged: impl FnOnce(Store) -> Store) -> Self {
         let f = Fixture::new();
         f.create(SIZE as u64, BLOCK as u32);
         let store = judged(f.store().unwrap());
         Self::new(f, vec![0; SIZE], store)
     }
 
-    fn newest(&self) -> u64 {
+    pub fn newest(&self) -> u64 {
         self.inode().i_last_cno
     }
 
@@ -126,7 +126,7 @@ impl World {
         change(&self.volume, &mut self.model.lock(), rng, changes);
     }
 
-    fn publish(&mut self, rng: &mut fastrand::Rng, changes: usize) {
+    pub fn publish(&mut self, rng: &mut fastrand::Rng, changes: usize) {
         self.change(rng, changes);
         self.volume.flush().unwrap();
         self.at.insert(self.newest(), self.model.lock().clone());
@@ -138,7 +138,7 @@ impl World {
     }
 
     /// Every object of the container that is not of the newest checkpoint, by number, with its length.
-    fn objects(&self) -> BTreeMap<u64, u64> {
+    pub fn objects(&self) -> BTreeMap<u64, u64> {
         let store = self.f.store().unwrap();
         let prefix = store.data_key("");
         let listed = self.f.run(store.list(&prefix)).unwrap();
@@ -149,7 +149,7 @@ impl World {
         numbered.collect()
     }
 
-    fn relocate(&self, objects: &BTreeMap<u64, u64>, hook: Option<Hook>) -> Result<Moved, VolumeError> {
+    pub fn relocate(&self, objects: &BTreeMap<u64, u64>, hook: Option<Hook>) -> Result<Moved, VolumeError> {
         let victims: Vec<Victim> = objects
             .iter()
             .map(|(&object, &object_bytes)| Victim {

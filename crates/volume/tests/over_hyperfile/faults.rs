@@ -2,10 +2,12 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_sdk_s3::config::interceptors::{
-    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+    BeforeDeserializationInterceptorContextMut, BeforeDeserializationInterceptorContextRef,
+    BeforeTransmitInterceptorContextRef,
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
@@ -145,6 +147,102 @@ impl Intercept for Injector {
     }
 }
 
+/// When something happens at a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    BeforeItIsSent,
+    /// Once it was carried out, before it is answered.
+    Stored,
+}
+
+/// Something happens at the first write of an inode, on a thread of its own.
+pub struct AtInode {
+    when: When,
+    what: Box<dyn Fn() + Send + Sync>,
+    /// How the write is answered then; as the store does for `None`.
+    answer: Option<(u16, &'static str)>,
+    is_over: AtomicBool,
+}
+
+impl AtInode {
+    pub fn new(when: When, what: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            when,
+            what: Box::new(what),
+            answer: None,
+            is_over: AtomicBool::new(false),
+        }
+    }
+
+    /// The write is answered so then.
+    pub fn answered(self, status: u16, code: &'static str) -> Self {
+        Self {
+            answer: Some((status, code)),
+            ..self
+        }
+    }
+
+    fn happen(&self) {
+        let what = || std::thread::scope(|scope| scope.spawn(|| (self.what)()).join().unwrap());
+        tokio::task::block_in_place(what);
+    }
+}
+
+impl Debug for AtInode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.when)
+    }
+}
+
+#[derive(Debug)]
+struct IsInode;
+
+impl Storable for IsInode {
+    type Storer = StoreReplace<Self>;
+}
+
+impl Intercept for AtInode {
+    fn name(&self) -> &'static str {
+        "at the inode"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let write = Write::of_request(request.method(), request.uri());
+        if write.is_some_and(|write| write.is_inode()) && !self.is_over.swap(true, Ordering::SeqCst) {
+            bag.interceptor_state().store_put(IsInode);
+            if self.when == When::BeforeItIsSent {
+                self.happen();
+            }
+        }
+        Ok(())
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        bag: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if bag.load::<IsInode>().is_none() {
+            return Ok(());
+        }
+        bag.interceptor_state().unset::<IsInode>();
+        if self.when == When::Stored {
+            self.happen();
+        }
+        if let Some((status, code)) = self.answer {
+            *context.response_mut() = refusal(status, code)?;
+        }
+        Ok(())
+    }
+}
+
 /// Until when a write is held back.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Until {
@@ -207,7 +305,7 @@ impl Script {
         self.state.lock().seen.iter().filter(|w| w.is_inode()).count()
     }
 
-    fn wait(&self, until: &Until) {
+    pub fn wait(&self, until: &Until) {
         let mut state = self.state.lock();
         let is_over = |state: &State| match until {
             Until::Seen(write) => state.seen.contains(write),

@@ -60,6 +60,11 @@ impl Fixture {
         self.runtime.block_on(future)
     }
 
+    /// To run something on another thread.
+    pub fn handle(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
     pub fn create(&self, size_bytes: u64, block_size_bytes: u32) {
         let options = admin::CreateOptions {
             size_bytes,

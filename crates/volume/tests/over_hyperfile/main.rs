@@ -5,6 +5,7 @@
 
 mod busy_store;
 mod check;
+mod check_values;
 mod clones;
 mod compaction;
 mod completion;
@@ -15,6 +16,7 @@ mod faults;
 mod fixture;
 mod histories;
 mod history;
+mod late;
 mod lease;
 mod limits;
 mod overlap;
