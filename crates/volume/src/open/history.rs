@@ -6,7 +6,7 @@
 //! decides, and caches are emptied.
 //!
 //! * [`look`] reads and changes nothing; [`Seen::settle`] makes the checkpoint list agree with the container.
-//! * [`Seen::has`] answers for one checkpoint, with one request at most.
+//! * [`Seen::has`] answers for one checkpoint, with one request; with another one where its entry is of an earlier release.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
@@ -177,7 +177,12 @@ impl Seen {
             return Ok(self.origin.is_none_or(|origin| origin == id.check));
         }
         let entry = checkpoint_list::load_entry(&self.store, id.cno).await?;
-        let is_there = entry.is_some_and(|e| e.is_of(id).unwrap_or(true));
+        let is_there = match entry.map(|entry| entry.is_of(id)) {
+            Some(Some(is_of)) => is_of,
+            // Of an earlier release, so it names no checkpoint. What is stored under that number tells.
+            Some(None) => checkpoint_stored(&self.store, id.cno).await? == Some(id),
+            None => false,
+        };
         if is_there {
             *self.known.lock() = Some(id);
         }

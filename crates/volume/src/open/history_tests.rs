@@ -136,6 +136,47 @@ async fn a_missing_entry_says_no_more_than_the_one_before_if_that_is_of_this_con
     assert!(seen.is_broken());
 }
 
+/// Such an entry says that there was a checkpoint of this number, and not which: a log or a cache of another history may name one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_of_an_earlier_release_speaks_for_the_stored_checkpoint_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+    let options = StoreOptions::default();
+    let create = crate::admin::CreateOptions {
+        size_bytes: 1 << 20,
+        block_size_bytes: 4096,
+    };
+    crate::admin::create(&url, &options, &create).await.unwrap();
+    let volume_options = crate::options::VolumeOptions::default();
+    let volume = crate::Volume::open(&url, &options, &volume_options)
+        .await
+        .unwrap();
+    let written = tokio::task::spawn_blocking(move || {
+        for byte in 1..4 {
+            volume.write(0, &[byte; 4096], true)?;
+        }
+        volume.close(std::time::Duration::from_secs(60))
+    });
+    written.await.unwrap().unwrap();
+    let store = crate::store::connect(&url, &options).await.unwrap();
+    let stored = checkpoint_stored(&store, 2).await.unwrap().unwrap();
+    let newest = Checkpoint {
+        id: checkpoint_stored(&store, 3).await.unwrap().unwrap(),
+        size_bytes: 1 << 20,
+    };
+    let (entry, etag) = checkpoint_list::load_entry_with(&store, 2)
+        .await
+        .unwrap()
+        .unwrap();
+    let unmarked = CatalogueEntry { check: None, ..entry };
+    checkpoint_list::replace_entry(&store, &unmarked, &etag)
+        .await
+        .unwrap();
+    let seen = look(&store, newest, Known::default()).await.unwrap();
+    assert!(!seen.has(id(2, !stored.check.to_bits())).await.unwrap());
+    assert!(seen.has(stored).await.unwrap());
+}
+
 #[tokio::test]
 async fn entries_of_earlier_releases_are_marked_once() {
     let (_dir, store) = store().await;
