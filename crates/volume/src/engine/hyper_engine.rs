@@ -108,6 +108,7 @@ impl HyperEngine {
             is_read_only,
             ownership: ownership.clone(),
             numbers: numbers.clone(),
+            zeroed_blocks_max: owner::ZEROED_BLOCKS_MAX,
         };
         let thread = OwnerThread::start(runtime.clone(), move || owner::run(owner, inbox, opened))
             .map_err(|e| VolumeError::engine("starting the owner thread", e))?;

@@ -22,7 +22,8 @@ const CUT_BLOCKS_MAX: u64 = 2 << 20;
 const CUT_CALL_BLOCKS: u64 = 64 * 1024;
 
 /// Publishes the container with this size. One checkpoint is enough when at most [`CUT_BLOCKS_MAX`] stored blocks lie
-/// past the new end. An interruption leaves the old size or the new one. The container must be opened again afterwards.
+/// past the new end. An interruption leaves the old size or the new one; with more than one checkpoint, the old size, and zeros in a part of
+/// what lies past the new end. The container must be opened again afterwards.
 ///
 /// The caller adopts, then checks: it checks the lease after it opened the container and before it calls this.
 ///

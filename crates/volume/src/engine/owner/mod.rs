@@ -45,6 +45,8 @@ mod upload_source;
 
 /// Runs that the location map keeps: about 9 MiB.
 const LOCATION_RUNS_MAX: usize = 192 * 1024;
+/// The most blocks that one checkpoint zeroes. Each costs an index entry in memory until it is published.
+pub(super) const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
 
 pub(super) type Reply<R> = oneshot::Sender<Result<R, VolumeError>>;
 
@@ -78,6 +80,8 @@ pub(super) struct Config {
     pub ownership: Arc<dyn Ownership>,
     /// Updated by the owner thread.
     pub numbers: Arc<CheckpointNumbers>,
+    /// The most blocks that one checkpoint zeroes, about.
+    pub zeroed_blocks_max: u64,
 }
 
 pub(super) struct Opened {

@@ -24,8 +24,6 @@ use crate::index::location_map::Place;
 use crate::index::walk::Walk;
 use crate::write_buffer::overlay::Frozen;
 
-/// The most blocks that one checkpoint zeroes. Each costs an index entry in memory until it is published.
-const ZEROED_BLOCKS_MAX: u64 = 2 << 20;
 /// Blocks that one call of the engine zeroes.
 const ZERO_CALL_BLOCKS: u64 = 64 * 1024;
 /// Index nodes that publishes in flight may keep in memory: 32 MiB, for at least 2 GiB of data in blocks of 4 KiB.
@@ -211,7 +209,7 @@ impl Owner {
                     self.zero(&blocks).await?;
                     zeroed += blocks.end - blocks.start;
                 }
-                if zeroed >= ZEROED_BLOCKS_MAX {
+                if zeroed >= self.config.zeroed_blocks_max {
                     self.check_numbers()?;
                     newest = Some(self.flush().await?);
                     zeroed = 0;
@@ -371,3 +369,7 @@ impl Owner {
         Ok(places)
     }
 }
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;
