@@ -133,6 +133,19 @@ mod tests {
         }
     }
 
+    /// A larger part or place is refused where it is packed into a pointer, and never masked. The engine's code does it.
+    #[test]
+    fn a_part_and_a_place_end_before_their_bits_do() {
+        let packed = |part: u16, offset: usize| {
+            let segment = SegmentId::with_part(7, part);
+            let encode = || BlockPtrFormat::encode(segment, offset, 9, &BlockPtrFormat::PartedSegment);
+            std::panic::catch_unwind(encode).is_ok()
+        };
+        let (parts, bytes) = (1_u16 << 14, 1_usize << 30);
+        assert!(packed(parts - 1, bytes - 4096));
+        assert!(!packed(parts, 0) && !packed(0, bytes));
+    }
+
     #[test]
     fn only_the_formats_own_names_are_deleted() {
         for name in ["inode", "0000000001", "0000000001.0", "1073741823.16383"] {

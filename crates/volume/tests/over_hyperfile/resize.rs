@@ -1,14 +1,18 @@
 //! Sizes are changed by checkpoints of their own, which plain Hyperfile calls read as they read any other.
 
+use std::sync::Arc;
+
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
 use hyperfile::ondisk::InodeRaw;
 use hypernbd_volume::admin::{self, VolumeInfo};
 use hypernbd_volume::engine::limits::CHECKPOINT_NUMBER_MAX;
-use hypernbd_volume::options::LeaseOptions;
-use hypernbd_volume::{ErrorKind, VolumeError};
+use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use hypernbd_volume::store::hook::Hook;
+use hypernbd_volume::{ErrorKind, Volume, VolumeError};
+use parking_lot::Mutex;
 
-use crate::faults::LIMIT;
+use crate::faults::{AtInode, LIMIT, When};
 use crate::fixture::{Fixture, pattern};
 
 pub const FORMATS: [BlockPtrFormat; 3] = [
@@ -154,4 +158,40 @@ fn the_last_checkpoint_number_is_left() {
     model.truncate(4096);
     let volume = f.open_read_only();
     assert!(f.read(&volume, 0, 4096) == model);
+}
+
+/// A server takes the volume over when everything but the inode is stored. What it acknowledges is kept, and so is the size.
+#[test]
+fn a_resize_that_is_taken_over_changes_nothing() {
+    for size in [9 * 4096, 4096 + 77] {
+        let (mut f, mut model) = made_elsewhere(BlockPtrFormat::PartedSegment, 5 * 4096);
+        f.open().close(LIMIT).unwrap();
+        let server = Arc::<Mutex<Option<Arc<Volume>>>>::default();
+        let (started, url, runtime) = (server.clone(), f.url.clone(), f.handle());
+        let take_over = move || {
+            let lease = LeaseOptions {
+                takeover: true,
+                ..LeaseOptions::default()
+            };
+            let options = VolumeOptions {
+                lease,
+                ..VolumeOptions::default()
+            };
+            let store = StoreOptions::default();
+            let volume = runtime.block_on(Volume::open(&url, &store, &options)).unwrap();
+            volume.write(4096, &pattern(2, 4096), true).unwrap();
+            *started.lock() = Some(volume);
+        };
+        f.store_options.hook = Hook::new(AtInode::new(When::BeforeItIsSent, take_over));
+        resize(&f, size, true).unwrap_err();
+        f.store_options.hook = Hook::default();
+        let server = server.lock().take().expect("it was taken over");
+        model[4096..8192].copy_from_slice(&pattern(2, 4096));
+        assert!(f.read(&server, 0, model.len()) == model);
+        server.write(3 * 4096, &pattern(3, 100), true).unwrap();
+        model[3 * 4096..3 * 4096 + 100].copy_from_slice(&pattern(3, 100));
+        server.close(LIMIT).unwrap();
+        assert_eq!(info(&f).size_bytes as usize, model.len());
+        check(&f, &mut model, 40);
+    }
 }
