@@ -13,6 +13,7 @@ use hypernbd_volume::{ErrorKind, VolumeError};
 use super::faults::Faults;
 use super::line::Line;
 use super::world::{Backup, LIMIT, World, runtime};
+use crate::fixture::pattern;
 use crate::provenance::{copy_dir, restore};
 
 pub const BLOCK: u64 = 4096;
@@ -114,7 +115,9 @@ impl World {
 
     /// Copies the volume at a place to the other, if it can be.
     pub fn copy_from(&mut self, from: usize) -> bool {
-        if self.places[from].server.is_some() || self.places[from].line.is_none() {
+        // A copy of a clone is refused.
+        let place = &self.places[from];
+        if place.server.is_some() || place.line.is_none() || place.is_clone {
             return false;
         }
         let to = 1 - from;
@@ -124,6 +127,7 @@ impl World {
         copy_dir(&self.path(self.places[from].name), &path);
         self.tell(format!("{} is copied", self.places[from].name));
         let (line, names) = (self.places[from].line.clone(), self.places[from].names.clone());
+        self.places[to].is_told_of_none = self.places[from].is_told_of_none;
         let (url, lease, store) = (self.url(to), self.lease(), Faults::none());
         let mut line = line.unwrap();
         // The original's log is not the copy's to use up.
@@ -148,6 +152,10 @@ impl World {
     }
 
     pub fn back_up(&mut self, at: usize) {
+        // Restored, a clone or a parent would be another volume than the one that shares.
+        if self.places[at].is_clone || self.has_clone(at) {
+            return;
+        }
         let path = self.path("backup");
         let _ = std::fs::remove_dir_all(&path);
         copy_dir(&self.path(self.places[at].name), &path);
@@ -163,7 +171,7 @@ impl World {
 
     /// A backup is put back, and the log goes on from a later checkpoint.
     pub fn restore_under_log(&mut self, at: usize) {
-        if self.places[at].journal.is_none() {
+        if self.places[at].journal.is_none() || self.places[at].is_clone || self.has_clone(at) {
             return self.restore(at);
         }
         self.back_up(at);
@@ -182,8 +190,46 @@ impl World {
         self.restore(at);
     }
 
+    /// A backup is put back and goes on as far as the history that was left went, without the caches of that one. They are there then.
+    pub fn restore_under_caches(&mut self, at: usize) {
+        if self.places[at].journal.is_some() {
+            return self.restore_under_log(at);
+        }
+        if !self.is_closed(at) || self.places[at].is_clone || self.has_clone(at) {
+            return;
+        }
+        self.back_up(at);
+        for has_caches in [true, false] {
+            self.has_caches = Some(has_caches);
+            self.open(at, true);
+            self.count += 1;
+            let bytes = pattern(u64::from(self.count), 32 * BLOCK as usize);
+            let volume = self.server(at).volume.clone();
+            let len = bytes.len().min(volume.size_bytes() as usize);
+            volume.write(0, &bytes[..len], false).unwrap();
+            drop(volume);
+            let line = self.places[at].line.as_mut().unwrap();
+            line.changed(|contents| contents[..len].copy_from_slice(&bytes[..len]));
+            self.flush_once(at);
+            if has_caches && self.places[at].server.is_some() {
+                self.read(at);
+            }
+            self.close(at);
+            if has_caches {
+                self.restore(at);
+            }
+        }
+        self.has_caches = Some(true);
+        self.open(at, true);
+        self.has_caches = None;
+        self.seen.restored_under_caches += 1;
+    }
+
     /// A backup is put back: all of it, or the container alone.
     pub fn restore(&mut self, at: usize) {
+        if self.places[at].is_clone || self.has_clone(at) {
+            return;
+        }
         let Some(backup) = self.backup.take_if(|backup| backup.of == at) else {
             return self.back_up(at);
         };
@@ -330,12 +376,16 @@ impl World {
             Box::pin(async move { admin::delete(&of.0, &store, &of.1, IfDamaged::Refuse).await })
         });
         match deleted {
+            // For a clone that was never made, at a place that is not there any more.
+            Some(Err(VolumeError::HasClones { .. })) if self.places[at].is_told_of_none => return,
             Some(deleted) => {
                 deleted.unwrap_or_else(|e| panic!("{what}: {}", e.chain()));
                 self.seen.deleted += 1;
             }
             None => {
                 self.seen.deletions_ended += 1;
+                // Its parent may not have been told.
+                self.places[1 - at].is_told_of_none |= self.places[at].is_clone;
                 let is_there = self
                     .whole("look at it", admin::info(&url, &Faults::none()))
                     .is_ok();
@@ -350,6 +400,9 @@ impl World {
                         admin::delete(&url, &Faults::none(), &lease, IfDamaged::Refuse),
                     ) {
                         Ok(_) => self.seen.deleted += 1,
+                        Err(VolumeError::HasClones { .. }) if self.places[at].is_told_of_none => {
+                            return self.open(at, true);
+                        }
                         Err(error) => {
                             assert!(error.kind() == ErrorKind::NotFound, "{what}: {}", error.chain())
                         }
@@ -360,6 +413,7 @@ impl World {
         let place = &mut self.places[at];
         (place.line, place.is_log_foreign) = (None, false);
         (place.is_buffer_left, place.replayed) = (false, None);
+        (place.is_clone, place.is_told_of_none) = (false, false);
         place.names.clear();
     }
 }

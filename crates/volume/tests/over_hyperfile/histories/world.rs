@@ -40,10 +40,15 @@ pub struct Seen {
     pub names_read: u32,
     pub removed: u32,
     pub held_up: u32,
+    pub cloned: u32,
+    pub flattened: u32,
+    pub kept_for_clones: u32,
+    pub relocated: u32,
+    pub restored_under_caches: u32,
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u32); 14] {
+    fn all(&mut self) -> [(&'static str, &mut u32); 19] {
         [
             ("opened", &mut self.opened),
             ("killed", &mut self.killed),
@@ -59,6 +64,11 @@ impl Seen {
             ("names read", &mut self.names_read),
             ("objects removed", &mut self.removed),
             ("flushes held up over a takeover", &mut self.held_up),
+            ("cloned", &mut self.cloned),
+            ("flattened", &mut self.flattened),
+            ("kept for clones", &mut self.kept_for_clones),
+            ("objects relocated", &mut self.relocated),
+            ("restored under caches", &mut self.restored_under_caches),
         ]
     }
 
@@ -113,6 +123,10 @@ pub struct Place {
     pub is_buffer_left: bool,
     /// Whether a server is being taken over that uses the write buffer's file.
     pub is_taken_over: bool,
+    /// Whether it shares what the volume at the other place has.
+    pub is_clone: bool,
+    /// Whether it may keep something for a clone whose making was killed.
+    pub is_told_of_none: bool,
 }
 
 /// A backup of a place.
@@ -133,6 +147,8 @@ pub struct World {
     pub seen: Seen,
     /// Numbers for what is written and named.
     pub count: u32,
+    /// Whether servers have caches on a disk, where that is not left to chance.
+    pub has_caches: Option<bool>,
     /// Told when something fails.
     story: Vec<String>,
 }
@@ -166,6 +182,8 @@ impl World {
             is_log_open: false,
             is_buffer_left: false,
             is_taken_over: false,
+            is_clone: false,
+            is_told_of_none: false,
         };
         Self {
             random: fastrand::Rng::with_seed(seed),
@@ -175,6 +193,7 @@ impl World {
             backup: None,
             seen: Seen::default(),
             count: 0,
+            has_caches: None,
             story: Vec::new(),
         }
     }
@@ -210,6 +229,7 @@ impl World {
         has_buffer_file: bool,
     ) -> VolumeOptions {
         let (is_removing, has_caches) = (self.random.bool(), self.random.u8(..3) > 0);
+        let has_caches = self.has_caches.unwrap_or(has_caches);
         let buffer = self.path(&format!("buffer-{}", self.places[at].name));
         VolumeOptions {
             wal_url: self.places[at].journal.clone(),
