@@ -120,7 +120,7 @@ pub fn start() -> Result<()> {
     log::info!(
         "serving {}: {}",
         config.url,
-        Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence()
+        Durability::of(&config.url, config.volume.wal.as_ref()).sentence()
     );
     let endpoints = endpoints::begin(&runtime, config)?;
     *shared() = Some(Shared {

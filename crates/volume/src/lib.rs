@@ -36,5 +36,6 @@ pub mod write_buffer;
 pub use base::error::{ErrorKind, VolumeError};
 pub use base::url::VolumeUrl;
 pub use base::volume_id::VolumeId;
+pub use base::wal_place::WalPlace;
 pub use base::{counters, descriptors, geometry, repeats, units, url};
 pub use volume::{Extent, ExtentKind, Volume};

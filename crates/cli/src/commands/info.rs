@@ -9,6 +9,10 @@ use hypernbd_volume::url::VolumeUrl;
 
 use crate::output;
 
+/// What it means that a log was not closed.
+const LOG_OPEN: &str = "not closed cleanly or being served: what was flushed since the last checkpoint is there alone, where \
+     other Hyperfile tools do not look";
+
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -64,7 +68,7 @@ fn table(info: &VolumeInfo) -> String {
     let log = info
         .wal_url
         .iter()
-        .map(|url| ("log", format!("{url}, not closed cleanly or being served")));
+        .map(|url| ("log", format!("{url}, {LOG_OPEN}")));
     let unclean = info
         .lease
         .iter()

@@ -91,8 +91,12 @@ async fn info(args: &InfoArgs, store: &StoreOptions) -> Result<()> {
     let records = info.records.map_or(String::new(), |n| format!("records  {n}\n"));
     output::write(format_args!(
         "volume   {} ({})\nlog      {}\nhost     {}\n{records}\
-         The log is in use, or its server was killed: it may hold flushed writes that are not published.\n",
-        info.url, log.volume_id, log.url, log.host
+         The log is in use, or its server was killed: it may hold flushed writes that are not published.\n\
+         The next server replays it, and so does hypernbd wal replay; other Hyperfile tools do not see it.\n",
+        info.url,
+        log.volume_id,
+        info.address.as_deref().unwrap_or(&log.url),
+        log.host
     ))
 }
 

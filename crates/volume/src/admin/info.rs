@@ -91,10 +91,9 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         what: format!("the volume at {url}"),
         reason: e.to_string(),
     })?;
-    let wal_url = marker?
+    let log = marker?
         .map(|(marker, _)| marker)
-        .filter(|m| !m.is_clean)
-        .map(|m| m.url);
+        .filter(|marker| !marker.is_clean);
     let lease = lease?;
     let counters = [
         limits::CHECKPOINT_NUMBERS.used(inode.i_last_seq),
@@ -105,7 +104,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         Some(label) if label.is_clone => origin::load(store).await?,
         _ => None,
     };
-    let log = wal_url.as_ref().and_then(|url| VolumeUrl::parse(url).ok());
+    let place = log.as_ref().and_then(|marker| marker.place().ok());
     let replica_of = label.as_ref().and_then(|label| label.replica_of.clone());
     Ok(VolumeInfo {
         url: url.to_string(),
@@ -120,8 +119,8 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
         // Counted in sectors of 512 bytes, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
-        wal_url,
-        durability: Durability::of(url, log.as_ref()).sentence().to_owned(),
+        wal_url: log.map(|marker| marker.address(store)),
+        durability: Durability::of(url, place.as_ref()).sentence().to_owned(),
         import: import?,
         lease,
         clone_of: origin.as_ref().map(ParentInfo::of),

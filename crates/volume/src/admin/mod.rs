@@ -17,7 +17,7 @@ use crate::lease::{self, Lease};
 use crate::meta::{label, wal_marker};
 use crate::open::history::{self, Known};
 use crate::open::inspect::{Looked, look};
-use crate::open::recover_wal;
+use crate::open::recover_wal::{self, Wanted};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
 use crate::store::{self, Directory, Store};
@@ -77,17 +77,19 @@ pub async fn check_servable(
     } = looked;
     let marker = marker?;
     if lease_options.is_copied {
-        recover_wal::check_copied(marker.as_ref(), options)?;
+        recover_wal::check_copied(&store, marker.as_ref(), options)?;
     }
+    let wanted = Wanted::of(marker.as_ref(), options.wal.as_ref());
     recover_wal::check(
+        &store,
         marker.as_ref(),
         store_options,
-        options.wal_url.as_ref(),
+        wanted.place.as_ref(),
         options.discard_wal,
     )
     .await?;
     let takeable = lease::probe(&store, &lease_options, lease).await?;
-    recover_wal::check_claimable(options.wal_url.as_ref()).await?;
+    recover_wal::check_claimable(options.wal.as_ref()).await?;
     if let Some(dir) = &options.write_buffer_dir {
         BufferDir::check(dir, &url.to_string(), options.write_buffer_bytes)?;
     }
@@ -144,7 +146,7 @@ pub(crate) async fn take_lease_only(
 /// afterwards.
 async fn check_closed(store: &Store, then: &str) -> Result<(), VolumeError> {
     let marker = wal_marker::load(store).await?.map(|(marker, _)| marker);
-    let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.url);
+    let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.address(store));
     check_log(&store.url, unfinished.as_deref(), then)
 }
 

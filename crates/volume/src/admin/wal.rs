@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
+use crate::base::wal_place::WalPlace;
 use crate::lease::Lease;
 use crate::meta::label;
 use crate::meta::wal_marker::{self, MarkerState};
@@ -13,6 +14,7 @@ use crate::store::{self, Store};
 use crate::volume::Volume;
 use crate::wal::LogStore;
 use crate::wal::journal::Journal;
+use crate::wal::place::{Located, locate};
 use crate::wal::s3::{self, S3Log};
 
 /// What is known of a volume's WAL.
@@ -22,6 +24,8 @@ pub struct WalInfo {
     pub url: String,
     /// The contents of the volume's WAL marker; `None` when the last server ended cleanly, or had no WAL.
     pub log: Option<MarkerState>,
+    /// The address of the WAL.
+    pub address: Option<String>,
     /// Number of objects of the WAL, including the seals of older servers' parts; `None` for a journal.
     pub records: Option<u64>,
 }
@@ -35,15 +39,16 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalIn
     super::info::of_store(&store).await?;
     let log = wal_marker::load(&store).await?.map(|(marker, _)| marker);
     let log = log.filter(|marker| !marker.is_clean);
-    let records = match log.as_ref().map(|marker| VolumeUrl::parse(&marker.url)) {
-        Some(Ok(wal_url @ VolumeUrl::S3 { .. })) => {
-            let log = store::connect(&wal_url, store_options).await?;
-            Some(s3::list(&log).await?.len() as u64)
-        }
-        _ => None,
+    let records = match &log {
+        Some(marker) => match locate(&marker.place()?, &store, marker.volume_id, store_options).await? {
+            Located::Objects(log) => Some(s3::list(&log).await?.len() as u64),
+            Located::Journal(_) => None,
+        },
+        None => None,
     };
     Ok(WalInfo {
         url: url.to_string(),
+        address: log.as_ref().map(|marker| marker.address(&store)),
         log,
         records,
     })
@@ -66,9 +71,9 @@ pub async fn replay(
     let Some(marker) = found.log else {
         return Ok(false);
     };
-    let known = VolumeUrl::parse(&marker.url).map_err(|e| VolumeError::InvalidInput(e.to_string()))?;
+    let known = marker.place()?;
     let options = VolumeOptions {
-        wal_url: Some(wal_url.cloned().unwrap_or(known)),
+        wal: Some(wal_url.cloned().map_or(known, WalPlace::At)),
         adopt,
         inherited_log: InheritedLog::Replay,
         lease: lease.clone(),
@@ -135,25 +140,21 @@ pub(super) async fn remove_log(
             // The original volume may be using it.
             log::info!(
                 "the log {} stays: it is that of volume {}, of which this one is a copy",
-                marker.url,
+                marker.address(store),
                 marker.volume_id
             );
             return Ok(());
         }
         let volume_id = label.volume_id.as_uuid();
-        let url = VolumeUrl::parse(&marker.url).map_err(|e| VolumeError::InvalidInput(e.to_string()))?;
-        match &url {
-            VolumeUrl::S3 { .. } => {
-                let log = store::connect(&url, store_options).await?;
-                match owner {
-                    Some((lease, is_older_alive)) => {
-                        let log = S3Log::open(log, volume_id, lease.epoch(), true).await?;
-                        log.clear(is_older_alive).await
-                    }
-                    None => s3::remove_all(&log, volume_id).await.map(drop),
+        match locate(&marker.place()?, store, label.volume_id, store_options).await? {
+            Located::Objects(log) => match owner {
+                Some((lease, is_older_alive)) => {
+                    let log = S3Log::open(log, volume_id, lease.epoch(), true).await?;
+                    log.clear(is_older_alive).await
                 }
-            }
-            VolumeUrl::File { path } => {
+                None => s3::remove_all(&log, volume_id).await.map(drop),
+            },
+            Located::Journal(path) => {
                 let id = marker.journal_id.clone().unwrap_or_default();
                 Journal::open(path, volume_id, Some(id)).await?.clear(false).await
             }

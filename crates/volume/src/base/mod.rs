@@ -16,3 +16,4 @@ pub(crate) mod stored_text;
 pub mod units;
 pub mod url;
 pub(crate) mod volume_id;
+pub mod wal_place;

@@ -181,7 +181,10 @@ pub(super) async fn look(store: &Store, findings: &mut Findings) -> Result<Besid
         let name = object.key.strip_prefix(&prefix).unwrap_or_default();
         match known(store, name) {
             Some(known) => wanted.push((object.key, known)),
-            None if history::is_aside(name) || probe::is_own(store, &object) => {}
+            // The records of a log are read as a replay reads them.
+            None if history::is_aside(name)
+                || wal_marker::is_beside(name)
+                || probe::is_own(store, &object) => {}
             None => others.push(object.key),
         }
     }

@@ -6,12 +6,12 @@ use super::beside::Beside;
 use super::checkpoints::Checkpoints;
 use super::report::{Findings, Kind};
 use crate::base::error::{ErrorKind, VolumeError};
-use crate::base::url::VolumeUrl;
 use crate::meta::checkpoint_list;
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::options::StoreOptions;
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::wal::LogStore;
+use crate::wal::place::{Located, locate};
 use crate::wal::replay::Replay;
 use crate::wal::s3::S3Log;
 
@@ -27,6 +27,8 @@ enum Look {
     /// A server changed it meanwhile.
     Changed,
     Wrong(String),
+    /// It is a journal.
+    Journal,
 }
 
 /// Reads the log that the marker names, unless it was closed.
@@ -47,15 +49,15 @@ pub(super) async fn look(
         let Some(there) = marker.take().filter(|marker| !marker.is_clean) else {
             return Ok(());
         };
-        let Ok(url @ VolumeUrl::S3 { .. }) = VolumeUrl::parse(&there.url) else {
-            findings.note(format!(
-                "the journal {} was not looked at: the server that opens it does that",
-                there.url
-            ));
-            return Ok(());
-        };
-        match read(store, &url, store_options, &there, newest).await {
+        let url = there.address(store);
+        match read(store, store_options, &there, newest).await {
             Ok(Look::Fine) => return Ok(()),
+            Ok(Look::Journal) => {
+                findings.note(format!(
+                    "the journal {url} was not looked at: the server that opens it does that"
+                ));
+                return Ok(());
+            }
             Ok(look) => last = Some((url, look)),
             Err(e) => {
                 findings.note(format!("the log {url} was not looked at: {}", e.chain()));
@@ -70,7 +72,7 @@ pub(super) async fn look(
     }
     match last {
         Some((url, Look::Wrong(reason))) => {
-            findings.tell(Kind::Damaged, url.to_string(), reason, ADVICE);
+            findings.tell(Kind::Damaged, url, reason, ADVICE);
         }
         Some((url, _)) => findings.note(format!(
             "the log {url} was not compared: a server changed it meanwhile"
@@ -83,12 +85,15 @@ pub(super) async fn look(
 /// Reads the records as a replay does.
 async fn read(
     store: &Store,
-    url: &VolumeUrl,
     store_options: &StoreOptions,
     marker: &MarkerState,
     newest: u64,
 ) -> Result<Look, VolumeError> {
-    let at = store::connect(url, store_options).await?;
+    let place = marker.place()?;
+    let at = match locate(&place, store, marker.volume_id, store_options).await? {
+        Located::Objects(at) => at,
+        Located::Journal(_) => return Ok(Look::Journal),
+    };
     let log = match S3Log::peek(at, marker.volume_id.as_uuid()).await {
         Err(e) if is_of_log(&e) => return Ok(Look::Wrong(e.chain())),
         log => log?,

@@ -11,16 +11,21 @@ use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::base::stored_text;
+use crate::base::url::UrlError;
 use crate::base::volume_id::VolumeId;
+use crate::base::wal_place::WalPlace;
 use crate::store::{ETag, Store};
 
 /// The marker's name below the volume's `.meta/`.
 pub const NAME: &str = "wal";
+/// What the records of a WAL beside the volume are below, after the volume's `.meta/`. The id of the volume whose records they
+/// are comes next, so that a copy, and a volume that is made anew, never takes those of another for its own.
+const BESIDE: &str = "log";
 
 /// The contents of the marker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkerState {
-    /// The URL of the WAL.
+    /// The place of the WAL: its URL, or `auto` for one beside the volume.
     #[serde(deserialize_with = "stored_text::printable")]
     pub url: String,
     /// The volume's id.
@@ -59,6 +64,54 @@ impl MarkerState {
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(body).map_err(|e| e.to_string())
     }
+
+    /// The place of the WAL.
+    ///
+    /// # Errors
+    /// [`VolumeError::Corrupt`] for a place that this release does not know.
+    pub fn place(&self) -> Result<WalPlace, VolumeError> {
+        self.url.parse().map_err(|e: UrlError| VolumeError::Corrupt {
+            what: "the place of the log in its marker".to_owned(),
+            reason: e.to_string(),
+        })
+    }
+
+    /// Whether the WAL is in this place.
+    pub fn is_at(&self, place: &WalPlace) -> bool {
+        place.to_string() == self.url
+    }
+
+    /// The address of the WAL of the volume with this store, for people.
+    pub fn address(&self, volume: &Store) -> String {
+        match self.is_at(&WalPlace::Beside) {
+            true => beside(volume, self.volume_id).url.to_string(),
+            false => self.url.clone(),
+        }
+    }
+}
+
+/// The records of the WAL beside the volume with this store, of the volume with this id.
+pub(crate) fn beside(volume: &Store, volume_id: VolumeId) -> Store {
+    volume.beside(&format!("{BESIDE}/{volume_id}"))
+}
+
+/// Whether an object of this name, below the volume's `.meta/`, is of a WAL beside it.
+pub(crate) fn is_beside(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(dir, _)| dir == BESIDE)
+}
+
+/// Removes the records beside the volume that carry the id of another one: they were copied along with it, and were replayed or
+/// given up since. Returns how many there were.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn remove_inherited(volume: &Store, own: VolumeId) -> Result<usize, VolumeError> {
+    let own = beside(volume, own).data_key("");
+    let listed = volume.list(&volume.meta_key(&format!("{BESIDE}/"))).await?;
+    let keys = listed.into_iter().map(|object| object.key);
+    let keys: Vec<String> = keys.filter(|key| !key.starts_with(&own)).collect();
+    volume.delete_keys(&keys).await?;
+    Ok(keys.len())
 }
 
 /// Loads the marker, if there is one.

@@ -127,7 +127,7 @@ impl Monitor {
             about: About {
                 version: env!("CARGO_PKG_VERSION"),
                 url: config.url.to_string(),
-                durability: Durability::of(&config.url, config.volume.wal_url.as_ref()).sentence(),
+                durability: Durability::of(&config.url, config.volume.wal.as_ref()).sentence(),
                 nbd_uri: std::env::var(NBD_URI).ok(),
                 pid: std::process::id(),
                 started_ms: crate::base::clock::now_ms(),

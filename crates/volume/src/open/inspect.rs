@@ -7,6 +7,7 @@ use crate::base::checkpoint_id::InodeCheck;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
+use crate::base::wal_place::WalPlace;
 use crate::engine::parents;
 use crate::format::inode as stored_inode;
 use crate::format::stored_state::StoredState;
@@ -16,6 +17,7 @@ use crate::lease::state::Stored;
 use crate::meta::label::{self, Found, Label, Unpublished};
 use crate::meta::origin::Origin;
 use crate::meta::wal_marker::{self, MarkerState};
+use crate::open::recover_wal::Wanted;
 use crate::options::StoreOptions;
 use crate::store::{self, Store, probe};
 
@@ -95,8 +97,20 @@ impl Looked {
             origin: self.origin(),
             parent: self.label.as_ref().and_then(|found| found.label.parent),
             lease: self.lease.clone()?,
+            has_log_beside: self.has_log_beside()?,
             clone_of: self.clone_of.clone(),
         })
+    }
+
+    /// Whether records of a WAL beside the volume are to be replayed, if the marker could be read.
+    fn has_log_beside(&self) -> Option<bool> {
+        let marker = self.marker.as_ref().ok()?;
+        Some(Wanted::of(marker.as_ref(), None).place.is_some())
+    }
+
+    /// The WAL of an opening of what was seen.
+    pub fn wal(&self, asked: Option<&WalPlace>) -> Wanted {
+        Wanted::found(self.has_log_beside().unwrap_or(false), asked)
     }
 
     /// Checks, before the first write, that the store has the properties that a volume needs.

@@ -19,17 +19,19 @@ use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
+use crate::base::wal_place::WalPlace;
 use crate::meta::wal_marker::{self, Marker, MarkerState};
 use crate::open::history::{GENERATIONS_LEFT, Seen};
 use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
 use crate::store::{self, ETag, Store};
 use crate::wal::LogStore;
 use crate::wal::journal::Journal;
+use crate::wal::place::{Located, locate};
 use crate::wal::s3::{self, S3Log};
 use crate::wal::unchanged::Unchanged;
 
-const ADVICE_NAME_IT: &str = "name it with backend_wal_url, or give up the writes flushed to it since the last \
-     checkpoint with discard_wal=yes";
+const ADVICE_NAME_IT: &str = "name it with backend_wal_url, publish what it holds with hypernbd wal replay, or give up the \
+     writes flushed to it since the last checkpoint with discard_wal=yes";
 pub(super) const ADVICE_GIVE_UP: &str = "make it available again, or give up the writes flushed to it since the last checkpoint \
      with discard_wal=yes";
 const ADVICE_OTHER_HISTORY: &str = "put the volume back to the state that the log continues, or give up the writes flushed \
@@ -37,6 +39,33 @@ const ADVICE_OTHER_HISTORY: &str = "put the volume back to the state that the lo
 
 const ADVICE_INHERITED: &str = "publish what it holds into this volume with hypernbd wal replay, which leaves the log as it \
      is; or give it up for this volume with discard_wal=yes; if the volume was moved and is no copy, say adopt=yes";
+
+/// The WAL of an opening.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where it is, if the opening takes one.
+    pub place: Option<WalPlace>,
+    /// Nobody asked for it, but there are records in it: it is ended once they are replayed.
+    pub is_ended: bool,
+}
+
+impl Wanted {
+    /// The WAL for what was asked for, in a volume with this marker. A WAL beside the volume that was not closed is found without
+    /// being asked for. One in a place of its own is not: a server goes only where it was told to go.
+    pub fn of(marker: Option<&MarkerState>, asked: Option<&WalPlace>) -> Self {
+        let has_records = marker.is_some_and(|marker| !marker.is_clean && marker.is_at(&WalPlace::Beside));
+        Self::found(has_records, asked)
+    }
+
+    /// As [`Self::of`], where that is known of the marker.
+    pub fn found(has_log_beside: bool, asked: Option<&WalPlace>) -> Self {
+        let is_ended = has_log_beside && asked.is_none();
+        Self {
+            place: asked.cloned().or_else(|| is_ended.then_some(WalPlace::Beside)),
+            is_ended,
+        }
+    }
+}
 
 /// What an opening needs to know.
 #[derive(Debug)]
@@ -51,8 +80,8 @@ pub struct Request<'a> {
     pub inherited: InheritedLog,
     /// How stores are reached.
     pub store_options: &'a StoreOptions,
-    /// The URL of the WAL, if there is to be one.
-    pub url: Option<&'a VolumeUrl>,
+    /// Where the WAL is, if there is to be one.
+    pub place: Option<&'a WalPlace>,
     /// Whether a WAL that cannot be used is given up.
     pub is_discard_allowed: bool,
     /// This owner's epoch.
@@ -67,8 +96,8 @@ pub struct OpenLog {
     pub store: Arc<dyn LogStore>,
     /// The volume's WAL marker, which this owner took over.
     pub marker: Arc<Marker>,
-    /// The URL of the WAL.
-    pub url: VolumeUrl,
+    /// The address of the WAL, for people.
+    pub url: String,
     /// Whether the records that were found are to be removed and not replayed.
     pub(super) is_discarded: bool,
     pub(super) is_discard_allowed: bool,
@@ -83,6 +112,8 @@ pub struct Begun {
     pub least_watermark: u64,
     /// The marker of a WAL that was not closed and is not given up.
     unfinished: Option<MarkerState>,
+    /// The WAL is that of the volume that this one is a copy of.
+    pub is_inherited: bool,
 }
 
 impl Begun {
@@ -110,7 +141,7 @@ impl Begun {
             return Err(other_history(&log.url, reason));
         }
         warn!("the log {}: {reason}", log.url);
-        warn_given_up(Some(&log.url.to_string()));
+        warn_given_up(Some(&log.url));
         log.is_discarded = true;
         self.least_watermark = self.least_watermark.saturating_add(GENERATIONS_LEFT);
         // Written before any record is removed or appended: this owner may be killed before it publishes, and the
@@ -120,7 +151,7 @@ impl Begun {
     }
 }
 
-pub(super) fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
+pub(super) fn other_history(url: &str, reason: String) -> VolumeError {
     VolumeError::Log {
         url: url.to_string(),
         reason,
@@ -133,23 +164,25 @@ pub(super) fn other_history(url: &VolumeUrl, reason: String) -> VolumeError {
 /// # Errors
 /// [`VolumeError::Log`] for a WAL that would be ignored. The error says what to do.
 fn check_marker(
+    store: &Store,
     marker: Option<&MarkerState>,
-    url: Option<&VolumeUrl>,
+    place: Option<&WalPlace>,
     is_discard_allowed: bool,
 ) -> Result<(), VolumeError> {
     let Some(marker) = marker.filter(|m| !m.is_clean) else {
         return Ok(());
     };
-    let is_same = url.is_some_and(|url| url.to_string() == marker.url);
+    let is_same = place.is_some_and(|place| marker.is_at(place));
     if is_same || is_discard_allowed {
         return Ok(());
     }
-    let reason = match url {
-        Some(url) => format!("backend_wal_url names another one, {url}"),
+    let reason = match place {
+        Some(WalPlace::Beside) => "backend_wal_url=auto is another one, beside the volume".to_owned(),
+        Some(WalPlace::At(url)) => format!("backend_wal_url names another one, {url}"),
         None => "it is not named".to_owned(),
     };
     Err(VolumeError::Log {
-        url: marker.url.clone(),
+        url: marker.address(store),
         reason: format!("{reason} (it was last open on {})", marker.host),
         advice: ADVICE_NAME_IT,
     })
@@ -161,20 +194,25 @@ fn check_marker(
 /// # Errors
 /// As [`begin`].
 pub async fn check(
+    store: &Store,
     marker: Option<&MarkerState>,
     store_options: &StoreOptions,
-    url: Option<&VolumeUrl>,
+    place: Option<&WalPlace>,
     is_discard_allowed: bool,
 ) -> Result<(), VolumeError> {
-    check_marker(marker, url, is_discard_allowed)?;
-    if let Some(url @ VolumeUrl::S3 { .. }) = url {
-        let log = store::connect(url, store_options).await?;
-        let is_expected = marker.is_some_and(|m| !m.is_clean && m.url == url.to_string());
-        if is_expected && !is_discard_allowed && s3::list(&log).await?.is_empty() {
-            return Err(emptied(url));
-        }
+    check_marker(store, marker, place, is_discard_allowed)?;
+    let is_expected =
+        |m: &&MarkerState| !m.is_clean && !is_discard_allowed && place.is_some_and(|p| m.is_at(p));
+    let expected = marker.filter(is_expected);
+    let log = match (place, expected) {
+        (Some(WalPlace::Beside), Some(marker)) => wal_marker::beside(store, marker.volume_id),
+        (Some(WalPlace::At(url @ VolumeUrl::S3 { .. })), _) => store::connect(url, store_options).await?,
+        _ => return Ok(()),
+    };
+    match expected.is_some() && s3::list(&log).await?.is_empty() {
+        true => Err(emptied(&log)),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Checks whether a journal, if there is to be one, is free and on a file system that can hold one. This comes before
@@ -184,14 +222,14 @@ pub async fn check(
 /// # Errors
 /// [`VolumeError::Journal`] when it is not free, or the file system is not fit.
 /// [`VolumeError::Journal`] when it is not.
-pub async fn check_claimable(url: Option<&VolumeUrl>) -> Result<(), VolumeError> {
-    match url {
-        Some(VolumeUrl::File { path }) => Journal::check_claimable(path).await,
+pub async fn check_claimable(place: Option<&WalPlace>) -> Result<(), VolumeError> {
+    match place {
+        Some(WalPlace::At(VolumeUrl::File { path })) => Journal::check_claimable(path).await,
         _ => Ok(()),
     }
 }
 
-fn unusable(url: &VolumeUrl, reason: String) -> VolumeError {
+fn unusable(url: impl ToString, reason: String) -> VolumeError {
     VolumeError::Log {
         url: url.to_string(),
         reason,
@@ -199,8 +237,8 @@ fn unusable(url: &VolumeUrl, reason: String) -> VolumeError {
     }
 }
 
-fn emptied(url: &VolumeUrl) -> VolumeError {
-    unusable(url, "it is empty: its objects were removed".into())
+fn emptied(log: &Store) -> VolumeError {
+    unusable(&log.url, "it is empty: its objects were removed".into())
 }
 
 /// Steps 1 to 3, with the marker that was found after the lease was taken.
@@ -218,13 +256,19 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
     {
         return Ok(begun);
     }
-    check_marker(state, request.url, request.is_discard_allowed)?;
+    check_marker(request.store, state, request.place, request.is_discard_allowed)?;
     let mut least_watermark = state.map_or(0, |s| s.watermark);
     let unfinished = state.filter(|s| !s.is_clean);
-    let is_same = |s: &MarkerState| request.url.is_some_and(|url| url.to_string() == s.url);
-    let mut given_up = unfinished.filter(|s| !is_same(s)).map(|s| s.url.clone());
+    // Records beside the volume are of one volume's id, so those that were copied along are others.
+    let is_same = |s: &MarkerState| {
+        let of_another = request.place == Some(&WalPlace::Beside) && s.volume_id != request.volume_id;
+        !of_another && request.place.is_some_and(|place| s.is_at(place))
+    };
+    let mut given_up = unfinished
+        .filter(|s| !is_same(s))
+        .map(|s| s.address(request.store));
     let expected = unfinished.filter(|s| is_same(s));
-    let Some(url) = request.url else {
+    let Some(place) = request.place else {
         if given_up.is_some() {
             least_watermark = give_up_marker(request.store).await?;
             shut_older_out(unfinished, request).await;
@@ -238,11 +282,11 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
     if given_up.is_some() {
         shut_older_out(unfinished, request).await;
     }
-    let opened = match open_store(request, url, expected, false).await {
-        Err(e @ VolumeError::Log { .. }) if request.is_discard_allowed => {
-            warn!("{}", e.chain());
-            given_up = Some(url.to_string());
-            open_store(request, url, None, true).await?
+    let opened = match open_store(request, place, expected, false).await {
+        Err(VolumeError::Log { url, reason, .. }) if request.is_discard_allowed => {
+            warn!("the log {url}: {reason}");
+            given_up = Some(url);
+            open_store(request, place, None, true).await?
         }
         other => other?,
     };
@@ -257,11 +301,21 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         .filter(|_| !is_discarded)
         .and_then(|state| state.checkpoint)
         .unwrap_or(request.newest_seen);
-    let marker = take_marker(request, url, journal_id, least_watermark, checkpoint, etag).await?;
+    let marker = MarkerState {
+        url: place.to_string(),
+        volume_id: request.volume_id,
+        host: wal_marker::host(),
+        journal_id,
+        epoch: request.epoch,
+        opened_ms: now_ms(),
+        watermark: least_watermark,
+        checkpoint: Some(checkpoint),
+        is_clean: false,
+    };
     let log = OpenLog {
         store,
-        marker: Arc::new(marker),
-        url: url.clone(),
+        url: marker.address(request.store),
+        marker: Arc::new(Marker::take(request.store, marker, etag).await?),
         is_discarded,
         is_discard_allowed: request.is_discard_allowed,
     };
@@ -269,39 +323,42 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         unfinished: expected.filter(|_| !is_discarded).cloned(),
         log: Some(log),
         least_watermark,
+        is_inherited: false,
     })
 }
 
 /// Seals the volume's own WAL on S3 that is given up for another one or for none. An older owner that was only paused would go on
 /// acknowledging flushes by it, which nobody would ever replay.
 async fn shut_older_out(given_up: Option<&MarkerState>, request: &Request<'_>) {
-    let own = given_up.filter(|marker| marker.volume_id == request.volume_id);
-    let Some(Ok(url @ VolumeUrl::S3 { .. })) = own.map(|marker| VolumeUrl::parse(&marker.url)) else {
+    let Some(marker) = given_up.filter(|marker| marker.volume_id == request.volume_id) else {
         return;
     };
     let sealed = async {
-        let log = store::connect(&url, request.store_options).await?;
-        // An owner keeps a record or a seal there as long as it runs.
-        if s3::list(&log).await?.is_empty() {
-            return Ok(());
+        let place = marker.place()?;
+        let located = locate(&place, request.store, request.volume_id, request.store_options).await?;
+        match located {
+            // An owner keeps a record or a seal there as long as it runs.
+            Located::Objects(log) if !s3::list(&log).await?.is_empty() => {
+                let opened = S3Log::open(log, request.volume_id.as_uuid(), request.epoch, true).await;
+                opened.map(drop)
+            }
+            Located::Objects(_) | Located::Journal(_) => Ok(()),
         }
-        S3Log::open(log, request.volume_id.as_uuid(), request.epoch, true)
-            .await
-            .map(drop)
     };
     let sealed: Result<(), VolumeError> = sealed.await;
     if let Err(e) = sealed {
         warn!(
-            "a server that still runs with the write-ahead log {url} may acknowledge flushes there until it finds out that it has \
+            "a server that still runs with the write-ahead log {} may acknowledge flushes there until it finds out that it has \
              lost the volume: {}",
+            marker.address(request.store),
             e.chain()
         );
     }
 }
 
-fn others_log(marker: &MarkerState, what: &str) -> VolumeError {
+fn others_log(store: &Store, marker: &MarkerState, what: &str) -> VolumeError {
     VolumeError::Log {
-        url: marker.url.clone(),
+        url: marker.address(store),
         reason: format!("it is that of volume {}, {what}", marker.volume_id),
         advice: ADVICE_INHERITED,
     }
@@ -312,10 +369,14 @@ fn others_log(marker: &MarkerState, what: &str) -> VolumeError {
 ///
 /// # Errors
 /// [`VolumeError::Log`], with the choices.
-pub fn check_copied(marker: Option<&MarkerState>, options: &VolumeOptions) -> Result<(), VolumeError> {
+pub fn check_copied(
+    store: &Store,
+    marker: Option<&MarkerState>,
+    options: &VolumeOptions,
+) -> Result<(), VolumeError> {
     let is_decided = options.adopt || options.discard_wal || options.inherited_log == InheritedLog::Replay;
     match marker.filter(|m| !m.is_clean && !is_decided) {
-        Some(marker) => Err(others_log(marker, "of which this one is a copy")),
+        Some(marker) => Err(others_log(store, marker, "of which this one is a copy")),
         None => Ok(()),
     }
 }
@@ -334,22 +395,26 @@ async fn begin_inherited(
         return Ok(None);
     }
     if request.parent != Some(state.volume_id) {
-        return Err(others_log(state, "which this one has nothing to do with"));
+        return Err(others_log(
+            request.store,
+            state,
+            "which this one has nothing to do with",
+        ));
     }
-    let url = match (request.inherited, request.url) {
-        (InheritedLog::Replay, Some(url)) => url,
-        _ => return Err(others_log(state, "of which this one is a copy")),
+    let place = match (request.inherited, request.place) {
+        (InheritedLog::Replay, Some(place)) => place,
+        _ => return Err(others_log(request.store, state, "of which this one is a copy")),
     };
     let volume_id = state.volume_id.as_uuid();
-    let store: Arc<dyn LogStore> = match url {
-        VolumeUrl::S3 { .. } => {
-            let log = store::connect(url, request.store_options).await?;
+    let located = locate(place, request.store, state.volume_id, request.store_options).await?;
+    let store: Arc<dyn LogStore> = match located {
+        Located::Objects(log) => {
             if s3::list(&log).await?.is_empty() {
-                return Err(emptied(url));
+                return Err(emptied(&log));
             }
             Arc::new(S3Log::peek(log, volume_id).await?)
         }
-        VolumeUrl::File { path } => Arc::new(
+        Located::Journal(path) => Arc::new(
             Journal::open(
                 path,
                 volume_id,
@@ -365,10 +430,11 @@ async fn begin_inherited(
         log: Some(OpenLog {
             store: Arc::new(Unchanged(store)),
             marker: Arc::new(marker),
-            url: url.clone(),
+            url: state.address(request.store),
             is_discarded: false,
             is_discard_allowed: false,
         }),
+        is_inherited: true,
         least_watermark: state.watermark,
         unfinished: Some(state.clone()),
     }))
@@ -400,63 +466,41 @@ pub(super) fn warn_given_up(url: Option<&str>) {
     }
 }
 
-async fn take_marker(
-    request: &Request<'_>,
-    url: &VolumeUrl,
-    journal_id: Option<String>,
-    watermark: u64,
-    checkpoint: CheckpointId,
-    before: Option<&ETag>,
-) -> Result<Marker, VolumeError> {
-    let state = MarkerState {
-        url: url.to_string(),
-        volume_id: request.volume_id,
-        host: wal_marker::host(),
-        journal_id,
-        epoch: request.epoch,
-        opened_ms: now_ms(),
-        watermark,
-        checkpoint: Some(checkpoint),
-        is_clean: false,
-    };
-    Marker::take(request.store, state, before).await
-}
-
-/// Opens the WAL at `url`. `expected` is the marker of an unfinished WAL that must be there. `is_given_up` says that no
+/// Opens the WAL. `expected` is the marker of an unfinished WAL that must be there. `is_given_up` says that no
 /// record in it is needed.
 async fn open_store(
     request: &Request<'_>,
-    url: &VolumeUrl,
+    place: &WalPlace,
     expected: Option<&MarkerState>,
     is_given_up: bool,
 ) -> Result<(Arc<dyn LogStore>, Option<String>), VolumeError> {
     let volume_id = request.volume_id.as_uuid();
-    match url {
-        VolumeUrl::S3 { .. } => {
-            let log = store::connect(url, request.store_options).await?;
+    match locate(place, request.store, request.volume_id, request.store_options).await? {
+        Located::Objects(log) => {
             if expected.is_some() && s3::list(&log).await?.is_empty() {
-                return Err(emptied(url));
+                return Err(emptied(&log));
             }
+            let url = log.url.clone();
             let opened = S3Log::open(log, volume_id, request.epoch, is_given_up).await;
             let log = opened.map_err(|e| match e {
-                VolumeError::Corrupt { .. } => unusable(url, e.to_string()),
+                VolumeError::Corrupt { .. } => unusable(&url, e.to_string()),
                 e => e,
             })?;
             Ok((Arc::new(log), None))
         }
-        VolumeUrl::File { path } => {
+        Located::Journal(path) => {
             let expected_id = expected.map(|s| s.journal_id.clone().unwrap_or_default());
             let opened = Journal::open(path, volume_id, expected_id).await;
             let journal = opened.map_err(|e| match (e, expected) {
                 (VolumeError::Journal { reason, .. }, Some(marker)) => unusable(
-                    url,
+                    place,
                     format!(
                         "{reason} (this is host {}, it was last open on {})",
                         wal_marker::host(),
                         marker.host
                     ),
                 ),
-                (e @ VolumeError::Corrupt { .. }, _) => unusable(url, e.to_string()),
+                (e @ VolumeError::Corrupt { .. }, _) => unusable(place, e.to_string()),
                 (e, _) => e,
             })?;
             let id = journal.id().to_owned();

@@ -72,7 +72,7 @@ impl Fixture {
         let open = OpenLog {
             store: log.clone(),
             marker: Arc::new(marker),
-            url: self.log.url.clone(),
+            url: self.log.url.to_string(),
             is_discarded: false,
             is_discard_allowed,
         };

@@ -61,7 +61,7 @@ impl OpenLog {
             }
             Err(e @ (VolumeError::Corrupt { .. } | VolumeError::Log { .. })) if self.is_discard_allowed => {
                 warn!("{}", e.chain());
-                warn_given_up(Some(&self.url.to_string()));
+                warn_given_up(Some(&self.url));
                 // The watermark comes first, because a partly removed WAL must never be replayed.
                 let generation = watermark + GENERATIONS_LEFT;
                 recorder.published(generation, None).await?;
@@ -69,7 +69,7 @@ impl OpenLog {
                 Ok(generation)
             }
             Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Log {
-                url: self.url.to_string(),
+                url: self.url.clone(),
                 reason: e.chain(),
                 advice: ADVICE_GIVE_UP,
             }),

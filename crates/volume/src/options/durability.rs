@@ -1,6 +1,7 @@
 //! What a successful flush promises, in words. One place for the log at start, `hypernbd info` and `--dump-plugin`.
 
 use crate::base::url::VolumeUrl;
+use crate::base::wal_place::WalPlace;
 
 /// Environment variable that names a file. The plugin makes it when a volume cannot be closed with everything published; who
 /// started nbdkit learns of it so, as nbdkit's own exit status does not depend on what its plugin's end came to.
@@ -24,8 +25,13 @@ impl Durability {
     pub const ALL: [Self; 4] = [Self::S3, Self::S3Log, Self::Journal, Self::LocalDirectory];
 
     /// The class of a volume at this URL, with this log.
-    pub fn of(url: &VolumeUrl, wal_url: Option<&VolumeUrl>) -> Self {
-        match (url, wal_url) {
+    pub fn of(url: &VolumeUrl, wal: Option<&WalPlace>) -> Self {
+        let log = match wal {
+            Some(WalPlace::Beside) => Some(url),
+            Some(WalPlace::At(url)) => Some(url),
+            None => None,
+        };
+        match (url, log) {
             (_, Some(VolumeUrl::S3 { .. })) => Self::S3Log,
             (_, Some(VolumeUrl::File { .. })) => Self::Journal,
             (VolumeUrl::S3 { .. }, None) => Self::S3,
@@ -81,8 +87,9 @@ mod tests {
             (s3, Some(s3), Durability::S3Log),
             (file, Some(s3), Durability::S3Log),
             (s3, Some(file), Durability::Journal),
+            (s3, Some("auto"), Durability::S3Log),
         ] {
-            let wal = wal.map(|wal| VolumeUrl::parse(wal).unwrap());
+            let wal = wal.map(|wal| wal.parse().unwrap());
             assert_eq!(
                 Durability::of(&VolumeUrl::parse(url).unwrap(), wal.as_ref()),
                 class

@@ -21,11 +21,17 @@ pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
 use crate::base::units::MIB;
 use crate::base::url::VolumeUrl;
+use crate::base::wal_place::WalPlace;
 
 /// The least `write_buffer`: two generations of a few large requests each.
 pub const WRITE_BUFFER_LEAST_BYTES: u64 = 16 * MIB;
 /// The most `write_buffer`: a larger one is a slip of the pen.
 pub const WRITE_BUFFER_MOST_BYTES: u64 = 1 << 40;
+
+/// What `backend_wal_url=auto` comes to in a directory. A flush there takes no request over a network, and whoever copies the
+/// directory is to find everything in it that was flushed.
+const NO_LOG_IN_DIRECTORY: &str = "backend_wal_url=auto makes no log for a volume in a directory, whose flushes need none; a \
+     journal has a directory of its own, backend_wal_url=file:///PATH/";
 
 /// The least `index_memory`.
 pub const INDEX_MEMORY_LEAST_BYTES: u64 = MIB;
@@ -84,8 +90,8 @@ pub struct VolumeOptions {
     pub read_cache: ReadCacheConfig,
     /// Memory for nodes of the index, in bytes.
     pub index_memory_bytes: u64,
-    /// The write-ahead log, if there is to be one.
-    pub wal_url: Option<VolumeUrl>,
+    /// Where the write-ahead log is, if there is to be one.
+    pub wal: Option<WalPlace>,
     /// Give up a log that cannot be used, with the writes flushed to it since the last checkpoint.
     pub discard_wal: bool,
     /// A volume that is found in another place than it was made in was moved, and is no copy.
@@ -116,7 +122,7 @@ impl Default for VolumeOptions {
             node_cache: None,
             read_cache: ReadCacheConfig::default(),
             index_memory_bytes: INDEX_MEMORY_DEFAULT_BYTES,
-            wal_url: None,
+            wal: None,
             discard_wal: false,
             adopt: false,
             inherited_log: InheritedLog::default(),
@@ -292,12 +298,17 @@ impl ServeOptions {
         let url = self.url.clone().ok_or(OptionError::MissingUrl)?;
         let store = self.store()?;
         let mut volume = self.volume;
-        if let Some(wal) = volume.wal_url.as_ref().filter(|wal| overlap(wal, &url)) {
+        let named = volume.wal.as_ref().and_then(WalPlace::url);
+        if let Some(wal) = named.filter(|wal| overlap(wal, &url)) {
             let wal = wal.clone();
             return Err(OptionError::LogInVolume { wal, volume: url });
         }
         check_buffer_dir(&url, &volume)?;
-        let by_default = match volume.wal_url {
+        if volume.wal == Some(WalPlace::Beside) && matches!(url, VolumeUrl::File { .. }) {
+            volume.wal = None;
+            self.warnings.push(NO_LOG_IN_DIRECTORY.to_owned());
+        }
+        let by_default = match volume.wal {
             Some(_) => CHECKPOINT_INTERVAL_WITH_LOG,
             None => CHECKPOINT_INTERVAL,
         };
@@ -351,7 +362,7 @@ fn check_buffer_dir(url: &VolumeUrl, volume: &VolumeOptions) -> Result<(), Optio
         return Ok(());
     };
     let is_within = |url: &VolumeUrl| matches!(url, VolumeUrl::File { path } if dir.starts_with(path));
-    let other = match &volume.wal_url {
+    let other = match volume.wal.as_ref().and_then(WalPlace::url) {
         _ if is_within(url) => "backend_url",
         Some(wal) if is_within(wal) => "backend_wal_url",
         _ => return Ok(()),

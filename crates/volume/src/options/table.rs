@@ -8,7 +8,7 @@ use super::{
     WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
 };
 use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
-use crate::base::url::VolumeUrl;
+use crate::base::url::{UrlError, VolumeUrl};
 use crate::index::cache_config::absolute;
 use crate::metrics::address::{ControlSocket, ListenAddress};
 use crate::store::options::{check_endpoint, check_region};
@@ -168,13 +168,16 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         key: "backend_wal_url",
         alias: Some("backend_wal_uri"),
-        value_name: "URL",
-        default: "no log",
-        default_is_value: false,
-        help: "write-ahead log: s3://BUCKET/PREFIX/, or file:///PATH/ for a journal on this machine",
+        value_name: "off|auto|URL",
+        default: "off",
+        default_is_value: true,
+        help: "write-ahead log: auto, beside a volume on S3; s3://BUCKET/PREFIX/; file:///PATH/, a journal on this machine",
         group: OptionGroup::Serve,
         apply: |options, value| {
-            options.volume.wal_url = Some(VolumeUrl::parse(value).map_err(|error| error.reason)?);
+            options.volume.wal = match value {
+                "off" => None,
+                place => Some(place.parse().map_err(|error: UrlError| error.reason)?),
+            };
             Ok(())
         },
     },

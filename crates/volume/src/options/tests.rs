@@ -124,9 +124,9 @@ fn every_key_takes_effect_in_every_spelling() {
                     size_bytes: 64 * MIB,
                     strategy: NodeCacheStrategy::ReuseCache,
                 }),
-                wal_url: Some(VolumeUrl::File {
+                wal: Some(WalPlace::At(VolumeUrl::File {
                     path: "/srv/wal".into(),
-                }),
+                })),
                 discard_wal: true,
                 adopt: true,
                 inherited_log: InheritedLog::Refuse,
@@ -247,11 +247,35 @@ fn a_log_makes_checkpoints_rarer() {
         ("backend_wal_uri", "s3://mybucket/wal"),
     ];
     let config = read(&seeds).unwrap();
-    assert_eq!(config.volume.wal_url, Some("s3://mybucket/wal/".parse().unwrap()));
+    assert_eq!(config.volume.wal, Some("s3://mybucket/wal/".parse().unwrap()));
     assert_eq!(config.volume.checkpoint_interval, CHECKPOINT_INTERVAL_WITH_LOG);
     let given = [seeds[0], ("checkpoint_interval", "7s"), seeds[1]];
     let config = read(&given).unwrap();
     assert_eq!(config.volume.checkpoint_interval, Duration::from_secs(7));
+}
+
+#[test]
+fn a_log_beside_the_volume_is_for_volumes_on_s3() {
+    let config = read(&[("backend_url", "s3://bucket/vol/"), ("backend_wal_url", "auto")]).unwrap();
+    assert_eq!(config.volume.wal, Some(WalPlace::Beside));
+    assert_eq!(config.volume.checkpoint_interval, CHECKPOINT_INTERVAL_WITH_LOG);
+    assert!(config.warnings.is_empty());
+
+    let config = read(&[("backend_url", "file:///vol/"), ("backend_wal_url", "auto")]).unwrap();
+    assert_eq!(config.volume.wal, None);
+    assert_eq!(config.volume.checkpoint_interval, CHECKPOINT_INTERVAL);
+    assert_eq!(config.warnings.len(), 1);
+    assert!(
+        config.warnings[0].contains("file:///PATH/"),
+        "{}",
+        config.warnings[0]
+    );
+
+    let config = read(&[("backend_url", "s3://bucket/vol/"), ("backend_wal_url", "off")]).unwrap();
+    assert_eq!(
+        config.volume,
+        read(&[("backend_url", "s3://bucket/vol/")]).unwrap().volume
+    );
 }
 
 #[test]

@@ -278,6 +278,25 @@ impl Store {
         }
     }
 
+    /// The objects below `<root>.meta/NAME/`, as a store of their own that is reached as this one is.
+    pub(crate) fn beside(&self, name: &str) -> Self {
+        let root = self.meta_key(name);
+        let url = match &self.url {
+            VolumeUrl::S3 { bucket, .. } => VolumeUrl::S3 {
+                bucket: bucket.clone(),
+                prefix: root.clone(),
+            },
+            directory @ VolumeUrl::File { .. } => directory.clone(),
+        };
+        Self {
+            root,
+            url,
+            remembered: Arc::default(),
+            lineage: Arc::default(),
+            ..self.clone()
+        }
+    }
+
     /// The key of an object of the container.
     pub fn data_key(&self, name: &str) -> String {
         format!("{}/{name}", self.root)

@@ -32,7 +32,7 @@ use crate::meta::label;
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::open::history::{self, Known, Seen};
 use crate::open::inspect::{self, Looked};
-use crate::open::recover_wal::{self, OpenLog};
+use crate::open::recover_wal::{self, OpenLog, Wanted};
 use crate::open::replay_wal::ReplayOptions;
 use crate::options::{Compaction, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
@@ -55,7 +55,7 @@ impl Volume {
     ) -> BoxFuture<'a, Result<Arc<Self>, VolumeError>> {
         async move {
             if !options.read_only {
-                recover_wal::check_claimable(options.wal_url.as_ref()).await?;
+                recover_wal::check_claimable(options.wal.as_ref()).await?;
             }
             match Self::open_once(url, store_options, options).await {
                 // The lease was restored with the volume. The epochs in the WAL that is given up must stay below this
@@ -97,6 +97,7 @@ impl Volume {
                 seen,
                 entry,
                 mut claim,
+                wal,
             } = begun;
             let recovered = match claim.settle(&lease) {
                 Ok(recovered) => recovered,
@@ -112,11 +113,17 @@ impl Volume {
                 inherited: options.inherited_log,
                 newest_seen: seen.id(),
                 store_options,
-                url: options.wal_url.as_ref(),
+                place: wal.place.as_ref(),
                 is_discard_allowed: options.discard_wal,
                 epoch: lease.epoch(),
             };
-            let mut opened = open_owned(&request, options, &lease, Before { seen, entry, origin }).await;
+            let before = Before {
+                seen,
+                entry,
+                origin,
+                ends_log: wal.is_ended,
+            };
+            let mut opened = open_owned(&request, options, &lease, before).await;
             if let Err(VolumeError::LogAhead { .. }) = &opened
             // A later owner takes the lease before it opens the WAL.
             && let Err(e) = lease.check().await
@@ -155,6 +162,8 @@ struct Begun {
     entry: Option<CatalogueEntry>,
     /// The claim on the buffer file.
     claim: Claim,
+    /// The WAL to open.
+    wal: Wanted,
 }
 
 /// Takes the lease of a volume that was inspected. Nothing is written before that inspection, because an open must not
@@ -167,9 +176,10 @@ fn begin<'a>(
     async move {
         looked.ensure_safe(store_options.allow_unsafe).await?;
         let is_copied = looked.is_elsewhere();
+        let wal = looked.wal(options.wal.as_ref());
         if looked.is_elsewhere() {
             let marker = std::mem::replace(&mut looked.marker, Ok(None))?;
-            recover_wal::check_copied(marker.as_ref(), options)?;
+            recover_wal::check_copied(&looked.store, marker.as_ref(), options)?;
         }
         let label = looked.settle_label(options.adopt).await?;
         let (store, seen) = (looked.store, looked.newest);
@@ -207,6 +217,7 @@ fn begin<'a>(
             origin: label.origin,
             seen,
             claim,
+            wal,
         })
     }
     .boxed()
@@ -231,6 +242,7 @@ fn begin_sighted<'a>(
         let store = store::unproved(url, store_options).await?;
         let store = parents::inheriting(&store, Some(volume_id), sighting.clone_of.as_ref()).await?;
         let (parent, origin) = (sighting.parent, sighting.origin);
+        let wal = Wanted::found(sighting.has_log_beside, options.wal.as_ref());
         warn_of_buffer(Some(&sighting.lease), options);
         let mut claim = Claim::new(options, volume_id, url)?;
         let lease_options = claim.lease_options(options);
@@ -254,6 +266,7 @@ fn begin_sighted<'a>(
             seen,
             entry: entry.ok().flatten(),
             claim,
+            wal,
         }))
     }
     .boxed()
@@ -265,7 +278,7 @@ fn open_read_only<'a>(
 ) -> BoxFuture<'a, Result<Arc<Volume>, VolumeError>> {
     async move {
         let volume_id = looked.volume_id();
-        warn_of_log(looked.marker);
+        warn_of_log(&looked.store, looked.marker);
         let (engine, state) = open_engine(EngineOf {
             store: &looked.store,
             options,
@@ -298,6 +311,8 @@ struct Before {
     seen: StoredState,
     entry: Option<CatalogueEntry>,
     origin: Option<InodeCheck>,
+    /// The WAL is ended once its records are replayed.
+    ends_log: bool,
 }
 
 fn open_owned<'a>(
@@ -323,7 +338,7 @@ fn open_owned<'a>(
         });
         let seen_cno = before.seen.mark.cno;
         let later = checkpoint_list::numbers_after(store, seen_cno);
-        let (mut begun, (engine, state), later) = if request.url.is_some() {
+        let (mut begun, (engine, state), later) = if request.place.is_some() {
             // This comes before the container is opened: from here on older owners acknowledge nothing and raise no
             // watermark.
             let begun = recover_wal::begin(request, wal_marker::load(store).await?).await?;
@@ -370,22 +385,31 @@ fn open_owned<'a>(
                     watermark,
                 };
                 let (generation, recorder) = replaying.run(store, options, &engine).await?;
-                parts.recorder = Some(Arc::new(recorder));
                 newest = owner.newest.clone();
-                parts.log = Some(owner);
                 parts.recorded_generation = generation;
+                if before.ends_log {
+                    log.finish(generation, lease.older_may_run()).await?;
+                    info!("the log {} is ended: none was asked for", log.url);
+                } else {
+                    parts.recorder = Some(Arc::new(recorder));
+                    parts.log = Some(owner);
+                }
                 // The replay has gone beyond what an older owner may have on its way to the log.
                 generation + 1
             }
             None => {
-                let started = Catalogue::start(store.clone(), epoch, newest.clone());
-                parts.recorder = Some(started.clone());
-                catalogue = Some(started);
                 parts.recorded_generation = recorded;
                 // An older owner may have used more than it recorded.
                 watermark + GENERATIONS_AHEAD_MAX + 1
             }
         };
+        let is_inherited = begun.is_inherited;
+        let log = begun.log.filter(|_| !before.ends_log);
+        if log.is_none() {
+            let started = Catalogue::start(store.clone(), epoch, newest.clone());
+            parts.recorder = Some(started.clone());
+            catalogue = Some(started);
+        }
         let rounds = Rounds::new(
             store.clone(),
             epoch,
@@ -402,12 +426,15 @@ fn open_owned<'a>(
         let published_bytes = engine.published_bytes();
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
         volume.catalogue = catalogue;
-        volume.log = begun.log;
+        volume.log = log;
         volume.driver.fence_when(lease.lost());
         volume.lease = Some(lease.clone());
         volume.newest = newest.clone();
         volume.store = Some(store.clone());
         tokio::spawn(abort_uploads(store.clone()));
+        if request.parent.is_some() && !is_inherited {
+            tokio::spawn(remove_inherited(store.clone(), volume_id));
+        }
         let marker = volume.log.as_ref().map(|log| log.marker.clone());
         let interval = options.retention_interval;
         let rounds = Arc::new(tokio::sync::Mutex::new(rounds));
@@ -434,6 +461,15 @@ async fn abort_uploads(store: Store) {
         Ok(0) => {}
         Ok(count) => log::info!("aborted {count} uploads that killed servers left unfinished"),
         Err(e) => log::debug!("uploads that killed servers left unfinished stay: {e}"),
+    }
+}
+
+/// Removes the records that were copied along with the volume. None is needed once its WAL is one of its own, or none.
+async fn remove_inherited(store: Store, volume_id: VolumeId) {
+    match wal_marker::remove_inherited(&store, volume_id).await {
+        Ok(0) => {}
+        Ok(count) => log::info!("removed {count} log records of the volume that this one is a copy of"),
+        Err(e) => log::debug!("log records of the volume that this one is a copy of stay: {e}"),
     }
 }
 
@@ -575,11 +611,11 @@ fn warn_of_buffer(lease: Option<&Stored>, options: &VolumeOptions) {
 }
 
 /// Warns that a read-only opening replays nothing.
-fn warn_of_log(marker: Result<Option<MarkerState>, VolumeError>) {
+fn warn_of_log(store: &Store, marker: Result<Option<MarkerState>, VolumeError>) {
     match marker {
         Ok(Some(marker)) if !marker.is_clean => warn!(
             "the log {} may hold flushed writes that are not published: this read-only server does not show them",
-            marker.url
+            marker.address(store)
         ),
         Ok(_) => {}
         Err(e) => warn!(

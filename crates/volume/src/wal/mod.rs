@@ -4,6 +4,7 @@
 //! * [`replay`] (pure): which records are applied when a volume is opened, and which numbers are sealed.
 //! * [`group_commit`] (pure): which record makes which flush durable.
 //! * [`s3`], [`journal`]: where records are stored, behind the trait [`LogStore`].
+//! * `place`: which of the two, and where.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +17,7 @@ pub mod group_commit;
 pub mod journal;
 mod journal_label;
 mod journal_segments;
+pub(crate) mod place;
 pub mod record;
 pub mod replay;
 pub mod s3;

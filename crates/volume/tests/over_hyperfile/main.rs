@@ -19,6 +19,7 @@ mod history;
 mod late;
 mod lease;
 mod limits;
+mod log_beside;
 mod overlap;
 mod pair;
 mod provenance;

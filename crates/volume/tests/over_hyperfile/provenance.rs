@@ -11,7 +11,7 @@ use hypernbd_volume::meta::label;
 use hypernbd_volume::options::{
     LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk, VolumeOptions,
 };
-use hypernbd_volume::{Volume, VolumeError, VolumeUrl, admin, store};
+use hypernbd_volume::{Volume, VolumeError, VolumeUrl, WalPlace, admin, store};
 
 use crate::fixture::{Fixture, pattern};
 
@@ -38,7 +38,7 @@ impl Logged {
 
     fn options(&self) -> VolumeOptions {
         VolumeOptions {
-            wal_url: Some(self.journal.clone()),
+            wal: Some(WalPlace::At(self.journal.clone())),
             // Nothing is published unless it is asked for.
             checkpoint_interval: Duration::from_secs(3600),
             lease: LeaseOptions {

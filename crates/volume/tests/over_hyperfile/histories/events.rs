@@ -247,8 +247,8 @@ impl World {
 
     /// The server of a place that another is to take over, with something to flush; none where that cannot be.
     fn about_to_be_taken_over(&mut self, at: usize) -> Option<Server> {
-        // On one machine the journal's lock stays with a server that lives.
-        if self.server(at).has_log {
+        // On one machine a journal's lock stays with a server that lives.
+        if self.server(at).has_journal {
             self.kill(at);
             return None;
         }

@@ -8,7 +8,7 @@ use hypernbd_volume::admin::{self, CreateOptions, IfDamaged, rollback, wal};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::{self, At};
 use hypernbd_volume::retention::Policy;
-use hypernbd_volume::{ErrorKind, VolumeError};
+use hypernbd_volume::{ErrorKind, VolumeError, WalPlace};
 
 use super::faults::Faults;
 use super::line::Line;
@@ -104,13 +104,18 @@ impl World {
         self.whole("keep the last one", set_policy(&url, &store, Some(&policy)))
             .unwrap();
         let journal = self.path(&format!("journal-{}", self.places[at].name));
-        let has_log = self.random.bool();
+        let log = match self.random.u8(..3) {
+            0 => None,
+            1 => Some(WalPlace::At(Self::url_of(&journal))),
+            _ => Some(WalPlace::Beside),
+        };
         let place = &mut self.places[at];
         place.line = Some(Line::known(vec![0; SIZE as usize]));
         place.names.clear();
-        place.is_log_foreign = has_log && journal.exists();
+        // Records beside a volume are of its id alone.
+        place.is_log_foreign = log.as_ref().is_some_and(|log| log.url().is_some()) && journal.exists();
         place.is_log_open = false;
-        place.journal = has_log.then(|| Self::url_of(&journal));
+        place.log = log;
     }
 
     /// Copies the volume at a place to the other, if it can be.
@@ -145,7 +150,7 @@ impl World {
         }
         let place = &mut self.places[to];
         (place.line, place.names) = (Some(line), names);
-        (place.journal, place.is_log_foreign, place.is_log_open) = (None, false, false);
+        (place.log, place.is_log_foreign, place.is_log_open) = (None, false, false);
         place.is_buffer_left = false;
         self.seen.copied += 1;
         true
@@ -171,7 +176,7 @@ impl World {
 
     /// A backup is put back, and the log goes on from a later checkpoint.
     pub fn restore_under_log(&mut self, at: usize) {
-        if self.places[at].journal.is_none() || self.places[at].is_clone || self.has_clone(at) {
+        if self.places[at].log.is_none() || self.places[at].is_clone || self.has_clone(at) {
             return self.restore(at);
         }
         self.back_up(at);
@@ -259,7 +264,7 @@ impl World {
         // What was in the log alone then may have been published since, and the log emptied.
         line.log_given_up();
         let before = place.line.replace(line);
-        // The journal goes on from where it was left, however often something else is put back meanwhile.
+        // The log goes on from where it was left, however often something else is put back meanwhile.
         let continued = place.replayed.take().or(before);
         place.replayed =
             continued.filter(|line| Some(line.container()) == place.line.as_ref().map(Line::container));

@@ -11,7 +11,7 @@ use hypernbd_volume::options::{
     LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk, VolumeOptions,
 };
 use hypernbd_volume::past::Past;
-use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl};
+use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl, WalPlace};
 use tokio::runtime::Runtime;
 
 use super::faults::Faults;
@@ -91,6 +91,7 @@ pub struct Server {
     pub volume: Arc<Volume>,
     pub faults: Arc<Faults>,
     pub has_log: bool,
+    pub has_journal: bool,
     pub has_buffer_file: bool,
     runtime: Runtime,
 }
@@ -111,13 +112,13 @@ pub struct Place {
     pub server: Option<Server>,
     /// What has a name, and how it reads.
     pub names: BTreeMap<String, Contents>,
-    /// The journal that its servers use.
-    pub journal: Option<VolumeUrl>,
-    /// As `line`, should the journal be replayed over a container that was put back to where that journal begins.
+    /// The log that its servers use: a journal, or one beside the volume.
+    pub log: Option<WalPlace>,
+    /// As `line`, should the log be replayed over a container that was put back to where that log begins.
     pub replayed: Option<Line>,
-    /// Whether the journal may be that of another history.
+    /// Whether the log may be that of another history.
     pub is_log_foreign: bool,
-    /// Whether the journal may hold what is not published.
+    /// Whether the log may hold what is not published.
     pub is_log_open: bool,
     /// Whether the last server, which was killed, left everything that it answered in its write buffer's file.
     pub is_buffer_left: bool,
@@ -176,7 +177,7 @@ impl World {
             line: None,
             server: None,
             names: BTreeMap::new(),
-            journal: None,
+            log: None,
             replayed: None,
             is_log_foreign: false,
             is_log_open: false,
@@ -230,9 +231,14 @@ impl World {
     ) -> VolumeOptions {
         let (is_removing, has_caches) = (self.random.bool(), self.random.u8(..3) > 0);
         let has_caches = self.has_caches.unwrap_or(has_caches);
+        let has_log_beside = self.random.u8(..3) > 0;
         let buffer = self.path(&format!("buffer-{}", self.places[at].name));
         VolumeOptions {
-            wal_url: self.places[at].journal.clone(),
+            // One beside the volume is found where it has records, and then ended.
+            wal: self.places[at]
+                .log
+                .clone()
+                .filter(|log| *log != WalPlace::Beside || has_log_beside),
             discard_wal,
             write_buffer_bytes: 8 * MIB,
             write_buffer_dir: has_buffer_file.then_some(buffer),
@@ -290,7 +296,7 @@ impl World {
                 faults.arm(&mut self.random, 20);
             }
             let options = self.options(at, takeover, since == Since::Published, has_buffer_file);
-            self.places[at].is_log_open |= options.wal_url.is_some();
+            self.places[at].is_log_open |= options.wal.is_some();
             let runtime = runtime();
             let opened = runtime.block_on(Volume::open(&url, &faults.options(), &options));
             faults.disarm();
@@ -298,7 +304,7 @@ impl World {
             let error = match opened {
                 Ok(volume) => {
                     self.seen.opened += 1;
-                    let has_log = options.wal_url.is_some();
+                    let has_log = options.wal.is_some();
                     self.tell(format!(
                         "{} is served, log: {has_log}, buffer file: {has_buffer_file}",
                         self.places[at].name
@@ -307,6 +313,7 @@ impl World {
                         volume,
                         faults,
                         has_log,
+                        has_journal: options.wal.is_some_and(|log| log.url().is_some()),
                         has_buffer_file,
                         runtime,
                     };
