@@ -63,7 +63,7 @@ def test_lost_writes_are_no_success(make_volume, serve, own_minio):
     """With the store gone at the end, what was not flushed is lost, and the exit status says so."""
     volume = make_volume(in_store=S3Store(own_minio))
     served = serve(volume, "-o", "io_timeout=2s", "-o", "checkpoint_interval=1h")
-    client = served._connect()
+    client = served.connect()
     client.pwrite(WRITTEN, 5)
     served.is_announced()
     own_minio.kill()

@@ -41,6 +41,8 @@ def test_the_services_command_line_takes_the_socket_over(units, make_volume, mak
     (line,) = [l for l in (units / SERVICE).read_text().splitlines() if l.startswith("ExecStart=")]
     options = "checkpoint_interval=1h io_timeout=10s"
     line = line.removeprefix("ExecStart=").replace("${URL}", server.volume.url).replace("$OPTIONS", options)
+    (wal,) = [l for l in (units / SERVICE).read_text().splitlines() if l.startswith("Environment=WAL=")]
+    line = line.replace("${WAL}", wal.removeprefix("Environment=WAL="))
     line = line.replace("/run/hypernbd-control/%i/socket", str(server.directory / "control"))
     server.command = lambda: [
         "systemd-socket-activate",

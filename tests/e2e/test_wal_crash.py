@@ -1,5 +1,6 @@
-"""kill -9 under four writers with a log: on S3, in a journal, and on a store that refuses and loses requests."""
+"""kill -9 under four writers with a log: on S3, beside the volume, in a journal, and on a store that refuses and loses requests."""
 
+import itertools
 import random
 
 import pytest
@@ -13,10 +14,10 @@ ANY_WRITE = r"^(PUT|POST|DELETE) "
 
 
 def wal_url(kind: str, store, tmp_path) -> str:
-    return store.url("log") if kind == "s3" else f"file://{tmp_path}/journal/"
+    return {"s3": store.url("log"), "auto": "auto", "journal": f"file://{tmp_path}/journal/"}[kind]
 
 
-@pytest.mark.parametrize("kind", ["s3", "journal"])
+@pytest.mark.parametrize("kind", ["s3", "auto", "journal"])
 @pytest.mark.parametrize("interval", ["150ms", "1h"])
 def test_flushed_writes_survive_kill_9(make_volume, make_server, store, tmp_path, seed, kind, interval):
     """With checkpoints in between, and with the log alone."""
@@ -26,7 +27,22 @@ def test_flushed_writes_survive_kill_9(make_volume, make_server, store, tmp_path
     assert flushes >= CLIENTS * ENOUGH_FLUSHES, f"only {flushes} flushes: the test has tested next to nothing"
 
 
-@pytest.mark.parametrize("kind", ["s3", "journal"])
+def test_flushed_writes_survive_kill_9_with_and_without_a_log_beside(make_volume, make_server, seed):
+    """Every other server is given no log: it finds that of the one before, replays it, and goes on without."""
+    server = make_server(make_volume(SIZE, 64 * KI), checkpoint_interval="1h")
+    command, logs = server.command, itertools.cycle(("auto", "off"))
+
+    def of_the_next() -> list[str]:
+        server.parameters["backend_wal_url"] = next(logs)
+        return command()
+
+    server.command = of_the_next
+    flushes = kill_and_check(server.start(), seed, rounds=8)
+    assert flushes >= CLIENTS * ENOUGH_FLUSHES, f"only {flushes} flushes: the test has tested next to nothing"
+    assert "is ended" in server.log_text()
+
+
+@pytest.mark.parametrize("kind", ["s3", "auto", "journal"])
 def test_on_a_store_that_loses_answers(make_volume, make_server, store, minio, tmp_path, seed, kind):
     """One write in ten is carried out without an answer, refused, or carried out late, which may be after the server was
     killed and the next one has begun: log and volume alike."""

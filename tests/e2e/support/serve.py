@@ -9,7 +9,7 @@ from pathlib import Path
 import nbd
 
 from .model import pattern
-from .process import wait_for
+from .process import check, wait_for
 from .server import CLI, MI, PLUGIN
 
 NBDKIT_LIMIT_S = 120
@@ -49,9 +49,9 @@ class Served:
 
     def write_unflushed(self) -> None:
         """As a client that leaves without a flush."""
-        self._connect().pwrite(WRITTEN, 5)
+        self.connect().pwrite(WRITTEN, 5)
 
-    def _connect(self) -> nbd.NBD:
+    def connect(self) -> nbd.NBD:
         """A client, once it can connect."""
 
         def connected():
@@ -72,6 +72,17 @@ class Served:
     def vanish(self) -> None:
         """Closes the terminal."""
         os.close(self.master)
+
+    def end(self) -> int:
+        """SIGTERM, then waits for the end, which is a regular one once the clients have gone."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL for nbdkit, which the command line then follows."""
+        for pid in check("pgrep", "-P", str(self.process.pid)).split():
+            os.kill(int(pid), signal.SIGKILL)
+        self.wait()
 
     def wait(self) -> int:
         return self.process.wait(timeout=NBDKIT_LIMIT_S)

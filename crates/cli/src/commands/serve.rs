@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, bail};
+use hypernbd_volume::WalPlace;
 use hypernbd_volume::buffer_file::{BUFFER_FILE_KEY, BUFFER_FILE_VERSION};
 use hypernbd_volume::monitor::NBD_URI;
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
-use hypernbd_volume::options::{ServeConfig, ServeOptions};
+use hypernbd_volume::options::{ServeConfig, ServeOptions, find_option};
 use hypernbd_volume::url::VolumeUrl;
 use tokio::process::Command;
 use tokio::runtime::Runtime;
@@ -23,6 +24,9 @@ use super::connect::{Address, Clients};
 use super::nbdkit_args::NbdkitArgs;
 use super::supervise::Supervised;
 use crate::flags::{ServeFlags, StoreFlags, key_value};
+
+/// The plugin's parameter that `--wal` sets.
+const WAL_KEY: &str = "backend_wal_url";
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -46,6 +50,11 @@ pub struct Args {
     #[arg(short, long)]
     pub read_only: bool,
 
+    /// The write-ahead log, with which a flush is one request: auto, beside the volume; off; or a place of its own, as
+    /// --backend-wal-url has it [default: auto on S3, off in a directory]
+    #[arg(long, value_name = "off|auto|URL", conflicts_with = WAL_KEY)]
+    pub wal: Option<String>,
+
     /// Log what happens to the volume; twice: every request as well
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -64,13 +73,13 @@ pub struct Args {
 
 /// Serves until nbdkit ends, and ends as it did; with a failure where writes were lost, of which nbdkit's status tells nothing.
 pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCode> {
-    let parameters = parameters(args, store);
-    let config = check(&parameters)?;
     let added = NbdkitArgs::new(&args.nbdkit_args);
+    let read_only = args.read_only || added.read_only;
+    let parameters = parameters(args, &added, store);
+    let config = check(&parameters)?;
     let address = address(args, &added)?;
     let plugin = find_plugin()?;
     let pid_dir = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let read_only = args.read_only || added.read_only;
     // nbdkit writes one such file: the one of the last option, which is the user's.
     let pid_file = added
         .pid_file
@@ -124,14 +133,28 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
 }
 
 /// Everything for the plugin, as key and value.
-fn parameters(args: &Args, store: &StoreFlags) -> Vec<(String, String)> {
+fn parameters(args: &Args, added: &NbdkitArgs, store: &StoreFlags) -> Vec<(String, String)> {
     let url = ("backend_url".to_string(), args.url.to_string());
     let flags = store.pairs().iter().chain(args.flags.pairs());
     let flags = flags.map(|(key, value)| (key.to_string(), value.clone()));
-    std::iter::once(url)
+    let mut given: Vec<_> = std::iter::once(url)
         .chain(flags)
         .chain(args.options.iter().cloned())
-        .collect()
+        .collect();
+    given.extend(wal(args, added, &given).map(|value| (WAL_KEY.to_string(), value)));
+    given
+}
+
+/// What `--wal` says. Where nobody says anything of the log, a volume on S3 gets one beside it.
+fn wal(args: &Args, added: &NbdkitArgs, given: &[(String, String)]) -> Option<String> {
+    let is_wal = |key: &str| find_option(&key.replace('-', "_")).is_some_and(|spec| spec.key == WAL_KEY);
+    let given = given.iter().map(|(key, _)| key.as_str());
+    let added_keys = added.parameters.iter().filter_map(|added| added.split_once('='));
+    let is_named = given.chain(added_keys.map(|(key, _)| key)).any(is_wal);
+    let is_writable = !args.read_only && !added.read_only;
+    let is_wanted = matches!(args.url, VolumeUrl::S3 { .. }) && is_writable && !is_named;
+    let by_default = is_wanted.then(|| WalPlace::Beside.to_string());
+    args.wal.clone().or(by_default)
 }
 
 /// The plugin's own check, before anything is started.
@@ -263,7 +286,7 @@ fn announcement(address: &Address, config: &ServeConfig, clients: Clients) -> St
         ),
         false => String::new(),
     };
-    let durability = Durability::of(&config.url, config.volume.wal_url.as_ref());
+    let durability = Durability::of(&config.url, config.volume.wal.as_ref());
     let durability = match clients.read_only {
         true => String::new(),
         false => format!("On this volume {}.\n", durability.sentence()),
@@ -325,8 +348,36 @@ mod tests {
             #[command(flatten)]
             args: Args,
         }
-        let words = ["serve", "file:///v/"].into_iter().chain(line.split_whitespace());
+        let url = ["file:///v/"].into_iter().filter(|_| !line.starts_with("s3://"));
+        let words = ["serve"].into_iter().chain(url).chain(line.split_whitespace());
         <Line as clap::Parser>::parse_from(words).args
+    }
+
+    #[test]
+    fn a_volume_on_s3_gets_a_log_unless_something_is_said_of_it() {
+        for (line, expected) in [
+            ("", None),
+            ("--wal auto", Some("auto")),
+            ("s3://bucket/v", Some("auto")),
+            ("s3://bucket/v --wal off", Some("off")),
+            ("s3://bucket/v --wal s3://bucket/log/", Some("s3://bucket/log/")),
+            ("s3://bucket/v --backend-wal-url off", None),
+            ("s3://bucket/v -o backend-wal-uri=off", None),
+            ("s3://bucket/v -- --filter=log backend_wal_url=off", None),
+            ("s3://bucket/v -- --filter=log logfile=/tmp/log", Some("auto")),
+            ("s3://bucket/v -r", None),
+            ("s3://bucket/v -- -r", None),
+        ] {
+            let args = serve_args(line);
+            let given = args
+                .flags
+                .pairs()
+                .iter()
+                .map(|(key, value)| (key.to_string(), value.clone()));
+            let given: Vec<_> = given.chain(args.options.iter().cloned()).collect();
+            let wal = wal(&args, &NbdkitArgs::new(&args.nbdkit_args), &given);
+            assert_eq!(wal.as_deref(), expected, "{line}");
+        }
     }
 
     #[test]
