@@ -9,7 +9,8 @@ from support.server import PROJECT
 OPERATIONS = PROJECT / "docs" / "operations.md"
 CHECKING = PROJECT / "docs" / "checking.md"
 PLACES = {".py": PROJECT / "tests" / "e2e", ".rs": PROJECT / "crates" / "volume"}
-TEXTS = OPERATIONS.read_text() + CHECKING.read_text()
+RECIPES = sorted((PROJECT / "docs" / "recipes").glob("*.md"))
+TEXTS = "".join(path.read_text() for path in [OPERATIONS, CHECKING, *RECIPES])
 NAMED = sorted(set(re.findall(r"`(\w+\.(?:py|rs))::(\w+)`", TEXTS)))
 
 
