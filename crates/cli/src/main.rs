@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use commands::{
     buffer, check, checkpoints, clone, compact, completions, control, create, delete, diff, export, file,
-    import, info, probe, prune, replicate, report, resize, restart, retention, rollback, serve, snapshot,
-    space, stats, top, wal,
+    import, info, man, probe, prune, replicate, report, resize, restart, retention, rollback, serve,
+    snapshot, space, stats, top, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -103,6 +103,9 @@ enum Command {
     File(file::Command),
     /// Print a shell's completions for this command
     Completions(completions::Args),
+    /// Write the manual pages of these commands to a directory, for an installation
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -162,6 +165,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Buffer(command) => buffer::run(&command)?,
         Command::File(command) => runtime.block_on(file::run(&command, &store))?,
         Command::Completions(args) => completions::run::<Cli>(&args)?,
+        Command::Man(args) => man::run::<Cli>(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -178,6 +182,26 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_manual_page_names_every_command() {
+        fn look_for(command: &clap::Command, words: &str, page: &str) {
+            for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+                let words = format!("{words} {}", command.get_name());
+                if command.has_subcommands() {
+                    look_for(command, &words, page);
+                } else {
+                    let line = format!(r"\fB{}", words.replace('-', r"\-"));
+                    assert!(
+                        page.lines().any(|written| written.starts_with(&line)),
+                        "docs/man/hypernbd.1 has no {words} in its SYNOPSIS"
+                    );
+                }
+            }
+        }
+        let page = include_str!("../../../docs/man/hypernbd.1");
+        look_for(&Cli::command(), "hypernbd", page);
     }
 
     #[test]

@@ -12,7 +12,6 @@ use std::process::{ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 use hypernbd_volume::WalPlace;
-use hypernbd_volume::buffer_file::{BUFFER_FILE_KEY, BUFFER_FILE_VERSION};
 use hypernbd_volume::monitor::NBD_URI;
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, ServeOptions, find_option};
@@ -22,6 +21,7 @@ use tokio::runtime::Runtime;
 
 use super::connect::{Address, Clients};
 use super::nbdkit_args::NbdkitArgs;
+use super::plugin;
 use super::supervise::Supervised;
 use crate::flags::{ServeFlags, StoreFlags, key_value};
 
@@ -78,7 +78,8 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     let parameters = parameters(args, &added, store);
     let config = check(&parameters)?;
     let address = address(args, &added)?;
-    let plugin = find_plugin()?;
+    let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
+    let plugin = plugin::find(&nbdkit)?;
     let pid_dir = tempfile::tempdir().context("cannot make a temporary directory")?;
     // nbdkit writes one such file: the one of the last option, which is the user's.
     let pid_file = added
@@ -87,7 +88,6 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
         .unwrap_or_else(|| pid_dir.path().join("pid"));
     let loss_file = pid_dir.path().join("loss");
 
-    let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
     let mut command = Command::new(&nbdkit);
     command
         .args(nbdkit_args(args, &address, &pid_file))
@@ -113,9 +113,11 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
         if let Address::Unix(socket) = &address {
             remove_dead_socket(socket)?;
         }
-        command.spawn().map_err(|error| cannot_start(&nbdkit, error))
+        command
+            .spawn()
+            .map_err(|error| plugin::cannot_start(&nbdkit, error))
     };
-    let check = || check_plugin(&nbdkit, &plugin);
+    let check = || plugin::check(&nbdkit, &plugin);
     let supervised = Supervised {
         start: &mut start,
         check: &check,
@@ -213,29 +215,6 @@ fn remove_dead_socket(socket: &Path) -> Result<()> {
     }
 }
 
-/// The plugin: what `HYPERNBD_PLUGIN` names, or the one beside this program.
-fn find_plugin() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("HYPERNBD_PLUGIN") {
-        let path = PathBuf::from(path);
-        if !path.is_file() {
-            bail!(
-                "HYPERNBD_PLUGIN={} is not a file: set it to the path of libhypernbd.so",
-                path.display()
-            );
-        }
-        return Ok(std::path::absolute(path)?);
-    }
-    let program = env::current_exe().context("cannot tell where this program is")?;
-    let path = program.with_file_name("libhypernbd.so");
-    if !path.is_file() {
-        bail!(
-            "the plugin is not at {}: build it (cargo build --release), or set HYPERNBD_PLUGIN to its path",
-            path.display()
-        );
-    }
-    Ok(path)
-}
-
 fn nbdkit_args(args: &Args, address: &Address, pid_file: &Path) -> Vec<String> {
     let mut list = vec!["--foreground".to_string(), "--exit-with-parent".to_string()];
     list.push(format!("--pidfile={}", pid_file.display()));
@@ -247,31 +226,6 @@ fn nbdkit_args(args: &Args, address: &Address, pid_file: &Path) -> Vec<String> {
         list.push("--verbose".to_string());
     }
     list
-}
-
-/// Whether the plugin that would be loaded now can read what the one that runs would leave.
-fn check_plugin(nbdkit: &OsString, plugin: &Path) -> Result<()> {
-    let asked = std::process::Command::new(nbdkit)
-        .arg(plugin)
-        .arg("--dump-plugin")
-        .output();
-    let told = asked.map_err(|error| cannot_start(nbdkit, error))?.stdout;
-    let wanted = format!("{BUFFER_FILE_KEY}={BUFFER_FILE_VERSION}");
-    match String::from_utf8_lossy(&told).lines().any(|line| line == wanted) {
-        true => Ok(()),
-        false => bail!(
-            "{} does not say that it reads the files of write_buffer_dir that this release writes ({wanted})",
-            plugin.display()
-        ),
-    }
-}
-
-fn cannot_start(nbdkit: &OsString, error: std::io::Error) -> anyhow::Error {
-    let hint = match error.kind() {
-        ErrorKind::NotFound => ": install nbdkit (apt install nbdkit), or set NBDKIT to its path",
-        _ => "",
-    };
-    anyhow::Error::new(error).context(format!("cannot start {}{hint}", nbdkit.display()))
 }
 
 fn announcement(address: &Address, config: &ServeConfig, clients: Clients) -> String {
