@@ -1,6 +1,9 @@
-# make serve   build everything and serve a volume in the foreground (URL=… serves that one)
+# make serve   serve a volume in the foreground (URL=… serves that one), built first where that is needed
 # make test    everything that is checked: format, lints, licences, unit tests, end-to-end tests
 # make build   the plugin and the command line, in target/release
+# make install   what was built, below PREFIX (/usr/local) and in nbdkit's directory of plugins; `make uninstall` undoes it
+# make package   a Debian package and an RPM of it, in target/package, and tries them (PACKAGE_ARGS=--no-build: of what was built)
+# make book    docs/ as a book with search, in target/book
 # make bench   the benchmarks (BENCH_ARGS=… is passed on, BENCH_ARGS=--quick tries them all); results in tests/bench/results
 # make fuzz    the readers of what is stored, given anything, a minute each (FUZZ_ARGS="SECONDS READER…")
 # make clean   build output; the cache of built tools (~/.cache/hypernbd) and ./data stay
@@ -16,18 +19,39 @@ E2E_JOBS ?= $(shell expr $$(nproc) + 1)
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 SERVE_ARGS ?=
+PACKAGE_ARGS ?=
 URL ?=
+BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: deps build serve test lint licences unit e2e bench fuzz clean
+.PHONY: deps build serve install uninstall package book test lint licences unit e2e bench fuzz clean
 
 deps:
 	@scripts/install-deps.sh
 
-build: deps
-	cargo build --release --locked
+# What the sources were is kept beside what was made of them: `make serve` need not build that again.
+build:
+	@scripts/install-deps.sh build
+	@sources=$$(scripts/sources.sh); \
+	echo "cargo build --release --locked"; \
+	cargo build --release --locked; \
+	echo "$$sources" >"$(BUILT)/hypernbd.sources"
 
-serve: build
+serve:
+	@scripts/install-deps.sh serve
 	@scripts/serve.sh "$(URL)" $(SERVE_ARGS)
+
+# By themselves these build nothing, since they are often root's: `make build` does.
+install uninstall:
+	@scripts/install.sh $@
+
+package:
+	@scripts/package.sh $(PACKAGE_ARGS)
+
+book:
+	@mdbook=$$(scripts/build-cargo-tool.sh mdbook); \
+	said=$$("$$mdbook" build docs --dest-dir "$(CURDIR)/target/book" 2>&1); \
+	echo "$$said"; \
+	! grep -q WARN <<<"$$said"
 
 # One after the other, quick checks first; the end-to-end tests close the output with pytest's own summary.
 test:
@@ -53,7 +77,7 @@ unit:
 	RUST_MIN_STACK=8388608 scripts/with-minio.sh cargo test --workspace --locked
 	$(PYTHON) -m pytest -q -p no:cacheprovider tests/bench
 
-e2e: build
+e2e: deps build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
 	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) -m pytest -n $(E2E_JOBS) tests/e2e $(PYTEST_ARGS)
 
@@ -61,7 +85,7 @@ e2e: build
 fuzz:
 	@scripts/fuzz.sh $(FUZZ_ARGS)
 
-bench: build
+bench: deps build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
 	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) tests/bench/run.py $(BENCH_ARGS)
 

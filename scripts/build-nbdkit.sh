@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Prints the path of an nbdkit that is new enough (1.34), building one only where the system's is older.
+# Prints the path of an nbdkit that is new enough (1.34), building one only where the system's is older:
+# build-nbdkit.sh [LEAST]
+#
+# With LEAST, as in 32 for 1.32, an older one of the system is taken rather than building one.
 #
 # Before 1.34 a client that disconnects with replies pending aborts the whole server, so the plugin has to
 # serialise the requests of a connection there. The build is Debian 13's source package, fetched and verified by
@@ -7,14 +10,15 @@
 . "$(dirname "$0")/lib.sh"
 
 wanted_minor=34
+least_minor=${1:-$wanted_minor}
 
-# is_current NBDKIT: true when the program runs and is at least 1.34.
+# is_current NBDKIT [MINOR]: true when the program runs and is at least 1.34, or 1.MINOR.
 is_current() {
-    local version major minor
+    local version major minor least=${2:-$wanted_minor}
     version=$("$1" --version 2>/dev/null) || return 1
     version=${version#nbdkit }
     IFS=. read -r major minor _ <<<"$version"
-    [ "$major" -gt 1 ] || { [ "$major" -eq 1 ] && [ "$minor" -ge $wanted_minor ]; }
+    [ "$major" -gt 1 ] || { [ "$major" -eq 1 ] && [ "$minor" -ge "$least" ]; }
 }
 
 if [ -n "${NBDKIT:-}" ]; then
@@ -31,6 +35,10 @@ for built in "$HYPERNBD_CACHE"/nbdkit-*/sbin/nbdkit; do
         exit 0
     fi
 done
+if [ -n "$system" ] && is_current "$system" "$least_minor"; then
+    echo "$system"
+    exit 0
+fi
 
 say "no nbdkit 1.$wanted_minor or newer here; building Debian 13's"
 need apt-get "install nbdkit 1.$wanted_minor or newer by hand and put it first in PATH, or name it in NBDKIT"

@@ -19,7 +19,7 @@ def units(nbdkit, tmp_path):
     """The units with this machine's paths."""
     for unit in UNITS.iterdir():
         text = unit.read_text()
-        text = text.replace("/usr/sbin/nbdkit", nbdkit).replace("/usr/lib/hypernbd/libhypernbd.so", str(PLUGIN))
+        text = text.replace("=nbdkit ", f"={nbdkit} ").replace(" hypernbd backend_url", f" {PLUGIN} backend_url")
         (tmp_path / unit.name).write_text(text)
     return tmp_path
 
