@@ -46,7 +46,9 @@ impl Engine for Relocating {
         self.0.recover().await
     }
 
-    async fn close(&self) {}
+    async fn close(&self) -> bool {
+        self.0.close().await
+    }
 }
 
 impl Relocating {

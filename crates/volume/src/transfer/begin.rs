@@ -290,6 +290,7 @@ mod tests {
             lease: Some(lease),
             clone_of: None,
             clones: Vec::new(),
+            replica_of: None,
         }
     }
 

@@ -7,7 +7,7 @@ use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::base::wal_place::WalPlace;
 use crate::meta::wal_marker;
-use crate::options::StoreOptions;
+use crate::store::options::StoreOptions;
 use crate::store::{self, Store};
 
 /// A place where records are.

@@ -372,7 +372,7 @@ fn a_clone_whose_label_was_lost_keeps_its_parent() {
     let (mut f, model) = cloned();
     go(&mut f, "clone");
     let store = f.store().unwrap();
-    let key = store.meta_key("label");
+    let key = store.meta_key("volume.json");
     let (label, _) = f.run(store.get(&key)).unwrap().unwrap();
     let mut anew: serde_json::Value = serde_json::from_slice(&label).unwrap();
     anew["volume_id"] = "423a30c5-ce77-40c3-9299-a143d31c733a".into();

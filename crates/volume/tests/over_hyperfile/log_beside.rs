@@ -317,7 +317,10 @@ fn a_volume_that_was_moved_keeps_its_records() {
     let volume = try_open(&f, &moved, &adopt).unwrap_or_else(|e| panic!("{}", e.chain()));
     assert_reads(&f, &volume, 0, 1);
     volume.close(LIMIT).unwrap();
-    assert_eq!(records_at(&f, &moved), [""; 0]);
+    // Seals may stay, since the server before it is not known to have ended. There is nothing to replay.
+    let again = try_open(&f, &moved, &options(None)).unwrap();
+    assert_reads(&f, &again, 0, 1);
+    again.close(LIMIT).unwrap();
 }
 
 /// A clone is made of checkpoints: what is in the log alone is not in it, and stays the parent's.

@@ -16,7 +16,6 @@ mod faults;
 mod fixture;
 mod histories;
 mod history;
-mod late;
 mod lease;
 mod limits;
 mod log_beside;

@@ -133,9 +133,11 @@ fn assert_whole(f: &mut Fixture, url: &VolumeUrl, contents: &Contents) -> u64 {
 fn assert_opens(f: &mut Fixture, of: &str, copy: &Path, expected: &[u8]) {
     let _ = std::fs::remove_dir_all(copy);
     copy_directory(&f.path_of(of), copy);
-    let own = std::mem::replace(&mut f.url, f.url_of(copy.file_name().unwrap().to_str().unwrap()));
+    let url = f.url_of(copy.file_name().unwrap().to_str().unwrap());
+    let own = std::mem::replace(&mut f.url, url);
+    let opened = f.open();
     assert!(
-        whole(f, &f.open()) == expected,
+        whole(f, &opened) == expected,
         "nothing that was still being copied is taken up"
     );
     f.url = own;
@@ -161,7 +163,8 @@ fn whatever_request_is_the_last_a_replica_is_at_a_checkpoint_of_its_original() {
                 Ok(_) => {
                     let at = assert_whole(&mut f, &to, &contents);
                     let expected = contents[&at].clone();
-                    assert_opens(&mut f, "replica", &f.path_of("copy"), &expected);
+                    let copy = f.path_of("copy");
+                    assert_opens(&mut f, "replica", &copy, &expected);
                     seen.insert(at);
                 }
                 Err(e) => assert!(
@@ -199,7 +202,8 @@ fn whatever_request_is_the_last_a_replica_is_at_a_checkpoint_of_its_original() {
             let _ = run(&f, &to, &to_options);
             let at = assert_whole(&mut f, &to, &contents);
             let expected = contents[&at].clone();
-            assert_opens(&mut f, "replica", &f.path_of("copy"), &expected);
+            let copy = f.path_of("copy");
+            assert_opens(&mut f, "replica", &copy, &expected);
         }
         again(&f, &to);
         assert_eq!(
@@ -335,7 +339,8 @@ fn damage_is_not_copied() {
 fn a_replica_of_a_clone_has_what_the_clone_inherited() {
     let (mut f, contents) = original(BlockPtrFormat::PartedSegment);
     clone(&f, "clone");
-    let parent = std::mem::replace(&mut f.url, f.url_of("clone"));
+    let url = f.url_of("clone");
+    let parent = std::mem::replace(&mut f.url, url);
     let mut of_clone = Contents::from([(newest(&f, &f.url), contents.last_key_value().unwrap().1.clone())]);
     write_on(&f, &mut of_clone, 7, 2);
     let to = f.url_of("replica");

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use hypernbd_volume::VolumeError;
 use hypernbd_volume::admin::compact::compact;
 use hypernbd_volume::admin::retention::set_policy;
 use hypernbd_volume::admin::{self, IfDamaged};
 use hypernbd_volume::base::control::Control;
 use hypernbd_volume::past::At;
 use hypernbd_volume::retention::Policy;
+use hypernbd_volume::{VolumeError, WalPlace};
 
 use super::faults::Faults;
 use super::line::Line;
@@ -81,7 +81,7 @@ impl World {
         place.names.clear();
         (place.is_clone, place.is_buffer_left, place.replayed) = (true, false, None);
         (place.is_log_foreign, place.is_log_open) = (has_log && journal.exists(), false);
-        place.journal = has_log.then(|| Self::url_of(&journal));
+        place.log = has_log.then(|| WalPlace::At(Self::url_of(&journal)));
         self.seen.cloned += 1;
         true
     }

@@ -197,7 +197,7 @@ impl World {
 
     /// A backup is put back and goes on as far as the history that was left went, without the caches of that one. They are there then.
     pub fn restore_under_caches(&mut self, at: usize) {
-        if self.places[at].journal.is_some() {
+        if self.places[at].log.is_some() {
             return self.restore_under_log(at);
         }
         if !self.is_closed(at) || self.places[at].is_clone || self.has_clone(at) {
