@@ -7,8 +7,8 @@
 #![no_main]
 
 use bytes::Bytes;
-use hypernbd_volume::wal::GroupId;
-use hypernbd_volume::wal::record::{Group, HEADER_BYTES, fix_checksums};
+use hypernbd_volume::wal::RecordId;
+use hypernbd_volume::wal::record::{Record, HEADER_BYTES, fix_checksums};
 use hypernbd_volume::wal::replay::Replay;
 use libfuzzer_sys::fuzz_target;
 
@@ -24,7 +24,7 @@ fuzz_target!(|input: &[u8]| {
     let mut replay = Replay::new(u64::from(choice >> 1));
     let mut at = 0;
     while at + HEADER_BYTES <= log.len() {
-        let Ok((group, len)) = Group::decode_prefix(&log.slice(at..)) else {
+        let Ok((group, len)) = Record::decode_prefix(&log.slice(at..)) else {
             at += 1;
             continue;
         };
@@ -34,7 +34,7 @@ fuzz_target!(|input: &[u8]| {
             "what is accepted is what would have been written"
         );
         let (epoch, sequence) = (group.epoch, group.sequence);
-        if replay.next(GroupId { epoch, sequence }, group).is_err() {
+        if replay.next(RecordId { epoch, sequence }, group).is_err() {
             return;
         }
         at += len;

@@ -21,7 +21,7 @@ use crate::retention::pins::Pin;
 use crate::retention::plan::Plan;
 use crate::retention::usage::Usage;
 use crate::store::sums::Sums;
-use crate::wal::record::Group;
+use crate::wal::record::Record;
 
 /// A reader of one kind of object, or of a part of one.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +109,7 @@ pub const READERS: &[Reader] = &[
     Reader {
         name: "log-record",
         read: |bytes| {
-            let group = Group::decode(&Bytes::copy_from_slice(bytes));
+            let group = Record::decode(&Bytes::copy_from_slice(bytes));
             group.map(drop).map_err(|e| e.to_string())
         },
     },

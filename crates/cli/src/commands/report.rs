@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use hypernbd_volume::admin;
-use hypernbd_volume::monitor::client::{self, Place};
+use hypernbd_volume::monitor::client::{self, ServerAddress};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::url::VolumeUrl;
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ async fn volume(url: &str, store: &StoreOptions) -> Result<Value> {
     })
 }
 
-async fn of_server(place: &Place) -> Value {
+async fn of_server(place: &ServerAddress) -> Value {
     match client::ask(place, "/v1/report").await {
         Ok(report) => report,
         // Metrics alone are less, and better than nothing.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use hypernbd_volume::admin;
-use hypernbd_volume::monitor::client::Place;
+use hypernbd_volume::monitor::client::ServerAddress;
 use hypernbd_volume::monitor::runtime_dir;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::url::VolumeUrl;
@@ -13,9 +13,9 @@ use rustix::net::sockopt::socket_peercred;
 
 /// Where the server listens: the address of its metrics (`http://HOST:PORT`), the path of one of its sockets, the NBD socket
 /// among them, or the URL of the volume that it serves on this machine.
-pub async fn place(server: &str, store: &StoreOptions) -> Result<Place> {
+pub async fn place(server: &str, store: &StoreOptions) -> Result<ServerAddress> {
     if let Some(address) = server.strip_prefix("http://") {
-        return Ok(Place::Tcp(address.trim_end_matches('/').to_owned()));
+        return Ok(ServerAddress::Tcp(address.trim_end_matches('/').to_owned()));
     }
     if !server.contains("://") {
         return of_socket(Path::new(server));
@@ -27,7 +27,7 @@ pub async fn place(server: &str, store: &StoreOptions) -> Result<Place> {
         format!("no server holds {url}: one that has had no client yet is named by its socket")
     })?;
     match lease.control_here() {
-        Some(path) => Ok(Place::Unix(path.into())),
+        Some(path) => Ok(ServerAddress::Unix(path.into())),
         None if lease.holder.is_on_this_machine() => {
             bail!("{}, which holds {url}, has no control socket", lease.holder)
         }
@@ -36,10 +36,10 @@ pub async fn place(server: &str, store: &StoreOptions) -> Result<Place> {
 }
 
 /// The control socket of the server that listens at this one, or this one.
-fn of_socket(path: &Path) -> Result<Place> {
+fn of_socket(path: &Path) -> Result<ServerAddress> {
     let stream =
         UnixStream::connect(path).with_context(|| format!("no server listens on {}", path.display()))?;
     let pid = socket_peercred(&stream)?.pid.as_raw_nonzero().get();
     let control = u32::try_from(pid).ok().and_then(runtime_dir::socket_of);
-    Ok(Place::Unix(control.unwrap_or_else(|| path.to_owned())))
+    Ok(ServerAddress::Unix(control.unwrap_or_else(|| path.to_owned())))
 }

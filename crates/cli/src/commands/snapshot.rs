@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use hypernbd_volume::admin;
-use hypernbd_volume::monitor::client::{self, ClientError, Place};
+use hypernbd_volume::monitor::client::{self, ClientError, ServerAddress};
 use hypernbd_volume::monitor::control::SnapshotArguments;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::{self, At, Snapshot, SnapshotName};
@@ -90,7 +90,7 @@ async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Snapshot> {
             let arguments = SnapshotArguments {
                 name: args.name.to_string(),
             };
-            match client::tell(&Place::Unix(control.into()), "snapshot", &arguments).await {
+            match client::tell(&ServerAddress::Unix(control.into()), "snapshot", &arguments).await {
                 Err(error @ (ClientError::Unreachable { .. } | ClientError::Foreign { .. })) => {
                     log::warn!("{error}");
                 }

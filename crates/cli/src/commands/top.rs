@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use hypernbd_volume::monitor::client::{self, ClientError, Place};
+use hypernbd_volume::monitor::client::{self, ClientError, ServerAddress};
 use hypernbd_volume::options::StoreOptions;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
@@ -80,7 +80,7 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<()> {
 
 fn watch(
     args: &Args,
-    place: &Place,
+    place: &ServerAddress,
     runtime: &Runtime,
     seen: &mut Seen,
     terminal: &mut DefaultTerminal,

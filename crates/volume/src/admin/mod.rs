@@ -12,11 +12,11 @@ use crate::engine::guard::InodeGuard;
 use crate::format::inode;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::lease::{self, Lease};
 use crate::meta::{label, wal_marker};
 use crate::open::history::{self, Known};
-use crate::open::inspect::{Looked, look};
+use crate::open::inspect::{Inspection, inspect};
 use crate::open::recover_wal::{self, Wanted};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::probe::Check;
@@ -62,7 +62,7 @@ pub async fn check_servable(
     store_options: &StoreOptions,
     options: &VolumeOptions,
 ) -> Result<Option<Sighting>, VolumeError> {
-    let looked = look(url, store_options).await?;
+    let looked = inspect(url, store_options).await?;
     if options.read_only {
         return Ok(None);
     }
@@ -72,7 +72,7 @@ pub async fn check_servable(
         is_copied: looked.is_elsewhere(),
         ..options.lease.clone()
     };
-    let Looked {
+    let Inspection {
         store, lease, marker, ..
     } = looked;
     let marker = marker?;
@@ -169,8 +169,8 @@ async fn adopt(
     failed: impl FnOnce(std::io::Error) -> VolumeError,
 ) -> Result<Container, VolumeError> {
     let guard = InodeGuard::opening();
-    let seals = IndexSeals::new(store.clone());
-    let opened = container::open(store, &guard, seals, IndexCache::default(), false).await;
+    let checksums = IndexChecksums::new(store.clone());
+    let opened = container::open(store, &guard, checksums, IndexCache::default(), false).await;
     let container = opened.map_err(failed)?;
     guard.close();
     // Adopt, then check (Invariant O1).

@@ -84,12 +84,12 @@ where
         keys: Vec<K>,
         work: impl Future<Output = Outcome<T>> + Send + 'static,
     ) -> Flight<T> {
-        let landing = Landing {
+        let at_end = RemoveAtEnd {
             all: self.all.clone(),
             keys: keys.clone(),
         };
         let task = tokio::spawn(async move {
-            let _landing = landing;
+            let _at_end = at_end;
             work.await
         });
         let flight = task
@@ -104,12 +104,12 @@ where
 }
 
 /// Removes work from the list when it ends, whatever its result.
-struct Landing<K: Eq + Hash, T> {
+struct RemoveAtEnd<K: Eq + Hash, T> {
     all: SingleFlight<K, T>,
     keys: Vec<K>,
 }
 
-impl<K: Eq + Hash, T> Drop for Landing<K, T> {
+impl<K: Eq + Hash, T> Drop for RemoveAtEnd<K, T> {
     fn drop(&mut self) {
         let mut flights = self.all.flights.lock();
         for key in &self.keys {

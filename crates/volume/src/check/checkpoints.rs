@@ -82,12 +82,12 @@ pub(super) async fn kept(
     let newest = newest(store, beside, findings).await?;
     if let Some((state, block_size_bytes)) = newest {
         checkpoints.block_size_bytes = block_size_bytes;
-        checkpoints.newest = (state.mark.cno > 0).then(|| state.id());
+        checkpoints.newest = (state.state_id.cno > 0).then(|| state.id());
     }
     if is_brief {
         return Ok(checkpoints);
     }
-    let up_to = newest.map_or(u64::MAX, |(state, _)| state.mark.cno);
+    let up_to = newest.map_or(u64::MAX, |(state, _)| state.state_id.cno);
     note_later(store, beside, up_to, findings);
     note_lost_entries(store, beside, up_to, findings).await?;
     let kept = numbers(beside, up_to);
@@ -132,7 +132,7 @@ pub(super) async fn kept(
     }
     if let Some((state, _)) = newest
         && !checkpoints.all.iter().any(|there| there.id() == state.id())
-        && state.mark.cno > 0
+        && state.state_id.cno > 0
     {
         checkpoints.all.push(state);
     }

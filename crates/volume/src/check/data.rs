@@ -13,7 +13,9 @@ use crate::base::control::Phase;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::format::object_names::{cno_of, name_of};
-use crate::store::interceptors::window_checksums::{CheckValues, WIDE_WINDOW_BYTES, WINDOW_BYTES, is_sealed};
+use crate::store::interceptors::window_checksums::{
+    CheckValues, WIDE_WINDOW_BYTES, WINDOW_BYTES, has_checksums,
+};
 use crate::store::sums::{self, Sums};
 use crate::store::{Frames, Store};
 
@@ -230,7 +232,7 @@ async fn attempt(
                     format!("it ends within the bytes {} to {}", bytes.start, bytes.end - 1),
                 )
             };
-            let is_checked = is_sealed(&info) || store.sums_of(&key, &info).await?.is_some();
+            let is_checked = has_checksums(&info) || store.sums_of(&key, &info).await?.is_some();
             Ok((is_checked, (!is_whole).then(short)))
         }
         Ok(None) => Ok((false, Some((Kind::Missing, "it is not there".to_owned())))),

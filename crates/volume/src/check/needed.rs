@@ -172,7 +172,7 @@ impl Needed {
             .checkpoints
             .all
             .iter()
-            .map(|state| state.mark.cno)
+            .map(|state| state.state_id.cno)
             .collect();
         let is_orphan = |object: u64| {
             let is_own = is_summary(object) && kept.contains(&cno_of(object));

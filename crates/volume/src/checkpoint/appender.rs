@@ -15,7 +15,7 @@ use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::ids::GenerationId;
 use crate::metrics::Metrics;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
-use crate::wal::record::{Entry, Group, NONE_ACKNOWLEDGED};
+use crate::wal::record::{Entry, NONE_ACKNOWLEDGED, Record};
 use crate::wal::{AppendError, EncodedGroup, LogStore};
 use crate::write_buffer::overlay::{ForLog, Overlay};
 
@@ -125,13 +125,13 @@ impl Appender {
         } else {
             (sequence - 1 - self.acknowledged) as u32
         };
-        let group = Group {
+        let group = Record {
             is_seal: false,
             after_generation: self.newest,
             unacknowledged,
             base: self.log.newest.get(),
             entries,
-            ..Group::seal(self.log.volume_id, self.log.epoch, sequence)
+            ..Record::seal(self.log.volume_id, self.log.epoch, sequence)
         };
         let newest = GenerationId(group.newest_generation());
         self.newest = newest.0;
@@ -145,7 +145,7 @@ impl Appender {
         self.groups.insert(sequence, encoded);
         self.on_way.extend(taken.since.map(|since| (sequence, since)));
         self.made.push_back((newest, Instant::now()));
-        Snapshot::Group {
+        Snapshot::Record {
             newest,
             len_bytes,
             behind,

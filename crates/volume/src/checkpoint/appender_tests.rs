@@ -31,8 +31,8 @@ async fn a_group_says_which_before_it_nobody_was_told_of() {
     let made = |appender: &mut Appender, sequence: u64| {
         overlay.write(sequence * 4096, &[1; 4096]);
         let taken = appender.snapshot(sequence, &overlay, std::iter::empty(), GenerationId(1));
-        assert!(matches!(taken, Snapshot::Group { .. }));
-        Group::decode(&appender.groups[&sequence].bytes)
+        assert!(matches!(taken, Snapshot::Record { .. }));
+        Record::decode(&appender.groups[&sequence].bytes)
             .unwrap()
             .unacknowledged
     };

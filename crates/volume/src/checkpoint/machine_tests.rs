@@ -18,7 +18,7 @@ use super::*;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::checkpoint::machine_world::{Cells, Owner, Record, seal};
 use crate::checkpoint::state::PublishEnd;
-use crate::wal::GroupId;
+use crate::wal::RecordId;
 use crate::wal::group_commit::AppendEnd;
 use crate::wal::record::Content;
 use crate::wal::replay::{IN_FLIGHT_MAX, Replay, numbers_to_seal};
@@ -347,7 +347,7 @@ impl World {
         let mut replayed = Cells::new();
         let mut replay = Replay::new(watermark);
         for (&sequence, record) in self.store.log.iter().filter(|(s, _)| found.contains(s)) {
-            let id = GroupId { epoch: 0, sequence };
+            let id = RecordId { epoch: 0, sequence };
             let entries = replay.next(id, record.group(sequence));
             for entry in entries.expect("L2: a sound log is never refused") {
                 let Content::Data(value) = &entry.content else {

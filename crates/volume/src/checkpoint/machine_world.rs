@@ -8,7 +8,7 @@ use super::machine::{Action, Event, Machine};
 use super::state::{self, PublishEnd};
 use crate::base::ids::{FROZEN_MAX, FlushAnswer, FlushId, GENERATIONS_AHEAD_MAX, GenerationId};
 use crate::wal::group_commit::{self, GroupCommit, Snapshot};
-use crate::wal::record::{Content, Entry, Group, NONE_ACKNOWLEDGED};
+use crate::wal::record::{self, Content, Entry, NONE_ACKNOWLEDGED};
 use crate::wal::replay::IN_FLIGHT_MAX;
 
 pub type Cells = BTreeMap<u8, u64>;
@@ -31,18 +31,18 @@ impl Record {
         self.entries.iter().map(|e| e.0).max().unwrap_or(GenerationId(0))
     }
 
-    pub fn group(&self, sequence: u64) -> Group {
+    pub fn group(&self, sequence: u64) -> record::Record {
         let entries = self.entries.iter().map(|(generation, cell, value)| Entry {
             generation: generation.0,
             offset_bytes: u64::from(*cell),
             content: Content::Data(value.to_le_bytes().to_vec().into()),
         });
-        Group {
+        record::Record {
             is_seal: self.is_seal,
             after_generation: self.after.0,
             unacknowledged: self.unacknowledged,
             entries: entries.collect(),
-            ..Group::seal(uuid::Uuid::nil(), 0, sequence)
+            ..record::Record::seal(uuid::Uuid::nil(), 0, sequence)
         }
     }
 }
@@ -261,7 +261,7 @@ impl Owner {
             entries,
         };
         self.groups.insert(sequence, record);
-        Snapshot::Group {
+        Snapshot::Record {
             newest,
             len_bytes,
             behind,

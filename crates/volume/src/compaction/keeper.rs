@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::pace::{self, Pace};
 use super::relocation::{Flip, Ground, Moved};
-use super::turns::Turns;
+use super::schedule::Schedule;
 use crate::base::control::Control;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::engine::hyper_engine::PublishedBytes;
@@ -60,20 +60,20 @@ impl Drop for Keeper {
 impl Work {
     async fn run(self) {
         let mut failures = 0_u32;
-        let (mut turns, mut looked_at) = (Turns::new(self.published_bytes.get()), Instant::now());
+        let (mut schedule, mut looked_at) = (Schedule::new(self.published_bytes.get()), Instant::now());
         loop {
             loop {
                 tokio::time::sleep(POLL).await;
-                if turns.is_look_due(self.published_bytes.get(), looked_at.elapsed()) {
+                if schedule.is_look_due(self.published_bytes.get(), looked_at.elapsed()) {
                     break;
                 }
             }
             looked_at = Instant::now();
-            turns.look(self.published_bytes.get());
-            match self.relocate_all(&mut turns).await {
+            schedule.look(self.published_bytes.get());
+            match self.relocate_all(&mut schedule).await {
                 Ok(look_after_bytes) => {
                     failures = 0;
-                    turns.looked(look_after_bytes);
+                    schedule.looked(look_after_bytes);
                 }
                 Err(e) if e.kind() == ErrorKind::Fenced => {
                     info!("compaction has stopped in this server: {e}");
@@ -116,11 +116,11 @@ impl Work {
     }
 
     /// Relocates as long as there is anything to do. Returns the bytes to be published before the next look.
-    async fn relocate_all(&self, turns: &mut Turns) -> Result<u64, VolumeError> {
+    async fn relocate_all(&self, schedule: &mut Schedule) -> Result<u64, VolumeError> {
         let mut all = Moved::default();
         loop {
-            let victims = self.victims(turns.flipped_as()).await?;
-            if victims.next.is_empty() || turns.is_over() {
+            let victims = self.victims(schedule.flipped_as()).await?;
+            if victims.next.is_empty() || schedule.is_over() {
                 if all.objects > 0 {
                     info!(
                         "compaction copied {} live bytes out of {} objects of {} bytes, which are removed once no kept checkpoint needs them",
@@ -136,7 +136,7 @@ impl Work {
                 .relocate(&victims.next, self.flip.as_ref(), pace, &control)
                 .await?;
             debug!("{:?} for {:?}", moved, victims.debt);
-            turns.relocated(moved.checkpoint);
+            schedule.relocated(moved.checkpoint);
             all.objects += moved.objects;
             all.object_bytes += moved.object_bytes;
             all.bytes += moved.bytes;

@@ -9,13 +9,13 @@
 //!
 //! * `pace` (pure): how fast, by how much space is taken for nothing, and when to look again.
 //! * `relocation`: one relocation, from victims to flip.
-//! * `turns` (pure): when a served volume is looked at, and how many relocations may follow each other.
+//! * `schedule` (pure): when a served volume is looked at, and how many relocations may follow each other.
 //! * `keeper`: the relocations of a served volume.
 
 mod keeper;
 mod pace;
 mod relocation;
-mod turns;
+mod schedule;
 
 pub(crate) use keeper::{Keeper, Work};
 pub use pace::Pace;

@@ -21,7 +21,7 @@ use crate::engine::hyper_engine::{HyperEngine, Numbers};
 use crate::engine::{Engine, Relocated};
 use crate::format::object_names::of_pointer;
 use crate::index::cache::IndexCache;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::index::loader::NodeLoader;
 use crate::index::lookup::Published;
 use crate::index::origins::Births;
@@ -209,8 +209,8 @@ impl Ground {
 
     fn tree(&self) -> Result<relocation::Tree, VolumeError> {
         let root = self.published.lock().root;
-        let seals = IndexSeals::new(self.store.clone());
-        let loader = NodeLoader::new(self.store.clone(), seals, Some(self.cache.clone()));
+        let checksums = IndexChecksums::new(self.store.clone());
+        let loader = NodeLoader::new(self.store.clone(), checksums, Some(self.cache.clone()));
         relocation::read(&root, loader, self.cache.clone())
             .map_err(|e| VolumeError::engine("reading the index", e))
     }

@@ -23,9 +23,9 @@ use hyperfile::{BMapUserData, BlockPtr};
 use super::guard::InodeGuard;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::format::inode;
-use crate::format::stored_state::{Mark, Root};
+use crate::format::stored_state::{Root, StateId};
 use crate::index::cache::IndexCache;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::index::loader::NodeLoader;
 use crate::index::walk::Walk;
 use crate::store::Store;
@@ -53,7 +53,7 @@ const OUT_OF_REACH: usize = 1 << 50;
 /// The newest checkpoint of an open container.
 pub(crate) fn checkpoint_of(container: &Container) -> CheckpointId {
     let size_bytes = container.inode().size() as u64;
-    Mark::of_container(container).id(size_bytes, &container.bmap_get_raw())
+    StateId::of_container(container).id(size_bytes, &container.bmap_get_raw())
 }
 
 /// Configuration of the container below `store`'s root.
@@ -91,7 +91,7 @@ fn new_meta(block_size_bytes: u32) -> HyperFileMetaConfig {
 /// When the engine cannot make one.
 pub fn new_inode(store: &Store, block_size_bytes: u32, size_bytes: u64) -> io::Result<InodeRaw> {
     let meta = new_meta(block_size_bytes);
-    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), None);
+    let loader = NodeLoader::new(store.clone(), IndexChecksums::new(store.clone()), None);
     let index = BMap::<u64, BlockPtr, BlockPtr, _, _>::new(
         meta.root_size,
         meta.meta_block_size,
@@ -128,7 +128,7 @@ pub async fn create(store: &Store, inode: &InodeRaw) -> io::Result<()> {
 pub(crate) async fn open(
     store: &Store,
     guard: &InodeGuard,
-    seals: IndexSeals,
+    checksums: IndexChecksums,
     index_cache: IndexCache,
     is_read_only: bool,
 ) -> io::Result<Container> {
@@ -136,7 +136,7 @@ pub(crate) async fn open(
     let config = config(store, &HyperFileMetaConfig::default());
     let client = SumsWriter::new(store.clone()).client(&store.client);
     let staging = staging(store, guard.guarded(&client), &config);
-    let loader = NodeLoader::new(store.clone(), seals, Some(index_cache.clone()));
+    let loader = NodeLoader::new(store.clone(), checksums, Some(index_cache.clone()));
     let flags = if is_read_only { read_only() } else { read_write() };
     Container::open(staging, loader, index_cache, config, flags).await
 }
@@ -166,7 +166,7 @@ fn read_only() -> HyperFileFlags {
     HyperFileFlags::from_flags(FileFlags::rdonly().noatime())
 }
 
-impl Mark {
+impl StateId {
     /// The state id of an open container, including the changes that were applied to it.
     pub(super) fn of_container(c: &Container) -> Self {
         let stat = c.stat();

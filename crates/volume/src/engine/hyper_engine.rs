@@ -25,7 +25,7 @@ use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::index::lookup::{self, Index, Published};
 use crate::index::relocation::Relocation;
 use crate::read::cache::ReadCache;
@@ -99,11 +99,11 @@ impl HyperEngine {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
-        let seals = IndexSeals::new(store.clone());
+        let checksums = IndexChecksums::new(store.clone());
         let numbers = Arc::<CheckpointNumbers>::default();
         let owner = owner::Config {
             store: store.clone(),
-            seals: seals.clone(),
+            checksums: checksums.clone(),
             index_cache: index_cache.clone(),
             is_read_only,
             ownership: ownership.clone(),
@@ -131,15 +131,21 @@ impl HyperEngine {
             known,
             geometry,
             newest,
-            mark,
+            state_id,
             modified_ms,
         } = opened;
         let stored = StoredState {
-            mark,
+            state_id,
             root: known.lock().root,
             size_bytes: geometry.size_bytes(),
         };
-        let index = Index::new(store.clone(), seals, index_cache.clone(), geometry, known.clone());
+        let index = Index::new(
+            store.clone(),
+            checksums,
+            index_cache.clone(),
+            geometry,
+            known.clone(),
+        );
         let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
         let reads = Reads::new(geometry, known.clone(), index, reader);
         early_check?;

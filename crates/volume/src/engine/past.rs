@@ -14,7 +14,7 @@ use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::index::location_map::LocationMap;
 use crate::index::lookup::{Index, Published, RecentRoots};
 use crate::read::cache::ReadCache;
@@ -52,8 +52,8 @@ impl PastEngine {
             root: state.root,
             recent: RecentRoots::default(),
         }));
-        let seals = IndexSeals::new(store.clone());
-        let index = Index::new(store.clone(), seals, index_cache, geometry, known.clone());
+        let checksums = IndexChecksums::new(store.clone());
+        let index = Index::new(store.clone(), checksums, index_cache, geometry, known.clone());
         let reader = Reader::new(Objects(store.clone()), read_cache, block_size_bytes);
         Self {
             geometry,

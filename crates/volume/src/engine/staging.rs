@@ -23,7 +23,7 @@ use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::format::inode;
 use crate::format::segment_header::decode_header;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::index::loader::NodeLoader;
 use crate::store::Store;
 use crate::store::interceptors::window_checksums;
@@ -175,7 +175,7 @@ impl Staging<NodeLoader> for S3Staging {
 
     fn to_block_loader(&self) -> NodeLoader {
         let store = store_of(self);
-        NodeLoader::new(store.clone(), IndexSeals::new(store), None)
+        NodeLoader::new(store.clone(), IndexChecksums::new(store), None)
     }
 
     // Everything below is passed on to the engine unchanged.

@@ -8,7 +8,7 @@ use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
 /// the times of the last write and of the last change, to the nanosecond, by the writer's clock. Two writers that
 /// publish the same number differ in the times. A takeover changes only the time of the last change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
+pub struct StateId {
     /// Number of the newest checkpoint; 0 before the first.
     pub cno: u64,
     /// Seconds and nanoseconds since 1970-01-01 UTC.
@@ -16,7 +16,7 @@ pub struct Mark {
     pub(crate) ctime: (i64, i64),
 }
 
-impl Mark {
+impl StateId {
     /// The state id of a stored inode.
     pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
         Self {
@@ -54,7 +54,7 @@ pub(crate) struct Root(pub hyperfile::ondisk::BMapRawType);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredState {
     /// The state id.
-    pub mark: Mark,
+    pub state_id: StateId,
     pub(crate) root: Root,
     /// Size of the volume in this state, in bytes.
     pub(crate) size_bytes: u64,
@@ -63,7 +63,7 @@ pub struct StoredState {
 impl StoredState {
     pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
         Self {
-            mark: Mark::of_inode(raw),
+            state_id: StateId::of_inode(raw),
             root: Root(raw.i_bmap),
             size_bytes: raw.i_size,
         }
@@ -76,13 +76,13 @@ impl StoredState {
 
     /// The newest checkpoint in this state.
     pub fn id(&self) -> CheckpointId {
-        self.mark.id(self.size_bytes, &self.root.0)
+        self.state_id.id(self.size_bytes, &self.root.0)
     }
 }
 
 impl CheckpointId {
     /// The newest checkpoint that an inode names.
     pub(crate) fn of_inode(raw: &InodeRaw) -> Self {
-        Mark::of_inode(raw).id(raw.i_size, &raw.i_bmap)
+        StateId::of_inode(raw).id(raw.i_size, &raw.i_bmap)
     }
 }

@@ -22,7 +22,7 @@ const REMEMBERED_MAX: usize = 4096;
 
 /// The checksums of one object's index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct IndexSeal {
+struct IndexChecksum {
     /// The ETag of the write of the object that they describe.
     etag: String,
     /// The end of the index, in bytes from the object's start.
@@ -41,8 +41,8 @@ pub(crate) fn key(store: &Store, object: &str) -> String {
 /// # Errors
 /// A text that says what is wrong.
 pub(crate) fn check_seal(body: &[u8]) -> Result<(), String> {
-    let seal: Result<IndexSeal, _> = serde_json::from_slice(body);
-    seal.map(drop).map_err(|e| e.to_string())
+    let checksum: Result<IndexChecksum, _> = serde_json::from_slice(body);
+    checksum.map(drop).map_err(|e| e.to_string())
 }
 
 /// Puts the check values of an object that was copied beside its copy, where it has some that are of the write that was copied.
@@ -59,14 +59,14 @@ pub(crate) async fn carry(
     let Some((body, _)) = from.get(&key(from, object)).await? else {
         return Ok(());
     };
-    match serde_json::from_slice::<IndexSeal>(&body) {
-        Ok(seal) if seal.etag == of.0 => {
-            let seal = IndexSeal {
+    match serde_json::from_slice::<IndexChecksum>(&body) {
+        Ok(checksum) if checksum.etag == of.0 => {
+            let checksum = IndexChecksum {
                 etag: copy.0.clone(),
-                ..seal
+                ..checksum
             };
             let key = key(to, object);
-            let body = serde_json::to_vec(&seal).map_err(|e| to.corrupt(&key, e.to_string()))?;
+            let body = serde_json::to_vec(&checksum).map_err(|e| to.corrupt(&key, e.to_string()))?;
             to.put(&key, body).await.map(drop)
         }
         _ => Ok(()),
@@ -75,12 +75,12 @@ pub(crate) async fn carry(
 
 /// Check values beside the container. Clones share what they remember.
 #[derive(Clone)]
-pub(crate) struct IndexSeals {
+pub(crate) struct IndexChecksums {
     store: Store,
-    known: Arc<Mutex<HashMap<u64, Option<Arc<IndexSeal>>>>>,
+    known: Arc<Mutex<HashMap<u64, Option<Arc<IndexChecksum>>>>>,
 }
 
-impl IndexSeals {
+impl IndexChecksums {
     /// For the container in `store`.
     pub(crate) fn new(store: Store) -> Self {
         Self {
@@ -103,12 +103,12 @@ impl IndexSeals {
         let holder = self.holder(object);
         let key = holder.data_key(&name_of(object_of(object)));
         // One that has check values of all of it was compared with them as it was read.
-        if window_checksums::is_sealed(info) || holder.sums_of(&key, info).await?.is_some() {
+        if window_checksums::has_checksums(info) || holder.sums_of(&key, info).await?.is_some() {
             return Ok(());
         }
         match self.of(object).await? {
-            Some(seal) if seal.etag == info.etag.0 => {
-                check(&seal, offset_bytes, window).map_err(|reason| holder.corrupt(&key, reason))
+            Some(checksum) if checksum.etag == info.etag.0 => {
+                check(&checksum, offset_bytes, window).map_err(|reason| holder.corrupt(&key, reason))
             }
             _ => Ok(()),
         }
@@ -119,7 +119,7 @@ impl IndexSeals {
         self.store.holder_of(object.as_cno())
     }
 
-    async fn of(&self, object: SegmentId) -> Result<Option<Arc<IndexSeal>>, StoreError> {
+    async fn of(&self, object: SegmentId) -> Result<Option<Arc<IndexChecksum>>, StoreError> {
         let number = object_of(object);
         if let Some(known) = self.known.lock().get(&number) {
             return Ok(known.clone());
@@ -128,8 +128,10 @@ impl IndexSeals {
         let key = key(holder, &name_of(number));
         let found = match holder.get(&key).await? {
             Some((body, _)) => {
-                let seal = serde_json::from_slice(&body);
-                Some(Arc::new(seal.map_err(|e| holder.corrupt(&key, e.to_string()))?))
+                let checksum = serde_json::from_slice(&body);
+                Some(Arc::new(
+                    checksum.map_err(|e| holder.corrupt(&key, e.to_string()))?,
+                ))
             }
             None => None,
         };
@@ -142,8 +144,8 @@ impl IndexSeals {
     }
 }
 
-fn check(seal: &IndexSeal, offset_bytes: u64, window: &Bytes) -> Result<(), String> {
-    let Some(left) = seal
+fn check(checksum: &IndexChecksum, offset_bytes: u64, window: &Bytes) -> Result<(), String> {
+    let Some(left) = checksum
         .index_end_bytes
         .checked_sub(offset_bytes)
         .filter(|left| *left > 0)
@@ -157,9 +159,9 @@ fn check(seal: &IndexSeal, offset_bytes: u64, window: &Bytes) -> Result<(), Stri
         return Err("it ends before its index does".into());
     }
     window_checksums::verify(
-        &seal.crc32c,
+        &checksum.crc32c,
         offset_bytes,
         &window.slice(..covered),
-        seal.index_end_bytes,
+        checksum.index_end_bytes,
     )
 }

@@ -13,7 +13,7 @@ use hyperfile::BlockPtr;
 use hyperfile::meta_format::BlockPtrFormat;
 
 use super::cache::IndexCache;
-use super::checksums::IndexSeals;
+use super::checksums::IndexChecksums;
 use super::loader::{NodeLoader, format_of};
 use super::origins::Births;
 use crate::format::node::NODE_BYTES;
@@ -40,7 +40,11 @@ struct Side {
 
 impl Side {
     async fn new(store: &Store, root: &Root, cache: IndexCache) -> io::Result<Self> {
-        let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
+        let loader = NodeLoader::new(
+            store.clone(),
+            IndexChecksums::new(store.clone()),
+            Some(cache.clone()),
+        );
         let tree: Tree = BMap::read(&root.0, NODE_BYTES, loader, cache)?;
         let first = match tree.seek_key(&0).await {
             Ok(first) => first,

@@ -16,7 +16,7 @@ use hyperfile::BlockPtr;
 use hyperfile::meta_format::BlockPtrFormat;
 
 use super::cache::IndexCache;
-use super::checksums::IndexSeals;
+use super::checksums::IndexChecksums;
 use super::loader::{NodeLoader, format_of, piece_start};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::format::node::{self, LEAF_LEVEL, NODE_BYTES};
@@ -123,10 +123,14 @@ pub(crate) async fn inspect(
 ) -> Result<u64, VolumeError> {
     let failed = |e| VolumeError::engine(format!("reading an index of {}", store.url), e);
     let Some(first) = roots.first() else { return Ok(0) };
-    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), None);
+    let loader = NodeLoader::new(store.clone(), IndexChecksums::new(store.clone()), None);
     let format = format_in(first, &loader, cache).map_err(failed)?;
     let mut inspection = Inspection {
-        loader: NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone())),
+        loader: NodeLoader::new(
+            store.clone(),
+            IndexChecksums::new(store.clone()),
+            Some(cache.clone()),
+        ),
         cache,
         scope,
         format,

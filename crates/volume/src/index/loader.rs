@@ -12,7 +12,7 @@ use hyperfile::segment::Segment;
 use hyperfile::{BMapUserData, BlockPtr, SegmentId};
 
 use super::cache::IndexCache;
-use super::checksums::IndexSeals;
+use super::checksums::IndexChecksums;
 use crate::base::error::VolumeError;
 use crate::base::single_flight::SingleFlight;
 use crate::base::store_error::{StoreError, StoreErrorKind};
@@ -33,7 +33,7 @@ const FETCHES_IN_FLIGHT: usize = 16;
 #[derive(Clone)]
 pub(crate) struct NodeLoader {
     store: Store,
-    seals: IndexSeals,
+    checksums: IndexChecksums,
     cache: Option<IndexCache>,
     flights: SingleFlight<(u64, u64), Fetched>,
 }
@@ -43,9 +43,9 @@ pub(super) type Fetched = Result<Bytes, Arc<str>>;
 
 impl NodeLoader {
     /// A loader that adds the neighbours of the nodes it fetches to `cache`.
-    pub(crate) fn new(store: Store, seals: IndexSeals, cache: Option<IndexCache>) -> Self {
+    pub(crate) fn new(store: Store, checksums: IndexChecksums, cache: Option<IndexCache>) -> Self {
         Self {
-            seals,
+            checksums,
             store,
             cache,
             flights: SingleFlight::default(),
@@ -57,14 +57,17 @@ impl NodeLoader {
     pub(super) async fn piece(&self, segment: SegmentId, offset: u64) -> io::Result<Fetched> {
         let start = piece_start(offset);
         let name = Segment::segid_to_staging_file_id(segment);
-        let (store, seals) = (self.store.holder_of(segment.as_cno()).clone(), self.seals.clone());
+        let (store, checksums) = (
+            self.store.holder_of(segment.as_cno()).clone(),
+            self.checksums.clone(),
+        );
         let key = store.data_key(&name);
         self.flights
             .run((object_of(segment), start), async move {
                 let fetched = async {
                     let got = store.get_within_info(&key, start, FETCH_BYTES).await?;
                     if let Some((bytes, info)) = &got {
-                        seals.verify(segment, info, start, bytes).await?;
+                        checksums.verify(segment, info, start, bytes).await?;
                     }
                     Ok(got.map(|(bytes, _)| bytes))
                 };

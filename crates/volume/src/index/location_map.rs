@@ -63,13 +63,13 @@ pub struct Run {
 
 /// A run's length in blocks and its place, in 24 bytes instead of 32, because there are many.
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct PackedRun {
     len: u64,
     object: u64,
     offset_bytes: u64,
 }
 
-impl Held {
+impl PackedRun {
     /// A value that is no object's number.
     const NOTHING: u64 = u64::MAX;
 
@@ -107,7 +107,7 @@ pub struct LocationMap {
     block_size: u64,
     runs_max: usize,
     /// The runs by their first block.
-    runs: BTreeMap<u64, Held>,
+    runs: BTreeMap<u64, PackedRun>,
     /// Where the next eviction continues, so that evictions pass over the whole map in turn.
     forget_from: u64,
     /// Number of publishes entered so far.
@@ -266,7 +266,7 @@ impl LocationMap {
     }
 
     fn hold(&mut self, blocks: Range<u64>, place: Place) {
-        let held = Held::new(blocks.end - blocks.start, place);
+        let held = PackedRun::new(blocks.end - blocks.start, place);
         self.runs.insert(blocks.start, held);
     }
 
@@ -292,7 +292,7 @@ impl LocationMap {
         }
     }
 
-    fn keep_after(&mut self, start: u64, held: Held, from: u64) {
+    fn keep_after(&mut self, start: u64, held: PackedRun, from: u64) {
         let end = start + held.len;
         if end > from {
             let place = held.place().advanced(from - start, self.block_size);

@@ -17,7 +17,7 @@ use hyperfile::meta_format::BlockPtrFormat;
 use parking_lot::Mutex;
 
 use super::cache::IndexCache;
-use super::checksums::IndexSeals;
+use super::checksums::IndexChecksums;
 use super::loader::NodeLoader;
 use super::walk::Walk;
 use crate::base::checkpoint_id::{CheckpointId, RECENT_MAX};
@@ -73,7 +73,7 @@ pub(crate) struct Index {
 
 /// Reads the path to the first block into the memory of `cache`. Most of that path is shared by all other blocks.
 pub(crate) async fn warm(store: Store, cache: IndexCache, root: Root) {
-    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store), Some(cache.clone()));
+    let loader = NodeLoader::new(store.clone(), IndexChecksums::new(store), Some(cache.clone()));
     match BMap::<'_, u64, BlockPtr, BlockPtr, _, _>::read(&root.0, NODE_BYTES, loader, cache) {
         Ok(tree) => drop(tree.lookup_batch(&[0]).await),
         Err(e) => log::debug!("the index is not fetched ahead: {e}"),
@@ -97,12 +97,12 @@ impl Drop for Lookup<'_> {
 impl Index {
     pub(crate) fn new(
         store: Store,
-        seals: IndexSeals,
+        checksums: IndexChecksums,
         cache: IndexCache,
         geometry: Geometry,
         published: Arc<Mutex<Published>>,
     ) -> Self {
-        let loader = NodeLoader::new(store.clone(), seals, Some(cache.clone()));
+        let loader = NodeLoader::new(store.clone(), checksums, Some(cache.clone()));
         Self {
             store,
             published,

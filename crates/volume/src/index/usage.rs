@@ -6,7 +6,7 @@ use std::io;
 use hyperfile::meta_format::BlockPtrFormat;
 
 use super::cache::IndexCache;
-use super::checksums::IndexSeals;
+use super::checksums::IndexChecksums;
 use super::loader::NodeLoader;
 use super::walk::Walk;
 use crate::format::node::NODE_BYTES;
@@ -33,7 +33,11 @@ pub(crate) struct Usage {
 /// When the index cannot be read.
 pub(crate) async fn usage(store: &Store, state: &StoredState, block_size_bytes: u32) -> io::Result<Usage> {
     let cache = IndexCache::default();
-    let loader = NodeLoader::new(store.clone(), IndexSeals::new(store.clone()), Some(cache.clone()));
+    let loader = NodeLoader::new(
+        store.clone(),
+        IndexChecksums::new(store.clone()),
+        Some(cache.clone()),
+    );
     let mut walk = Walk::new(state.root, loader, cache)?;
     let format = walk.format()?;
     let mut usage = Usage::default();

@@ -25,7 +25,7 @@ pub(crate) const NAME: &str = "volume.json";
 /// The place of a volume. A copy does not share it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Place {
+pub enum Location {
     /// A bucket and the prefix in it. The server's address may change.
     Bucket {
         /// Name of the bucket.
@@ -44,7 +44,7 @@ pub enum Place {
     },
 }
 
-impl Place {
+impl Location {
     /// The place of `store`.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ pub struct Label {
     /// and of volumes made by other tools.
     pub origin: Option<InodeCheck>,
     /// Where the volume was when it got its id. None in labels of earlier releases, until the first open of this one.
-    pub place: Option<Place>,
+    pub place: Option<Location>,
     /// The id of the volume that this one is a copy of.
     pub parent: Option<VolumeId>,
     /// A number that a deletion drew which is under way, or was interrupted before it removed anything.
@@ -135,7 +135,7 @@ struct StoredLabel {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     origin: Option<InodeCheck>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    place: Option<Place>,
+    place: Option<Location>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     parent: Option<VolumeId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -198,7 +198,7 @@ pub(crate) struct Found {
     /// The contents of the label.
     pub label: Label,
     version: ETag,
-    here: Place,
+    here: Location,
 }
 
 impl Found {
@@ -239,7 +239,7 @@ pub(crate) async fn find(store: &Store) -> Result<Option<Found>, VolumeError> {
     Ok(Some(Found {
         label,
         version,
-        here: Place::of(store)?,
+        here: Location::of(store)?,
     }))
 }
 
@@ -427,7 +427,7 @@ impl Label {
             volume_id: VolumeId::random(),
             created_ms: now_ms(),
             origin,
-            place: Some(Place::of(store)?),
+            place: Some(Location::of(store)?),
             parent: None,
             deletion: None,
             is_clone: false,

@@ -82,7 +82,7 @@ async fn labels_of_earlier_releases_are_marked_where_they_are_found() {
 
 #[test]
 fn places_are_told_apart_as_far_as_a_file_system_tells() {
-    let at = |inode, born_ns| Place::Directory { inode, born_ns };
+    let at = |inode, born_ns| Location::Directory { inode, born_ns };
     assert!(at(1, Some(5)).is_same(&at(1, Some(5))));
     assert!(!at(1, Some(5)).is_same(&at(1, Some(6))));
     assert!(!at(1, Some(5)).is_same(&at(2, Some(5))));
@@ -90,7 +90,7 @@ fn places_are_told_apart_as_far_as_a_file_system_tells() {
         at(1, None).is_same(&at(1, Some(6))),
         "not every file system tells"
     );
-    let bucket = |bucket: &str, prefix: &str| Place::Bucket {
+    let bucket = |bucket: &str, prefix: &str| Location::Bucket {
         bucket: bucket.into(),
         prefix: prefix.into(),
     };

@@ -18,14 +18,14 @@ const ASK_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum ServerAddress {
     /// Host and port.
     Tcp(String),
     /// A Unix socket.
     Unix(PathBuf),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
@@ -41,7 +41,7 @@ pub enum ClientError {
     #[error("no server answers at {place}: {source}")]
     Unreachable {
         /// Where.
-        place: Place,
+        place: ServerAddress,
         /// Why.
         source: std::io::Error,
     },
@@ -49,7 +49,7 @@ pub enum ClientError {
     #[error("what listens at {place} is no Hypernbd server that tells of itself: {why}")]
     Foreign {
         /// Where.
-        place: Place,
+        place: ServerAddress,
         /// Why it is none.
         why: String,
     },
@@ -67,7 +67,7 @@ pub enum ClientError {
 ///
 /// # Errors
 /// [`ClientError`].
-pub async fn ask<T: DeserializeOwned>(place: &Place, path: &str) -> Result<T, ClientError> {
+pub async fn ask<T: DeserializeOwned>(place: &ServerAddress, path: &str) -> Result<T, ClientError> {
     let asked = exchange(place, Method::GET, path, Bytes::new());
     let answer = tokio::time::timeout(ASK_TIME_MAX, asked).await;
     let answer = answer.unwrap_or_else(|_| Err(unreachable(place, timed_out())))?;
@@ -79,7 +79,7 @@ pub async fn ask<T: DeserializeOwned>(place: &Place, path: &str) -> Result<T, Cl
 /// # Errors
 /// [`ClientError`].
 pub async fn tell<T: DeserializeOwned>(
-    place: &Place,
+    place: &ServerAddress,
     verb: &str,
     arguments: &impl Serialize,
 ) -> Result<T, ClientError> {
@@ -89,7 +89,7 @@ pub async fn tell<T: DeserializeOwned>(
     read(place, &answer)
 }
 
-fn read<T: DeserializeOwned>(place: &Place, answer: &(u16, Bytes)) -> Result<T, ClientError> {
+fn read<T: DeserializeOwned>(place: &ServerAddress, answer: &(u16, Bytes)) -> Result<T, ClientError> {
     let (status, body) = answer;
     if *status == 200 {
         return serde_json::from_slice(body).map_err(|e| foreign(place, e));
@@ -101,14 +101,14 @@ fn read<T: DeserializeOwned>(place: &Place, answer: &(u16, Bytes)) -> Result<T, 
     Err(ClientError::Refused { status: *status, why })
 }
 
-fn foreign(place: &Place, why: impl fmt::Display) -> ClientError {
+fn foreign(place: &ServerAddress, why: impl fmt::Display) -> ClientError {
     ClientError::Foreign {
         place: place.clone(),
         why: why.to_string(),
     }
 }
 
-fn unreachable(place: &Place, source: std::io::Error) -> ClientError {
+fn unreachable(place: &ServerAddress, source: std::io::Error) -> ClientError {
     ClientError::Unreachable {
         place: place.clone(),
         source,
@@ -120,17 +120,17 @@ fn timed_out() -> std::io::Error {
 }
 
 async fn exchange(
-    place: &Place,
+    place: &ServerAddress,
     method: Method,
     path: &str,
     body: Bytes,
 ) -> Result<(u16, Bytes), ClientError> {
     match place {
-        Place::Tcp(address) => {
+        ServerAddress::Tcp(address) => {
             let stream = connected(place, tokio::net::TcpStream::connect(address)).await?;
             exchange_on(stream, place, method, path, body).await
         }
-        Place::Unix(socket) => {
+        ServerAddress::Unix(socket) => {
             let stream = connected(place, tokio::net::UnixStream::connect(socket)).await?;
             exchange_on(stream, place, method, path, body).await
         }
@@ -138,7 +138,7 @@ async fn exchange(
 }
 
 async fn connected<S>(
-    place: &Place,
+    place: &ServerAddress,
     connect: impl Future<Output = std::io::Result<S>>,
 ) -> Result<S, ClientError> {
     let connected = tokio::time::timeout(ASK_TIME_MAX, connect).await;
@@ -149,7 +149,7 @@ async fn connected<S>(
 
 async fn exchange_on<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
-    place: &Place,
+    place: &ServerAddress,
     method: Method,
     path: &str,
     body: Bytes,

@@ -23,7 +23,7 @@ use crate::store::{self, Store, probe};
 
 /// The result of an inspection. It exists only for a volume that exists.
 #[derive(Debug)]
-pub(crate) struct Looked {
+pub(crate) struct Inspection {
     /// The volume's store.
     pub store: Store,
     /// The state that was published at that time.
@@ -43,10 +43,10 @@ pub(crate) struct Looked {
 ///
 /// # Errors
 /// The errors of [`store::connect`] come before all others; [`VolumeError::NotFound`] when there is no volume.
-pub(crate) fn look<'a>(
+pub(crate) fn inspect<'a>(
     url: &'a VolumeUrl,
     options: &'a StoreOptions,
-) -> BoxFuture<'a, Result<Looked, VolumeError>> {
+) -> BoxFuture<'a, Result<Inspection, VolumeError>> {
     async move {
         let store = store::unproved(url, options).await?;
         let asked = async {
@@ -64,7 +64,7 @@ pub(crate) fn look<'a>(
         let (inode, _) = inode?;
         let label = label?;
         let (store, clone_of) = parents::attach(&store, label.as_ref()).await?;
-        Ok(Looked {
+        Ok(Inspection {
             newest: StoredState::of_inode(&inode),
             lease: lease?,
             label,
@@ -77,7 +77,7 @@ pub(crate) fn look<'a>(
     .boxed()
 }
 
-impl Looked {
+impl Inspection {
     /// What an open can start from, if the volume already has a lease, and a label that need not be changed.
     pub fn sighting(&self) -> Option<Sighting> {
         let is_settled = self.label.as_ref().is_some_and(|found| {
@@ -86,7 +86,7 @@ impl Looked {
             label.deletion.is_none()
                 && label.replica_of.is_none()
                 && label.place.is_some()
-                && (label.origin.is_some() || self.newest.mark.cno > 0)
+                && (label.origin.is_some() || self.newest.state_id.cno > 0)
         });
         if !is_settled || self.is_elsewhere() {
             return None;

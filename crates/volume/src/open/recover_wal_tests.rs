@@ -13,8 +13,8 @@ use crate::meta::checkpoint_list::{self, CatalogueEntry, Recorder, Watermarks};
 use crate::open::history;
 use crate::open::replay_wal::ReplayOptions;
 use crate::testing::memory_engine::MemoryEngine;
-use crate::wal::record::{Content, Entry, Group};
-use crate::wal::{AppendError, EncodedGroup, GroupId};
+use crate::wal::record::{Content, Entry, Record};
+use crate::wal::{AppendError, EncodedGroup, RecordId};
 
 const SIZE: u64 = 1 << 20;
 const OPTIONS: ReplayOptions = ReplayOptions {
@@ -132,7 +132,7 @@ impl Fixture {
         after_generation: u64,
         byte: u8,
     ) -> EncodedGroup {
-        let group = Group {
+        let group = Record {
             is_seal: false,
             after_generation,
             entries: vec![Entry {
@@ -140,7 +140,7 @@ impl Fixture {
                 offset_bytes: 0,
                 content: Content::Data(vec![byte; 4096].into()),
             }],
-            ..Group::seal(self.volume_id, epoch, sequence)
+            ..Record::seal(self.volume_id, epoch, sequence)
         };
         EncodedGroup {
             sequence,
@@ -195,14 +195,14 @@ async fn what_arrives_after_the_opening_is_never_replayed() {
     // Two generations are frozen, and none of the three is recorded as published.
     let later = f.group(3, first + 2, generation + 2, generation, 3);
     older.append(&later).await.unwrap();
-    let own = Group {
+    let own = Record {
         is_seal: false,
         entries: vec![Entry {
             generation: newer_generation,
             offset_bytes: 8192,
             content: Content::Zero { len_bytes: 512 },
         }],
-        ..Group::seal(f.volume_id, 4, newer.first_sequence())
+        ..Record::seal(f.volume_id, 4, newer.first_sequence())
     };
     let own = EncodedGroup {
         sequence: own.sequence,
@@ -297,17 +297,17 @@ async fn a_clean_end_leaves_the_watermark_behind() {
 
 /// A WAL with one damaged record and an intact one behind it.
 struct Damaged {
-    group: Group,
-    found: [GroupId; 1],
+    group: Record,
+    found: [RecordId; 1],
 }
 
 #[async_trait::async_trait]
 impl LogStore for Damaged {
-    fn found(&self) -> &[GroupId] {
+    fn found(&self) -> &[RecordId] {
         &self.found
     }
 
-    fn is_suspect(&self, _: GroupId) -> bool {
+    fn is_suspect(&self, _: RecordId) -> bool {
         true
     }
 
@@ -323,7 +323,7 @@ impl LogStore for Damaged {
         1 << 20
     }
 
-    async fn read(&self, _: GroupId) -> Result<Group, VolumeError> {
+    async fn read(&self, _: RecordId) -> Result<Record, VolumeError> {
         Ok(self.group.clone())
     }
 
@@ -351,8 +351,8 @@ async fn what_lies_behind_damage_is_refused_unless_it_is_published() {
     let bytes = f.group(1, 3, 5, 0, 7).bytes;
     let (epoch, sequence) = (1, 3);
     open.store = Arc::new(Damaged {
-        group: Group::decode(&bytes).unwrap(),
-        found: [GroupId { epoch, sequence }],
+        group: Record::decode(&bytes).unwrap(),
+        found: [RecordId { epoch, sequence }],
     });
     let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 1, open.marker.clone()));
     let refused = open
@@ -402,9 +402,9 @@ async fn records_that_continue_another_history_are_refused_and_nothing_is_applie
         }
         let (log, generation) = f.open(1).await.unwrap();
         for (n, base) in [(0, super::tests::base(3)), (1, base)] {
-            let group = Group {
+            let group = Record {
                 base: Some(base),
-                ..Group::decode(&f.group(1, log.first_sequence() + n, generation, 0, 7).bytes).unwrap()
+                ..Record::decode(&f.group(1, log.first_sequence() + n, generation, 0, 7).bytes).unwrap()
             };
             let group = EncodedGroup {
                 sequence: group.sequence,

@@ -14,8 +14,8 @@ use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::checkpoint::fill_partial::complete_partial_blocks;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
-use crate::wal::GroupId;
-use crate::wal::record::{Content, Entry, Group};
+use crate::wal::RecordId;
+use crate::wal::record::{Content, Entry, Record};
 use crate::wal::replay::Replay;
 use crate::write_buffer::overlay::Overlay;
 
@@ -79,7 +79,7 @@ impl OpenLog {
 
     /// Reads a record that was found; `None` when it is gone since. An older owner removes records once they are published, and no
     /// fence keeps it from that. A record that was needed is noticed by the records after it.
-    async fn read(&self, id: GroupId) -> Result<Option<Group>, VolumeError> {
+    async fn read(&self, id: RecordId) -> Result<Option<Record>, VolumeError> {
         match self.store.read(id).await {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 debug!(
@@ -169,7 +169,7 @@ impl OpenLog {
 
     /// Checks that the container has the checkpoint that a record names. A record that is already published is not
     /// checked.
-    async fn check_base(&self, group: &Group, watermark: u64, history: &Seen) -> Result<(), VolumeError> {
+    async fn check_base(&self, group: &Record, watermark: u64, history: &Seen) -> Result<(), VolumeError> {
         if group.newest_generation() <= watermark {
             return Ok(());
         }

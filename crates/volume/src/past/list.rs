@@ -53,7 +53,7 @@ impl Point {
 
     /// Its number.
     pub fn number(&self) -> u64 {
-        self.state.mark.cno
+        self.state.state_id.cno
     }
 
     /// Size of the volume at the checkpoint, in bytes.

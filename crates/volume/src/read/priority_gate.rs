@@ -21,12 +21,12 @@ const CLASSES: usize = 3;
 /// A fixed number of slots for requests, given to the most urgent class that waits. Within a class the first to wait
 /// comes first.
 #[derive(Debug)]
-pub struct Gate {
-    turns: Mutex<Turns>,
+pub struct PriorityGate {
+    slots: Mutex<Slots>,
 }
 
 #[derive(Debug)]
-struct Turns {
+struct Slots {
     /// The most slots that a class and the less urgent ones may hold together. A quarter is always left to the
     /// foreground.
     most: [usize; CLASSES],
@@ -36,7 +36,7 @@ struct Turns {
     waiting: [VecDeque<oneshot::Sender<()>>; CLASSES],
 }
 
-impl Turns {
+impl Slots {
     fn can_take(&self, class: Class) -> bool {
         let all: usize = self.held.iter().sum();
         let later: usize = self.held[Class::ReadAhead as usize..].iter().sum();
@@ -68,27 +68,27 @@ impl Turns {
 /// A slot for one request, given back when it is dropped.
 #[derive(Debug)]
 pub struct Turn<'a> {
-    gate: &'a Gate,
+    gate: &'a PriorityGate,
     class: Class,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut turns = self.gate.turns.lock();
-        turns.held[self.class as usize] -= 1;
-        turns.hand_out();
+        let mut slots = self.gate.slots.lock();
+        slots.held[self.class as usize] -= 1;
+        slots.hand_out();
     }
 }
 
-impl Gate {
+impl PriorityGate {
     /// A gate with this many slots, at least 4.
-    pub fn new(turns: usize) -> Self {
-        let turns = turns.max(4);
-        let later = turns - turns / 4;
+    pub fn new(slots: usize) -> Self {
+        let slots = slots.max(4);
+        let later = slots - slots / 4;
         Self {
-            turns: Mutex::new(Turns {
-                most: [turns, later, later],
-                most_ahead: turns / 4,
+            slots: Mutex::new(Slots {
+                most: [slots, later, later],
+                most_ahead: slots / 4,
                 held: [0; CLASSES],
                 waiting: Default::default(),
             }),
@@ -98,14 +98,14 @@ impl Gate {
     /// Waits for a slot.
     pub async fn enter(&self, class: Class) -> Turn<'_> {
         let place = {
-            let mut turns = self.turns.lock();
-            if turns.waiting[class as usize].is_empty() && turns.can_take(class) {
-                turns.held[class as usize] += 1;
+            let mut slots = self.slots.lock();
+            if slots.waiting[class as usize].is_empty() && slots.can_take(class) {
+                slots.held[class as usize] += 1;
                 return Turn { gate: self, class };
             }
             let (hand, handed) = oneshot::channel();
-            turns.waiting[class as usize].push_back(hand);
-            Place {
+            slots.waiting[class as usize].push_back(hand);
+            HeldSlot {
                 gate: self,
                 class,
                 handed: Some(handed),
@@ -116,13 +116,13 @@ impl Gate {
 }
 
 /// A place in the queue. If it is dropped after it got a slot and before that was noticed, it gives the slot back.
-struct Place<'a> {
-    gate: &'a Gate,
+struct HeldSlot<'a> {
+    gate: &'a PriorityGate,
     class: Class,
     handed: Option<oneshot::Receiver<()>>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> HeldSlot<'a> {
     async fn wait(mut self) -> Turn<'a> {
         if let Some(handed) = &mut self.handed {
             // The gate outlives the place, and never drops a sender without sending.
@@ -136,7 +136,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for HeldSlot<'_> {
     fn drop(&mut self) {
         if self
             .handed
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_most_urgent_goes_first_and_a_quarter_is_left_to_it() {
-        let gate = Gate::new(4);
+        let gate = PriorityGate::new(4);
         let mut held: Vec<Turn<'_>> = Vec::new();
         for _ in 0..3 {
             held.extend(gate.enter(Class::Background).now_or_never());
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn read_ahead_holds_a_quarter_at_most() {
-        let gate = Gate::new(16);
+        let gate = PriorityGate::new(16);
         let ahead: Vec<_> = (0..8)
             .filter_map(|_| gate.enter(Class::ReadAhead).now_or_never())
             .collect();
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn who_goes_away_leaves_the_turn_to_others() {
-        let gate = Gate::new(4);
+        let gate = PriorityGate::new(4);
         let held: Vec<_> = (0..4)
             .filter_map(|_| gate.enter(Class::Foreground).now_or_never())
             .collect();

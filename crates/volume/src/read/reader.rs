@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::cache::{PageKey, ReadCache};
 use super::coalesce::{self, Piece, Span};
 use super::hedge::Hedge;
-use super::priority_gate::{Class, Gate};
+use super::priority_gate::{Class, PriorityGate};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;
@@ -77,7 +77,7 @@ pub struct Reader {
 struct Shared {
     source: Box<dyn ObjectSource>,
     cache: ReadCache,
-    gate: Gate,
+    gate: PriorityGate,
     hedge: Mutex<Hedge>,
     flights: SingleFlight<PageKey, Fetched>,
 }
@@ -89,7 +89,7 @@ impl Reader {
             shared: Arc::new(Shared {
                 source: Box::new(source),
                 cache,
-                gate: Gate::new(FETCHES_IN_FLIGHT),
+                gate: PriorityGate::new(FETCHES_IN_FLIGHT),
                 hedge: Mutex::default(),
                 flights: SingleFlight::default(),
             }),

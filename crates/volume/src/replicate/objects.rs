@@ -13,7 +13,7 @@ use crate::base::error::VolumeError;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::{checksums, origins};
 use crate::store::copy::Copied;
-use crate::store::interceptors::window_checksums::is_sealed;
+use crate::store::interceptors::window_checksums::has_checksums;
 use crate::store::sums::{self, Sums};
 use crate::store::{ObjectInfo, Store};
 
@@ -201,7 +201,7 @@ impl Copies<'_> {
             bytes,
             ..Amount::default()
         };
-        let of_its_kind = match (self.to.copies_itself(holder), is_sealed(original) || has_sums) {
+        let of_its_kind = match (self.to.copies_itself(holder), has_checksums(original) || has_sums) {
             (true, _) => &mut amount.copied_by_store_bytes,
             (false, true) => &mut amount.verified_bytes,
             (false, false) => &mut amount.unverified_bytes,

@@ -143,23 +143,20 @@ impl Account {
         let (newest, _) = inode::load(store).await?;
         let until = until.min(newest.i_last_cno);
         let at = self.usage.at_number();
-        let (numbers, names, pinned, children) = try_join!(
-            checkpoint_list::numbers_after(store, at),
-            snapshots::load_all(store),
-            pins::checkpoints(store, Unusable::Skip),
-            children::list(store)
-        )?;
+        let (numbers, needed) = try_join!(checkpoint_list::numbers_after(store, at), needed(store))?;
+        if self.lacks(store, &needed, |_| true).await?.is_some() {
+            let plan = super::plan::load(store).await?;
+            let keeps = |cno| plan.as_ref().is_none_or(|(plan, _)| plan.keeps(cno));
+            if let Some(id) = self.lacks(store, &needed, keeps).await? {
+                return Err(VolumeError::Corrupt {
+                    what: "the usage table".into(),
+                    reason: format!("checkpoint {} is needed, and is missing in it", id.cno),
+                });
+            }
+        }
         // One that another tool published, or a server that was killed, has no entry once it is not the newest.
-        let of_clones = children.into_iter().map(|child| child.checkpoint);
-        let named = names
-            .iter()
-            .map(|name| name.checkpoint)
-            .chain(pinned)
-            .chain(of_clones);
+        let named = needed.into_iter().filter(|id| id.cno > at);
         let named: BTreeMap<u64, CheckpointId> = named.map(|id| (id.cno, id)).collect();
-        self.ensure_accounted(store, named.range(..=at).map(|(_, id)| *id))
-            .await?;
-        let named: BTreeMap<u64, CheckpointId> = named.into_iter().filter(|(cno, _)| *cno > at).collect();
         let numbers: BTreeSet<u64> = numbers.into_iter().chain(named.keys().copied()).collect();
         let numbers = numbers.into_iter().filter(|cno| *cno <= until);
         let listed = numbers.map(|cno| listed(store, cno, recent, named.get(&cno).copied()));
@@ -204,27 +201,28 @@ impl Account {
         Ok(())
     }
 
-    /// Checks that the table has these checkpoints, which somebody reads or has named. The entry of one may have come late, after its
-    /// number was accounted, when a server before this one had it on its way. What it alone needs would be removed.
-    async fn ensure_accounted(
+    /// A checkpoint among these, which somebody reads or has named, that the table lacks although it is stored and the plan keeps it.
+    /// Its entry came late, after its number was accounted, when a server before this one had it on its way. What it alone needs would
+    /// be removed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn lacks(
         &self,
         store: &Store,
-        needed: impl Iterator<Item = CheckpointId>,
-    ) -> Result<(), VolumeError> {
-        for id in needed.filter(|id| id.cno > 0) {
-            if self.usage.kept().contains_key(&id.cno) || checkpoint_stored(store, id.cno).await? != Some(id)
-            {
-                continue;
-            }
-            let plan = super::plan::load(store).await?;
-            if plan.is_none_or(|(plan, _)| plan.keeps(id.cno)) {
-                return Err(VolumeError::Corrupt {
-                    what: "the usage table".into(),
-                    reason: format!("checkpoint {} is needed, and is missing in it", id.cno),
-                });
+        needed: &[CheckpointId],
+        keeps: impl Fn(u64) -> bool,
+    ) -> Result<Option<CheckpointId>, VolumeError> {
+        let (at, kept) = (self.usage.at_number(), self.usage.kept());
+        let lacking = needed
+            .iter()
+            .filter(|id| (1..=at).contains(&id.cno) && !kept.contains_key(&id.cno) && keeps(id.cno));
+        for id in lacking {
+            if checkpoint_stored(store, id.cno).await? == Some(*id) {
+                return Ok(Some(*id));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Stores the table, unless the stored one is of the same checkpoint. Until then the stored table's checkpoint is
@@ -309,6 +307,21 @@ pub(crate) async fn check_table(store: &Store, cache: &IndexCache) -> Result<Tab
             differences,
         },
     })
+}
+
+/// The checkpoints that have names, are read, or are what clones began as.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn needed(store: &Store) -> Result<Vec<CheckpointId>, VolumeError> {
+    let (names, pinned, children) = try_join!(
+        snapshots::load_all(store),
+        pins::checkpoints(store, Unusable::Skip),
+        children::list(store)
+    )?;
+    let of_clones = children.into_iter().map(|child| child.checkpoint);
+    let named = names.iter().map(|name| name.checkpoint);
+    Ok(named.chain(pinned).chain(of_clones).collect())
 }
 
 /// Whether the volume still has this checkpoint, and continues from it.

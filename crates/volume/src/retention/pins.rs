@@ -57,15 +57,15 @@ impl Pin {
     }
 }
 
-/// A pin of this process. It is put again until it is dropped. [`Held::remove`] removes it at once.
+/// A pin of this process. It is put again until it is dropped. [`HeldPin::remove`] removes it at once.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldPin {
     store: Store,
     key: String,
     renewing: AbortHandle,
 }
 
-impl Held {
+impl HeldPin {
     /// Removes the pin.
     pub async fn remove(&self) {
         self.renewing.abort();
@@ -75,7 +75,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldPin {
     fn drop(&mut self) {
         self.renewing.abort();
     }
@@ -89,7 +89,7 @@ pub(crate) async fn put(
     store: &Store,
     checkpoint: CheckpointId,
     ttl: Duration,
-) -> Result<Arc<Held>, VolumeError> {
+) -> Result<Arc<HeldPin>, VolumeError> {
     let pin = Pin {
         checkpoint,
         reader: format!(
@@ -114,7 +114,7 @@ pub(crate) async fn put(
             }
         }
     });
-    Ok(Arc::new(Held {
+    Ok(Arc::new(HeldPin {
         store: store.clone(),
         key,
         renewing: renewing.abort_handle(),

@@ -19,7 +19,7 @@ const ENTRY_WAIT: Duration = Duration::from_millis(100);
 
 /// A checkpoint that is being read. It stays as long as this value exists and the store can be reached.
 #[derive(Debug, Default)]
-pub(crate) struct Reading(Option<Arc<pins::Held>>);
+pub(crate) struct Reading(Option<Arc<pins::HeldPin>>);
 
 impl Reading {
     /// Begins to read a checkpoint. It is pinned even if nothing is removed now, because that may change at any time.

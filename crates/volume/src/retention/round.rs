@@ -20,7 +20,7 @@ use super::victims::{self, Victims, Want};
 use crate::base::clock::now_ms;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
-use crate::engine::{Ownership, state_stored};
+use crate::engine::Ownership;
 use crate::format::{inode, object_names};
 use crate::index::cache::IndexCache;
 use crate::index::{checksums, origins};
@@ -361,13 +361,10 @@ impl Rounds {
         )?;
         // One whose entry came late, after its number was accounted. The next round counts it; the planned plan would say for good
         // that it is gone.
-        let (at, kept) = (account.usage().at_number(), account.usage().kept());
-        let needed = protected.named.union(&protected.in_use);
-        let unaccounted = needed.filter(|cno| (1..=at).contains(*cno) && !kept.contains_key(cno));
-        for cno in unaccounted.filter(|cno| before.keeps(**cno)) {
-            if state_stored(&self.store, *cno).await?.is_some() {
-                return Ok(Some(before.emptied(self.epoch)));
-            }
+        let needed = account::needed(&self.store).await?;
+        let lacking = account.lacks(&self.store, &needed, |cno| before.keeps(cno));
+        if lacking.await?.is_some() {
+            return Ok(Some(before.emptied(self.epoch)));
         }
         let is_protected = planned.retired.iter().any(|cno| protected.contains(*cno));
         let is_void = is_protected || policy_now.as_ref() != Some(policy);

@@ -399,19 +399,19 @@ fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
     let before = rounds.plan.as_ref().unwrap().0.clone();
     let planned = world.run(rounds.plan(&account, &choice)).unwrap();
     assert!(
-        !world
+        world
             .run(rounds.in_the_way(&account, &policy, &before, &planned))
             .unwrap()
-            .is_some()
+            .is_none()
     );
     // A reader that comes now sees the plan, and takes its pin away.
     let refused = world.run(Reading::begin(&world.store, id)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotFound);
     assert!(
-        !world
+        world
             .run(rounds.in_the_way(&account, &policy, &before, &planned))
             .unwrap()
-            .is_some()
+            .is_none()
     );
     // So does one that gives a name, which is not listed then.
     let (at, name) = (At::Number(cno), "late".parse().unwrap());
@@ -437,10 +437,10 @@ fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
     world.check_past(0);
     world.run(reading.end());
     assert!(
-        !world
+        world
             .run(rounds.in_the_way(&account, &policy, &before, &planned))
             .unwrap()
-            .is_some()
+            .is_none()
     );
     // Also those that came while nothing was ever removed.
     world.run(crate::retention::remove_policy(&world.store)).unwrap();

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::frames::Frames;
-use super::interceptors::window_checksums::{CheckValues, METADATA_KEY, is_sealed};
+use super::interceptors::window_checksums::{CheckValues, METADATA_KEY, has_checksums};
 use super::{ObjectInfo, Store};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
@@ -169,7 +169,7 @@ impl Store {
         info: &ObjectInfo,
     ) -> Result<Option<Arc<Sums>>, StoreError> {
         let name = key.rsplit('/').next().unwrap_or_default();
-        if !is_of_data(name) || key != self.data_key(name) || is_sealed(info) {
+        if !is_of_data(name) || key != self.data_key(name) || has_checksums(info) {
             return Ok(None);
         }
         let cell = self.remembered.of(key);

@@ -31,7 +31,7 @@ use crate::meta::checkpoint_list::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::meta::label;
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::open::history::{self, Known, Seen};
-use crate::open::inspect::{self, Looked};
+use crate::open::inspect::{self, Inspection};
 use crate::open::recover_wal::{self, OpenLog, Wanted};
 use crate::open::replay_wal::ReplayOptions;
 use crate::options::{Compaction, LeaseOptions, StoreOptions, VolumeOptions};
@@ -81,7 +81,7 @@ impl Volume {
             let begun = match begin_sighted(url, store_options, options).await? {
                 Some(begun) => begun,
                 None => {
-                    let looked = inspect::look(url, store_options).await?;
+                    let looked = inspect::inspect(url, store_options).await?;
                     if options.read_only {
                         return open_read_only(looked, options).await;
                     }
@@ -169,7 +169,7 @@ struct Begun {
 /// Takes the lease of a volume that was inspected. Nothing is written before that inspection, because an open must not
 /// leave anything at a mistyped URL.
 fn begin<'a>(
-    mut looked: Looked,
+    mut looked: Inspection,
     store_options: &'a StoreOptions,
     options: &'a VolumeOptions,
 ) -> BoxFuture<'a, Result<Begun, VolumeError>> {
@@ -198,7 +198,7 @@ fn begin<'a>(
                 looked.lease,
                 &mut before_put
             ),
-            checkpoint_list::load_entry(&store, seen.mark.cno)
+            checkpoint_list::load_entry(&store, seen.state_id.cno)
         );
         let lease = lease?;
         // Whoever copies to it must find that it is another's from here on.
@@ -255,7 +255,7 @@ fn begin_sighted<'a>(
                 sighting.lease.clone(),
                 &mut before_put
             ),
-            checkpoint_list::load_entry(&store, seen.mark.cno)
+            checkpoint_list::load_entry(&store, seen.state_id.cno)
         );
         Ok(lease.map(|lease| Begun {
             store,
@@ -273,7 +273,7 @@ fn begin_sighted<'a>(
 }
 
 fn open_read_only<'a>(
-    looked: Looked,
+    looked: Inspection,
     options: &'a VolumeOptions,
 ) -> BoxFuture<'a, Result<Arc<Volume>, VolumeError>> {
     async move {
@@ -336,7 +336,7 @@ fn open_owned<'a>(
             seen: before.seen,
             entry: before.entry.as_ref(),
         });
-        let seen_cno = before.seen.mark.cno;
+        let seen_cno = before.seen.state_id.cno;
         let later = checkpoint_list::numbers_after(store, seen_cno);
         let (mut begun, (engine, state), later) = if request.place.is_some() {
             // This comes before the container is opened: from here on older owners acknowledge nothing and raise no

@@ -41,7 +41,7 @@ pub enum Snapshot {
         behind: Option<GenerationId>,
     },
     /// The changes that the WAL lacked became a record.
-    Group {
+    Record {
         /// The highest generation in it.
         newest: GenerationId,
         /// Its length as stored, in bytes.
@@ -248,7 +248,7 @@ impl GroupCommit {
                 return;
             }
             Snapshot::Nothing { behind } => behind,
-            Snapshot::Group {
+            Snapshot::Record {
                 newest,
                 len_bytes,
                 behind,

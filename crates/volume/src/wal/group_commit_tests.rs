@@ -11,7 +11,7 @@ fn group(newest: u64) -> Event {
 }
 
 fn group_behind(newest: u64, behind: Option<u64>) -> Event {
-    Event::Snapshot(Snapshot::Group {
+    Event::Snapshot(Snapshot::Record {
         newest: GenerationId(newest),
         len_bytes: 100,
         behind: behind.map(GenerationId),

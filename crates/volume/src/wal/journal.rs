@@ -30,8 +30,8 @@ use super::journal_label::{Claimed, LABEL, check_claimable, claim, failed};
 use super::journal_segments::{
     ALIGN_BYTES, APPENDS_AT_ONCE, SEGMENT_BYTES, SEGMENTS_MAX, SUFFIX, Segment, Segments,
 };
-use super::record::{Group, HEADER_BYTES, RecordError};
-use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use super::record::{HEADER_BYTES, Record, RecordError};
+use super::{AppendError, EncodedGroup, LogStore, RecordId};
 use crate::base::counters::JOURNAL_NUMBERS;
 use crate::base::error::VolumeError;
 use crate::base::volume_id::VolumeId;
@@ -39,7 +39,7 @@ use crate::disk::{Disk, RealDisk};
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct RecordPlace {
     segment: u64,
     offset_bytes: u64,
     len_bytes: usize,
@@ -64,8 +64,8 @@ pub(super) struct Inner {
 pub struct Journal {
     inner: Arc<Inner>,
     journal_id: String,
-    places: BTreeMap<GroupId, Place>,
-    found: Vec<GroupId>,
+    places: BTreeMap<RecordId, RecordPlace>,
+    found: Vec<RecordId>,
     first_sequence: u64,
 }
 
@@ -157,7 +157,7 @@ impl Inner {
     }
 
     /// Finds the records and opens the segments.
-    fn scan(&self) -> Result<BTreeMap<GroupId, Place>, VolumeError> {
+    fn scan(&self) -> Result<BTreeMap<RecordId, RecordPlace>, VolumeError> {
         let fail = |e: io::Error| failed(&self.path, "reading the journal", &e);
         let mut places = BTreeMap::new();
         let mut segments = self.segments.lock();
@@ -195,14 +195,14 @@ impl Inner {
         &self,
         segment: u64,
         bytes: &Bytes,
-        places: &mut BTreeMap<GroupId, Place>,
+        places: &mut BTreeMap<RecordId, RecordPlace>,
     ) -> Result<(u64, u64), VolumeError> {
         let (mut last_sequence, mut newest_generation) = (0, 0);
         let mut is_sound = true;
         let mut at = 0;
         while at + (HEADER_BYTES as u64) <= bytes.len() as u64 {
             let rest = bytes.slice(at as usize..);
-            let (group, len) = match Group::decode_prefix(&rest) {
+            let (group, len) = match Record::decode_prefix(&rest) {
                 Ok(found) => found,
                 Err(e @ RecordError::Version(_)) if is_sound => {
                     return Err(self.corrupt(segment, at, e));
@@ -221,7 +221,7 @@ impl Inner {
                 at += ALIGN_BYTES;
                 continue;
             }
-            let place = Place {
+            let place = RecordPlace {
                 segment,
                 offset_bytes: at,
                 len_bytes: len,
@@ -229,7 +229,7 @@ impl Inner {
             };
             last_sequence = last_sequence.max(group.sequence);
             newest_generation = newest_generation.max(group.newest_generation());
-            let id = GroupId {
+            let id = RecordId {
                 epoch: group.epoch,
                 sequence: group.sequence,
             };
@@ -243,7 +243,7 @@ impl Inner {
         Ok((last_sequence, newest_generation))
     }
 
-    fn read(&self, place: Place) -> Result<Group, VolumeError> {
+    fn read(&self, place: RecordPlace) -> Result<Record, VolumeError> {
         let segments = self.segments.lock();
         let Some(segment) = segments.all.iter().find(|s| s.number == place.segment) else {
             return Err(self.corrupt(place.segment, place.offset_bytes, "the file is gone"));
@@ -253,17 +253,17 @@ impl Inner {
             .file
             .read_exact_at(&mut bytes, place.offset_bytes)
             .map_err(|e| failed(&self.path, "reading a record", &e))?;
-        Group::decode(&bytes.into()).map_err(|e| self.corrupt(place.segment, place.offset_bytes, e))
+        Record::decode(&bytes.into()).map_err(|e| self.corrupt(place.segment, place.offset_bytes, e))
     }
 }
 
 #[async_trait]
 impl LogStore for Journal {
-    fn found(&self) -> &[GroupId] {
+    fn found(&self) -> &[RecordId] {
         &self.found
     }
 
-    fn is_suspect(&self, id: GroupId) -> bool {
+    fn is_suspect(&self, id: RecordId) -> bool {
         self.places.get(&id).is_some_and(|place| place.is_suspect)
     }
 
@@ -284,7 +284,7 @@ impl LogStore for Journal {
         SEGMENT_BYTES * SEGMENTS_MAX as u64 / 4 * 3
     }
 
-    async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
+    async fn read(&self, id: RecordId) -> Result<Record, VolumeError> {
         let Some(place) = self.places.get(&id).copied() else {
             return Err(VolumeError::Internal(format!(
                 "record {id} is not in the journal"

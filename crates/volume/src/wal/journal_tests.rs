@@ -30,14 +30,14 @@ impl Fixture {
     }
 
     fn group(&self, sequence: u64, generation: u64, len: usize) -> EncodedGroup {
-        let group = Group {
+        let group = Record {
             is_seal: false,
             entries: vec![Entry {
                 generation,
                 offset_bytes: sequence * 10,
                 content: Content::Data(vec![sequence as u8; len].into()),
             }],
-            ..Group::seal(self.volume_id, 1, sequence)
+            ..Record::seal(self.volume_id, 1, sequence)
         };
         EncodedGroup {
             sequence,
@@ -468,7 +468,7 @@ fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
                     } else {
                         (next - 1 - acknowledged) as u32
                     };
-                    let group = Group {
+                    let group = Record {
                         is_seal: false,
                         after_generation: newest_before,
                         unacknowledged,
@@ -477,7 +477,7 @@ fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
                             offset_bytes: next,
                             content: Content::Data(vec![next as u8; len as usize].into()),
                         }],
-                        ..Group::seal(f.volume_id, life, next)
+                        ..Record::seal(f.volume_id, life, next)
                     };
                     let group = EncodedGroup {
                         sequence: next,

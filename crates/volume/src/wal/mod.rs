@@ -39,14 +39,14 @@ pub struct EncodedGroup {
 
 /// Name of a record in the WAL: the owner's epoch, then the record's number. Names sort in the order of the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GroupId {
+pub struct RecordId {
     /// The epoch of the owner that wrote the record.
     pub epoch: u64,
     /// Its number.
     pub sequence: u64,
 }
 
-impl std::fmt::Display for GroupId {
+impl std::fmt::Display for RecordId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} of epoch {}", self.sequence, self.epoch)
     }
@@ -65,11 +65,11 @@ pub enum AppendError {
 #[async_trait]
 pub trait LogStore: Send + Sync {
     /// The records and seals of older owners that the opening found, ascending. Older owners can add no more.
-    fn found(&self) -> &[GroupId];
+    fn found(&self) -> &[RecordId];
 
     /// Whether this record follows a damaged one that should have been the last. That is harmless when this record is
     /// published: it may then be left over from an earlier use of the space.
-    fn is_suspect(&self, _id: GroupId) -> bool {
+    fn is_suspect(&self, _id: RecordId) -> bool {
         false
     }
 
@@ -90,7 +90,7 @@ pub trait LogStore: Send + Sync {
     /// Reads a record that the opening found.
     ///
     /// # Errors [`VolumeError::Corrupt`] when there is no longer a valid record.
-    async fn read(&self, id: GroupId) -> Result<record::Group, VolumeError>;
+    async fn read(&self, id: RecordId) -> Result<record::Record, VolumeError>;
 
     /// Makes a record durable. It is safe to try again after an error, because the same number then has the same bytes.
     ///

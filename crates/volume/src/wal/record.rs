@@ -37,7 +37,7 @@ const BASE_BYTES: usize = 16;
 pub const ENTRY_BYTES: usize = 32;
 /// The longest body in bytes: far more than a flush writes to the WAL, and far less than would exhaust memory.
 pub const BODY_MAX_BYTES: u64 = 256 << 20;
-/// Value of [`Group::unacknowledged`] in a record before which no record of its owner was known to be durable.
+/// Value of [`Record::unacknowledged`] in a record before which no record of its owner was known to be durable.
 pub const NONE_ACKNOWLEDGED: u32 = u32::MAX;
 const KIND_ZERO: u64 = 0;
 const KIND_DATA: u64 = 1;
@@ -87,7 +87,7 @@ pub struct Entry {
 
 /// One record, which is one object or one entry of a journal: the changes that a flush made durable, or a seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
+pub struct Record {
     /// The volume that the WAL belongs to.
     pub volume_id: Uuid,
     /// The writer's epoch.
@@ -133,7 +133,7 @@ pub enum RecordError {
     Trailing,
 }
 
-impl Group {
+impl Record {
     /// A seal.
     pub fn seal(volume_id: Uuid, epoch: u64, sequence: u64) -> Self {
         Self {
@@ -260,11 +260,11 @@ impl Group {
 /// A record's header with a verified checksum.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
-    /// See [`Group::volume_id`].
+    /// See [`Record::volume_id`].
     pub volume_id: Uuid,
-    /// See [`Group::epoch`].
+    /// See [`Record::epoch`].
     pub epoch: u64,
-    /// See [`Group::sequence`].
+    /// See [`Record::sequence`].
     pub sequence: u64,
     is_seal: bool,
     after_generation: u64,

@@ -16,7 +16,7 @@ fn entry() -> impl Strategy<Value = Entry> {
     })
 }
 
-fn group() -> impl Strategy<Value = Group> {
+fn group() -> impl Strategy<Value = Record> {
     (
         any::<u128>(),
         any::<u64>(),
@@ -25,7 +25,7 @@ fn group() -> impl Strategy<Value = Group> {
         prop::collection::vec(entry(), 0..6),
     )
         .prop_map(
-            |(id, epoch, sequence, (after_generation, unacknowledged, base), entries)| Group {
+            |(id, epoch, sequence, (after_generation, unacknowledged, base), entries)| Record {
                 volume_id: Uuid::from_u128(id),
                 epoch,
                 sequence,
@@ -47,10 +47,10 @@ proptest! {
     #[test]
     fn what_is_encoded_is_decoded(group in group(), tail in prop::collection::vec(any::<u8>(), 0..50)) {
         let bytes = group.encode();
-        prop_assert_eq!(Group::decode(&bytes), Ok(group.clone()));
+        prop_assert_eq!(Record::decode(&bytes), Ok(group.clone()));
         let longer: Bytes = [&bytes[..], &tail].concat().into();
-        prop_assert_eq!(Group::decode_prefix(&longer), Ok((group, bytes.len())));
-        prop_assert_eq!(Group::decode(&longer).is_ok(), tail.is_empty());
+        prop_assert_eq!(Record::decode_prefix(&longer), Ok((group, bytes.len())));
+        prop_assert_eq!(Record::decode(&longer).is_ok(), tail.is_empty());
     }
 
     /// Every change of a single bit is noticed, and so is every cut.
@@ -60,8 +60,8 @@ proptest! {
         let at = at.index(bytes.len());
         let mut flipped = bytes.to_vec();
         flipped[at] ^= 1 << bit;
-        prop_assert!(Group::decode(&flipped.into()).is_err());
-        prop_assert!(Group::decode(&bytes.slice(..at)).is_err());
+        prop_assert!(Record::decode(&flipped.into()).is_err());
+        prop_assert!(Record::decode(&bytes.slice(..at)).is_err());
     }
 
     /// A mixture of two records is not accepted, unless it equals one of them.
@@ -71,13 +71,13 @@ proptest! {
         let at = at.index(a.len().min(b.len()) + 1);
         let torn: Bytes = [&a[..at], &b[at..]].concat().into();
         if torn != b && torn != a {
-            prop_assert!(Group::decode(&torn).is_err());
+            prop_assert!(Record::decode(&torn).is_err());
         }
     }
 
     #[test]
     fn noise_is_refused(noise in prop::collection::vec(any::<u8>(), 0..400)) {
-        prop_assert!(Group::decode(&noise.into()).is_err());
+        prop_assert!(Record::decode(&noise.into()).is_err());
     }
 
     /// The checksums are right and the fields make no sense: the decoder must neither panic nor trust them.
@@ -98,7 +98,7 @@ proptest! {
         }
         fix_checksums(&mut bytes);
         let bytes = Bytes::from(bytes);
-        if let Ok(decoded) = Group::decode(&bytes) {
+        if let Ok(decoded) = Record::decode(&bytes) {
             prop_assert_eq!(decoded.encode(), bytes, "what is accepted is what would have been written");
         }
     }
@@ -159,7 +159,7 @@ fn damaged(mut pieces: Vec<Vec<u8>>, damage: &Damage) -> Vec<Vec<u8>> {
             pieces.insert(at.index(pieces.len()), piece);
         }
         Damage::Foreign(at) => {
-            let foreign = Group::seal(Uuid::from_u128(99), 1, 1).encode().to_vec();
+            let foreign = Record::seal(Uuid::from_u128(99), 1, 1).encode().to_vec();
             pieces.insert(at.index(pieces.len()), foreign);
         }
         Damage::Noise(at, noise) => pieces.insert(at.index(pieces.len()), noise.clone()),
@@ -178,9 +178,9 @@ proptest! {
         groups in prop::collection::vec(group(), 1..6),
         damages in prop::collection::vec(damage(), 1..5),
     ) {
-        let groups: Vec<Group> = (1..)
+        let groups: Vec<Record> = (1..)
             .zip(groups)
-            .map(|(sequence, group)| Group { epoch: 1, sequence, ..group })
+            .map(|(sequence, group)| Record { epoch: 1, sequence, ..group })
             .collect();
         let mut pieces: Vec<Vec<u8>> = groups.iter().map(|g| g.encode().to_vec()).collect();
         for damage in &damages {
@@ -191,7 +191,7 @@ proptest! {
         let mut at = 0;
         let mut sequences = Vec::new();
         while at < log.len() {
-            let Ok((group, len)) = Group::decode_prefix(&log.slice(at..)) else {
+            let Ok((group, len)) = Record::decode_prefix(&log.slice(at..)) else {
                 at += 1;
                 continue;
             };
@@ -201,7 +201,7 @@ proptest! {
                 continue;
             }
             prop_assert!(groups.contains(&group), "never a group that was not written");
-            let id = crate::wal::GroupId { epoch: group.epoch, sequence: group.sequence };
+            let id = crate::wal::RecordId { epoch: group.epoch, sequence: group.sequence };
             if let Ok(entries) = replay.next(id, group) {
                 prop_assert!(entries.iter().all(|e| groups[id.sequence as usize - 1].entries.contains(e)));
                 sequences.push(id.sequence);
@@ -213,20 +213,20 @@ proptest! {
 
 #[test]
 fn errors_say_what_is_wrong() {
-    let seal = Group::seal(Uuid::from_u128(7), 3, 9);
+    let seal = Record::seal(Uuid::from_u128(7), 3, 9);
     let bytes = seal.encode();
     assert_eq!(bytes.len(), HEADER_BYTES);
-    assert_eq!(Group::decode(&bytes), Ok(seal));
-    assert_eq!(Group::decode(&bytes.slice(..70)), Err(RecordError::Truncated));
+    assert_eq!(Record::decode(&bytes), Ok(seal));
+    assert_eq!(Record::decode(&bytes.slice(..70)), Err(RecordError::Truncated));
     let mut other = bytes.to_vec();
     other[8] = 3;
     let crc = crc32c(&other[..HEADER_BYTES - 4]);
     other[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
-    let error = Group::decode(&other.into()).unwrap_err();
+    let error = Record::decode(&other.into()).unwrap_err();
     assert_eq!(error, RecordError::Version(3));
     assert!(error.to_string().contains("versions 1 to 2"), "{error}");
     assert_eq!(
-        Group::decode(&Bytes::from(vec![0; 200])),
+        Record::decode(&Bytes::from(vec![0; 200])),
         Err(RecordError::NotARecord)
     );
 }

@@ -11,8 +11,8 @@
 //!   before it, and how many of the records before it may be missing because they were not acknowledged. Only the end
 //!   of the WAL has no record after it; there stands a seal if older owners had a record.
 
-use super::GroupId;
-use super::record::{Entry, Group, NONE_ACKNOWLEDGED};
+use super::RecordId;
+use super::record::{Entry, NONE_ACKNOWLEDGED, Record};
 
 /// The highest number of appends that an owner has in flight at once. It is part of the format, because the next owner
 /// seals every number that may still arrive.
@@ -67,9 +67,9 @@ pub enum ReplayError {
 #[derive(Debug)]
 pub struct Replay {
     watermark: u64,
-    last: Option<GroupId>,
+    last: Option<RecordId>,
     /// The last that is an owner's own: a record, or the seal that begins its part.
-    last_own: Option<GroupId>,
+    last_own: Option<RecordId>,
     /// The first number that is missing and not published. The record may never have been acknowledged.
     torn: Option<u64>,
     newest_generation: u64,
@@ -91,8 +91,8 @@ impl Replay {
     ///
     /// # Errors
     /// [`ReplayError`]: no record of the WAL may then be trusted.
-    pub fn next(&mut self, id: GroupId, group: Group) -> Result<Vec<Entry>, ReplayError> {
-        let GroupId { epoch, sequence } = id;
+    pub fn next(&mut self, id: RecordId, group: Record) -> Result<Vec<Entry>, ReplayError> {
+        let RecordId { epoch, sequence } = id;
         if self.last.is_some_and(|before| before >= id) {
             return Err(ReplayError::OutOfOrder { epoch, sequence });
         }
@@ -148,21 +148,21 @@ mod tests {
     use super::*;
     use crate::wal::record::Content;
 
-    fn next(replay: &mut Replay, group: Group) -> Result<Vec<Entry>, ReplayError> {
+    fn next(replay: &mut Replay, group: Record) -> Result<Vec<Entry>, ReplayError> {
         let (epoch, sequence) = (group.epoch, group.sequence);
-        replay.next(GroupId { epoch, sequence }, group)
+        replay.next(RecordId { epoch, sequence }, group)
     }
 
-    fn group(epoch: u64, sequence: u64, generations: &[u64]) -> Group {
+    fn group(epoch: u64, sequence: u64, generations: &[u64]) -> Record {
         let entries = generations.iter().map(|&generation| Entry {
             generation,
             offset_bytes: sequence * 100,
             content: Content::Zero { len_bytes: 1 },
         });
-        Group {
+        Record {
             is_seal: false,
             entries: entries.collect(),
-            ..Group::seal(Uuid::nil(), epoch, sequence)
+            ..Record::seal(Uuid::nil(), epoch, sequence)
         }
     }
 
@@ -197,7 +197,7 @@ mod tests {
     /// not acknowledged. A later owner's seal with the number 3 changes nothing: it is put wherever no record is seen.
     #[test]
     fn a_missing_group_is_noticed_unless_it_was_published() {
-        let after = |sequence, after_generation, unacknowledged| Group {
+        let after = |sequence, after_generation, unacknowledged| Record {
             after_generation,
             unacknowledged,
             ..group(1, sequence, &[6])
@@ -215,8 +215,8 @@ mod tests {
             next(&mut replay, group(1, 2, &[5])).unwrap();
             if is_sealed {
                 let (epoch, sequence) = (1, 3);
-                let seal = Group::seal(Uuid::nil(), 2, sequence);
-                assert_eq!(replay.next(GroupId { epoch, sequence }, seal), Ok(Vec::new()));
+                let seal = Record::seal(Uuid::nil(), 2, sequence);
+                assert_eq!(replay.next(RecordId { epoch, sequence }, seal), Ok(Vec::new()));
             }
             let refused = ReplayError::Missing {
                 epoch: 1,
@@ -234,7 +234,7 @@ mod tests {
         assert!(next(&mut Replay::new(4), after(2, 4, 0)).is_ok());
         // The seal that begins a part is its owner's own.
         let mut replay = Replay::new(4);
-        next(&mut replay, Group::seal(Uuid::nil(), 1, 1)).unwrap();
+        next(&mut replay, Record::seal(Uuid::nil(), 1, 1)).unwrap();
         assert!(next(&mut replay, after(2, 5, 0)).is_ok());
     }
 
@@ -251,7 +251,7 @@ mod tests {
     /// says so.
     #[test]
     fn a_group_nobody_was_told_of_may_be_missing() {
-        let of = |sequence, unacknowledged| Group {
+        let of = |sequence, unacknowledged| Record {
             after_generation: if unacknowledged == 0 && sequence == 2 {
                 0
             } else {

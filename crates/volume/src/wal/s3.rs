@@ -12,9 +12,9 @@ use log::{debug, warn};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::record::Group;
+use super::record::Record;
 use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
-use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use super::{AppendError, EncodedGroup, LogStore, RecordId};
 use crate::base::counters::LOG_RECORDS;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::{StoreError, StoreErrorKind};
@@ -36,13 +36,13 @@ pub struct S3Log {
     volume_id: Uuid,
     epoch: u64,
     is_given_up: bool,
-    found: Vec<GroupId>,
+    found: Vec<RecordId>,
     first_sequence: u64,
     /// The stored records with the highest generation of each: those that this owner appended, and those that were
     /// found at the opening and read.
-    stored: Mutex<BTreeMap<GroupId, u64>>,
+    stored: Mutex<BTreeMap<RecordId, u64>>,
     /// The seals that were seen in older owners' parts.
-    seals: Mutex<BTreeSet<GroupId>>,
+    seals: Mutex<BTreeSet<RecordId>>,
 }
 
 impl S3Log {
@@ -113,20 +113,20 @@ impl S3Log {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn list(&self) -> Result<Vec<GroupId>, VolumeError> {
+    pub async fn list(&self) -> Result<Vec<RecordId>, VolumeError> {
         list(&self.store).await
     }
 
     /// Seals every part and adds the seals to `found`. Returns `None` when an older owner wrote one of the numbers
     /// first, else the last number of this epoch's part.
-    async fn seal(&self, found: &mut Vec<GroupId>) -> Result<Option<u64>, VolumeError> {
+    async fn seal(&self, found: &mut Vec<RecordId>) -> Result<Option<u64>, VolumeError> {
         let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for id in found.iter() {
             parts.entry(id.epoch).or_default().push(id.sequence);
         }
         if let Some((&later, numbers)) = parts.range(self.epoch + 1..).next() {
             // It may be the WAL of another volume.
-            let id = GroupId {
+            let id = RecordId {
                 epoch: later,
                 sequence: numbers[0],
             };
@@ -142,7 +142,7 @@ impl S3Log {
         for (epoch, numbers) in parts {
             let Some(&last) = numbers.last() else { continue };
             // Checked before anything is written: it may be the WAL of another volume, which has a server of its own.
-            let id = GroupId {
+            let id = RecordId {
                 epoch,
                 sequence: last,
             };
@@ -154,7 +154,7 @@ impl S3Log {
                 tail => drop(tail?),
             }
             for sequence in numbers_to_seal(&numbers) {
-                let id = GroupId { epoch, sequence };
+                let id = RecordId { epoch, sequence };
                 if !self.create_seal(id).await? {
                     return Ok(None);
                 }
@@ -170,14 +170,14 @@ impl S3Log {
 
     /// Begins this owner's part, beyond every number that an owner of the same epoch may still have in flight. Returns
     /// its seal.
-    async fn begin(&mut self, own_last: u64) -> Result<GroupId, VolumeError> {
+    async fn begin(&mut self, own_last: u64) -> Result<RecordId, VolumeError> {
         let sequence = if own_last == 0 {
             1
         } else {
             own_last + IN_FLIGHT_MAX
         };
         let epoch = self.epoch;
-        let id = GroupId { epoch, sequence };
+        let id = RecordId { epoch, sequence };
         check_name(id)?;
         if !self.create_seal(id).await? {
             return Err(VolumeError::Fenced {
@@ -189,8 +189,8 @@ impl S3Log {
     }
 
     /// Returns `false` when the number is taken.
-    async fn create_seal(&self, id: GroupId) -> Result<bool, VolumeError> {
-        let seal = Group::seal(self.volume_id, self.epoch, id.sequence).encode();
+    async fn create_seal(&self, id: RecordId) -> Result<bool, VolumeError> {
+        let seal = Record::seal(self.volume_id, self.epoch, id.sequence).encode();
         match self.store.put_create_only(&key(&self.store, id), seal).await {
             Ok(_) => {
                 self.note_seal(id);
@@ -201,18 +201,18 @@ impl S3Log {
         }
     }
 
-    fn note_seal(&self, id: GroupId) {
+    fn note_seal(&self, id: RecordId) {
         if id.epoch < self.epoch {
             self.seals.lock().insert(id);
         }
     }
 
-    async fn remove(&self, ids: &[GroupId]) -> Result<(), VolumeError> {
+    async fn remove(&self, ids: &[RecordId]) -> Result<(), VolumeError> {
         let keys: Vec<String> = ids.iter().map(|id| key(&self.store, *id)).collect();
         Ok(self.store.delete_keys(&keys).await?)
     }
 
-    fn corrupt(&self, id: GroupId, reason: impl ToString) -> VolumeError {
+    fn corrupt(&self, id: RecordId, reason: impl ToString) -> VolumeError {
         VolumeError::Corrupt {
             what: format!(
                 "the log record s3://{}/{}",
@@ -224,21 +224,21 @@ impl S3Log {
     }
 }
 
-fn key(store: &Store, id: GroupId) -> String {
+fn key(store: &Store, id: RecordId) -> String {
     store.data_key(&format!("{:010}/{:010}", id.epoch, id.sequence))
 }
 
-fn check_name(id: GroupId) -> Result<(), VolumeError> {
+fn check_name(id: RecordId) -> Result<(), VolumeError> {
     if id.epoch.max(id.sequence) <= NUMBER_MAX {
         return Ok(());
     }
     Err(LOG_RECORDS.exhausted())
 }
 
-fn parse_name(name: &str) -> Option<GroupId> {
+fn parse_name(name: &str) -> Option<RecordId> {
     let number = |s: &str| (s.len() == 10).then(|| s.parse().ok()).flatten();
     let (epoch, sequence) = name.split_once('/')?;
-    Some(GroupId {
+    Some(RecordId {
         epoch: number(epoch)?,
         sequence: number(sequence)?,
     })
@@ -248,7 +248,7 @@ fn parse_name(name: &str) -> Option<GroupId> {
 ///
 /// # Errors
 /// When the store fails.
-pub async fn list(store: &Store) -> Result<Vec<GroupId>, VolumeError> {
+pub async fn list(store: &Store) -> Result<Vec<RecordId>, VolumeError> {
     let root = store.data_key("");
     let listed = store.list(&root).await?;
     let mut found: Vec<_> = listed
@@ -273,14 +273,14 @@ pub async fn remove_all(store: &Store, volume_id: Uuid) -> Result<usize, VolumeE
     Ok(keys.len())
 }
 
-async fn read(store: &Store, id: GroupId, volume_id: Uuid) -> Result<Group, VolumeError> {
+async fn read(store: &Store, id: RecordId, volume_id: Uuid) -> Result<Record, VolumeError> {
     let what = || format!("the log record s3://{}/{}", store.bucket, key(store, id));
     let corrupt = |reason: String| VolumeError::Corrupt { what: what(), reason };
     let Some((bytes, _)) = store.get(&key(store, id)).await? else {
         let removed = "it was removed while it was read";
         return Err(StoreError::new("read", what(), StoreErrorKind::NotFound, removed).into());
     };
-    let group = Group::decode(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    let group = Record::decode(&bytes).map_err(|e| corrupt(e.to_string()))?;
     if group.volume_id != volume_id {
         return Err(super::foreign_log(&store.url, group.volume_id, volume_id));
     }
@@ -289,7 +289,7 @@ async fn read(store: &Store, id: GroupId, volume_id: Uuid) -> Result<Group, Volu
 
 #[async_trait]
 impl LogStore for S3Log {
-    fn found(&self) -> &[GroupId] {
+    fn found(&self) -> &[RecordId] {
         &self.found
     }
 
@@ -305,7 +305,7 @@ impl LogStore for S3Log {
         CAPACITY_BYTES
     }
 
-    async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
+    async fn read(&self, id: RecordId) -> Result<Record, VolumeError> {
         let group = read(&self.store, id, self.volume_id).await?;
         // A seal carries the epoch of the owner that made it, even in another owner's part.
         if group.sequence != id.sequence || (group.epoch != id.epoch && !group.is_seal) {
@@ -320,7 +320,7 @@ impl LogStore for S3Log {
     }
 
     async fn append(&self, group: &EncodedGroup) -> Result<(), AppendError> {
-        let id = GroupId {
+        let id = RecordId {
             epoch: self.epoch,
             sequence: group.sequence,
         };
@@ -357,9 +357,9 @@ impl LogStore for S3Log {
     }
 
     async fn trim(&self, generation: u64, acknowledged: u64) -> Result<(), VolumeError> {
-        let old: BTreeSet<GroupId> = {
+        let old: BTreeSet<RecordId> = {
             let stored = self.stored.lock();
-            let is_old = |id: &GroupId, newest: u64| {
+            let is_old = |id: &RecordId, newest: u64| {
                 newest <= generation && (id.epoch < self.epoch || id.sequence < acknowledged)
             };
             stored

@@ -30,14 +30,14 @@ impl Fixture {
     }
 
     fn group(&self, epoch: u64, sequence: u64, generation: u64) -> EncodedGroup {
-        let group = Group {
+        let group = Record {
             is_seal: false,
             entries: vec![Entry {
                 generation,
                 offset_bytes: 0,
                 content: Content::Data(vec![sequence as u8; 100].into()),
             }],
-            ..Group::seal(self.volume_id, epoch, sequence)
+            ..Record::seal(self.volume_id, epoch, sequence)
         };
         EncodedGroup {
             sequence,
@@ -65,7 +65,7 @@ fn only_names_of_groups_are_taken_for_groups() {
     let (epoch, sequence) = (3, 12);
     assert_eq!(
         parse_name("0000000003/0000000012"),
-        Some(GroupId { epoch, sequence })
+        Some(RecordId { epoch, sequence })
     );
     for name in [
         "",
@@ -223,7 +223,7 @@ async fn clearing_leaves_what_a_later_owner_has_begun() {
         .await
         .unwrap();
     let newer = f.open(2).await.unwrap();
-    let id = GroupId {
+    let id = RecordId {
         epoch: 2,
         sequence: newer.first_sequence(),
     };
@@ -237,7 +237,7 @@ async fn clearing_leaves_what_a_later_owner_has_begun() {
 async fn a_damaged_last_record_is_in_the_way_only_of_those_who_need_it() {
     let f = Fixture::new().await;
     let log = f.open(1).await.unwrap();
-    let id = GroupId {
+    let id = RecordId {
         epoch: 1,
         sequence: log.first_sequence(),
     };
@@ -254,7 +254,7 @@ async fn a_damaged_last_record_is_in_the_way_only_of_those_who_need_it() {
 async fn a_damaged_record_is_an_error_that_names_it() {
     let f = Fixture::new().await;
     let log = f.open(1).await.unwrap();
-    let id = GroupId {
+    let id = RecordId {
         epoch: 1,
         sequence: log.first_sequence(),
     };

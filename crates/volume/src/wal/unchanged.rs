@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::record::Group;
-use super::{AppendError, EncodedGroup, GroupId, LogStore};
+use super::record::Record;
+use super::{AppendError, EncodedGroup, LogStore, RecordId};
 use crate::base::error::VolumeError;
 
 /// A WAL as it was found. Nothing is appended to it, and nothing is removed from it.
@@ -13,11 +13,11 @@ pub(crate) struct Unchanged(pub Arc<dyn LogStore>);
 
 #[async_trait]
 impl LogStore for Unchanged {
-    fn found(&self) -> &[GroupId] {
+    fn found(&self) -> &[RecordId] {
         self.0.found()
     }
 
-    fn is_suspect(&self, id: GroupId) -> bool {
+    fn is_suspect(&self, id: RecordId) -> bool {
         self.0.is_suspect(id)
     }
 
@@ -33,7 +33,7 @@ impl LogStore for Unchanged {
         self.0.capacity_bytes()
     }
 
-    async fn read(&self, id: GroupId) -> Result<Group, VolumeError> {
+    async fn read(&self, id: RecordId) -> Result<Record, VolumeError> {
         self.0.read(id).await
     }
 

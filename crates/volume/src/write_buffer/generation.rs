@@ -44,7 +44,7 @@ enum Coverage {
 
 /// How much of a buffered block was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
+enum Extent {
     InPart,
     Whole,
     /// The whole block was written, and it is all zeros.
@@ -251,12 +251,12 @@ impl Generation {
     }
 
     /// Updates the bookkeeping after bytes were written to a buffered block.
-    fn note(&mut self, block: BlockIndex, held: Held) {
+    fn note(&mut self, block: BlockIndex, held: Extent) {
         match held {
-            Held::InPart => self.partial.insert(block.0),
-            Held::Whole | Held::Zeros => self.partial.remove(&block.0),
+            Extent::InPart => self.partial.insert(block.0),
+            Extent::Whole | Extent::Zeros => self.partial.remove(&block.0),
         };
-        if held == Held::Zeros {
+        if held == Extent::Zeros {
             self.blocks.remove(&block.0);
             self.zeroed.insert(block.0..block.0 + 1);
         }
@@ -423,20 +423,20 @@ impl BufferedBlock {
     }
 
     /// Records that these bytes were written, and returns how much of the block was written by now.
-    fn cover(&mut self, range: Range<u32>, block_len: u32) -> Held {
+    fn cover(&mut self, range: Range<u32>, block_len: u32) -> Extent {
         let came_in = range.start as usize..range.end as usize;
         if let Coverage::Partial(written) = &mut self.coverage {
             written.insert(range);
             if written.gaps(&(0..block_len)).next().is_some() {
-                return Held::InPart;
+                return Extent::InPart;
             }
             self.coverage = Coverage::Full;
         }
         // For most blocks the written bytes alone decide.
         if is_zero(&self.bytes[came_in]) && is_zero(&self.bytes) {
-            Held::Zeros
+            Extent::Zeros
         } else {
-            Held::Whole
+            Extent::Whole
         }
     }
 

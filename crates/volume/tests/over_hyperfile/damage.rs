@@ -38,7 +38,7 @@ struct Victim<'a> {
     store: Store,
     key: String,
     body: Vec<u8>,
-    is_sealed: bool,
+    has_checksums: bool,
     expected: Vec<u8>,
 }
 
@@ -52,7 +52,7 @@ impl<'a> Victim<'a> {
             store,
             key,
             body: body.to_vec(),
-            is_sealed: info.metadata.contains_key("hypernbd-crc32c"),
+            has_checksums: info.metadata.contains_key("hypernbd-crc32c"),
             expected: expected.to_vec(),
         }
     }
@@ -69,7 +69,7 @@ impl<'a> Victim<'a> {
             })
             .send();
         self.fixture.run(sent).unwrap();
-        self.is_sealed = false;
+        self.has_checksums = false;
         self
     }
 
@@ -140,7 +140,7 @@ fn volume(writes: &[(u64, usize)]) -> (Fixture, Vec<u8>) {
 fn every_flipped_bit_in_an_inode_is_found() {
     let (f, expected) = volume(&[(0, 1 << 20)]);
     let inode = Victim::new(&f, "inode", &expected);
-    assert!(inode.is_sealed);
+    assert!(inode.has_checksums);
     for at in 0..inode.body.len() {
         assert_eq!(inode.with_bit_flipped(at), Outcome::Refused, "byte {at}");
     }
@@ -160,7 +160,7 @@ fn every_flipped_bit_in_an_index_put_in_one_piece_is_found() {
     let (f, expected) = volume(&[(0, 4 << 20), (MIB, 8192)]);
     for name in ["0000000001.0", "0000000002.0"] {
         let segment = Victim::new(&f, name, &expected);
-        assert!(segment.is_sealed);
+        assert!(segment.has_checksums);
         let (summary, index, data) = segment.layout();
         assert!(!index.is_empty(), "{name} has no index");
         // The summary, and nodes that no checkpoint has any more, are needed by nobody.
@@ -249,7 +249,7 @@ fn every_flipped_bit_in_an_object_uploaded_in_parts_is_found() {
         "one for the object that needs it"
     );
     let segment = Victim::new(&f, "0000000001.0", &expected);
-    assert!(!segment.is_sealed, "put in one piece");
+    assert!(!segment.has_checksums, "put in one piece");
     let (_, index, data) = segment.layout();
     let [_, refused, wrong] = segment.tally(index.step_by(331));
     assert!(refused > 100 && wrong == 0, "{refused} refused, {wrong} wrong");
@@ -271,7 +271,7 @@ fn what_is_found_in_an_index_without_check_values() {
         f.remove_meta(&key);
     }
     let segment = Victim::new(&f, "0000000001.0", &expected);
-    assert!(!segment.is_sealed, "uploaded in parts");
+    assert!(!segment.has_checksums, "uploaded in parts");
     let (summary, index, data) = segment.layout();
     let [right, ..] = segment.tally(summary.clone().step_by(997));
     assert_eq!(right, summary.step_by(997).count(), "nobody reads the summary");

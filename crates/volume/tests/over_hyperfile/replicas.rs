@@ -283,10 +283,9 @@ fn a_volume_that_went_back_is_not_followed() {
     again(&f, &to);
     let restore = |contents: &mut Contents| {
         // In the same directory, which makes it the same volume.
-        for name in ["objects"] {
-            std::fs::remove_dir_all(f.path_of("vol").join(name)).unwrap();
-            copy_directory(&backup.join(name), &f.path_of("vol").join(name));
-        }
+        let objects = f.path_of("vol").join("objects");
+        std::fs::remove_dir_all(&objects).unwrap();
+        copy_directory(&backup.join("objects"), &objects);
         *contents = backed_up.clone();
     };
     restore(&mut contents);

@@ -2,7 +2,7 @@
 //!
 //! The engine's own flush does everything in one go. Here it is two parts. [`lay_out`] needs the container: it gives
 //! every block and every dirty node of the index its place, and then advances the container as if that were published,
-//! so that the next publish can be applied and placed on top of it. [`Landing`] is the rest, and runs in a task of its
+//! so that the next publish can be applied and placed on top of it. [`PublishInFlight`] is the rest, and runs in a task of its
 //! own: it stores the objects and then the inode. An inode is put only when the previous one is known to be stored. So
 //! whatever becomes of a publish in flight, the later ones either follow it or fail.
 //!
@@ -26,11 +26,11 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::engine::Beside;
 use crate::engine::container::Container;
-use crate::format::stored_state::{Mark, Root};
+use crate::format::stored_state::{Root, StateId};
 use crate::index::loader::NodeLoader;
 
 /// A checkpoint whose blocks have their places and that is not stored yet.
-pub(super) struct Laid {
+pub(super) struct LaidOut {
     /// Objects that hold only data. They are stored first.
     parts: Vec<Writer<S3Staging>>,
     /// The object that makes the checkpoint complete.
@@ -40,10 +40,10 @@ pub(super) struct Laid {
     took: Duration,
 }
 
-impl Laid {
+impl LaidOut {
     /// The state id that the checkpoint will have once it is stored.
-    pub(super) fn mark(&self) -> Mark {
-        Mark::of_inode(&self.inode)
+    pub(super) fn state_id(&self) -> StateId {
+        StateId::of_inode(&self.inode)
     }
 
     /// The root of the checkpoint's index. The container's own root may soon be ahead of it.
@@ -57,7 +57,7 @@ impl Laid {
 ///
 /// # Errors
 /// After any error the container must return to the stored state.
-pub(super) async fn lay_out(container: &mut Container) -> io::Result<Laid> {
+pub(super) async fn lay_out(container: &mut Container) -> io::Result<LaidOut> {
     HyperTrait::check_writable(container)?;
     let lock = container.flush_lock().await;
     let laid = lay_out_locked(container).await;
@@ -65,7 +65,7 @@ pub(super) async fn lay_out(container: &mut Container) -> io::Result<Laid> {
     laid
 }
 
-async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
+async fn lay_out_locked(container: &mut Container) -> io::Result<LaidOut> {
     let started = Instant::now();
     container.take_compaction_in().await?;
     let first_data_part = container.reserve_data_parts()?;
@@ -94,7 +94,7 @@ async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
     container.bmap_clear_dirty();
     container.pending_parts_clear();
     container.set_last_flush();
-    Ok(Laid {
+    Ok(LaidOut {
         parts,
         main,
         inode,
@@ -104,10 +104,10 @@ async fn lay_out_locked(container: &mut Container) -> io::Result<Laid> {
 }
 
 /// Updates the container after a publish in flight succeeded. Called for the oldest publish first.
-pub(super) fn stored(container: &Container, landed: Landed) {
+pub(super) fn stored(container: &Container, stored: StoredPublish) {
     let state = container.inode_mut();
-    state.set_ondisk_state(landed.state);
-    state.set_last_ondisk_cno(landed.cno);
+    state.set_ondisk_state(stored.state);
+    state.set_last_ondisk_cno(stored.cno);
 }
 
 /// Called when no publish is in flight: the container need keep no more nodes in memory than usual.
@@ -124,30 +124,30 @@ pub(super) enum Predecessor {
 }
 
 /// What was stored when a publish in flight ended.
-pub(super) struct Landed {
+pub(super) struct StoredPublish {
     cno: u64,
     state: Option<OnDiskState>,
 }
 
 /// A publish in flight.
-pub(crate) struct Landing {
-    task: JoinHandle<io::Result<Landed>>,
+pub(crate) struct PublishInFlight {
+    task: JoinHandle<io::Result<StoredPublish>>,
     stored: Option<oneshot::Receiver<Option<OnDiskState>>>,
 }
 
-impl Landing {
+impl PublishInFlight {
     /// Begins to store a checkpoint, on the current runtime. Its inode is put only after `before` allows it.
     pub(super) fn begin(
-        laid: Laid,
+        laid: LaidOut,
         predecessor: Predecessor,
         before: Option<oneshot::Receiver<bool>>,
     ) -> Self {
         let (tell, stored) = oneshot::channel();
         let task = tokio::spawn(async move {
-            let landed = store(laid, predecessor, before).await?;
+            let stored = store(laid, predecessor, before).await?;
             // There may be no next publish to receive it.
-            let _ = tell.send(landed.state.clone());
-            Ok(landed)
+            let _ = tell.send(stored.state.clone());
+            Ok(stored)
         });
         Self {
             task,
@@ -166,17 +166,17 @@ impl Landing {
     ///
     /// # Errors
     /// The outer error comes after a panic, or at the runtime's end.
-    pub(super) async fn ended(&mut self) -> Result<io::Result<Landed>, JoinError> {
+    pub(super) async fn ended(&mut self) -> Result<io::Result<StoredPublish>, JoinError> {
         (&mut self.task).await
     }
 }
 
 async fn store(
-    laid: Laid,
+    laid: LaidOut,
     predecessor: Predecessor,
     before: Option<oneshot::Receiver<bool>>,
-) -> io::Result<Landed> {
-    let Laid {
+) -> io::Result<StoredPublish> {
+    let LaidOut {
         parts,
         main,
         inode,
@@ -216,7 +216,7 @@ async fn store(
         waited.as_millis(),
         (started.elapsed() - uploaded - waited).as_millis()
     );
-    Ok(Landed {
+    Ok(StoredPublish {
         cno: inode.i_last_cno,
         state,
     })

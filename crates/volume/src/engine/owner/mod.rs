@@ -27,15 +27,15 @@ use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::geometry::Geometry;
 use crate::format::inode;
-use crate::format::stored_state::{Mark, Root};
+use crate::format::stored_state::{Root, StateId};
 use crate::index::cache::IndexCache;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::index::location_map::{LocationMap, Place};
 use crate::index::lookup::{Published, RecentRoots};
 use crate::index::relocation::Relocation;
 use crate::store::{ETag, Store};
 use crate::write_buffer::overlay::Frozen;
-use in_flight::{Landed, Landing};
+use in_flight::{PublishInFlight, StoredPublish};
 
 mod in_flight;
 mod publish;
@@ -74,7 +74,7 @@ pub(super) enum Request {
 
 pub(super) struct Config {
     pub store: Store,
-    pub seals: IndexSeals,
+    pub checksums: IndexChecksums,
     pub index_cache: IndexCache,
     pub is_read_only: bool,
     pub ownership: Arc<dyn Ownership>,
@@ -88,7 +88,7 @@ pub(super) struct Opened {
     pub known: Arc<Mutex<Published>>,
     pub geometry: Geometry,
     pub newest: Checkpoint,
-    pub mark: Mark,
+    pub state_id: StateId,
     pub modified_ms: u64,
 }
 
@@ -97,8 +97,8 @@ pub(super) type Changed = Vec<(Range<u64>, Option<Place>)>;
 
 /// A publish whose checkpoint is being stored.
 pub(super) struct UnderWay {
-    pub landing: Landing,
-    pub mark: Mark,
+    pub publish: PublishInFlight,
+    pub state_id: StateId,
     /// The places to enter into the location map once it is stored.
     pub changed: Changed,
     pub root: Root,
@@ -113,10 +113,10 @@ pub(super) struct Owner {
     /// `None` after a panic inside the engine, until a recovery opens it anew.
     pub(super) container: Option<Container>,
     /// The newest published state, by this owner or an earlier one.
-    pub(super) published: Mark,
+    pub(super) published: StateId,
     /// The states that publishes have tried to store since then, with unknown outcome. All of them are kept: a request
     /// that was given up may still be in flight, and take effect after a later attempt began.
-    pub(super) attempted: Vec<Mark>,
+    pub(super) attempted: Vec<StateId>,
     /// Publishes in flight, in their order. The container is ahead of the stored state by all of them.
     pub(super) under_way: VecDeque<UnderWay>,
     /// The most index nodes that the engine keeps in memory because publishes have been in flight ever since they were
@@ -139,7 +139,7 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
                 known: owner.known.clone(),
                 geometry: owner.geometry,
                 newest,
-                mark: owner.published,
+                state_id: owner.published,
                 modified_ms,
             };
             if opened.send(Ok(state)).is_err() {
@@ -189,7 +189,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
     let container = container::open(
         &config.store,
         &guard,
-        config.seals.clone(),
+        config.checksums.clone(),
         config.index_cache.clone(),
         config.is_read_only,
     )
@@ -211,7 +211,7 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         });
     };
     let geometry = Geometry::new(stat.st_size as u64, block_size);
-    let published = Mark::of_container(&container);
+    let published = StateId::of_container(&container);
     let modified_ms = (stat.st_mtime * 1000 + stat.st_mtime_nsec / 1_000_000).max(0) as u64;
     let known = Published {
         locations: LocationMap::new(geometry.block_size(), LOCATION_RUNS_MAX),
@@ -276,18 +276,18 @@ impl Owner {
         let Some(oldest) = self.under_way.front_mut() else {
             return;
         };
-        let ended = oldest.landing.ended().await;
+        let ended = oldest.publish.ended().await;
         if let Some(UnderWay {
-            mark,
+            state_id,
             changed,
             root,
             reply,
             ..
         }) = self.under_way.pop_front()
         {
-            let landed = self.landed(ended, mark, changed, root);
-            self.must_recover |= landed.is_err();
-            let _ = reply.send(landed.map(Some));
+            let stored = self.stored(ended, state_id, changed, root);
+            self.must_recover |= stored.is_err();
+            let _ = reply.send(stored.map(Some));
         }
     }
 
@@ -298,10 +298,10 @@ impl Owner {
         }
     }
 
-    fn landed(
+    fn stored(
         &mut self,
-        ended: Result<std::io::Result<Landed>, JoinError>,
-        mark: Mark,
+        ended: Result<std::io::Result<StoredPublish>, JoinError>,
+        state_id: StateId,
         changed: Changed,
         root: Root,
     ) -> Result<Checkpoint, VolumeError> {
@@ -311,13 +311,13 @@ impl Owner {
                 "storing a checkpoint ended early ({e}); the container is opened anew"
             ))
         })?;
-        let landed = ended.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
-        self.published = mark;
+        let stored = ended.map_err(|e| VolumeError::engine("publishing a checkpoint", e))?;
+        self.published = state_id;
         // No earlier attempt can be stored any more; a later one still can.
-        let through = self.attempted.iter().position(|&a| a == mark);
+        let through = self.attempted.iter().position(|&a| a == state_id);
         self.attempted.drain(..through.map_or(0, |at| at + 1));
         if let Some(container) = &self.container {
-            in_flight::stored(container, landed);
+            in_flight::stored(container, stored);
             if self.under_way.is_empty() {
                 in_flight::all_stored(container);
                 self.nodes_kept = 0;
@@ -337,7 +337,7 @@ impl Owner {
 
     /// Whether this owner made a stored state: it is the state published last, or one that it has tried to publish
     /// since.
-    fn is_own(&self, stored: Mark) -> bool {
+    fn is_own(&self, stored: StateId) -> bool {
         stored == self.published
             || self
                 .attempted
@@ -345,7 +345,7 @@ impl Owner {
                 .any(|a| stored.cno > self.published.cno && stored.has_times_of(a))
     }
 
-    fn foreign(&self, stored: Mark) -> VolumeError {
+    fn foreign(&self, stored: StateId) -> VolumeError {
         let reason = format!(
             "checkpoint {} at {} was published by another writer (this server's newest is {})",
             stored.cno, self.config.store.url, self.published.cno
@@ -376,7 +376,7 @@ impl Owner {
     /// The ETag of the stored inode, if it is one of this owner's writes.
     async fn prove_stored(&self) -> Result<ETag, VolumeError> {
         let (raw, info) = inode::load(&self.config.store).await?;
-        let stored = Mark::of_inode(&raw);
+        let stored = StateId::of_inode(&raw);
         if !self.is_own(stored) {
             return Err(self.foreign(stored));
         }
@@ -398,9 +398,9 @@ impl Owner {
             }
             None => {
                 let (store, cache) = (&self.config.store, self.config.index_cache.clone());
-                let seals = self.config.seals.clone();
+                let checksums = self.config.checksums.clone();
                 let container =
-                    container::open(store, &self.guard, seals, cache, self.config.is_read_only).await;
+                    container::open(store, &self.guard, checksums, cache, self.config.is_read_only).await;
                 self.container = Some(container.map_err(failed)?);
             }
         }
@@ -409,7 +409,7 @@ impl Owner {
 
     /// Adopts the state to which the container returned.
     async fn adopt(&mut self) -> Result<(), VolumeError> {
-        let adopted = Mark::of_container(self.container()?);
+        let adopted = StateId::of_container(self.container()?);
         if !self.is_own(adopted) {
             return Err(self.foreign(adopted));
         }

@@ -11,7 +11,7 @@ use hyperfile::file::HyperTrait;
 use hyperfile::meta_format::BlockPtrFormat;
 use log::debug;
 
-use super::in_flight::{self, Landing, Predecessor};
+use super::in_flight::{self, Predecessor, PublishInFlight};
 use super::upload_source::FrozenSource;
 use super::{Changed, Owner, Reply, UnderWay};
 use crate::base::checkpoint_id::Checkpoint;
@@ -19,7 +19,7 @@ use crate::base::error::VolumeError;
 use crate::base::geometry::BlockIndex;
 use crate::engine::container::INDEX_NODES;
 use crate::engine::{Beside, placement};
-use crate::format::stored_state::{Mark, Root};
+use crate::format::stored_state::{Root, StateId};
 use crate::index::location_map::Place;
 use crate::index::walk::Walk;
 use crate::write_buffer::overlay::Frozen;
@@ -69,9 +69,9 @@ impl Owner {
             let begun = self.begin(frozen, beside, data_runs);
             let begun = AssertUnwindSafe(begun).catch_unwind().await;
             match self.after(begun) {
-                Ok((landing, mark, changed, root)) => self.under_way.push_back(UnderWay {
-                    landing,
-                    mark,
+                Ok((publish, state_id, changed, root)) => self.under_way.push_back(UnderWay {
+                    publish,
+                    state_id,
                     changed,
                     root,
                     reply,
@@ -152,7 +152,7 @@ impl Owner {
         frozen: &Arc<Frozen>,
         beside: Beside,
         data_runs: Vec<Range<u64>>,
-    ) -> Result<(Landing, Mark, Changed, Root), VolumeError> {
+    ) -> Result<(PublishInFlight, StateId, Changed, Root), VolumeError> {
         let started = Instant::now();
         let len_bytes = self.len_bytes(&data_runs);
         let source = FrozenSource::new(frozen.clone(), 0, len_bytes, beside.next);
@@ -162,20 +162,20 @@ impl Owner {
         let laid = laid.map_err(|e| VolumeError::engine("laying out a checkpoint", e))?;
         self.release_source()?;
         let changed = self.places(data_runs).await?;
-        let (mark, root) = (laid.mark(), laid.root());
+        let (state_id, root) = (laid.state_id(), laid.root());
         let predecessor = match self.under_way.back_mut() {
-            Some(before) => before.landing.as_predecessor(),
+            Some(before) => before.publish.as_predecessor(),
             None => Predecessor::Stored(self.container()?.inode().get_ondisk_state().clone()),
         };
         debug!(
             "publish of {len_bytes} bytes: applied in {applied:?}, laid out and located in {:?}",
             started.elapsed() - applied
         );
-        self.attempted.push(mark);
+        self.attempted.push(state_id);
         // Nothing can fail from here on, so every publish in flight is known to the owner.
         Ok((
-            Landing::begin(laid, predecessor, beside.before),
-            mark,
+            PublishInFlight::begin(laid, predecessor, beside.before),
+            state_id,
             changed,
             root,
         ))
@@ -323,7 +323,7 @@ impl Owner {
     /// and publishes over it without asking for the lease (`refresh_bmap` in hyperfile 0.14.0). Here any failure is the
     /// caller's, who recovers: the lease first, then the stored state, then the generation again.
     pub(super) async fn flush(&mut self) -> Result<Checkpoint, VolumeError> {
-        let attempted = Mark::of_container(self.container()?);
+        let attempted = StateId::of_container(self.container()?);
         // Noted before the publish, so that it is known even if the engine panics.
         self.attempted.push(attempted);
         let container = self.container()?;

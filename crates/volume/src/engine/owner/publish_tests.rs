@@ -16,7 +16,7 @@ use crate::base::url::VolumeUrl;
 use crate::engine::SoleOwner;
 use crate::engine::limits::CheckpointNumbers;
 use crate::index::cache::IndexCache;
-use crate::index::checksums::IndexSeals;
+use crate::index::checksums::IndexChecksums;
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::store;
 use crate::store::hook::Hook;
@@ -86,7 +86,7 @@ async fn zeroed(inodes: usize) -> (Result<(), VolumeError>, Vec<u8>) {
     let store = store::connect(&url, &hooked).await.unwrap();
     let config = Config {
         store: store.clone(),
-        seals: IndexSeals::new(store.clone()),
+        checksums: IndexChecksums::new(store.clone()),
         index_cache: IndexCache::default().of_container(&store),
         is_read_only: false,
         ownership: Arc::new(SoleOwner),

@@ -14,7 +14,7 @@ use crate::engine::Relocated;
 use crate::engine::bare;
 use crate::engine::copy::Reserved;
 use crate::format::object_names::of_pointer;
-use crate::format::stored_state::{Mark, Root};
+use crate::format::stored_state::{Root, StateId};
 use crate::index::location_map::Place;
 use crate::index::lookup::push;
 use crate::index::relocation::{self, Applied, Move, Relocation, offset_of};
@@ -74,17 +74,22 @@ impl Owner {
         self.check_relocatable()?;
         let before = self.published;
         let begun = AssertUnwindSafe(self.flip(relocation)).catch_unwind().await;
-        let (applied, mark, e) = match self.after(begun) {
+        let (applied, state_id, e) = match self.after(begun) {
             Ok(Flipped::Nothing) => return Ok(None),
             Ok(Flipped::Published(relocated)) => return Ok(Some(relocated)),
-            Ok(Flipped::Failed { applied, mark, error }) => (applied, Some(mark), error),
+            Ok(Flipped::Failed {
+                applied,
+                state_id,
+                error,
+            }) => (applied, Some(state_id), error),
             Err(e) => (Applied::default(), None, e),
         };
         self.must_recover = true;
         let recovered = AssertUnwindSafe(self.recover()).catch_unwind().await;
         self.after(recovered)?;
         // Its answer alone was lost. An earlier attempt of a publish may have landed instead.
-        if mark.is_some_and(|mark| self.published != before && self.published.has_times_of(&mark)) {
+        if state_id.is_some_and(|state_id| self.published != before && self.published.has_times_of(&state_id))
+        {
             let root = Root(self.container()?.bmap_get_raw());
             self.enter(self.places_of_moves(&applied.moved), root);
             return Ok(Some(Relocated {
@@ -114,11 +119,15 @@ impl Owner {
         let container = self.container()?;
         container.bmap_update(tree);
         renew_times(container);
-        let mark = Mark::of_container(container);
+        let state_id = StateId::of_container(container);
         let checkpoint = match self.flush().await {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
-                return Ok(Flipped::Failed { applied, mark, error });
+                return Ok(Flipped::Failed {
+                    applied,
+                    state_id,
+                    error,
+                });
             }
         };
         let root = Root(self.container()?.bmap_get_raw());
@@ -157,17 +166,17 @@ enum Flipped {
     Failed {
         applied: Applied,
         /// What its state is told by.
-        mark: Mark,
+        state_id: StateId,
         error: VolumeError,
     },
 }
 
 /// A state is told from the one before it by its times, too: nothing else differs where the number of blocks is the same.
 fn renew_times(container: &crate::engine::container::Container) {
-    let before = Mark::of_container(container);
+    let before = StateId::of_container(container);
     loop {
         container.inode_mut().update_mtime();
-        if Mark::of_container(container).mtime != before.mtime {
+        if StateId::of_container(container).mtime != before.mtime {
             return;
         }
         std::hint::spin_loop();

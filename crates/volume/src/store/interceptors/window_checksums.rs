@@ -104,7 +104,7 @@ pub(crate) fn check_name(metadata: &HashMap<String, String>, key: &str) -> Resul
 }
 
 /// Whether an object carries check values.
-pub(crate) fn is_sealed(info: &ObjectInfo) -> bool {
+pub(crate) fn has_checksums(info: &ObjectInfo) -> bool {
     info.metadata.contains_key(METADATA_KEY)
 }
 

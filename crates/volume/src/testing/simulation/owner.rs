@@ -17,7 +17,7 @@ use crate::checkpoint::state::{self, PublishEnd};
 use crate::lease::state::*;
 use crate::lease::tests::record;
 use crate::store::ETag;
-use crate::wal::GroupId;
+use crate::wal::RecordId;
 use crate::wal::group_commit::{self, AppendEnd};
 
 /// How a task ended.
@@ -274,7 +274,7 @@ impl Serving {
                 self.volume.appends.retain(|s| *s != sequence);
                 if end == AppendEnd::Durable {
                     let epoch = self.me.epoch;
-                    let id = GroupId { epoch, sequence };
+                    let id = RecordId { epoch, sequence };
                     self.log.stored.insert(id, group.newest().0);
                 }
                 let ended = group_commit::Event::AppendEnded { sequence, end };
@@ -282,7 +282,7 @@ impl Serving {
             }
             Done::Trimmed(keys) => {
                 self.is_trimming = false;
-                self.log.stored.retain(|id, _| !keys.contains(&Key::Group(*id)));
+                self.log.stored.retain(|id, _| !keys.contains(&Key::Record(*id)));
                 Vec::new()
             }
             Done::Renewed(keep, is_lost) => {

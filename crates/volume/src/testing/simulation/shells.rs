@@ -5,7 +5,7 @@ use super::store::{Answer, Body, Client, Inode, Key, Request};
 use crate::checkpoint::machine_world::{Cells, Record};
 use crate::checkpoint::state::PublishEnd;
 use crate::lease::LeaseRecord;
-use crate::wal::GroupId;
+use crate::wal::RecordId;
 use crate::wal::group_commit::AppendEnd;
 
 /// What keeps older owners out and flushed writes in; each is taken out in a test of its own.
@@ -153,14 +153,14 @@ impl Identity {
 
     /// `S3Log::append`.
     pub async fn append(&self, sequence: u64, record: Record) -> AppendEnd {
-        let key = Key::Group(GroupId {
+        let key = Key::Record(RecordId {
             epoch: self.epoch,
             sequence,
         });
-        match self.client.put(key, Body::Group(record.clone()), None).await {
+        match self.client.put(key, Body::Record(record.clone()), None).await {
             Answer::Stored(_) => AppendEnd::Durable,
             Answer::Refused => match self.client.get(key).await {
-                Some((Body::Group(there), _)) if there == record => AppendEnd::Durable,
+                Some((Body::Record(there), _)) if there == record => AppendEnd::Durable,
                 _ => AppendEnd::Fenced,
             },
             _ => AppendEnd::Failed,

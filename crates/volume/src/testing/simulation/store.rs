@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use crate::checkpoint::machine_world::{Cells, Record};
 use crate::lease::LeaseRecord;
-use crate::wal::GroupId;
+use crate::wal::RecordId;
 
 /// The name of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +18,7 @@ pub enum Key {
     Inode,
     /// Of the catalogue, by checkpoint.
     Entry(u64),
-    Group(GroupId),
+    Record(RecordId),
 }
 
 /// The container: its inode stands for all that it names, which never changes once stored.
@@ -45,7 +45,7 @@ pub enum Body {
         generation: u64,
         is_repaired: bool,
     },
-    Group(Record),
+    Record(Record),
 }
 
 /// What is asked of the store.
@@ -112,7 +112,7 @@ impl Store {
             Request::Get(key) => Answer::Found(self.objects.get(&key).cloned()),
             Request::List { is_groups } => {
                 let is_listed =
-                    |k: &&Key| matches!((k, is_groups), (Key::Group(_), true) | (Key::Entry(_), false));
+                    |k: &&Key| matches!((k, is_groups), (Key::Record(_), true) | (Key::Entry(_), false));
                 Answer::Listed(self.objects.keys().filter(is_listed).copied().collect())
             }
             Request::Delete(key) => {

@@ -8,8 +8,8 @@ use super::store::{Answer, Body, Key};
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::checkpoint::machine_world::{Cells, Record, seal};
 use crate::checkpoint::state::PublishEnd;
-use crate::wal::GroupId;
-use crate::wal::record::{Content, Group};
+use crate::wal::RecordId;
+use crate::wal::record::{self, Content};
 use crate::wal::replay::{Replay, numbers_to_seal};
 
 /// The marker as its owner wrote it last.
@@ -55,26 +55,26 @@ impl Marker {
 /// `wal/s3.rs`: the log as its owner knows it.
 #[derive(Default)]
 pub struct Log {
-    found: BTreeSet<GroupId>,
+    found: BTreeSet<RecordId>,
     pub first_sequence: u64,
     /// Groups stored, with the highest generation of each.
-    pub stored: BTreeMap<GroupId, u64>,
+    pub stored: BTreeMap<RecordId, u64>,
     /// Seals in older owners' parts.
-    seals: BTreeSet<GroupId>,
+    seals: BTreeSet<RecordId>,
 }
 
 impl Log {
-    async fn list(me: &Identity) -> BTreeSet<GroupId> {
+    async fn list(me: &Identity) -> BTreeSet<RecordId> {
         let keys = me.client.list(true).await.into_iter();
         keys.filter_map(|k| match k {
-            Key::Group(id) => Some(id),
+            Key::Record(id) => Some(id),
             _ => None,
         })
         .collect()
     }
 
-    async fn read(&mut self, me: &Identity, id: GroupId) -> Result<Record, End> {
-        let Some((Body::Group(record), _)) = me.client.get(Key::Group(id)).await else {
+    async fn read(&mut self, me: &Identity, id: RecordId) -> Result<Record, End> {
+        let Some((Body::Record(record), _)) = me.client.get(Key::Record(id)).await else {
             // It was removed while it was read.
             return Err(End);
         };
@@ -86,9 +86,9 @@ impl Log {
         Ok(record)
     }
 
-    async fn create_seal(&mut self, me: &Identity, id: GroupId) -> Result<bool, End> {
-        let body = Body::Group(seal(me.epoch as u32));
-        match me.client.put(Key::Group(id), body, None).await {
+    async fn create_seal(&mut self, me: &Identity, id: RecordId) -> Result<bool, End> {
+        let body = Body::Record(seal(me.epoch as u32));
+        match me.client.put(Key::Record(id), body, None).await {
             Answer::Stored(_) => {
                 if id.epoch < me.epoch {
                     self.seals.insert(id);
@@ -117,7 +117,7 @@ impl Log {
             }
         }
         let (epoch, sequence) = (me.epoch, 1);
-        if !log.create_seal(me, GroupId { epoch, sequence }).await? {
+        if !log.create_seal(me, RecordId { epoch, sequence }).await? {
             return Err(End);
         }
         log.first_sequence = sequence + 1;
@@ -128,8 +128,8 @@ impl Log {
     async fn seal(
         &mut self,
         me: &Identity,
-        mut found: BTreeSet<GroupId>,
-    ) -> Result<Option<BTreeSet<GroupId>>, End> {
+        mut found: BTreeSet<RecordId>,
+    ) -> Result<Option<BTreeSet<RecordId>>, End> {
         let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for id in &found {
             parts.entry(id.epoch).or_default().push(id.sequence);
@@ -139,12 +139,12 @@ impl Log {
         }
         for (epoch, numbers) in parts {
             let sequence = numbers[numbers.len() - 1];
-            let tail = self.read(me, GroupId { epoch, sequence }).await?;
+            let tail = self.read(me, RecordId { epoch, sequence }).await?;
             if !me.defences.seals || tail.is_seal && u64::from(tail.owner) > epoch {
                 continue;
             }
             for sequence in numbers_to_seal(&numbers) {
-                let id = GroupId { epoch, sequence };
+                let id = RecordId { epoch, sequence };
                 if !self.create_seal(me, id).await? {
                     return Ok(None);
                 }
@@ -159,10 +159,10 @@ impl Log {
         let mut replay = Replay::new(watermark);
         let mut cells = Cells::new();
         for id in self.found.clone() {
-            let record = self.read(me, id).await?;
-            let group = Group {
-                epoch: u64::from(record.owner),
-                ..record.group(id.sequence)
+            let stored = self.read(me, id).await?;
+            let group = record::Record {
+                epoch: u64::from(stored.owner),
+                ..stored.group(id.sequence)
             };
             let entries = replay.next(id, group).map_err(|e| {
                 me.violate(format!("L2: a sound log is refused: {e}"));
@@ -180,11 +180,11 @@ impl Log {
 
     /// Groups of this owner and older ones that are published up to `generation`.
     pub fn old(&self, epoch: u64, generation: u64, acknowledged: u64) -> Vec<Key> {
-        let is_old = |(id, newest): &(&GroupId, &u64)| {
+        let is_old = |(id, newest): &(&RecordId, &u64)| {
             **newest <= generation && (id.epoch < epoch || id.sequence < acknowledged)
         };
         let old = self.stored.iter().filter(is_old);
-        old.map(|(id, _)| Key::Group(*id)).collect()
+        old.map(|(id, _)| Key::Record(*id)).collect()
     }
 
     /// The clean end: `OpenLog::finish`.
@@ -201,7 +201,7 @@ impl Log {
         if me.defences.end {
             all.retain(|id| id.epoch <= me.epoch);
         }
-        me.delete(all.into_iter().map(Key::Group).collect()).await?;
+        me.delete(all.into_iter().map(Key::Record).collect()).await?;
         if !me.defences.end {
             me.delete(vec![Key::Marker]).await?;
         }

@@ -16,7 +16,7 @@ const IN_A_ROW_MAX: usize = (NEWEST_KEPT - 1) / 2;
 
 /// What follows from what was found and done so far.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct Schedule {
     /// What clients had published at the last look.
     looked_at_bytes: u64,
     /// What they publish at least before the next one.
@@ -27,7 +27,7 @@ pub(super) struct Turns {
     flipped_as: u64,
 }
 
-impl Turns {
+impl Schedule {
     /// For a volume to which clients had published so much when it was opened.
     pub fn new(published_bytes: u64) -> Self {
         Self {
@@ -85,17 +85,17 @@ mod tests {
         for seed in 0..200 {
             let mut rng = fastrand::Rng::with_seed(seed);
             let (mut bytes, mut since_publish, mut checkpoint) = (0, 0, 0);
-            let mut turns = Turns::new(bytes);
+            let mut schedule = Schedule::new(bytes);
             for _ in 0..200 {
                 let since_last = [Duration::ZERO, LOOK_AT_LATEST][rng.usize(..2)];
                 if rng.u8(..3) == 0 {
                     (bytes, since_publish, checkpoint) = (bytes + 1, 0, checkpoint + 1);
                 }
-                if !turns.is_look_due(bytes, since_last) {
+                if !schedule.is_look_due(bytes, since_last) {
                     continue;
                 }
-                turns.look(bytes);
-                while !turns.is_over() {
+                schedule.look(bytes);
+                while !schedule.is_over() {
                     // A publish may come between any two of them.
                     if rng.u8(..9) == 0 {
                         (bytes, since_publish, checkpoint) = (bytes + 1, 0, checkpoint + 1);
@@ -105,14 +105,14 @@ mod tests {
                         break;
                     }
                     (since_publish, checkpoint) = (since_publish + 1, checkpoint + 1);
-                    turns.relocated(checkpoint);
+                    schedule.relocated(checkpoint);
                     most = most.max(since_publish);
                     assert!(
                         since_publish < NEWEST_KEPT,
                         "seed {seed}: {since_publish} in a row"
                     );
                 }
-                turns.looked(rng.u64(..2));
+                schedule.looked(rng.u64(..2));
             }
         }
         assert_eq!(most, 2 * IN_A_ROW_MAX, "as many as may be");
@@ -120,17 +120,17 @@ mod tests {
 
     #[test]
     fn a_relocation_that_changes_nothing_ends_the_look() {
-        let mut turns = Turns::new(7);
-        assert!(!turns.is_look_due(7, LOOK_AT_LATEST), "nothing was published");
-        assert!(turns.is_look_due(8, Duration::ZERO));
-        turns.look(8);
-        turns.relocated(5);
-        assert!(!turns.is_over());
-        turns.relocated(0);
-        assert!(turns.is_over());
-        assert_eq!(turns.flipped_as(), 5);
-        turns.looked(100);
-        assert!(!turns.is_look_due(107, Duration::ZERO));
-        assert!(turns.is_look_due(107, LOOK_AT_LATEST) && turns.is_look_due(108, Duration::ZERO));
+        let mut schedule = Schedule::new(7);
+        assert!(!schedule.is_look_due(7, LOOK_AT_LATEST), "nothing was published");
+        assert!(schedule.is_look_due(8, Duration::ZERO));
+        schedule.look(8);
+        schedule.relocated(5);
+        assert!(!schedule.is_over());
+        schedule.relocated(0);
+        assert!(schedule.is_over());
+        assert_eq!(schedule.flipped_as(), 5);
+        schedule.looked(100);
+        assert!(!schedule.is_look_due(107, Duration::ZERO));
+        assert!(schedule.is_look_due(107, LOOK_AT_LATEST) && schedule.is_look_due(108, Duration::ZERO));
     }
 }
