@@ -130,27 +130,21 @@ async fn zeroes_of_many_blocks_take_several_checkpoints_and_are_answered_after_t
     for inodes in 0..10 {
         let (published, found) = zeroed(inodes).await;
         let is_written = found[5 * BLOCK..6 * BLOCK] == [9; BLOCK];
+        let others = || found.chunks(BLOCK).enumerate().filter(|(at, _)| *at != 5);
+        let zeroed = others().filter(|(_, block)| *block == [0; BLOCK]).count();
+        if is_written {
+            // Also where the open took up the last checkpoint, whose inode alone was not stored.
+            assert_eq!(zeroed, BLOCKS - 1, "the write is in the last one");
+        }
         if published.is_ok() {
-            let mut others = found.chunks(BLOCK).enumerate().filter(|(at, _)| *at != 5);
-            assert!(is_written && others.all(|(_, block)| block == [0; BLOCK]));
-            assert!(inodes > 3, "at once");
+            assert!(is_written && inodes > 3, "at once");
             break;
         }
-        if is_written {
-            // The last inode was stored, and what failed came after it.
-            continue;
-        }
-        let blocks = found.chunks(BLOCK);
-        assert!(
-            blocks
-                .clone()
-                .all(|block| block == [7; BLOCK] || block == [0; BLOCK])
-        );
-        zeroes.push(blocks.filter(|block| *block == [0; BLOCK]).count());
+        assert!(others().all(|(_, block)| block == [7; BLOCK] || block == [0; BLOCK]));
+        zeroes.push(zeroed);
     }
-    assert_eq!(zeroes[0], 0, "as at the flush before");
     assert!(
-        zeroes.len() > 3 && zeroes.is_sorted() && zeroes[2] > zeroes[1],
+        zeroes.len() > 3 && zeroes.is_sorted() && zeroes[0] < zeroes[3],
         "{zeroes:?}"
     );
 }

@@ -12,9 +12,8 @@ impl World {
         let at = self.random.usize(..self.places.len());
         let place = &self.places[at];
         match (&place.line, &place.server) {
-            (None, _) => match self.random.u8(..4) {
+            (None, _) => match self.random.u8(..3) {
                 0 if self.copy_from(1 - at) => {}
-                1 | 2 if self.clone_from(1 - at) => {}
                 _ => self.create(at),
             },
             (Some(_), Some(_)) => match self.random.u8(..12) {
@@ -30,7 +29,7 @@ impl World {
                 },
                 _ => self.read(at),
             },
-            (Some(_), None) => match self.random.u8(..23) {
+            (Some(_), None) => match self.random.u8(..18) {
                 0..5 => self.open(at, false),
                 5 => self.open(at, true),
                 6 => self.back_up(at),
@@ -40,10 +39,6 @@ impl World {
                 12 | 13 => self.roll_back(at),
                 14 => self.resize(at),
                 15 | 16 => self.prune(at),
-                17 | 18 => self.compact(at),
-                22 => self.restore_under_caches(at),
-                19.. if self.has_clone(at) => self.try_to_delete_a_parent(at),
-                19 | 20 => self.flatten(at),
                 _ => self.delete(at),
             },
         }
@@ -156,7 +151,7 @@ impl World {
         }
     }
 
-    pub fn read(&mut self, at: usize) {
+    fn read(&mut self, at: usize) {
         let server = self.server(at);
         server.faults.disarm();
         let found = self.contents(server);
@@ -247,8 +242,8 @@ impl World {
 
     /// The server of a place that another is to take over, with something to flush; none where that cannot be.
     fn about_to_be_taken_over(&mut self, at: usize) -> Option<Server> {
-        // On one machine a journal's lock stays with a server that lives.
-        if self.server(at).has_journal {
+        // On one machine the journal's lock stays with a server that lives.
+        if self.server(at).has_log {
             self.kill(at);
             return None;
         }

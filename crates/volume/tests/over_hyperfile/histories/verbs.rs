@@ -8,12 +8,11 @@ use hypernbd_volume::admin::{self, CreateOptions, IfDamaged, rollback, wal};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::{self, At};
 use hypernbd_volume::retention::Policy;
-use hypernbd_volume::{ErrorKind, VolumeError, WalPlace};
+use hypernbd_volume::{ErrorKind, VolumeError};
 
 use super::faults::Faults;
 use super::line::Line;
 use super::world::{Backup, LIMIT, World, runtime};
-use crate::fixture::pattern;
 use crate::provenance::{copy_dir, restore};
 
 pub const BLOCK: u64 = 4096;
@@ -104,25 +103,18 @@ impl World {
         self.whole("keep the last one", set_policy(&url, &store, Some(&policy)))
             .unwrap();
         let journal = self.path(&format!("journal-{}", self.places[at].name));
-        let log = match self.random.u8(..3) {
-            0 => None,
-            1 => Some(WalPlace::At(Self::url_of(&journal))),
-            _ => Some(WalPlace::Beside),
-        };
+        let has_log = self.random.bool();
         let place = &mut self.places[at];
         place.line = Some(Line::known(vec![0; SIZE as usize]));
         place.names.clear();
-        // Records beside a volume are of its id alone.
-        place.is_log_foreign = log.as_ref().is_some_and(|log| log.url().is_some()) && journal.exists();
+        place.is_log_foreign = has_log && journal.exists();
         place.is_log_open = false;
-        place.log = log;
+        place.journal = has_log.then(|| Self::url_of(&journal));
     }
 
     /// Copies the volume at a place to the other, if it can be.
     pub fn copy_from(&mut self, from: usize) -> bool {
-        // A copy of a clone is refused.
-        let place = &self.places[from];
-        if place.server.is_some() || place.line.is_none() || place.is_clone {
+        if self.places[from].server.is_some() || self.places[from].line.is_none() {
             return false;
         }
         let to = 1 - from;
@@ -132,7 +124,6 @@ impl World {
         copy_dir(&self.path(self.places[from].name), &path);
         self.tell(format!("{} is copied", self.places[from].name));
         let (line, names) = (self.places[from].line.clone(), self.places[from].names.clone());
-        self.places[to].is_told_of_none = self.places[from].is_told_of_none;
         let (url, lease, store) = (self.url(to), self.lease(), Faults::none());
         let mut line = line.unwrap();
         // The original's log is not the copy's to use up.
@@ -150,17 +141,13 @@ impl World {
         }
         let place = &mut self.places[to];
         (place.line, place.names) = (Some(line), names);
-        (place.log, place.is_log_foreign, place.is_log_open) = (None, false, false);
+        (place.journal, place.is_log_foreign, place.is_log_open) = (None, false, false);
         place.is_buffer_left = false;
         self.seen.copied += 1;
         true
     }
 
     pub fn back_up(&mut self, at: usize) {
-        // Restored, a clone or a parent would be another volume than the one that shares.
-        if self.places[at].is_clone || self.has_clone(at) {
-            return;
-        }
         let path = self.path("backup");
         let _ = std::fs::remove_dir_all(&path);
         copy_dir(&self.path(self.places[at].name), &path);
@@ -176,7 +163,7 @@ impl World {
 
     /// A backup is put back, and the log goes on from a later checkpoint.
     pub fn restore_under_log(&mut self, at: usize) {
-        if self.places[at].log.is_none() || self.places[at].is_clone || self.has_clone(at) {
+        if self.places[at].journal.is_none() {
             return self.restore(at);
         }
         self.back_up(at);
@@ -195,46 +182,8 @@ impl World {
         self.restore(at);
     }
 
-    /// A backup is put back and goes on as far as the history that was left went, without the caches of that one. They are there then.
-    pub fn restore_under_caches(&mut self, at: usize) {
-        if self.places[at].log.is_some() {
-            return self.restore_under_log(at);
-        }
-        if !self.is_closed(at) || self.places[at].is_clone || self.has_clone(at) {
-            return;
-        }
-        self.back_up(at);
-        for has_caches in [true, false] {
-            self.has_caches = Some(has_caches);
-            self.open(at, true);
-            self.count += 1;
-            let bytes = pattern(u64::from(self.count), 32 * BLOCK as usize);
-            let volume = self.server(at).volume.clone();
-            let len = bytes.len().min(volume.size_bytes() as usize);
-            volume.write(0, &bytes[..len], false).unwrap();
-            drop(volume);
-            let line = self.places[at].line.as_mut().unwrap();
-            line.changed(|contents| contents[..len].copy_from_slice(&bytes[..len]));
-            self.flush_once(at);
-            if has_caches && self.places[at].server.is_some() {
-                self.read(at);
-            }
-            self.close(at);
-            if has_caches {
-                self.restore(at);
-            }
-        }
-        self.has_caches = Some(true);
-        self.open(at, true);
-        self.has_caches = None;
-        self.seen.restored_under_caches += 1;
-    }
-
     /// A backup is put back: all of it, or the container alone.
     pub fn restore(&mut self, at: usize) {
-        if self.places[at].is_clone || self.has_clone(at) {
-            return;
-        }
         let Some(backup) = self.backup.take_if(|backup| backup.of == at) else {
             return self.back_up(at);
         };
@@ -264,7 +213,7 @@ impl World {
         // What was in the log alone then may have been published since, and the log emptied.
         line.log_given_up();
         let before = place.line.replace(line);
-        // The log goes on from where it was left, however often something else is put back meanwhile.
+        // The journal goes on from where it was left, however often something else is put back meanwhile.
         let continued = place.replayed.take().or(before);
         place.replayed =
             continued.filter(|line| Some(line.container()) == place.line.as_ref().map(Line::container));
@@ -381,16 +330,12 @@ impl World {
             Box::pin(async move { admin::delete(&of.0, &store, &of.1, IfDamaged::Refuse).await })
         });
         match deleted {
-            // For a clone that was never made, at a place that is not there any more.
-            Some(Err(VolumeError::HasClones { .. })) if self.places[at].is_told_of_none => return,
             Some(deleted) => {
                 deleted.unwrap_or_else(|e| panic!("{what}: {}", e.chain()));
                 self.seen.deleted += 1;
             }
             None => {
                 self.seen.deletions_ended += 1;
-                // Its parent may not have been told.
-                self.places[1 - at].is_told_of_none |= self.places[at].is_clone;
                 let is_there = self
                     .whole("look at it", admin::info(&url, &Faults::none()))
                     .is_ok();
@@ -405,9 +350,6 @@ impl World {
                         admin::delete(&url, &Faults::none(), &lease, IfDamaged::Refuse),
                     ) {
                         Ok(_) => self.seen.deleted += 1,
-                        Err(VolumeError::HasClones { .. }) if self.places[at].is_told_of_none => {
-                            return self.open(at, true);
-                        }
                         Err(error) => {
                             assert!(error.kind() == ErrorKind::NotFound, "{what}: {}", error.chain())
                         }
@@ -418,7 +360,6 @@ impl World {
         let place = &mut self.places[at];
         (place.line, place.is_log_foreign) = (None, false);
         (place.is_buffer_left, place.replayed) = (false, None);
-        (place.is_clone, place.is_told_of_none) = (false, false);
         place.names.clear();
     }
 }

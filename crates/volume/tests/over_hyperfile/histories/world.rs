@@ -40,15 +40,10 @@ pub struct Seen {
     pub names_read: u32,
     pub removed: u32,
     pub held_up: u32,
-    pub cloned: u32,
-    pub flattened: u32,
-    pub kept_for_clones: u32,
-    pub relocated: u32,
-    pub restored_under_caches: u32,
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u32); 19] {
+    fn all(&mut self) -> [(&'static str, &mut u32); 14] {
         [
             ("opened", &mut self.opened),
             ("killed", &mut self.killed),
@@ -64,11 +59,6 @@ impl Seen {
             ("names read", &mut self.names_read),
             ("objects removed", &mut self.removed),
             ("flushes held up over a takeover", &mut self.held_up),
-            ("cloned", &mut self.cloned),
-            ("flattened", &mut self.flattened),
-            ("kept for clones", &mut self.kept_for_clones),
-            ("objects relocated", &mut self.relocated),
-            ("restored under caches", &mut self.restored_under_caches),
         ]
     }
 
@@ -91,7 +81,6 @@ pub struct Server {
     pub volume: Arc<Volume>,
     pub faults: Arc<Faults>,
     pub has_log: bool,
-    pub has_journal: bool,
     pub has_buffer_file: bool,
     runtime: Runtime,
 }
@@ -112,22 +101,18 @@ pub struct Place {
     pub server: Option<Server>,
     /// What has a name, and how it reads.
     pub names: BTreeMap<String, Contents>,
-    /// The log that its servers use: a journal, or one beside the volume.
-    pub log: Option<WalPlace>,
-    /// As `line`, should the log be replayed over a container that was put back to where that log begins.
+    /// The journal that its servers use.
+    pub journal: Option<VolumeUrl>,
+    /// As `line`, should the journal be replayed over a container that was put back to where that journal begins.
     pub replayed: Option<Line>,
-    /// Whether the log may be that of another history.
+    /// Whether the journal may be that of another history.
     pub is_log_foreign: bool,
-    /// Whether the log may hold what is not published.
+    /// Whether the journal may hold what is not published.
     pub is_log_open: bool,
     /// Whether the last server, which was killed, left everything that it answered in its write buffer's file.
     pub is_buffer_left: bool,
     /// Whether a server is being taken over that uses the write buffer's file.
     pub is_taken_over: bool,
-    /// Whether it shares what the volume at the other place has.
-    pub is_clone: bool,
-    /// Whether it may keep something for a clone whose making was killed.
-    pub is_told_of_none: bool,
 }
 
 /// A backup of a place.
@@ -148,8 +133,6 @@ pub struct World {
     pub seen: Seen,
     /// Numbers for what is written and named.
     pub count: u32,
-    /// Whether servers have caches on a disk, where that is not left to chance.
-    pub has_caches: Option<bool>,
     /// Told when something fails.
     story: Vec<String>,
 }
@@ -177,14 +160,12 @@ impl World {
             line: None,
             server: None,
             names: BTreeMap::new(),
-            log: None,
+            journal: None,
             replayed: None,
             is_log_foreign: false,
             is_log_open: false,
             is_buffer_left: false,
             is_taken_over: false,
-            is_clone: false,
-            is_told_of_none: false,
         };
         Self {
             random: fastrand::Rng::with_seed(seed),
@@ -194,7 +175,6 @@ impl World {
             backup: None,
             seen: Seen::default(),
             count: 0,
-            has_caches: None,
             story: Vec::new(),
         }
     }
@@ -230,15 +210,9 @@ impl World {
         has_buffer_file: bool,
     ) -> VolumeOptions {
         let (is_removing, has_caches) = (self.random.bool(), self.random.u8(..3) > 0);
-        let has_caches = self.has_caches.unwrap_or(has_caches);
-        let has_log_beside = self.random.u8(..3) > 0;
         let buffer = self.path(&format!("buffer-{}", self.places[at].name));
         VolumeOptions {
-            // One beside the volume is found where it has records, and then ended.
-            wal: self.places[at]
-                .log
-                .clone()
-                .filter(|log| *log != WalPlace::Beside || has_log_beside),
+            wal: self.places[at].journal.clone().map(WalPlace::At),
             discard_wal,
             write_buffer_bytes: 8 * MIB,
             write_buffer_dir: has_buffer_file.then_some(buffer),
@@ -313,7 +287,6 @@ impl World {
                         volume,
                         faults,
                         has_log,
-                        has_journal: options.wal.is_some_and(|log| log.url().is_some()),
                         has_buffer_file,
                         runtime,
                     };
