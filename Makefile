@@ -67,7 +67,7 @@ lint:
 
 # Advisories need a download and change by the day: the GitHub workflow checks them.
 licences:
-	@deny=$$(scripts/build-cargo-deny.sh); \
+	@deny=$$(scripts/build-cargo-tool.sh cargo-deny); \
 	echo "cargo deny check bans licenses sources"; \
 	"$$deny" --locked check --hide-inclusion-graph bans licenses sources
 

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Prints the path of a program that crates.io has and this project needs, building it where the cache has none:
-# build-cargo-tool.sh cargo-deb|cargo-generate-rpm|mdbook
+# build-cargo-tool.sh cargo-deb|cargo-deny|cargo-generate-rpm|mdbook
 . "$(dirname "$0")/lib.sh"
 
 program=${1:-}
 options=()
 case $program in
 cargo-deb) version=3.8.0 ;;
+cargo-deny) version=0.20.2 ;; # licences, sources and duplicate crates
 cargo-generate-rpm) version=0.21.1 ;;
 mdbook)
     version=0.5.4
     # No server, no watching: it makes the book once.
     options=(--no-default-features --features search)
     ;;
-*) die "say cargo-deb, cargo-generate-rpm or mdbook" ;;
+*) die "say cargo-deb, cargo-deny, cargo-generate-rpm or mdbook" ;;
 esac
 
 directory=$HYPERNBD_CACHE/$program-$version

@@ -12,7 +12,6 @@ use super::children::give_up;
 use super::create::{check_path, check_prefix};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::{ErrorKind, VolumeError};
-use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::engine::bare;
@@ -285,18 +284,9 @@ async fn publish(child: &Store, label: &Label, origin: &Origin, raw: &InodeRaw) 
         summary.map_err(failed)
     };
     before.await.map_err(|e| NotPublished(e, Sent::Nothing))?;
-    let body = raw.as_u8_slice().to_vec();
-    let put = child.put_create_only(&child.data_key(inode::NAME), body).await;
     // A refusal, too, may be the answer to a second sending: the first one made the clone, and somebody has published to it since.
-    put.map(drop).map_err(|e| {
-        let error = match e.kind {
-            StoreErrorKind::PreconditionFailed => VolumeError::AlreadyExists {
-                url: child.url.to_string(),
-            },
-            _ => e.into(),
-        };
-        NotPublished(error, Sent::Inode)
-    })
+    let put = bare::put_first(child, raw).await;
+    put.map_err(|e| NotPublished(e, Sent::Inode))
 }
 
 /// What became of a clone whose making failed.

@@ -9,7 +9,6 @@ use super::clone::{Cloned, check_places, ensure_free, place_for, remove_director
 use super::copy_objects::copy_objects;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
-use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::bare;
 use crate::engine::parents;
@@ -66,13 +65,7 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
         super::on_owner_thread(move || async move { bare::store_first(&owned, &first).await })
             .await
             .map_err(|e| VolumeError::engine(format!("making a volume at {}", copy.url), e))?;
-        let body = raw.as_u8_slice().to_vec();
-        match copy.put_create_only(&copy.data_key(inode::NAME), body).await {
-            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::AlreadyExists {
-                url: copy.url.to_string(),
-            }),
-            put => Ok(put.map(drop)?),
-        }
+        bare::put_first(copy, &raw).await
     };
     if let Err(e) = made.await {
         // What is there is a whole volume or none: the inode comes last.

@@ -144,7 +144,7 @@ pub(crate) async fn take_lease_only(
 
 /// Refuses a volume whose WAL was not ended, because the WAL may hold flushed writes. `then` names what the user can do
 /// afterwards.
-async fn check_closed(store: &Store, then: &str) -> Result<(), VolumeError> {
+pub(crate) async fn check_closed(store: &Store, then: &str) -> Result<(), VolumeError> {
     let marker = wal_marker::load(store).await?.map(|(marker, _)| marker);
     let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.address(store));
     check_log(&store.url, unfinished.as_deref(), then)

@@ -15,7 +15,7 @@ use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::ids::GenerationId;
 use crate::metrics::Metrics;
 use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
-use crate::wal::record::{Entry, NONE_ACKNOWLEDGED, Record};
+use crate::wal::record::{Entry, Record, unacknowledged};
 use crate::wal::{AppendError, EncodedGroup, LogStore};
 use crate::write_buffer::overlay::{ForLog, Overlay};
 
@@ -120,15 +120,11 @@ impl Appender {
         if entries.is_empty() {
             return Snapshot::Nothing { behind };
         }
-        let unacknowledged = if self.acknowledged < self.log.store.first_sequence() {
-            NONE_ACKNOWLEDGED
-        } else {
-            (sequence - 1 - self.acknowledged) as u32
-        };
+        let first_sequence = self.log.store.first_sequence();
         let group = Record {
             is_seal: false,
             after_generation: self.newest,
-            unacknowledged,
+            unacknowledged: unacknowledged(sequence, self.acknowledged, first_sequence),
             base: self.log.newest.get(),
             entries,
             ..Record::seal(self.log.volume_id, self.log.epoch, sequence)

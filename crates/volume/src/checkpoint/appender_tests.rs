@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::base::geometry::Geometry;
 use crate::wal::journal::Journal;
+use crate::wal::record::NONE_ACKNOWLEDGED;
 
 async fn appender(path: &Path, volume_id: Uuid) -> Appender {
     let journal = Journal::open(path, volume_id, None).await.unwrap();

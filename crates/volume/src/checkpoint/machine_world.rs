@@ -8,7 +8,7 @@ use super::machine::{Action, Event, Machine};
 use super::state::{self, PublishEnd};
 use crate::base::ids::{FROZEN_MAX, FlushAnswer, FlushId, GENERATIONS_AHEAD_MAX, GenerationId};
 use crate::wal::group_commit::{self, GroupCommit, Snapshot};
-use crate::wal::record::{self, Content, Entry, NONE_ACKNOWLEDGED};
+use crate::wal::record::{self, Content, Entry};
 use crate::wal::replay::IN_FLIGHT_MAX;
 
 pub type Cells = BTreeMap<u8, u64>;
@@ -249,14 +249,10 @@ impl Owner {
             "L2: further beyond what is published than openings reckon with"
         );
         let len_bytes = entries.len() as u64;
-        let unacknowledged = match self.acknowledged < self.first_sequence {
-            true => NONE_ACKNOWLEDGED,
-            false => (sequence - 1 - self.acknowledged) as u32,
-        };
         let record = Record {
             is_seal: false,
             owner: self.id,
-            unacknowledged,
+            unacknowledged: record::unacknowledged(sequence, self.acknowledged, self.first_sequence),
             after: std::mem::replace(&mut self.newest, newest),
             entries,
         };

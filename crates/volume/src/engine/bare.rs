@@ -20,6 +20,8 @@ use hyperfile::stream_segment::TailBuilder;
 use super::container::{self, Container};
 use super::limits::{CHECKPOINT_NUMBER_MAX, CheckpointNumbers};
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::format::inode;
 use crate::index::loader::NodeLoader;
 use crate::store::Store;
 
@@ -117,6 +119,20 @@ pub(crate) async fn store_first(store: &Store, raw: &InodeRaw) -> io::Result<()>
     let meta = HyperFileMetaConfig::try_from_u32(raw.i_meta_config)?;
     let staging = container::staging(store, store.client.clone(), &container::config(store, &meta));
     store_summary(&staging, &meta, 0, raw).await
+}
+
+/// Puts the first inode, which makes a volume of what is stored: it comes last.
+///
+/// # Errors
+/// [`VolumeError::AlreadyExists`] when there is one; when the store fails.
+pub(crate) async fn put_first(store: &Store, raw: &InodeRaw) -> Result<(), VolumeError> {
+    let body = raw.as_u8_slice().to_vec();
+    match store.put_create_only(&store.data_key(inode::NAME), body).await {
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::AlreadyExists {
+            url: store.url.to_string(),
+        }),
+        put => Ok(put.map(drop)?),
+    }
 }
 
 /// Whether there is a number for one more checkpoint. The last one is left: a container that has used it cannot be opened,

@@ -57,17 +57,3 @@ pub(crate) async fn replace(store: &Store, raw: &InodeRaw, over: &ETag) -> Resul
         _ => e.into(),
     })
 }
-
-/// Puts the first inode, which makes the replica a volume.
-///
-/// # Errors
-/// [`VolumeError::AlreadyExists`] when there is one.
-pub(crate) async fn create(store: &Store, raw: &InodeRaw) -> Result<(), VolumeError> {
-    let body = raw.as_u8_slice().to_vec();
-    match store.put_create_only(&store.data_key(inode::NAME), body).await {
-        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::AlreadyExists {
-            url: store.url.to_string(),
-        }),
-        put => Ok(put.map(drop)?),
-    }
-}

@@ -327,21 +327,29 @@ impl Found {
 /// # Errors
 /// [`VolumeError::Interfered`] when somebody else changes the label.
 pub(crate) async fn end_sharing(store: &Store) -> Result<(), VolumeError> {
-    let interfered = || VolumeError::Interfered {
-        url: store.url.to_string(),
-    };
-    let there = find(store).await?.ok_or_else(interfered)?;
+    let there = find(store).await?.ok_or_else(|| interfered(store))?;
     let label = Label {
         is_clone: false,
         ..there.label
     };
+    replace(store, &label, &there.version).await
+}
+
+/// Puts a label in the place of the one that was read.
+async fn replace(store: &Store, label: &Label, over: &ETag) -> Result<(), VolumeError> {
     match store
-        .put_if_match(&store.meta_key(NAME), label.encode()?, &there.version)
+        .put_if_match(&store.meta_key(NAME), label.encode()?, over)
         .await
     {
         Ok(_) => Ok(()),
-        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered()),
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered(store)),
         Err(e) => Err(e.into()),
+    }
+}
+
+fn interfered(store: &Store) -> VolumeError {
+    VolumeError::Interfered {
+        url: store.url.to_string(),
     }
 }
 
@@ -360,23 +368,13 @@ pub(crate) async fn end_replica(store: &Store) -> Result<(), VolumeError> {
         replica_of: None,
         ..there.label.clone()
     };
-    match store
-        .put_if_match(&store.meta_key(NAME), label.encode()?, &there.version)
-        .await
-    {
-        Ok(_) => {
-            log::warn!(
-                "{} was a replica of {}: it is a volume of its own from now on, and hypernbd replicate does not change it any more",
-                store.url,
-                original.url
-            );
-            Ok(())
-        }
-        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(VolumeError::Interfered {
-            url: store.url.to_string(),
-        }),
-        Err(e) => Err(e.into()),
-    }
+    replace(store, &label, &there.version).await?;
+    log::warn!(
+        "{} was a replica of {}: it is a volume of its own from now on, and hypernbd replicate does not change it any more",
+        store.url,
+        original.url
+    );
+    Ok(())
 }
 
 /// Makes the label of a new volume. One that is there already is not believed.

@@ -9,7 +9,7 @@ use log::warn;
 
 use super::Request;
 use super::standing::{Continues, continues};
-use crate::admin::{ensure_stays, own_id, take_lease_only};
+use crate::admin::{check_closed, ensure_stays, own_id, take_lease_only};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
@@ -23,13 +23,15 @@ use crate::index::cache::IndexCache;
 use crate::index::diff::{OnlyIn, Place, places};
 use crate::lease::Lease;
 use crate::meta::checkpoint_list::{self, CatalogueEntry, Kind};
+use crate::meta::label;
 use crate::meta::snapshots::{self, Snapshot};
-use crate::meta::{label, wal_marker};
 use crate::options::LeaseOptions;
 use crate::past::{self, At, Point};
 use crate::retention::{Policy, Reading, load_policy};
 use crate::store::Store;
 
+/// What can be done once the volume is not in its way any more.
+const THEN: &str = "replicate it";
 /// Checkpoints that are copied in one step.
 const STEP_MAX: usize = 32;
 /// Requests under way at once.
@@ -89,10 +91,10 @@ impl Original {
     pub async fn connect(request: &Request<'_>) -> Result<Self, VolumeError> {
         let store = parents::connect(request.url, request.store_options).await?;
         let (_, found) = try_join!(inode::load(&store), label::find(&store))?;
-        ensure_stays(&store, found.as_ref(), "replicate it")?;
+        ensure_stays(&store, found.as_ref(), THEN)?;
         let volume_id = own_id(&store, found).await?;
         if request.takes_over {
-            ensure_closed(&store).await?;
+            check_closed(&store, THEN).await?;
         }
         Ok(Self {
             cache: IndexCache::default().of_container(&store),
@@ -114,7 +116,7 @@ impl Original {
         let lease = take_lease_only(&self.store, request.store_options, &options).await?;
         self.lease = Some(lease);
         // The server may have begun one.
-        ensure_closed(&self.store).await
+        check_closed(&self.store, THEN).await
     }
 
     /// Gives back the lease, if it was taken.
@@ -403,16 +405,4 @@ pub(super) struct Needed {
     pub objects: BTreeSet<u64>,
     /// For each checkpoint the objects of which one has its inode.
     pub first_objects: Vec<[u64; 2]>,
-}
-
-/// Refuses a volume whose log may hold flushed writes that are in no checkpoint.
-async fn ensure_closed(store: &Store) -> Result<(), VolumeError> {
-    let marker = wal_marker::load(store).await?.map(|(marker, _)| marker);
-    match marker.filter(|marker| !marker.is_clean) {
-        None => Ok(()),
-        Some(marker) => Err(VolumeError::InvalidInput(format!(
-            "the log {1} of {0} may hold flushed writes: publish them first with hypernbd wal replay {0}, then replicate it",
-            store.url, marker.url
-        ))),
-    }
 }

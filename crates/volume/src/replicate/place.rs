@@ -11,7 +11,7 @@ use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::engine::replica::{self, Adopted};
-use crate::engine::{Ownership, checkpoint_stored};
+use crate::engine::{Ownership, bare, checkpoint_stored};
 use crate::format::inode;
 use crate::format::object_names::cno_of;
 use crate::format::stored_state::StoredState;
@@ -195,7 +195,7 @@ impl Replica {
             self.newest = Some(id);
         } else {
             self.ensure_claimed().await?;
-            replica::create(&self.store, &raw).await?;
+            bare::put_first(&self.store, &raw).await?;
             self.own().await?;
         }
         if let Some(entry) = &new.entry {

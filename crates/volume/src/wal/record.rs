@@ -39,6 +39,15 @@ pub const ENTRY_BYTES: usize = 32;
 pub const BODY_MAX_BYTES: u64 = 256 << 20;
 /// Value of [`Record::unacknowledged`] in a record before which no record of its owner was known to be durable.
 pub const NONE_ACKNOWLEDGED: u32 = u32::MAX;
+/// [`Record::unacknowledged`] of the record with the number `sequence`, when those up to `acknowledged` are durable. The first
+/// record of its owner is `first_sequence`.
+pub fn unacknowledged(sequence: u64, acknowledged: u64, first_sequence: u64) -> u32 {
+    match acknowledged < first_sequence {
+        true => NONE_ACKNOWLEDGED,
+        false => (sequence - 1 - acknowledged) as u32,
+    }
+}
+
 const KIND_ZERO: u64 = 0;
 const KIND_DATA: u64 = 1;
 
