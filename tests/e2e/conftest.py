@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.faulty import FaultyProxy
 from support.server import CLI, KI, MI, PLUGIN, Server, create_volume, nbdkit_version
 from support.stores import FileStore, Minio, S3Store
 
@@ -135,6 +136,14 @@ def make_server(request, nbdkit, tmp_path):
     for server in servers:
         server.dispose()
     shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def proxy(minio):
+    """A proxy before the session's MinIO, which fails what it is told to."""
+    made = FaultyProxy(minio.endpoint)
+    yield made
+    made.close()
 
 
 @pytest.fixture

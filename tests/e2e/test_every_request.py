@@ -5,69 +5,18 @@ What is left is nothing, or what the same verb, given again, finishes; never som
 
 import json
 import re
-from dataclasses import dataclass
 
 import nbd
 import pytest
 
-from support.faulty import Fault, FaultyProxy
-from support.lives import SIZE, assert_reads, begin, publish
+from support.interrupted import REQUESTS_MAX, again, interrupted
+from support.lives import SIZE, assert_reads, publish
 from support.model import pattern
-from support.process import wait_for
 from support.server import KI, MI, Volume, create_volume
 
 pytestmark = pytest.mark.s3_only
 
 LARGER = 2 * SIZE
-REQUESTS_MAX = 80  # no verb has as many: a loop that goes on is a defect of the test
-
-
-@dataclass
-class Nth(Fault):
-    """A fault of one request, by its number. What a probe does at places of its own is not counted."""
-
-    number: int = 1
-    seen: int = 0
-
-    def applies(self, line: str) -> bool:
-        if re.search(r"\.meta(/|%2F)probe-", line):
-            return False
-        self.seen += 1
-        if self.seen != self.number:
-            # A refusal is not tried again, and what hangs is killed.
-            return False
-        self.hits.append(line)
-        return True
-
-
-@pytest.fixture
-def proxy(minio):
-    made = FaultyProxy(minio.endpoint)
-    yield made
-    made.close()
-
-
-def interrupted(volume, proxy, how: str, number: int, log, *words) -> str | None:
-    """Gives a verb that is interrupted at this request; what the request was, or None if there are fewer."""
-    fault = proxy.fail(Nth({"killed": "hang", "refused": "expired"}[how], number=number))
-    process = begin(volume, proxy, log, *words)
-    wait_for(lambda: fault.hits or process.poll() is not None, "the verb to come to the request")
-    if not fault.hits:
-        assert process.wait() == 0, log.read_text()
-        return None
-    if how == "killed":
-        process.kill()
-    process.wait()
-    proxy.heal()
-    assert "panicked" not in log.read_text(), log.read_text()
-    return fault.hits[0]
-
-
-def again(volume, *words) -> str:
-    """The same verb without a fault, which must succeed."""
-    done = volume.cli(*words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("how", ["killed", "refused"])
@@ -285,3 +234,83 @@ def test_flatten(store, proxy, make_server, tmp_path, how):
         left = [key for key in store.objects() if re.search(rf"/(clone|parent)-{number}[/.]", key)]
         assert not left, (at, left)
     assert number > 10, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_compact(store, proxy, make_server, tmp_path, how):
+    """Everything reads as it did, and the same verb finishes it."""
+    volume = create_volume(store, SIZE, 64 * KI, "compacted")
+    server = make_server(volume, checkpoint_interval="1h")
+    again(volume, "retention", "set", volume.url, "--keep-last", "1")
+    publish(server, 5)
+    again(volume, "snapshot", "create", volume.url, "first")
+    kept = pattern(MI, 5)
+    for number in range(1, REQUESTS_MAX):
+        server.start()
+        with server.connect() as client:
+            # More than is always kept, each of which leaves the one before mostly dead.
+            for tag in range(18 if number == 1 else 2):
+                client.pwrite(pattern(512 * KI, number + tag), tag % 8 * 192 * KI)
+                client.flush()
+            now = client.pread(2 * MI, 0)
+        assert server.terminate() == 0, server.log_text()
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", "compact", volume.url)
+        if at is None:
+            break
+        assert_reads(server, {0: now})
+        again(volume, "compact", volume.url)
+        assert_reads(server, {0: now})
+        server.start()
+        past = nbd.NBD()
+        past.set_export_name("@first")
+        past.connect_unix(str(server.socket))
+        assert past.pread(MI, 0) == kept, at
+        past.shutdown()
+        assert server.terminate() == 0, server.log_text()
+        problems = volume.cli("check", volume.url)
+        assert problems.returncode == 0, (at, problems.stdout, problems.stderr)
+    assert number > 20, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_import(store, proxy, make_server, tmp_path, how):
+    """There is no volume, or one that says that it is half made; the same verb finishes it."""
+    image = tmp_path / "image"
+    image.write_bytes(pattern(SIZE, 7))
+    for number in range(1, REQUESTS_MAX):
+        volume = Volume(store.url(f"imported-{number}"), store, SIZE, 64 * KI)
+        words = ["import", str(image), volume.url]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        looked = volume.cli("info", volume.url, "--json")
+        if looked.returncode == 0 and "import" not in json.loads(looked.stdout):
+            # It says that it is whole.
+            assert_reads(make_server(volume), {0: pattern(SIZE, 7)})
+        elif (once_more := volume.cli(*words)).returncode:
+            # The way that the refusal names.
+            assert f"hypernbd delete {volume.url}" in once_more.stderr or "--overwrite" in once_more.stderr, (at, once_more.stderr)
+            again(volume, "delete", volume.url, "--yes")
+            again(volume, *words)
+        assert_reads(make_server(volume), {0: pattern(SIZE, 7)})
+        again(volume, "delete", volume.url, "--yes")
+        assert not [key for key in store.objects() if re.search(rf"/imported-{number}[/.]", key)], at
+    assert number > 10, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
+def test_retention_set(store, proxy, make_server, tmp_path, how):
+    """The rules are the old or the new ones; given again, the verb sets the new ones."""
+    volume = create_volume(store, SIZE, 64 * KI, "ruled")
+    publish(make_server(volume), 5)
+    again(volume, "retention", "set", volume.url, "--keep-last", "100")
+    for number in range(1, REQUESTS_MAX):
+        words = ["retention", "set", volume.url, "--keep-last", str(100 + number)]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        shown = again(volume, "retention", "show", volume.url)
+        assert str(99 + number) in shown or str(100 + number) in shown, (at, shown)
+        again(volume, *words)
+        assert str(100 + number) in again(volume, "retention", "show", volume.url), at
+    assert number > 1, "the verb was not interrupted where it matters"

@@ -6,7 +6,7 @@ import re
 import nbd
 import pytest
 
-from support.faulty import Fault, FaultyProxy
+from support.faulty import Fault
 from support.model import Model, pattern, read_all
 from support.process import wait_for
 from support.server import KI, MI, flush_until_it_succeeds
@@ -25,14 +25,6 @@ BROKEN = ["reset_before", "reset_after", "hang", "outage"]
 ANSWERS = ["truncate", "trickle", "corrupt"]
 
 pytestmark = pytest.mark.s3_only
-
-
-@pytest.fixture
-def proxy(minio):
-    """A proxy before the session's MinIO."""
-    proxy = FaultyProxy(minio.endpoint)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import struct
 import nbd
 import pytest
 
-from support.faulty import Fault, FaultyProxy
+from support.faulty import Fault
 from support.lives import SIZE, close
 from support.model import pattern
 from support.others import objects_of
@@ -17,14 +17,6 @@ from support.server import CLI, KI, MI
 CHECKPOINT_NUMBERS = (1 << 30) - 1
 LAST_SEQUENCE_AT = 88
 """Where an inode says how many checkpoint numbers were used: behind i_size and i_blocks."""
-
-
-@pytest.fixture
-def proxy(minio):
-    """A proxy before the session's MinIO."""
-    proxy = FaultyProxy(minio.endpoint)
-    yield proxy
-    proxy.close()
 
 
 @pytest.mark.file_only

@@ -65,17 +65,23 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
         super::on_owner_thread(move || async move { bare::store_first(&owned, &first).await })
             .await
             .map_err(|e| VolumeError::engine(format!("making a volume at {}", copy.url), e))?;
-        bare::put_first(copy, &raw).await
+        Ok(())
     };
+    // What is there is a whole volume or none: the inode comes last.
     if let Err(e) = made.await {
-        // What is there is a whole volume or none: the inode comes last.
-        undo(copy, &label).await;
+        undo(copy, &label, false).await;
+        return Err(e);
+    }
+    if let Err(e) = bare::put_first(copy, &raw).await {
+        undo(copy, &label, true).await;
         return Err(e);
     }
     Ok(Cloned::of(parent, copy, &label, point))
 }
 
-async fn undo(copy: &Store, label: &Label) {
+/// Removes what was made. The inode's place stays taken if a request for the inode may still be under way (R20); `hypernbd delete`
+/// frees it.
+async fn undo(copy: &Store, label: &Label, is_inode_sent: bool) {
     let undone = async {
         let is_own = label::load(copy).await?.as_ref() == Some(label);
         // Something in the inode's place first, so that a request for it cannot arrive later (R20).
@@ -88,7 +94,9 @@ async fn undo(copy: &Store, label: &Label) {
             let keys: Vec<String> = there.filter(|key| !last.contains(key)).collect();
             copy.delete_keys(&keys).await?;
             label::withdraw(copy, label).await?;
-            take_given_up(copy).await?;
+            if !is_inode_sent {
+                take_given_up(copy).await?;
+            }
         }
         Ok::<_, VolumeError>(())
     };

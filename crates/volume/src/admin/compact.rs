@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::check_closed;
-use super::retention::{check_buffer, rounds};
+use super::retention::rounds;
+use super::{check_buffer, check_closed};
 use crate::base::control::{Control, Phase};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -52,8 +52,9 @@ pub async fn compact(
     control: &Control,
 ) -> Result<Compacted, VolumeError> {
     let store = parents::connect(url, store_options).await?;
-    check_closed(&store, THEN).await?;
+    // First: what the other advises takes the lease, and what lies in the buffer's file is not applied after that.
     check_buffer(&store, THEN).await?;
+    check_closed(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let compacted = compact_owned(&store, &lease, control).await;
     lease.release(compacted.is_ok()).await;
@@ -89,11 +90,19 @@ async fn compact_open(
     let mut rounds = rounds(store, lease);
     let ground = Ground::new(engine, store.clone(), rounds.under_way());
     let mut done = Compacted::default();
+    let mut least_dead_bytes = u64::MAX;
     while !control.is_stopped() {
         let victims = rounds.victims(ground.block_bytes(), Want::Everything).await?;
         if victims.next.is_empty() {
             return Ok(done);
         }
+        let debt = victims.debt;
+        let dead_bytes = debt.stored_bytes.saturating_sub(debt.live_bytes);
+        if dead_bytes >= least_dead_bytes {
+            // What was copied gave nothing back.
+            return Ok(done);
+        }
+        least_dead_bytes = dead_bytes;
         if done.objects == 0 {
             control.begin(Phase::Copying, victims.live_bytes);
         }

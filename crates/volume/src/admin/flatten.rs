@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::check_closed;
 use super::copy_objects::copy_objects;
-use super::retention::{check_buffer, rounds, shut_out};
+use super::retention::{rounds, shut_out};
+use super::{check_buffer, check_closed};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::Ownership;
@@ -56,8 +56,9 @@ pub async fn flatten(
         )));
     };
     ensure_shares_or_shared(&store, &origin).await?;
-    check_closed(&store, THEN).await?;
+    // First: what the other advises takes the lease, and what lies in the buffer's file is not applied after that.
     check_buffer(&store, THEN).await?;
+    check_closed(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let flattened = flatten_owned(&store, &lease, &origin).await;
     lease.release(flattened.is_ok()).await;
@@ -86,6 +87,9 @@ async fn flatten_owned(store: &Store, lease: &Arc<Lease>, origin: &Origin) -> Re
         (flattened.objects, flattened.bytes) = (copied.objects, copied.bytes);
         lease.check().await?;
         label::end_sharing(store).await?;
+        // Whoever took the lease before the label was put goes on as a clone, and the parent keeps what that reads. Whoever takes
+        // it later finds the label.
+        lease.check().await?;
         // A clone of this one that was begun meanwhile has put its entry before it looked at the label.
         ensure_childless(store).await?;
     }

@@ -14,7 +14,8 @@ use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexChecksums;
 use crate::lease::{self, Lease};
-use crate::meta::{label, wal_marker};
+use crate::meta::label::{self, Found};
+use crate::meta::wal_marker;
 use crate::open::history::{self, Known};
 use crate::open::inspect::{Inspection, inspect};
 use crate::open::recover_wal::{self, Wanted};
@@ -148,6 +149,28 @@ pub(crate) async fn check_closed(store: &Store, then: &str) -> Result<(), Volume
     let marker = wal_marker::load(store).await?.map(|(marker, _)| marker);
     let unfinished = marker.filter(|m| !m.is_clean).map(|m| m.address(store));
     check_log(&store.url, unfinished.as_deref(), then)
+}
+
+/// Refuses a volume whose server was killed on this machine and left answered writes: no later server may apply them once somebody
+/// else had the volume.
+pub(crate) async fn check_buffer(store: &Store, then: &str) -> Result<(), VolumeError> {
+    let Some(lease) = lease::load(store).await? else {
+        return Ok(());
+    };
+    let Some(dir) = lease.left_buffer() else {
+        return Ok(());
+    };
+    // A copy has the lease of its original, whose server left them.
+    let found = label::find(store).await?;
+    let is_own = |found: &Found| !found.is_elsewhere() && found.label.volume_id == lease.volume_id;
+    match found.as_ref().is_none_or(is_own) {
+        true => Err(VolumeError::InvalidInput(format!(
+            "the server of {} did not end cleanly, and left answered writes in {dir}: serve it with write_buffer_dir={dir} first, \
+             and stop that server; then {then}",
+            store.url
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// As [`check_closed`], for a marker that was already read.

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::check_closed;
+use super::{check_buffer, check_closed};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::parents;
 use crate::format::inode;
 use crate::index::cache::IndexCache;
-use crate::lease::{self, Lease, LeaseRecord};
+use crate::lease::Lease;
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, Listed};
 use crate::retention::plan::{self, Phase};
@@ -93,26 +93,13 @@ pub async fn prune(
     lease_options: &LeaseOptions,
 ) -> Result<Removed, VolumeError> {
     let store = parents::connect(url, store_options).await?;
-    check_closed(&store, THEN).await?;
+    // First: what the other advises takes the lease, and what lies in the buffer's file is not applied after that.
     check_buffer(&store, THEN).await?;
+    check_closed(&store, THEN).await?;
     let lease = super::take_lease_only(&store, store_options, lease_options).await?;
     let pruned = prune_owned(&store, &lease).await;
     lease.release(pruned.is_ok()).await;
     pruned
-}
-
-/// Refuses a volume whose server was killed on this machine and left answered writes: no later server may apply them once somebody
-/// else had the volume.
-pub(super) async fn check_buffer(store: &Store, then: &str) -> Result<(), VolumeError> {
-    let lease = lease::load(store).await?;
-    match lease.as_ref().and_then(LeaseRecord::left_buffer) {
-        Some(dir) => Err(VolumeError::InvalidInput(format!(
-            "the server of {} did not end cleanly, and left answered writes in {dir}: serve it with write_buffer_dir={dir} first, \
-             and stop that server; then {then}",
-            store.url
-        ))),
-        None => Ok(()),
-    }
 }
 
 async fn prune_owned(store: &Store, lease: &Arc<Lease>) -> Result<Removed, VolumeError> {

@@ -17,6 +17,9 @@ use crate::wal::journal::Journal;
 use crate::wal::place::{Located, locate};
 use crate::wal::s3::{self, S3Log};
 
+/// What the user can do once the buffer's file was applied.
+const REPLAY: &str = "replay its log";
+
 /// What is known of a volume's WAL.
 #[derive(Debug, Clone, Serialize)]
 pub struct WalInfo {
@@ -71,6 +74,8 @@ pub async fn replay(
     let Some(marker) = found.log else {
         return Ok(false);
     };
+    // The opening takes the lease without the directory, and what lies in it is not applied after that.
+    super::check_buffer(&store::connect(url, store_options).await?, REPLAY).await?;
     let known = marker.place()?;
     let options = VolumeOptions {
         wal: Some(wal_url.cloned().map_or(known, WalPlace::At)),

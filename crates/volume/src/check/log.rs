@@ -96,6 +96,7 @@ async fn read(
     };
     let log = match S3Log::peek(at, marker.volume_id.as_uuid()).await {
         Err(e) if is_of_log(&e) => return Ok(Look::Wrong(e.chain())),
+        Err(e) if is_removed(&e) => return Ok(Look::Changed),
         log => log?,
     };
     // After the records were listed: what was removed before that is published by this.
@@ -108,7 +109,7 @@ async fn read(
     let mut reads = stream::iter(reads).buffered(READS_AT_ONCE);
     while let Some((id, group)) = reads.next().await {
         let group = match group {
-            Err(e) if is_of_log(&e) => {
+            Err(e) if is_of_log(&e) || is_removed(&e) => {
                 return Ok(match log.list().await?.contains(&id) {
                     true => Look::Wrong(e.chain()),
                     false => Look::Changed,
@@ -125,6 +126,11 @@ async fn read(
 
 fn is_of_log(e: &VolumeError) -> bool {
     matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::InvalidInput)
+}
+
+/// A record was listed, and is not there any more.
+fn is_removed(e: &VolumeError) -> bool {
+    e.kind() == ErrorKind::NotFound
 }
 
 /// The generation up to which everything is published, by the entries from this checkpoint on.

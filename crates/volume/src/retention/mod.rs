@@ -127,8 +127,10 @@ pub(crate) async fn in_use(store: &Store, unusable: Unusable) -> Result<BTreeSet
         children::list(store),
         wal_marker::load(store)
     )?;
-    // The log goes on from it.
-    let of_log = marker.and_then(|(marker, _)| marker.checkpoint);
+    // The log goes on from it. One that was closed goes on from nothing.
+    let of_log = marker
+        .filter(|(marker, _)| !marker.is_clean)
+        .and_then(|(marker, _)| marker.checkpoint);
     let of_clones = children.into_iter().map(|child| child.checkpoint);
     let in_use = pinned.into_iter().chain(of_clones).chain(of_log);
     Ok(in_use.map(|id| id.cno).collect())

@@ -21,6 +21,8 @@ pub(crate) const BATCH_BLOCKS: u64 = 16 * 1024;
 /// Bytes copied for ten that come back, at most; and when the bound is passed, which is what it takes to go back to it.
 const COPIED_PER_TEN: u64 = 25;
 const COPIED_PER_TEN_OVER: u64 = 34;
+/// What an object takes besides what is live in it, whoever writes it: its summary. So a copy gives nothing of that back.
+const SUMMARY_BYTES: u64 = 4096;
 /// What looking into an object costs, in bytes copied: a request or two.
 const LOOK_COST_BYTES: u64 = 128 << 10;
 
@@ -152,7 +154,10 @@ pub(crate) fn choose(
         0 => COPIED_PER_TEN,
         _ => COPIED_PER_TEN_OVER,
     };
-    candidates.retain(|(victim, live_bytes)| live_bytes * 10 <= victim.free_bytes * per_ten);
+    candidates.retain(|(victim, live_bytes)| {
+        let back_bytes = victim.free_bytes.saturating_sub(SUMMARY_BYTES);
+        back_bytes > 0 && live_bytes * 10 <= back_bytes * per_ten
+    });
     if want == Want::Bound && victims.debt.pressure_bytes() == 0 {
         return victims;
     }
@@ -371,6 +376,26 @@ mod tests {
         }
         let victims = choose(&usage, &stored, BLOCK, Want::Everything, |_| false);
         assert_eq!((victims.objects, victims.next.len()), (objects, 8));
+    }
+
+    /// What its copy would be is no victim: else compacting a small volume would not end.
+    #[test]
+    fn an_object_with_nothing_but_what_is_live_and_its_summary_stays() {
+        let chosen = |dead_bytes: u64| {
+            let mut usage = Usage::default();
+            let live = Delta { blocks: 0, nodes: 1 };
+            let accounted = (InodeCheck::from_bits(1), 1, 1).into();
+            usage
+                .step(1, accounted, &HashMap::from([(1 << 32 | 1, live)]))
+                .unwrap();
+            let object_bytes = NODE_BYTES as u64 + SUMMARY_BYTES + dead_bytes;
+            let stored = BTreeMap::from([(1 << 32 | 1, object_bytes)]);
+            choose(&usage, &stored, BLOCK, Want::Everything, |_| false)
+                .next
+                .len()
+        };
+        assert_eq!(chosen(0), 0);
+        assert_eq!(chosen(NODE_BYTES as u64), 1);
     }
 
     #[test]

@@ -201,6 +201,13 @@ fn begin<'a>(
             checkpoint_list::load_entry(&store, seen.state_id.cno)
         );
         let lease = lease?;
+        let store = match still_inheriting(store, label.volume_id).await {
+            Ok(store) => store,
+            Err(e) => {
+                lease.release(false).await;
+                return Err(e);
+            }
+        };
         // Whoever copies to it must find that it is another's from here on.
         if label.replica_of.is_some()
             && let Err(e) = label::end_replica(&store).await
@@ -221,6 +228,24 @@ fn begin<'a>(
         })
     }
     .boxed()
+}
+
+/// The store of a volume whose lease was just taken. `clone --flatten` may have ended the sharing while that was waited for, and its
+/// parents keep nothing for it since.
+async fn still_inheriting(store: Store, volume_id: VolumeId) -> Result<Store, VolumeError> {
+    if store.lineage().fork() == 0 {
+        return Ok(store);
+    }
+    let found = label::find(&store).await?;
+    match &found {
+        Some(found) if found.label.volume_id == volume_id && found.label.is_clone => Ok(store),
+        Some(found) if found.label.volume_id == volume_id => {
+            Ok(parents::attach(&store, Some(found)).await?.0)
+        }
+        _ => Err(VolumeError::NotFound {
+            url: store.url.to_string(),
+        }),
+    }
 }
 
 /// Takes the lease of a volume that was inspected earlier, without another inspection, and only if the lease is still
@@ -347,7 +372,24 @@ fn open_owned<'a>(
         } else {
             // There is no WAL to replay. If one is there, it is refused or given up.
             let (found, engine, later) = join!(wal_marker::load(store), engine, later);
-            (recover_wal::begin(request, found?).await?, engine?, later?)
+            let found = found?;
+            let wanted = Wanted::of(found.as_ref().map(|(marker, _)| marker), None);
+            if let Some(place) = &wanted.place {
+                // It could not be looked at before the lease was taken, or was begun since.
+                if let Ok((engine, _)) = engine {
+                    engine.close().await;
+                }
+                let request = recover_wal::Request {
+                    place: Some(place),
+                    ..*request
+                };
+                let before = Before {
+                    ends_log: wanted.is_ended,
+                    ..before
+                };
+                return open_owned(&request, options, lease, before).await;
+            }
+            (recover_wal::begin(request, found).await?, engine?, later?)
         };
         let known = Known {
             origin: before.origin,

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use log::{debug, warn};
 use parking_lot::Mutex;
 use uuid::Uuid;
@@ -141,6 +142,9 @@ impl S3Log {
         let mut own_last = 0;
         for (epoch, numbers) in parts {
             let Some(&last) = numbers.last() else { continue };
+            if self.is_given_up {
+                self.note_seals(epoch, &numbers).await?;
+            }
             // Checked before anything is written: it may be the WAL of another volume, which has a server of its own.
             let id = RecordId {
                 epoch,
@@ -166,6 +170,21 @@ impl S3Log {
         }
         found.sort_unstable();
         Ok(Some(own_last))
+    }
+
+    /// Notes the seals among the last numbers of an older owner's part. Those who replay a WAL read all of it; those who give it
+    /// up must know which of its objects keep that owner out.
+    async fn note_seals(&self, epoch: u64, numbers: &[u64]) -> Result<(), VolumeError> {
+        let last = numbers.last().copied().unwrap_or_default();
+        let newest = numbers.iter().filter(|n| **n + IN_FLIGHT_MAX >= last);
+        for read in join_all(newest.map(|&sequence| self.read(RecordId { epoch, sequence }))).await {
+            match read {
+                Ok(_) | Err(VolumeError::Corrupt { .. }) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Begins this owner's part, beyond every number that an owner of the same epoch may still have in flight. Returns

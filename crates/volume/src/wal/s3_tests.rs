@@ -213,6 +213,31 @@ async fn an_owner_that_may_be_alive_stays_shut_out_of_a_log_that_is_cleared() {
     assert!(f.keys().await.is_empty());
 }
 
+/// Invariant L1: the seals in the gaps of an older owner's part were put by one that was killed, not by the one that gives the log up.
+#[tokio::test]
+async fn giving_a_log_up_keeps_the_seals_of_those_before() {
+    for is_tail_sealed in [true, false] {
+        let f = Fixture::new().await;
+        let older = f.open(1).await.unwrap();
+        let first = older.first_sequence();
+        older.append(&f.group(1, first, 1)).await.unwrap();
+        // The second of three records in flight is on its way.
+        older.append(&f.group(1, first + 2, 1)).await.unwrap();
+        let killed = f.open(2).await.unwrap();
+        if !is_tail_sealed {
+            let (epoch, sequence) = (1, first + 3);
+            killed.remove(&[RecordId { epoch, sequence }]).await.unwrap();
+        }
+        let resigned = S3Log::open(f.store.clone(), f.volume_id, 3, true).await.unwrap();
+        resigned.remove_found().await.unwrap();
+        resigned.clear(true).await.unwrap();
+        for n in [first + 1, first + 3] {
+            let late = older.append(&f.group(1, n, 1)).await;
+            assert!(is_fenced(&late), "{n}, tail sealed: {is_tail_sealed}");
+        }
+    }
+}
+
 /// An owner that was paused while it ended, and was overtaken.
 #[tokio::test]
 async fn clearing_leaves_what_a_later_owner_has_begun() {

@@ -12,7 +12,7 @@ use hypernbd_volume::past::{self, At};
 use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError};
 
-use crate::faults::{AtInode, LIMIT, When};
+use crate::faults::{AtRequest, LIMIT, When};
 use crate::fixture::{Fixture, pattern};
 use crate::resize::{FORMATS, made_elsewhere, resize};
 
@@ -351,7 +351,7 @@ fn a_clone_that_is_in_use_is_not_taken_back() {
         volume.write(0, b"mine", true).unwrap();
         volume.close(LIMIT).unwrap();
     };
-    let sent_twice = AtInode::new(When::Stored, write).answered(412, "PreconditionFailed");
+    let sent_twice = AtRequest::inode(When::Stored, write).answered(412, "PreconditionFailed");
     f.store_options.hook = Hook::new(sent_twice);
     let error = try_clone(&f, None, "second").unwrap_err();
     f.store_options.hook = Hook::default();
@@ -364,6 +364,31 @@ fn a_clone_that_is_in_use_is_not_taken_back() {
     go(&mut f, "vol");
     let error = delete(&f).unwrap_err();
     assert!(matches!(error, VolumeError::HasClones { .. }), "{error}");
+}
+
+/// Whoever waited for the lease of a flatten reads nothing from the parent, which keeps nothing for it any more.
+#[test]
+fn a_server_that_begins_while_the_clone_is_flattened_shares_nothing() {
+    let (mut f, model) = cloned();
+    let (parent, child) = (f.url.clone(), f.url_of("clone"));
+    let (runtime, lease, store) = (f.handle(), LeaseOptions::default(), StoreOptions::default());
+    let of_child = child.clone();
+    let end_sharing = move || {
+        runtime.block_on(async {
+            admin::flatten(&of_child, &store, &lease).await.unwrap();
+            admin::delete(&parent, &store, &lease, IfDamaged::Refuse)
+                .await
+                .unwrap();
+        });
+    };
+    let is_it = |method: &str, uri: &str| method == "PUT" && uri.contains(".meta/lease");
+    f.store_options.hook = Hook::new(AtRequest::new(is_it, When::BeforeItIsSent, end_sharing));
+    f.url = child;
+    let volume = f.open();
+    assert!(f.read(&volume, 0, model.len()) == model);
+    volume.close(LIMIT).unwrap();
+    f.store_options.hook = Hook::default();
+    assert!(contents(&f) == model);
 }
 
 /// A label that was lost is made anew with another id; what the clone shares is told by its origin.

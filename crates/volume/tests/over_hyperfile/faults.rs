@@ -155,18 +155,25 @@ pub enum When {
     Stored,
 }
 
-/// Something happens at the first write of an inode, on a thread of its own.
-pub struct AtInode {
+/// Something happens at the first request of a kind, on a thread of its own.
+pub struct AtRequest {
+    is_it: Box<dyn Fn(&str, &str) -> bool + Send + Sync>,
     when: When,
     what: Box<dyn Fn() + Send + Sync>,
-    /// How the write is answered then; as the store does for `None`.
+    /// How the request is answered then; as the store does for `None`.
     answer: Option<(u16, &'static str)>,
     is_over: AtomicBool,
 }
 
-impl AtInode {
-    pub fn new(when: When, what: impl Fn() + Send + Sync + 'static) -> Self {
+impl AtRequest {
+    /// `is_it` is asked with a request's method and URI.
+    pub fn new(
+        is_it: impl Fn(&str, &str) -> bool + Send + Sync + 'static,
+        when: When,
+        what: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         Self {
+            is_it: Box::new(is_it),
             when,
             what: Box::new(what),
             answer: None,
@@ -174,7 +181,14 @@ impl AtInode {
         }
     }
 
-    /// The write is answered so then.
+    /// At the first write of an inode.
+    pub fn inode(when: When, what: impl Fn() + Send + Sync + 'static) -> Self {
+        let is_it =
+            |method: &str, uri: &str| Write::of_request(method, uri).is_some_and(|write| write.is_inode());
+        Self::new(is_it, when, what)
+    }
+
+    /// The request is answered so then.
     pub fn answered(self, status: u16, code: &'static str) -> Self {
         Self {
             answer: Some((status, code)),
@@ -188,22 +202,22 @@ impl AtInode {
     }
 }
 
-impl Debug for AtInode {
+impl Debug for AtRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", self.when)
     }
 }
 
 #[derive(Debug)]
-struct IsInode;
+struct IsIt;
 
-impl Storable for IsInode {
+impl Storable for IsIt {
     type Storer = StoreReplace<Self>;
 }
 
-impl Intercept for AtInode {
+impl Intercept for AtRequest {
     fn name(&self) -> &'static str {
-        "at the inode"
+        "at a request"
     }
 
     fn read_before_transmit(
@@ -213,9 +227,8 @@ impl Intercept for AtInode {
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let request = context.request();
-        let write = Write::of_request(request.method(), request.uri());
-        if write.is_some_and(|write| write.is_inode()) && !self.is_over.swap(true, Ordering::SeqCst) {
-            bag.interceptor_state().store_put(IsInode);
+        if (self.is_it)(request.method(), request.uri()) && !self.is_over.swap(true, Ordering::SeqCst) {
+            bag.interceptor_state().store_put(IsIt);
             if self.when == When::BeforeItIsSent {
                 self.happen();
             }
@@ -229,10 +242,10 @@ impl Intercept for AtInode {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if bag.load::<IsInode>().is_none() {
+        if bag.load::<IsIt>().is_none() {
             return Ok(());
         }
-        bag.interceptor_state().unset::<IsInode>();
+        bag.interceptor_state().unset::<IsIt>();
         if self.when == When::Stored {
             self.happen();
         }

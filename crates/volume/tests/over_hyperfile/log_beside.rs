@@ -14,12 +14,12 @@ use crate::check::check;
 use crate::fixture::{Fixture, pattern};
 use crate::provenance::{copy_dir, restore};
 
-const MIB: u64 = 1 << 20;
-const LEN: usize = 8192;
-const LIMIT: Duration = Duration::from_secs(30);
+pub const MIB: u64 = 1 << 20;
+pub const LEN: usize = 8192;
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// Nothing is published unless it is asked for.
-fn options(wal: Option<WalPlace>) -> VolumeOptions {
+pub fn options(wal: Option<WalPlace>) -> VolumeOptions {
     VolumeOptions {
         wal,
         checkpoint_interval: Duration::from_secs(3600),
@@ -31,11 +31,11 @@ fn options(wal: Option<WalPlace>) -> VolumeOptions {
     }
 }
 
-fn beside() -> VolumeOptions {
+pub fn beside() -> VolumeOptions {
     options(Some(WalPlace::Beside))
 }
 
-fn made() -> Fixture {
+pub fn made() -> Fixture {
     let f = Fixture::new();
     f.create(4 * MIB, 65536);
     f
@@ -45,18 +45,18 @@ fn try_open(f: &Fixture, url: &VolumeUrl, options: &VolumeOptions) -> Result<Arc
     f.run(Volume::open(url, &f.store_options, options))
 }
 
-fn open(f: &Fixture, options: &VolumeOptions) -> Arc<Volume> {
+pub fn open(f: &Fixture, options: &VolumeOptions) -> Arc<Volume> {
     try_open(f, &f.url, options).unwrap_or_else(|e| panic!("{}", e.chain()))
 }
 
 /// A server that flushes one write to the log alone, and is killed.
-fn write_and_kill(f: &Fixture, offset_bytes: u64, seed: u64) {
+pub fn write_and_kill(f: &Fixture, offset_bytes: u64, seed: u64) {
     let volume = open(f, &beside());
     volume.write(offset_bytes, &pattern(seed, LEN), false).unwrap();
     volume.flush().unwrap();
 }
 
-fn assert_reads(f: &Fixture, volume: &Volume, offset_bytes: u64, seed: u64) {
+pub fn assert_reads(f: &Fixture, volume: &Volume, offset_bytes: u64, seed: u64) {
     assert!(
         f.read(volume, offset_bytes, LEN) == pattern(seed, LEN),
         "seed {seed}"

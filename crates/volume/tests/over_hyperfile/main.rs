@@ -18,6 +18,7 @@ mod histories;
 mod history;
 mod lease;
 mod limits;
+mod log_among_others;
 mod log_beside;
 mod overlap;
 mod pair;

@@ -12,7 +12,7 @@ use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError};
 use parking_lot::Mutex;
 
-use crate::faults::{AtInode, LIMIT, When};
+use crate::faults::{AtRequest, LIMIT, When};
 use crate::fixture::{Fixture, pattern};
 
 pub const FORMATS: [BlockPtrFormat; 3] = [
@@ -182,7 +182,7 @@ fn a_resize_that_is_taken_over_changes_nothing() {
             volume.write(4096, &pattern(2, 4096), true).unwrap();
             *started.lock() = Some(volume);
         };
-        f.store_options.hook = Hook::new(AtInode::new(When::BeforeItIsSent, take_over));
+        f.store_options.hook = Hook::new(AtRequest::inode(When::BeforeItIsSent, take_over));
         resize(&f, size, true).unwrap_err();
         f.store_options.hook = Hook::default();
         let server = server.lock().take().expect("it was taken over");

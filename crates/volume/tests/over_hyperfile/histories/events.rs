@@ -12,8 +12,9 @@ impl World {
         let at = self.random.usize(..self.places.len());
         let place = &self.places[at];
         match (&place.line, &place.server) {
-            (None, _) => match self.random.u8(..3) {
-                0 if self.copy_from(1 - at) => {}
+            (None, _) => match self.random.u8(..6) {
+                0 | 1 if self.copy_to(at) => {}
+                2 | 3 if self.clone_to(at) => {}
                 _ => self.create(at),
             },
             (Some(_), Some(_)) => match self.random.u8(..12) {
@@ -29,7 +30,7 @@ impl World {
                 },
                 _ => self.read(at),
             },
-            (Some(_), None) => match self.random.u8(..18) {
+            (Some(_), None) => match self.random.u8(..22) {
                 0..5 => self.open(at, false),
                 5 => self.open(at, true),
                 6 => self.back_up(at),
@@ -39,6 +40,9 @@ impl World {
                 12 | 13 => self.roll_back(at),
                 14 => self.resize(at),
                 15 | 16 => self.prune(at),
+                17 | 18 => self.compact(at),
+                19 | 20 => self.flatten(at),
+                _ if self.has_clones(at) => self.refuse_to_delete(at),
                 _ => self.delete(at),
             },
         }

@@ -1,7 +1,7 @@
 //! Histories of several volumes and owners over the real engine: one seed is one history.
 //!
-//! Volumes are made, served, pruned, killed, taken over while their older owner goes on, deleted and made anew at the same place, copied,
-//! restored from a backup and rolled back, over a store that fails requests and processes that end at any of them; caches, journals
+//! Volumes are made, served, pruned, compacted, killed, taken over while their older owner goes on, deleted and made anew at the same
+//! place, copied, cloned, flattened, restored from a backup and rolled back, over a store that fails requests and processes that end at any of them; caches, journals
 //! and write buffer directories stay where they are meanwhile. What must hold:
 //!
 //! * What a flush covered is there at the next opening, and the volume reads as at one moment since that flush. Nothing else is
@@ -9,10 +9,13 @@
 //! * Once a volume was taken over, the older owner acknowledges nothing that its successor does not have, and changes nothing.
 //! * A log is refused only where it may continue another history. Given up, the volume reads as it was published.
 //! * What has a name reads as when it was named.
+//! * A clone reads as what it began as and what was written to it, whatever is removed, compacted or rolled back in its parent; a volume
+//!   with clones is not deleted.
 //!
 //! A failure names its seed; `HYPERNBD_HISTORY_SEED=<seed>` runs that history alone,
 //! and `HYPERNBD_HISTORIES=<number>` as many as that.
 
+mod clones;
 mod events;
 mod faults;
 mod line;
@@ -25,7 +28,7 @@ const HISTORIES: u64 = 32;
 /// They mostly wait.
 const HISTORIES_BESIDE_EACH_OTHER: u64 = 4;
 /// Things that happen in one history.
-const EVENTS: usize = 40;
+const EVENTS: usize = 50;
 
 /// Says which history it was.
 struct Naming(u64);

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use futures::future::LocalBoxFuture;
+use hypernbd_volume::admin::compact::compact;
 use hypernbd_volume::admin::retention::{prune, set_policy};
 use hypernbd_volume::admin::{self, CreateOptions, IfDamaged, rollback, wal};
+use hypernbd_volume::base::control::Control;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::{self, At};
 use hypernbd_volume::retention::Policy;
@@ -102,22 +104,33 @@ impl World {
         let (store, policy) = (Faults::none(), policy);
         self.whole("keep the last one", set_policy(&url, &store, Some(&policy)))
             .unwrap();
+        self.made(at, Line::known(vec![0; SIZE as usize]));
+    }
+
+    /// There is a new volume, which its servers may use a journal for.
+    pub fn made(&mut self, at: usize, line: Line) {
         let journal = self.path(&format!("journal-{}", self.places[at].name));
         let has_log = self.random.bool();
         let place = &mut self.places[at];
-        place.line = Some(Line::known(vec![0; SIZE as usize]));
+        place.line = Some(line);
         place.names.clear();
         place.is_log_foreign = has_log && journal.exists();
         place.is_log_open = false;
         place.journal = has_log.then(|| Self::url_of(&journal));
     }
 
-    /// Copies the volume at a place to the other, if it can be.
-    pub fn copy_from(&mut self, from: usize) -> bool {
-        if self.places[from].server.is_some() || self.places[from].line.is_none() {
+    /// Copies another volume to a place, if there is one that can be copied.
+    pub fn copy_to(&mut self, to: usize) -> bool {
+        let others: Vec<_> = (0..self.places.len())
+            .filter(|&other| {
+                let place = &self.places[other];
+                other != to && place.server.is_none() && place.line.is_some() && !self.is_sharing(other)
+            })
+            .collect();
+        if others.is_empty() {
             return false;
         }
-        let to = 1 - from;
+        let from = others[self.random.usize(..others.len())];
         let path = self.path(self.places[to].name);
         let _ = std::fs::remove_dir_all(&path);
         self.kill_stale(to);
@@ -148,6 +161,9 @@ impl World {
     }
 
     pub fn back_up(&mut self, at: usize) {
+        if self.places[at].parent.is_some() {
+            return self.check_names(at);
+        }
         let path = self.path("backup");
         let _ = std::fs::remove_dir_all(&path);
         copy_dir(&self.path(self.places[at].name), &path);
@@ -163,7 +179,7 @@ impl World {
 
     /// A backup is put back, and the log goes on from a later checkpoint.
     pub fn restore_under_log(&mut self, at: usize) {
-        if self.places[at].journal.is_none() {
+        if self.places[at].journal.is_none() || self.is_sharing(at) {
             return self.restore(at);
         }
         self.back_up(at);
@@ -184,6 +200,9 @@ impl World {
 
     /// A backup is put back: all of it, or the container alone.
     pub fn restore(&mut self, at: usize) {
+        if self.is_sharing(at) {
+            return self.check_names(at);
+        }
         let Some(backup) = self.backup.take_if(|backup| backup.of == at) else {
             return self.back_up(at);
         };
@@ -321,6 +340,22 @@ impl World {
         self.check_names(at);
     }
 
+    /// Copies what is live out of objects that are mostly dead.
+    pub fn compact(&mut self, at: usize) {
+        if !self.is_closed(at) {
+            return self.check_names(at);
+        }
+        let (url, lease) = (self.url(at), self.lease());
+        let compacted = self.verb(&format!("compact {}", self.places[at].name), |store| {
+            Box::pin(async move { compact(&url, &store, &lease, &Control::default()).await })
+        });
+        if let Some(compacted) = compacted {
+            let compacted = compacted.unwrap_or_else(|e| panic!("{}", e.chain()));
+            self.seen.compacted += compacted.objects as u32;
+        }
+        self.check_names(at);
+    }
+
     /// Deletes the volume; a deletion that was killed is taken up again, or the volume is served once more if it is still one.
     pub fn delete(&mut self, at: usize) {
         let (url, lease) = (self.url(at), self.lease());
@@ -360,6 +395,7 @@ impl World {
         let place = &mut self.places[at];
         (place.line, place.is_log_foreign) = (None, false);
         (place.is_buffer_left, place.replayed) = (false, None);
+        place.parent = None;
         place.names.clear();
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use hypernbd_volume::base::control::Control;
 use hypernbd_volume::check::{self, Request};
 use hypernbd_volume::options::{
-    LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk, VolumeOptions,
+    Compaction, LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk,
+    VolumeOptions,
 };
 use hypernbd_volume::past::Past;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl, WalPlace};
@@ -40,10 +41,14 @@ pub struct Seen {
     pub names_read: u32,
     pub removed: u32,
     pub held_up: u32,
+    pub compacted: u32,
+    pub cloned: u32,
+    pub flattened: u32,
+    pub deletions_refused: u32,
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u32); 14] {
+    fn all(&mut self) -> [(&'static str, &mut u32); 18] {
         [
             ("opened", &mut self.opened),
             ("killed", &mut self.killed),
@@ -59,6 +64,10 @@ impl Seen {
             ("names read", &mut self.names_read),
             ("objects removed", &mut self.removed),
             ("flushes held up over a takeover", &mut self.held_up),
+            ("objects compacted", &mut self.compacted),
+            ("cloned", &mut self.cloned),
+            ("flattened", &mut self.flattened),
+            ("deletions refused", &mut self.deletions_refused),
         ]
     }
 
@@ -99,6 +108,8 @@ pub struct Place {
     /// What the volume may read as; none when there is no volume.
     pub line: Option<Line>,
     pub server: Option<Server>,
+    /// The place of the volume that this one, a clone, shares objects of.
+    pub parent: Option<usize>,
     /// What has a name, and how it reads.
     pub names: BTreeMap<String, Contents>,
     /// The journal that its servers use.
@@ -159,6 +170,7 @@ impl World {
             name,
             line: None,
             server: None,
+            parent: None,
             names: BTreeMap::new(),
             journal: None,
             replayed: None,
@@ -170,7 +182,7 @@ impl World {
         Self {
             random: fastrand::Rng::with_seed(seed),
             dir: tempfile::tempdir().unwrap(),
-            places: vec![place("one"), place("two")],
+            places: vec![place("one"), place("two"), place("three")],
             stale: Vec::new(),
             backup: None,
             seen: Seen::default(),
@@ -235,6 +247,10 @@ impl World {
             lease: LeaseOptions {
                 takeover,
                 ..LeaseOptions::default()
+            },
+            compaction: match self.random.bool() {
+                true => Compaction::Auto,
+                false => Compaction::Off,
             },
             // Never, or as often and as early as can be.
             retention_interval: is_removing.then_some(Duration::from_millis(20)),
