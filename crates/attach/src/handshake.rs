@@ -1,0 +1,200 @@
+//! The fixed newstyle handshake: which export a server offers, and what it says of it.
+
+use std::io::{self, Read, Write};
+
+use crate::wire::part;
+
+const MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
+const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
+const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const FIXED_NEWSTYLE: u16 = 1;
+const NO_ZEROES: u16 = 2;
+const OPT_GO: u32 = 7;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+const REP_ERR: u32 = 1 << 31;
+const INFO_EXPORT: u16 = 0;
+const INFO_DESCRIPTION: u16 = 2;
+const INFO_BLOCK_SIZE: u16 = 3;
+/// No answer of a server to an option is longer.
+const OPTION_REPLY_MAX: u32 = 64 << 10;
+
+const READ_ONLY: u16 = 1 << 1;
+const SEND_FLUSH: u16 = 1 << 2;
+/// What a client goes on using once it was offered: flush, FUA, trim, zeroes, fast zeroes.
+const USED: u16 = SEND_FLUSH | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 11;
+
+/// What a server says of an export.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Export {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its transmission flags.
+    pub flags: u16,
+    /// The smallest, the best and the largest request, where the server says.
+    pub blocks: Option<(u32, u32, u32)>,
+    /// What it says of itself to people.
+    pub description: String,
+}
+
+impl Export {
+    /// Whether it cannot be written.
+    pub fn is_read_only(&self) -> bool {
+        self.flags & READ_ONLY != 0
+    }
+
+    pub(crate) fn can_flush(&self) -> bool {
+        self.flags & SEND_FLUSH != 0
+    }
+
+    /// Why a device that was attached with this export cannot go on with another one. The description is for people: no
+    /// server promises to keep it.
+    pub(crate) fn obstacle(&self, now: &Self) -> Option<String> {
+        let least = |export: &Self| export.blocks.map_or(1, |(least, ..)| least);
+        if now.size < self.size {
+            return Some(format!("the export has {} bytes now, and had {}", now.size, self.size));
+        }
+        if now.is_read_only() != self.is_read_only() {
+            let (is, was) = if now.is_read_only() { ("read-only", "writable") } else { ("writable", "read-only") };
+            return Some(format!("the export is {is} now, and was {was}"));
+        }
+        let missing = self.flags & USED & !now.flags;
+        if missing != 0 {
+            return Some(format!("the export lacks what it had: transmission flags {missing:#x}"));
+        }
+        (least(now) > least(self)).then(|| {
+            format!("the export wants blocks of {} bytes now, and took {}", least(now), least(self))
+        })
+    }
+}
+
+/// Asks for an export. An error tells what the server answered.
+pub(crate) fn ask(socket: &mut (impl Read + Write), name: &str) -> io::Result<Export> {
+    let hello: [u8; 18] = take(socket)?;
+    if u64::from_be_bytes(part(&hello, 0)) != MAGIC || u64::from_be_bytes(part(&hello, 8)) != OPTION_MAGIC {
+        return Err(io::Error::other("this is no NBD server of the newstyle protocol"));
+    }
+    let flags = u16::from_be_bytes(part(&hello, 16));
+    if flags & FIXED_NEWSTYLE == 0 {
+        return Err(io::Error::other("the server does not speak the fixed newstyle protocol"));
+    }
+    let mut message = Vec::new();
+    message.extend(u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes());
+    message.extend(OPTION_MAGIC.to_be_bytes());
+    message.extend(OPT_GO.to_be_bytes());
+    message.extend((name.len() as u32 + 4 + 2 + 4).to_be_bytes());
+    message.extend((name.len() as u32).to_be_bytes());
+    message.extend(name.as_bytes());
+    message.extend(2_u16.to_be_bytes());
+    message.extend(INFO_DESCRIPTION.to_be_bytes());
+    message.extend(INFO_BLOCK_SIZE.to_be_bytes());
+    socket.write_all(&message)?;
+
+    let mut export = None;
+    let mut rest = Export::default();
+    loop {
+        let header: [u8; 20] = take(socket)?;
+        let (kind, length) = (u32::from_be_bytes(part(&header, 12)), u32::from_be_bytes(part(&header, 16)));
+        if u64::from_be_bytes(part(&header, 0)) != OPTION_REPLY_MAGIC || length > OPTION_REPLY_MAX {
+            return Err(io::Error::other("the server's answer to NBD_OPT_GO is not of the protocol"));
+        }
+        let mut data = vec![0; length as usize];
+        socket.read_exact(&mut data)?;
+        match (kind, info(&data)) {
+            (REP_ACK, _) => break,
+            (REP_INFO, Some((INFO_EXPORT, data))) if data.len() == 10 => {
+                export = Some((u64::from_be_bytes(part(data, 0)), u16::from_be_bytes(part(data, 8))));
+            }
+            (REP_INFO, Some((INFO_DESCRIPTION, data))) => {
+                rest.description = String::from_utf8_lossy(data).into_owned();
+            }
+            (REP_INFO, Some((INFO_BLOCK_SIZE, data))) if data.len() == 12 => {
+                let at = |at| u32::from_be_bytes(part(data, at));
+                rest.blocks = Some((at(0), at(4), at(8)));
+            }
+            (kind, _) if kind & REP_ERR != 0 => {
+                return Err(io::Error::other(refusal(kind, name, &String::from_utf8_lossy(&data))));
+            }
+            _ => {}
+        }
+    }
+    let (size, flags) = export.ok_or_else(|| io::Error::other("the server does not say the export's size"))?;
+    Ok(Export { size, flags, ..rest })
+}
+
+fn info(data: &[u8]) -> Option<(u16, &[u8])> {
+    let (kind, rest) = data.split_at_checked(2)?;
+    Some((u16::from_be_bytes(part(kind, 0)), rest))
+}
+
+fn refusal(kind: u32, name: &str, said: &str) -> String {
+    let why = match kind & !REP_ERR {
+        1 => "it does not know NBD_OPT_GO",
+        2 => "it does not permit it",
+        5 => "it wants TLS, which attach cannot speak yet: serve it on a UNIX socket, or through a tunnel",
+        6 => "it has no export of this name",
+        7 => "it is shutting down",
+        8 => "it wants another block size",
+        _ => "without a reason that is known here",
+    };
+    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+    format!("the server refuses the export {name:?}: {why}{said}")
+}
+
+fn take<const N: usize>(socket: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    socket.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export() -> Export {
+        Export { size: 1 << 20, flags: 0x6d, blocks: Some((1, 4096, 1 << 25)), description: "a".to_owned() }
+    }
+
+    #[test]
+    fn a_device_goes_on_with_the_same_export_or_more_of_it() {
+        let was = export();
+        assert_eq!(was.obstacle(&was), None);
+        assert_eq!(was.obstacle(&Export { size: 2 << 20, flags: 0xfd, ..export() }), None);
+        for (now, word) in [
+            (Export { size: 4096, ..export() }, "bytes"),
+            (Export { flags: 0x6f, ..export() }, "read-only"),
+            (Export { flags: 0x69, ..export() }, "lacks"),
+            (Export { blocks: Some((4096, 4096, 1 << 25)), ..export() }, "blocks"),
+        ] {
+            let why = was.obstacle(&now).unwrap();
+            assert!(why.contains(word), "{why}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_server_is_named() {
+        struct Fixed(&'static [u8]);
+        impl Read for Fixed {
+            fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+                self.0.read(room)
+            }
+        }
+        impl Write for Fixed {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = ask(&mut Fixed(b"HTTP/1.1 400 Bad Request\r\n"), "").unwrap_err();
+        assert!(error.to_string().contains("no NBD server"), "{error}");
+        let mut refused = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
+        refused.extend(OPTION_REPLY_MAGIC.to_be_bytes());
+        refused.extend(OPT_GO.to_be_bytes());
+        refused.extend((REP_ERR | 6).to_be_bytes());
+        refused.extend(0_u32.to_be_bytes());
+        let error = ask(&mut Fixed(refused.leak()), "@gone").unwrap_err();
+        assert!(error.to_string().contains("no export of this name"), "{error}");
+    }
+}

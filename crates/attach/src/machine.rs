@@ -1,0 +1,341 @@
+//! What the relay does with requests, answers and links. Pure: events in, actions out.
+//!
+//! * What was not answered is kept, and sent again over the next link.
+//! * A change that was answered is held until a flush that was sent after its answer is answered: a server that dies may
+//!   lose it. It is sent again over the next link, before anything that came after it.
+//! * Two requests that reach the same byte, one of which changes it, are never under way at once. So the order in which the
+//!   kernel sent them is the order in which they take effect, over any number of links.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::handshake::Export;
+use crate::wire::{DISCONNECT, EINVAL, EIO, ESHUTDOWN, FLUSH, FUA, Payload, READ, Reply, Request};
+
+/// What keeping a request costs beside its payload.
+const KEPT_BYTES: usize = 128;
+/// So many requests are under way at once at most: the kernel's own queue is 128 a link.
+const UNDER_WAY_MAX: usize = 256;
+
+/// What comes in. `link` tells which link it came over: links are counted from 1.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The kernel sent a request, with its payload.
+    Request(Request),
+    /// The server answered. The reply has the cookie under which the request was sent.
+    Reply { link: u64, reply: Reply },
+    /// There is a new link.
+    LinkUp { link: u64, export: Export },
+    /// A link has ended.
+    LinkLost { link: u64, why: String },
+    /// There was no link for as long as requests may wait.
+    GiveUp,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Send a request under its own cookie.
+    ToServer(Request),
+    /// Answer the kernel.
+    ToKernel(Reply),
+    /// Close the link and make the next one. What was not sent over it yet is not sent.
+    Reconnect { why: String },
+    /// The kernel has detached the device.
+    End,
+}
+
+/// Who wants a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// The kernel, which gave it this cookie.
+    Kernel(u64),
+    /// The kernel has its answer: it is done again for a server that may have lost it.
+    Again,
+    /// The relay itself, to make room: a flush.
+    Room,
+}
+
+#[derive(Debug, Clone)]
+struct Item {
+    request: Request,
+    wanted: For,
+}
+
+#[derive(Debug)]
+struct Held {
+    request: Request,
+    /// When it was first answered, counted in such answers.
+    answered: u64,
+}
+
+/// The relay's state.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    export: Export,
+    /// The link that is up.
+    link: Option<u64>,
+    next_cookie: u64,
+    waiting: VecDeque<Item>,
+    /// What is under way by cookie; of a flush, how many changes were answered before it was sent.
+    under_way: BTreeMap<u64, (Item, u64)>,
+    held: BTreeMap<u64, Held>,
+    held_bytes: usize,
+    hold_max_bytes: usize,
+    /// Changes that were answered, ever.
+    answered: u64,
+    /// The error of a flush of the relay's own, which the kernel's next flush is to hear of.
+    owed: Option<u32>,
+    has_given_up: bool,
+}
+
+impl Machine {
+    /// Nothing is under way. With `hold_max_bytes` 0 no answered change is held.
+    pub(crate) fn new(export: Export, hold_max_bytes: usize) -> Self {
+        // Without flush there is nothing that could be lost, as far as a client can know.
+        let hold_max_bytes = if export.can_flush() { hold_max_bytes } else { 0 };
+        Self {
+            export,
+            link: None,
+            next_cookie: 1,
+            waiting: VecDeque::new(),
+            under_way: BTreeMap::new(),
+            held: BTreeMap::new(),
+            held_bytes: 0,
+            hold_max_bytes,
+            answered: 0,
+            owed: None,
+            has_given_up: false,
+        }
+    }
+
+    /// How many bytes follow the header of a reply, or that it answers nothing that was asked.
+    pub(crate) fn reply_bytes(&self, reply: &Reply) -> Result<usize, String> {
+        match self.under_way.get(&reply.cookie) {
+            None => Err(format!("it answered request {}, which it does not have", reply.cookie)),
+            Some((item, _)) if item.request.command == READ && reply.error == 0 => {
+                Ok(item.request.length as usize)
+            }
+            Some(_) => Ok(0),
+        }
+    }
+
+    /// How many requests have no answer, and how many changes are held.
+    pub(crate) fn unfinished(&self) -> (usize, usize) {
+        let asked = |item: &&Item| matches!(item.wanted, For::Kernel(_));
+        let under_way = self.under_way.values().map(|(item, _)| item);
+        (under_way.chain(&self.waiting).filter(asked).count(), self.held.len())
+    }
+
+    /// Takes an event in, and says what is to be done, in order.
+    pub(crate) fn handle(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Request(request) if request.command == DISCONNECT => actions.push(Action::End),
+            Event::Request(request) => self.take(request, &mut actions),
+            Event::Reply { link, reply } if self.link == Some(link) => self.answer(reply, &mut actions),
+            Event::LinkLost { link, why } if self.link == Some(link) => self.lose(why, &mut actions),
+            Event::LinkUp { link, export } => match self.export.obstacle(&export) {
+                None => self.resume(link),
+                Some(why) => actions.push(Action::Reconnect { why }),
+            },
+            Event::GiveUp if self.link.is_none() => self.give_up(&mut actions),
+            // Of a link that is gone, or a moment too late.
+            Event::Reply { .. } | Event::LinkLost { .. } | Event::GiveUp => {}
+        }
+        self.send(&mut actions);
+        actions
+    }
+
+    fn take(&mut self, request: Request, actions: &mut Vec<Action>) {
+        let end = request.offset.checked_add(request.length.into());
+        let error = match () {
+            () if self.has_given_up => EIO,
+            () if end.is_none_or(|end| end > self.export.size) => EINVAL,
+            () => {
+                let cookie = self.cookie();
+                let wanted = For::Kernel(request.cookie);
+                self.waiting.push_back(Item { request: Request { cookie, ..request }, wanted });
+                return;
+            }
+        };
+        actions.push(refusal(request.cookie, error));
+    }
+
+    fn cookie(&mut self) -> u64 {
+        self.next_cookie += 1;
+        self.next_cookie - 1
+    }
+
+    fn answer(&mut self, reply: Reply, actions: &mut Vec<Action>) {
+        let Some((item, _)) = self.under_way.get(&reply.cookie) else {
+            let why = format!("it answered request {}, which it does not have", reply.cookie);
+            return self.lose(why, actions);
+        };
+        if reply.error == ESHUTDOWN {
+            return self.lose("it is shutting down".to_owned(), actions);
+        }
+        if item.wanted == For::Again && reply.error != 0 {
+            let why = format!(
+                "a {} at {} that an earlier server had carried out got error {}; nothing goes on without it",
+                item.request.name(),
+                item.request.offset,
+                reply.error
+            );
+            return self.lose(why, actions);
+        }
+        let Some((item, answered_before)) = self.under_way.remove(&reply.cookie) else { return };
+        match item.wanted {
+            For::Again => {}
+            For::Room if reply.error == 0 => self.flushed(answered_before),
+            For::Room => self.no_room(reply.error, actions),
+            For::Kernel(cookie) => {
+                let error = match (item.request.command, reply.error) {
+                    (FLUSH, 0) => {
+                        self.flushed(answered_before);
+                        self.owed.take().unwrap_or(0)
+                    }
+                    (_, error) => error,
+                };
+                if error == 0 {
+                    self.hold(item.request);
+                }
+                let payload = if error == 0 { reply.payload } else { Payload::default() };
+                actions.push(Action::ToKernel(Reply { cookie, error, payload }));
+            }
+        }
+    }
+
+    /// Keeps a change that was answered. A durable one need not be kept, unless it lies over one that is and would be
+    /// undone by it.
+    fn hold(&mut self, request: Request) {
+        if self.hold_max_bytes == 0 || !request.is_change() {
+            return;
+        }
+        let is_durable = request.flags & FUA != 0;
+        if is_durable && !self.held.values().any(|held| held.request.conflicts(&request)) {
+            return;
+        }
+        self.held_bytes += cost(&request);
+        self.held.insert(request.cookie, Held { request, answered: self.answered });
+        self.answered += 1;
+    }
+
+    /// What was answered before the flush was sent is safe.
+    fn flushed(&mut self, answered_before: u64) {
+        self.held.retain(|_, held| held.answered >= answered_before);
+        self.held_bytes = self.held.values().map(|held| cost(&held.request)).sum();
+    }
+
+    /// The flush that was to make room failed. The change that waited for the room hears of it, and so does the next flush:
+    /// the server may tell of a failure only once.
+    fn no_room(&mut self, error: u32, actions: &mut Vec<Action>) {
+        self.owed = Some(error);
+        if self.waiting.front().is_some_and(|item| self.lacks_room(item))
+            && let Some(Item { wanted: For::Kernel(cookie), .. }) = self.waiting.pop_front()
+        {
+            actions.push(refusal(cookie, error));
+        }
+    }
+
+    fn lose(&mut self, why: String, actions: &mut Vec<Action>) {
+        self.link = None;
+        let lost = std::mem::take(&mut self.under_way).into_values().map(|(item, _)| item);
+        let waiting = std::mem::take(&mut self.waiting);
+        let is_kernels = |item: &Item| matches!(item.wanted, For::Kernel(_));
+        // By cookie, which is the order in which they came: nothing waits that came before what was under way.
+        self.waiting = lost.chain(waiting).filter(is_kernels).collect();
+        // A given-up link's requests were answered when it was given up; of this one nothing is.
+        actions.push(Action::Reconnect { why });
+    }
+
+    fn resume(&mut self, link: u64) {
+        (self.link, self.has_given_up) = (Some(link), false);
+        let again = |held: &Held| Item { request: held.request.clone(), wanted: For::Again };
+        let again: Vec<Item> = self.held.values().map(again).collect();
+        for item in again.into_iter().rev() {
+            self.waiting.push_front(item);
+        }
+    }
+
+    fn give_up(&mut self, actions: &mut Vec<Action>) {
+        self.has_given_up = true;
+        for item in self.waiting.drain(..) {
+            if let For::Kernel(cookie) = item.wanted {
+                actions.push(refusal(cookie, EIO));
+            }
+        }
+    }
+
+    /// Sends what may be sent, in order: the first that may not holds up those after it.
+    fn send(&mut self, actions: &mut Vec<Action>) {
+        while self.link.is_some() {
+            // Early, so that nobody waits for it while the server is quick enough.
+            if self.held_bytes > self.hold_max_bytes / 2 && self.owed.is_none() {
+                self.flush_for_room(actions);
+            }
+            let Some(item) = self.waiting.front() else { return };
+            if self.under_way.len() >= UNDER_WAY_MAX || self.must_wait(item) {
+                return;
+            }
+            if self.lacks_room(item) {
+                return self.flush_for_room(actions);
+            }
+            if let Some(item) = self.waiting.pop_front() {
+                self.put_under_way(item, actions);
+            }
+        }
+    }
+
+    fn put_under_way(&mut self, item: Item, actions: &mut Vec<Action>) {
+        actions.push(Action::ToServer(item.request.clone()));
+        self.under_way.insert(item.request.cookie, (item, self.answered));
+    }
+
+    /// Whether what is under way must be answered before it is sent: it reaches the same bytes, or it is a flush and what it
+    /// covers is being done again.
+    fn must_wait(&self, item: &Item) -> bool {
+        let is_flush = item.request.command == FLUSH;
+        self.under_way.values().any(|(earlier, _)| {
+            earlier.request.conflicts(&item.request) || (is_flush && earlier.wanted == For::Again)
+        })
+    }
+
+    /// Whether no more changes can be held until a flush is answered.
+    fn lacks_room(&self, item: &Item) -> bool {
+        if self.hold_max_bytes == 0 || item.wanted == For::Again || !item.request.is_change() {
+            return false;
+        }
+        let to_be_held =
+            |(earlier, _): &&(Item, u64)| earlier.request.is_change() && earlier.wanted != For::Again;
+        let under_way: usize =
+            self.under_way.values().filter(to_be_held).map(|(item, _)| cost(&item.request)).sum();
+        let kept = self.held_bytes + under_way;
+        kept > 0 && kept + cost(&item.request) > self.hold_max_bytes
+    }
+
+    /// Has the server flush, if there is anything to be flushed and no flush is under way.
+    fn flush_for_room(&mut self, actions: &mut Vec<Action>) {
+        let is_again = |item: &Item| item.wanted == For::Again;
+        let hinders = |(item, _): &(Item, u64)| item.request.command == FLUSH || is_again(item);
+        if self.held.is_empty()
+            || self.waiting.front().is_some_and(is_again)
+            || self.under_way.values().any(hinders)
+        {
+            return;
+        }
+        let request = Request::flush(self.cookie());
+        self.put_under_way(Item { request, wanted: For::Room }, actions);
+    }
+}
+
+fn cost(request: &Request) -> usize {
+    request.payload.len() + KEPT_BYTES
+}
+
+fn refusal(cookie: u64, error: u32) -> Action {
+    Action::ToKernel(Reply { cookie, error, payload: Payload::default() })
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,443 @@
+//! The machine between a model of the kernel and a model of a server that dies as badly as a server may.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::*;
+use crate::wire::{TRIM, WRITE, WRITE_ZEROES};
+use proptest::prelude::*;
+
+const BLOCK: u64 = 512;
+const BLOCKS: usize = 6;
+const HOLD: usize = 3 * (BLOCK as usize + KEPT_BYTES);
+
+fn export() -> Export {
+    Export { size: BLOCK * BLOCKS as u64, flags: 0x6d, ..Export::default() }
+}
+
+/// What a block holds: the number of the change that made it, 0 for none.
+type Disk = [u64; BLOCKS];
+
+fn blocks(request: &Request) -> std::ops::Range<usize> {
+    let end = request.offset + u64::from(request.length);
+    (request.offset / BLOCK) as usize..(end / BLOCK) as usize
+}
+
+/// A server. What it answered without a flush may be lost with it, each change by itself.
+#[derive(Default)]
+struct Server {
+    inbox: Vec<(Request, usize)>,
+    durable: Disk,
+    /// Carried out, in this order, and not durable: what it was, what it wrote, when it was answered.
+    volatile: Vec<(std::ops::Range<usize>, u64, usize)>,
+    answers: usize,
+}
+
+impl Server {
+    fn disk(&self) -> Disk {
+        let mut disk = self.durable;
+        for (blocks, value, _) in &self.volatile {
+            disk[blocks.clone()].fill(*value);
+        }
+        disk
+    }
+
+    /// A flush covers what was answered before it came in, and the server makes no more of it. Of what lies over each other,
+    /// the earlier cannot be durable later.
+    fn flush(&mut self, before: usize) {
+        let (safe, rest) = self.volatile.drain(..).partition(|(.., answer)| *answer < before);
+        self.volatile = safe;
+        self.durable = self.disk();
+        self.volatile = rest;
+    }
+
+    /// Carries out and answers one request of those that it has, whichever.
+    fn answer(&mut self, which: usize, refuses: bool) -> Option<Reply> {
+        if self.inbox.is_empty() {
+            return None;
+        }
+        let (request, before) = self.inbox.remove(which % self.inbox.len());
+        let mut reply = Reply { cookie: request.cookie, error: 0, payload: Payload::default() };
+        if refuses {
+            reply.error = ESHUTDOWN;
+            return Some(reply);
+        }
+        match request.command {
+            READ => {
+                let of = |value: &u64| [&value.to_be_bytes()[..], &[0; BLOCK as usize - 8]].concat();
+                reply.payload = Arc::new(self.disk()[blocks(&request)].iter().flat_map(of).collect());
+            }
+            FLUSH => self.flush(before),
+            _ => {
+                let (over, value) = (blocks(&request), value(&request));
+                if request.flags & FUA == 0 {
+                    self.volatile.push((over, value, self.answers));
+                } else {
+                    // This change alone is durable, and what lies below it does not come up again.
+                    self.durable[over.clone()].fill(value);
+                    let below = std::mem::take(&mut self.volatile).into_iter();
+                    let single = below.flat_map(|(range, value, answer)| range.map(move |at| (at..at + 1, value, answer)));
+                    self.volatile = single.filter(|(at, ..)| !over.contains(&at.start)).collect();
+                }
+                self.answers += 1;
+            }
+        }
+        Some(reply)
+    }
+
+    /// Dies. Of what is not durable this much is left: `survives` has a bit for each change, and for each request that it had
+    /// not answered.
+    fn die(&mut self, survives: u64) {
+        let mut disk = self.durable;
+        let unanswered = self.inbox.drain(..).filter(|(request, _)| request.is_change());
+        let unanswered = unanswered.map(|(request, _)| (blocks(&request), value(&request), 0));
+        for (at, (blocks, value, _)) in self.volatile.drain(..).chain(unanswered).enumerate() {
+            if survives >> (at % 64) & 1 == 1 {
+                disk[blocks].fill(value);
+            }
+        }
+        self.durable = disk;
+    }
+}
+
+fn value(request: &Request) -> u64 {
+    if request.command != WRITE {
+        return 0;
+    }
+    u64::from_be_bytes(request.payload[..8].try_into().unwrap())
+}
+
+/// The kernel's side, and what it may rely on.
+#[derive(Default)]
+struct Kernel {
+    next: u64,
+    /// What has no answer: the request, what it must read, the disk that a flush must make durable at least.
+    asked: BTreeMap<u64, (Request, Disk)>,
+    /// The disk once all that was asked is done.
+    disk: Disk,
+    /// Values that a block may have after a crash: those since the last that a flush covers.
+    answered: BTreeSet<u64>,
+    log: Vec<(u64, Request)>,
+}
+
+impl Kernel {
+    fn ask(&mut self, kind: u8, at: u64, length: u64) -> Request {
+        self.next += 1;
+        let at = at % BLOCKS as u64;
+        let length = 1 + length % (BLOCKS as u64 - at);
+        let (command, flags) = match kind % 8 {
+            0 | 1 => (READ, 0),
+            2 => (FLUSH, 0),
+            3 => (TRIM, 0),
+            4 => (WRITE_ZEROES, 0),
+            5 => (WRITE, FUA),
+            _ => (WRITE, 0),
+        };
+        let mut request = Request::flush(self.next);
+        (request.command, request.flags) = (command, flags);
+        if command != FLUSH {
+            (request.offset, request.length) = (at * BLOCK, (length * BLOCK) as u32);
+        }
+        let before = self.disk;
+        if command == WRITE {
+            let block = [&self.next.to_be_bytes()[..], &[0; BLOCK as usize - 8]].concat();
+            request.payload = Arc::new(block.repeat(length as usize));
+        }
+        if request.is_change() {
+            self.disk[blocks(&request)].fill(value(&request));
+            self.log.push((self.next, request.clone()));
+        }
+        // A flush must cover what was answered before it: for each block the last such change, or a later one.
+        let covers = match command {
+            FLUSH => {
+                let mut last = [0; BLOCKS];
+                for (number, change) in &self.log {
+                    if self.answered.contains(number) {
+                        last[blocks(change)].fill(*number);
+                    }
+                }
+                last
+            }
+            _ => before,
+        };
+        self.asked.insert(self.next, (request.clone(), covers));
+        request
+    }
+
+    fn answered(&mut self, reply: &Reply, durable: &Disk) -> Result<(), String> {
+        let (request, expected) = self.asked.remove(&reply.cookie).ok_or("answered twice")?;
+        if reply.error != 0 {
+            return Err(format!("{request:?} failed with {}", reply.error));
+        }
+        match request.command {
+            READ => {
+                for (block, bytes) in blocks(&request).zip(reply.payload.chunks(BLOCK as usize)) {
+                    let got = u64::from_be_bytes(bytes[..8].try_into().unwrap());
+                    if got != expected[block] {
+                        return Err(format!("block {block} reads as {got}, not {}", expected[block]));
+                    }
+                }
+            }
+            FLUSH => self.must_have(durable, &expected)?,
+            _ => {
+                self.answered.insert(reply.cookie);
+                if request.flags & FUA != 0 {
+                    let mut expected = [0; BLOCKS];
+                    expected[blocks(&request)].fill(reply.cookie);
+                    self.must_have(durable, &expected)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Each block holds what a change left there, and none before the one that is expected.
+    fn must_have(&self, disk: &Disk, expected: &Disk) -> Result<(), String> {
+        for block in 0..BLOCKS {
+            let here = self.log.iter().filter(|(_, change)| blocks(change).contains(&block));
+            let mut since = here.filter(|(number, _)| *number >= expected[block]).map(|(_, change)| value(change));
+            if !(expected[block] == 0 || since.any(|value| value == disk[block])) {
+                return Err(format!("block {block} holds {}, before {}", disk[block], expected[block]));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All three together.
+struct World {
+    machine: Machine,
+    kernel: Kernel,
+    server: Server,
+    link: u64,
+    is_up: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let machine = Machine::new(export(), HOLD);
+        Self { machine, kernel: Kernel::default(), server: Server::default(), link: 0, is_up: false }
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), String> {
+        for action in self.machine.handle(event) {
+            match action {
+                Action::ToServer(request) => {
+                    if !self.is_up {
+                        return Err("sent without a link".to_owned());
+                    }
+                    self.server.inbox.push((request, self.server.answers));
+                }
+                Action::ToKernel(reply) => self.kernel.answered(&reply, &self.server.durable)?,
+                Action::Reconnect { .. } => self.is_up = false,
+                Action::End => return Err("ended".to_owned()),
+            }
+        }
+        if self.machine.held_bytes > HOLD + BLOCKS * BLOCK as usize + KEPT_BYTES {
+            return Err(format!("{} bytes are held", self.machine.held_bytes));
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Result<(), String> {
+        if self.is_up {
+            return Ok(());
+        }
+        (self.link, self.is_up) = (self.link + 1, true);
+        self.handle(Event::LinkUp { link: self.link, export: export() })
+    }
+
+    fn answer(&mut self, which: usize, refuses: bool) -> Result<(), String> {
+        match self.server.answer(which, refuses) {
+            Some(reply) => self.handle(Event::Reply { link: self.link, reply }),
+            None => Ok(()),
+        }
+    }
+
+    fn kill(&mut self, survives: u64) -> Result<(), String> {
+        self.server.die(survives);
+        self.is_up = false;
+        self.handle(Event::LinkLost { link: self.link, why: "killed".to_owned() })
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        match *step {
+            Step::Ask(kind, at, length) => {
+                let request = self.kernel.ask(kind, at, length);
+                self.handle(Event::Request(request))
+            }
+            Step::Answer(which) if self.is_up => self.answer(which, false),
+            Step::Refuse(which, survives) if self.is_up && !self.server.inbox.is_empty() => {
+                self.answer(which, true)?;
+                self.server.die(survives);
+                Ok(())
+            }
+            Step::Kill(survives) if self.is_up => self.kill(survives),
+            Step::Connect => self.connect(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything is answered, a flush too, and the server dies with all that it may lose: nothing is missing.
+    fn end(&mut self) -> Result<(), String> {
+        for _ in 0..10_000 {
+            self.connect()?;
+            if self.server.inbox.is_empty() {
+                break;
+            }
+            self.answer(0, false)?;
+        }
+        if !self.kernel.asked.is_empty() {
+            return Err(format!("never answered: {:?}", self.kernel.asked.keys()));
+        }
+        self.step(&Step::Ask(2, 0, 0))?;
+        while !self.server.inbox.is_empty() {
+            self.answer(0, false)?;
+        }
+        self.kill(0)?;
+        match self.server.durable == self.kernel.disk {
+            true => Ok(()),
+            false => Err(format!("it holds {:?}, not {:?}", self.server.durable, self.kernel.disk)),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Ask(u8, u64, u64),
+    Answer(usize),
+    Refuse(usize, u64),
+    Kill(u64),
+    Connect,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (any::<u8>(), any::<u64>(), 0..3_u64).prop_map(|(kind, at, length)| Step::Ask(kind, at, length)),
+        8 => any::<usize>().prop_map(Step::Answer),
+        1 => (any::<usize>(), any::<u64>()).prop_map(|(which, survives)| Step::Refuse(which, survives)),
+        2 => any::<u64>().prop_map(Step::Kill),
+        3 => Just(Step::Connect),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn nothing_that_was_answered_is_missing_over_any_number_of_servers(
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        let mut world = World::new();
+        world.connect().unwrap();
+        for step in &steps {
+            world.step(step).map_err(TestCaseError::fail)?;
+        }
+        world.end().map_err(TestCaseError::fail)?;
+    }
+}
+
+fn write(cookie: u64, block: u64) -> Request {
+    let payload = Arc::new(vec![1; BLOCK as usize]);
+    Request { command: WRITE, offset: block * BLOCK, length: BLOCK as u32, payload, ..Request::flush(cookie) }
+}
+
+/// A machine with link 1.
+fn connected(hold: usize) -> Machine {
+    let mut machine = Machine::new(export(), hold);
+    assert!(machine.handle(Event::LinkUp { link: 1, export: export() }).is_empty());
+    machine
+}
+
+/// The cookies of the requests that are sent.
+fn sent(actions: &[Action]) -> Vec<u64> {
+    let cookie = |action: &Action| match action {
+        Action::ToServer(request) => Some(request.cookie),
+        _ => None,
+    };
+    actions.iter().filter_map(cookie).collect()
+}
+
+/// Cookies and errors of what the kernel is told.
+fn told(actions: &[Action]) -> Vec<(u64, u32)> {
+    let reply = |action: &Action| match action {
+        Action::ToKernel(reply) => Some((reply.cookie, reply.error)),
+        _ => None,
+    };
+    actions.iter().filter_map(reply).collect()
+}
+
+fn reply(machine: &mut Machine, link: u64, cookie: u64, error: u32) -> Vec<Action> {
+    let reply = Reply { cookie, error, payload: Payload::default() };
+    machine.handle(Event::Reply { link, reply })
+}
+
+#[test]
+fn errors_of_the_server_are_the_kernels_to_see() {
+    let mut machine = connected(HOLD);
+    let cookies = sent(&machine.handle(Event::Request(write(70, 0))));
+    assert_eq!(told(&reply(&mut machine, 1, cookies[0], 28)), [(70, 28)]);
+    assert_eq!(machine.unfinished(), (0, 0));
+}
+
+#[test]
+fn an_answer_to_nothing_ends_the_link() {
+    let mut machine = connected(HOLD);
+    let actions = reply(&mut machine, 1, 99, 0);
+    assert!(matches!(&actions[..], [Action::Reconnect { why }] if why.contains("99")));
+}
+
+#[test]
+fn an_export_that_shrank_is_not_gone_on_with() {
+    let mut machine = connected(HOLD);
+    machine.handle(Event::Request(write(70, 0)));
+    machine.handle(Event::LinkLost { link: 1, why: String::new() });
+    let smaller = Export { size: BLOCK, ..export() };
+    let actions = machine.handle(Event::LinkUp { link: 2, export: smaller });
+    assert!(matches!(&actions[..], [Action::Reconnect { why }] if why.contains("bytes now")));
+    assert_eq!(sent(&machine.handle(Event::LinkUp { link: 3, export: export() })), [1]);
+}
+
+#[test]
+fn a_change_that_cannot_be_made_again_holds_everything_up() {
+    let mut machine = connected(HOLD);
+    machine.handle(Event::Request(write(70, 0)));
+    reply(&mut machine, 1, 1, 0);
+    machine.handle(Event::LinkLost { link: 1, why: String::new() });
+    assert_eq!(sent(&machine.handle(Event::LinkUp { link: 2, export: export() })), [1]);
+    assert_eq!(sent(&machine.handle(Event::Request(Request::flush(71)))), [0; 0]);
+    let actions = reply(&mut machine, 2, 1, EIO);
+    assert!(matches!(&actions[..], [Action::Reconnect { .. }]) && machine.unfinished() == (1, 1));
+}
+
+#[test]
+fn with_no_link_for_too_long_requests_fail_until_there_is_one() {
+    let mut machine = connected(HOLD);
+    machine.handle(Event::Request(write(70, 0)));
+    assert!(machine.handle(Event::GiveUp).is_empty());
+    machine.handle(Event::LinkLost { link: 1, why: String::new() });
+    assert_eq!(told(&machine.handle(Event::GiveUp)), [(70, EIO)]);
+    assert_eq!(told(&machine.handle(Event::Request(write(71, 0)))), [(71, EIO)]);
+    machine.handle(Event::LinkUp { link: 2, export: export() });
+    assert_eq!(sent(&machine.handle(Event::Request(write(72, 0)))).len(), 1);
+}
+
+#[test]
+fn a_flush_for_room_that_fails_is_told_to_who_waits_and_to_the_next_flush() {
+    let one = BLOCK as usize + KEPT_BYTES;
+    let mut machine = connected(one);
+    let first = sent(&machine.handle(Event::Request(write(70, 0))))[0];
+    let flush = sent(&reply(&mut machine, 1, first, 0))[0];
+    assert_eq!(sent(&machine.handle(Event::Request(write(71, 1)))), [0; 0]);
+    assert_eq!(told(&reply(&mut machine, 1, flush, EIO)), [(71, EIO)]);
+    let flush = sent(&machine.handle(Event::Request(Request::flush(72))))[0];
+    assert_eq!(told(&reply(&mut machine, 1, flush, 0)), [(72, EIO)]);
+    let flush = sent(&machine.handle(Event::Request(Request::flush(73))))[0];
+    assert_eq!(told(&reply(&mut machine, 1, flush, 0)), [(73, 0)]);
+}
+
+#[test]
+fn requests_beyond_the_end_are_refused() {
+    let mut machine = connected(0);
+    assert_eq!(told(&machine.handle(Event::Request(write(70, BLOCKS as u64)))), [(70, EINVAL)]);
+}
