@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use crate::wire::part;
 
 const MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
+const OLD_MAGIC: u64 = 0x0000_4202_8186_1253;
 const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const FIXED_NEWSTYLE: u16 = 1;
@@ -52,18 +53,31 @@ impl Export {
     pub(crate) fn obstacle(&self, now: &Self) -> Option<String> {
         let least = |export: &Self| export.blocks.map_or(1, |(least, ..)| least);
         if now.size < self.size {
-            return Some(format!("the export has {} bytes now, and had {}", now.size, self.size));
+            return Some(format!(
+                "the export has {} bytes now, and had {}",
+                now.size, self.size
+            ));
         }
         if now.is_read_only() != self.is_read_only() {
-            let (is, was) = if now.is_read_only() { ("read-only", "writable") } else { ("writable", "read-only") };
+            let (is, was) = if now.is_read_only() {
+                ("read-only", "writable")
+            } else {
+                ("writable", "read-only")
+            };
             return Some(format!("the export is {is} now, and was {was}"));
         }
         let missing = self.flags & USED & !now.flags;
         if missing != 0 {
-            return Some(format!("the export lacks what it had: transmission flags {missing:#x}"));
+            return Some(format!(
+                "the export lacks what it had: transmission flags {missing:#x}"
+            ));
         }
         (least(now) > least(self)).then(|| {
-            format!("the export wants blocks of {} bytes now, and took {}", least(now), least(self))
+            format!(
+                "the export wants blocks of {} bytes now, and took {}",
+                least(now),
+                least(self)
+            )
         })
     }
 }
@@ -76,7 +90,9 @@ pub(crate) fn ask(socket: &mut (impl Read + Write), name: &str) -> io::Result<Ex
     }
     let flags = u16::from_be_bytes(part(&hello, 16));
     if flags & FIXED_NEWSTYLE == 0 {
-        return Err(io::Error::other("the server does not speak the fixed newstyle protocol"));
+        return Err(io::Error::other(
+            "the server does not speak the fixed newstyle protocol",
+        ));
     }
     let mut message = Vec::new();
     message.extend(u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES)).to_be_bytes());
@@ -94,16 +110,24 @@ pub(crate) fn ask(socket: &mut (impl Read + Write), name: &str) -> io::Result<Ex
     let mut rest = Export::default();
     loop {
         let header: [u8; 20] = take(socket)?;
-        let (kind, length) = (u32::from_be_bytes(part(&header, 12)), u32::from_be_bytes(part(&header, 16)));
+        let (kind, length) = (
+            u32::from_be_bytes(part(&header, 12)),
+            u32::from_be_bytes(part(&header, 16)),
+        );
         if u64::from_be_bytes(part(&header, 0)) != OPTION_REPLY_MAGIC || length > OPTION_REPLY_MAX {
-            return Err(io::Error::other("the server's answer to NBD_OPT_GO is not of the protocol"));
+            return Err(io::Error::other(
+                "the server's answer to NBD_OPT_GO is not of the protocol",
+            ));
         }
         let mut data = vec![0; length as usize];
         socket.read_exact(&mut data)?;
         match (kind, info(&data)) {
             (REP_ACK, _) => break,
             (REP_INFO, Some((INFO_EXPORT, data))) if data.len() == 10 => {
-                export = Some((u64::from_be_bytes(part(data, 0)), u16::from_be_bytes(part(data, 8))));
+                export = Some((
+                    u64::from_be_bytes(part(data, 0)),
+                    u16::from_be_bytes(part(data, 8)),
+                ));
             }
             (REP_INFO, Some((INFO_DESCRIPTION, data))) => {
                 rest.description = String::from_utf8_lossy(data).into_owned();
@@ -113,13 +137,31 @@ pub(crate) fn ask(socket: &mut (impl Read + Write), name: &str) -> io::Result<Ex
                 rest.blocks = Some((at(0), at(4), at(8)));
             }
             (kind, _) if kind & REP_ERR != 0 => {
-                return Err(io::Error::other(refusal(kind, name, &String::from_utf8_lossy(&data))));
+                return Err(io::Error::other(refusal(
+                    kind,
+                    name,
+                    &String::from_utf8_lossy(&data),
+                )));
             }
             _ => {}
         }
     }
-    let (size, flags) = export.ok_or_else(|| io::Error::other("the server does not say the export's size"))?;
+    let (size, flags) =
+        export.ok_or_else(|| io::Error::other("the server does not say the export's size"))?;
     Ok(Export { size, flags, ..rest })
+}
+
+/// The oldstyle protocol's greeting, which says everything at once.
+pub(crate) fn old_hello(export: &Export) -> Vec<u8> {
+    let mut hello = [
+        MAGIC.to_be_bytes(),
+        OLD_MAGIC.to_be_bytes(),
+        export.size.to_be_bytes(),
+    ]
+    .concat();
+    hello.extend(u32::from(export.flags).to_be_bytes());
+    hello.resize(152, 0);
+    hello
 }
 
 fn info(data: &[u8]) -> Option<(u16, &[u8])> {
@@ -137,7 +179,11 @@ fn refusal(kind: u32, name: &str, said: &str) -> String {
         8 => "it wants another block size",
         _ => "without a reason that is known here",
     };
-    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+    let said = if said.is_empty() {
+        String::new()
+    } else {
+        format!(" ({said})")
+    };
     format!("the server refuses the export {name:?}: {why}{said}")
 }
 
@@ -152,19 +198,55 @@ mod tests {
     use super::*;
 
     fn export() -> Export {
-        Export { size: 1 << 20, flags: 0x6d, blocks: Some((1, 4096, 1 << 25)), description: "a".to_owned() }
+        Export {
+            size: 1 << 20,
+            flags: 0x6d,
+            blocks: Some((1, 4096, 1 << 25)),
+            description: "a".to_owned(),
+        }
     }
 
     #[test]
     fn a_device_goes_on_with_the_same_export_or_more_of_it() {
         let was = export();
         assert_eq!(was.obstacle(&was), None);
-        assert_eq!(was.obstacle(&Export { size: 2 << 20, flags: 0xfd, ..export() }), None);
+        assert_eq!(
+            was.obstacle(&Export {
+                size: 2 << 20,
+                flags: 0xfd,
+                ..export()
+            }),
+            None
+        );
         for (now, word) in [
-            (Export { size: 4096, ..export() }, "bytes"),
-            (Export { flags: 0x6f, ..export() }, "read-only"),
-            (Export { flags: 0x69, ..export() }, "lacks"),
-            (Export { blocks: Some((4096, 4096, 1 << 25)), ..export() }, "blocks"),
+            (
+                Export {
+                    size: 4096,
+                    ..export()
+                },
+                "bytes",
+            ),
+            (
+                Export {
+                    flags: 0x6f,
+                    ..export()
+                },
+                "read-only",
+            ),
+            (
+                Export {
+                    flags: 0x69,
+                    ..export()
+                },
+                "lacks",
+            ),
+            (
+                Export {
+                    blocks: Some((4096, 4096, 1 << 25)),
+                    ..export()
+                },
+                "blocks",
+            ),
         ] {
             let why = was.obstacle(&now).unwrap();
             assert!(why.contains(word), "{why}");

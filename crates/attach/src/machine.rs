@@ -15,6 +15,8 @@ use crate::wire::{DISCONNECT, EINVAL, EIO, ESHUTDOWN, FLUSH, FUA, Payload, READ,
 const KEPT_BYTES: usize = 128;
 /// So many requests are under way at once at most: the kernel's own queue is 128 a link.
 const UNDER_WAY_MAX: usize = 256;
+/// So many wait at most before no more are taken, but for those that are done again.
+const WAITING_MAX: usize = 1024;
 
 /// What comes in. `link` tells which link it came over: links are counted from 1.
 #[derive(Debug)]
@@ -111,7 +113,10 @@ impl Machine {
     /// How many bytes follow the header of a reply, or that it answers nothing that was asked.
     pub(crate) fn reply_bytes(&self, reply: &Reply) -> Result<usize, String> {
         match self.under_way.get(&reply.cookie) {
-            None => Err(format!("it answered request {}, which it does not have", reply.cookie)),
+            None => Err(format!(
+                "it answered request {}, which it does not have",
+                reply.cookie
+            )),
             Some((item, _)) if item.request.command == READ && reply.error == 0 => {
                 Ok(item.request.length as usize)
             }
@@ -119,11 +124,19 @@ impl Machine {
         }
     }
 
+    /// Whether there is more to do than any kernel asks for.
+    pub(crate) fn is_full(&self) -> bool {
+        self.waiting.len() >= WAITING_MAX
+    }
+
     /// How many requests have no answer, and how many changes are held.
     pub(crate) fn unfinished(&self) -> (usize, usize) {
         let asked = |item: &&Item| matches!(item.wanted, For::Kernel(_));
         let under_way = self.under_way.values().map(|(item, _)| item);
-        (under_way.chain(&self.waiting).filter(asked).count(), self.held.len())
+        (
+            under_way.chain(&self.waiting).filter(asked).count(),
+            self.held.len(),
+        )
     }
 
     /// Takes an event in, and says what is to be done, in order.
@@ -154,7 +167,10 @@ impl Machine {
             () => {
                 let cookie = self.cookie();
                 let wanted = For::Kernel(request.cookie);
-                self.waiting.push_back(Item { request: Request { cookie, ..request }, wanted });
+                self.waiting.push_back(Item {
+                    request: Request { cookie, ..request },
+                    wanted,
+                });
                 return;
             }
         };
@@ -183,7 +199,9 @@ impl Machine {
             );
             return self.lose(why, actions);
         }
-        let Some((item, answered_before)) = self.under_way.remove(&reply.cookie) else { return };
+        let Some((item, answered_before)) = self.under_way.remove(&reply.cookie) else {
+            return;
+        };
         match item.wanted {
             For::Again => {}
             For::Room if reply.error == 0 => self.flushed(answered_before),
@@ -199,8 +217,16 @@ impl Machine {
                 if error == 0 {
                     self.hold(item.request);
                 }
-                let payload = if error == 0 { reply.payload } else { Payload::default() };
-                actions.push(Action::ToKernel(Reply { cookie, error, payload }));
+                let payload = if error == 0 {
+                    reply.payload
+                } else {
+                    Payload::default()
+                };
+                actions.push(Action::ToKernel(Reply {
+                    cookie,
+                    error,
+                    payload,
+                }));
             }
         }
     }
@@ -216,7 +242,13 @@ impl Machine {
             return;
         }
         self.held_bytes += cost(&request);
-        self.held.insert(request.cookie, Held { request, answered: self.answered });
+        self.held.insert(
+            request.cookie,
+            Held {
+                request,
+                answered: self.answered,
+            },
+        );
         self.answered += 1;
     }
 
@@ -231,7 +263,10 @@ impl Machine {
     fn no_room(&mut self, error: u32, actions: &mut Vec<Action>) {
         self.owed = Some(error);
         if self.waiting.front().is_some_and(|item| self.lacks_room(item))
-            && let Some(Item { wanted: For::Kernel(cookie), .. }) = self.waiting.pop_front()
+            && let Some(Item {
+                wanted: For::Kernel(cookie),
+                ..
+            }) = self.waiting.pop_front()
         {
             actions.push(refusal(cookie, error));
         }
@@ -239,7 +274,9 @@ impl Machine {
 
     fn lose(&mut self, why: String, actions: &mut Vec<Action>) {
         self.link = None;
-        let lost = std::mem::take(&mut self.under_way).into_values().map(|(item, _)| item);
+        let lost = std::mem::take(&mut self.under_way)
+            .into_values()
+            .map(|(item, _)| item);
         let waiting = std::mem::take(&mut self.waiting);
         let is_kernels = |item: &Item| matches!(item.wanted, For::Kernel(_));
         // By cookie, which is the order in which they came: nothing waits that came before what was under way.
@@ -250,7 +287,10 @@ impl Machine {
 
     fn resume(&mut self, link: u64) {
         (self.link, self.has_given_up) = (Some(link), false);
-        let again = |held: &Held| Item { request: held.request.clone(), wanted: For::Again };
+        let again = |held: &Held| Item {
+            request: held.request.clone(),
+            wanted: For::Again,
+        };
         let again: Vec<Item> = self.held.values().map(again).collect();
         for item in again.into_iter().rev() {
             self.waiting.push_front(item);
@@ -307,8 +347,12 @@ impl Machine {
         }
         let to_be_held =
             |(earlier, _): &&(Item, u64)| earlier.request.is_change() && earlier.wanted != For::Again;
-        let under_way: usize =
-            self.under_way.values().filter(to_be_held).map(|(item, _)| cost(&item.request)).sum();
+        let under_way: usize = self
+            .under_way
+            .values()
+            .filter(to_be_held)
+            .map(|(item, _)| cost(&item.request))
+            .sum();
         let kept = self.held_bytes + under_way;
         kept > 0 && kept + cost(&item.request) > self.hold_max_bytes
     }
@@ -324,7 +368,13 @@ impl Machine {
             return;
         }
         let request = Request::flush(self.cookie());
-        self.put_under_way(Item { request, wanted: For::Room }, actions);
+        self.put_under_way(
+            Item {
+                request,
+                wanted: For::Room,
+            },
+            actions,
+        );
     }
 }
 
@@ -333,7 +383,11 @@ fn cost(request: &Request) -> usize {
 }
 
 fn refusal(cookie: u64, error: u32) -> Action {
-    Action::ToKernel(Reply { cookie, error, payload: Payload::default() })
+    Action::ToKernel(Reply {
+        cookie,
+        error,
+        payload: Payload::default(),
+    })
 }
 
 #[cfg(test)]

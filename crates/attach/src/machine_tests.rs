@@ -12,7 +12,11 @@ const BLOCKS: usize = 6;
 const HOLD: usize = 3 * (BLOCK as usize + KEPT_BYTES);
 
 fn export() -> Export {
-    Export { size: BLOCK * BLOCKS as u64, flags: 0x6d, ..Export::default() }
+    Export {
+        size: BLOCK * BLOCKS as u64,
+        flags: 0x6d,
+        ..Export::default()
+    }
 }
 
 /// What a block holds: the number of the change that made it, 0 for none.
@@ -57,7 +61,11 @@ impl Server {
             return None;
         }
         let (request, before) = self.inbox.remove(which % self.inbox.len());
-        let mut reply = Reply { cookie: request.cookie, error: 0, payload: Payload::default() };
+        let mut reply = Reply {
+            cookie: request.cookie,
+            error: 0,
+            payload: Payload::default(),
+        };
         if refuses {
             reply.error = ESHUTDOWN;
             return Some(reply);
@@ -76,7 +84,8 @@ impl Server {
                     // This change alone is durable, and what lies below it does not come up again.
                     self.durable[over.clone()].fill(value);
                     let below = std::mem::take(&mut self.volatile).into_iter();
-                    let single = below.flat_map(|(range, value, answer)| range.map(move |at| (at..at + 1, value, answer)));
+                    let single = below
+                        .flat_map(|(range, value, answer)| range.map(move |at| (at..at + 1, value, answer)));
                     self.volatile = single.filter(|(at, ..)| !over.contains(&at.start)).collect();
                 }
                 self.answers += 1;
@@ -194,10 +203,18 @@ impl Kernel {
     /// Each block holds what a change left there, and none before the one that is expected.
     fn must_have(&self, disk: &Disk, expected: &Disk) -> Result<(), String> {
         for block in 0..BLOCKS {
-            let here = self.log.iter().filter(|(_, change)| blocks(change).contains(&block));
-            let mut since = here.filter(|(number, _)| *number >= expected[block]).map(|(_, change)| value(change));
+            let here = self
+                .log
+                .iter()
+                .filter(|(_, change)| blocks(change).contains(&block));
+            let mut since = here
+                .filter(|(number, _)| *number >= expected[block])
+                .map(|(_, change)| value(change));
             if !(expected[block] == 0 || since.any(|value| value == disk[block])) {
-                return Err(format!("block {block} holds {}, before {}", disk[block], expected[block]));
+                return Err(format!(
+                    "block {block} holds {}, before {}",
+                    disk[block], expected[block]
+                ));
             }
         }
         Ok(())
@@ -216,7 +233,13 @@ struct World {
 impl World {
     fn new() -> Self {
         let machine = Machine::new(export(), HOLD);
-        Self { machine, kernel: Kernel::default(), server: Server::default(), link: 0, is_up: false }
+        Self {
+            machine,
+            kernel: Kernel::default(),
+            server: Server::default(),
+            link: 0,
+            is_up: false,
+        }
     }
 
     fn handle(&mut self, event: Event) -> Result<(), String> {
@@ -244,12 +267,18 @@ impl World {
             return Ok(());
         }
         (self.link, self.is_up) = (self.link + 1, true);
-        self.handle(Event::LinkUp { link: self.link, export: export() })
+        self.handle(Event::LinkUp {
+            link: self.link,
+            export: export(),
+        })
     }
 
     fn answer(&mut self, which: usize, refuses: bool) -> Result<(), String> {
         match self.server.answer(which, refuses) {
-            Some(reply) => self.handle(Event::Reply { link: self.link, reply }),
+            Some(reply) => self.handle(Event::Reply {
+                link: self.link,
+                reply,
+            }),
             None => Ok(()),
         }
     }
@@ -257,7 +286,10 @@ impl World {
     fn kill(&mut self, survives: u64) -> Result<(), String> {
         self.server.die(survives);
         self.is_up = false;
-        self.handle(Event::LinkLost { link: self.link, why: "killed".to_owned() })
+        self.handle(Event::LinkLost {
+            link: self.link,
+            why: "killed".to_owned(),
+        })
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
@@ -297,7 +329,10 @@ impl World {
         self.kill(0)?;
         match self.server.durable == self.kernel.disk {
             true => Ok(()),
-            false => Err(format!("it holds {:?}, not {:?}", self.server.durable, self.kernel.disk)),
+            false => Err(format!(
+                "it holds {:?}, not {:?}",
+                self.server.durable, self.kernel.disk
+            )),
         }
     }
 }
@@ -339,13 +374,26 @@ proptest! {
 
 fn write(cookie: u64, block: u64) -> Request {
     let payload = Arc::new(vec![1; BLOCK as usize]);
-    Request { command: WRITE, offset: block * BLOCK, length: BLOCK as u32, payload, ..Request::flush(cookie) }
+    Request {
+        command: WRITE,
+        offset: block * BLOCK,
+        length: BLOCK as u32,
+        payload,
+        ..Request::flush(cookie)
+    }
 }
 
 /// A machine with link 1.
 fn connected(hold: usize) -> Machine {
     let mut machine = Machine::new(export(), hold);
-    assert!(machine.handle(Event::LinkUp { link: 1, export: export() }).is_empty());
+    assert!(
+        machine
+            .handle(Event::LinkUp {
+                link: 1,
+                export: export()
+            })
+            .is_empty()
+    );
     machine
 }
 
@@ -368,7 +416,11 @@ fn told(actions: &[Action]) -> Vec<(u64, u32)> {
 }
 
 fn reply(machine: &mut Machine, link: u64, cookie: u64, error: u32) -> Vec<Action> {
-    let reply = Reply { cookie, error, payload: Payload::default() };
+    let reply = Reply {
+        cookie,
+        error,
+        payload: Payload::default(),
+    };
     machine.handle(Event::Reply { link, reply })
 }
 
@@ -391,11 +443,26 @@ fn an_answer_to_nothing_ends_the_link() {
 fn an_export_that_shrank_is_not_gone_on_with() {
     let mut machine = connected(HOLD);
     machine.handle(Event::Request(write(70, 0)));
-    machine.handle(Event::LinkLost { link: 1, why: String::new() });
-    let smaller = Export { size: BLOCK, ..export() };
-    let actions = machine.handle(Event::LinkUp { link: 2, export: smaller });
+    machine.handle(Event::LinkLost {
+        link: 1,
+        why: String::new(),
+    });
+    let smaller = Export {
+        size: BLOCK,
+        ..export()
+    };
+    let actions = machine.handle(Event::LinkUp {
+        link: 2,
+        export: smaller,
+    });
     assert!(matches!(&actions[..], [Action::Reconnect { why }] if why.contains("bytes now")));
-    assert_eq!(sent(&machine.handle(Event::LinkUp { link: 3, export: export() })), [1]);
+    assert_eq!(
+        sent(&machine.handle(Event::LinkUp {
+            link: 3,
+            export: export()
+        })),
+        [1]
+    );
 }
 
 #[test]
@@ -403,8 +470,17 @@ fn a_change_that_cannot_be_made_again_holds_everything_up() {
     let mut machine = connected(HOLD);
     machine.handle(Event::Request(write(70, 0)));
     reply(&mut machine, 1, 1, 0);
-    machine.handle(Event::LinkLost { link: 1, why: String::new() });
-    assert_eq!(sent(&machine.handle(Event::LinkUp { link: 2, export: export() })), [1]);
+    machine.handle(Event::LinkLost {
+        link: 1,
+        why: String::new(),
+    });
+    assert_eq!(
+        sent(&machine.handle(Event::LinkUp {
+            link: 2,
+            export: export()
+        })),
+        [1]
+    );
     assert_eq!(sent(&machine.handle(Event::Request(Request::flush(71)))), [0; 0]);
     let actions = reply(&mut machine, 2, 1, EIO);
     assert!(matches!(&actions[..], [Action::Reconnect { .. }]) && machine.unfinished() == (1, 1));
@@ -415,10 +491,16 @@ fn with_no_link_for_too_long_requests_fail_until_there_is_one() {
     let mut machine = connected(HOLD);
     machine.handle(Event::Request(write(70, 0)));
     assert!(machine.handle(Event::GiveUp).is_empty());
-    machine.handle(Event::LinkLost { link: 1, why: String::new() });
+    machine.handle(Event::LinkLost {
+        link: 1,
+        why: String::new(),
+    });
     assert_eq!(told(&machine.handle(Event::GiveUp)), [(70, EIO)]);
     assert_eq!(told(&machine.handle(Event::Request(write(71, 0)))), [(71, EIO)]);
-    machine.handle(Event::LinkUp { link: 2, export: export() });
+    machine.handle(Event::LinkUp {
+        link: 2,
+        export: export(),
+    });
     assert_eq!(sent(&machine.handle(Event::Request(write(72, 0)))).len(), 1);
 }
 
@@ -439,5 +521,8 @@ fn a_flush_for_room_that_fails_is_told_to_who_waits_and_to_the_next_flush() {
 #[test]
 fn requests_beyond_the_end_are_refused() {
     let mut machine = connected(0);
-    assert_eq!(told(&machine.handle(Event::Request(write(70, BLOCKS as u64)))), [(70, EINVAL)]);
+    assert_eq!(
+        told(&machine.handle(Event::Request(write(70, BLOCKS as u64)))),
+        [(70, EINVAL)]
+    );
 }

@@ -235,7 +235,9 @@ mod tests {
 
     impl Read for Pieces {
         fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-            let Some(piece) = self.0.first_mut() else { return Ok(0) };
+            let Some(piece) = self.0.first_mut() else {
+                return Ok(0);
+            };
             if piece.is_empty() {
                 self.0.remove(0);
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -289,7 +291,11 @@ mod tests {
     #[test]
     fn what_is_no_reply_is_refused() {
         assert!(Reply::parse(&[0; REPLY_BYTES]).is_err());
-        let reply = Reply { cookie: 7, error: EIO, payload: Payload::default() };
+        let reply = Reply {
+            cookie: 7,
+            error: EIO,
+            payload: Payload::default(),
+        };
         assert_eq!(Reply::parse(&reply.header()).unwrap(), reply);
     }
 }

@@ -1,0 +1,77 @@
+//! Taking a device away, and saying which there are.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::attach::{driver, must_be_root};
+use crate::device;
+use crate::error::AttachError;
+use crate::state::{Attached, DIR, Directory};
+
+const RELAY_END_MAX: Duration = Duration::from_secs(5);
+const RELAY_END_POLL: Duration = Duration::from_millis(20);
+
+/// What is attached on this machine.
+pub fn attached() -> Vec<Attached> {
+    Directory::open(DIR).map(|dir| dir.list()).unwrap_or_default()
+}
+
+/// Detaches a device, named by itself, its name or its URI; gives the device. What is written to it is flushed before. With
+/// `force` it is taken away from whoever uses it, flushed or not.
+pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
+    must_be_root()?;
+    let dir = Directory::open(DIR)?;
+    let found = dir.find(what);
+    let device = found.as_ref().map_or(what, |found| &found.device);
+    let unknown = || AttachError::NotAttached(what.to_owned());
+    let index = device::index(device).map_err(|_| unknown())?;
+    if !device::is_connected(index) {
+        // A relay that was killed leaves its file.
+        if let Some(dead) = found.filter(|found| !found.is_alive()) {
+            dir.remove(&dead);
+            return Ok(dead.device);
+        }
+        return Err(unknown());
+    }
+    // Held until the device is gone, so that nobody mounts it in between.
+    let mut claimed = None;
+    if !force {
+        let file = device::claim(index)?;
+        if let Some(why) = found.as_ref().and_then(|found| found.lost.clone()) {
+            return Err(AttachError::LinkLost {
+                device: device::path(index),
+                why,
+            });
+        }
+        let failed = |source| AttachError::File {
+            path: device::path(index).into(),
+            source,
+        };
+        file.sync_all().map_err(failed)?;
+        claimed = Some(file);
+    }
+    driver()?.disconnect(index).map_err(|error| AttachError::Kernel {
+        what: format!("detach {}", device::path(index)),
+        why: match error.kind() {
+            io::ErrorKind::InvalidInput => "it was not attached by netlink; use 'nbd-client -d'".to_owned(),
+            _ => error.to_string(),
+        },
+    })?;
+    drop(claimed);
+    if !device::settle(index, false) {
+        log::warn!(
+            "{} is still held open by somebody, and goes when they close it",
+            device::path(index)
+        );
+    }
+    // The relay ends with its device, and takes its file away.
+    if let Some(found) = found {
+        let until = Instant::now() + RELAY_END_MAX;
+        while found.has_process() && Instant::now() < until {
+            thread::sleep(RELAY_END_POLL);
+        }
+        dir.remove(&found);
+    }
+    Ok(device::path(index))
+}

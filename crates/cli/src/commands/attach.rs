@@ -1,0 +1,134 @@
+//! `hypernbd attach URI [DEVICE]`, `hypernbd detach DEVICE`, `hypernbd attached`.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use hypernbd_attach::{Attached, Options, READY_VARIABLE, Uri};
+use serde_json::json;
+
+use crate::output;
+
+const HOLD_DEFAULT_MIB: usize = 64;
+
+/// Arguments of `attach`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What a server listens on: nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH
+    pub uri: Uri,
+
+    /// The device, such as /dev/nbd3; the next that is free if none is named
+    pub device: Option<String>,
+
+    /// Make a link /dev/hypernbd/NAME to it, by udev
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// The device's block size in bytes, 512 to 4096; the export's if it is not given
+    #[arg(long, value_name = "BYTES")]
+    pub block_size: Option<u32>,
+
+    /// Hold up to so much of what the server has answered and not flushed, and send it again to the next server
+    #[arg(long, value_name = "MIB", default_value_t = HOLD_DEFAULT_MIB)]
+    pub hold: usize,
+
+    /// Let requests fail when the server has been away for so long; without it they wait for ever
+    #[arg(long, value_name = "SECONDS")]
+    pub dead_after: Option<u64>,
+
+    /// Wait so long for a server that is not there yet
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub wait: u64,
+
+    /// Stay in the foreground, for systemd
+    #[arg(long)]
+    pub foreground: bool,
+
+    /// Take whoever connects to this socket for the kernel, for tests
+    #[arg(long, value_name = "PATH", hide = true, requires = "foreground")]
+    pub kernel_socket: Option<PathBuf>,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, clap::Args)]
+pub struct DetachArgs {
+    /// The device, its name, or the URI that it was attached with
+    pub device: String,
+
+    /// Take it away from whoever uses it, and even if its server is away: what was not flushed is lost
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `attached`.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// Print JSON, with times in seconds since 1970
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Attaches, in the background unless told otherwise.
+pub fn run(args: &Args) -> Result<()> {
+    if !args.foreground && std::env::var_os(READY_VARIABLE).is_none() {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(std::env::args_os().skip(1)).arg("--foreground");
+        return output::line(hypernbd_attach::in_background(&mut command)?);
+    }
+    hypernbd_attach::attach(&Options {
+        uri: args.uri.clone(),
+        device: args.device.clone(),
+        name: args.name.clone(),
+        block_size: args.block_size,
+        hold_bytes: args.hold << 20,
+        dead_after: args.dead_after.map(Duration::from_secs),
+        wait: Duration::from_secs(args.wait),
+        kernel_socket: args.kernel_socket.clone(),
+    })?;
+    Ok(())
+}
+
+/// Detaches.
+pub fn detach(args: &DetachArgs) -> Result<()> {
+    let device = hypernbd_attach::detach(&args.device, args.force)?;
+    output::line(format_args!("{device} is detached"))
+}
+
+/// Lists what is attached.
+pub fn list(args: &ListArgs) -> Result<()> {
+    let all = hypernbd_attach::attached();
+    if args.json {
+        let all: Vec<_> = all.iter().map(as_json).collect();
+        return output::line(serde_json::to_string_pretty(&all)?);
+    }
+    if all.is_empty() {
+        return output::line("nothing is attached");
+    }
+    let mut text = format!("{:<12} {:<16} {:<24} SERVER\n", "DEVICE", "NAME", "SINCE");
+    for one in &all {
+        let state = match (&one.lost, one.is_alive()) {
+            (_, false) => "; its relay is gone: detach it".to_owned(),
+            (Some(why), true) => format!("; away since {} ({why})", output::time(1000 * one.link_since)),
+            (None, true) => String::new(),
+        };
+        let name = one.name.as_deref().unwrap_or("-");
+        let since = output::time(1000 * one.since);
+        text += &format!("{:<12} {name:<16} {since:<24} {}{state}\n", one.device, one.uri);
+    }
+    output::write(text)
+}
+
+fn as_json(one: &Attached) -> serde_json::Value {
+    json!({
+        "device": one.device,
+        "name": one.name,
+        "uri": one.uri,
+        "pid": one.pid,
+        "since": one.since,
+        "relay_is_alive": one.is_alive(),
+        "link_is_up": one.lost.is_none(),
+        "link_since": one.link_since,
+        "link_lost_by": one.lost,
+    })
+}
