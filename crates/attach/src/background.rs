@@ -53,6 +53,8 @@ pub(crate) fn leave_terminal() {
     if log_path().is_some() {
         // It fails for the leader of a group, which has left it already.
         let _ = rustix::process::setsid();
+        // Nor does it keep a file system from being unmounted.
+        let _ = std::env::set_current_dir("/");
     }
 }
 

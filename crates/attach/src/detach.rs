@@ -36,7 +36,9 @@ pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
     }
     // Held until the device is gone, so that nobody mounts it in between.
     let mut claimed = None;
-    if !force {
+    // Without its relay it fails every request anyway.
+    let is_dead = found.as_ref().is_some_and(|found| !found.has_process());
+    if !force && !is_dead {
         let file = device::claim(index)?;
         if let Some(why) = found.as_ref().and_then(|found| found.lost.clone()) {
             return Err(AttachError::LinkLost {

@@ -13,8 +13,9 @@ use rustix::net::sockopt;
 use crate::handshake::{self, Export};
 use crate::uri::{Place, Uri};
 
-/// The kernel ends a connection when a machine that is gone answers nothing for this long.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The kernel ends a connection whose other side answers nothing for this long. More than any request takes a server that lives
+/// (`io_timeout`, 60 s): behind a line that is cut it may still carry one out, which must not come after its repetition.
+const SILENCE_MAX: Duration = Duration::from_secs(150);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -44,8 +45,8 @@ fn tcp(host: &str, port: u16) -> io::Result<UnixStream> {
             Ok(socket) => {
                 socket.set_nodelay(true)?;
                 sockopt::set_socket_keepalive(&socket, true)?;
-                sockopt::set_tcp_keepidle(&socket, SILENCE_MAX / 4)?;
-                sockopt::set_tcp_keepintvl(&socket, SILENCE_MAX / 12)?;
+                sockopt::set_tcp_keepidle(&socket, SILENCE_MAX / 10)?;
+                sockopt::set_tcp_keepintvl(&socket, SILENCE_MAX / 10)?;
                 sockopt::set_tcp_keepcnt(&socket, 9)?;
                 sockopt::set_tcp_user_timeout(&socket, SILENCE_MAX.as_millis() as u32)?;
                 return Ok(UnixStream::from(OwnedFd::from(socket)));

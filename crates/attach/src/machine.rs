@@ -15,7 +15,7 @@ use crate::wire::{DISCONNECT, EINVAL, EIO, ESHUTDOWN, FLUSH, FUA, Payload, READ,
 const KEPT_BYTES: usize = 128;
 /// So many requests are under way at once at most: the kernel's own queue is 128 a link.
 const UNDER_WAY_MAX: usize = 256;
-/// So many wait at most before no more are taken, but for those that are done again.
+/// While so many wait, no more are taken from the kernel.
 const WAITING_MAX: usize = 1024;
 
 /// What comes in. `link` tells which link it came over: links are counted from 1.
@@ -76,6 +76,9 @@ pub(crate) struct Machine {
     export: Export,
     /// The link that is up.
     link: Option<u64>,
+    /// Why this link is to end. It ends once all that is under way is answered: the server lives, and would carry it out later
+    /// than what comes over the next link.
+    parting: Option<String>,
     next_cookie: u64,
     waiting: VecDeque<Item>,
     /// What is under way by cookie; of a flush, how many changes were answered before it was sent.
@@ -98,6 +101,7 @@ impl Machine {
         Self {
             export,
             link: None,
+            parting: None,
             next_cookie: 1,
             waiting: VecDeque::new(),
             under_way: BTreeMap::new(),
@@ -183,25 +187,34 @@ impl Machine {
     }
 
     fn answer(&mut self, reply: Reply, actions: &mut Vec<Action>) {
-        let Some((item, _)) = self.under_way.get(&reply.cookie) else {
+        let Some((item, answered_before)) = self.under_way.remove(&reply.cookie) else {
             let why = format!("it answered request {}, which it does not have", reply.cookie);
             return self.lose(why, actions);
         };
-        if reply.error == ESHUTDOWN {
-            return self.lose("it is shutting down".to_owned(), actions);
-        }
-        if item.wanted == For::Again && reply.error != 0 {
-            let why = format!(
-                "a {} at {} that an earlier server had carried out got error {}; nothing goes on without it",
+        let refused = match (item.wanted, reply.error) {
+            (_, ESHUTDOWN) => Some("the server is shutting down".to_owned()),
+            (For::Again, error) if error != 0 => Some(format!(
+                "a {} at {} that an earlier server had carried out got error {error}; nothing goes on without it",
                 item.request.name(),
                 item.request.offset,
-                reply.error
-            );
-            return self.lose(why, actions);
-        }
-        let Some((item, answered_before)) = self.under_way.remove(&reply.cookie) else {
-            return;
+            )),
+            _ => None,
         };
+        match refused {
+            // What is left is lost with the link; of an item that is done again there is another one in what is held.
+            Some(why) => {
+                self.waiting.push_front(item);
+                self.parting.get_or_insert(why);
+            }
+            None => self.finish(item, answered_before, reply, actions),
+        }
+        if let Some(why) = self.parting.take_if(|_| self.under_way.is_empty()) {
+            self.lose(why, actions);
+        }
+    }
+
+    /// An answer that counts.
+    fn finish(&mut self, item: Item, answered_before: u64, reply: Reply, actions: &mut Vec<Action>) {
         match item.wanted {
             For::Again => {}
             For::Room if reply.error == 0 => self.flushed(answered_before),
@@ -273,15 +286,17 @@ impl Machine {
     }
 
     fn lose(&mut self, why: String, actions: &mut Vec<Action>) {
-        self.link = None;
+        (self.link, self.parting) = (None, None);
         let lost = std::mem::take(&mut self.under_way)
             .into_values()
             .map(|(item, _)| item);
         let waiting = std::mem::take(&mut self.waiting);
         let is_kernels = |item: &Item| matches!(item.wanted, For::Kernel(_));
-        // By cookie, which is the order in which they came: nothing waits that came before what was under way.
         self.waiting = lost.chain(waiting).filter(is_kernels).collect();
-        // A given-up link's requests were answered when it was given up; of this one nothing is.
+        // By cookie is the order in which they came.
+        self.waiting
+            .make_contiguous()
+            .sort_by_key(|item| item.request.cookie);
         actions.push(Action::Reconnect { why });
     }
 
@@ -308,7 +323,7 @@ impl Machine {
 
     /// Sends what may be sent, in order: the first that may not holds up those after it.
     fn send(&mut self, actions: &mut Vec<Action>) {
-        while self.link.is_some() {
+        while self.link.is_some() && self.parting.is_none() {
             // Early, so that nobody waits for it while the server is quick enough.
             if self.held_bytes > self.hold_max_bytes / 2 && self.owed.is_none() {
                 self.flush_for_room(actions);

@@ -63,10 +63,14 @@ impl FromStr for Uri {
                 )
             }
             "nbd+unix" => match query.strip_prefix("socket=") {
-                Some(path) if host.is_empty() && !path.is_empty() && !path.contains('&') => {
+                Some(path) if host.is_empty() && path.starts_with('/') && !path.contains('&') => {
                     Place::Unix(decode(path)?.into())
                 }
-                _ => return Err(wrong("it should be nbd+unix:///[EXPORT]?socket=PATH")),
+                _ => {
+                    return Err(wrong(
+                        "it should be nbd+unix:///[EXPORT]?socket=PATH, the path beginning with /",
+                    ));
+                }
             },
             "nbds" | "nbds+unix" => {
                 return Err(wrong(
@@ -149,6 +153,7 @@ mod tests {
             ("nbd://", "no host"),
             ("nbd://host:x", "port"),
             ("nbd+unix:///?path=/x", "socket=PATH"),
+            ("nbd+unix:///?socket=x", "beginning with /"),
             ("nbd+unix:///?socket=/%zz", "hexadecimal"),
             ("http://host", "only nbd://"),
         ] {
