@@ -4,6 +4,7 @@
 # make install   what was built, below PREFIX (/usr/local) and in nbdkit's directory of plugins; `make uninstall` undoes it
 # make package   a Debian package and an RPM of it, in target/package, and tries them (PACKAGE_ARGS=--no-build: of what was built)
 # make book    docs/ as a book with search, in target/book
+# make test-kernel   `hypernbd attach` under Debian's kernel, in a virtual machine, while the server is killed (KERNEL_ARGS=--rounds 20)
 # make bench   the benchmarks (BENCH_ARGS=… is passed on, BENCH_ARGS=--quick tries them all); results in tests/bench/results
 # make fuzz    the readers of what is stored, given anything, a minute each (FUZZ_ARGS="SECONDS READER…")
 # make clean   build output; the cache of built tools (~/.cache/hypernbd) and ./data stay
@@ -18,12 +19,13 @@ PYTEST_ARGS ?=
 E2E_JOBS ?= $(shell expr $$(nproc) + 1)
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
+KERNEL_ARGS ?=
 SERVE_ARGS ?=
 PACKAGE_ARGS ?=
 URL ?=
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: deps build serve install uninstall package book test lint licences unit e2e bench fuzz clean
+.PHONY: deps build serve install uninstall package book test lint licences unit e2e test-kernel bench fuzz clean
 
 deps:
 	@scripts/install-deps.sh
@@ -80,6 +82,10 @@ unit:
 e2e: deps build
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
 	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) -m pytest -n $(E2E_JOBS) tests/e2e $(PYTEST_ARGS)
+
+# Emulated: two minutes. Needs root once, for QEMU and the like.
+test-kernel: deps build
+	@nbdkit=$$(scripts/build-nbdkit.sh); NBDKIT=$$nbdkit $(PYTHON) tests/kernel/restarts.py $(KERNEL_ARGS)
 
 # A minute for each reader of what is stored; needs no other compiler.
 fuzz:

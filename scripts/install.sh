@@ -71,6 +71,7 @@ do_install() {
     for unit in "$project"/contrib/systemd/*; do
         put 644 "$unit" "$prefix/lib/systemd/system/$(basename "$unit")"
     done
+    put 644 "$project/contrib/udev/60-hypernbd.rules" "$prefix/lib/udev/rules.d/60-hypernbd.rules"
     put 644 "$project/contrib/packaging/copyright" "$prefix/share/doc/hypernbd/copyright"
     put 644 "$project/contrib/packaging/GPL-3" "$prefix/share/doc/hypernbd/GPL-3"
     put 644 "$project/LICENSE" "$prefix/share/doc/hypernbd/Apache-2.0"

@@ -8,7 +8,7 @@ import pytest
 
 from support.model import pattern
 from support.process import run
-from support.server import MI, PLUGIN, PROJECT
+from support.server import CLI, MI, PLUGIN, PROJECT
 
 UNITS = PROJECT / "contrib" / "systemd"
 SERVICE = "hypernbd@.service"
@@ -20,6 +20,7 @@ def units(nbdkit, tmp_path):
     for unit in UNITS.iterdir():
         text = unit.read_text()
         text = text.replace("=nbdkit ", f"={nbdkit} ").replace(" hypernbd backend_url", f" {PLUGIN} backend_url")
+        text = text.replace("=hypernbd ", f"={CLI} ")
         (tmp_path / unit.name).write_text(text)
     return tmp_path
 
@@ -27,9 +28,10 @@ def units(nbdkit, tmp_path):
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze")
 def test_systemd_understands_the_units(units):
     # A name, because a template alone is not looked into.
-    for unit in ("hypernbd@disk.service", "hypernbd@disk.socket"):
+    names = ("hypernbd@disk.service", "hypernbd@disk.socket", "hypernbd-attach@disk.service")
+    for unit in names:
         shutil.copy(units / unit.replace("disk", ""), units / unit)
-    done = run("systemd-analyze", "verify", "--man=no", units / "hypernbd@disk.service", units / "hypernbd@disk.socket")
+    done = run("systemd-analyze", "verify", "--man=no", *(units / unit for unit in names))
     complaints = [line for line in done.stderr.splitlines() if "hypernbd" in line]
     assert done.returncode == 0 and not complaints, done.stderr
 

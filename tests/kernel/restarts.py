@@ -58,6 +58,9 @@ def initrd(machine: Path, cli: Path, work: Path) -> Path:
     subprocess.run([HERE / "guest" / "put.sh", root, cli, "hypernbd"], check=True)
     (root / "init").write_bytes((HERE / "guest" / "init").read_bytes())
     (root / "init").chmod(0o755)
+    rules = root / "lib" / "udev" / "rules.d"
+    rules.mkdir(parents=True, exist_ok=True)
+    (rules / "60-hypernbd.rules").write_bytes((PROJECT / "contrib" / "udev" / "60-hypernbd.rules").read_bytes())
     with open(image, "wb") as out:
         pack = "find . | cpio --create --format=newc --quiet | gzip -1"
         subprocess.run(["bash", "-c", pack], cwd=root, stdout=out, check=True)
@@ -82,6 +85,8 @@ def main() -> int:
     arguments.add_argument("--fs", default="ext4,xfs")
     arguments.add_argument("--file", action="store_true", help="serve a file by nbdkit's own plugin, not a volume")
     arguments.add_argument("-o", dest="parameters", action="append", default=[], help="a parameter of the plugin")
+    arguments.add_argument("--options", default="", help="options of attach, with commas between them")
+    arguments.add_argument("--away", type=float, help="seconds between two servers, up to one if it is not given")
     arguments.add_argument("--limit", type=int, default=900, help="seconds after which the machine is given up")
     given = arguments.parse_args()
 
@@ -97,7 +102,7 @@ def main() -> int:
         work = Path(directory)
         port = free_port()
         server = Server([nbdkit, *served(plugin, full, work), *given.parameters], port, work / "server.log")
-        words = f"console=ttyS0 quiet panic=-1 FS={given.fs} ROUNDS={given.rounds} PORT={port}"
+        words = f"console=ttyS0 quiet panic=-1 FS={given.fs} ROUNDS={given.rounds} PORT={port} OPTIONS={given.options}"
         # Emulated unless told otherwise: a /dev/kvm inside of a virtual machine need not be a whole one.
         accelerator = os.environ.get("HYPERNBD_ACCEL", "tcg,thread=multi")
         command = ["timeout", str(given.limit), "qemu-system-x86_64", "-M", "q35", "-accel", accelerator, "-cpu", "max"]
@@ -112,7 +117,7 @@ def main() -> int:
                 line = line.strip()
                 if line.startswith("ASK "):
                     server.end(signal.SIGTERM if line == "ASK term" else signal.SIGKILL)
-                    time.sleep(random.choice([0, 0.2, 1]))
+                    time.sleep(random.choice([0, 0.2, 1]) if given.away is None else given.away)
                     server.start()
                     ends += 1
                 elif line.startswith("RESULT "):

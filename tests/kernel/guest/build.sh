@@ -21,7 +21,7 @@ fi
 
 kernel=$(apt-cache search --names-only '^linux-image-[0-9.+~a-z]+-[0-9a-z]+-cloud-amd64$' | cut -d' ' -f1 | sort -V | tail -1)
 [ -n "$kernel" ] || die "apt-cache knows no cloud kernel: run 'apt-get update'"
-made=$HYPERNBD_CACHE/$kernel-1
+made=$HYPERNBD_CACHE/$kernel-2
 if [ -e "$made/done" ]; then
     printf '%s\n' "$made"
     exit 0
@@ -29,8 +29,8 @@ fi
 
 work=$(mktemp -d "$HYPERNBD_CACHE/build-kernel.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-say "downloading $kernel"
-(cd "$work" && quietly "$work/log" apt-get download -q "$kernel")
+say "downloading $kernel, udev"
+(cd "$work" && quietly "$work/log" apt-get download -q "$kernel" udev)
 dpkg-deb -x "$work/$kernel"_*.deb "$work/kernel"
 # Debian 13 has modules below usr/.
 modules_root=$work/kernel
@@ -52,6 +52,10 @@ cp /bin/busybox "$root/bin/"
 for applet in $(/bin/busybox --list); do
     [ -e "$root/bin/$applet" ] || ln -s busybox "$root/bin/$applet"
 done
+# Not the host's: it may have none.
+dpkg-deb -x "$work"/udev_*.deb "$work/udev"
+udevadm=$(find "$work/udev" -path '*/bin/udevadm' -type f)
+"$(dirname "$0")/put.sh" "$root" "$udevadm" systemd-udevd
 for tool in "${tools[@]}"; do
     "$(dirname "$0")/put.sh" "$root" "$(command -v "$tool")"
 done
