@@ -7,10 +7,11 @@ import pytest
 from support.server import PROJECT
 
 OPERATIONS = PROJECT / "docs" / "operations.md"
+ATTACHING = PROJECT / "docs" / "attaching.md"
 CHECKING = PROJECT / "docs" / "checking.md"
-PLACES = {".py": PROJECT / "tests" / "e2e", ".rs": PROJECT / "crates" / "volume"}
+PLACES = {".py": PROJECT / "tests" / "e2e", ".rs": PROJECT / "crates"}
 RECIPES = sorted((PROJECT / "docs" / "recipes").glob("*.md"))
-TEXTS = "".join(path.read_text() for path in [OPERATIONS, CHECKING, *RECIPES])
+TEXTS = "".join(path.read_text() for path in [OPERATIONS, ATTACHING, CHECKING, *RECIPES])
 NAMED = sorted(set(re.findall(r"`(\w+\.(?:py|rs))::(\w+)`", TEXTS)))
 
 

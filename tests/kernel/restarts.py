@@ -86,6 +86,8 @@ def main() -> int:
     arguments.add_argument("--file", action="store_true", help="serve a file by nbdkit's own plugin, not a volume")
     arguments.add_argument("-o", dest="parameters", action="append", default=[], help="a parameter of the plugin")
     arguments.add_argument("--options", default="", help="options of attach, with commas between them")
+    arguments.add_argument("--memory", default="2G", help="what the machine has")
+    arguments.add_argument("--big", type=int, default=0, help="MiB to be written at once at the end, with a kill under it")
     arguments.add_argument("--away", type=float, help="seconds between two servers, up to one if it is not given")
     arguments.add_argument("--limit", type=int, default=900, help="seconds after which the machine is given up")
     given = arguments.parse_args()
@@ -102,11 +104,11 @@ def main() -> int:
         work = Path(directory)
         port = free_port()
         server = Server([nbdkit, *served(plugin, full, work), *given.parameters], port, work / "server.log")
-        words = f"console=ttyS0 quiet panic=-1 FS={given.fs} ROUNDS={given.rounds} PORT={port} OPTIONS={given.options}"
+        words = f"console=ttyS0 quiet panic=-1 FS={given.fs} ROUNDS={given.rounds} PORT={port} OPTIONS={given.options} BIG={given.big}"
         # Emulated unless told otherwise: a /dev/kvm inside of a virtual machine need not be a whole one.
         accelerator = os.environ.get("HYPERNBD_ACCEL", "tcg,thread=multi")
         command = ["timeout", str(given.limit), "qemu-system-x86_64", "-M", "q35", "-accel", accelerator, "-cpu", "max"]
-        command += ["-smp", "2", "-m", "2G", "-nographic", "-no-reboot", "-kernel", str(machine / "vmlinuz")]
+        command += ["-smp", "2", "-m", given.memory, "-nographic", "-no-reboot", "-kernel", str(machine / "vmlinuz")]
         command += ["-initrd", str(initrd(machine, cli, work)), "-append", words]
         command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
         server.start()

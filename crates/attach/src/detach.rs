@@ -1,20 +1,25 @@
 //! Taking a device away, and saying which there are.
 
+use std::fs;
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::attach::{driver, must_be_root};
 use crate::device;
-use crate::error::AttachError;
+use crate::error::{AttachError, at};
 use crate::state::{Attached, DIR, Directory};
 
 const RELAY_END_MAX: Duration = Duration::from_secs(5);
 const RELAY_END_POLL: Duration = Duration::from_millis(20);
 
 /// What is attached on this machine.
-pub fn attached() -> Vec<Attached> {
-    Directory::open(DIR).map(|dir| dir.list()).unwrap_or_default()
+pub fn attached() -> Result<Vec<Attached>, AttachError> {
+    match fs::read_dir(DIR) {
+        Ok(_) => Ok(Directory::open(DIR)?.list()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(at(DIR)(error)),
+    }
 }
 
 /// Detaches a device, named by itself, its name or its URI; gives the device. What is written to it is flushed before. With

@@ -83,7 +83,8 @@ pub(crate) struct Machine {
     waiting: VecDeque<Item>,
     /// What is under way by cookie; of a flush, how many changes were answered before it was sent.
     under_way: BTreeMap<u64, (Item, u64)>,
-    held: BTreeMap<u64, Held>,
+    /// By cookie, which is the order in which they came, and by place, since what is left of one may be in pieces.
+    held: BTreeMap<(u64, u64), Held>,
     held_bytes: usize,
     hold_max_bytes: usize,
     /// Changes that were answered, ever.
@@ -244,25 +245,49 @@ impl Machine {
         }
     }
 
-    /// Keeps a change that was answered. A durable one need not be kept, unless it lies over one that is and would be
-    /// undone by it.
+    /// Keeps a change that was answered. A durable one need not be kept, but what lies below it must not be done again: it would
+    /// be undone by that, until it is done again too.
     fn hold(&mut self, request: Request) {
         if self.hold_max_bytes == 0 || !request.is_change() {
             return;
         }
-        let is_durable = request.flags & FUA != 0;
-        if is_durable && !self.held.values().any(|held| held.request.conflicts(&request)) {
-            return;
+        if request.flags & FUA != 0 {
+            return self.cut_out(&request);
         }
         self.held_bytes += cost(&request);
-        self.held.insert(
-            request.cookie,
-            Held {
-                request,
-                answered: self.answered,
-            },
-        );
+        let answered = self.answered;
+        self.held
+            .insert((request.cookie, request.offset), Held { request, answered });
         self.answered += 1;
+    }
+
+    /// Takes what a request reaches out of all that is held.
+    fn cut_out(&mut self, over: &Request) {
+        let below = |held: &Held| held.request.conflicts(over);
+        let below: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, held)| below(held))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in below {
+            let Some(Held { request, answered }) = self.held.remove(&key) else {
+                continue;
+            };
+            self.held_bytes -= cost(&request);
+            let (start, end) = (request.offset, request.end());
+            for piece in [
+                start..over.offset.clamp(start, end),
+                over.end().clamp(start, end)..end,
+            ] {
+                if !piece.is_empty() {
+                    let request = request.cut(piece);
+                    self.held_bytes += cost(&request);
+                    self.held
+                        .insert((request.cookie, request.offset), Held { request, answered });
+                }
+            }
+        }
     }
 
     /// What was answered before the flush was sent is safe.
@@ -307,7 +332,9 @@ impl Machine {
             wanted: For::Again,
         };
         let again: Vec<Item> = self.held.values().map(again).collect();
-        for item in again.into_iter().rev() {
+        for mut item in again.into_iter().rev() {
+            // One of its own, for it may be a piece of several.
+            item.request.cookie = self.cookie();
             self.waiting.push_front(item);
         }
     }

@@ -126,6 +126,8 @@ struct Kernel {
     disk: Disk,
     /// Values that a block may have after a crash: those since the last that a flush covers.
     answered: BTreeSet<u64>,
+    /// For each block the change that is durable at least: by a flush that was answered, or by itself.
+    promised: Disk,
     log: Vec<(u64, Request)>,
 }
 
@@ -187,17 +189,27 @@ impl Kernel {
                     }
                 }
             }
-            FLUSH => self.must_have(durable, &expected)?,
+            FLUSH => {
+                self.must_have(durable, &expected)?;
+                self.promise(&expected);
+            }
             _ => {
                 self.answered.insert(reply.cookie);
                 if request.flags & FUA != 0 {
                     let mut expected = [0; BLOCKS];
                     expected[blocks(&request)].fill(reply.cookie);
                     self.must_have(durable, &expected)?;
+                    self.promise(&expected);
                 }
             }
         }
         Ok(())
+    }
+
+    fn promise(&mut self, expected: &Disk) {
+        for (promised, expected) in self.promised.iter_mut().zip(expected) {
+            *promised = (*promised).max(*expected);
+        }
     }
 
     /// Each block holds what a change left there, and none before the one that is expected.
@@ -262,7 +274,7 @@ impl World {
                             "a server that lives still has requests, and may carry them out late".to_owned(),
                         );
                     }
-                    self.server.die(self.survives);
+                    self.die(self.survives)?;
                 }
                 Action::End => return Err("ended".to_owned()),
             }
@@ -294,8 +306,14 @@ impl World {
         }
     }
 
-    fn kill(&mut self, survives: u64) -> Result<(), String> {
+    /// The server is gone. If the kernel's machine went now, too, what it was promised would be there.
+    fn die(&mut self, survives: u64) -> Result<(), String> {
         self.server.die(survives);
+        self.kernel.must_have(&self.server.durable, &self.kernel.promised)
+    }
+
+    fn kill(&mut self, survives: u64) -> Result<(), String> {
+        self.die(survives)?;
         self.is_up = false;
         self.handle(Event::LinkLost {
             link: self.link,
@@ -484,15 +502,12 @@ fn a_change_that_cannot_be_made_again_holds_everything_up() {
         link: 1,
         why: String::new(),
     });
-    assert_eq!(
-        sent(&machine.handle(Event::LinkUp {
-            link: 2,
-            export: export()
-        })),
-        [1]
-    );
+    let again = sent(&machine.handle(Event::LinkUp {
+        link: 2,
+        export: export(),
+    }));
     assert_eq!(sent(&machine.handle(Event::Request(Request::flush(71)))), [0; 0]);
-    let actions = reply(&mut machine, 2, 1, EIO);
+    let actions = reply(&mut machine, 2, again[0], EIO);
     assert!(matches!(&actions[..], [Action::Reconnect { .. }]) && machine.unfinished() == (1, 1));
 }
 

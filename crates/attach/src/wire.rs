@@ -58,9 +58,29 @@ impl Request {
 
     /// Whether the two reach a byte in common and one of them changes it, so that their order matters.
     pub(crate) fn conflicts(&self, other: &Self) -> bool {
-        (self.is_change() || other.is_change())
-            && self.offset < other.offset.saturating_add(other.length.into())
-            && other.offset < self.offset.saturating_add(self.length.into())
+        (self.is_change() || other.is_change()) && self.offset < other.end() && other.offset < self.end()
+    }
+
+    /// Where it ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length.into())
+    }
+
+    /// The part of it that lies there, which must be in it.
+    pub(crate) fn cut(&self, place: std::ops::Range<u64>) -> Self {
+        let payload = match self.command {
+            WRITE => {
+                let within = (place.start - self.offset) as usize..(place.end - self.offset) as usize;
+                Payload::new(self.payload[within].to_vec())
+            }
+            _ => Payload::default(),
+        };
+        Self {
+            offset: place.start,
+            length: (place.end - place.start) as u32,
+            payload,
+            ..self.clone()
+        }
     }
 
     /// What people call it.

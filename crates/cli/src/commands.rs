@@ -1,5 +1,6 @@
 //! One module a command.
 
+pub mod attach;
 pub mod buffer;
 pub mod check;
 pub mod checkpoints;

@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    buffer, check, checkpoints, clone, compact, completions, control, create, delete, diff, export, file,
-    import, info, man, probe, prune, replicate, report, resize, restart, retention, rollback, serve,
+    attach, buffer, check, checkpoints, clone, compact, completions, control, create, delete, diff, export,
+    file, import, info, man, probe, prune, replicate, report, resize, restart, retention, rollback, serve,
     snapshot, space, stats, top, wal,
 };
 use flags::StoreFlags;
@@ -45,6 +45,12 @@ enum Command {
     Create(create::Args),
     /// Serve a volume to NBD clients, until interrupted
     Serve(serve::Args),
+    /// Make a block device of this machine of what a server serves; it outlives the server's restarts
+    Attach(attach::Args),
+    /// Take such a device away
+    Detach(attach::DetachArgs),
+    /// List such devices
+    Attached(attach::ListArgs),
     /// Start a server anew under its clients, which need write_buffer_dir and to connect again
     Restart(restart::Args),
     /// Show once what a running server says of itself
@@ -115,7 +121,14 @@ fn main() -> ExitCode {
         .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
         .init();
     hypernbd_volume::descriptors::raise_descriptors();
-    match run(cli) {
+    // Without the threads of a runtime: a relay lives long, and locks what it has in memory.
+    let done = match &cli.command {
+        Command::Attach(args) => attach::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Detach(args) => attach::detach(args).map(|()| ExitCode::SUCCESS),
+        Command::Attached(args) => attach::list(args).map(|()| ExitCode::SUCCESS),
+        _ => run(cli),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             // A volume's failure writes out its causes itself, without the repetitions of the S3 client's.
@@ -137,6 +150,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let store = cli.store.options()?;
     let runtime = tokio::runtime::Runtime::new()?;
     match cli.command {
+        Command::Attach(_) | Command::Detach(_) | Command::Attached(_) => {}
         Command::Create(args) => runtime.block_on(create::run(&args, &store))?,
         Command::Serve(args) => return serve::run(&args, &cli.store, &runtime),
         Command::Restart(args) => runtime.block_on(restart::run(&args, &store))?,

@@ -97,7 +97,7 @@ pub fn detach(args: &DetachArgs) -> Result<()> {
 
 /// Lists what is attached.
 pub fn list(args: &ListArgs) -> Result<()> {
-    let all = hypernbd_attach::attached();
+    let all = hypernbd_attach::attached()?;
     if args.json {
         let all: Vec<_> = all.iter().map(as_json).collect();
         return output::line(serde_json::to_string_pretty(&all)?);
