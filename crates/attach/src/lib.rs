@@ -12,6 +12,7 @@ mod device;
 mod dial;
 mod error;
 mod handshake;
+mod held;
 mod machine;
 mod netlink;
 mod protect;

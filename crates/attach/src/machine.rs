@@ -9,10 +9,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::handshake::Export;
-use crate::wire::{DISCONNECT, EINVAL, EIO, ESHUTDOWN, FLUSH, FUA, Payload, READ, Reply, Request};
+use crate::held::{Holdings, cost};
+use crate::wire::{DISCONNECT, EINVAL, EIO, ESHUTDOWN, FLUSH, Payload, READ, Reply, Request};
 
-/// What keeping a request costs beside its payload.
-const KEPT_BYTES: usize = 128;
 /// So many requests are under way at once at most: the kernel's own queue is 128 a link.
 const UNDER_WAY_MAX: usize = 256;
 /// While so many wait, no more are taken from the kernel.
@@ -63,13 +62,6 @@ struct Item {
     wanted: For,
 }
 
-#[derive(Debug)]
-struct Held {
-    request: Request,
-    /// When it was first answered, counted in such answers.
-    answered: u64,
-}
-
 /// The relay's state.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -83,12 +75,7 @@ pub(crate) struct Machine {
     waiting: VecDeque<Item>,
     /// What is under way by cookie; of a flush, how many changes were answered before it was sent.
     under_way: BTreeMap<u64, (Item, u64)>,
-    /// By cookie, which is the order in which they came, and by place, since what is left of one may be in pieces.
-    held: BTreeMap<(u64, u64), Held>,
-    held_bytes: usize,
-    hold_max_bytes: usize,
-    /// Changes that were answered, ever.
-    answered: u64,
+    held: Holdings,
     /// The error of a flush of the relay's own, which the kernel's next flush is to hear of.
     owed: Option<u32>,
     has_given_up: bool,
@@ -106,10 +93,7 @@ impl Machine {
             next_cookie: 1,
             waiting: VecDeque::new(),
             under_way: BTreeMap::new(),
-            held: BTreeMap::new(),
-            held_bytes: 0,
-            hold_max_bytes,
-            answered: 0,
+            held: Holdings::new(hold_max_bytes),
             owed: None,
             has_given_up: false,
         }
@@ -218,18 +202,18 @@ impl Machine {
     fn finish(&mut self, item: Item, answered_before: u64, reply: Reply, actions: &mut Vec<Action>) {
         match item.wanted {
             For::Again => {}
-            For::Room if reply.error == 0 => self.flushed(answered_before),
+            For::Room if reply.error == 0 => self.held.flushed(answered_before),
             For::Room => self.no_room(reply.error, actions),
             For::Kernel(cookie) => {
                 let error = match (item.request.command, reply.error) {
                     (FLUSH, 0) => {
-                        self.flushed(answered_before);
+                        self.held.flushed(answered_before);
                         self.owed.take().unwrap_or(0)
                     }
                     (_, error) => error,
                 };
                 if error == 0 {
-                    self.hold(item.request);
+                    self.held.add(item.request);
                 }
                 let payload = if error == 0 {
                     reply.payload
@@ -243,57 +227,6 @@ impl Machine {
                 }));
             }
         }
-    }
-
-    /// Keeps a change that was answered. A durable one need not be kept, but what lies below it must not be done again: it would
-    /// be undone by that, until it is done again too.
-    fn hold(&mut self, request: Request) {
-        if self.hold_max_bytes == 0 || !request.is_change() {
-            return;
-        }
-        if request.flags & FUA != 0 {
-            return self.cut_out(&request);
-        }
-        self.held_bytes += cost(&request);
-        let answered = self.answered;
-        self.held
-            .insert((request.cookie, request.offset), Held { request, answered });
-        self.answered += 1;
-    }
-
-    /// Takes what a request reaches out of all that is held.
-    fn cut_out(&mut self, over: &Request) {
-        let below = |held: &Held| held.request.conflicts(over);
-        let below: Vec<_> = self
-            .held
-            .iter()
-            .filter(|(_, held)| below(held))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in below {
-            let Some(Held { request, answered }) = self.held.remove(&key) else {
-                continue;
-            };
-            self.held_bytes -= cost(&request);
-            let (start, end) = (request.offset, request.end());
-            for piece in [
-                start..over.offset.clamp(start, end),
-                over.end().clamp(start, end)..end,
-            ] {
-                if !piece.is_empty() {
-                    let request = request.cut(piece);
-                    self.held_bytes += cost(&request);
-                    self.held
-                        .insert((request.cookie, request.offset), Held { request, answered });
-                }
-            }
-        }
-    }
-
-    /// What was answered before the flush was sent is safe.
-    fn flushed(&mut self, answered_before: u64) {
-        self.held.retain(|_, held| held.answered >= answered_before);
-        self.held_bytes = self.held.values().map(|held| cost(&held.request)).sum();
     }
 
     /// The flush that was to make room failed. The change that waited for the room hears of it, and so does the next flush:
@@ -327,11 +260,11 @@ impl Machine {
 
     fn resume(&mut self, link: u64) {
         (self.link, self.has_given_up) = (Some(link), false);
-        let again = |held: &Held| Item {
-            request: held.request.clone(),
+        let again = |request| Item {
+            request,
             wanted: For::Again,
         };
-        let again: Vec<Item> = self.held.values().map(again).collect();
+        let again: Vec<Item> = self.held.requests().map(again).collect();
         for mut item in again.into_iter().rev() {
             // One of its own, for it may be a piece of several.
             item.request.cookie = self.cookie();
@@ -352,7 +285,7 @@ impl Machine {
     fn send(&mut self, actions: &mut Vec<Action>) {
         while self.link.is_some() && self.parting.is_none() {
             // Early, so that nobody waits for it while the server is quick enough.
-            if self.held_bytes > self.hold_max_bytes / 2 && self.owed.is_none() {
+            if self.held.is_half_full() && self.owed.is_none() {
                 self.flush_for_room(actions);
             }
             let Some(item) = self.waiting.front() else { return };
@@ -370,7 +303,8 @@ impl Machine {
 
     fn put_under_way(&mut self, item: Item, actions: &mut Vec<Action>) {
         actions.push(Action::ToServer(item.request.clone()));
-        self.under_way.insert(item.request.cookie, (item, self.answered));
+        self.under_way
+            .insert(item.request.cookie, (item, self.held.answered()));
     }
 
     /// Whether what is under way must be answered before it is sent: it reaches the same bytes, or it is a flush and what it
@@ -384,26 +318,21 @@ impl Machine {
 
     /// Whether no more changes can be held until a flush is answered.
     fn lacks_room(&self, item: &Item) -> bool {
-        if self.hold_max_bytes == 0 || item.wanted == For::Again || !item.request.is_change() {
+        if item.wanted == For::Again || !item.request.is_change() {
             return false;
         }
         let to_be_held =
             |(earlier, _): &&(Item, u64)| earlier.request.is_change() && earlier.wanted != For::Again;
-        let under_way: usize = self
-            .under_way
-            .values()
-            .filter(to_be_held)
-            .map(|(item, _)| cost(&item.request))
-            .sum();
-        let kept = self.held_bytes + under_way;
-        kept > 0 && kept + cost(&item.request) > self.hold_max_bytes
+        let under_way = self.under_way.values().filter(to_be_held);
+        let under_way = under_way.map(|(item, _)| cost(&item.request)).sum();
+        self.held.lacks_room(under_way, &item.request)
     }
 
     /// Has the server flush, if there is anything to be flushed and no flush is under way.
     fn flush_for_room(&mut self, actions: &mut Vec<Action>) {
         let is_again = |item: &Item| item.wanted == For::Again;
         let hinders = |(item, _): &(Item, u64)| item.request.command == FLUSH || is_again(item);
-        if self.held.is_empty()
+        if self.held.len() == 0
             || self.waiting.front().is_some_and(is_again)
             || self.under_way.values().any(hinders)
         {
@@ -420,10 +349,6 @@ impl Machine {
     }
 }
 
-fn cost(request: &Request) -> usize {
-    request.payload.len() + KEPT_BYTES
-}
-
 fn refusal(cookie: u64, error: u32) -> Action {
     Action::ToKernel(Reply {
         cookie,
@@ -431,6 +356,10 @@ fn refusal(cookie: u64, error: u32) -> Action {
         payload: Payload::default(),
     })
 }
+
+#[cfg(test)]
+#[path = "machine_model.rs"]
+mod model;
 
 #[cfg(test)]
 #[path = "machine_tests.rs"]
