@@ -95,6 +95,27 @@ def test_what_a_server_answered_and_lost_is_there_again(attached, hold):
         assert hold or not there or block == 40, f"block {block} was not lost: this test shows nothing"
 
 
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_killed_volume_gets_again_what_no_flush_covered(make_volume, make_server, tmp_path, hold):
+    """As above with a volume that has no buffer directory, killed again while that is under way."""
+    server = make_server(make_volume(SIZE, BLOCK), checkpoint_interval="1h").start()
+    relay = Relay(tmp_path, server, *([] if hold else ["--hold=0"]))
+    try:
+        for block in range(256):
+            relay.client.pwrite(content(block), block * BLOCK)
+        relay.client.flush()
+        for block in range(128, 384):
+            relay.client.pwrite(content(block + 1000), block * BLOCK)
+        for _ in range(3):
+            server.kill()
+            server.spawn()
+        right = [relay.client.pread(BLOCK, block * BLOCK) == content(block + (1000 if block >= 128 else 0)) for block in range(384)]
+        assert all(right) == hold, f"{right.count(False)} blocks are wrong"
+    finally:
+        relay.process.kill()
+        relay.process.wait()
+
+
 def test_more_than_may_be_held_is_flushed(attached, tmp_path):
     image, seen = tmp_path / "image", tmp_path / "requests"
     image.write_bytes(bytes(SIZE))
@@ -177,7 +198,7 @@ def test_requests_fail_once_the_server_is_dead_for_long_enough(attached):
 def test_what_cannot_be_attached_is_said(tmp_path):
     socket = tmp_path / "none.sock"
     done = run(CLI, "attach", f"nbd+unix:///?socket={socket}", "--foreground", f"--kernel-socket={tmp_path}/k")
-    assert done.returncode == 1 and str(socket) in done.stderr and "No such file" in done.stderr, done.stderr
+    assert done.returncode == 1 and str(socket) in done.stderr and done.stderr.count("No such file") == 1, done.stderr
     done = run(CLI, "attach", "nbds://localhost")
     assert done.returncode == 2 and "TLS is not supported yet" in done.stderr, done.stderr
     if os.geteuid() == 0:

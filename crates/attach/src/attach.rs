@@ -153,9 +153,9 @@ fn attach_socket(options: &Options, path: &PathBuf, terminate: UnixStream) -> Re
 }
 
 fn first_link(options: &Options) -> Result<Dialled, AttachError> {
-    until_there(&options.uri, Some(Instant::now() + options.wait)).map_err(|source| AttachError::Server {
+    until_there(&options.uri, Some(Instant::now() + options.wait)).map_err(|error| AttachError::Server {
         uri: options.uri.to_string(),
-        source,
+        error,
     })
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 
+use crate::attach::must_be_root;
 use crate::error::{AttachError, at};
 use crate::state::{DIR, Directory};
 
@@ -17,6 +18,7 @@ pub const READY_VARIABLE: &str = "HYPERNBD_ATTACH_LOG";
 /// Runs a command in the background, until it says that the device is ready; gives the device. The command must call
 /// [`attach`](crate::attach()) and say on its standard error what went wrong.
 pub fn in_background(command: &mut Command) -> Result<String, AttachError> {
+    must_be_root()?;
     let path = Directory::open(DIR)?.path(&format!("begun-{}.log", process::id()));
     let mut options = OpenOptions::new();
     let log = options
@@ -41,7 +43,9 @@ pub fn in_background(command: &mut Command) -> Result<String, AttachError> {
     let _ = child.wait();
     let said = fs::read_to_string(&path).unwrap_or_default();
     let _ = fs::remove_file(&path);
-    let said = said.trim_end().trim_start_matches("hypernbd: ");
+    // What the log says before its last word is of no use to who waits for that.
+    let said = said.trim_end();
+    let said = said.rsplit_once("hypernbd: ").map_or(said, |(_, error)| error);
     Err(AttachError::Background(match said.is_empty() {
         true => "the relay ended before the device was ready, and said nothing".to_owned(),
         false => said.to_owned(),

@@ -35,6 +35,7 @@ pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
         // A relay that was killed leaves its file.
         if let Some(dead) = found.filter(|found| !found.is_alive()) {
             dir.remove(&dead);
+            device::announce(index);
             return Ok(dead.device);
         }
         return Err(unknown());
@@ -51,9 +52,9 @@ pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
                 why,
             });
         }
-        let failed = |source| AttachError::File {
+        let failed = |error| AttachError::File {
             path: device::path(index).into(),
-            source,
+            error,
         };
         file.sync_all().map_err(failed)?;
         claimed = Some(file);
@@ -79,6 +80,9 @@ pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
             thread::sleep(RELAY_END_POLL);
         }
         dir.remove(&found);
+        if is_dead {
+            device::announce(index);
+        }
     }
     Ok(device::path(index))
 }

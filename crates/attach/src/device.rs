@@ -46,7 +46,7 @@ pub(crate) fn claim(index: u32) -> Result<File, AttachError> {
         io::ErrorKind::ResourceBusy => AttachError::InUse(device),
         _ => AttachError::File {
             path: device.into(),
-            source: error,
+            error,
         },
     })
 }

@@ -37,12 +37,12 @@ pub enum AttachError {
         why: String,
     },
     /// The server could not be reached, or refused.
-    #[error("cannot attach {uri}: {source}")]
+    #[error("cannot attach {uri}: {error}")]
     Server {
         /// Where it was looked for.
         uri: String,
         /// What it said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The export does not fit the kernel's driver.
     #[error("cannot attach {uri}: {why}")]
@@ -79,12 +79,12 @@ pub enum AttachError {
         why: String,
     },
     /// A file or a socket.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     File {
         /// Which.
         path: PathBuf,
         /// What happened.
-        source: io::Error,
+        error: io::Error,
     },
     /// The relay in the background did not begin.
     #[error("{0}")]
@@ -94,5 +94,5 @@ pub enum AttachError {
 /// Names the file in an error.
 pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> AttachError {
     let path = path.into();
-    |source| AttachError::File { path, source }
+    |error| AttachError::File { path, error }
 }
