@@ -7,13 +7,17 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import signal
+import tempfile
 import threading
+from pathlib import Path
 
 import nbd
 import pytest
 
 from support.process import run, spawn, wait_for
+from support.serve import Served
 from support.server import CLI, KI, MI, leave
 
 pytestmark = pytest.mark.file_only
@@ -114,6 +118,34 @@ def test_a_killed_volume_gets_again_what_no_flush_covered(make_volume, make_serv
     finally:
         relay.process.kill()
         relay.process.wait()
+
+
+def test_planned_restarts_with_a_buffer_directory(make_volume, nbdkit, tmp_path):
+    """`hypernbd restart` under the relay, which holds nothing, because the server loses nothing."""
+    volume = make_volume(64 * MI)
+    directory = Path(tempfile.mkdtemp(prefix="hypernbd-"))
+    options = ["--write-buffer", "16M", "--write-buffer-dir", str(directory / "buffer"), "--checkpoint-interval", "1h"]
+    (directory / "serve").mkdir()
+    served = Served(volume, nbdkit, directory / "serve", directory / "socket", *options)
+    relay = None
+    try:
+        served.is_announced()
+        relay = Relay(tmp_path, served, "--hold=0")
+        for number in range(4):
+            for block in range(100):
+                relay.client.pwrite(content(number * 50 + block), (number * 50 + block) * BLOCK)
+            done = volume.cli("restart", str(served.socket))
+            assert done.returncode == 0, done.stderr
+        for block in range(250):
+            assert relay.client.pread(BLOCK, block * BLOCK) == content(block), f"block {block}"
+        assert relay.log.read_text().count("the link is up again") == 4
+    finally:
+        if relay:
+            relay.process.kill()
+            relay.process.wait()
+        served.process.kill()
+        served.process.wait()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_more_than_may_be_held_is_flushed(attached, tmp_path):

@@ -78,6 +78,8 @@ def test_everything_is_there(installed):
         f"{SHARE}/fish/vendor_completions.d/hypernbd.fish",
         "/opt/hypernbd/lib/systemd/system/hypernbd@.service",
         "/opt/hypernbd/lib/systemd/system/hypernbd@.socket",
+        "/opt/hypernbd/lib/systemd/system/hypernbd-attach@.service",
+        "/opt/hypernbd/lib/udev/rules.d/60-hypernbd.rules",
         f"{SHARE}/doc/hypernbd/copyright",
         f"{SHARE}/doc/hypernbd/GPL-3",
     ):
