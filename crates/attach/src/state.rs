@@ -50,17 +50,20 @@ impl Attached {
     }
 
     fn text(&self) -> String {
-        format!(
-            "HYPERNBD_DEVICE={}\nHYPERNBD_URI={}\nHYPERNBD_NAME={}\nHYPERNBD_PID={}\nHYPERNBD_SINCE={}\nHYPERNBD_LOST={}\n\
-             HYPERNBD_LINK_SINCE={}\n",
-            self.device,
-            self.uri,
-            self.name.as_deref().unwrap_or_default(),
-            self.pid,
-            self.since,
-            self.lost.as_deref().unwrap_or_default(),
-            self.link_since,
-        )
+        let values = [
+            ("DEVICE", self.device.clone()),
+            ("URI", self.uri.clone()),
+            ("NAME", self.name.clone().unwrap_or_default()),
+            ("PID", self.pid.to_string()),
+            ("SINCE", self.since.to_string()),
+            ("LOST", self.lost.clone().unwrap_or_default()),
+            ("LINK_SINCE", self.link_since.to_string()),
+        ];
+        // udev takes no empty values.
+        let lines = values.iter().filter(|(_, value)| !value.is_empty());
+        lines
+            .map(|(key, value)| format!("HYPERNBD_{key}={value}\n"))
+            .collect()
     }
 
     fn parse(text: &str) -> Option<Self> {
