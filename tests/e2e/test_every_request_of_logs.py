@@ -23,7 +23,7 @@ def test_wal(store, proxy, make_server, tmp_path, how, place, verb):
     for number in range(1, REQUESTS_MAX):
         volume = create_volume(store, SIZE, 64 * KI, f"logged-{number}")
         log = "auto" if place == "beside" else store.url(f"log-{number}")
-        server = make_server(volume, backend_wal_url=log, checkpoint_interval="1h", lease_duration="1s")
+        server = make_server(volume, backend_wal_url=log, checkpoint_interval="1h")
         publish(server, 5)
         flush_to_log_and_kill(server, 6)
         words = ["wal", verb, volume.url, "--takeover", *(["--yes"] if verb == "discard" else [])]
