@@ -134,7 +134,7 @@ pub(super) async fn shut_out(store: &Store, lease: &Arc<Lease>) -> Result<(), Vo
 
 /// The rounds of a command that has the lease. They remove at once what is not needed, because no request of a server
 /// is in flight.
-pub(super) fn rounds(store: &Store, lease: &Arc<Lease>) -> Rounds {
+pub(crate) fn rounds(store: &Store, lease: &Arc<Lease>) -> Rounds {
     Rounds::new(
         store.clone(),
         lease.epoch(),

@@ -1,11 +1,12 @@
 //! The replica: made, owned as a server owns a volume, and published to.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Request;
 use super::original::{Needed, NewPoint, News, Original, entry_lost};
 use super::standing::check_label;
-use crate::admin::{check_path, ensure_free, remove_directory, take_lease_only};
+use crate::admin::{check_path, ensure_free, remove_directory, retention, take_lease_only};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -13,7 +14,7 @@ use crate::base::volume_id::VolumeId;
 use crate::engine::replica::{self, Adopted};
 use crate::engine::{Ownership, bare, checkpoint_stored};
 use crate::format::inode;
-use crate::format::object_names::cno_of;
+use crate::format::object_names::{cno_of, name_of};
 use crate::format::stored_state::StoredState;
 use crate::lease::Lease;
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
@@ -21,6 +22,7 @@ use crate::meta::label::{self, Label};
 use crate::meta::snapshots::{self, Snapshot};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past;
+use crate::retention::plan::{self, Phase};
 use crate::retention::{ensure_readable, put_policy};
 use crate::store::{self, Store, probe};
 
@@ -29,12 +31,16 @@ pub(super) struct Replica {
     store: Store,
     store_options: StoreOptions,
     volume_id: VolumeId,
+    /// The volume that it follows.
+    original: (VolumeUrl, VolumeId),
     /// Its newest checkpoint; none of a place where the first one is still to be published.
     newest: Option<CheckpointId>,
     /// Held once there is an inode: before that no server can open what is there.
     lease: Option<Arc<Lease>>,
     /// Numbers that are used, or may be.
     used: u64,
+    /// Objects that an owner who may still run, and was shut out, may be removing at this moment.
+    going: BTreeSet<u64>,
     /// What the last attempt was to publish: the answer to it may have been lost.
     attempted: Option<CheckpointId>,
     /// Whether the newest one's entry is known to be there.
@@ -65,13 +71,16 @@ impl Replica {
             }
             None => claim(&store, request.to_options, original).await?,
         };
+        let (url, volume_id) = original.id();
         let mut replica = Self {
             store,
             store_options: request.to_options.clone(),
             volume_id: label.volume_id,
+            original: (url.clone(), volume_id),
             newest: None,
             lease: None,
             used: 0,
+            going: BTreeSet::new(),
             attempted: None,
             is_entered: false,
         };
@@ -83,9 +92,28 @@ impl Replica {
     }
 
     /// Takes the lease of a replica that has an inode.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] when it is a replica no more; [`VolumeError::Held`] when another server has it.
     async fn own(&mut self) -> Result<(), VolumeError> {
-        let lease = take_lease_only(&self.store, &self.store_options, &LeaseOptions::default()).await?;
-        self.lease = Some(lease);
+        // Taking the lease of what was deleted would give it a label.
+        self.ensure_ours().await?;
+        let lease = match self.lease.take() {
+            Some(lease) => lease,
+            None => take_lease_only(&self.store, &self.store_options, &LeaseOptions::default()).await?,
+        };
+        self.lease = Some(lease.clone());
+        // Somebody may have opened it for writing before that.
+        self.ensure_ours().await?;
+        if lease.older_may_run()
+            && let Some((plan, _)) = plan::load(&self.store).await?
+            && plan.phase == Phase::Deleting
+        {
+            self.going.extend(plan.objects);
+        }
+        // From here on older owners decide to remove nothing, and what they had decided to remove is gone: the original may have gone
+        // back to a checkpoint that needs it, so that it is copied again.
+        retention::rounds(&self.store, &lease).settle(true).await?;
         let (raw, _) = inode::load(&self.store).await?;
         let state = StoredState::of_inode(&raw);
         self.newest = Some(state.id());
@@ -128,8 +156,17 @@ impl Replica {
     /// Prepares for the objects of these checkpoints: their numbers are used from here on.
     ///
     /// # Errors
-    /// [`VolumeError::Fenced`] when somebody else has the replica.
+    /// [`VolumeError::Fenced`] when somebody else has the replica; [`VolumeError::InvalidInput`] when an owner before this one may still
+    /// be removing what these need.
     pub async fn expect(&mut self, news: &News, needed: &Needed) -> Result<(), VolumeError> {
+        if let Some(object) = needed.objects.intersection(&self.going).next() {
+            return Err(VolumeError::InvalidInput(format!(
+                "the object {} of {} was being removed by a command that may still run, and is needed again: see that no other command \
+                 or server is at work there, then replicate again",
+                name_of(*object),
+                self.store.url
+            )));
+        }
         let of_points = news.points.iter().map(|new| replica::used(&new.point.inode));
         let of_objects = needed.objects.iter().map(|object| cno_of(*object));
         self.used = of_points.chain(of_objects).fold(self.used, u64::max);
@@ -194,7 +231,7 @@ impl Replica {
             replica::replace(&self.store, &raw, &etag).await?;
             self.newest = Some(id);
         } else {
-            self.ensure_claimed().await?;
+            self.ensure_ours().await?;
             bare::put_first(&self.store, &raw).await?;
             self.own().await?;
         }
@@ -231,16 +268,18 @@ impl Replica {
         Ok(())
     }
 
-    /// Sees that the place is still claimed for this replica: nobody has begun to delete it.
-    async fn ensure_claimed(&self) -> Result<(), VolumeError> {
-        let label = label::load(&self.store).await?;
-        let is_claimed = |label: &Label| {
-            label.volume_id == self.volume_id && label.replica_of.is_some() && label.deletion.is_none()
-        };
-        match label.is_some_and(|label| is_claimed(&label)) {
-            true => Ok(()),
-            false => Err(VolumeError::InvalidInput(format!(
-                "what is at {} was deleted, or is being deleted, while it was made: nothing more was done",
+    /// Sees that what is here is still this replica: nobody has written to it, nor begun to delete it.
+    async fn ensure_ours(&self) -> Result<(), VolumeError> {
+        let (url, volume_id) = &self.original;
+        match label::find(&self.store).await? {
+            Some(found) if found.label.volume_id == self.volume_id => check_label(
+                &found.label,
+                found.is_elsewhere(),
+                &self.store.url,
+                (url, *volume_id),
+            ),
+            _ => Err(VolumeError::InvalidInput(format!(
+                "what is at {} was deleted, or made anew, meanwhile: nothing more was done",
                 self.store.url
             ))),
         }
@@ -249,7 +288,7 @@ impl Replica {
     /// Gives the names of the original's checkpoints to those that are here.
     ///
     /// # Errors
-    /// When the store fails.
+    /// [`VolumeError::Fenced`] when somebody else has the replica; when the store fails.
     pub async fn name_as(&self, names: &[Snapshot]) -> Result<(), VolumeError> {
         let here = snapshots::load_all(&self.store).await?;
         for name in names.iter().filter(|name| !here.contains(name)) {
@@ -259,6 +298,9 @@ impl Replica {
                     .is_some_and(|entry| entry.is_of(name.checkpoint) == Some(true));
             if !is_here {
                 continue;
+            }
+            if let Some(lease) = &self.lease {
+                lease.check().await?;
             }
             let key = snapshots::key(&self.store, &name.name);
             let body = serde_json::to_vec(name).map_err(|e| VolumeError::Internal(e.to_string()))?;

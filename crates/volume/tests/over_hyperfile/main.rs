@@ -26,6 +26,7 @@ mod provenance;
 mod recovery;
 mod recovery_race;
 mod replicas;
+mod replicas_at_risk;
 mod resize;
 mod retention;
 mod scattered;

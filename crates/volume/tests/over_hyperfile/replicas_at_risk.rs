@@ -1,0 +1,253 @@
+//! What goes on beside a replication: whoever writes to the replica, removes from it, or takes the original away at the wrong moment, each
+//! volume stays whole, and nobody is told that all is copied when it is not.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use hyperfile::meta_format::BlockPtrFormat;
+use hypernbd_volume::admin;
+use hypernbd_volume::lease::LeaseState;
+use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use hypernbd_volume::past::{self, At};
+use hypernbd_volume::replicate::{Request, replicate};
+use hypernbd_volume::retention::Policy;
+use hypernbd_volume::store::hook::Hook;
+use hypernbd_volume::store::{self, ETag};
+use hypernbd_volume::transfer::Control;
+use hypernbd_volume::{ErrorKind, Volume, VolumeUrl};
+use parking_lot::Mutex;
+
+use crate::clones::copy_directory;
+use crate::faults::{BoxError, LIMIT};
+use crate::fixture::{Fixture, pattern};
+use crate::replicas::{
+    Contents, SIZE, Until, again, assert_whole, newest, original, refused, run, whole, write_on,
+};
+
+/// More checkpoints than any policy keeps.
+const MANY: u64 = 20;
+
+type Work = Box<dyn FnOnce() -> Result<(), BoxError> + Send>;
+
+/// Does something right before the first request of a kind is sent, and fails that request if the work fails.
+struct Meanwhile {
+    is_it: fn(method: &str, uri: &str) -> bool,
+    work: Mutex<Option<Work>>,
+}
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meanwhile")
+    }
+}
+
+impl Intercept for Meanwhile {
+    fn name(&self) -> &'static str {
+        "Meanwhile"
+    }
+
+    fn modify_before_transmit(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let work = match (self.is_it)(request.method(), request.uri()) {
+            true => self.work.lock().take(),
+            false => None,
+        };
+        work.map_or(Ok(()), |work| work())
+    }
+}
+
+fn meanwhile(
+    is_it: fn(&str, &str) -> bool,
+    work: impl FnOnce() -> Result<(), BoxError> + Send + 'static,
+) -> StoreOptions {
+    StoreOptions {
+        hook: Hook::new(Meanwhile {
+            is_it,
+            work: Mutex::new(Some(Box::new(work))),
+        }),
+        ..StoreOptions::default()
+    }
+}
+
+/// As [`meanwhile`], of what takes requests of its own.
+fn meanwhile_does<Fut: Future<Output = ()>>(
+    f: &Fixture,
+    is_it: fn(&str, &str) -> bool,
+    work: impl FnOnce() -> Fut + Send + 'static,
+) -> StoreOptions {
+    let handle = f.handle();
+    meanwhile(is_it, move || {
+        // This thread runs futures already.
+        let done = std::thread::spawn(move || handle.block_on(work()));
+        done.join()
+            .map_err(|_| "what was to happen meanwhile failed".into())
+    })
+}
+
+/// Does something while a future of the fixture waits for it.
+fn aside(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap());
+}
+
+/// Which write each object of a container is.
+async fn versions(url: &VolumeUrl) -> BTreeMap<String, ETag> {
+    let store = store::connect(url, &StoreOptions::default()).await.unwrap();
+    let mut versions = BTreeMap::new();
+    for object in store.list(&store.data_key("")).await.unwrap() {
+        let info = store.head(&object.key).await.unwrap().unwrap();
+        versions.insert(object.key, info.etag);
+    }
+    versions
+}
+
+pub fn keep_last(f: &Fixture, url: &VolumeUrl, keep_last: u32) -> Policy {
+    let policy = Policy {
+        keep_last,
+        ..Policy::default()
+    };
+    let set = admin::retention::set_policy(url, &f.store_options, Some(&policy));
+    f.run(set).unwrap();
+    policy
+}
+
+/// A replica of which a prune was interrupted after it had decided what it removes, while the original goes back to a checkpoint that
+/// needs this.
+fn pruned_and_rolled_back() -> (Fixture, Contents, VolumeUrl) {
+    let (f, mut contents) = original(BlockPtrFormat::PartedSegment);
+    let volume = f.open();
+    for seed in 0..MANY {
+        // Nothing of what was there before is needed any more.
+        let bytes = pattern(100 + seed, SIZE);
+        volume.write(0, &bytes, true).unwrap();
+        contents.insert(newest(&f, &f.url), bytes);
+    }
+    volume.close(LIMIT).unwrap();
+    let to = f.url_of("replica");
+    again(&f, &to);
+    keep_last(&f, &to, 1);
+    let failing = meanwhile(
+        |method, uri| method == "POST" && uri.contains("delete"),
+        || Err("SlowDown".into()),
+    );
+    f.run(admin::retention::prune(&to, &failing, &LeaseOptions::default()))
+        .unwrap_err();
+    let back = *contents.keys().nth(1).unwrap();
+    let (at, lease) = (At::Number(back), LeaseOptions::default());
+    let rolled = admin::rollback::rollback(&f.url, &f.store_options, &at, &lease);
+    let rolled = f.run(rolled).unwrap();
+    let state = contents[&back].clone();
+    contents.insert(rolled.number, state);
+    (f, contents, to)
+}
+
+fn prune(f: &Fixture, to: &VolumeUrl) {
+    f.run(admin::retention::prune(
+        to,
+        &f.store_options,
+        &LeaseOptions::default(),
+    ))
+    .unwrap();
+}
+
+#[test]
+fn what_an_interrupted_prune_was_removing_is_copied_again() {
+    let (mut f, contents, to) = pruned_and_rolled_back();
+    again(&f, &to);
+    // It finishes what was begun, if nobody has.
+    prune(&f, &to);
+    let at = assert_whole(&mut f, &to, &contents);
+    assert_eq!(at, *contents.last_key_value().unwrap().0);
+    f.url = to;
+    assert!(whole(&f, &f.open()) == contents[&at]);
+}
+
+#[test]
+fn what_a_command_that_may_still_run_was_removing_is_not_copied_again_at_once() {
+    let (mut f, contents, to) = pruned_and_rolled_back();
+    let own = std::mem::replace(&mut f.url, to.clone());
+    let mut lease = f.lease().unwrap();
+    lease.state = LeaseState::Held;
+    lease.holder.host = "elsewhere".into();
+    lease.holder.boot_id = "another".into();
+    lease.duration_ms = 200;
+    f.put_lease(&lease);
+    f.url = own;
+    let said = refused(&f, &to);
+    assert!(said.contains("may still run"), "{said}");
+    again(&f, &to);
+    prune(&f, &to);
+    assert_whole(&mut f, &to, &contents);
+}
+
+#[test]
+fn what_is_written_to_right_before_its_lease_is_taken_is_a_volume_of_its_own() {
+    let (f, mut contents) = original(BlockPtrFormat::PartedSegment);
+    let to = f.url_of("replica");
+    again(&f, &to);
+    write_on(&f, &mut contents, 5, 2);
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    let (url, before) = (to.clone(), seen.clone());
+    let to_options = meanwhile_does(
+        &f,
+        |_, uri| uri.contains(".meta/lease"),
+        move || async move {
+            let (options, lease) = (StoreOptions::default(), LeaseOptions::default());
+            admin::resize(&url, &options, 1 << 20, false, &lease)
+                .await
+                .unwrap();
+            *before.lock() = versions(&url).await;
+        },
+    );
+    let e = run(&f, &to, &to_options).unwrap_err();
+    assert!(e.chain().contains("a volume of its own"), "{}", e.chain());
+    assert!(!seen.lock().is_empty());
+    assert_eq!(
+        f.run(versions(&to)),
+        *seen.lock(),
+        "nothing is put, nor the inode"
+    );
+}
+
+#[test]
+fn whoever_lost_the_replica_gives_no_names() {
+    let (f, _) = original(BlockPtrFormat::PartedSegment);
+    let to = f.url_of("replica");
+    again(&f, &to);
+    let name: past::SnapshotName = "late".parse().unwrap();
+    f.run(past::create(&f.url, &f.store_options, &name, None))
+        .unwrap();
+    let url = to.clone();
+    let to_options = meanwhile_does(
+        &f,
+        |_, uri| uri.contains("snapshots"),
+        move || async move {
+            let options = VolumeOptions {
+                lease: LeaseOptions {
+                    takeover: true,
+                    ..LeaseOptions::default()
+                },
+                ..VolumeOptions::default()
+            };
+            let opened = Volume::open(&url, &StoreOptions::default(), &options).await;
+            let opened = opened.unwrap();
+            tokio::task::spawn_blocking(move || opened.close(LIMIT))
+                .await
+                .unwrap()
+                .unwrap();
+        },
+    );
+    let e = run(&f, &to, &to_options).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Fenced, "{}", e.chain());
+    let named = f.run(past::snapshots(&to, &f.store_options)).unwrap();
+    assert!(named.is_empty());
+}
