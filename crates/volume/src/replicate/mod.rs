@@ -205,6 +205,7 @@ impl Pass<'_> {
             from: self.original.store(),
             to: replica.store(),
             control: self.control,
+            is_made: replica.is_made(),
         };
         let copied = copies.all(&needed).await;
         so_far.copied.add(&copied.amount);

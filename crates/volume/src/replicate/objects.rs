@@ -10,9 +10,10 @@ use super::original::Needed;
 use super::stopped;
 use crate::base::control::{Control, Phase};
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::{checksums, origins};
-use crate::store::copy::Copied;
+use crate::store::copy::{Copied, Over};
 use crate::store::interceptors::window_checksums::has_checksums;
 use crate::store::sums::{self, Sums};
 use crate::store::{ObjectInfo, Store};
@@ -58,6 +59,9 @@ pub(super) struct Copies<'a> {
     pub from: &'a Store,
     pub to: &'a Store,
     pub control: &'a Control,
+    /// Whether there is a volume: no number that is copied is ever used again by whoever writes to it. Before, nothing says so to anybody
+    /// else who makes one here.
+    pub is_made: bool,
 }
 
 /// An object that was looked at in both places.
@@ -162,19 +166,18 @@ impl Copies<'_> {
         let sums = holder.sums_of(&source, &original).await?;
         let copied = match there {
             Some(copy) if sums::may_be_copies(&original, &copy) => Copied { original, copy },
-            Some(_) => {
-                return Err(self.wrong(
-                    object,
-                    &format!(
-                        "what {} has of this name is another object: it is of another history of the volume; replicate into another place, \
-                         or delete the replica first",
-                        self.to.url
-                    ),
-                ));
-            }
+            Some(_) => return Err(self.other(object)),
             None => {
                 amount = self.amount_of(holder, &original, sums.is_some());
-                self.to.copy_known(holder, &source, &target, original).await?
+                let over = match self.is_made && self.to.copies_itself(holder) {
+                    true => Over::Anything,
+                    false => Over::Nothing,
+                };
+                let copied = self.to.copy_known(holder, &source, &target, original, over).await;
+                copied.map_err(|e| match e.kind {
+                    StoreErrorKind::PreconditionFailed if over == Over::Nothing => self.other(object),
+                    _ => e.into(),
+                })?
             }
         };
         if let Some(sums) = sums {
@@ -208,6 +211,15 @@ impl Copies<'_> {
         };
         *of_its_kind = bytes;
         amount
+    }
+
+    fn other(&self, object: u64) -> VolumeError {
+        let reason = format!(
+            "what {} has of this name is another object: it is of another history of the volume; replicate into another place, or delete \
+             the replica first",
+            self.to.url
+        );
+        self.wrong(object, &reason)
     }
 
     fn wrong(&self, object: u64, reason: &str) -> VolumeError {

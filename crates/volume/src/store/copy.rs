@@ -10,7 +10,7 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::interceptors::window_checksums;
-use super::{ObjectInfo, Store};
+use super::{ObjectInfo, Store, sums};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
 /// The largest object that is copied with one request. S3 takes 5 GiB; a fifth of that ends in time on a slow store.
@@ -24,6 +24,9 @@ const PIECE_BYTES: u64 = 8 << 20;
 /// Pieces of one object that pass through here at once.
 const PIECES_AT_ONCE: usize = 4;
 
+/// What names the checksum of an upload.
+const CHECKSUM_HEADERS: [&str; 2] = ["x-amz-checksum-algorithm", "x-amz-checksum-type"];
+
 /// An object that was copied.
 #[derive(Debug, Clone)]
 pub(crate) struct Copied {
@@ -31,6 +34,16 @@ pub(crate) struct Copied {
     pub original: ObjectInfo,
     /// What it is.
     pub copy: ObjectInfo,
+}
+
+/// What may be at the place of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Anything, which the copy replaces.
+    Anything,
+    /// Nothing, also once the copy arrives there. What a store copies itself then takes three requests: not every store knows such a
+    /// condition on the one that copies a whole object, and all that a volume may be in know it on the end of an upload.
+    Nothing,
 }
 
 /// How large things are when an object is copied. In bytes.
@@ -52,7 +65,10 @@ impl Store {
         to: &str,
     ) -> Result<Option<Copied>, StoreError> {
         match from.head(key).await? {
-            Some(original) => self.copy_known(from, key, to, original).await.map(Some),
+            Some(original) => self
+                .copy_known(from, key, to, original, Over::Anything)
+                .await
+                .map(Some),
             None => Ok(None),
         }
     }
@@ -60,13 +76,14 @@ impl Store {
     /// As [`copy_from`](Self::copy_from), of an object that was looked at.
     ///
     /// # Errors
-    /// As [`copy_from`](Self::copy_from).
+    /// As [`copy_from`](Self::copy_from); `PreconditionFailed` when something is there that may not be.
     pub(crate) async fn copy_known(
         &self,
         from: &Self,
         key: &str,
         to: &str,
         original: ObjectInfo,
+        over: Over,
     ) -> Result<Copied, StoreError> {
         let sizes = match self.copies_itself(from) {
             false => Sizes {
@@ -78,7 +95,7 @@ impl Store {
                 part: PART_BYTES,
             },
         };
-        self.copy_in(from, key, to, original, sizes).await
+        self.copy_in(from, key, to, original, sizes, over).await
     }
 
     /// Whether objects of `from` are copied on the store's side: that is so in one bucket or two of a store that is reached in one way.
@@ -94,6 +111,7 @@ impl Store {
         to: &str,
         original: ObjectInfo,
         sizes: Sizes,
+        over: Over,
     ) -> Result<Copied, StoreError> {
         let copy = Copy {
             from,
@@ -101,13 +119,25 @@ impl Store {
             to,
             original: &original,
             passes_here: !self.copies_itself(from),
+            over,
         };
-        if original.size_bytes <= sizes.whole_max {
-            self.copy_whole(&copy).await?;
-        } else {
-            self.copy_parts(&copy, sizes.part).await?;
-        }
+        let is_in_parts = over == Over::Nothing && !copy.passes_here && original.size_bytes > 0;
+        let copied = match original.size_bytes <= sizes.whole_max && !is_in_parts {
+            true => self.copy_whole(&copy).await,
+            false => self.copy_parts(&copy, sizes.part).await,
+        };
         let there = self.head(to).await?;
+        match copied {
+            Ok(()) => {}
+            // This very copy, of which the answer was lost, or one that somebody else has made.
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed && over == Over::Nothing => {
+                return match there.filter(|there| sums::may_be_copies(&original, there)) {
+                    Some(copy) => Ok(Copied { original, copy }),
+                    None => Err(e),
+                };
+            }
+            Err(e) => return Err(e),
+        }
         match there.filter(|there| there.size_bytes == original.size_bytes) {
             Some(copy) => Ok(Copied { original, copy }),
             None => Err(StoreError::new(
@@ -131,6 +161,7 @@ impl Store {
                 .bucket(&self.bucket)
                 .key(copy.to)
                 .set_metadata(Some(copy.metadata()))
+                .set_if_none_match(copy.if_none_match())
                 .body(bytes);
             let put = put.send().await;
             return put.map(drop).map_err(|e| self.error("copy to", copy.to, e));
@@ -148,12 +179,20 @@ impl Store {
     }
 
     async fn copy_parts(&self, copy: &Copy<'_>, part_bytes: u64) -> Result<(), StoreError> {
+        let passes_here = copy.passes_here;
         let created = self
             .client
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(copy.to)
             .set_metadata(Some(copy.original.metadata.clone()))
+            .customize()
+            .mutate_request(move |request| {
+                // Parts that the store copies itself come without a value from here, and MinIO wants one where this is named.
+                for header in CHECKSUM_HEADERS.iter().filter(|_| !passes_here) {
+                    request.headers_mut().remove(*header);
+                }
+            })
             .send()
             .await;
         let created = created.map_err(|e| self.error("copy to", copy.to, e))?;
@@ -199,6 +238,7 @@ impl Store {
             .key(copy.to)
             .upload_id(upload_id)
             .multipart_upload(parts)
+            .set_if_none_match(copy.if_none_match())
             .send()
             .await;
         completed.map(drop).map_err(|e| self.error("copy to", copy.to, e))
@@ -255,9 +295,14 @@ struct Copy<'a> {
     original: &'a ObjectInfo,
     /// Its bytes are read and written here.
     passes_here: bool,
+    over: Over,
 }
 
 impl Copy<'_> {
+    fn if_none_match(&self) -> Option<String> {
+        (self.over == Over::Nothing).then(|| "*".to_owned())
+    }
+
     /// The original, as a copy's request names it.
     fn source(&self) -> String {
         source_of(&self.from.bucket, self.key)
@@ -342,7 +387,7 @@ mod tests {
         for sizes in [parts, whole] {
             let original = from.head("volume/x").await.unwrap().unwrap();
             let copied = to
-                .copy_in(from, "volume/x", "volume/y", original, sizes)
+                .copy_in(from, "volume/x", "volume/y", original, sizes, Over::Anything)
                 .await
                 .unwrap();
             assert_eq!(copied.original.size_bytes, bytes.len() as u64);
@@ -350,6 +395,20 @@ mod tests {
             assert!(there == bytes);
             assert_eq!(info.etag, copied.copy.etag);
             assert_eq!(info.metadata.get("of").map(String::as_str), Some("a test"));
+        }
+        // In parts and whole: neither a copy that is there nor anything else is replaced.
+        let before = to.head("volume/y").await.unwrap().unwrap();
+        to.put("volume/other", "x").await.unwrap();
+        for sizes in [parts, whole] {
+            let original = from.head("volume/x").await.unwrap().unwrap();
+            let copy = async |key| {
+                to.copy_in(from, "volume/x", key, original.clone(), sizes, Over::Nothing)
+                    .await
+            };
+            assert_eq!(copy("volume/y").await.unwrap().copy.etag, before.etag);
+            let refused = copy("volume/other").await.unwrap_err();
+            assert_eq!(refused.kind, StoreErrorKind::PreconditionFailed, "{refused}");
+            assert_eq!(to.get("volume/other").await.unwrap().unwrap().0, "x");
         }
         assert!(
             to.copy_from(from, "volume/z", "volume/z")

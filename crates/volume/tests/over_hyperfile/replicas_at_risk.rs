@@ -251,3 +251,44 @@ fn whoever_lost_the_replica_gives_no_names() {
     let named = f.run(past::snapshots(&to, &f.store_options)).unwrap();
     assert!(named.is_empty());
 }
+
+#[test]
+fn a_first_copy_replaces_nothing_of_what_another_one_made() {
+    let (mut f, contents) = original(BlockPtrFormat::PartedSegment);
+    let to = f.url_of("replica");
+    let mut expected = contents.last_key_value().unwrap().1.clone();
+    expected[..4].copy_from_slice(b"mine");
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    let (url, of, before) = (to.clone(), f.url.clone(), seen.clone());
+    let to_options = meanwhile_does(
+        &f,
+        |method, uri| method == "PUT" && uri.contains("/000000"),
+        move || async move {
+            let options = StoreOptions::default();
+            let request = Request {
+                url: &of,
+                store_options: &options,
+                to: &url,
+                to_options: &options,
+                takes_over: false,
+                follows: None,
+            };
+            replicate(&request, &Control::default(), |_| ()).await.unwrap();
+            let promoted = Volume::open(&url, &options, &VolumeOptions::default()).await;
+            let promoted = promoted.unwrap();
+            tokio::task::spawn_blocking(move || {
+                promoted.write(0, b"mine", true).unwrap();
+                promoted.close(LIMIT).unwrap();
+            })
+            .await
+            .unwrap();
+            *before.lock() = versions(&url).await;
+        },
+    );
+    let e = run(&f, &to, &to_options).unwrap_err();
+    assert!(!seen.lock().is_empty(), "{}", e.chain());
+    assert_eq!(f.run(versions(&to)), *seen.lock(), "no object is put again");
+    assert!(e.chain().contains("a volume of its own"), "{}", e.chain());
+    f.url = to;
+    assert!(whole(&f, &f.open()) == expected);
+}
