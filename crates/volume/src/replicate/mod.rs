@@ -7,6 +7,7 @@
 //! * [`original`]: the checkpoints that are not there yet, pinned while they are copied, and the objects that they need.
 //! * [`standing`] (pure): whether a place may be written to, and whether what is there is of the original's history.
 //! * [`place`]: the replica: made, owned, published to.
+//! * [`sample`]: whether two places have the same under the same numbers.
 //! * [`objects`]: the copies, with what lies beside each object.
 
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::options::StoreOptions;
 mod objects;
 mod original;
 mod place;
+mod sample;
 mod standing;
 
 use objects::Amount;
@@ -172,7 +174,10 @@ impl Pass<'_> {
         loop {
             stopped(self.control)?;
             replica.complete(self.original).await?;
-            let news = self.original.news(replica.newest(), replica.is_made()).await?;
+            let news = self
+                .original
+                .news(replica.newest(), replica.is_made(), replica.store());
+            let news = news.await?;
             let is_current = news.is_empty();
             let done = match is_current {
                 true => Ok(()),
@@ -210,6 +215,8 @@ impl Pass<'_> {
         let copied = copies.all(&needed).await;
         so_far.copied.add(&copied.amount);
         copied.end?;
+        // What was read since it was looked at last is of this volume, if this is it still.
+        self.original.ensure_same().await?;
         for point in &news.points {
             stopped(self.control)?;
             replica.publish(point).await?;

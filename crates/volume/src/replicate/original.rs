@@ -8,6 +8,7 @@ use futures::try_join;
 use log::warn;
 
 use super::Request;
+use super::sample;
 use super::standing::{Continues, continues};
 use crate::admin::{check_closed, ensure_stays, own_id, take_lease_only};
 use crate::base::checkpoint_id::CheckpointId;
@@ -189,17 +190,38 @@ impl Original {
         })
     }
 
+    /// Sees that what is here is still the volume that was here when this began.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] when it is another one, or being deleted; when the store fails.
+    pub async fn ensure_same(&self) -> Result<(), VolumeError> {
+        let found = label::find(&self.store).await?;
+        ensure_stays(&self.store, found.as_ref(), THEN)?;
+        match found {
+            Some(found) if found.label.volume_id == self.volume_id => Ok(()),
+            _ => Err(VolumeError::InvalidInput(format!(
+                "the volume {} is at {} no more: it was deleted, or made anew; nothing more is copied over its replica",
+                self.volume_id, self.store.url
+            ))),
+        }
+    }
+
     /// The first checkpoints that are kept after the replica's newest, pinned. Of a replica that is not made yet the first one alone.
     ///
     /// # Errors
     /// [`VolumeError::InvalidInput`] when the replica's newest is not of this history; when the store fails.
-    pub async fn news(&self, newest: Option<CheckpointId>, is_made: bool) -> Result<News, VolumeError> {
+    pub async fn news(
+        &self,
+        newest: Option<CheckpointId>,
+        is_made: bool,
+        replica: &Store,
+    ) -> Result<News, VolumeError> {
         let mut news = News {
             points: Vec::new(),
             from: None,
             readings: Vec::new(),
         };
-        match self.find_news(newest, is_made, &mut news).await {
+        match self.find_news(newest, is_made, replica, &mut news).await {
             Ok(()) => Ok(news),
             Err(e) => {
                 news.release().await;
@@ -212,12 +234,14 @@ impl Original {
         &self,
         of_replica: Option<CheckpointId>,
         is_made: bool,
+        replica: &Store,
         news: &mut News,
     ) -> Result<(), VolumeError> {
+        self.ensure_same().await?;
         let (raw, _) = inode::load(&self.store).await?;
         let newest = StoredState::of_inode(&raw).id();
         if let Some(of_replica) = of_replica {
-            self.go_on_from(of_replica, newest, news).await?;
+            self.go_on_from(of_replica, newest, replica, news).await?;
             if newest.cno == of_replica.cno {
                 return Ok(());
             }
@@ -252,6 +276,7 @@ impl Original {
         &self,
         of_replica: CheckpointId,
         newest: CheckpointId,
+        replica: &Store,
         news: &mut News,
     ) -> Result<(), VolumeError> {
         let (entry, stored) = match of_replica.cno {
@@ -284,7 +309,10 @@ impl Original {
                 }
                 Ok(())
             }
-            Continues::Unknown => Ok(()),
+            Continues::Unknown => match sample::agree(&self.store, replica).await? {
+                true => Ok(()),
+                false => refused("has something else under the same numbers"),
+            },
             Continues::WentBack => refused(&format!("is at {}", newest.cno)),
             Continues::Other => refused("has another one of that number"),
         }

@@ -309,7 +309,7 @@ fn a_volume_that_went_back_is_not_followed() {
         .unwrap();
     let said = refused(&f, &to);
     assert!(
-        said.contains("another history") || said.contains("missing"),
+        said.contains("under the same numbers") || said.contains("missing"),
         "{said}"
     );
 }

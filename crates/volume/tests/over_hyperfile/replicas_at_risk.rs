@@ -189,6 +189,89 @@ fn what_a_command_that_may_still_run_was_removing_is_not_copied_again_at_once() 
     assert_whole(&mut f, &to, &contents);
 }
 
+/// Deletes the volume, makes another one at its place, and takes away what tells of its checkpoint with this number.
+fn make_anew(f: &Fixture, at: u64) {
+    let lease = LeaseOptions::default();
+    let deleted = admin::delete(&f.url, &f.store_options, &lease, admin::IfDamaged::Refuse);
+    f.run(deleted).unwrap();
+    f.create(1 << 20, 4096);
+    overwrite_past(f, at);
+}
+
+/// Overwrites all of a volume again and again, until it has published two checkpoints past this one, and takes away what tells of this.
+fn overwrite_past(f: &Fixture, at: u64) {
+    let volume = f.open();
+    for seed in 90.. {
+        volume.write(0, &pattern(seed, SIZE), true).unwrap();
+        if newest(f, &f.url) > at + 1 {
+            break;
+        }
+    }
+    volume.close(LIMIT).unwrap();
+    let store = f.store().unwrap();
+    for key in [
+        store.meta_key(&format!("checkpoints/{at:010}")),
+        store.data_key(&format!("{at:010}.0")),
+    ] {
+        f.run(store.delete(&key)).unwrap();
+    }
+}
+
+#[test]
+fn a_volume_that_is_made_anew_is_not_followed() {
+    let (mut f, contents) = original(BlockPtrFormat::PartedSegment);
+    let to = f.url_of("replica");
+    let request = Request {
+        url: &f.url,
+        store_options: &f.store_options,
+        to: &to,
+        to_options: &f.store_options,
+        takes_over: false,
+        follows: Some(Duration::from_millis(50)),
+    };
+    let (control, is_over) = (Control::default(), AtomicBool::new(false));
+    let mut is_remade = false;
+    let followed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..300 {
+                if !is_over.load(Ordering::Acquire) {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+            control.stop();
+        });
+        let followed = f.run(replicate(&request, &control, |so_far| {
+            if so_far.behind_checkpoints == 0 && !std::mem::replace(&mut is_remade, true) {
+                aside(|| make_anew(&f, so_far.checkpoint));
+            }
+        }));
+        is_over.store(true, Ordering::Release);
+        followed
+    });
+    let e = followed.unwrap_err();
+    assert!(e.chain().contains("made anew"), "{}", e.chain());
+    let at = assert_whole(&mut f, &to, &contents);
+    assert_eq!(at, *contents.last_key_value().unwrap().0);
+}
+
+#[test]
+fn another_history_is_told_by_what_both_have() {
+    let (mut f, mut contents) = original(BlockPtrFormat::PartedSegment);
+    let to = f.url_of("replica");
+    let backup = f.path_of("backup");
+    copy_directory(&f.path_of("vol"), &backup);
+    write_on(&f, &mut contents, 5, 3);
+    let at = again(&f, &to).checkpoint;
+    let objects = f.path_of("vol").join("objects");
+    std::fs::remove_dir_all(&objects).unwrap();
+    copy_directory(&backup.join("objects"), &objects);
+    // What is published later needs nothing of what was there before.
+    overwrite_past(&f, at);
+    let said = refused(&f, &to);
+    assert!(said.contains("under the same numbers"), "{said}");
+    assert_eq!(assert_whole(&mut f, &to, &contents), at);
+}
+
 #[test]
 fn what_is_written_to_right_before_its_lease_is_taken_is_a_volume_of_its_own() {
     let (f, mut contents) = original(BlockPtrFormat::PartedSegment);
