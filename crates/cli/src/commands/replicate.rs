@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use hypernbd_volume::VolumeError;
 use hypernbd_volume::options::{ServeOptions, StoreOptions};
 use hypernbd_volume::replicate::{self, Replicated, Request};
@@ -105,7 +105,17 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
         Ok(done) if args.follow && told.is_some_and(|told| !is_news(Some(&told), &done)) => {
             Ok(ExitCode::SUCCESS)
         }
-        Ok(done) => tell(args, &done).map(|()| ExitCode::SUCCESS),
+        Ok(done) => {
+            tell(args, &done)?;
+            match done.log_left.filter(|_| !args.follow) {
+                Some(log) => bail!(
+                    "{0} was not closed cleanly, and its log {log} may hold flushed writes that its replica does not have: publish them \
+                     with hypernbd wal replay {0}, or serve {0}, then replicate it again",
+                    args.url
+                ),
+                None => Ok(ExitCode::SUCCESS),
+            }
+        }
         Err(VolumeError::Closed) => {
             crate::complain("stopped; the same command goes on where it stopped");
             Ok(stopped)
@@ -119,6 +129,7 @@ fn is_news(told: Option<&Replicated>, now: &Replicated) -> bool {
     told.is_none_or(|told| {
         (told.checkpoint, told.checkpoints, told.behind_checkpoints)
             != (now.checkpoint, now.checkpoints, now.behind_checkpoints)
+            || told.log_left != now.log_left
     })
 }
 
@@ -135,6 +146,10 @@ fn text(done: &Replicated) -> String {
         0 => "as its original is published".to_owned(),
         1 => format!("1 checkpoint behind, by {}", seconds(done.behind_seconds)),
         count => format!("{count} checkpoints behind, by {}", seconds(done.behind_seconds)),
+    };
+    let state = match &done.log_left {
+        None => state,
+        Some(log) => format!("{state}, but for flushed writes that may lie in the log {log} alone"),
     };
     let copied = &done.copied;
     let mut text = format!(

@@ -71,6 +71,8 @@ pub struct Replicated {
     pub behind_checkpoints: u64,
     /// For how long the oldest of these has been published, by the clocks of the original's server and of this machine.
     pub behind_seconds: f64,
+    /// The original's log, when flushed writes may lie there alone: it was not closed, and no server has the volume that publishes them.
+    pub log_left: Option<String>,
 }
 
 /// Copies to the replica what it does not have yet, and tells after each pass how far it is. Stopped or killed at any moment, it leaves a
@@ -133,9 +135,10 @@ impl Pass<'_> {
             copied: Amount::default(),
             behind_checkpoints: 0,
             behind_seconds: 0.0,
+            log_left: None,
         };
         loop {
-            match self.catch_up(replica, &mut so_far, tell).await {
+            match self.catch_up(replica, &mut so_far, follows.is_some(), tell).await {
                 Ok(()) => {}
                 // With --follow the end is a word from outside.
                 Err(VolumeError::Closed) if follows.is_some() => return Ok(so_far),
@@ -164,13 +167,16 @@ impl Pass<'_> {
         }
     }
 
-    /// Copies until nothing is missing.
+    /// Copies until nothing is missing, or, unless `is_following`, until it has what was there as it began: beside a writer who publishes
+    /// as fast there would be no end.
     async fn catch_up(
         &self,
         replica: &mut Replica,
         so_far: &mut Replicated,
+        is_following: bool,
         tell: &mut impl FnMut(&Replicated),
     ) -> Result<(), VolumeError> {
+        let mut newest_at_first = None;
         loop {
             stopped(self.control)?;
             replica.complete(self.original).await?;
@@ -178,8 +184,9 @@ impl Pass<'_> {
                 .original
                 .news(replica.newest(), replica.is_made(), replica.store());
             let news = news.await?;
-            let is_current = news.is_empty();
-            let done = match is_current {
+            let enough = *newest_at_first.get_or_insert(news.newest);
+            let is_empty = news.is_empty();
+            let done = match is_empty {
                 true => Ok(()),
                 false => self.step(replica, &news, so_far).await,
             };
@@ -190,8 +197,12 @@ impl Pass<'_> {
             let behind = self.original.behind(so_far.checkpoint).await?;
             (so_far.behind_checkpoints, so_far.behind_seconds) = (behind.checkpoints, behind.seconds);
             replica.name_as(&self.original.names().await?).await?;
+            let is_over = is_empty || !is_following && so_far.checkpoint >= enough;
+            if is_over {
+                so_far.log_left = self.original.log_left(!is_following).await?;
+            }
             tell(so_far);
-            if is_current {
+            if is_over {
                 return Ok(());
             }
         }

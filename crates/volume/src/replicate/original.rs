@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 use log::warn;
+use parking_lot::Mutex;
 
 use super::Request;
 use super::sample;
@@ -22,10 +24,11 @@ use crate::format::object_names::summaries_of;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::diff::{OnlyIn, Place, places};
-use crate::lease::Lease;
+use crate::lease::{self, Lease};
 use crate::meta::checkpoint_list::{self, CatalogueEntry, Kind};
 use crate::meta::label;
 use crate::meta::snapshots::{self, Snapshot};
+use crate::meta::wal_marker;
 use crate::options::LeaseOptions;
 use crate::past::{self, At, Point};
 use crate::retention::{Policy, Reading, load_policy};
@@ -45,6 +48,8 @@ pub(super) struct Original {
     cache: IndexCache,
     /// Held where the original was taken from its server.
     lease: Option<Arc<Lease>>,
+    /// Its lease as it was seen last, and since when: token and renewals.
+    seen: Mutex<Option<((String, u64), Instant)>>,
 }
 
 /// A checkpoint that the replica does not have yet.
@@ -58,6 +63,8 @@ pub(super) struct NewPoint {
 /// Checkpoints that the replica does not have yet, ascending, and pinned.
 pub(super) struct News {
     pub points: Vec<NewPoint>,
+    /// The number of the original's newest.
+    pub newest: u64,
     /// The replica's newest, when the original has it, too. Pinned as well.
     from: Option<StoredState>,
     readings: Vec<Reading>,
@@ -102,6 +109,7 @@ impl Original {
             store,
             volume_id,
             lease: None,
+            seen: Mutex::new(None),
         })
     }
 
@@ -206,6 +214,47 @@ impl Original {
         }
     }
 
+    /// The address of its log, where flushed writes may lie that no server is about to publish. `waits`: to find out whether a server
+    /// holds the volume may take as long as its lease runs. Otherwise one counts as running until its lease was seen unchanged that long.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn log_left(&self, waits: bool) -> Result<Option<String>, VolumeError> {
+        let marker = wal_marker::load(&self.store).await?.map(|(marker, _)| marker);
+        let Some(marker) = marker.filter(|marker| !marker.is_clean) else {
+            return Ok(None);
+        };
+        let is_held = match waits {
+            true => {
+                let seen = lease::stored(&self.store).await?;
+                match lease::probe(&self.store, &LeaseOptions::default(), seen).await {
+                    Ok(_) => false,
+                    Err(VolumeError::Held { .. }) => true,
+                    Err(e) => return Err(e),
+                }
+            }
+            false => self.is_renewed().await?,
+        };
+        Ok((!is_held).then(|| marker.address(&self.store)))
+    }
+
+    async fn is_renewed(&self) -> Result<bool, VolumeError> {
+        let Some(lease) = lease::load(&self.store).await?.filter(|lease| lease.is_held()) else {
+            return Ok(false);
+        };
+        let found = (lease.token, lease.renewals);
+        let mut seen = self.seen.lock();
+        match &*seen {
+            Some((before, since)) if *before == found => {
+                Ok(since.elapsed() <= Duration::from_millis(lease.duration_ms))
+            }
+            _ => {
+                *seen = Some((found, Instant::now()));
+                Ok(true)
+            }
+        }
+    }
+
     /// The first checkpoints that are kept after the replica's newest, pinned. Of a replica that is not made yet the first one alone.
     ///
     /// # Errors
@@ -218,6 +267,7 @@ impl Original {
     ) -> Result<News, VolumeError> {
         let mut news = News {
             points: Vec::new(),
+            newest: 0,
             from: None,
             readings: Vec::new(),
         };
@@ -240,6 +290,7 @@ impl Original {
         self.ensure_same().await?;
         let (raw, _) = inode::load(&self.store).await?;
         let newest = StoredState::of_inode(&raw).id();
+        news.newest = newest.cno;
         if let Some(of_replica) = of_replica {
             self.go_on_from(of_replica, newest, replica, news).await?;
             if newest.cno == of_replica.cno {

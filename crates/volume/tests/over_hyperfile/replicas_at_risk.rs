@@ -375,3 +375,31 @@ fn a_first_copy_replaces_nothing_of_what_another_one_made() {
     f.url = to;
     assert!(whole(&f, &f.open()) == expected);
 }
+
+#[test]
+fn beside_a_fast_writer_it_ends() {
+    let (f, contents) = original(BlockPtrFormat::PartedSegment);
+    let to = f.url_of("replica");
+    let request = Request {
+        url: &f.url,
+        store_options: &f.store_options,
+        to: &to,
+        to_options: &f.store_options,
+        takes_over: false,
+        follows: None,
+    };
+    let control = Control::default();
+    let volume = f.open();
+    let mut passes = 0;
+    let done = f.run(replicate(&request, &control, |_| {
+        passes += 1;
+        if passes > 6 {
+            control.stop();
+        }
+        aside(|| volume.write(passes, b"more", true).unwrap());
+    }));
+    volume.close(LIMIT).unwrap();
+    let done = done.unwrap();
+    assert!(done.checkpoint >= *contents.last_key_value().unwrap().0);
+    assert!(passes <= 3, "{passes}");
+}
