@@ -23,7 +23,7 @@ use crate::meta::snapshots::{self, Snapshot};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past;
 use crate::retention::plan::{self, Phase};
-use crate::retention::{ensure_readable, put_policy};
+use crate::retention::{ensure_readable, load_policy, put_policy};
 use crate::store::{self, Store, probe};
 
 /// A replica, or the place of one that is being made.
@@ -84,11 +84,26 @@ impl Replica {
             attempted: None,
             is_entered: false,
         };
-        if let Err(e) = replica.complete(original).await {
+        let ready = async {
+            replica.complete(original).await?;
+            replica.begin_rules(original).await
+        };
+        if let Err(e) = ready.await {
             replica.release(false).await;
             return Err(e);
         }
         Ok(replica)
+    }
+
+    /// A replica begins with the rules of its original, and has its own from there on: until it is made, nobody else gives it any.
+    async fn begin_rules(&self, original: &Original) -> Result<(), VolumeError> {
+        if self.is_made() || load_policy(&self.store).await?.is_some() {
+            return Ok(());
+        }
+        match original.policy().await? {
+            Some(policy) => put_policy(&self.store, &policy).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes the lease of a replica that has an inode.
@@ -342,10 +357,5 @@ async fn claim(store: &Store, options: &StoreOptions, original: &Original) -> Re
         url: url.to_string(),
         volume_id,
     };
-    let label = label::make_this(store, Label::of_replica(store, of)?).await?;
-    // It begins with the rules of its original, and has its own from there on.
-    if let Some(policy) = original.policy().await? {
-        put_policy(store, &policy).await?;
-    }
-    Ok(label)
+    label::make_this(store, Label::of_replica(store, of)?).await
 }

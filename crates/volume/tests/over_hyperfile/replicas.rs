@@ -20,6 +20,7 @@ use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl};
 use crate::clones::{clone, copy_directory};
 use crate::faults::{BoxError, LIMIT};
 use crate::fixture::{Fixture, pattern};
+use crate::replicas_at_risk::keep_last;
 use crate::resize::{FORMATS, made_elsewhere};
 
 /// A replication is ended after so many of its requests, and again after as many more; after each of them would take minutes. Every format
@@ -153,6 +154,7 @@ fn assert_opens(f: &mut Fixture, of: &str, copy: &Path, expected: &[u8]) {
 fn whatever_request_is_the_last_a_replica_is_at_a_checkpoint_of_its_original() {
     for (first, format) in FORMATS.into_iter().enumerate() {
         let (mut f, mut contents) = original(format);
+        let policy = keep_last(&f, &f.url, 1000);
         let to = f.url_of("replica");
         let mut seen = std::collections::BTreeSet::new();
         for requests in (first * 2..).step_by(REQUESTS_STEP) {
@@ -180,6 +182,8 @@ fn whatever_request_is_the_last_a_replica_is_at_a_checkpoint_of_its_original() {
             }
             let is_done = done.is_ok();
             again(&f, &to);
+            let rules = f.run(admin::retention::policy(&to, &f.store_options));
+            assert_eq!(rules.unwrap().as_ref(), Some(&policy), "{format:?}, {requests}");
             assert_eq!(
                 assert_whole(&mut f, &to, &contents),
                 *contents.last_key_value().unwrap().0

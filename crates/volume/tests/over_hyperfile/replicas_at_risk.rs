@@ -403,3 +403,22 @@ fn beside_a_fast_writer_it_ends() {
     assert!(done.checkpoint >= *contents.last_key_value().unwrap().0);
     assert!(passes <= 3, "{passes}");
 }
+
+#[test]
+fn a_replica_has_rules_however_early_its_making_was_interrupted() {
+    let (f, _) = original(BlockPtrFormat::PartedSegment);
+    let policy = keep_last(&f, &f.url, 1000);
+    for requests in 0..6 {
+        let to = f.url_of(&format!("replica-{requests}"));
+        let to_options = StoreOptions {
+            hook: Hook::new(Until {
+                left: AtomicUsize::new(requests),
+            }),
+            ..StoreOptions::default()
+        };
+        run(&f, &to, &to_options).unwrap_err();
+        again(&f, &to);
+        let of_replica = f.run(admin::retention::policy(&to, &f.store_options));
+        assert_eq!(of_replica.unwrap(), Some(policy.clone()), "{requests}");
+    }
+}
