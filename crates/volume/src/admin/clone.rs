@@ -226,7 +226,7 @@ async fn origin_of(
     let found = label::find(parent).await?;
     ensure_stays(parent, found.as_ref(), "clone it")?;
     let (_, of_parent) = parents::attach(parent, found.as_ref()).await?;
-    let volume_id = own_id(parent, found).await?;
+    let volume_id = own_id(parent, found, "clone it").await?;
     let mut parents = of_parent.map(|origin| origin.parents).unwrap_or_default();
     parents.push(Parent {
         up_to,
@@ -249,11 +249,17 @@ pub(crate) fn ensure_stays(store: &Store, found: Option<&Found>, then: &str) -> 
     }
 }
 
-/// The id of the volume whose label this is. A volume of other tools gets one, and so does one that was copied and has its original's.
-pub(crate) async fn own_id(store: &Store, found: Option<Found>) -> Result<VolumeId, VolumeError> {
+/// The id of the volume whose label this is. A volume of other tools gets one. Refuses one that was moved, or is a copy: which of the
+/// two only its owner can say. `then` is what can be done once that is said.
+pub(crate) async fn own_id(store: &Store, found: Option<Found>, then: &str) -> Result<VolumeId, VolumeError> {
     match found {
-        Some(found) if !found.is_elsewhere() => Ok(found.label.volume_id),
-        found => Ok(label::settle(store, found, None, false).await?.volume_id),
+        Some(found) if found.is_elsewhere() => Err(VolumeError::InvalidInput(format!(
+            "what is at {} was made elsewhere, and is a copy, or was moved here: open it for writing once, with adopt=yes if it was moved, \
+             then {then}",
+            store.url
+        ))),
+        Some(found) => Ok(found.label.volume_id),
+        None => Ok(label::settle(store, None, None, false).await?.volume_id),
     }
 }
 

@@ -100,7 +100,7 @@ impl Original {
         let store = parents::connect(request.url, request.store_options).await?;
         let (_, found) = try_join!(inode::load(&store), label::find(&store))?;
         ensure_stays(&store, found.as_ref(), THEN)?;
-        let volume_id = own_id(&store, found).await?;
+        let volume_id = own_id(&store, found, THEN).await?;
         if request.takes_over {
             check_closed(&store, THEN).await?;
         }

@@ -422,3 +422,28 @@ fn a_replica_has_rules_however_early_its_making_was_interrupted() {
         assert_eq!(of_replica.unwrap(), Some(policy.clone()), "{requests}");
     }
 }
+
+#[test]
+fn a_volume_that_was_moved_keeps_its_id() {
+    let (mut f, _) = original(BlockPtrFormat::PartedSegment);
+    let id = |f: &Fixture| f.run(admin::info(&f.url, &f.store_options)).unwrap().volume_id;
+    let before = id(&f);
+    copy_directory(&f.path_of("vol"), &f.path_of("moved"));
+    std::fs::remove_dir_all(f.path_of("vol")).unwrap();
+    f.url = f.url_of("moved");
+    let to = f.url_of("replica");
+    let said = refused(&f, &to);
+    assert!(said.contains("adopt=yes"), "{said}");
+    assert!(!f.path_of("replica").exists());
+    let cloned = f.run(admin::clone(&f.url, &f.store_options, None, &f.url_of("clone")));
+    let said = cloned.unwrap_err().to_string();
+    assert!(said.contains("adopt=yes"), "{said}");
+    let options = VolumeOptions {
+        adopt: true,
+        ..VolumeOptions::default()
+    };
+    let opened = f.run(Volume::open(&f.url, &f.store_options, &options));
+    opened.unwrap().close(LIMIT).unwrap();
+    assert_eq!(id(&f), before);
+    again(&f, &to);
+}
