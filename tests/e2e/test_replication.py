@@ -240,46 +240,6 @@ def test_follows_until_it_is_stopped(both, make_server, tmp_path):
     assert info(both.replica)["lease"]["state"] == "released"
 
 
-def test_flushed_writes_that_lie_in_a_log_alone_are_told_of(both, make_server, store, tmp_path):
-    """While a server holds the volume they are its own; when nobody does, the copy is not all there is, and is no success."""
-    log_url = store.url("log") if store.kind == "s3" else f"file://{tmp_path}/journal/"
-    server = make_server(both.volume, backend_wal_url=log_url, checkpoint_interval="1h").start()
-    with server.connect() as client:
-        client.pwrite(pattern(BLOCK, 1), 0)
-        client.flush()
-        assert both.must()["log_left"] is None
-        server.kill()
-    for more in ["--json"], []:
-        done = both.run(*more)
-        assert done.returncode == 1, done.stdout
-        assert "wal replay" in done.stderr and log_url.rstrip("/") in done.stdout, (done.stdout, done.stderr)
-    assert json.loads(both.run("--json").stdout)["log_left"].startswith(log_url.rstrip("/"))
-    verb(both.volume, "wal", "replay", both.volume.url)
-    assert both.must()["log_left"] is None
-    reading = make_server(both.replica, nbdkit_options=["-r"]).start()
-    with reading.connect() as client:
-        assert client.pread(BLOCK, 0) == pattern(BLOCK, 1)
-
-
-def test_who_follows_is_told_of_a_log_that_nobody_publishes(both, make_server, store, tmp_path):
-    log_url = store.url("log") if store.kind == "s3" else f"file://{tmp_path}/journal/"
-    options = {"backend_wal_url": log_url, "checkpoint_interval": "1h", "lease_duration": "2s"}
-    server = make_server(both.volume, **options).start()
-    log = tmp_path / "log"
-    process = both.begin(log, "--follow", "--interval", "100ms")
-    with server.connect() as client:
-        client.pwrite(pattern(BLOCK, 1), 0)
-        client.flush()
-        wait_for(lambda: "is at checkpoint" in log.read_text(), "the replica to be made")
-        assert "in the log" not in log.read_text()
-        server.kill()
-    wait_for(lambda: "in the log" in log.read_text(), "the log to be told of")
-    server.start()
-    wait_for(lambda: "in the log" not in log.read_text().splitlines()[-1], "the log to be served again")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0, log.read_text()
-
-
 def test_a_replica_that_is_written_to_is_a_volume_of_its_own(both, make_server, tmp_path, seed):
     """It is told in the replica's store alone; whoever still copies to it is shut out."""
     server = make_server(both.volume, checkpoint_interval="1h").start()
