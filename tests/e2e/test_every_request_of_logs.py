@@ -6,7 +6,7 @@ import threading
 import nbd
 import pytest
 
-from support.interrupted import REQUESTS_MAX, Nth, again, interrupted
+from support.interrupted import Nth, again, interrupted, some_requests
 from support.lives import IN_LOG, NOTE, SIZE, assert_reads, flush_to_log_and_kill, publish
 from support.model import pattern
 from support.process import wait_for
@@ -15,12 +15,11 @@ from support.server import KI, MI, create_volume
 pytestmark = pytest.mark.s3_only
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
-@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+@pytest.mark.parametrize("place, how", [("beside", "killed"), ("elsewhere", "refused")])
 @pytest.mark.parametrize("verb", ["replay", "discard"])
 def test_wal(store, proxy, make_server, tmp_path, how, place, verb):
     """What was flushed to the log is there until it was given up, and the same verb finishes what was begun."""
-    for number in range(1, REQUESTS_MAX):
+    for number in some_requests():
         volume = create_volume(store, SIZE, 64 * KI, f"logged-{number}")
         log = "auto" if place == "beside" else store.url(f"log-{number}")
         server = make_server(volume, backend_wal_url=log, checkpoint_interval="1h")
@@ -59,11 +58,10 @@ def begin_to_connect(server) -> threading.Thread:
     return client
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
-@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+@pytest.mark.parametrize("place, how", [("beside", "killed"), ("elsewhere", "refused")])
 def test_a_start_over_a_log(store, proxy, make_server, how, place):
     """A server that ends at any request of its start loses nothing that the one before had flushed."""
-    for number in range(1, REQUESTS_MAX):
+    for number in some_requests():
         volume = create_volume(store, SIZE, 64 * KI, f"started-{number}")
         log = "auto" if place == "beside" else store.url(f"log-{number}")
         parameters = {"backend_wal_url": log, "checkpoint_interval": "1h", "takeover": "yes"}

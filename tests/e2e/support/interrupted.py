@@ -1,5 +1,6 @@
 """Verbs and starts that are killed or refused at one of their requests."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -7,7 +8,12 @@ from .faulty import Fault
 from .lives import begin
 from .process import wait_for
 
-REQUESTS_MAX = 80  # no verb has as many: a loop that goes on is a defect of the test
+REQUESTS_MAX = 120  # no verb has as many: a loop that goes on is a defect of the test
+
+
+def some_requests() -> range:
+    """The numbers of requests to interrupt: every seventh, or each of them with HYPERNBD_EVERY_REQUEST=1."""
+    return range(1, REQUESTS_MAX, 1 if os.environ.get("HYPERNBD_EVERY_REQUEST") else 7)
 
 
 @dataclass
