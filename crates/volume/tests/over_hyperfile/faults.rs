@@ -155,9 +155,12 @@ pub enum When {
     Stored,
 }
 
+/// Tells requests by their method and URI.
+type IsIt = Box<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
 /// Something happens at the first request of a kind, on a thread of its own.
 pub struct AtRequest {
-    is_it: Box<dyn Fn(&str, &str) -> bool + Send + Sync>,
+    is_it: IsIt,
     when: When,
     what: Box<dyn Fn() + Send + Sync>,
     /// How the request is answered then; as the store does for `None`.
@@ -209,9 +212,9 @@ impl Debug for AtRequest {
 }
 
 #[derive(Debug)]
-struct IsIt;
+struct IsMet;
 
-impl Storable for IsIt {
+impl Storable for IsMet {
     type Storer = StoreReplace<Self>;
 }
 
@@ -228,7 +231,7 @@ impl Intercept for AtRequest {
     ) -> Result<(), BoxError> {
         let request = context.request();
         if (self.is_it)(request.method(), request.uri()) && !self.is_over.swap(true, Ordering::SeqCst) {
-            bag.interceptor_state().store_put(IsIt);
+            bag.interceptor_state().store_put(IsMet);
             if self.when == When::BeforeItIsSent {
                 self.happen();
             }
@@ -242,10 +245,10 @@ impl Intercept for AtRequest {
         _: &RuntimeComponents,
         bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if bag.load::<IsIt>().is_none() {
+        if bag.load::<IsMet>().is_none() {
             return Ok(());
         }
-        bag.interceptor_state().unset::<IsIt>();
+        bag.interceptor_state().unset::<IsMet>();
         if self.when == When::Stored {
             self.happen();
         }
