@@ -273,6 +273,32 @@ def test_compact(store, proxy, make_server, tmp_path, how):
 
 
 @pytest.mark.parametrize("how", ["killed", "refused"])
+def test_import(store, proxy, make_server, tmp_path, how):
+    """There is no volume, or one that says that it is half made; the same verb finishes it."""
+    image = tmp_path / "image"
+    image.write_bytes(pattern(SIZE, 7))
+    for number in some_requests():
+        volume = Volume(store.url(f"imported-{number}"), store, SIZE, 64 * KI)
+        words = ["import", str(image), volume.url]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        looked = volume.cli("info", volume.url, "--json")
+        if looked.returncode == 0 and "import" not in json.loads(looked.stdout):
+            # It says that it is whole.
+            assert_reads(make_server(volume), {0: pattern(SIZE, 7)})
+        elif (once_more := volume.cli(*words)).returncode:
+            # The way that the refusal names.
+            assert f"hypernbd delete {volume.url}" in once_more.stderr or "--overwrite" in once_more.stderr, (at, once_more.stderr)
+            again(volume, "delete", volume.url, "--yes")
+            again(volume, *words)
+        assert_reads(make_server(volume), {0: pattern(SIZE, 7)})
+        again(volume, "delete", volume.url, "--yes")
+        assert not [key for key in store.objects() if re.search(rf"/imported-{number}[/.]", key)], at
+    assert number > 10, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", ["killed", "refused"])
 def test_retention_set(store, proxy, make_server, tmp_path, how):
     """The rules are the old or the new ones; given again, the verb sets the new ones."""
     volume = create_volume(store, SIZE, 64 * KI, "ruled")

@@ -1,7 +1,9 @@
 """A store, and a way to it, that fail in every manner known: what the client sees, and that nothing is lost."""
 
 import json
+import os
 import re
+import subprocess
 
 import nbd
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from support.faulty import Fault
 from support.model import Model, pattern, read_all
 from support.process import wait_for
-from support.server import KI, MI, flush_until_it_succeeds
+from support.server import CLI, KI, MI, Volume, flush_until_it_succeeds
 
 EIO = 5
 SIZE = 8 * MI
@@ -239,3 +241,17 @@ def test_changed_data_on_a_plain_line_is_asked_for_again(served, proxy):
         fault = proxy.fail(Fault("corrupt", READS, times_max=1))
         assert client.pread(4 * KI, 64 * KI) == data[64 * KI : 68 * KI]
         assert len(fault.hits) == 1
+
+
+def test_a_pipes_import_that_cannot_be_verified_is_kept(proxy, store, make_server):
+    """Nobody has what a pipe brought but the volume."""
+    volume, data = Volume(store.url("from-a-pipe"), store, MI, 64 * KI), pattern(MI, 8)
+    proxy.fail(Fault("denied", READS))
+    words = ["import", "-", volume.url, "--size", "1M", "--endpoint-url", proxy.endpoint, *store.cli_options[2:]]
+    done = subprocess.run([CLI, *words], input=data, capture_output=True, env={**os.environ, **store.env}, timeout=120)
+    assert done.returncode == 1 and b"is whole, and was not verified" in done.stderr, done.stderr
+    proxy.heal()
+    told = json.loads(volume.cli("info", volume.url, "--json").stdout)
+    assert "import" not in told, told
+    with make_server(volume).start().connect() as client:
+        assert client.pread(MI, 0) == data

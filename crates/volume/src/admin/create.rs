@@ -9,6 +9,7 @@ use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::container;
 use crate::format::inode;
+use crate::meta::import_record::ImportRecord;
 use crate::meta::label::{self, Label};
 use crate::options::StoreOptions;
 use crate::retention::{Policy, put_policy, remove_policy};
@@ -63,6 +64,19 @@ pub async fn create(
     store_options: &StoreOptions,
     options: &CreateOptions,
 ) -> Result<VolumeInfo, VolumeError> {
+    create_noting(url, store_options, options, None).await
+}
+
+/// As [`create`], for an import: its record is there before the volume is, which so never looks whole before it is.
+///
+/// # Errors
+/// As [`create`].
+pub(crate) async fn create_noting(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    options: &CreateOptions,
+    import: Option<&ImportRecord>,
+) -> Result<VolumeInfo, VolumeError> {
     check_size(options.size_bytes, options.block_size_bytes)?;
     if let VolumeUrl::File { path } = url {
         check_path(url, path)?;
@@ -92,7 +106,14 @@ pub async fn create(
             return Err(e);
         }
     };
-    if let Err(e) = put_policy(&store, &Policy::of_new_volumes()).await {
+    let noted = async {
+        put_policy(&store, &Policy::of_new_volumes()).await?;
+        match import {
+            Some(record) => record.put(&store).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(e) = noted.await {
         undo(&store, &label, made).await;
         return Err(e);
     }
@@ -160,6 +181,7 @@ async fn undo(store: &Store, label: &Label, made: CheckpointId) {
             store.delete(&store.data_key(inode::NAME)).await?;
         }
         remove_policy(store).await?;
+        ImportRecord::remove(store).await?;
         label::withdraw(store, label).await
     };
     if let Err(e) = undone.await {

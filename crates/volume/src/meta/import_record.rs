@@ -99,6 +99,12 @@ impl ImportRecord {
         Ok(())
     }
 
+    /// Removes the record of a volume that could not be created.
+    pub(crate) async fn remove(store: &Store) -> Result<(), VolumeError> {
+        store.delete(&store.meta_key(NAME)).await?;
+        Ok(())
+    }
+
     /// Records that the import has finished.
     pub(crate) async fn finish(mut self, store: &Store) -> Result<(), VolumeError> {
         self.is_finished = true;

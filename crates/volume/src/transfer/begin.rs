@@ -48,7 +48,14 @@ pub(super) async fn begin(input: &Input<'_>, request: &Request<'_>) -> Result<Wr
                 size_bytes,
                 block_size_bytes: request.block_size_bytes.unwrap_or(DEFAULT_BLOCK_SIZE_BYTES),
             };
-            admin::create(request.url, request.store_options, &options).await?;
+            let record = ImportRecord {
+                source: file_id.clone(),
+                written_bytes: 0,
+                epoch: 0,
+                is_new: true,
+                is_finished: false,
+            };
+            admin::create_noting(request.url, request.store_options, &options, Some(&record)).await?;
             if request.size_bytes.is_none() && input.size_bytes() != Some(size_bytes) {
                 warn!(
                     "the image's size is no multiple of {SECTOR_BYTES}: the volume has {size_bytes} bytes, the last of them zeros"

@@ -106,6 +106,7 @@ pub fn import(
         control,
         runtime,
         can_resume: true,
+        is_stored: false,
         noted_bytes: AtomicU64::new(resumed_bytes),
     };
     let done = work.run(input, file.as_ref());
@@ -136,6 +137,8 @@ struct Work<'a> {
     runtime: &'a Handle,
     /// What was written is of the source as it is.
     can_resume: bool,
+    /// All of it is in the volume and was flushed.
+    is_stored: bool,
     /// What the note says that was written.
     noted_bytes: AtomicU64,
 }
@@ -168,6 +171,7 @@ impl Work<'_> {
             }
         }
         self.target.volume.flush()?;
+        self.is_stored = true;
         if self.request.verifies {
             self.verify(&copied)?;
         }
@@ -258,6 +262,30 @@ impl Work<'_> {
         verified
     }
 
+    /// Ends an import that has come to its end, and could not be verified. Its source may be gone.
+    fn leave_whole(&self) -> String {
+        let (record, store) = (self.target.record.clone(), &self.target.store);
+        let can_go_on = record.source.is_some();
+        let noted = self.runtime.block_on(async {
+            match can_go_on {
+                true => record.put(store).await,
+                false => record.finish(store).await,
+            }
+        });
+        if let Err(e) = noted {
+            warn!(
+                "that the import has come to its end could not be stored: {}",
+                e.chain()
+            );
+        }
+        let _ = self.target.volume.close(CLOSE_FAILED_MAX);
+        let url = self.request.url;
+        match can_go_on {
+            true => format!("{url} is whole, and was not verified: the same command, run again, does that"),
+            false => format!("{url} is whole, and was not verified"),
+        }
+    }
+
     /// Ends an import that failed, so that it can be taken up or nothing is left of it. Says which.
     fn leave(&self, cause: &TransferError) -> String {
         let url = self.request.url;
@@ -267,6 +295,9 @@ impl Work<'_> {
         {
             let _ = self.target.volume.close(CLOSE_FAILED_MAX);
             return format!("{half}, and held by another server");
+        }
+        if self.is_stored && self.can_resume {
+            return self.leave_whole();
         }
         // A store that failed for so long that the volume gave up takes no more now.
         let has_failed = matches!(cause, TransferError::Volume(_));
