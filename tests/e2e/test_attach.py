@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -236,3 +237,23 @@ def test_what_cannot_be_attached_is_said(tmp_path):
     if os.geteuid() == 0:
         done = run(CLI, "detach", "/dev/nbd0")
         assert done.returncode == 1 and "attached" in done.stderr, done.stderr
+
+
+def test_a_relay_that_waits_for_its_server_ends_when_it_is_told(tmp_path):
+    """The server takes the connection and says nothing."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
+        server.bind(str(tmp_path / "server.sock"))
+        server.listen()
+        log, uri = tmp_path / "relay.log", f"nbd+unix:///?socket={tmp_path}/server.sock"
+        command = [CLI, "attach", uri, "--foreground", "--wait=600", f"--kernel-socket={tmp_path}/kernel.sock"]
+        relay = spawn(command, log, env={}, limit_s=LIMIT_S)
+        connection, _ = server.accept()
+        relay.terminate()
+        assert relay.wait(timeout=LIMIT_S) != 0
+        connection.close()
+
+
+@pytest.mark.parametrize("option", ["--hold=17592186044416", "--hold=-1", "--wait=18446744073709551615", "--dead-after=-1"])
+def test_numbers_that_make_no_sense(option):
+    done = run(CLI, "attach", "nbd+unix:///?socket=/nowhere", option)
+    assert done.returncode == 2 and option.split("=")[0] in done.stderr, done.stderr

@@ -36,6 +36,13 @@ def test_systemd_understands_the_units(units):
     assert done.returncode == 0 and not complaints, done.stderr
 
 
+def test_a_device_goes_before_the_server_that_is_below_it():
+    """systemd stops in the reverse order of `After=`."""
+    unit = (UNITS / "hypernbd-attach@.service").read_text()
+    after = [word for line in unit.splitlines() if line.startswith("After=") for word in line[6:].split()]
+    assert {"hypernbd@%i.socket", "hypernbd@%i.service"} <= set(after)
+
+
 @pytest.mark.file_only
 @pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="there is no systemd-socket-activate")
 def test_the_services_command_line_takes_the_socket_over(units, make_volume, make_server):

@@ -54,20 +54,26 @@ pub struct Options {
 /// Attaches, says so on standard output once the device is ready, and relays until it is detached.
 pub fn attach(options: &Options) -> Result<(), AttachError> {
     background::leave_terminal();
+    signal_hook::flag::register(SIGHUP, Arc::new(AtomicBool::new(false)))
+        .map_err(at("a handler of signals"))?;
+    match &options.kernel_socket {
+        Some(path) => attach_socket(options, path),
+        None => attach_device(options),
+    }
+}
+
+/// What can be read from once the process is told to end. Until this is called it ends at once, which is right while there is no
+/// device.
+fn termination() -> Result<UnixStream, AttachError> {
     let (terminate, terminated) = UnixStream::pair().map_err(at("a pair of sockets"))?;
     for signal in [SIGTERM, SIGINT] {
         let pipe = terminated.try_clone().map_err(at("a pair of sockets"))?;
         signal_hook::low_level::pipe::register(signal, pipe).map_err(at("a handler of signals"))?;
     }
-    signal_hook::flag::register(SIGHUP, Arc::new(AtomicBool::new(false)))
-        .map_err(at("a handler of signals"))?;
-    match &options.kernel_socket {
-        Some(path) => attach_socket(options, path, terminate),
-        None => attach_device(options, terminate),
-    }
+    Ok(terminate)
 }
 
-fn attach_device(options: &Options, terminate: UnixStream) -> Result<(), AttachError> {
+fn attach_device(options: &Options) -> Result<(), AttachError> {
     must_be_root()?;
     let index = options.device.as_deref().map(device::index).transpose()?;
     let name = options.name.as_deref().map(checked_name).transpose()?;
@@ -75,6 +81,7 @@ fn attach_device(options: &Options, terminate: UnixStream) -> Result<(), AttachE
     refuse_what_is_there(&dir, options, index)?;
     let driver = driver()?;
     let dialled = first_link(options)?;
+    let terminate = termination()?;
     let export = dialled.1.clone();
     let block_size = device::block_size(export.blocks, export.size, options.block_size).map_err(|why| {
         AttachError::Export {
@@ -108,7 +115,6 @@ fn attach_device(options: &Options, terminate: UnixStream) -> Result<(), AttachE
         if !device::settle(made, true) {
             log::warn!("{} has not appeared yet", device::path(made));
         }
-        // If it did not work, the kernel's end goes here, and with it the relay.
         let attached = Attached {
             device: device::path(made),
             uri: backend.to_owned(),
@@ -118,7 +124,11 @@ fn attach_device(options: &Options, terminate: UnixStream) -> Result<(), AttachE
             lost: None,
             link_since: now(),
         };
-        Directory::open(DIR)?.write(&attached)?;
+        // The kernel keeps its end of the socket, so a device that nobody would know of has to be taken away.
+        if let Err(error) = Directory::open(DIR).and_then(|dir| dir.write(&attached)) {
+            let _ = driver.disconnect(made);
+            return Err(error);
+        }
         device::announce(made);
         log::info!(
             "{backend} is {}: {size} bytes, blocks of {block_size}",
@@ -137,14 +147,22 @@ fn attach_device(options: &Options, terminate: UnixStream) -> Result<(), AttachE
     let attached = connecting
         .join()
         .unwrap_or_else(|_| Err(AttachError::Background("a thread panicked".to_owned())))?;
+    let made = device::index(&attached.device)?;
+    // It was told to end before it knew its device, or could not go on: nobody is behind it any more.
+    if device::is_connected_by(made, process::id())
+        && let Err(error) = self::driver()?.disconnect(made)
+    {
+        log::error!("{} stays, and fails every request: {error}", attached.device);
+    }
     dir.remove(&attached);
-    device::announce(device::index(&attached.device)?);
+    device::announce(made);
     relayed
 }
 
-fn attach_socket(options: &Options, path: &PathBuf, terminate: UnixStream) -> Result<(), AttachError> {
+fn attach_socket(options: &Options, path: &PathBuf) -> Result<(), AttachError> {
     let listener = UnixListener::bind(path).map_err(at(path))?;
     let dialled = first_link(options)?;
+    let terminate = termination()?;
     background::ready(&path.display().to_string());
     let (mut kernel, _) = listener.accept().map_err(at(path))?;
     let _ = fs::remove_file(path);
@@ -271,8 +289,8 @@ impl Owner for DeviceOwner {
         };
         log::info!("told to end: detaching {device}");
         let told = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-            let detach = std::env::current_exe()
-                .and_then(|program| Command::new(program).args(["detach", &device]).output());
+            // This program, though its file may have been replaced since.
+            let detach = Command::new("/proc/self/exe").args(["detach", &device]).output();
             match detach {
                 Ok(output) if output.status.success() => {}
                 Ok(output) => {

@@ -79,6 +79,16 @@ pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
         while found.has_process() && Instant::now() < until {
             thread::sleep(RELAY_END_POLL);
         }
+        if !is_dead && found.has_process() {
+            return Err(AttachError::Kernel {
+                what: format!("end the relay of {}", found.device),
+                why: format!(
+                    "process {} goes on, and may still send the server what the device was given: end it (kill -9 {0}) before the \
+                     volume is used elsewhere",
+                    found.pid
+                ),
+            });
+        }
         dir.remove(&found);
         if is_dead {
             device::announce(index);

@@ -35,6 +35,14 @@ pub(crate) fn is_connected(index: u32) -> bool {
     Path::new(&format!("/sys/block/nbd{index}/pid")).exists()
 }
 
+/// Whether it was this process that made it, and the kernel still has it.
+pub(crate) fn is_connected_by(index: u32, pid: u32) -> bool {
+    let threads = format!("/proc/{pid}/task");
+    let of = std::fs::read_to_string(format!("/sys/block/nbd{index}/pid")).unwrap_or_default();
+    let of = of.trim();
+    !of.is_empty() && (of == pid.to_string() || Path::new(&threads).join(of).exists())
+}
+
 /// Keeps everybody else from mounting it, unless somebody has.
 pub(crate) fn claim(index: u32) -> Result<File, AttachError> {
     let device = path(index);

@@ -22,8 +22,8 @@ const OPTION_REPLY_MAX: u32 = 64 << 10;
 
 const READ_ONLY: u16 = 1 << 1;
 const SEND_FLUSH: u16 = 1 << 2;
-/// What a client goes on using once it was offered: flush, FUA, trim, zeroes, fast zeroes.
-const USED: u16 = SEND_FLUSH | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 11;
+/// What the kernel goes on using once it was offered: flush, FUA, trim, zeroes.
+const USED: u16 = SEND_FLUSH | 1 << 3 | 1 << 5 | 1 << 6;
 
 /// What a server says of an export.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -115,7 +115,9 @@ impl Machine {
 
     /// Whether there is more to do than any kernel asks for.
     pub(crate) fn is_full(&self) -> bool {
-        self.waiting.len() >= WAITING_MAX
+        // What is done again does not come from the kernel, and may be more.
+        let asked = |item: &&Item| matches!(item.wanted, For::Kernel(_));
+        self.waiting.len() >= WAITING_MAX && self.waiting.iter().filter(asked).count() >= WAITING_MAX
     }
 
     /// How many requests have no answer, and how many changes are held.

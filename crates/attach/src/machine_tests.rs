@@ -169,3 +169,33 @@ fn requests_beyond_the_end_are_refused() {
         [(70, EINVAL)]
     );
 }
+
+/// What is done again can be far more than a kernel asks for, and the kernel is heard all the same: it may have detached the device.
+#[test]
+fn the_kernel_is_heard_while_much_is_done_again() {
+    let export = Export {
+        size: 4 * WAITING_MAX as u64 * BLOCK,
+        ..export()
+    };
+    let mut machine = Machine::new(export.clone(), usize::MAX);
+    let up = |link| Event::LinkUp {
+        link,
+        export: export.clone(),
+    };
+    machine.handle(up(1));
+    for block in 0..2 * WAITING_MAX as u64 {
+        for cookie in sent(&machine.handle(Event::Request(write(block, block)))) {
+            let reply = Reply {
+                cookie,
+                error: 0,
+                payload: Payload::default(),
+            };
+            machine.handle(Event::Reply { link: 1, reply });
+        }
+    }
+    let why = "killed".to_owned();
+    machine.handle(Event::LinkLost { link: 1, why });
+    machine.handle(up(2));
+    assert_eq!(machine.unfinished(), (0, 2 * WAITING_MAX));
+    assert!(!machine.is_full());
+}

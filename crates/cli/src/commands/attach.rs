@@ -5,12 +5,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::value_parser;
 use hypernbd_attach::{Attached, Options, READY_VARIABLE, Uri};
 use serde_json::json;
 
 use crate::output;
 
-const HOLD_DEFAULT_MIB: usize = 64;
+const HOLD_DEFAULT_MIB: u32 = 64;
+/// More than any machine should keep out of its own page cache.
+const HOLD_MAX_MIB: i64 = 16 << 10;
 
 /// Arguments of `attach`.
 #[derive(Debug, clap::Args)]
@@ -30,16 +33,16 @@ pub struct Args {
     pub block_size: Option<u32>,
 
     /// Hold up to so much of what the server has answered and not flushed, and send it again to the next server
-    #[arg(long, value_name = "MIB", default_value_t = HOLD_DEFAULT_MIB)]
-    pub hold: usize,
+    #[arg(long, value_name = "MIB", default_value_t = HOLD_DEFAULT_MIB, value_parser = value_parser!(u32).range(..=HOLD_MAX_MIB))]
+    pub hold: u32,
 
     /// Let requests fail when the server has been away for so long; without it they wait for ever
     #[arg(long, value_name = "SECONDS")]
-    pub dead_after: Option<u64>,
+    pub dead_after: Option<u32>,
 
     /// Wait so long for a server that is not there yet
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub wait: u64,
+    pub wait: u32,
 
     /// Stay in the foreground, for systemd
     #[arg(long)]
@@ -81,9 +84,9 @@ pub fn run(args: &Args) -> Result<()> {
         device: args.device.clone(),
         name: args.name.clone(),
         block_size: args.block_size,
-        hold_bytes: args.hold << 20,
-        dead_after: args.dead_after.map(Duration::from_secs),
-        wait: Duration::from_secs(args.wait),
+        hold_bytes: (args.hold as usize) << 20,
+        dead_after: args.dead_after.map(|seconds| Duration::from_secs(seconds.into())),
+        wait: Duration::from_secs(args.wait.into()),
         kernel_socket: args.kernel_socket.clone(),
     })?;
     Ok(())
