@@ -57,6 +57,12 @@ impl Holder {
     pub fn is_on_this_machine(&self) -> bool {
         is_same_place(self, &this_process())
     }
+
+    /// Whether what the holder left in a directory without syncing it may be found from here: it is on this machine, in this boot,
+    /// though perhaps in another container.
+    pub fn is_of_this_boot(&self) -> bool {
+        !self.boot_id.is_empty() && self.boot_id == this_process().boot_id
+    }
 }
 
 fn is_same_place(one: &Holder, other: &Holder) -> bool {

@@ -81,6 +81,7 @@ pub struct Lease {
 #[derive(Debug)]
 struct Release {
     is_clean: bool,
+    is_buffer_left: bool,
     done: oneshot::Sender<()>,
 }
 
@@ -197,10 +198,20 @@ impl Lease {
     /// Gives the lease back, so that the next server can take it at once. `is_clean` says that every request to the
     /// container is known to have arrived or to have failed. If it is not, the next owner fences this one.
     pub async fn release(&self, is_clean: bool) {
+        self.release_leaving(is_clean, true).await;
+    }
+
+    /// As [`Self::release`]. Unless `is_buffer_left`, no buffer file is named any more: its directory has none that is needed.
+    pub async fn release_leaving(&self, is_clean: bool, is_buffer_left: bool) {
         let release = self.release.lock().take();
         if let Some(release) = release {
             let (done, wait) = oneshot::channel();
-            if release.send(Release { is_clean, done }).is_ok() {
+            let wanted = Release {
+                is_clean,
+                is_buffer_left,
+                done,
+            };
+            if release.send(wanted).is_ok() {
                 let _ = wait.await;
             }
         }
@@ -397,7 +408,10 @@ async fn keep(
             asked = &mut released => match asked {
                 Ok(release) => {
                     done = Some(release.done);
-                    KeepEvent::ReleaseWanted { is_clean: release.is_clean }
+                    KeepEvent::ReleaseWanted {
+                        is_clean: release.is_clean,
+                        is_buffer_left: release.is_buffer_left,
+                    }
                 }
                 // The lease was forgotten or dropped.
                 Err(_) => return,

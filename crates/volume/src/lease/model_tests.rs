@@ -315,7 +315,13 @@ impl World {
         }
         // As in `Volume::close`: the last flush succeeded, so no earlier publish can succeed any more.
         let is_clean = owner.phase == Phase::Serving && owner.unpublished.is_empty();
-        self.keep_on(at, KeepEvent::ReleaseWanted { is_clean });
+        self.keep_on(
+            at,
+            KeepEvent::ReleaseWanted {
+                is_clean,
+                is_buffer_left: true,
+            },
+        );
         // The owner writes nothing from here on.
         self.owners[at].phase = Phase::Fenced;
     }

@@ -106,10 +106,10 @@ impl LeaseRecord {
         }
     }
 
-    /// The directory with the buffer file of a holder on this machine that did not end cleanly. The file holds the
-    /// changes that were answered and not published.
+    /// The directory with the buffer file of a holder on this machine, in whichever container, that did not end cleanly. The file
+    /// holds the changes that were answered and not published.
     pub fn left_buffer(&self) -> Option<&str> {
-        let is_left = self.state != LeaseState::Released && self.holder.is_on_this_machine();
+        let is_left = self.state != LeaseState::Released && self.holder.is_of_this_boot();
         self.write_buffer_dir.as_deref().filter(|_| is_left)
     }
 
@@ -129,6 +129,20 @@ impl LeaseRecord {
 mod tests {
     use super::super::tests::record;
     use super::*;
+
+    #[test]
+    fn a_buffer_that_was_left_in_another_container_is_known() {
+        let mut left = record("token", 1);
+        left.write_buffer_dir = Some("/run/buffer".into());
+        left.holder = super::super::host::this_process();
+        left.holder.host = "another".into();
+        left.holder.pid_namespace = "pid:[1]".into();
+        assert_eq!(left.left_buffer(), Some("/run/buffer"));
+        left.holder.boot_id = "an earlier one".into();
+        assert_eq!(left.left_buffer(), None);
+        left.holder.boot_id = String::new();
+        assert_eq!(left.left_buffer(), None);
+    }
 
     #[test]
     fn a_record_that_names_no_volume_is_none() {

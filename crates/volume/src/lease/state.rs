@@ -341,6 +341,8 @@ pub enum KeepEvent {
     ReleaseWanted {
         /// Whether every request to the container is known to have arrived or to have failed.
         is_clean: bool,
+        /// Whether the buffer file may hold what is not published.
+        is_buffer_left: bool,
     },
     /// The requested write was carried out.
     PutAccepted(ETag),
@@ -383,6 +385,7 @@ pub struct Keep {
     stored: Stored,
     /// The final state of the lease, once it is being given back.
     release_as: Option<LeaseState>,
+    is_buffer_left: bool,
     is_over: bool,
 }
 
@@ -392,6 +395,7 @@ impl Keep {
         Self {
             stored,
             release_as: None,
+            is_buffer_left: true,
             is_over: false,
         }
     }
@@ -408,7 +412,11 @@ impl Keep {
         }
         match event {
             KeepEvent::RenewDue => self.put(),
-            KeepEvent::ReleaseWanted { is_clean } => {
+            KeepEvent::ReleaseWanted {
+                is_clean,
+                is_buffer_left,
+            } => {
+                self.is_buffer_left = is_buffer_left;
                 self.release_as = Some(if is_clean {
                     LeaseState::Released
                 } else {
@@ -459,6 +467,7 @@ impl Keep {
             // The epoch stays in a released lease, so that epochs never go back.
             state: self.release_as.unwrap_or(LeaseState::Held),
             renewals: self.stored.record.renewals + 1,
+            write_buffer_dir: (self.stored.record.write_buffer_dir.clone()).filter(|_| self.is_buffer_left),
             ..self.stored.record.clone()
         }
     }

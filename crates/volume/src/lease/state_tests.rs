@@ -310,7 +310,10 @@ fn anothers_lease_is_a_loss_for_good() {
         assert_eq!(keep.on(KeepEvent::Found(found)), KeepAction::Lost { to });
         for event in [
             KeepEvent::RenewDue,
-            KeepEvent::ReleaseWanted { is_clean: true },
+            KeepEvent::ReleaseWanted {
+                is_clean: true,
+                is_buffer_left: true,
+            },
             KeepEvent::Found(Some(stored(record("mine", 5), "v1"))),
         ] {
             assert_eq!(keep.on(event), KeepAction::Ended);
@@ -327,7 +330,13 @@ fn a_release_keeps_the_epoch_and_says_whether_it_is_clean() {
             record,
             expected: version("v1"),
         };
-        assert_eq!(keep.on(KeepEvent::ReleaseWanted { is_clean }), put);
+        assert_eq!(
+            keep.on(KeepEvent::ReleaseWanted {
+                is_clean,
+                is_buffer_left: true
+            }),
+            put
+        );
         assert_eq!(keep.on(KeepEvent::PutAccepted(version("v2"))), KeepAction::Ended);
     }
 }
@@ -337,7 +346,10 @@ fn a_release_goes_over_a_renewal_whose_answer_was_lost_and_over_nothing_else() {
     let mut keep = keeper();
     keep.on(KeepEvent::RenewDue);
     keep.on(KeepEvent::PutUnknown);
-    keep.on(KeepEvent::ReleaseWanted { is_clean: true });
+    keep.on(KeepEvent::ReleaseWanted {
+        is_clean: true,
+        is_buffer_left: true,
+    });
     assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
     let record = LeaseRecord {
         state: LeaseState::Released,
@@ -350,7 +362,10 @@ fn a_release_goes_over_a_renewal_whose_answer_was_lost_and_over_nothing_else() {
     );
 
     let mut keep = keeper();
-    keep.on(KeepEvent::ReleaseWanted { is_clean: true });
+    keep.on(KeepEvent::ReleaseWanted {
+        is_clean: true,
+        is_buffer_left: true,
+    });
     assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Read);
     assert_eq!(
         keep.on(KeepEvent::ReadFailed),

@@ -7,11 +7,13 @@ use uuid::Uuid;
 
 use super::*;
 use crate::base::checkpoint_id::{Checkpoint, InodeCheck};
+use crate::base::error::ErrorKind;
 use crate::base::geometry::Geometry;
 use crate::engine::Engine;
 use crate::meta::checkpoint_list::{self, CatalogueEntry, Recorder, Watermarks};
 use crate::open::history;
 use crate::open::replay_wal::ReplayOptions;
+use crate::testing::fault_engine::FaultEngine;
 use crate::testing::memory_engine::MemoryEngine;
 use crate::wal::record::{Content, Entry, Record};
 use crate::wal::{AppendError, EncodedGroup, RecordId};
@@ -428,4 +430,41 @@ async fn records_that_continue_another_history_are_refused_and_nothing_is_applie
         }
         assert_eq!(f.first_byte().await, if is_refused { 0 } else { 7 }, "{base}");
     }
+}
+
+/// A block of the volume that cannot be read says nothing of the log, and the log has what was flushed since.
+#[tokio::test]
+async fn a_log_is_not_given_up_for_damage_in_the_volume() {
+    let f = Fixture::new().await;
+    let (older, generation) = f.open(1).await.unwrap();
+    let partial = Record {
+        is_seal: false,
+        entries: vec![Entry {
+            generation,
+            offset_bytes: 512,
+            content: Content::Data(vec![7; 512].into()),
+        }],
+        ..Record::seal(f.volume_id, 1, older.first_sequence())
+    };
+    let partial = EncodedGroup {
+        sequence: partial.sequence,
+        newest_generation: generation,
+        bytes: partial.encode(),
+    };
+    older.append(&partial).await.unwrap();
+    let (open, log) = f.begin(2, true).await;
+    let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 2, open.marker.clone()));
+    let engine = FaultEngine::new(MemoryEngine::new(Geometry::new(SIZE, 4096)));
+    engine.damage_reads(u32::MAX);
+    let options = ReplayOptions {
+        io_timeout: Duration::ZERO,
+        ..OPTIONS
+    };
+    let (records, watermark) = (log.list().await.unwrap(), f.watermark().await);
+    let replayed = open
+        .replay(&engine, &recorder, watermark, &f.history().await, &options)
+        .await;
+    assert_eq!(replayed.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(log.list().await.unwrap(), records);
+    assert_eq!(f.watermark().await, watermark);
 }

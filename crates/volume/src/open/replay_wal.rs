@@ -1,6 +1,7 @@
 //! Steps 5 and 6 of an opening with a WAL ([`recover_wal`](super::recover_wal)): the records above the watermark are
 //! applied, published and recorded, and the WAL is emptied.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
@@ -152,13 +153,13 @@ impl OpenLog {
             }
             // It is harmless to publish a part early, because the next opening applies all of it again.
             if overlay.total_bytes() > options.write_buffer_bytes / 2 {
-                checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
+                checkpoint = published(engine, &overlay, options).await?.or(checkpoint);
             }
         }
         if changes == 0 {
             return Ok(None);
         }
-        checkpoint = publish(engine, &overlay, options).await?.or(checkpoint);
+        checkpoint = published(engine, &overlay, options).await?.or(checkpoint);
         // This is a warning because the previous server did not end cleanly.
         warn!(
             "replayed {groups} records of the log {}: {changes} changes, {bytes} bytes",
@@ -212,6 +213,18 @@ fn apply_entry(overlay: &Overlay, entry: &Entry) {
         Content::Data(bytes) => overlay.write(entry.offset_bytes, bytes),
         Content::Zero { len_bytes } => overlay.zero(entry.offset_bytes, *len_bytes),
     };
+}
+
+/// As [`publish`]. What is damaged in the volume is no damage of the log, which is needed all the more.
+async fn published(
+    engine: &dyn Engine,
+    overlay: &Overlay,
+    options: &ReplayOptions,
+) -> Result<Option<Checkpoint>, VolumeError> {
+    match publish(engine, overlay, options).await {
+        Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Shared(Arc::new(e))),
+        published => published,
+    }
 }
 
 async fn publish(

@@ -516,7 +516,10 @@ impl Volume {
             if let Some(lease) = &self.lease {
                 // A failed publish or relocation may still be in flight to the store. It must not take effect under a new owner
                 // that trusts this one to have ended cleanly.
-                let released = lease.release(flushed.is_ok() && is_settled);
+                let is_all_published = flushed.is_ok() && self.overlay.is_empty();
+                let is_file_needed = self.kept.get().is_some() && !is_all_published;
+                let is_clean = flushed.is_ok() && is_settled && !is_file_needed;
+                let released = lease.release_leaving(is_clean, is_file_needed);
                 if tokio::time::timeout_at(until, released).await.is_err() {
                     warn!(
                         "the lease could not be released; on another machine it is in force until it runs out"

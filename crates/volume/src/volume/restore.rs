@@ -106,6 +106,10 @@ impl Claim {
                     Ok(())
                 }
                 Err(e) => {
+                    // The file is still needed: what is done with the volume until it was applied must find that out.
+                    if let Some(lease) = &volume.lease {
+                        volume.runtime.block_on(lease.release(false));
+                    }
                     // The first failure says what is wrong.
                     let _ = volume.close(CLOSE_MAX);
                     Err(e)
@@ -137,10 +141,18 @@ async fn has(
 impl Volume {
     fn restore(&self, recovered: &Recovered) -> Result<(), VolumeError> {
         let (changes, bytes) = recovered.amount();
-        recovered.each(|change| match change.kind {
-            Kind::Write => self.write(change.offset_bytes, &change.data, false),
-            Kind::Zero => self.zero(change.offset_bytes, change.len_bytes, false),
-            Kind::Trim => self.trim(change.offset_bytes, change.len_bytes, false),
+        self.engine.check_write()?;
+        // A damaged change is found before any is applied.
+        recovered.each(|change| self.check_range(change.offset_bytes, change.len_bytes))?;
+        // The driver hears of none of them, so that all of them come into one checkpoint. The older ones may take back what a
+        // log had that is published by now, and the newer ones bring it again: nothing in between may ever be a checkpoint (B2).
+        recovered.each(|change| {
+            match change.kind {
+                Kind::Write => self.overlay.write(change.offset_bytes, &change.data),
+                Kind::Zero => self.overlay.zero(change.offset_bytes, change.len_bytes),
+                Kind::Trim => self.overlay.trim(change.offset_bytes, change.len_bytes),
+            };
+            Ok(())
         })?;
         self.runtime.block_on(self.driver.publish_all())?;
         // This is a warning because the previous server did not end cleanly.

@@ -14,6 +14,7 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::{Storable, StoreReplace};
 use hypernbd_volume::store::Store;
+use hypernbd_volume::store::hook::Hook;
 use parking_lot::{Condvar, Mutex};
 
 /// Longer than anything takes.
@@ -82,6 +83,11 @@ pub fn judged(mut store: Store, policy: Arc<dyn Policy>) -> Store {
     let config = store.client.config().to_builder();
     store.client = aws_sdk_s3::Client::from_conf(config.interceptor(Injector(policy)).build());
     store
+}
+
+/// For a volume whose writes are judged.
+pub fn hook(policy: impl Policy) -> Hook {
+    Hook::new(Injector(Arc::new(policy)))
 }
 
 #[derive(Debug)]

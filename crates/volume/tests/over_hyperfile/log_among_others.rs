@@ -1,18 +1,20 @@
 //! A log beside the volume, and what else goes by it: checks, rules, the buffer's file, openings that cannot look at it at first.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use hypernbd_volume::Volume;
 use hypernbd_volume::admin::retention::{prune, set_policy};
 use hypernbd_volume::admin::wal;
 use hypernbd_volume::check::Request;
-use hypernbd_volume::options::VolumeOptions;
+use hypernbd_volume::options::{VolumeOptions, WRITE_BUFFER_LEAST_BYTES};
 use hypernbd_volume::past;
 use hypernbd_volume::retention::Policy;
 use hypernbd_volume::store::hook::Hook;
 
 use crate::check::check;
-use crate::faults::{AtRequest, When};
-use crate::fixture::pattern;
+use crate::faults::{self, AtRequest, Verdict, When, Write, hook};
+use crate::fixture::{Fixture, pattern};
 use crate::log_beside::{LEN, LIMIT, MIB, assert_reads, beside, made, open, options, write_and_kill};
 
 /// The server publishes and removes what it no longer needs while the records are read.
@@ -111,4 +113,58 @@ fn the_buffer_file_comes_before_what_is_done_with_the_log() {
     assert_reads(&f, &volume, MIB, 2);
     volume.close(LIMIT).unwrap();
     f.run(prune(&f.url, &f.store_options, &lease)).unwrap();
+}
+
+/// So many inodes are written, and no more.
+#[derive(Debug)]
+struct Inodes(AtomicUsize);
+
+impl faults::Policy for Inodes {
+    fn judge(&self, write: &Write) -> Verdict {
+        let one_less = |left: usize| left.checked_sub(1);
+        let (order, is_inode) = (Ordering::SeqCst, write.is_inode());
+        match !is_inode || self.0.fetch_update(order, order, one_less).is_ok() {
+            true => Verdict::Pass,
+            false => Verdict::Refused,
+        }
+    }
+}
+
+/// What the buffer's file holds goes back behind the log, and comes forward again. No checkpoint is made of anything in between.
+#[test]
+fn what_was_flushed_stays_though_the_buffer_file_is_applied_after_the_log() {
+    for inodes in 1..5 {
+        let mut f = Fixture::new();
+        f.create(16 * MIB, 65536);
+        let kept = |write_buffer_bytes| VolumeOptions {
+            write_buffer_dir: Some(f.path_of("buffer")),
+            write_buffer_bytes,
+            io_timeout: Duration::from_secs(1),
+            ..beside()
+        };
+        let (large, small) = (kept(64 * MIB), kept(WRITE_BUFFER_LEAST_BYTES));
+        let volume = open(&f, &large);
+        volume.write(0, &pattern(1, LEN), false).unwrap();
+        for at in 1..12 {
+            volume.write(at * MIB, &pattern(at, MIB as usize), false).unwrap();
+        }
+        volume.write(0, &pattern(2, LEN), false).unwrap();
+        volume.flush().unwrap();
+        drop(volume);
+        // It is killed after so many checkpoints, the first of which is that of the log.
+        f.store_options.hook = hook(Inodes(AtomicUsize::new(inodes)));
+        drop(f.run(Volume::open(&f.url, &f.store_options, &small)));
+        f.store_options.hook = Hook::default();
+        let mut elsewhere = options(None);
+        elsewhere.lease.takeover = true;
+        let volume = open(&f, &elsewhere);
+        assert_reads(&f, &volume, 0, 2);
+        for at in 1..12 {
+            assert!(
+                f.read(&volume, at * MIB, MIB as usize) == pattern(at, MIB as usize),
+                "{inodes} inodes: {at}"
+            );
+        }
+        volume.close(LIMIT).unwrap();
+    }
 }

@@ -175,7 +175,15 @@ impl Owner {
         let closing = async move {
             // What is left of the log is in nobody's way.
             let _ = log.finish(&me, &mut marker, generation, is_older_alive).await;
-            drive(me, keep, KeepEvent::ReleaseWanted { is_clean: true }).await;
+            drive(
+                me,
+                keep,
+                KeepEvent::ReleaseWanted {
+                    is_clean: true,
+                    is_buffer_left: true,
+                },
+            )
+            .await;
             Done::Ended
         };
         self.tasks.push(closing.boxed_local());
