@@ -64,7 +64,7 @@ impl Seen {
             ("names read", &mut self.names_read),
             ("objects removed", &mut self.removed),
             ("flushes held up over a takeover", &mut self.held_up),
-            ("objects compacted", &mut self.compacted),
+            ("compacted", &mut self.compacted),
             ("cloned", &mut self.cloned),
             ("flattened", &mut self.flattened),
             ("deletions refused", &mut self.deletions_refused),
