@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, Command};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::background;
 use crate::device;
-use crate::dial::{Dialled, Dialler, until_there};
+use crate::dial::{Dialled, Dialler, Server, until_there};
 use crate::error::{AttachError, at};
-use crate::handshake;
+use crate::locks::Locks;
+use crate::nbd::handshake;
 use crate::netlink::{Device, Driver};
 use crate::protect;
 use crate::relay::{Owner, Relay};
@@ -80,7 +81,14 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
     let dir = Directory::open(DIR)?;
     refuse_what_is_there(&dir, options, index)?;
     let driver = driver()?;
-    let dialled = first_link(options)?;
+    // TLS has a thread with the first link.
+    protect::against_its_own_device();
+    // Given back last: until then others take this relay for one that is there.
+    let (lock_name, _relay_lock) = dir.relay_lock()?;
+    let (server, dialled, mut locks) = first_link(options, &dir)?;
+    if let Some(name) = &name {
+        locks.take(&format!("the name {name:?}"))?;
+    }
     let terminate = termination()?;
     let export = dialled.1.clone();
     let block_size = device::block_size(export.blocks, export.size, options.block_size).map_err(|why| {
@@ -93,8 +101,12 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
     for end in [&kernels, &ours] {
         let _ = set_socket_send_buffer_size_force(end, SOCKET_BYTES);
     }
-    protect::against_its_own_device();
-
+    let entry = Arc::new(Mutex::new(Entry {
+        dir: dir.clone(),
+        attached: None,
+        lost: None,
+    }));
+    let owner = DeviceOwner(entry.clone());
     // The kernel may ask for data before it has answered: the relay must be going by then.
     let backend = options.uri.to_string();
     let connecting = thread::Builder::new()
@@ -120,12 +132,14 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
             uri: backend.to_owned(),
             name,
             pid: process::id(),
+            lock: lock_name,
+            made_by: device::maker(made),
             since: now(),
-            lost: None,
             link_since: now(),
+            ..Attached::default()
         };
         // The kernel keeps its end of the socket, so a device that nobody would know of has to be taken away.
-        if let Err(error) = Directory::open(DIR).and_then(|dir| dir.write(&attached)) {
+        if let Err(error) = known(&entry).begin(attached.clone()) {
             let _ = driver.disconnect(made);
             return Err(error);
         }
@@ -138,53 +152,66 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
         Ok(attached)
     });
     let connecting = connecting.map_err(at("a thread"))?;
-    let owner = DeviceOwner {
-        dir: dir.clone(),
-        is_known: false,
-        device: None,
-    };
-    let relayed = relay(options, ours, dialled, terminate, owner);
+    let relayed = relay(options, server, ours, dialled, terminate, owner);
     let attached = connecting
         .join()
         .unwrap_or_else(|_| Err(AttachError::Background("a thread panicked".to_owned())))?;
     let made = device::index(&attached.device)?;
     // It was told to end before it knew its device, or could not go on: nobody is behind it any more.
-    if device::is_connected_by(made, process::id())
+    let is_detached = matches!(relayed, Ok(true));
+    if !is_detached
+        && attached.is_made(device::maker(made))
         && let Err(error) = self::driver()?.disconnect(made)
     {
         log::error!("{} stays, and fails every request: {error}", attached.device);
     }
+    // Before anybody can see that the device is gone, and attach its export anew.
+    drop(locks);
     dir.remove(&attached);
     device::announce(made);
-    relayed
+    relayed.map(drop)
 }
 
 fn attach_socket(options: &Options, path: &PathBuf) -> Result<(), AttachError> {
     let listener = UnixListener::bind(path).map_err(at(path))?;
-    let dialled = first_link(options)?;
+    let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let dir = Directory::open(beside.unwrap_or(Path::new(".")))?;
+    let (server, dialled, _locks) = first_link(options, &dir)?;
     let terminate = termination()?;
     background::ready(&path.display().to_string());
     let (mut kernel, _) = listener.accept().map_err(at(path))?;
     let _ = fs::remove_file(path);
     io::Write::write_all(&mut kernel, &handshake::old_hello(&dialled.1)).map_err(at(path))?;
-    relay(options, kernel, dialled, terminate, SocketOwner)
+    relay(options, server, kernel, dialled, terminate, SocketOwner).map(drop)
 }
 
-fn first_link(options: &Options) -> Result<Dialled, AttachError> {
-    until_there(&options.uri, Some(Instant::now() + options.wait)).map_err(|error| AttachError::Server {
-        uri: options.uri.to_string(),
+/// The first link, and the locks that keep others from the export as long as they are there.
+fn first_link(options: &Options, dir: &Directory) -> Result<(Server, Dialled, Locks), AttachError> {
+    let uri = &options.uri;
+    let mut locks = Locks::new(dir.clone(), uri);
+    locks.take_places(uri)?;
+    let server = Server::new(uri)?;
+    let dialled = until_there(&server, Instant::now() + options.wait);
+    let dialled = dialled.map_err(|error| AttachError::Server {
+        uri: uri.to_string(),
         error,
-    })
+    })?;
+    // Its name may have become known meanwhile.
+    locks.take_places(uri)?;
+    locks.take_volume(&dialled.1)?;
+    Ok((server, dialled, locks))
 }
 
+/// Relays to the end; whether the kernel has given the device up.
 fn relay(
     options: &Options,
+    server: Server,
     kernel: UnixStream,
     dialled: Dialled,
     terminate: UnixStream,
     owner: impl Owner,
-) -> Result<(), AttachError> {
-    let dialler = Dialler::new(options.uri.clone()).map_err(at("a pair of sockets"))?;
+) -> Result<bool, AttachError> {
+    let dialler = Dialler::new(server).map_err(at("a pair of sockets"))?;
     let limits = (options.hold_bytes, options.dead_after);
     let relay = Relay::new(kernel, dialled, dialler, limits, terminate, owner);
     relay.and_then(Relay::run).map_err(at("the relay's sockets"))
@@ -253,40 +280,53 @@ fn refused(index: Option<u32>, error: &io::Error) -> AttachError {
     }
 }
 
-/// Keeps the file of a device, and detaches it when told to end.
-struct DeviceOwner {
+/// What is known of the device and of its link, each of which a thread of its own hears of first.
+struct Entry {
     dir: Directory,
-    /// Whether the file is there: the link is up before it is.
-    is_known: bool,
-    device: Option<Attached>,
+    attached: Option<Attached>,
+    /// Why there is no link.
+    lost: Option<String>,
 }
 
-impl DeviceOwner {
-    fn device(&mut self) -> Option<&mut Attached> {
-        if !self.is_known {
-            self.device = self.dir.list().into_iter().find(|one| one.pid == process::id());
-            self.is_known = self.device.is_some();
-        }
-        self.device.as_mut()
+impl Entry {
+    /// The device is there.
+    fn begin(&mut self, attached: Attached) -> Result<(), AttachError> {
+        self.attached = Some(attached);
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<(), AttachError> {
+        let Some(attached) = &mut self.attached else {
+            return Ok(());
+        };
+        attached.note_link(self.lost.as_deref(), now());
+        self.dir.write(attached)
     }
 }
 
+fn known(entry: &Mutex<Entry>) -> MutexGuard<'_, Entry> {
+    entry.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps the file of a device, and detaches it when told to end.
+struct DeviceOwner(Arc<Mutex<Entry>>);
+
 impl Owner for DeviceOwner {
     fn link(&mut self, lost: Option<&str>) {
-        let dir = self.dir.clone();
-        if let Some(attached) = self.device() {
-            attached.note_link(lost);
-            if let Err(error) = dir.write(attached) {
-                log::warn!("{error}");
-            }
+        let mut entry = known(&self.0);
+        entry.lost = lost.map(str::to_owned);
+        if let Err(error) = entry.write() {
+            log::warn!("{error}");
         }
     }
 
     /// By a process of its own, since that reads and writes the device, which only this one makes possible.
     fn told_to_end(&mut self) -> bool {
-        let Some(device) = self.device().map(|attached| attached.device.clone()) else {
-            return true;
-        };
+        let device = known(&self.0)
+            .attached
+            .as_ref()
+            .map(|attached| attached.device.clone());
+        let Some(device) = device else { return true };
         log::info!("told to end: detaching {device}");
         let told = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
             // This program, though its file may have been replaced since.
@@ -323,6 +363,30 @@ impl Owner for SocketOwner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The link may be lost before the kernel has said which device it made.
+    #[test]
+    fn what_is_known_first_of_a_link_stands_in_the_file_of_its_device() {
+        let root = tempfile::tempdir().unwrap();
+        let entry = Arc::new(Mutex::new(Entry {
+            dir: Directory::open(root.path()).unwrap(),
+            attached: None,
+            lost: None,
+        }));
+        let mut owner = DeviceOwner(entry.clone());
+        owner.link(Some("killed"));
+        let attached = Attached {
+            device: "/dev/nbd0".to_owned(),
+            uri: "nbd://h".to_owned(),
+            lock: "relay-1".to_owned(),
+            ..Attached::default()
+        };
+        known(&entry).begin(attached).unwrap();
+        let lost = || Directory::open(root.path()).unwrap().list()[0].lost.clone();
+        assert_eq!(lost().as_deref(), Some("killed"));
+        owner.link(None);
+        assert_eq!(lost(), None);
+    }
 
     #[test]
     fn names_are_files_names() {

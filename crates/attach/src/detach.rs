@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::attach::{driver, must_be_root};
 use crate::device;
 use crate::error::{AttachError, at};
+use crate::flush;
 use crate::state::{Attached, DIR, Directory};
 
 const RELAY_END_MAX: Duration = Duration::from_secs(5);
@@ -22,42 +23,41 @@ pub fn attached() -> Result<Vec<Attached>, AttachError> {
     }
 }
 
-/// Detaches a device, named by itself, its name or its URI; gives the device. What is written to it is flushed before. With
-/// `force` it is taken away from whoever uses it, flushed or not.
-pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
+/// Detaches a device, named by itself, its name or its URI; gives the device. What is written to it is flushed before; a server that
+/// answers nothing for `silence_max` meanwhile is an error. With `force` the device is taken away from whoever uses it, flushed or not.
+pub fn detach(what: &str, force: bool, silence_max: Duration) -> Result<String, AttachError> {
     must_be_root()?;
     let dir = Directory::open(DIR)?;
-    let found = dir.find(what);
+    let mut found = dir.find(what);
     let device = found.as_ref().map_or(what, |found| &found.device);
     let unknown = || AttachError::NotAttached(what.to_owned());
     let index = device::index(device).map_err(|_| unknown())?;
-    if !device::is_connected(index) {
-        // A relay that was killed leaves its file.
-        if let Some(dead) = found.filter(|found| !found.is_alive()) {
-            dir.remove(&dead);
+    let maker = device::maker(index);
+    // A relay that was killed leaves its file, and the device may be somebody else's by now.
+    if let Some(dead) = found.take_if(|found| !found.is_made(maker)) {
+        dir.remove(&dead);
+        if maker.is_none() || device::index(what).is_err() {
             device::announce(index);
             return Ok(dead.device);
         }
+    }
+    if !device::is_connected(index) {
         return Err(unknown());
     }
     // Held until the device is gone, so that nobody mounts it in between.
     let mut claimed = None;
     // Without its relay it fails every request anyway.
-    let is_dead = found.as_ref().is_some_and(|found| !found.has_process());
+    let is_dead = found.as_ref().is_some_and(|found| !found.has_relay);
     if !force && !is_dead {
-        let file = device::claim(index)?;
+        let mut claim = flush::claim(index, silence_max)?;
         if let Some(why) = found.as_ref().and_then(|found| found.lost.clone()) {
             return Err(AttachError::LinkLost {
                 device: device::path(index),
                 why,
             });
         }
-        let failed = |error| AttachError::File {
-            path: device::path(index).into(),
-            error,
-        };
-        file.sync_all().map_err(failed)?;
-        claimed = Some(file);
+        claim.flush()?;
+        claimed = Some(claim);
     }
     driver()?.disconnect(index).map_err(|error| AttachError::Kernel {
         what: format!("detach {}", device::path(index)),
@@ -76,10 +76,10 @@ pub fn detach(what: &str, force: bool) -> Result<String, AttachError> {
     // The relay ends with its device, and takes its file away.
     if let Some(found) = found {
         let until = Instant::now() + RELAY_END_MAX;
-        while found.has_process() && Instant::now() < until {
+        while dir.has_relay(&found) && Instant::now() < until {
             thread::sleep(RELAY_END_POLL);
         }
-        if !is_dead && found.has_process() {
+        if !is_dead && dir.has_relay(&found) {
             return Err(AttachError::Kernel {
                 what: format!("end the relay of {}", found.device),
                 why: format!(

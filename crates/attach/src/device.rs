@@ -30,17 +30,15 @@ pub(crate) fn path(index: u32) -> String {
     format!("/dev/nbd{index}")
 }
 
+/// The task that made it, if the kernel has a server for it: of a process that lives, or that is gone.
+pub(crate) fn maker(index: u32) -> Option<u32> {
+    let of = fs::read_to_string(format!("/sys/block/nbd{index}/pid")).ok()?;
+    of.trim().parse().ok()
+}
+
 /// Whether the kernel has a server for it.
 pub(crate) fn is_connected(index: u32) -> bool {
     Path::new(&format!("/sys/block/nbd{index}/pid")).exists()
-}
-
-/// Whether it was this process that made it, and the kernel still has it.
-pub(crate) fn is_connected_by(index: u32, pid: u32) -> bool {
-    let threads = format!("/proc/{pid}/task");
-    let of = std::fs::read_to_string(format!("/sys/block/nbd{index}/pid")).unwrap_or_default();
-    let of = of.trim();
-    !of.is_empty() && (of == pid.to_string() || Path::new(&threads).join(of).exists())
 }
 
 /// Keeps everybody else from mounting it, unless somebody has.

@@ -4,13 +4,16 @@ use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
-use crate::handshake::{self, Export};
+use crate::error::AttachError;
+use crate::nbd::handshake::{self, Export};
+use crate::tls::Tls;
 use crate::uri::{Place, Uri};
 
 /// The kernel ends a connection whose other side answers nothing for this long. More than any request takes a server that lives
@@ -26,15 +29,37 @@ const STACK_BYTES: usize = 256 << 10;
 /// A link: connected, greeted. The stream may be one of TCP, which reads and writes no differently.
 pub(crate) type Dialled = (UnixStream, Export);
 
-/// Connects once. How long the server takes to answer is its own affair: it may be opening a volume.
-pub(crate) fn dial(uri: &Uri) -> io::Result<Dialled> {
-    let mut socket = match &uri.place {
-        Place::Unix(path) => UnixStream::connect(path)
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?,
-        Place::Tcp(host, port) => tcp(host, *port)?,
-    };
-    let export = handshake::ask(&mut socket, &uri.export)?;
-    Ok((socket, export))
+/// A server, and what it takes to reach it.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    uri: Uri,
+    tls: Option<Tls>,
+}
+
+impl Server {
+    pub(crate) fn new(uri: &Uri) -> Result<Self, AttachError> {
+        let tls = uri.tls.as_ref();
+        Ok(Self {
+            tls: tls.map(|(dir, host)| Tls::load(dir, host)).transpose()?,
+            uri: uri.clone(),
+        })
+    }
+
+    /// Connects once. How long the server takes to answer is its own affair: it may be opening a volume.
+    fn dial(&self) -> io::Result<Dialled> {
+        let mut socket = match &self.uri.place {
+            Place::Unix(path) => UnixStream::connect(path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?,
+            Place::Tcp(host, port) => tcp(host, *port)?,
+        };
+        handshake::greet(&mut socket)?;
+        if let Some(tls) = &self.tls {
+            handshake::start_tls(&mut socket)?;
+            socket = tls.secure(socket)?;
+        }
+        let export = handshake::ask(&mut socket, &self.uri.export, handshake::FOR_DEVICE)?;
+        Ok((socket, export))
+    }
 }
 
 fn tcp(host: &str, port: u16) -> io::Result<UnixStream> {
@@ -57,41 +82,73 @@ fn tcp(host: &str, port: u16) -> io::Result<UnixStream> {
     Err(named(last))
 }
 
-/// Makes links in a thread of its own, one after the other.
+/// What comes of dialling.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// There is a link.
+    Up(Dialled),
+    /// There is none yet, for a reason that is not the last one's.
+    Failed(String),
+}
+
+/// Makes links, one after the other, in a thread of its own: one for all of them, which is there before it is needed. When the server
+/// dies, memory or threads may be short, and a device whose relay cannot dial would be lost.
 pub(crate) struct Dialler {
-    uri: Uri,
-    done: (Sender<Dialled>, Receiver<Dialled>),
-    wake: UnixStream,
+    orders: Sender<Duration>,
+    news: Receiver<News>,
     woken: UnixStream,
     pause: Duration,
 }
 
 impl Dialler {
-    pub(crate) fn new(uri: Uri) -> io::Result<Self> {
+    pub(crate) fn new(server: Server) -> io::Result<Self> {
+        Self::with(move || server.dial())
+    }
+
+    fn with(mut dial: impl FnMut() -> io::Result<Dialled> + Send + 'static) -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
+        let (orders, ordered) = channel();
+        let (tell, news) = channel();
+        let tell = move |news| {
+            let told = tell.send(news).is_ok();
+            // One byte is as good as many.
+            let _ = io::Write::write(&mut &wake, &[1]);
+            told
+        };
+        let thread = thread::Builder::new()
+            .name("dial".to_owned())
+            .stack_size(STACK_BYTES);
+        thread.spawn(move || {
+            for pause in ordered {
+                thread::sleep(pause);
+                if !dial_on(&mut dial, &tell) {
+                    return;
+                }
+            }
+        })?;
         Ok(Self {
-            uri,
-            done: channel(),
-            wake,
+            orders,
+            news,
             woken,
             pause: PAUSE_MIN,
         })
     }
 
-    /// What becomes readable when a link is there.
+    /// What becomes readable when there is news.
     pub(crate) fn woken(&self) -> &UnixStream {
         &self.woken
     }
 
-    /// The link that was made.
-    pub(crate) fn taken(&self) -> Option<Dialled> {
+    /// The news since.
+    pub(crate) fn news(&self) -> Vec<News> {
         while io::Read::read(&mut &self.woken, &mut [0; 16]).is_ok_and(|read| read > 0) {}
-        self.done.1.try_recv().ok()
+        self.news.try_iter().collect()
     }
 
     /// Begins to make the next link, at once if the last one lived for a while.
-    pub(crate) fn begin(&mut self, last_began: Option<Instant>) -> io::Result<()> {
+    pub(crate) fn begin(&mut self, last_began: Option<Instant>) {
         let lived = last_began.is_some_and(|began| began.elapsed() >= SHORT);
         let first = if lived { Duration::ZERO } else { self.pause };
         self.pause = if lived {
@@ -99,39 +156,90 @@ impl Dialler {
         } else {
             (self.pause * 2).min(PAUSE_MAX)
         };
-        let (uri, done, wake) = (self.uri.clone(), self.done.0.clone(), self.wake.try_clone()?);
-        let thread = thread::Builder::new()
-            .name("dial".to_owned())
-            .stack_size(STACK_BYTES);
-        thread.spawn(move || {
-            thread::sleep(first);
-            let dialled = until_there(&uri, None);
-            if let Ok(dialled) = dialled
-                && done.send(dialled).is_ok()
-            {
-                let _ = io::Write::write(&mut &wake, &[1]);
-            }
-        })?;
-        Ok(())
+        // The thread ends with this alone.
+        let _ = self.orders.send(first);
     }
 }
 
-/// Tries until there is a link, or until a time.
-pub(crate) fn until_there(uri: &Uri, until: Option<Instant>) -> io::Result<Dialled> {
+/// Tries until there is a link; whether anybody hears of it.
+fn dial_on(dial: &mut impl FnMut() -> io::Result<Dialled>, tell: &impl Fn(News) -> bool) -> bool {
+    let (mut pause, mut said) = (PAUSE_MIN, None);
+    loop {
+        // Without this thread no link would ever come up again.
+        let dialled = catch_unwind(AssertUnwindSafe(&mut *dial))
+            .unwrap_or_else(|_| Err(io::Error::other("the relay has a fault: dialling panicked")));
+        let why = match dialled {
+            Ok(dialled) => return tell(News::Up(dialled)),
+            Err(error) => error.to_string(),
+        };
+        if said.as_ref() != Some(&why) {
+            if !tell(News::Failed(why.clone())) {
+                return false;
+            }
+            said = Some(why);
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Makes the first link. Tries until a time.
+pub(crate) fn until_there(server: &Server, until: Instant) -> io::Result<Dialled> {
     let (mut pause, mut said) = (PAUSE_MIN, String::new());
     loop {
-        let error = match dial(uri) {
+        let error = match server.dial() {
             Ok(dialled) => return Ok(dialled),
             Err(error) => error,
         };
-        if until.is_some_and(|until| Instant::now() + pause > until) {
+        if Instant::now() + pause > until {
             return Err(error);
         }
         if error.to_string() != said {
             said = error.to_string();
-            log::warn!("{uri}: {said}; trying on");
+            log::warn!("{}: {said}; trying on", server.uri);
         }
         thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// The next news.
+    fn next(dialler: &Dialler) -> News {
+        dialler.news.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
+    /// So that a thread that cannot be started later is no end of the relay.
+    #[test]
+    fn all_links_are_made_by_one_thread_whatever_happens_to_it() {
+        let threads = Arc::new(Mutex::new(BTreeSet::new()));
+        let (seen, mut times) = (threads.clone(), 0);
+        let mut dialler = Dialler::with(move || {
+            seen.lock()
+                .unwrap()
+                .insert(format!("{:?}", thread::current().id()));
+            times += 1;
+            match times {
+                1 => panic!("of a test"),
+                2 | 3 => Err(io::Error::other("nobody there")),
+                _ => Ok((UnixStream::pair()?.0, Export::default())),
+            }
+        })
+        .unwrap();
+        dialler.begin(None);
+        for word in ["panicked", "nobody there"] {
+            assert!(matches!(next(&dialler), News::Failed(why) if why.contains(word)));
+        }
+        for _ in 0..3 {
+            assert!(matches!(next(&dialler), News::Up(_)));
+            dialler.begin(None);
+        }
+        assert_eq!(threads.lock().unwrap().len(), 1);
     }
 }

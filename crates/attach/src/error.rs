@@ -44,6 +44,14 @@ pub enum AttachError {
         /// What it said.
         error: io::Error,
     },
+    /// What TLS takes cannot be used.
+    #[error("{} cannot be used for TLS: {why}", path.display())]
+    Tls {
+        /// The directory, or a file in it.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// The export does not fit the kernel's driver.
     #[error("cannot attach {uri}: {why}")]
     Export {
@@ -60,12 +68,24 @@ pub enum AttachError {
         /// The device.
         device: String,
     },
+    /// Another relay has the export.
+    #[error(
+        "{what} is attached already, by {by}: detach that first ('hypernbd attached' lists what is attached), or end that process if it \
+         still waits for its server"
+    )]
+    SameExport {
+        /// The place, or what is served there.
+        what: String,
+        /// Who has it.
+        by: String,
+    },
     /// There is no such device.
     #[error("nothing is attached as {0:?}: 'hypernbd attached' lists what is")]
     NotAttached(String),
     /// Somebody uses the device.
     #[error(
-        "{0} is in use: unmount it, and close what is above it (LVM, RAID, dm-crypt, swap); then detach it"
+        "{0} is in use: unmount it, and close what is above it (LVM, RAID, dm-crypt, swap), or wait for another 'hypernbd detach'; then \
+         detach it"
     )]
     InUse(String),
     /// What was not flushed would be lost.
@@ -77,6 +97,17 @@ pub enum AttachError {
         device: String,
         /// How the link was lost.
         why: String,
+    },
+    /// The server is there, and answers nothing.
+    #[error(
+        "the server of {device} has answered nothing for {seconds} s, while what was written was to be flushed: see what it does, wait for it \
+         longer (--wait), or detach with --force, which fails every request and loses what was not flushed"
+    )]
+    Silent {
+        /// The device.
+        device: String,
+        /// For how long it was waited for.
+        seconds: u64,
     },
     /// A file or a socket.
     #[error("{}: {error}", path.display())]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::wire::{FUA, Request};
+use crate::nbd::wire::{FUA, Request};
 
 /// What keeping a request costs beside its payload.
 pub(crate) const KEPT_BYTES: usize = 128;

@@ -8,14 +8,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::handshake::Export;
 use crate::held::{Holdings, cost};
-use crate::wire::{DISCONNECT, EINVAL, EIO, ESHUTDOWN, FLUSH, Payload, READ, Reply, Request};
+use crate::nbd::handshake::Export;
+use crate::nbd::wire::{DISCONNECT, EINVAL, EIO, ESHUTDOWN, FLUSH, Payload, READ, Reply, Request};
 
 /// So many requests are under way at once at most: the kernel's own queue is 128 a link.
 const UNDER_WAY_MAX: usize = 256;
 /// While so many wait, no more are taken from the kernel.
 const WAITING_MAX: usize = 1024;
+
+/// So much is read to see whether a server answers.
+const SIGN_BYTES: u32 = 512;
 
 /// What comes in. `link` tells which link it came over: links are counted from 1.
 #[derive(Debug)]
@@ -28,7 +31,7 @@ pub(crate) enum Event {
     LinkUp { link: u64, export: Export },
     /// A link has ended.
     LinkLost { link: u64, why: String },
-    /// There was no link for as long as requests may wait.
+    /// The server was away for as long as requests may wait.
     GiveUp,
 }
 
@@ -54,12 +57,23 @@ enum For {
     Again,
     /// The relay itself, to make room: a flush.
     Room,
+    /// The relay itself, to see whether the server answers: a read.
+    Sign,
+    /// Nobody any more: the kernel has been told that it failed.
+    Nobody,
 }
 
 #[derive(Debug, Clone)]
 struct Item {
     request: Request,
     wanted: For,
+}
+
+impl Item {
+    /// Whether the kernel waits for its answer.
+    fn is_kernels(&self) -> bool {
+        matches!(self.wanted, For::Kernel(_))
+    }
 }
 
 /// The relay's state.
@@ -78,6 +92,11 @@ pub(crate) struct Machine {
     held: Holdings,
     /// The error of a flush of the relay's own, which the kernel's next flush is to hear of.
     owed: Option<u32>,
+    /// From the loss of a link until something is answered over another one.
+    is_away: bool,
+    /// Something that was to be done again was refused: until all of it is done, answers to a part of it are no sign that the server is
+    /// back.
+    is_stuck: bool,
     has_given_up: bool,
 }
 
@@ -95,6 +114,8 @@ impl Machine {
             under_way: BTreeMap::new(),
             held: Holdings::new(hold_max_bytes),
             owed: None,
+            is_away: false,
+            is_stuck: false,
             has_given_up: false,
         }
     }
@@ -113,21 +134,28 @@ impl Machine {
         }
     }
 
+    /// Whether requests fail until the server answers.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.has_given_up
+    }
+
+    /// Whether the server has answered nothing that counts since a link was lost.
+    pub(crate) fn is_away(&self) -> bool {
+        self.is_away
+    }
+
     /// Whether there is more to do than any kernel asks for.
     pub(crate) fn is_full(&self) -> bool {
         // What is done again does not come from the kernel, and may be more.
-        let asked = |item: &&Item| matches!(item.wanted, For::Kernel(_));
-        self.waiting.len() >= WAITING_MAX && self.waiting.iter().filter(asked).count() >= WAITING_MAX
+        self.waiting.len() >= WAITING_MAX
+            && self.waiting.iter().filter(|item| item.is_kernels()).count() >= WAITING_MAX
     }
 
     /// How many requests have no answer, and how many changes are held.
     pub(crate) fn unfinished(&self) -> (usize, usize) {
-        let asked = |item: &&Item| matches!(item.wanted, For::Kernel(_));
         let under_way = self.under_way.values().map(|(item, _)| item);
-        (
-            under_way.chain(&self.waiting).filter(asked).count(),
-            self.held.len(),
-        )
+        let unanswered = under_way.chain(&self.waiting).filter(|item| item.is_kernels());
+        (unanswered.count(), self.held.len())
     }
 
     /// Takes an event in, and says what is to be done, in order.
@@ -139,10 +167,13 @@ impl Machine {
             Event::Reply { link, reply } if self.link == Some(link) => self.answer(reply, &mut actions),
             Event::LinkLost { link, why } if self.link == Some(link) => self.lose(why, &mut actions),
             Event::LinkUp { link, export } => match self.export.obstacle(&export) {
-                None => self.resume(link),
-                Some(why) => actions.push(Action::Reconnect { why }),
+                None => self.resume(link, export),
+                Some(why) => {
+                    self.is_away = true;
+                    actions.push(Action::Reconnect { why });
+                }
             },
-            Event::GiveUp if self.link.is_none() => self.give_up(&mut actions),
+            Event::GiveUp if self.is_away => self.give_up(&mut actions),
             // Of a link that is gone, or a moment too late.
             Event::Reply { .. } | Event::LinkLost { .. } | Event::GiveUp => {}
         }
@@ -190,20 +221,41 @@ impl Machine {
         match refused {
             // What is left is lost with the link; of an item that is done again there is another one in what is held.
             Some(why) => {
+                self.is_stuck |= item.wanted == For::Again && reply.error != ESHUTDOWN;
                 self.waiting.push_front(item);
                 self.parting.get_or_insert(why);
             }
-            None => self.finish(item, answered_before, reply, actions),
+            None => {
+                self.is_stuck &= self.does_again();
+                if !self.is_stuck {
+                    (self.is_away, self.has_given_up) = (false, false);
+                }
+                self.finish(item, answered_before, reply, actions);
+            }
         }
         if let Some(why) = self.parting.take_if(|_| self.under_way.is_empty()) {
             self.lose(why, actions);
         }
     }
 
+    /// Whether anything that an earlier server had carried out is still to be done again.
+    fn does_again(&self) -> bool {
+        let under_way = self.under_way.values().map(|(item, _)| item);
+        under_way
+            .chain(&self.waiting)
+            .any(|item| item.wanted == For::Again)
+    }
+
     /// An answer that counts.
     fn finish(&mut self, item: Item, answered_before: u64, reply: Reply, actions: &mut Vec<Action>) {
         match item.wanted {
-            For::Again => {}
+            For::Again | For::Sign => {}
+            // The export has it all the same.
+            For::Nobody if reply.error == 0 && item.request.command == FLUSH => {
+                self.held.flushed(answered_before);
+            }
+            For::Nobody if reply.error == 0 => self.held.add(item.request),
+            For::Nobody => {}
             For::Room if reply.error == 0 => self.held.flushed(answered_before),
             For::Room => self.no_room(reply.error, actions),
             For::Kernel(cookie) => {
@@ -246,13 +298,12 @@ impl Machine {
     }
 
     fn lose(&mut self, why: String, actions: &mut Vec<Action>) {
-        (self.link, self.parting) = (None, None);
+        (self.link, self.parting, self.is_away) = (None, None, true);
         let lost = std::mem::take(&mut self.under_way)
             .into_values()
             .map(|(item, _)| item);
         let waiting = std::mem::take(&mut self.waiting);
-        let is_kernels = |item: &Item| matches!(item.wanted, For::Kernel(_));
-        self.waiting = lost.chain(waiting).filter(is_kernels).collect();
+        self.waiting = lost.chain(waiting).filter(Item::is_kernels).collect();
         // By cookie is the order in which they came.
         self.waiting
             .make_contiguous()
@@ -260,8 +311,12 @@ impl Machine {
         actions.push(Action::Reconnect { why });
     }
 
-    fn resume(&mut self, link: u64) {
-        (self.link, self.has_given_up) = (Some(link), false);
+    fn resume(&mut self, link: u64, export: Export) {
+        self.link = Some(link);
+        // A server that did not say which volume it has may have been replaced by one that does.
+        if self.export.volume().is_none() {
+            self.export.description = export.description;
+        }
         let again = |request| Item {
             request,
             wanted: For::Again,
@@ -272,15 +327,37 @@ impl Machine {
             item.request.cookie = self.cookie();
             self.waiting.push_front(item);
         }
+        // Where nothing is asked of it, nobody would ever know.
+        if self.is_away && self.waiting.is_empty() && self.export.size > 0 {
+            let least = self.export.blocks.map_or(0, |(least, ..)| least).max(SIGN_BYTES);
+            let request = Request {
+                command: READ,
+                length: u64::from(least).min(self.export.size) as u32,
+                ..Request::flush(self.cookie())
+            };
+            self.waiting.push_back(Item {
+                request,
+                wanted: For::Sign,
+            });
+        }
     }
 
+    /// What the kernel asked for fails. What is under way may be carried out yet, and holds up what reaches the same bytes.
     fn give_up(&mut self, actions: &mut Vec<Action>) {
         self.has_given_up = true;
-        for item in self.waiting.drain(..) {
+        for (item, _) in self.under_way.values_mut() {
             if let For::Kernel(cookie) = item.wanted {
+                item.wanted = For::Nobody;
                 actions.push(refusal(cookie, EIO));
             }
         }
+        self.waiting.retain(|item| match item.wanted {
+            For::Kernel(cookie) => {
+                actions.push(refusal(cookie, EIO));
+                false
+            }
+            _ => true,
+        });
     }
 
     /// Sends what may be sent, in order: the first that may not holds up those after it.

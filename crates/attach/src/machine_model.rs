@@ -3,22 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::tests::{BLOCK, BLOCKS, HOLD, export};
 use super::*;
 use crate::held::KEPT_BYTES;
-use crate::wire::{FUA, TRIM, WRITE, WRITE_ZEROES};
+use crate::nbd::wire::{FUA, TRIM, WRITE, WRITE_ZEROES};
 use proptest::prelude::*;
-
-const BLOCK: u64 = 512;
-const BLOCKS: usize = 6;
-const HOLD: usize = 3 * (BLOCK as usize + KEPT_BYTES);
-
-fn export() -> Export {
-    Export {
-        size: BLOCK * BLOCKS as u64,
-        flags: 0x6d,
-        ..Export::default()
-    }
-}
 
 /// What a block holds: the number of the change that made it, 0 for none.
 type Disk = [u64; BLOCKS];

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::*;
 use crate::held::KEPT_BYTES;
-use crate::wire::WRITE;
+use crate::nbd::wire::WRITE;
 
-const BLOCK: u64 = 512;
-const BLOCKS: usize = 6;
-const HOLD: usize = 3 * (BLOCK as usize + KEPT_BYTES);
+pub(super) const BLOCK: u64 = 512;
+pub(super) const BLOCKS: usize = 6;
+pub(super) const HOLD: usize = 3 * (BLOCK as usize + KEPT_BYTES);
 
-fn export() -> Export {
+pub(super) fn export() -> Export {
     Export {
         size: BLOCK * BLOCKS as u64,
         flags: 0x6d,
@@ -59,6 +59,18 @@ fn told(actions: &[Action]) -> Vec<(u64, u32)> {
         _ => None,
     };
     actions.iter().filter_map(reply).collect()
+}
+
+fn up(link: u64) -> Event {
+    Event::LinkUp {
+        link,
+        export: export(),
+    }
+}
+
+fn lost(link: u64) -> Event {
+    let why = "killed".to_owned();
+    Event::LinkLost { link, why }
 }
 
 fn reply(machine: &mut Machine, link: u64, cookie: u64, error: u32) -> Vec<Action> {
@@ -112,6 +124,26 @@ fn an_export_that_shrank_is_not_gone_on_with() {
 }
 
 #[test]
+fn the_first_volume_that_a_server_names_is_the_one() {
+    let mut machine = connected(HOLD);
+    machine.handle(Event::Request(write(70, 0)));
+    let named = |link, id: &str| Event::LinkUp {
+        link,
+        export: Export {
+            description: format!("Hypernbd volume {id}"),
+            ..export()
+        },
+    };
+    machine.handle(lost(1));
+    assert_eq!(sent(&machine.handle(named(2, "a"))), [1]);
+    machine.handle(lost(2));
+    let actions = machine.handle(named(3, "b"));
+    assert!(matches!(&actions[..], [Action::Reconnect { why }] if why.contains("volume b now")));
+    assert!(machine.is_away());
+    assert_eq!(sent(&machine.handle(named(4, "a"))), [1]);
+}
+
+#[test]
 fn a_change_that_cannot_be_made_again_holds_everything_up() {
     let mut machine = connected(HOLD);
     machine.handle(Event::Request(write(70, 0)));
@@ -130,20 +162,104 @@ fn a_change_that_cannot_be_made_again_holds_everything_up() {
 }
 
 #[test]
-fn with_no_link_for_too_long_requests_fail_until_there_is_one() {
+fn with_no_link_for_too_long_requests_fail_until_there_is_one_that_answers() {
     let mut machine = connected(HOLD);
     machine.handle(Event::Request(write(70, 0)));
     assert!(machine.handle(Event::GiveUp).is_empty());
-    machine.handle(Event::LinkLost {
-        link: 1,
-        why: String::new(),
-    });
+    machine.handle(lost(1));
     assert_eq!(told(&machine.handle(Event::GiveUp)), [(70, EIO)]);
     assert_eq!(told(&machine.handle(Event::Request(write(71, 0)))), [(71, EIO)]);
-    machine.handle(Event::LinkUp {
-        link: 2,
-        export: export(),
-    });
+    let sign = sent(&machine.handle(up(2)));
+    assert_eq!(told(&machine.handle(Event::Request(write(72, 0)))), [(72, EIO)]);
+    let read = Reply {
+        cookie: sign[0],
+        error: 0,
+        payload: Arc::new(vec![0; BLOCK as usize]),
+    };
+    machine.handle(Event::Reply { link: 2, reply: read });
+    assert!(!machine.is_away());
+    assert_eq!(sent(&machine.handle(Event::Request(write(73, 0)))).len(), 1);
+}
+
+/// A link that comes up and dies at once is none; nor does one help over which nothing is answered.
+#[test]
+fn a_server_is_away_until_it_has_answered_what_counts() {
+    let mut machine = connected(HOLD);
+    let first = sent(&machine.handle(Event::Request(write(70, 0))));
+    assert!(!machine.is_away());
+    machine.handle(lost(1));
+    for link in 2..5 {
+        assert_eq!(sent(&machine.handle(up(link))), first);
+        assert!(machine.is_away());
+        machine.handle(lost(link));
+    }
+    machine.handle(up(5));
+    let second = sent(&machine.handle(Event::Request(write(71, 1))));
+    reply(&mut machine, 5, first[0], ESHUTDOWN);
+    assert!(machine.is_away(), "though the other one is not answered yet");
+    reply(&mut machine, 5, second[0], ESHUTDOWN);
+    assert!(machine.is_away());
+    machine.handle(up(6));
+    assert_eq!(told(&reply(&mut machine, 6, first[0], 0)), [(70, 0)]);
+    assert!(!machine.is_away());
+}
+
+/// What the kernel was told is done is done again, whatever becomes of what it waits for.
+/// One change of two can be made again: the server is no more back than one that answers nothing.
+#[test]
+fn a_server_that_refuses_some_of_what_is_done_again_is_away() {
+    let mut machine = connected(HOLD);
+    for block in [0, 1] {
+        let cookies = sent(&machine.handle(Event::Request(write(70 + block, block))));
+        reply(&mut machine, 1, cookies[0], 0);
+    }
+    machine.handle(lost(1));
+    for link in 2..4 {
+        let again = sent(&machine.handle(up(link)));
+        reply(&mut machine, link, again[0], 0);
+        assert_eq!(
+            machine.is_away(),
+            link > 2,
+            "an answer counts until one is refused"
+        );
+        reply(&mut machine, link, again[1], 5);
+        assert!(machine.is_away());
+    }
+    machine.handle(Event::Request(write(72, 2)));
+    assert_eq!(told(&machine.handle(Event::GiveUp)), [(72, EIO)]);
+    let again = sent(&machine.handle(up(4)));
+    for (nth, cookie) in again.into_iter().enumerate() {
+        reply(&mut machine, 4, cookie, 0);
+        assert_eq!((machine.is_away(), machine.has_given_up()), (nth == 0, nth == 0));
+    }
+}
+
+#[test]
+fn what_is_done_again_is_not_given_up_on() {
+    let mut machine = connected(100 * HOLD);
+    for cookie in [70, 71] {
+        let first = sent(&machine.handle(Event::Request(write(cookie, 0))))[0];
+        reply(&mut machine, 1, first, 0);
+    }
+    machine.handle(lost(1));
+    let again = sent(&machine.handle(up(2)));
+    assert_eq!(again.len(), 1, "the other one reaches the same bytes");
+    machine.handle(Event::GiveUp);
+    assert_eq!(sent(&reply(&mut machine, 2, again[0], 0)).len(), 1);
+}
+
+#[test]
+fn a_request_that_was_given_up_on_while_under_way_keeps_its_place() {
+    let mut machine = connected(HOLD);
+    let first = sent(&machine.handle(Event::Request(write(70, 0))))[0];
+    machine.handle(lost(1));
+    machine.handle(up(2));
+    assert_eq!(told(&machine.handle(Event::GiveUp)), [(70, EIO)]);
+    let second = sent(&machine.handle(Event::Request(write(71, 1))));
+    assert_eq!(second, [0; 0], "nothing is taken");
+    // It was carried out all the same, and is held like what the kernel knows of.
+    assert_eq!(told(&reply(&mut machine, 2, first, 0)), []);
+    assert_eq!(machine.unfinished(), (0, 1));
     assert_eq!(sent(&machine.handle(Event::Request(write(72, 0)))).len(), 1);
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 
-use crate::wire::part;
+use crate::nbd::wire::part;
 
 const NLMSG_ERROR: u16 = 2;
 const REQUEST_AND_ACK: u16 = 1 | 4;

@@ -3,17 +3,21 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
-use crate::dial::{Dialled, Dialler};
+use crate::dial::{Dialled, Dialler, News};
 use crate::machine::{Action, Event, Machine};
-use crate::wire::{Cutter, Payload, REPLY_BYTES, REQUEST_BYTES, Reply, Request};
+use crate::nbd::wire::{Cutter, Payload, REPLY_BYTES, REQUEST_BYTES, Reply, Request, lacks_memory};
+use crate::outage::Outage;
 
 /// The end of a link waits so long for its last bytes to go.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 const SLICES_MAX: usize = 64;
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Bytes on their way out.
 #[derive(Default)]
@@ -43,6 +47,7 @@ impl Outbox {
                 Ok(written) => self.sent += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if lacks_memory(&error) => return Ok(()),
                 Err(error) => return Err(error),
             }
             while let Some((header, payload)) = self.queue.front()
@@ -65,7 +70,7 @@ struct Link {
 
 /// What the relay's owner is told and asked.
 pub(crate) trait Owner {
-    /// The link is up, or was lost for this reason.
+    /// The server answers, or is away for this reason.
     fn link(&mut self, lost: Option<&str>);
     /// SIGTERM came. Whether the relay is to end at once: a device is detached first, which ends it.
     fn told_to_end(&mut self) -> bool;
@@ -80,11 +85,13 @@ pub(crate) struct Relay<O> {
     link: Option<Link>,
     links: u64,
     dialler: Dialler,
-    /// When and why there was a link last.
-    lost: Option<(Instant, String)>,
+    outage: Outage,
+    /// What was not finished when the last link came up.
+    unfinished: (usize, usize),
     dead_after: Option<Duration>,
-    has_given_up: bool,
     has_ended: bool,
+    /// Whether it was the kernel that ended it.
+    is_detached: bool,
     terminate: UnixStream,
     owner: O,
 }
@@ -109,42 +116,38 @@ impl<O: Owner> Relay<O> {
             link: None,
             links: 0,
             dialler,
-            lost: None,
+            outage: Outage::none(Instant::now()),
+            unfinished: (0, 0),
             dead_after,
-            has_given_up: false,
             has_ended: false,
+            is_detached: false,
             terminate,
             owner,
         };
-        relay.link_up((socket, export))?;
+        relay.link_up((socket, export));
         Ok(relay)
     }
 
-    /// Relays until the kernel gives the device up.
-    pub(crate) fn run(mut self) -> io::Result<()> {
+    /// Relays until the kernel gives the device up, or this is told to end; whether it was the kernel.
+    pub(crate) fn run(mut self) -> io::Result<bool> {
         while !self.has_ended {
             self.send();
             self.wait()?;
             if io::Read::read(&mut &self.terminate, &mut [0; 16]).is_ok_and(|read| read > 0) {
                 self.has_ended = self.owner.told_to_end();
             }
-            if let Some(dialled) = self.dialler.taken() {
-                self.link_up(dialled)?;
+            for news in self.dialler.news() {
+                match news {
+                    News::Up(dialled) => self.link_up(dialled),
+                    News::Failed(why) => self.is_away(&why),
+                }
             }
             self.receive_replies();
             self.receive_requests();
-            let silence = self.lost.as_ref().map(|(since, _)| since.elapsed());
-            if !self.has_given_up && silence.zip(self.dead_after).is_some_and(|(is, may)| is >= may) {
-                self.has_given_up = true;
-                log::error!(
-                    "no link for {} s: requests fail until there is one",
-                    silence.unwrap_or_default().as_secs()
-                );
-                self.handle(Event::GiveUp);
-            }
+            self.watch_outage();
         }
         self.end();
-        Ok(())
+        Ok(self.is_detached)
     }
 
     /// Sleeps until there is something to do.
@@ -166,21 +169,27 @@ impl<O: Owner> Relay<O> {
         if let Some(link) = &self.link {
             sockets.push(PollFd::new(&link.socket, wanted(&link.outgoing)));
         }
-        let deadline = self
-            .lost
-            .as_ref()
-            .filter(|_| !self.has_given_up)
-            .zip(self.dead_after);
-        let timeout = deadline.map(|((since, _), may)| may.saturating_sub(since.elapsed()));
+        let now = Instant::now();
+        let since = self.outage.since().filter(|_| !self.machine.has_given_up());
+        let deadline = since.zip(self.dead_after).map(|(since, may)| since + may);
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let timeout = timeout.into_iter().chain(self.outage.next_tell(now)).min();
         let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
         match poll(&mut sockets, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            // The machine has no memory for it at this moment. A device is not lost for that.
+            Err(Errno::NOMEM | Errno::AGAIN) => {
+                thread::sleep(NO_MEMORY_PAUSE);
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn link_up(&mut self, (socket, export): Dialled) -> io::Result<()> {
-        socket.set_nonblocking(true)?;
+    fn link_up(&mut self, (socket, export): Dialled) {
+        if let Err(error) = socket.set_nonblocking(true) {
+            return self.link_lost(error.to_string());
+        }
         self.links += 1;
         let link = Link {
             socket,
@@ -189,40 +198,54 @@ impl<O: Owner> Relay<O> {
             began: Instant::now(),
         };
         self.link = Some(link);
-        let (unanswered, held) = self.machine.unfinished();
+        self.unfinished = self.machine.unfinished();
         self.handle(Event::LinkUp {
             link: self.links,
             export,
         });
-        if self.link.is_some() {
-            if let Some((since, _)) = self.lost.take() {
-                log::warn!(
-                    "the link is up again after {:.1} s: {unanswered} requests without an answer and {held} changes without a \
-                     flush are sent again",
-                    since.elapsed().as_secs_f64()
-                );
-            }
-            self.has_given_up = false;
-            self.owner.link(None);
-        }
-        Ok(())
     }
 
     fn link_lost(&mut self, why: String) {
         let began = self.link.take().map(|link| link.began);
-        let (since, said) = self
-            .lost
-            .take()
-            .unwrap_or_else(|| (Instant::now(), String::new()));
-        if said != why {
-            log::warn!("no link: {why}; requests wait");
-            self.owner.link(Some(&why));
+        self.is_away(&why);
+        self.dialler.begin(began);
+    }
+
+    fn is_away(&mut self, why: &str) {
+        let is_new = self.outage.why() != Some(why);
+        if let Some(line) = self.outage.lost(why, Instant::now()) {
+            log::warn!("{line}");
         }
-        self.lost = Some((since, why));
-        if let Err(error) = self.dialler.begin(began) {
-            // No thread: nothing will ever come up again.
-            log::error!("no more links can be made: {error}");
-            self.has_ended = true;
+        if is_new {
+            self.owner.link(Some(why));
+        }
+    }
+
+    /// Ends an outage once the server answers, and tells of one that lasts.
+    fn watch_outage(&mut self) {
+        let now = Instant::now();
+        let Some(since) = self.outage.since() else { return };
+        if self.link.is_some() && !self.machine.is_away() {
+            if let Some(lasted) = self.outage.over(now) {
+                let (unanswered, held) = self.unfinished;
+                log::warn!(
+                    "the link is up again after {:.1} s: {unanswered} requests without an answer and {held} changes without a \
+                     flush are sent again",
+                    lasted.as_secs_f64()
+                );
+            }
+            return self.owner.link(None);
+        }
+        if let Some(line) = self.outage.tell(now) {
+            log::warn!("{line}");
+        }
+        let silence = now.saturating_duration_since(since);
+        if !self.machine.has_given_up() && self.dead_after.is_some_and(|may| silence >= may) {
+            log::error!(
+                "no answer for {} s: requests fail until there is one",
+                silence.as_secs()
+            );
+            self.handle(Event::GiveUp);
         }
     }
 
@@ -236,7 +259,7 @@ impl<O: Owner> Relay<O> {
                 }
                 Action::ToKernel(reply) => self.outgoing.push(&reply.header(), reply.payload),
                 Action::Reconnect { why } => self.link_lost(why),
-                Action::End => self.has_ended = true,
+                Action::End => (self.has_ended, self.is_detached) = (true, true),
             }
         }
     }
@@ -282,21 +305,26 @@ impl<O: Owner> Relay<O> {
                 Ok(None) => return,
                 Ok(Some((header, payload))) => match Request::parse(&header) {
                     Ok(request) => self.handle(Event::Request(Request { payload, ..request })),
-                    Err(why) => self.kernel_gone(&why),
+                    Err(why) => self.kernel_gone(&io::Error::other(why)),
                 },
-                Err(error) => self.kernel_gone(&error.to_string()),
+                Err(error) => self.kernel_gone(&error),
             }
         }
     }
 
-    fn kernel_gone(&mut self, why: &str) {
-        log::info!("the kernel has given the device up: {why}");
+    fn kernel_gone(&mut self, why: &io::Error) {
+        log::info!("nothing more can come from the kernel: {why}");
         self.has_ended = true;
+        // Of any other reason, such as what is no request, the kernel still has the device.
+        self.is_detached = matches!(
+            why.kind(),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+        );
     }
 
     fn send(&mut self) {
         if let Err(error) = self.outgoing.write(&self.kernel) {
-            self.kernel_gone(&error.to_string());
+            self.kernel_gone(&error);
         }
         if let Some(link) = &mut self.link
             && let Err(error) = link.outgoing.write(&link.socket)
@@ -312,17 +340,18 @@ impl<O: Owner> Relay<O> {
         let (unanswered, held) = self.machine.unfinished();
         if let Some(link) = &mut self.link {
             let goodbye = Request {
-                command: crate::wire::DISCONNECT,
+                command: crate::nbd::wire::DISCONNECT,
                 ..Request::flush(0)
             };
             link.outgoing.push(&goodbye.header(), goodbye.payload);
             let _ = link.socket.set_nonblocking(false);
             let _ = link.socket.set_write_timeout(Some(GOODBYE_MAX));
             let _ = link.outgoing.write(&link.socket);
-        } else if unanswered + held > 0 {
+        }
+        if unanswered + held > 0 {
             log::error!(
-                "detached without a link: {unanswered} requests were not carried out, and {held} changes that the server had \
-                 not flushed may be lost"
+                "detached before the server had taken everything: {unanswered} requests may not be carried out, and {held} changes that it \
+                 had not flushed may be lost"
             );
         }
     }

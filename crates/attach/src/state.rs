@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::device;
 use crate::error::{AttachError, at};
+use crate::locks::Lock;
 
 /// Where the files are.
 pub(crate) const DIR: &str = "/run/hypernbd/attach";
@@ -24,29 +25,38 @@ pub struct Attached {
     pub name: Option<String>,
     /// The relay.
     pub pid: u32,
+    /// The lock that the relay has, below the directory: a number of a process may belong to another one by now.
+    pub(crate) lock: String,
+    /// The task that made the device, by which the kernel tells it from a later one of the same name.
+    pub(crate) made_by: Option<u32>,
     /// When it was attached, in seconds since 1970.
     pub since: u64,
     /// Why it has no link to its server, if it has none.
     pub lost: Option<String>,
     /// When it got or lost its link, in seconds since 1970.
     pub link_since: u64,
+    /// Whether the relay was there when this was read.
+    pub(crate) has_relay: bool,
 }
 
 impl Attached {
-    /// Whether the relay's process is there.
-    pub(crate) fn has_process(&self) -> bool {
-        Path::new(&format!("/proc/{}/fd", self.pid)).exists()
-    }
-
-    /// Whether the relay is there. Without it the device fails every request.
+    /// Whether the relay is there, and the device is the one that it made. Without it the device fails every request.
     pub fn is_alive(&self) -> bool {
-        self.has_process() && device::index(&self.device).is_ok_and(device::is_connected)
+        let maker = device::index(&self.device).ok().and_then(device::maker);
+        self.has_relay && self.is_made(maker)
     }
 
-    /// Notes how the link is.
-    pub(crate) fn note_link(&mut self, lost: Option<&str>) {
+    /// Whether the device that this task made is the one that is meant here.
+    pub(crate) fn is_made(&self, maker: Option<u32>) -> bool {
+        maker.is_some() && maker == self.made_by
+    }
+
+    /// Notes how the link is. Another reason is no other time.
+    pub(crate) fn note_link(&mut self, lost: Option<&str>, now: u64) {
+        if self.lost.is_some() != lost.is_some() {
+            self.link_since = now;
+        }
         self.lost = lost.map(|why| why.replace(char::is_control, " "));
-        self.link_since = now();
     }
 
     fn text(&self) -> String {
@@ -55,6 +65,11 @@ impl Attached {
             ("URI", self.uri.clone()),
             ("NAME", self.name.clone().unwrap_or_default()),
             ("PID", self.pid.to_string()),
+            ("LOCK", self.lock.clone()),
+            (
+                "MADE_BY",
+                self.made_by.map(|task| task.to_string()).unwrap_or_default(),
+            ),
             ("SINCE", self.since.to_string()),
             ("LOST", self.lost.clone().unwrap_or_default()),
             ("LINK_SINCE", self.link_since.to_string()),
@@ -77,9 +92,12 @@ impl Attached {
             uri: some("HYPERNBD_URI")?,
             name: some("HYPERNBD_NAME"),
             pid: value("HYPERNBD_PID")?.parse().ok()?,
+            lock: some("HYPERNBD_LOCK").filter(|name| !name.contains('/'))?,
+            made_by: value("HYPERNBD_MADE_BY").and_then(|task| task.parse().ok()),
             since: value("HYPERNBD_SINCE")?.parse().ok()?,
             lost: some("HYPERNBD_LOST"),
             link_since: value("HYPERNBD_LINK_SINCE")?.parse().ok()?,
+            has_relay: false,
         })
     }
 }
@@ -116,6 +134,20 @@ impl Directory {
         self.path(attached.device.trim_start_matches("/dev/"))
     }
 
+    /// A lock for this relay, and its name. No other one has that name, ever.
+    pub(crate) fn relay_lock(&self) -> Result<(String, Lock), AttachError> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = format!("relay-{}-{}", process::id(), since.as_nanos());
+        let taken = Lock::take(&self.path(&name), &process::id().to_string())?;
+        let taken = taken.ok_or_else(|| AttachError::Background(format!("{name} is locked")))?;
+        Ok((name, taken))
+    }
+
+    /// Whether the relay of a device is there.
+    pub(crate) fn has_relay(&self, attached: &Attached) -> bool {
+        Lock::is_held(&self.path(&attached.lock))
+    }
+
     /// Writes a device's file; readers see the old one or the new one.
     pub(crate) fn write(&self, attached: &Attached) -> Result<(), AttachError> {
         let part = self.path(&format!(".{}", process::id()));
@@ -128,11 +160,10 @@ impl Directory {
 
     /// Removes a device's file, and its log, if they are of this relay still.
     pub(crate) fn remove(&self, attached: &Attached) {
+        let _ = fs::remove_file(self.path(&attached.lock));
         let file = self.file(attached);
-        if self
-            .find(&attached.device)
-            .is_some_and(|found| found.pid != attached.pid)
-        {
+        let found = self.find(&attached.device);
+        if found.is_some_and(|found| found.lock != attached.lock) {
             return;
         }
         let _ = fs::remove_file(file.with_extension("log"));
@@ -160,7 +191,10 @@ impl Directory {
                 if read.is_none() {
                     log::warn!("{} cannot be read", path.display());
                 }
-                read
+                read.map(|one| Attached {
+                    has_relay: self.has_relay(&one),
+                    ..one
+                })
             })
             .collect();
         all.sort_by_key(|one| device::index(&one.device).ok());
@@ -175,7 +209,9 @@ impl Directory {
                 || one.name.as_deref() == Some(what)
                 || (index.is_some() && device::index(&one.device).ok() == index)
         };
-        self.list().into_iter().find(is_meant)
+        // A relay that was killed leaves its file, with the name and the URI of one that may live.
+        let meant = self.list().into_iter().filter(is_meant);
+        meant.min_by_key(|one| !one.has_relay)
     }
 }
 
@@ -183,25 +219,35 @@ impl Directory {
 mod tests {
     use super::*;
 
+    fn one() -> Attached {
+        Attached {
+            device: "/dev/nbd7".to_owned(),
+            uri: "nbd+unix:///?socket=/run/disk.sock".to_owned(),
+            name: Some("disk".to_owned()),
+            // A process that is there, whatever it is.
+            pid: process::id(),
+            lock: "relay-of-one".to_owned(),
+            made_by: Some(77),
+            since: 5,
+            link_since: 5,
+            ..Attached::default()
+        }
+    }
+
     #[test]
     fn what_was_written_is_listed_and_found() {
         let root = tempfile::tempdir().unwrap();
         let dir = Directory::open(root.path().join("run/attach")).unwrap();
-        let mut one = Attached {
-            device: "/dev/nbd7".to_owned(),
-            uri: "nbd+unix:///?socket=/run/disk.sock".to_owned(),
-            name: Some("disk".to_owned()),
-            pid: 1,
-            since: 5,
-            ..Attached::default()
-        };
+        let mut one = one();
         let other = Attached {
             device: "/dev/nbd10".to_owned(),
             name: None,
             uri: "nbd://h".to_owned(),
+            made_by: None,
+            lock: "relay-of-other".to_owned(),
             ..one.clone()
         };
-        one.note_link(Some("it is\ngone"));
+        one.note_link(Some("it is\ngone"), 6);
         dir.write(&other).unwrap();
         dir.write(&one).unwrap();
         assert_eq!(dir.list(), [one.clone(), other.clone()]);
@@ -210,7 +256,62 @@ mod tests {
             assert_eq!(dir.find(what), Some(one.clone()), "{what}");
         }
         assert_eq!(dir.find("nbd1"), None);
+        // A later relay has the device.
+        dir.remove(&Attached {
+            lock: "relay-before".to_owned(),
+            ..one.clone()
+        });
+        assert_eq!(dir.list().len(), 2);
         dir.remove(&one);
         assert_eq!(dir.list(), [other]);
+    }
+
+    /// The file of a relay that was killed stays, and the number of its process comes again.
+    #[test]
+    fn a_relay_is_there_as_long_as_it_has_its_lock_and_not_while_some_process_has_its_number() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Directory::open(root.path()).unwrap();
+        let (name, lock) = dir.relay_lock().unwrap();
+        let (later, _) = dir.relay_lock().unwrap();
+        assert_ne!(name, later);
+        let attached = Attached { lock: name, ..one() };
+        dir.write(&attached).unwrap();
+        assert!(dir.list()[0].has_relay);
+        drop(lock);
+        assert!(!dir.list()[0].has_relay);
+        dir.write(&Attached {
+            lock: "../x".to_owned(),
+            ..attached
+        })
+        .unwrap();
+        assert_eq!(dir.list(), []);
+    }
+
+    #[test]
+    fn a_device_is_told_from_a_later_one_of_its_name() {
+        assert!(one().is_made(Some(77)));
+        assert!(!one().is_made(Some(78)) && !one().is_made(None));
+        assert!(
+            !Attached {
+                made_by: None,
+                ..one()
+            }
+            .is_made(None)
+        );
+    }
+
+    #[test]
+    fn a_link_is_lost_since_it_was_lost_however_often_the_reason_changes() {
+        let mut one = one();
+        for (lost, now, since) in [
+            (None, 6, 5),
+            (Some("a"), 7, 7),
+            (Some("b"), 8, 7),
+            (None, 9, 9),
+            (None, 10, 9),
+        ] {
+            one.note_link(lost, now);
+            assert_eq!((one.lost.as_deref(), one.link_since), (lost, since));
+        }
     }
 }

@@ -15,11 +15,14 @@ pub(crate) enum Place {
     Unix(PathBuf),
 }
 
-/// An export of a server: `nbd://HOST[:PORT][/EXPORT]` or `nbd+unix:///[EXPORT]?socket=PATH`.
+/// An export of a server: `nbd://HOST[:PORT][/EXPORT]` or `nbd+unix:///[EXPORT]?socket=PATH`, with TLS `nbds` and
+/// `tls-certificates=DIR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uri {
     text: String,
     pub(crate) place: Place,
+    /// The directory of certificates, and whose the server's must be.
+    pub(crate) tls: Option<(PathBuf, String)>,
     pub(crate) export: String,
 }
 
@@ -45,10 +48,31 @@ impl FromStr for Uri {
         let decode = |text: &str| {
             decode(text).ok_or_else(|| wrong("a % in it is not followed by two hexadecimal digits"))
         };
+        let (mut socket, mut certificates, mut hostname) = (None, None, None);
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let slot = match key {
+                "socket" => &mut socket,
+                "tls-certificates" => &mut certificates,
+                "tls-hostname" => &mut hostname,
+                "tls-psk-file" => {
+                    return Err(wrong(
+                        "keys that are shared cannot be used for TLS; use tls-certificates=DIR",
+                    ));
+                }
+                _ => return Err(wrong(&format!("the parameter {key:?} is not known"))),
+            };
+            if slot.replace(decode(value)?).is_some() {
+                return Err(wrong(&format!("it says {key:?} twice")));
+            }
+        }
+        let is_tls = scheme.starts_with("nbds");
         let place = match scheme {
-            "nbd" if !query.is_empty() => return Err(wrong("what follows the '?' is not known")),
-            "nbd" if host.is_empty() => return Err(wrong("it names no host")),
-            "nbd" => {
+            "nbd" | "nbds" if socket.is_some() => {
+                return Err(wrong("a socket has nbd+unix:/// or nbds+unix:/// before it"));
+            }
+            "nbd" | "nbds" if host.is_empty() => return Err(wrong("it names no host")),
+            "nbd" | "nbds" => {
                 let (host, port) = match host.rsplit_once(':') {
                     Some((host, port)) if !port.ends_with(']') => (
                         host,
@@ -62,27 +86,37 @@ impl FromStr for Uri {
                     port,
                 )
             }
-            "nbd+unix" => match query.strip_prefix("socket=") {
-                Some(path) if host.is_empty() && path.starts_with('/') && !path.contains('&') => {
-                    Place::Unix(decode(path)?.into())
-                }
+            "nbd+unix" | "nbds+unix" => match socket {
+                Some(path) if host.is_empty() && path.starts_with('/') => Place::Unix(path.into()),
                 _ => {
                     return Err(wrong(
                         "it should be nbd+unix:///[EXPORT]?socket=PATH, the path beginning with /",
                     ));
                 }
             },
-            "nbds" | "nbds+unix" => {
-                return Err(wrong(
-                    "TLS is not supported yet; serve on a UNIX socket, or let a tunnel (stunnel, ssh -L) do the TLS and attach its end",
-                ));
-            }
             "s3" | "file" => {
                 return Err(wrong(
                     "that is a volume; attach what its server listens on, as 'hypernbd serve' prints it",
                 ));
             }
-            _ => return Err(wrong("only nbd:// and nbd+unix:// can be")),
+            _ => return Err(wrong("only nbd://, nbd+unix://, nbds:// and nbds+unix:// can be")),
+        };
+        let host = match &place {
+            Place::Tcp(host, _) => host.clone(),
+            Place::Unix(_) => "localhost".to_owned(),
+        };
+        let tls = match (is_tls, certificates, hostname) {
+            (true, Some(dir), hostname) if dir.starts_with('/') => {
+                Some((dir.into(), hostname.unwrap_or(host)))
+            }
+            (true, ..) => {
+                return Err(wrong(
+                    "say where its certificates are: ?tls-certificates=DIR, the path beginning with / (ca-cert.pem in it, client-cert.pem \
+                     and client-key.pem if the server asks for them)",
+                ));
+            }
+            (false, None, None) => None,
+            (false, ..) => return Err(wrong("TLS is asked for by nbds:// or nbds+unix://")),
         };
         if text.chars().any(char::is_control) {
             return Err(wrong("it holds control characters"));
@@ -90,6 +124,7 @@ impl FromStr for Uri {
         Ok(Self {
             text: text.to_owned(),
             place,
+            tls,
             export: decode(export)?,
         })
     }
@@ -145,14 +180,36 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_understood() {
+        let tls = |text: &str| text.parse::<Uri>().unwrap().tls;
+        let of = |host: &str| Some(("/etc/pki/a b".into(), host.to_owned()));
+        assert_eq!(tls("nbds://h:1/?tls-certificates=/etc/pki/a%20b"), of("h"));
+        assert_eq!(
+            tls("nbds+unix:///?socket=/s&tls-certificates=/etc/pki/a%20b"),
+            of("localhost")
+        );
+        assert_eq!(
+            tls("nbds+unix:///?tls-hostname=store&tls-certificates=/etc/pki/a%20b&socket=/s"),
+            of("store")
+        );
+        assert_eq!(tls("nbd://h"), None);
+    }
+
+    #[test]
     fn others_are_refused_with_what_to_do() {
         for (text, word) in [
             ("/run/disk.sock", "nbd+unix:///"),
-            ("nbds://host", "tunnel"),
+            ("nbds://host", "tls-certificates=DIR"),
+            ("nbds://host?tls-certificates=pki", "beginning with /"),
+            ("nbds://host?tls-psk-file=/keys", "shared"),
+            ("nbd://host?tls-certificates=/pki", "nbds://"),
+            ("nbd://host?socket=/x", "nbd+unix"),
+            ("nbd+unix:///?socket=/x&socket=/y", "twice"),
+            ("nbd+unix:///?socket=/x&block=1", "\"block\" is not known"),
             ("s3://bucket/vol/", "hypernbd serve"),
             ("nbd://", "no host"),
             ("nbd://host:x", "port"),
-            ("nbd+unix:///?path=/x", "socket=PATH"),
+            ("nbd+unix:///", "socket=PATH"),
             ("nbd+unix:///?socket=x", "beginning with /"),
             ("nbd+unix:///?socket=/%zz", "hexadecimal"),
             ("http://host", "only nbd://"),

@@ -2,6 +2,22 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+/// How long a socket is left alone for which the system has no memory.
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether a socket cannot go on for want of memory, for which no link and no device is given up. Waits a little then.
+pub(crate) fn lacks_memory(error: &io::Error) -> bool {
+    let lacks = matches!(Errno::from_io_error(error), Some(Errno::NOBUFS | Errno::NOMEM));
+    if lacks {
+        thread::sleep(NO_MEMORY_PAUSE);
+    }
+    lacks
+}
 
 pub(crate) const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
@@ -239,6 +255,7 @@ impl<const HEADER: usize> Cutter<HEADER> {
                 Ok(read) => self.end += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if lacks_memory(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
