@@ -3,19 +3,20 @@
 use futures::future::try_join_all;
 use serde::Serialize;
 
+use super::tombstone::interfered;
+use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
-use crate::format::inode;
+use crate::format::inode::{self, GIVEN_UP};
 use crate::meta::children::{self, Child, ChildRecord};
-use crate::meta::label;
+use crate::meta::label::{self, Label};
 use crate::meta::origin::{self, Origin};
 use crate::store::Store;
 
-/// What stands in the place of the inode of a clone that was given up, so that whoever was making it cannot end that.
-pub(super) const GIVEN_UP: &[u8] =
-    b"This clone was given up before it was made. hypernbd delete removes what is left.\n";
+/// How far clocks may be apart.
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// A clone of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -82,7 +83,12 @@ enum Found {
     Unknown(String),
 }
 
-async fn look(parent: &Store, child: &Child, record: Option<&ChildRecord>) -> Found {
+async fn look(
+    parent: &Store,
+    own: Option<&label::Found>,
+    child: &Child,
+    record: Option<&ChildRecord>,
+) -> Found {
     let Some(record) = record else {
         return Found::Unknown("its entry cannot be read".to_owned());
     };
@@ -90,10 +96,44 @@ async fn look(parent: &Store, child: &Child, record: Option<&ChildRecord>) -> Fo
         Ok(url) => url,
         Err(e) => return Found::Unknown(e.to_string()),
     };
+    // What was copied along, of a copy that was never opened, or of one that became a volume of its own long after.
+    let is_inherited = own.is_some_and(|own| {
+        let became_ms = own.label.created_ms;
+        own.is_elsewhere() || own.label.parent.is_some() && record.made_ms.saturating_add(DAY_MS) < became_ms
+    });
     match look_at(parent, child, &url).await {
+        // It is the original's, and gone, or somebody is making it.
+        Ok(Found::Nothing(_)) if is_inherited => Found::Another,
+        Err(VolumeError::Store(e)) if is_inherited && e.kind == StoreErrorKind::NotFound => Found::Another,
+        Ok(Found::There) => match is_of_original(parent, own, child, &url).await {
+            Ok(true) => Found::Another,
+            Ok(false) | Err(_) => Found::There,
+        },
         Ok(found) => found,
         Err(e) => Found::Unknown(e.chain()),
     }
+}
+
+/// Whether a clone that is there is one of the volume that this one is a copy of: its origin names that volume, which is there.
+async fn is_of_original(
+    store: &Store,
+    own: Option<&label::Found>,
+    child: &Child,
+    url: &VolumeUrl,
+) -> Result<bool, VolumeError> {
+    let (Some(own), Some(origin)) = (own, origin::load(&store.at(url).await?).await?) else {
+        return Ok(false);
+    };
+    let parent = origin.parent();
+    // The same volume may be reached by two URLs.
+    let is_copy = own.is_elsewhere() || own.label.volume_id != parent.volume_id;
+    if !is_copy || origin.volume_id != child.volume_id || parent.url.0 == store.url {
+        return Ok(false);
+    }
+    let original = label::load(&store.at(&parent.url.0).await?).await?;
+    // What carries the mark of this very deletion is this volume, by another name of its bucket.
+    let is_itself = |there: &Label| there.deletion.is_some() && there.deletion == own.label.deletion;
+    Ok(original.is_some_and(|there| there.volume_id == parent.volume_id && !is_itself(&there)))
 }
 
 async fn look_at(parent: &Store, child: &Child, url: &VolumeUrl) -> Result<Found, VolumeError> {
@@ -170,9 +210,15 @@ pub(super) async fn settle(store: &Store) -> Result<(), VolumeError> {
 }
 
 async fn all(store: &Store) -> Result<Vec<(Child, Option<String>, Found)>, VolumeError> {
-    let known = children::load_all(store).await?.into_iter();
-    let looked = known.map(|(child, record)| async move {
-        let found = look(store, &child, record.as_ref()).await;
+    let known = children::load_all(store).await?;
+    if known.is_empty() {
+        return Ok(Vec::new());
+    }
+    // One that cannot be read does not say that the volume is a copy.
+    let own = label::find(store).await.ok().flatten();
+    let own = own.as_ref();
+    let looked = known.into_iter().map(|(child, record)| async move {
+        let found = look(store, own, &child, record.as_ref()).await;
         Ok::<_, VolumeError>((child, record.map(|record| record.url), found))
     });
     try_join_all(looked).await
@@ -207,14 +253,56 @@ fn refuse<'a>(
 /// # Errors
 /// When the store fails.
 pub(super) async fn give_up(child: &Store) -> Result<bool, VolumeError> {
-    match child
-        .put_create_only(&child.data_key(inode::NAME), GIVEN_UP)
-        .await
-    {
+    let key = child.data_key(inode::NAME);
+    match child.put_create_only(&key, GIVEN_UP).await {
         Ok(_) => Ok(true),
-        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Ok(false),
+        // Somebody else may have given it up.
+        Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
+            let there = child.get(&key).await?;
+            Ok(there.is_some_and(|(body, _)| body == GIVEN_UP))
+        }
         Err(e) => Err(e.into()),
     }
+}
+
+/// Whether there is no inode, or what stands in its place since a clone was given up.
+///
+/// # Errors
+/// When the store fails.
+pub(super) async fn has_no_inode(store: &Store) -> Result<bool, VolumeError> {
+    let key = store.data_key(inode::NAME);
+    match store.head(&key).await? {
+        None => Ok(true),
+        Some(info) if info.size_bytes != GIVEN_UP.len() as u64 => Ok(false),
+        Some(_) => {
+            let there = store.get(&key).await?;
+            Ok(there.is_none_or(|(body, _)| body == GIVEN_UP))
+        }
+    }
+}
+
+/// Checks, once the inode `made` of a new volume with this id was put, that the place is still that volume's. A deletion that began
+/// meanwhile has found no inode there, and takes everything else away: the inode goes, too.
+///
+/// # Errors
+/// [`VolumeError::Interfered`], with nothing left of the inode; when the store fails.
+pub(crate) async fn ensure_not_deleted(
+    store: &Store,
+    volume_id: VolumeId,
+    made: CheckpointId,
+) -> Result<(), VolumeError> {
+    let is_its = |there: Label| there.volume_id == volume_id && there.deletion.is_none();
+    if label::load(store).await?.is_some_and(is_its) {
+        return Ok(());
+    }
+    match inode::load(store).await {
+        Ok((there, _)) if CheckpointId::of_inode(&there) == made => {
+            store.delete(&store.data_key(inode::NAME)).await?;
+        }
+        Ok(_) | Err(VolumeError::NotFound { .. }) => {}
+        Err(e) => return Err(e),
+    }
+    Err(interfered(store))
 }
 
 /// Takes away what [`give_up`] has put.

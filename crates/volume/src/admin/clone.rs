@@ -8,7 +8,7 @@ use futures::{TryFutureExt, join, try_join};
 use hyperfile::ondisk::InodeRaw;
 use serde::Serialize;
 
-use super::children::give_up;
+use super::children::{ensure_not_deleted, give_up, has_no_inode};
 use super::create::{check_path, check_prefix};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::{ErrorKind, VolumeError};
@@ -18,8 +18,10 @@ use crate::engine::bare;
 use crate::engine::parents;
 use crate::format::inode;
 use crate::meta::children::{self, Child};
+use crate::meta::import_record::ImportRecord;
 use crate::meta::label::{self, Found, Label};
 use crate::meta::origin::{self, Origin, Parent};
+use crate::meta::wal_marker;
 use crate::options::StoreOptions;
 use crate::past::{self, At, Point};
 use crate::retention::{Policy, ensure_readable, put_policy, remove_policy};
@@ -70,7 +72,7 @@ pub async fn clone(
     check_places(url, to)?;
     let parent = store::unproved(url, store_options).await?;
     let child = place_for(&parent, store_options, to).await?;
-    let ready = try_join!(past::find(&parent, at), ensure_free(&child));
+    let ready = try_join!(point_of(&parent, at), ensure_free(&child));
     let made = match ready {
         Ok((point, ())) => make(&parent, &child, &point).await,
         Err(e) => Err(e),
@@ -79,6 +81,29 @@ pub async fn clone(
         remove_directory(&child).await;
     }
     made
+}
+
+/// The state that is cloned. Half of an import is none, unless it is asked for by its number: nothing would tell what the clone is.
+pub(super) async fn point_of(parent: &Store, at: Option<&At>) -> Result<Point, VolumeError> {
+    let (point, import) = try_join!(past::find(parent, at), async {
+        match at {
+            Some(_) => Ok(None),
+            None => {
+                let warned = wal_marker::warn_if_unpublished(parent, "in the clone");
+                let (import, ()) = join!(ImportRecord::load(parent), warned);
+                import
+            }
+        }
+    })?;
+    match import {
+        None => Ok(point),
+        Some(import) => Err(VolumeError::InvalidInput(format!(
+            "an import of {} into {} is not finished, so that its newest checkpoint is half of that: finish the import, or name the \
+             checkpoint to clone",
+            import.source_name(),
+            parent.url
+        ))),
+    }
 }
 
 /// Whether these can be the places of a volume and its clone. Pure.
@@ -145,10 +170,10 @@ pub(crate) async fn ensure_free(store: &Store) -> Result<(), VolumeError> {
         }
     });
     let ((), listed) = try_join!(outside, listed)?;
-    if listed
+    let has_inode = listed
         .iter()
-        .any(|object| object.key == store.data_key(inode::NAME))
-    {
+        .any(|object| object.key == store.data_key(inode::NAME));
+    if has_inode && !has_no_inode(store).await? {
         return Err(VolumeError::AlreadyExists {
             url: store.url.to_string(),
         });
@@ -194,22 +219,29 @@ async fn make(parent: &Store, child: &Store, point: &Point) -> Result<Cloned, Vo
         }
     };
     if let Err(e) = publish(child, &label, &origin, &raw).await {
-        return match give_up_unless_made(child, &e, made).await {
-            Outcome::Made => Ok(Cloned::of(parent, child, &label, point)),
+        let outcome = match e.1 {
+            Sent::Nothing => Outcome::GivenUp,
+            Sent::Inode => give_up_unless_made(child, made).await,
+        };
+        match outcome {
+            Outcome::Made => {}
             Outcome::GivenUp => {
                 undo(child, &label, &raw).await;
                 forget(parent, &entry).await;
-                Err(e.0)
+                return Err(e.0);
             }
             Outcome::Unknown => {
-                log::warn!(
-                    "it is not known whether the clone at {} was made: hypernbd info {0} tells once the store answers, and \
-                     hypernbd delete {0} removes what is there",
-                    child.url
-                );
-                Err(e.0)
+                warn_unknown(child);
+                return Err(e.0);
             }
-        };
+        }
+    }
+    // A deletion has told the parent that there is no such clone.
+    if let Err(e) = ensure_not_deleted(child, label.volume_id, made).await {
+        if matches!(e, VolumeError::Interfered { .. }) {
+            forget(parent, &entry).await;
+        }
+        return Err(e);
     }
     Ok(Cloned::of(parent, child, &label, point))
 }
@@ -297,7 +329,7 @@ async fn publish(child: &Store, label: &Label, origin: &Origin, raw: &InodeRaw) 
 
 /// What became of a clone whose making failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// The answer alone was lost.
     Made,
     /// It cannot come to be any more.
@@ -305,10 +337,9 @@ enum Outcome {
     Unknown,
 }
 
-async fn give_up_unless_made(child: &Store, e: &NotPublished, made: CheckpointId) -> Outcome {
-    if e.1 == Sent::Nothing {
-        return Outcome::GivenUp;
-    }
+/// Finds out what became of a clone whose inode, `made`, was sent and not known to be stored. One that is not there cannot come to be
+/// afterwards.
+pub(super) async fn give_up_unless_made(child: &Store, made: CheckpointId) -> Outcome {
     // Something in its place first, so that the request cannot arrive later (R20).
     match give_up(child).await {
         Ok(true) => Outcome::GivenUp,
@@ -319,6 +350,15 @@ async fn give_up_unless_made(child: &Store, e: &NotPublished, made: CheckpointId
         },
         Err(_) => Outcome::Unknown,
     }
+}
+
+/// Says that the user must look.
+pub(super) fn warn_unknown(child: &Store) {
+    log::warn!(
+        "it is not known whether the clone at {} was made: hypernbd info {0} tells once the store answers, and hypernbd delete {0} \
+         removes what is there",
+        child.url
+    );
 }
 
 /// Takes away what is there of a clone that was given up: what belongs to this label.

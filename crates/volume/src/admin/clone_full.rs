@@ -4,9 +4,13 @@ use std::collections::BTreeSet;
 
 use futures::try_join;
 
-use super::children::{give_up, take_given_up};
-use super::clone::{Cloned, check_places, ensure_free, place_for, remove_directory};
-use super::copy_objects::copy_objects;
+use super::children::{ensure_not_deleted, give_up, take_given_up};
+use super::clone::{
+    Cloned, Outcome, check_places, ensure_free, give_up_unless_made, place_for, point_of, remove_directory,
+    warn_unknown,
+};
+use super::copy_objects::{Holding, copy_objects};
+use super::tombstone::interfered;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -17,7 +21,7 @@ use crate::index::cache::IndexCache;
 use crate::index::diff::{Place, places};
 use crate::meta::label::{self, Label};
 use crate::options::StoreOptions;
-use crate::past::{self, At, Point};
+use crate::past::{At, Point};
 use crate::retention::{Policy, Reading, put_policy};
 use crate::store::Store;
 
@@ -35,7 +39,7 @@ pub async fn clone_full(
     let parent = parents::connect(url, store_options).await?;
     let copy = place_for(&parent, store_options, to).await?;
     let made = async {
-        let (point, ()) = try_join!(past::find(&parent, at), ensure_free(&copy))?;
+        let (point, ()) = try_join!(point_of(&parent, at), ensure_free(&copy))?;
         let reading = Reading::begin(&parent, point.id()).await?;
         let made = make(&parent, &copy, &point).await;
         reading.end().await;
@@ -57,9 +61,10 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
     });
     seen.await
         .map_err(|e| VolumeError::engine(format!("reading the index of {}", parent.url), e))?;
-    let label = label::make(copy, CheckpointId::of_inode(&raw).check).await?;
+    let made_as = CheckpointId::of_inode(&raw);
+    let label = label::make(copy, made_as.check).await?;
     let made = async {
-        copy_objects(parent, &objects, copy).await?;
+        copy_objects(parent, &objects, copy, Holding::Label(&label)).await?;
         put_policy(copy, &Policy::of_new_volumes()).await?;
         let (owned, first) = (copy.clone(), raw);
         super::on_owner_thread(move || async move { bare::store_first(&owned, &first).await })
@@ -69,13 +74,28 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
     };
     // What is there is a whole volume or none: the inode comes last.
     if let Err(e) = made.await {
+        let there = label::load(copy).await;
         undo(copy, &label, false).await;
-        return Err(e);
+        // Whatever failed then has its cause in that.
+        return Err(match there {
+            Ok(there) if there.as_ref() != Some(&label) => interfered(copy),
+            _ => e,
+        });
     }
     if let Err(e) = bare::put_first(copy, &raw).await {
-        undo(copy, &label, true).await;
-        return Err(e);
+        match give_up_unless_made(copy, made_as).await {
+            Outcome::Made => {}
+            Outcome::GivenUp => {
+                undo(copy, &label, true).await;
+                return Err(e);
+            }
+            Outcome::Unknown => {
+                warn_unknown(copy);
+                return Err(e);
+            }
+        }
     }
+    ensure_not_deleted(copy, label.volume_id, made_as).await?;
     Ok(Cloned::of(parent, copy, &label, point))
 }
 

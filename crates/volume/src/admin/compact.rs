@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::retention::rounds;
-use super::{check_buffer, check_closed};
+use super::{check_closed, check_nothing_left};
 use crate::base::control::{Control, Phase};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -52,9 +52,7 @@ pub async fn compact(
     control: &Control,
 ) -> Result<Compacted, VolumeError> {
     let store = parents::connect(url, store_options).await?;
-    // First: what the other advises takes the lease, and what lies in the buffer's file is not applied after that.
-    check_buffer(&store, THEN).await?;
-    check_closed(&store, THEN).await?;
+    check_nothing_left(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let compacted = compact_owned(&store, &lease, control).await;
     lease.release(compacted.is_ok()).await;

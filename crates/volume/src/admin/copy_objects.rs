@@ -6,11 +6,16 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 use log::info;
 
+use super::tombstone::interfered;
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::engine::Ownership;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::checksums;
+use crate::lease::Lease;
+use crate::meta::label::{self, Label};
 use crate::store::Store;
-use crate::store::copy::Copied;
+use crate::store::copy::{Copied, Over};
 use crate::store::sums::{self, Sums};
 
 /// Objects copied at once.
@@ -25,15 +30,27 @@ pub(super) struct Amount {
     pub bytes: u64,
 }
 
+/// What shows that the place that is copied to is still the copier's.
+#[derive(Clone, Copy)]
+pub(super) enum Holding<'a> {
+    /// The lease of the volume there.
+    Lease(&'a Lease),
+    /// The label of one that is being made.
+    Label(&'a Label),
+}
+
 /// Copies these objects, which the container of `from` has or has inherited, to the container of `to`, under the same names and with
-/// their check values. One that is there and carries the original's mark was copied before; another is replaced.
+/// their check values. One that is there and carries the original's mark was copied before. What comes to be there meanwhile is never
+/// replaced: this may be stopped for long, and another volume be made at that place. With the lease of `to`, what was there before is
+/// replaced, as long as the lease is held; with a label nothing more is copied once that is gone.
 ///
 /// # Errors
-/// When a store fails; when an object is missing.
+/// When a store fails; when an object is missing; [`VolumeError::Interfered`] when something is there that was not copied here.
 pub(super) async fn copy_objects(
     from: &Store,
     objects: &BTreeSet<u64>,
     to: &Store,
+    holding: Holding<'_>,
 ) -> Result<Amount, VolumeError> {
     let listed = to.list(&to.data_key("")).await?;
     let there: BTreeMap<String, u64> = listed
@@ -42,7 +59,7 @@ pub(super) async fn copy_objects(
         .collect();
     let copies: Vec<_> = objects
         .iter()
-        .map(|&object| copy_object(from, object, to, &there))
+        .map(|&object| copy_object(from, object, to, &there, holding))
         .collect();
     let copied: Vec<Amount> = stream::iter(copies)
         .buffer_unordered(COPIES_AT_ONCE)
@@ -64,6 +81,7 @@ async fn copy_object(
     object: u64,
     to: &Store,
     there: &BTreeMap<String, u64>,
+    holding: Holding<'_>,
 ) -> Result<Amount, VolumeError> {
     let holder = from.holder_of(cno_of(object));
     let name = name_of(object);
@@ -75,10 +93,23 @@ async fn copy_object(
     let (copied, amount) = match copied_before(holder, &source, to, &target, there).await? {
         Some(copied) => (copied, Amount::default()),
         None => {
-            let copied = to
-                .copy_from(holder, &source, &target)
-                .await?
-                .ok_or_else(missing)?;
+            let original = holder.head(&source).await?.ok_or_else(missing)?;
+            let over = match holding {
+                Holding::Lease(lease) if there.contains_key(&target) => {
+                    lease.check().await?;
+                    Over::Anything
+                }
+                Holding::Lease(_) => Over::Nothing,
+                Holding::Label(label) if label::load(to).await?.as_ref() != Some(label) => {
+                    return Err(interfered(to));
+                }
+                Holding::Label(_) => Over::Nothing,
+            };
+            let copied = to.copy_known(holder, &source, &target, original, over).await;
+            let copied = copied.map_err(|e| match e.kind {
+                StoreErrorKind::PreconditionFailed if over == Over::Nothing => interfered(to),
+                _ => e.into(),
+            })?;
             let bytes = copied.original.size_bytes;
             (copied, Amount { objects: 1, bytes })
         }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::children::{ensure_not_deleted, has_no_inode};
 use super::{VolumeInfo, delete, info};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
@@ -123,7 +124,10 @@ pub(crate) async fn create_noting(
     })
     .await;
     match created {
-        Ok(()) => info(url, store_options).await,
+        Ok(()) => {
+            ensure_not_deleted(&store, label.volume_id, made).await?;
+            info(url, store_options).await
+        }
         // Another tool created the container first. The label is now that volume's.
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             Err(VolumeError::AlreadyExists { url: url.to_string() })
@@ -142,6 +146,7 @@ pub(super) async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> R
         let outer = &prefix[..at];
         match store.head(&format!("{outer}/{}", inode::NAME)).await {
             Ok(None) => {}
+            Ok(Some(info)) if info.size_bytes == inode::GIVEN_UP.len() as u64 => {}
             Ok(Some(_)) => return Err(inside(&store.url, &format!("s3://{bucket}/{outer}/"))),
             // The credentials may be limited to the volume's own prefix.
             // A store that does not mark its answers cannot say so in the answer to a HEAD.
@@ -201,7 +206,7 @@ async fn remove_directory(store: &Store) {
 
 /// Checks that nothing of a volume is stored.
 async fn check_empty(store: &Store) -> Result<(), VolumeError> {
-    if store.head(&store.data_key(inode::NAME)).await?.is_some() {
+    if !has_no_inode(store).await? {
         return Err(VolumeError::AlreadyExists {
             url: store.url.to_string(),
         });

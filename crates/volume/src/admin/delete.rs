@@ -85,10 +85,12 @@ async fn plan(store: &Store) -> Result<DeletePlan, VolumeError> {
     Ok(plan)
 }
 
-/// Whether something of a volume is beside its container, where only this project stores objects.
+/// Whether something of a volume that is not there is beside its container, where only this project stores objects, or stands in the
+/// place of its inode.
 async fn has_leftovers(store: &Store) -> Result<bool, VolumeError> {
     let beside = store.list(&store.meta_key("")).await?;
-    Ok(beside.iter().any(|o| !probe::is_own(store, o)))
+    let is_left = beside.iter().any(|o| !probe::is_own(store, o));
+    Ok(is_left || store.head(&store.data_key(inode::NAME)).await?.is_some())
 }
 
 /// What happens to a volume when damage hides whether a server holds it.
@@ -119,10 +121,13 @@ pub async fn delete(
     probe_objects::sweep(&store).await?;
     let plan = plan(&store).await?;
     let claim = claim(&store, store_options, lease_options, if_damaged).await?;
-    let is_kept_as_versions = remove(&store, store_options, &claim).await?;
+    let removed = remove(&store, store_options, &claim).await;
+    if let (Err(_), Claim::Lease(lease)) = (&removed, &claim) {
+        lease.release(false).await;
+    }
     Ok(Deleted {
         plan,
-        is_kept_as_versions,
+        is_kept_as_versions: removed?,
     })
 }
 
@@ -143,7 +148,7 @@ async fn claim(
     if_damaged: IfDamaged,
 ) -> Result<Claim, VolumeError> {
     let taken = async {
-        if has_no_inode(store).await? {
+        if children::has_no_inode(store).await? {
             return Ok(Claim::NoInode);
         }
         super::take_lease_only(store, store_options, lease_options)
@@ -192,12 +197,11 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
     }
     let origin = given_origin(store).await?;
     let is_kept_as_versions = match claim {
-        // One that is there by now is another volume's.
-        Claim::NoInode if !has_no_inode(store).await? => return Err(interfered(store)),
         Claim::NoInode => {
-            // Of a clone that somebody may be making still.
-            if origin.is_some() {
-                children::give_up(store).await?;
+            // Somebody may be making a clone or a copy still, and its inode may arrive at any time. Whoever puts one looks at the label
+            // afterwards, which is marked by now: of the two one sees the other.
+            if !children::give_up(store).await? {
+                return Err(interfered(store));
             }
             false
         }
@@ -246,19 +250,6 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
     tombstone.remove(store).await?;
     store.remove_if_empty(Directory::Removed).await?;
     Ok(is_kept_as_versions)
-}
-
-/// Whether there is no inode, or what stands in its place since a clone was given up.
-async fn has_no_inode(store: &Store) -> Result<bool, VolumeError> {
-    let key = store.data_key(inode::NAME);
-    match store.head(&key).await? {
-        None => Ok(true),
-        Some(info) if info.size_bytes != children::GIVEN_UP.len() as u64 => Ok(false),
-        Some(_) => {
-            let there = store.get(&key).await?;
-            Ok(there.is_none_or(|(body, _)| body == children::GIVEN_UP))
-        }
-    }
 }
 
 /// Where a clone comes from, if that can be read. What cannot be read keeps the parent as it is.

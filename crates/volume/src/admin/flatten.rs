@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::copy_objects::copy_objects;
+use super::copy_objects::{Holding, copy_objects};
 use super::retention::{rounds, shut_out};
-use super::{check_buffer, check_closed};
+use super::{check_closed, check_nothing_left};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::Ownership;
 use crate::engine::parents;
+use crate::format::inode;
 use crate::lease::Lease;
 use crate::meta::origin::{self, Origin};
 use crate::meta::{children, label};
@@ -51,14 +52,14 @@ pub async fn flatten(
 ) -> Result<Flattened, VolumeError> {
     let store = parents::connect(url, store_options).await?;
     let Some(origin) = origin::load(&store).await? else {
+        // Of a volume that is not there that is said.
+        inode::load(&store).await?;
         return Err(VolumeError::InvalidInput(format!(
             "{url} is no clone: it shares nothing"
         )));
     };
     ensure_shares_or_shared(&store, &origin).await?;
-    // First: what the other advises takes the lease, and what lies in the buffer's file is not applied after that.
-    check_buffer(&store, THEN).await?;
-    check_closed(&store, THEN).await?;
+    check_nothing_left(&store, THEN).await?;
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let flattened = flatten_owned(&store, &lease, &origin).await;
     lease.release(flattened.is_ok()).await;
@@ -83,7 +84,7 @@ async fn flatten_owned(store: &Store, lease: &Arc<Lease>, origin: &Origin) -> Re
         rounds(store, lease).settle(true).await?;
         let needed: BTreeSet<u64> = inherited_objects(store).await?;
         // Copied to the clone's own place, whatever it has inherited.
-        let copied = copy_objects(store, &needed, store).await?;
+        let copied = copy_objects(store, &needed, store, Holding::Lease(lease)).await?;
         (flattened.objects, flattened.bytes) = (copied.objects, copied.bytes);
         lease.check().await?;
         label::end_sharing(store).await?;

@@ -1,11 +1,14 @@
 //! Operations on volumes that are not being served.
 
+use std::path::Path;
 use std::sync::Arc;
+
+use futures::try_join;
 
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
-use crate::buffer_file::BufferDir;
+use crate::buffer_file::{BufferDir, is_left_empty};
 use crate::engine::Ownership;
 use crate::engine::container::{self, Container};
 use crate::engine::guard::InodeGuard;
@@ -13,6 +16,7 @@ use crate::format::inode;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexChecksums;
+use crate::lease::state::Stored;
 use crate::lease::{self, Lease};
 use crate::meta::label::{self, Found};
 use crate::meta::wal_marker;
@@ -20,6 +24,7 @@ use crate::open::history::{self, Known};
 use crate::open::inspect::{Inspection, inspect};
 use crate::open::recover_wal::{self, Wanted};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use crate::store::permission;
 use crate::store::probe::Check;
 use crate::store::{self, Directory, Store};
 
@@ -40,6 +45,7 @@ mod tombstone;
 pub mod wal;
 
 pub use crate::lease::sighting::Sighting;
+pub(crate) use children::ensure_not_deleted;
 pub use children::{CloneInfo, ParentInfo};
 pub use clone::{Cloned, clone};
 pub(crate) use clone::{ensure_free, ensure_stays, own_id, remove_directory};
@@ -81,20 +87,51 @@ pub async fn check_servable(
         recover_wal::check_copied(&store, marker.as_ref(), options)?;
     }
     let wanted = Wanted::of(marker.as_ref(), options.wal.as_ref());
-    recover_wal::check(
-        &store,
-        marker.as_ref(),
-        store_options,
-        wanted.place.as_ref(),
-        options.discard_wal,
-    )
-    .await?;
-    let takeable = lease::probe(&store, &lease_options, lease).await?;
+    let permitted = ensure_writable(&store, store_options, lease.as_ref());
+    let free = async {
+        recover_wal::check(
+            &store,
+            marker.as_ref(),
+            store_options,
+            wanted.place.as_ref(),
+            options.discard_wal,
+        )
+        .await?;
+        lease::probe(&store, &lease_options, lease.clone()).await
+    };
+    let ((), takeable) = try_join!(permitted, free)?;
     recover_wal::check_claimable(options.wal.as_ref()).await?;
     if let Some(dir) = &options.write_buffer_dir {
         BufferDir::check(dir, &url.to_string(), options.write_buffer_bytes)?;
     }
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
+}
+
+/// Checks that the credentials may write the volume and its lease. A store that was probed earlier is written to by the first
+/// client only, which is too late to say on the terminal that it never can be.
+async fn ensure_writable(
+    store: &Store,
+    store_options: &StoreOptions,
+    lease: Option<&Stored>,
+) -> Result<(), VolumeError> {
+    if store_options.allow_unsafe {
+        // A store that ignores conditions would write what it is asked about.
+        return Ok(());
+    }
+    let (key, body) = match lease {
+        Some(lease) => {
+            let stored = serde_json::to_vec_pretty(&lease.record);
+            let stored = stored.map_err(|e| VolumeError::Internal(e.to_string()))?;
+            (store.meta_key(lease::NAME), stored)
+        }
+        None => (store.meta_key(permission::NAME), Vec::new()),
+    };
+    let data = store.data_key(permission::NAME);
+    try_join!(
+        store.ensure_writable(&key, body),
+        store.ensure_writable(&data, Vec::new()),
+    )?;
+    Ok(())
 }
 
 /// Tests the properties that a volume needs of the store at `url`. There need not be a volume. Leaves nothing behind.
@@ -140,7 +177,24 @@ pub(crate) async fn take_lease_only(
         Some(found) => found.label,
         None => label::settle(store, None, None, false).await?,
     };
-    Lease::take(store, label.volume_id, &options, seen, &mut |_| Ok(())).await
+    let lease = Lease::take(store, label.volume_id, &options, seen, &mut |_| Ok(())).await?;
+    // What the store was opened as may be of the past by now: taking a lease can take long.
+    let is_still = async {
+        match store.lineage().fork() > 0 && !label::load(store).await?.is_some_and(|label| label.is_clone) {
+            false => Ok(()),
+            true => Err(VolumeError::InvalidInput(format!(
+                "{} was flattened, or deleted, while it was waited for: give the command again",
+                store.url
+            ))),
+        }
+    };
+    match is_still.await {
+        Ok(()) => Ok(lease),
+        Err(e) => {
+            lease.release(false).await;
+            Err(e)
+        }
+    }
 }
 
 /// Refuses a volume whose WAL was not ended, because the WAL may hold flushed writes. `then` names what the user can do
@@ -151,15 +205,26 @@ pub(crate) async fn check_closed(store: &Store, then: &str) -> Result<(), Volume
     check_log(&store.url, unfinished.as_deref(), then)
 }
 
+/// As [`check_buffer`] and [`check_closed`]. The buffer's file comes first: what the other advises takes the lease, and what lies in the
+/// file is not applied after that.
+async fn check_nothing_left(store: &Store, then: &str) -> Result<(), VolumeError> {
+    check_buffer(store, then).await?;
+    check_closed(store, then).await
+}
+
 /// Refuses a volume whose server was killed on this machine and left answered writes: no later server may apply them once somebody
 /// else had the volume.
-pub(crate) async fn check_buffer(store: &Store, then: &str) -> Result<(), VolumeError> {
+async fn check_buffer(store: &Store, then: &str) -> Result<(), VolumeError> {
     let Some(lease) = lease::load(store).await? else {
         return Ok(());
     };
     let Some(dir) = lease.left_buffer() else {
         return Ok(());
     };
+    // Its server ended well, and the store then refused that it give the lease back.
+    if lease.holder.is_on_this_machine() && is_left_empty(Path::new(dir)) {
+        return Ok(());
+    }
     // A copy has the lease of its original, whose server left them.
     let found = label::find(store).await?;
     let is_own = |found: &Found| !found.is_elsewhere() && found.label.volume_id == lease.volume_id;
@@ -209,6 +274,7 @@ async fn settle_history(store: &Store, lease: &Lease) -> Result<u64, VolumeError
     let checkpoint = Checkpoint {
         id: newest.id(),
         size_bytes: newest.size_bytes(),
+        published_ms: inode::modified_ms(&raw),
     };
     let seen = history::look(store, checkpoint, Known::default()).await?;
     seen.settle(inode::modified_ms(&raw), lease.epoch()).await

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{check_buffer, check_closed};
+use super::{check_closed, check_nothing_left};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::parents;
@@ -93,9 +93,7 @@ pub async fn prune(
     lease_options: &LeaseOptions,
 ) -> Result<Removed, VolumeError> {
     let store = parents::connect(url, store_options).await?;
-    // First: what the other advises takes the lease, and what lies in the buffer's file is not applied after that.
-    check_buffer(&store, THEN).await?;
-    check_closed(&store, THEN).await?;
+    check_nothing_left(&store, THEN).await?;
     let lease = super::take_lease_only(&store, store_options, lease_options).await?;
     let pruned = prune_owned(&store, &lease).await;
     lease.release(pruned.is_ok()).await;

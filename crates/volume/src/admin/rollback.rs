@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use super::check_closed;
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
-use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::parents;
 use crate::engine::{bare, container};
+use crate::format::inode;
 use crate::format::stored_state::StoredState;
 use crate::lease::Lease;
-use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::meta::checkpoint_list::{self, CatalogueEntry, Kind};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past::{self, At, Point, SnapshotName};
 use crate::retention::ensure_readable;
@@ -70,8 +70,31 @@ pub async fn rollback(
 ) -> Result<RolledBack, VolumeError> {
     let store = parents::connect(url, store_options).await?;
     let to = past::find(&store, Some(at)).await?;
-    let lease = super::take_lease(&store, store_options, lease_options).await?;
-    let rolled_back = rollback_owned(&store, &lease, to).await;
+    rollback_in(&store, store_options, to, lease_options).await
+}
+
+/// As [`rollback`], to a checkpoint that [`look`] has found: by now its name or its age may mean another one.
+///
+/// # Errors
+/// As [`rollback`].
+pub async fn rollback_to(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+    to: Point,
+    lease_options: &LeaseOptions,
+) -> Result<RolledBack, VolumeError> {
+    let store = parents::connect(url, store_options).await?;
+    rollback_in(&store, store_options, to, lease_options).await
+}
+
+async fn rollback_in(
+    store: &Store,
+    store_options: &StoreOptions,
+    to: Point,
+    lease_options: &LeaseOptions,
+) -> Result<RolledBack, VolumeError> {
+    let lease = super::take_lease(store, store_options, lease_options).await?;
+    let rolled_back = rollback_owned(store, &lease, to).await;
     lease.release(rolled_back.is_ok()).await;
     rolled_back
 }
@@ -97,17 +120,8 @@ async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<
     let published = published
         .await
         .map_err(|e| VolumeError::Internal(format!("the thread that rolls back ended early: {e}")))??;
-    let entry = CatalogueEntry {
-        cno: published.id.cno,
-        check: Some(published.id.check),
-        published_ms: now_ms(),
-        size_bytes: published.size_bytes,
-        epoch: lease.epoch(),
-        // All generations used before are at or below this one.
-        generation,
-        is_repaired: false,
-        kind: checkpoint_list::Kind::default(),
-    };
+    // All generations used before are at or below this one.
+    let entry = CatalogueEntry::of(published, generation, lease.epoch(), Kind::Change);
     checkpoint_list::write_entry(store, &entry).await?;
     Ok(RolledBack {
         to,
@@ -145,5 +159,6 @@ async fn rollback_adopted(
     Ok(Checkpoint {
         id: state.id(),
         size_bytes: state.size_bytes(),
+        published_ms: inode::modified_ms(&raw),
     })
 }

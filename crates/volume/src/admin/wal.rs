@@ -8,7 +8,7 @@ use crate::base::wal_place::WalPlace;
 use crate::lease::Lease;
 use crate::meta::label;
 use crate::meta::wal_marker::{self, MarkerState};
-use crate::open::recover_wal::give_up_marker;
+use crate::open::recover_wal::{give_up_marker, seal_given_up};
 use crate::options::{InheritedLog, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
 use crate::volume::Volume;
@@ -105,15 +105,18 @@ pub async fn discard(
 ) -> Result<bool, VolumeError> {
     let store = store::connect(url, store_options).await?;
     super::info::of_store(&store).await?;
-    if wal_marker::load(&store)
-        .await?
-        .is_none_or(|(marker, _)| marker.is_clean)
-    {
+    let found = wal_marker::load(&store).await?;
+    let Some((marker, _)) = found.filter(|(marker, _)| !marker.is_clean) else {
         return Ok(false);
-    }
+    };
     let lease = super::take_lease(&store, store_options, lease_options).await?;
     let given_up = async {
-        // The marker comes first, so that a half-removed WAL is never replayed.
+        let found = label::find(&store).await?;
+        if found.is_some_and(|found| !found.is_elsewhere() && found.label.volume_id == marker.volume_id) {
+            // Before the marker, which would let nobody look for an owner that still appends.
+            seal_given_up(&marker, &store, store_options, lease.epoch()).await;
+        }
+        // The marker comes before the records are removed, so that a half-removed WAL is never replayed.
         give_up_marker(&store).await?;
         // Records that cannot be removed are never replayed, because the marker stays and is clean.
         let is_older_alive = lease.older_may_run();

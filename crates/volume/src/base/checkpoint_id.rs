@@ -95,6 +95,8 @@ pub struct Checkpoint {
     pub id: CheckpointId,
     /// Size of the volume at the checkpoint, in bytes.
     pub size_bytes: u64,
+    /// When it was published, as its inode says: milliseconds since 1970-01-01 UTC, by the publisher's clock.
+    pub published_ms: u64,
 }
 
 /// The most checkpoints of this process that are remembered with their size and time.

@@ -116,10 +116,10 @@ pub enum VolumeError {
         /// The clones, and what is known of each.
         clones: String,
     },
-    /// Another command changed the volume while it was being deleted.
+    /// Another command deleted the volume, or made one there, while this one was deleting or making it.
     #[error(
-        "the volume at {url} was changed while it was to be deleted: another command is at work there; nothing more was \
-         done, look at what is there and try again"
+        "what is at {url} was deleted, or made anew, meanwhile: another command is at work there; nothing more was done, look at what is \
+         there and try again"
     )]
     Interfered {
         /// The volume's URL.
@@ -245,6 +245,20 @@ pub enum VolumeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A write changed a part of a block whose other bytes are damaged.
+    #[error(
+        "a part of the {len_bytes} bytes at {offset_bytes} of the volume was written, and the rest of them cannot be read: \
+         before the server ends, write all of them, or trim them if its buffer is full, or bring the damaged object back with hypernbd \
+         repair or from the bucket's versions"
+    )]
+    PartOfDamage {
+        /// Where the block begins.
+        offset_bytes: u64,
+        /// Its length.
+        len_bytes: u64,
+        /// Why it cannot be read.
+        source: Box<VolumeError>,
+    },
     /// The failure of work for which several callers waited.
     #[error(transparent)]
     Shared(Arc<VolumeError>),
@@ -283,7 +297,7 @@ impl VolumeError {
             Self::BufferFull { .. } => ErrorKind::BufferFull,
             Self::Journal { .. } | Self::BufferFile { .. } => ErrorKind::LocalDisk,
             Self::Log { .. } | Self::LogAhead { .. } => ErrorKind::InvalidInput,
-            Self::Corrupt { .. } | Self::Parent { .. } => ErrorKind::Corrupt,
+            Self::Corrupt { .. } | Self::Parent { .. } | Self::PartOfDamage { .. } => ErrorKind::Corrupt,
             Self::CountersExhausted { .. } => ErrorKind::Exhausted,
             Self::Shared(e) => e.kind(),
             Self::Closed => ErrorKind::Closed,

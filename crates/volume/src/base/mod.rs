@@ -1,7 +1,8 @@
 //! The basic types that the whole crate uses: units, ids, errors. Nothing here knows a store or a container.
 
+pub mod cgroup;
 pub mod checkpoint_id;
-pub(crate) mod checksum;
+pub mod checksum;
 pub(crate) mod clock;
 pub mod control;
 pub mod counters;

@@ -84,12 +84,10 @@ where
         keys: Vec<K>,
         work: impl Future<Output = Outcome<T>> + Send + 'static,
     ) -> Flight<T> {
-        let at_end = RemoveAtEnd {
-            all: self.all.clone(),
-            keys: keys.clone(),
-        };
+        let (all, of) = (self.all.clone(), keys.clone());
         let task = tokio::spawn(async move {
-            let _at_end = at_end;
+            // Made in here: a runtime that is ending drops the future at once, while the list is locked.
+            let _at_end = RemoveAtEnd { all, keys: of };
             work.await
         });
         let flight = task

@@ -17,6 +17,7 @@ use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::units::{MIB, format_size};
 use crate::base::volume_id::VolumeId;
+use crate::disk::check_writable;
 use crate::meta::cache_state::boot_id;
 
 pub(super) const FILE: &str = "buffer";
@@ -54,6 +55,12 @@ pub(crate) struct BufferDir {
     lock: File,
 }
 
+/// Whether servers have used this directory, and none of them has left a file in it. One that is not there, or not to be seen from here,
+/// says nothing.
+pub(crate) fn is_left_empty(dir: &Path) -> bool {
+    dir.join(LOCK).exists() && matches!(dir.join(FILE).try_exists(), Ok(false))
+}
+
 impl BufferDir {
     /// Checks, without changing anything, whether a server with this directory and write buffer could start.
     ///
@@ -63,6 +70,7 @@ impl BufferDir {
         let checked = || {
             let place = path.ancestors().find(|place| place.is_dir());
             let place = place.ok_or_else(|| io::Error::other("there is no directory above it"))?;
+            check_writable(place)?;
             if place == path {
                 check_private(path)?;
                 if path.join(LOCK).exists() {
@@ -135,11 +143,14 @@ impl BufferDir {
             predecessor.clone_into(&mut header.owner);
             header.claimants.clear();
         }
-        let known = header.claimants.len();
-        header
-            .claimants
-            .drain(..(known + 1).saturating_sub(CLAIMANTS_MAX));
-        header.claimants.push(self.token.clone());
+        // The same server may ask for the lease several times.
+        if !header.claimants.contains(&self.token) {
+            let known = header.claimants.len();
+            header
+                .claimants
+                .drain(..(known + 1).saturating_sub(CLAIMANTS_MAX));
+            header.claimants.push(self.token.clone());
+        }
         put_header(file, header, count).map_err(|e| unusable(&self.path, &e))
     }
 

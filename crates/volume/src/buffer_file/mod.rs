@@ -31,7 +31,7 @@ mod format;
 mod kept;
 mod left;
 
-pub(crate) use dir::BufferDir;
+pub(crate) use dir::{BufferDir, is_left_empty};
 pub(crate) use file::Recovered;
 pub(crate) use format::{Kind, check_head};
 pub(crate) use kept::{Kept, NoRoom, Ticket};

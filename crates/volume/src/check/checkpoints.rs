@@ -13,8 +13,8 @@ use crate::format::inode;
 use crate::format::object_names::{name_of, summaries_of};
 use crate::format::stored_state::StoredState;
 use crate::meta::checkpoint_list;
-use crate::meta::snapshots::SnapshotName;
-use crate::past::Point;
+use crate::meta::snapshots::{self, SnapshotName};
+use crate::past::{At, Point};
 use crate::retention::plan;
 use crate::store::Store;
 
@@ -89,6 +89,7 @@ pub(super) async fn kept(
     }
     let up_to = newest.map_or(u64::MAX, |(state, _)| state.state_id.cno);
     note_later(store, beside, up_to, findings);
+    note_lost_names(store, beside, up_to, findings);
     note_lost_entries(store, beside, up_to, findings).await?;
     let kept = numbers(beside, up_to);
     let states = stream::iter(kept.into_values()).map(|kept| async move {
@@ -122,7 +123,7 @@ pub(super) async fn kept(
         match found {
             Ok(state) => checkpoints.all.push(state),
             Err((kind, reason)) => {
-                let key = store.data_key(&name_of(summaries_of(kept.cno)[1]));
+                let key = own_object(store, kept.cno);
                 match kept.id {
                     Some(id) => findings.add_of(id, kind, key, reason, OBJECT_ADVICE),
                     None => findings.tell(kind, key, reason, OBJECT_ADVICE),
@@ -137,6 +138,41 @@ pub(super) async fn kept(
         checkpoints.all.push(state);
     }
     Ok(checkpoints)
+}
+
+/// The key of a checkpoint's own object.
+fn own_object(store: &Store, cno: u64) -> String {
+    store.data_key(&name_of(summaries_of(cno)[1]))
+}
+
+/// Tells of a checkpoint that is asked for and known, and cannot be read for this reason. False for one that is not known.
+pub(super) fn note_unreadable(
+    store: &Store,
+    beside: &Beside,
+    at: &At,
+    e: &VolumeError,
+    findings: &mut Findings,
+) -> bool {
+    let id = match at {
+        At::Number(cno) => beside.entries.get(cno).and_then(|entry| {
+            let check = entry.check?;
+            Some(CheckpointId { cno: *cno, check })
+        }),
+        At::Name(name) => {
+            let named = beside.snapshots.iter().find(|snapshot| snapshot.name == *name);
+            named.map(|snapshot| snapshot.checkpoint)
+        }
+        At::Time(_) | At::Ago(_) => None,
+    };
+    let kind = match e {
+        VolumeError::NoCheckpoint { .. } => Kind::Missing,
+        e if e.kind() == ErrorKind::Corrupt => Kind::Damaged,
+        _ => return false,
+    };
+    let Some(id) = id else { return false };
+    let key = own_object(store, id.cno);
+    findings.add_of(id, kind, key, e.chain(), OBJECT_ADVICE);
+    true
 }
 
 /// The newest state, and the size of its blocks; neither when the inode cannot be read.
@@ -176,6 +212,25 @@ fn note_later(store: &Store, beside: &Beside, up_to: u64, findings: &mut Finding
             "it was restored from a backup, rolled back by another tool, or an older one was put in its place: put the right one back; \
              the next server that opens the volume for writing sets the later entries aside",
         );
+    }
+}
+
+/// Names of checkpoints that the volume does not have: of a history that it left.
+fn note_lost_names(store: &Store, beside: &Beside, up_to: u64, findings: &mut Findings) {
+    for snapshot in &beside.snapshots {
+        let id = snapshot.checkpoint;
+        let listed = beside.entries.get(&id.cno).and_then(|entry| entry.check);
+        if id.cno > up_to || listed.is_some_and(|check| check != id.check) {
+            findings.tell(
+                Kind::Contradiction,
+                snapshots::key(store, &snapshot.name),
+                format!(
+                    "the snapshot {} is of checkpoint {id}, and the volume has none such: it went back, and came to other ones",
+                    snapshot.name
+                ),
+                "put the volume back that has it, or delete the name (hypernbd snapshot delete)",
+            );
+        }
     }
 }
 

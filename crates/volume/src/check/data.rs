@@ -1,6 +1,6 @@
 //! Reads the blocks of data that are needed, and compares them with the check values of their objects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -11,8 +11,9 @@ use super::report::{Findings, Kind};
 use super::{Looker, Stored, stopped};
 use crate::base::control::Phase;
 use crate::base::error::VolumeError;
-use crate::base::store_error::StoreErrorKind;
+use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::format::object_names::{cno_of, name_of};
+use crate::index::checksums::OfIndex;
 use crate::store::interceptors::window_checksums::{
     CheckValues, WIDE_WINDOW_BYTES, WINDOW_BYTES, has_checksums,
 };
@@ -104,65 +105,127 @@ pub(super) async fn add_check_values(
     looker: &Looker<'_>,
     read: &Read,
     stored: &Stored,
-    findings: &Findings,
+    findings: &mut Findings,
 ) -> Result<u64, VolumeError> {
+    // Whatever it is: check values of damage would make the damage valid.
+    let found: HashSet<String> = findings
+        .found
+        .iter()
+        .map(|finding| finding.object.clone())
+        .collect();
     let mut added = 0;
     for object in read
         .unchecked
         .iter()
-        .filter(|object| !findings.bad.contains_key(*object))
         // What is inherited is another volume's to write beside.
         .filter(|object| !looker.store.lineage().inherits(cno_of(**object)))
     {
-        let Some(&len_bytes) = stored.get(object) else {
+        let (_, key) = looker.place(*object);
+        let Some(&len_bytes) = stored.get(object).filter(|_| !found.contains(&key)) else {
             continue;
         };
         stopped(looker.control)?;
-        added += u64::from(add_to(looker.store, &name_of(*object), len_bytes).await?);
+        match add_to(looker.store, *object, len_bytes).await? {
+            Added::Yes => added += 1,
+            Added::Changed => {}
+            Added::Damaged { bytes, reason } => {
+                findings.add_place(Kind::Damaged, *object, key, bytes, reason)
+            }
+        }
     }
     Ok(added)
 }
 
-/// Reads an object whole and puts its check values beside the container. `false` when it is not the same all along.
-async fn add_to(store: &Store, name: &str, len_bytes: u64) -> Result<bool, VolumeError> {
+/// What became of an object that has no check values.
+enum Added {
+    Yes,
+    /// It is not the same all along.
+    Changed,
+    /// Its index is not what earlier releases remembered of it. Without a need for it nobody has looked at it before.
+    Damaged {
+        bytes: Range<u64>,
+        reason: String,
+    },
+}
+
+/// Reads an object whole and puts its check values beside the container.
+async fn add_to(store: &Store, object: u64, len_bytes: u64) -> Result<Added, VolumeError> {
+    let name = &name_of(object);
     let key = store.data_key(name);
+    let of_index = match OfIndex::load(store, object).await {
+        Ok(of) => of,
+        // Told of where what lies beside the container was read.
+        Err(e) if e.kind == StoreErrorKind::Corrupt => return Ok(Added::Changed),
+        Err(e) => return Err(e.into()),
+    };
+    let Some((first, has_mark)) = values_of(store, &key, len_bytes, &of_index).await? else {
+        return Ok(Added::Changed);
+    };
+    let first = match first {
+        Ok(first) => first,
+        Err((bytes, reason)) => return Ok(Added::Damaged { bytes, reason }),
+    };
+    // An object that was uploaded anew lost what says which write it is, and what lies beside the container may still be of it.
+    if !has_mark
+        && let Some(there) = store.stored_sums(name).await?
+        && (there.object_bytes, &there.values) != (first.object_bytes, &first.values)
+    {
+        return Ok(Added::Damaged {
+            bytes: 0..len_bytes,
+            reason: "it is not what the check values beside the container are of, and has lost the mark of its writer".into(),
+        });
+    }
+    // An answer that was changed on its way would be made valid, and the object damage.
+    match values_of(store, &key, len_bytes, &of_index).await? {
+        Some((Ok(second), _)) if second == first => {}
+        _ => return Ok(Added::Changed),
+    }
+    store.put_sums(name, &first).await?;
+    Ok(Added::Yes)
+}
+
+/// The check values of an object, read whole, and whether it has the mark of its writer; `None` for one that is not the same all along,
+/// and where and why for one whose index is damaged.
+async fn values_of(
+    store: &Store,
+    key: &str,
+    len_bytes: u64,
+    of_index: &OfIndex,
+) -> Result<Option<(Result<Sums, (Range<u64>, String)>, bool)>, VolumeError> {
     let starts = (0..len_bytes).step_by(READ_BYTES as usize);
-    let reads = stream::iter(starts).map(|start| {
-        let key = &key;
-        async move {
-            store
-                .get_within_info(key, start, READ_BYTES.min(len_bytes - start))
-                .await
-        }
+    let reads = stream::iter(starts).map(|start| async move {
+        let read = store
+            .get_within_info(key, start, READ_BYTES.min(len_bytes - start))
+            .await?;
+        Ok::<_, StoreError>((start, read))
     });
     let mut reads = reads.buffered(READS_AT_ONCE);
     let mut parts = Vec::new();
     let mut write = None;
-    while let Some(read) = reads.try_next().await? {
+    while let Some((start, read)) = reads.try_next().await? {
         let Some((bytes, info)) = read else {
-            return Ok(false);
+            return Ok(None);
         };
-        let of = sums::write_of(&info);
+        let of = (sums::write_of(&info), sums::has_mark(&info));
         if write.get_or_insert_with(|| of.clone()) != &of || info.size_bytes != len_bytes {
-            return Ok(false);
+            return Ok(None);
         }
         let len = bytes.len() as u64;
+        if let Err(reason) = of_index.check(&info.etag, start, &bytes) {
+            return Ok(Some((Err((start..start + len, reason)), of.1)));
+        }
         parts.push((CheckValues::of(&Frames::take(bytes)), len));
     }
     let joined = CheckValues::joined(parts.iter().map(|(values, len)| (values, *len)));
-    let (Some((values, object_bytes)), Some(write)) = (joined, write) else {
-        return Ok(false);
+    let (Some((values, object_bytes)), Some((write, has_mark))) = (joined, write) else {
+        return Ok(None);
     };
-    if object_bytes != len_bytes {
-        return Ok(false);
-    }
     let sums = Sums {
         write,
         object_bytes,
         values,
     };
-    store.put_sums(name, &sums).await?;
-    Ok(true)
+    Ok((object_bytes == len_bytes).then_some((Ok(sums), has_mark)))
 }
 
 /// What is read: the windows that have something of what is needed, as far as the objects reach.

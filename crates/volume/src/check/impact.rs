@@ -13,6 +13,7 @@ use super::report::Findings;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::format::inode;
+use crate::format::node::NODE_BYTES;
 use crate::index::inspect::{Holder, Seen, inspect};
 use crate::meta::checkpoint_list;
 use crate::retention::plan;
@@ -33,8 +34,21 @@ pub(super) async fn tell(looker: &Looker<'_>, findings: &mut Findings) -> Result
     let lengths = BlockLengths::new(states, block_size);
     let mut holders: HashMap<u64, Vec<Holder>> = HashMap::new();
     let mut hits: HashMap<Holder, Hits> = HashMap::new();
+    // Nodes that cannot be read any more: what they lead to went meanwhile, and nothing of it is seen.
+    let mut gone = BTreeSet::new();
     let each = |seen| match seen {
-        Seen::Node { pointer, holder, .. } => holders.entry(pointer).or_default().push(holder),
+        Seen::Node {
+            pointer,
+            object,
+            offset_bytes,
+            holder,
+        } => {
+            holders.entry(pointer).or_default().push(holder);
+            let bytes = offset_bytes..offset_bytes + NODE_BYTES as u64;
+            for finding in findings.bad_at(object, &bytes) {
+                hits.entry(holder).or_default().entry(finding).or_default();
+            }
+        }
         Seen::Block {
             block,
             object,
@@ -42,21 +56,24 @@ pub(super) async fn tell(looker: &Looker<'_>, findings: &mut Findings) -> Result
             holder,
         } => {
             let bytes = lengths.stored_at(block, offset_bytes);
-            for (bad, finding) in findings.bad.get(&object).into_iter().flatten() {
-                if bad.start < bytes.end && bytes.start < bad.end {
-                    let of = hits.entry(holder).or_default().entry(*finding).or_default();
-                    of.push(block..block + 1);
-                }
+            for finding in findings.bad_at(object, &bytes) {
+                let of = hits.entry(holder).or_default().entry(finding).or_default();
+                of.push(block..block + 1);
             }
         }
-        Seen::Damaged { pointer, blocks, .. } => {
-            if let Some((finding, _)) = findings.bad_nodes.get(&pointer) {
+        Seen::Damaged { pointer, blocks, .. } => match findings.bad_nodes.get(&pointer) {
+            Some((finding, _)) => {
                 let of = hits.entry(Holder::Node(pointer)).or_default();
                 of.entry(*finding).or_default().push(blocks);
             }
-        }
+            None => drop(gone.insert(pointer)),
+        },
     };
     inspect(looker.store, &roots(states), looker.scope, looker.cache, each).await?;
+    let of_gone: BTreeSet<usize> = gone
+        .iter()
+        .flat_map(|pointer| roots_of(Holder::Node(*pointer), &holders))
+        .collect();
     for (holder, hits) in hits {
         for root in roots_of(holder, &holders) {
             let state = &states[root];
@@ -71,6 +88,18 @@ pub(super) async fn tell(looker: &Looker<'_>, findings: &mut Findings) -> Result
                     }
                 }
             }
+        }
+    }
+    let places: BTreeSet<usize> = findings
+        .bad
+        .values()
+        .flatten()
+        .map(|(_, finding)| *finding)
+        .collect();
+    for finding in places {
+        let checkpoints = &mut findings.found[finding].checkpoints;
+        if checkpoints.is_empty() {
+            checkpoints.extend(of_gone.iter().map(|root| states[*root].id()));
         }
     }
     Ok(())

@@ -97,8 +97,8 @@ pub async fn check(
     let mut report = Report::new(url, &checkpoints);
     let needed = needed::look(&looker, &mut findings).await?;
     // After the checkpoints, so that all of theirs is in it.
-    let stored = stored(&store, &mut findings).await?;
-    needed.compare(&looker, &stored, &mut findings).await?;
+    let mut stored = stored(&store, &mut findings).await?;
+    needed.compare(&looker, &mut stored, &mut findings).await?;
     if request.is_whole() {
         needed.note_orphans(&looker, &stored, &mut findings);
         table::look(&looker, &beside, &mut findings).await?;
@@ -109,7 +109,7 @@ pub async fn check(
         report.verified_bytes = Some(read.verified_bytes);
         report.unverified_bytes = Some(read.unverified_bytes);
         if request.adds_check_values {
-            let added = data::add_check_values(&looker, &read, &stored, &findings).await?;
+            let added = data::add_check_values(&looker, &read, &stored, &mut findings).await?;
             findings.note(format!("{added} objects got check values"));
         } else if !read.unchecked.is_empty() {
             findings.note(format!(
@@ -154,8 +154,12 @@ async fn chosen(
 ) -> Result<Checkpoints, VolumeError> {
     let mut checkpoints = checkpoints::kept(store, beside, request.snapshot.is_some(), findings).await?;
     if let Some(at) = &request.snapshot {
-        let point = past::find(store, Some(at)).await?;
-        checkpoints.only(&point);
+        match past::find(store, Some(at)).await {
+            Ok(point) => checkpoints.only(&point),
+            // What is asked for is damaged itself, and not unknown.
+            Err(e) if !checkpoints::note_unreadable(store, beside, at, &e, findings) => return Err(e),
+            Err(_) => {}
+        }
     }
     Ok(checkpoints)
 }

@@ -8,6 +8,8 @@ use rangemap::RangeSet;
 use super::report::{Findings, Kind, OBJECT_ADVICE};
 use super::{Looker, Stored};
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
+use crate::base::url::VolumeUrl;
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::{cno_of, is_summary};
 use crate::format::stored_state::{Root, StoredState};
@@ -140,25 +142,35 @@ impl Needed {
     pub async fn compare(
         &self,
         looker: &Looker<'_>,
-        stored: &Stored,
+        stored: &mut Stored,
         findings: &mut Findings,
     ) -> Result<(), VolumeError> {
         let all: BTreeSet<u64> = self.data.keys().chain(self.nodes_end.keys()).copied().collect();
         for object in all {
             let end = self.end(object);
-            if stored.get(&object).is_some_and(|len| *len >= end) {
+            let (holder, key) = looker.place(object);
+            // A directory lists what cannot be read, too.
+            let is_told = matches!(holder.url, VolumeUrl::S3 { .. });
+            if is_told && stored.get(&object).is_some_and(|len| *len >= end) {
                 continue;
             }
-            let (holder, key) = looker.place(object);
             // It may be a list that was not up to date.
-            let (kind, from, reason) = match holder.head(&key).await? {
-                Some(info) if info.size_bytes >= end => continue,
-                Some(info) => (
+            let (kind, from, reason) = match holder.head(&key).await {
+                Ok(Some(info)) if info.size_bytes >= end => {
+                    // So that what is in it is read.
+                    let listed = stored.entry(object).or_default();
+                    *listed = info.size_bytes.max(*listed);
+                    continue;
+                }
+                Ok(Some(info)) => (
                     Kind::Short,
                     info.size_bytes,
                     format!("it has {} bytes, and {end} are needed", info.size_bytes),
                 ),
-                None => (Kind::Missing, 0, "it is not there".to_owned()),
+                Ok(None) => (Kind::Missing, 0, "it is not there".to_owned()),
+                // A file that was cut short: what it is stands at its end.
+                Err(e) if e.kind == StoreErrorKind::Corrupt => (Kind::Damaged, 0, e.detail),
+                Err(e) => return Err(e.into()),
             };
             findings.add_place(kind, object, key, from..u64::MAX, reason);
         }

@@ -241,6 +241,13 @@ impl Findings {
         self.bad.entry(object).or_default().push((bytes, at));
     }
 
+    /// What was found of a part of an object, each by its number.
+    pub fn bad_at(&self, object: u64, bytes: &Range<u64>) -> impl Iterator<Item = usize> {
+        let of = self.bad.get(&object).into_iter().flatten();
+        let is_in = move |bad: &Range<u64>| bad.start < bytes.end && bytes.start < bad.end;
+        of.filter(move |(bad, _)| is_in(bad)).map(|(_, finding)| *finding)
+    }
+
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use futures::future::select;
 use futures::{StreamExt, TryStreamExt};
+use log::info;
 use tokio::sync::oneshot;
 
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::geometry::BlockIndex;
 use crate::engine::Engine;
 use crate::write_buffer::overlay::{Frozen, Overlay, PartialBlock};
@@ -24,16 +25,78 @@ const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// Reads the missing bytes of a frozen generation's partly written blocks. Calls `all_begun` once the last read has
 /// begun.
 ///
+/// Missing bytes that are damaged where they are stored are taken from what was written since, if that covers them:
+/// a client heals a block by writing all of it, and not before that.
+///
 /// # Errors
-/// When a read fails.
+/// When a read fails. The other blocks are completed if it fails for damage.
 pub(crate) async fn complete_partial_blocks(
     engine: &dyn Engine,
+    overlay: &Overlay,
     frozen: &Frozen,
     all_begun: impl FnOnce() + Send,
 ) -> Result<(), VolumeError> {
     let partial = frozen.with(|g| g.partial_blocks());
     let complete = |block, in_block, bytes: &[u8]| frozen.complete(block, in_block, bytes);
-    read_gaps(engine, partial, complete, all_begun).await
+    match read_gaps(engine, partial, complete, all_begun).await {
+        Err(e) if is_damage(&e) => complete_beside_damage(engine, overlay, frozen).await,
+        done => done,
+    }
+}
+
+fn is_damage(e: &VolumeError) -> bool {
+    matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound)
+}
+
+/// Completes block by block, those with damage too where newer writes hold what is missing.
+async fn complete_beside_damage(
+    engine: &dyn Engine,
+    overlay: &Overlay,
+    frozen: &Frozen,
+) -> Result<(), VolumeError> {
+    let geometry = engine.geometry();
+    let block_size = u64::from(geometry.block_size());
+    // Completes one, and tells if it is left unreadable.
+    let complete = |(block, gap): PartialBlock| async move {
+        let start = block.0 * block_size + u64::from(gap.start);
+        let mut bytes = vec![0; gap.len()];
+        let mut take = |_, read: &[u8]| bytes.copy_from_slice(read);
+        let missing = start..start + gap.len() as u64;
+        match engine.read_near(std::slice::from_ref(&missing), &mut take).await {
+            Ok(()) => {}
+            Err(e) if !is_damage(&e) => return Err(e),
+            Err(_) if overlay.read(start, &mut bytes).is_empty() => {
+                info!(
+                    "block {} of the volume was unreadable, and is whole again: all of it was written anew",
+                    block.0
+                );
+            }
+            Err(e) => return Ok(Some((block, e))),
+        }
+        frozen.complete(block, gap.start, &bytes);
+        Ok(None)
+    };
+    let partial = frozen.with(|g| g.partial_blocks());
+    let mut completed = futures::stream::iter(partial)
+        .map(complete)
+        .buffer_unordered(in_flight(block_size));
+    let mut unreadable = None;
+    while let Some(left) = completed.try_next().await? {
+        unreadable = unreadable.or(left);
+    }
+    match unreadable {
+        None => Ok(()),
+        Some((block, source)) => Err(VolumeError::PartOfDamage {
+            offset_bytes: block.0 * block_size,
+            len_bytes: u64::from(geometry.block_len(block)),
+            source: Box::new(source),
+        }),
+    }
+}
+
+/// Reads that may be under way at once.
+fn in_flight(block_size_bytes: u64) -> usize {
+    (BYTES_IN_FLIGHT / block_size_bytes).clamp(1, READS_IN_FLIGHT) as usize
 }
 
 /// Completes blocks of the active generation, so that its own publish finds less to do. Starts reading at `may_read`,
@@ -86,7 +149,6 @@ async fn read_gaps(
     all_begun: impl FnOnce() + Send,
 ) -> Result<(), VolumeError> {
     let block_size = u64::from(engine.geometry().block_size());
-    let in_flight = (BYTES_IN_FLIGHT / block_size).clamp(1, READS_IN_FLIGHT);
     let in_volume = |(block, gap): PartialBlock| {
         let start = block.0 * block_size;
         start + u64::from(gap.start)..start + u64::from(gap.end)
@@ -108,7 +170,7 @@ async fn read_gaps(
             };
             engine.read_near(&ranges, &mut each).await
         })
-        .buffer_unordered(in_flight as usize)
+        .buffer_unordered(in_flight(block_size))
         .try_collect()
         .await
 }
@@ -162,12 +224,40 @@ mod tests {
             }
             let frozen = overlay.freeze();
             let mut times = 0;
-            let done = complete_partial_blocks(&engine, &frozen, || times += 1).await;
+            let done = complete_partial_blocks(&engine, &overlay, &frozen, || times += 1).await;
             done.expect("it reads");
             assert_eq!(times, 1);
             assert!(frozen.with(|g| g.partial_blocks().is_empty()));
             overlay.drop_frozen();
         }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_block_waits_until_all_of_it_is_written_anew() {
+        let (engine, overlay) = sevens().await;
+        overlay.write(BLOCK + 100, b"part");
+        overlay.write(3 * BLOCK + 100, b"part");
+        let frozen = overlay.freeze();
+        engine.damage(1);
+        let complete = async || complete_partial_blocks(&engine, &overlay, &frozen, || {}).await;
+        let e = complete().await.expect_err("it is damaged");
+        assert!(e.to_string().contains("the 65536 bytes at 65536"), "{e}");
+        let left = || frozen.with(|g| g.partial_blocks());
+        assert_eq!(left().len(), 1, "the other block is complete");
+        // Half of what is missing heals nothing.
+        overlay.write(BLOCK, &[9; 50]);
+        complete().await.expect_err("it is damaged still");
+        assert_eq!(left().len(), 1);
+        overlay.zero(BLOCK, 200);
+        overlay.write(BLOCK + 200, &[9; BLOCK as usize - 200]);
+        complete().await.expect("all of it was written");
+        let published = engine.publish(frozen.clone(), Beside::default()).await;
+        published.expect("it is whole");
+        overlay.drop_frozen();
+        let mut bytes = vec![1; BLOCK as usize];
+        engine.read(BLOCK, &mut bytes).await.expect("it is healed");
+        assert_eq!(bytes[..104], [&[0; 100][..], b"part"].concat());
+        assert_eq!((bytes[150], bytes[250]), (0, 9));
     }
 
     #[tokio::test(start_paused = true)]

@@ -124,7 +124,7 @@ impl Publisher {
                 let publish = async {
                     // The receiver lives as long as this future, so a failed send means nothing.
                     let all_begun = || _ = all_begun.send(());
-                    let complete = complete_partial_blocks(engine, &frozen, all_begun);
+                    let complete = complete_partial_blocks(engine, &self.overlay, &frozen, all_begun);
                     counted.time(Phase::Complete, complete).await?;
                     // The one before is recorded by the time this one is published: at most one is not.
                     counted.time(Phase::Store, engine.publish(frozen, beside)).await

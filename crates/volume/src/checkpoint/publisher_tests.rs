@@ -60,6 +60,7 @@ impl Relocating {
                 check: InodeCheck::from_bits(cno),
             },
             size_bytes: self.geometry().size_bytes(),
+            published_ms: 1,
         }
     }
 }

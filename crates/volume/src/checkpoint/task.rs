@@ -195,6 +195,8 @@ impl Task {
         Some(match command {
             Command::Event(event) => {
                 match event {
+                    // Sent while the generation before was active, and that has frozen since. Whatever makes this one dirty says so itself.
+                    machine::Event::Volume(Event::Dirtied) if !self.overlay.is_active_dirty() => return None,
                     machine::Event::Volume(Event::Dirtied) => {
                         self.since.lock().active.get_or_insert_with(Instant::now);
                     }

@@ -1,5 +1,6 @@
 //! One relocation: what is live in the victims is found, copied, and flipped.
 
+use std::io;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -159,7 +160,13 @@ impl Ground {
         self.bring_near(&relocation).await;
         let relocation = Arc::new(relocation);
         // Once it was sent, copies may come to be referred to though its answer is an error.
-        let flipped = flip.flip(relocation.clone()).await?;
+        let flipped = flip.flip(relocation.clone()).await;
+        let flipped = flipped.inspect_err(|_| {
+            let newest = self.published.lock().recent.newest().map_or(0, |id| id.cno);
+            reserved
+                .into_iter()
+                .for_each(|number| self.under_way.sent(number, newest.max(number)));
+        })?;
         match (&flipped, reserved) {
             (Some(flipped), Some(number)) => self.under_way.published(number, flipped.checkpoint.id.cno),
             (None, Some(number)) => self.under_way.given_up(number),
@@ -201,25 +208,24 @@ impl Ground {
         }
         blocks.sort_unstable();
         blocks.dedup();
-        let tree = self.tree()?;
-        relocation::live(&tree, &blocks, nodes)
+        relocation::live(self.trees(), &blocks, nodes)
             .await
             .map_err(|e| VolumeError::engine("looking up what is live in objects", e))
     }
 
-    fn tree(&self) -> Result<relocation::Tree, VolumeError> {
+    /// Reads the newest index, of now, any number of times.
+    fn trees(&self) -> impl Fn() -> io::Result<relocation::Tree> {
         let root = self.published.lock().root;
         let checksums = IndexChecksums::new(self.store.clone());
         let loader = NodeLoader::new(self.store.clone(), checksums, Some(self.cache.clone()));
-        relocation::read(&root, loader, self.cache.clone())
-            .map_err(|e| VolumeError::engine("reading the index", e))
+        let cache = self.cache.clone();
+        move || relocation::read(&root, loader.clone(), cache.clone())
     }
 
     async fn bring_near(&self, relocation: &Relocation) {
         let wanted: Vec<_> = relocation.moves.iter().map(|one| (one.block, one.from)).collect();
-        let Ok(tree) = self.tree() else { return };
         // What fails here fails again, and is told, at the flip.
-        drop(relocation::live(&tree, &wanted, relocation.nodes.clone()).await);
+        drop(relocation::live(self.trees(), &wanted, relocation.nodes.clone()).await);
     }
 
     /// Copies blocks, in their order.

@@ -2,6 +2,7 @@
 //!
 //! [`Disk`] is those calls, so that tests can break each of them; [`fitness`] tries whether they do what they promise.
 
+pub(crate) mod cache_file;
 pub(crate) mod fitness;
 mod mount;
 
@@ -9,6 +10,9 @@ use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD};
+use rustix::io::Errno;
 
 /// The calls that must do what they promise. Their own code is the real thing.
 pub(crate) trait Disk: Send + Sync {
@@ -40,6 +44,23 @@ pub(crate) trait Disk: Send + Sync {
     /// Makes a file where there is none: open(2) with O_EXCL.
     fn create_new(&self, path: &Path) -> io::Result<File> {
         File::create_new(path)
+    }
+}
+
+/// Checks that this process may make files in a directory, without making one.
+///
+/// # Errors
+/// When it may not: the file system is mounted read-only, or the directory is another's.
+pub(crate) fn check_writable(dir: &Path) -> io::Result<()> {
+    let wanted = Access::WRITE_OK | Access::EXEC_OK;
+    // As whom this process works, and with what it was given beyond that.
+    match rustix::fs::accessat(CWD, dir, wanted, AtFlags::EACCESS) {
+        // A kernel before 5.8 does not know this question.
+        Ok(()) | Err(Errno::NOSYS | Errno::INVAL) => Ok(()),
+        Err(e) => {
+            let text = format!("{} cannot be written to ({e})", dir.display());
+            Err(io::Error::new(io::Error::from(e).kind(), text))
+        }
     }
 }
 

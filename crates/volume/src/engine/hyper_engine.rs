@@ -350,6 +350,13 @@ impl Engine for HyperEngine {
     }
 }
 
+impl Drop for HyperEngine {
+    /// An opening that failed later leaves its caches to the next one at once.
+    fn drop(&mut self) {
+        self.stop_warming();
+    }
+}
+
 /// Bytes that were published since the open, about. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PublishedBytes(Arc<AtomicU64>);

@@ -4,12 +4,16 @@ use hyperfile::config::HyperFileMetaConfig;
 use hyperfile::ondisk::InodeRaw;
 
 use super::node;
+use super::stored_state::StateId;
 use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::store::{ObjectInfo, Store};
 
 /// Name of the inode's object.
 pub(crate) const NAME: &str = "inode";
+/// What stands in the place of an inode that was given up, so that whoever was making it cannot end that. There is no volume then.
+pub(crate) const GIVEN_UP: &[u8] =
+    b"This volume was given up before it was made. hypernbd delete removes what is left.\n";
 const NS_A_SECOND: u32 = 1_000_000_000;
 /// The largest size of a volume in bytes, because NBD counts in signed 64 bits.
 const SIZE_MAX_BYTES: u64 = i64::MAX as u64;
@@ -23,7 +27,7 @@ const YEAR_9999_S: u64 = 253_402_300_799;
 pub(crate) async fn load(store: &Store) -> Result<(InodeRaw, ObjectInfo), VolumeError> {
     let key = store.data_key(NAME);
     let got = store.get_with_info(&key).await.map_err(|e| damaged(store, e))?;
-    let Some((body, info)) = got else {
+    let Some((body, info)) = got.filter(|(body, _)| body != GIVEN_UP) else {
         return Err(VolumeError::NotFound {
             url: store.url.to_string(),
         });
@@ -49,7 +53,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<InodeRaw, String> {
 
 /// When the inode was last written, in milliseconds since 1970-01-01 UTC, by its writer's clock.
 pub(crate) fn modified_ms(raw: &InodeRaw) -> u64 {
-    raw.i_mtime.saturating_mul(1000) + u64::from(raw.i_mtime_nsec) / 1_000_000
+    StateId::of_inode(raw).modified_ms()
 }
 
 /// Size of a data block, in bytes.

@@ -26,6 +26,12 @@ impl StateId {
         }
     }
 
+    /// When the state was published, as the inode says: milliseconds since 1970-01-01 UTC.
+    pub(crate) fn modified_ms(&self) -> u64 {
+        let (seconds, nanoseconds) = self.mtime;
+        (seconds as u64).saturating_mul(1000) + nanoseconds as u64 / 1_000_000
+    }
+
     /// The same times, published under this number.
     pub(crate) fn at(self, cno: u64) -> Self {
         Self { cno, ..self }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use btree_ondisk::{NodeCache, NodeTieredCacheStats};
 use foyer::{
-    BlockEngineBuilder, Cache, CacheBuilder, Code, CodeError, DeviceBuilder, FsDeviceBuilder, HybridCache,
-    HybridCacheBuilder, HybridCachePolicy,
+    BlockEngineBuilder, Cache, CacheBuilder, Code, CodeError, HybridCache, HybridCacheBuilder,
+    HybridCachePolicy,
 };
 use log::warn;
 use parking_lot::RwLock;
@@ -18,7 +18,7 @@ use parking_lot::RwLock;
 use super::cache_files::{NodeFiles, named};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
-use crate::disk::RealDisk;
+use crate::disk::{RealDisk, cache_file};
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::cno_of_pointer;
 use crate::index::cache_config::{INDEX_MEMORY_DEFAULT_BYTES, NodeCacheConfig, NodeCacheStrategy};
@@ -247,10 +247,7 @@ impl IndexCache {
 async fn build(files: &NodeFiles, capacity_bytes: usize) -> io::Result<Nodes> {
     files.set_open()?;
     let dir = files.dir();
-    let device = FsDeviceBuilder::new(dir)
-        .with_capacity(capacity_bytes)
-        .build()
-        .map_err(|e| named(dir, &e))?;
+    let device = cache_file::open(dir, capacity_bytes).map_err(|e| named(dir, &e))?;
     HybridCacheBuilder::new()
         .with_name("index-nodes")
         .with_policy(HybridCachePolicy::WriteOnInsertion)

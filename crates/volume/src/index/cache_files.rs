@@ -2,18 +2,19 @@
 //!
 //! ```text
 //! <path>/<volume id>/nodes.lock   flock(2) on it is held by the server that uses the cache
-//! <path>/<volume id>/nodes/       the cache's files (foyer's names), `open` while it is used, `checkpoint` (`cache_state`)
+//! <path>/<volume id>/nodes/       the cache's file (`cache_file`), `open` while it is used, `checkpoint` (`cache_state`)
 //! ```
 //!
 //! Earlier releases kept the same files directly in `<volume id>/`, where the read cache may have its own files.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use log::warn;
 
+use crate::disk::cache_file::{self, is_of_cache};
 use crate::disk::{Disk, fitness};
 use crate::meta::cache_state;
 
@@ -23,8 +24,6 @@ const LOCK_NAME: &str = "nodes.lock";
 /// This file exists while a cache is open. If an open finds it, the previous process was killed, and the contents are
 /// not trusted.
 const OPEN_MARKER: &str = "open";
-/// The prefix of foyer's file names. A number of eight digits or more follows.
-const FILE_PREFIX: &str = "foyer-storage-direct-fs-";
 /// The directory of a read cache. If it exists, files directly in the volume's directory may be the read cache's.
 const PAGES_NAME: &str = "pages";
 
@@ -115,8 +114,8 @@ impl NodeFiles {
 
 /// Removes the files that an earlier release left directly in the volume's directory. Nothing reads them any more.
 fn remove_earlier(of_volume: &Path) -> io::Result<()> {
-    // One of foyer's files shows that there was a cache. The file `open` was empty.
-    let is_any = file_names(of_volume)?.iter().any(|name| is_foyers(name));
+    // One of its files shows that there was a cache. The file `open` was empty.
+    let is_any = file_names(of_volume)?.iter().any(|name| is_of_cache(name));
     if !is_any {
         return Ok(());
     }
@@ -130,10 +129,10 @@ fn remove_earlier(of_volume: &Path) -> io::Result<()> {
     remove_ours(of_volume, &names)
 }
 
-/// Removes foyer's files, and the files with one of `names`.
+/// Removes the cache's file, and the files with one of `names`.
 fn remove_ours(dir: &Path, names: &[&str]) -> io::Result<()> {
     for name in file_names(dir)? {
-        if is_foyers(&name) || names.contains(&name.as_str()) {
+        if is_of_cache(&name) || names.contains(&name.as_str()) {
             let path = dir.join(name);
             fs::remove_file(&path).map_err(|e| named(&path, &e))?;
         }
@@ -141,25 +140,9 @@ fn remove_ours(dir: &Path, names: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-fn is_foyers(name: &str) -> bool {
-    name.strip_prefix(FILE_PREFIX)
-        .is_some_and(|number| number.len() >= 8 && number.bytes().all(|b| b.is_ascii_digit()))
-}
-
 /// The names of the files in a directory; none when there is no directory.
 fn file_names(dir: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|e| named(dir, &e))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| named(dir, &e))?;
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            names.extend(entry.file_name().into_string());
-        }
-    }
-    Ok(names)
+    cache_file::file_names(dir).map_err(|e| named(dir, &e))
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -236,7 +219,7 @@ mod tests {
             "{kept:?}"
         );
         assert!(
-            !kept.iter().any(|name| is_foyers(name) && name != left[0]),
+            !kept.iter().any(|name| is_of_cache(name) && name != left[0]),
             "{kept:?}"
         );
     }
@@ -251,6 +234,7 @@ mod tests {
             files.dir(),
             &[
                 "foyer-storage-direct-fs-00000000",
+                cache_file::CACHE_FILE,
                 "checkpoint",
                 "checkpoint.new",
                 "thesis.tex",

@@ -124,23 +124,52 @@ impl IndexChecksums {
         if let Some(known) = self.known.lock().get(&number) {
             return Ok(known.clone());
         }
-        let holder = self.holder(object);
-        let key = key(holder, &name_of(number));
-        let found = match holder.get(&key).await? {
-            Some((body, _)) => {
-                let checksum = serde_json::from_slice(&body);
-                Some(Arc::new(
-                    checksum.map_err(|e| holder.corrupt(&key, e.to_string()))?,
-                ))
-            }
-            None => None,
-        };
+        let found = load(self.holder(object), number).await?.map(Arc::new);
         let mut known = self.known.lock();
         if known.len() >= REMEMBERED_MAX {
             known.clear();
         }
         known.insert(number, found.clone());
         Ok(found)
+    }
+}
+
+/// What is remembered of an object that `holder` has, whichever write it is of.
+async fn load(holder: &Store, object: u64) -> Result<Option<IndexChecksum>, StoreError> {
+    let key = key(holder, &name_of(object));
+    let Some((body, _)) = holder.get(&key).await? else {
+        return Ok(None);
+    };
+    let checksum = serde_json::from_slice(&body);
+    Ok(Some(checksum.map_err(|e| holder.corrupt(&key, e.to_string()))?))
+}
+
+/// What is remembered of the index of an object.
+pub(crate) struct OfIndex(Option<IndexChecksum>);
+
+impl OfIndex {
+    /// Of the volume's own object, whichever write it is of.
+    ///
+    /// # Errors
+    /// When the store fails, or the check values cannot be read.
+    pub(crate) async fn load(store: &Store, object: u64) -> Result<Self, StoreError> {
+        load(store, object).await.map(Self)
+    }
+
+    /// Compares a part of this write of the object, which starts at a whole window, as far as the index reaches.
+    ///
+    /// # Errors
+    /// A text that says what is wrong.
+    pub(crate) fn check(&self, write: &ETag, offset_bytes: u64, part: &Bytes) -> Result<(), String> {
+        let Some(checksum) = self.0.as_ref().filter(|of| of.etag == write.0) else {
+            return Ok(());
+        };
+        let left = checksum.index_end_bytes.saturating_sub(offset_bytes);
+        let covered = left.min(part.len() as u64);
+        for at in (0..covered).step_by(WIDE_WINDOW_BYTES as usize) {
+            check(checksum, offset_bytes + at, &part.slice(at as usize..))?;
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use super::cache::IndexCache;
 use super::checksums::IndexChecksums;
 use super::loader::{NodeLoader, format_of};
 use super::origins::Births;
+use super::walk::LEAVES_KEPT;
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::object_of;
 use crate::format::stored_state::{Root, StoredState};
@@ -31,7 +32,12 @@ type Node = (u64, Option<BlockPtr>);
 
 /// One of the two checkpoints.
 struct Side {
+    root: Root,
+    loader: NodeLoader,
+    cache: IndexCache,
     tree: Tree,
+    /// Nodes that were read through this tree.
+    held: usize,
     /// Nodes of one level that may hold differences, in the order of their blocks.
     nodes: Vec<Node>,
     /// Their level: 1 for leaves.
@@ -45,45 +51,37 @@ impl Side {
             IndexChecksums::new(store.clone()),
             Some(cache.clone()),
         );
-        let tree: Tree = BMap::read(&root.0, NODE_BYTES, loader, cache)?;
-        let first = match tree.seek_key(&0).await {
-            Ok(first) => first,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self {
-                    tree,
-                    nodes: Vec::new(),
-                    level: 1,
-                });
-            }
+        let tree: Tree = BMap::read(&root.0, NODE_BYTES, loader.clone(), cache.clone())?;
+        let (nodes, level) = match tree.seek_key(&0).await {
+            Ok(first) => match tree.height() - 1 {
+                // The root holds the entries itself.
+                0 | 1 => (vec![(first, None)], 1),
+                root_level => {
+                    let children = tree.node_children(root_level, &first).await?;
+                    let nodes = children.into_iter().map(|(key, pointer, _)| (key, Some(pointer)));
+                    (nodes.collect(), root_level - 1)
+                }
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Vec::new(), 1),
             Err(e) => return Err(e),
         };
-        let root_level = tree.height() - 1;
-        match root_level {
-            // The root holds the entries itself.
-            0 | 1 => Ok(Self {
-                tree,
-                nodes: vec![(first, None)],
-                level: 1,
-            }),
-            _ => {
-                let children = tree.node_children(root_level, &first).await?;
-                Ok(Self {
-                    tree,
-                    nodes: children
-                        .into_iter()
-                        .map(|(key, pointer, _)| (key, Some(pointer)))
-                        .collect(),
-                    level: root_level - 1,
-                })
-            }
-        }
+        Ok(Self {
+            root: *root,
+            loader,
+            cache,
+            tree,
+            held: 0,
+            nodes,
+            level,
+        })
     }
 
     /// Replaces the nodes by their children, one level further down.
     async fn descend(&mut self) -> io::Result<()> {
         let mut below = Vec::new();
-        for nodes in self.nodes.chunks(FETCHED_TOGETHER) {
-            self.fetch(nodes).await;
+        let above = std::mem::take(&mut self.nodes);
+        for nodes in above.chunks(FETCHED_TOGETHER) {
+            self.fetch(nodes).await?;
             for (key, _) in nodes {
                 let children = self.tree.node_children(self.level, key).await?;
                 below.extend(children.into_iter().map(|(key, pointer, _)| (key, Some(pointer))));
@@ -94,23 +92,29 @@ impl Side {
         Ok(())
     }
 
-    /// Fetches nodes together. An error here occurs again, and is returned, when the node is needed.
-    async fn fetch(&self, nodes: &[Node]) {
+    /// Fetches nodes together. What fails to be fetched fails again, and is told, when the node is needed.
+    async fn fetch(&mut self, nodes: &[Node]) -> io::Result<()> {
+        if self.held >= LEAVES_KEPT {
+            self.tree = BMap::read(&self.root.0, NODE_BYTES, self.loader.clone(), self.cache.clone())?;
+            self.held = 0;
+        }
+        self.held += nodes.len();
         let keys: Vec<u64> = nodes.iter().map(|(key, _)| *key).collect();
         drop(self.tree.lookup_batch(&keys).await);
+        Ok(())
     }
 
     /// The entries of the next leaf that has any, from the leaf number `at` on.
-    async fn entries(&self, at: &mut usize) -> io::Result<Vec<(u64, BlockPtr)>> {
-        let Some((key, _)) = self.nodes.get(*at) else {
+    async fn entries(&mut self, at: &mut usize) -> io::Result<Vec<(u64, BlockPtr)>> {
+        let Some(&(key, _)) = self.nodes.get(*at) else {
             return Ok(Vec::new());
         };
         if at.is_multiple_of(FETCHED_TOGETHER) {
-            self.fetch(&self.nodes[*at..self.nodes.len().min(*at + FETCHED_TOGETHER)])
-                .await;
+            let next = self.nodes[*at..self.nodes.len().min(*at + FETCHED_TOGETHER)].to_vec();
+            self.fetch(&next).await?;
         }
         *at += 1;
-        let entries = self.tree.leaf_entries(key).await?;
+        let entries = self.tree.leaf_entries(&key).await?;
         match entries.is_empty() {
             false => Ok(entries),
             true => Err(io::Error::new(
@@ -132,13 +136,13 @@ fn drop_common(from: &mut Side, to: &mut Side) {
 
 /// The entries of one side, in their order.
 struct Entries<'a> {
-    side: &'a Side,
+    side: &'a mut Side,
     at: usize,
     leaf: std::iter::Peekable<std::vec::IntoIter<(u64, BlockPtr)>>,
 }
 
 impl<'a> Entries<'a> {
-    fn of(side: &'a Side) -> Self {
+    fn of(side: &'a mut Side) -> Self {
         Self {
             side,
             at: 0,
@@ -157,8 +161,8 @@ impl<'a> Entries<'a> {
 /// Hands over the blocks, ascending, whose entries differ in the leaves of two sides, with the entry of each. With `births` those are
 /// left out that were moved and not changed.
 async fn each_difference(
-    old: &Side,
-    new: &Side,
+    old: &mut Side,
+    new: &mut Side,
     mut births: Option<Births>,
     mut each: impl FnMut(u64, Option<BlockPtr>, Option<BlockPtr>),
 ) -> io::Result<()> {
@@ -270,9 +274,9 @@ pub(crate) async fn places(
     let mut old = match from {
         Some(from) => Side::new(store, from, cache.clone()).await?,
         None => Side {
-            tree: Side::new(store, to, cache.clone()).await?.tree,
             nodes: Vec::new(),
             level: 1,
+            ..Side::new(store, to, cache.clone()).await?
         },
     };
     let format = format_of(new.tree.get_userdata())?;
@@ -281,7 +285,7 @@ pub(crate) async fn places(
         each(only_in, Place::Node(object(&pointer)));
     })
     .await?;
-    each_difference(&old, &new, None, |_, was, is| {
+    each_difference(&mut old, &mut new, None, |_, was, is| {
         for (only_in, pointer) in [(OnlyIn::From, was), (OnlyIn::To, is)] {
             if let Some(pointer) = pointer.filter(BlockPtrFormat::is_on_staging) {
                 each(only_in, Place::Block(object(&pointer)));
@@ -316,7 +320,7 @@ pub(crate) async fn changes(
     };
     let mut run: Option<(Range<u64>, bool)> = None;
     let is_data = |pointer: Option<BlockPtr>| pointer.is_some_and(|p| !BlockPtrFormat::is_zero_block(&p));
-    each_difference(&old, &new, births, |block, was, is| {
+    each_difference(&mut old, &mut new, births, |block, was, is| {
         if !is_data(was) && !is_data(is) {
             return;
         }

@@ -48,6 +48,11 @@ pub(crate) struct Published {
 pub(crate) struct RecentRoots(BTreeMap<CheckpointId, Root>);
 
 impl RecentRoots {
+    /// The newest of them.
+    pub fn newest(&self) -> Option<CheckpointId> {
+        self.0.keys().next_back().copied()
+    }
+
     /// Adds the newest checkpoint.
     pub fn note(&mut self, id: CheckpointId, root: Root) {
         self.0.insert(id, root);

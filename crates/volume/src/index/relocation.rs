@@ -11,6 +11,7 @@ use hyperfile::meta_format::BlockPtrFormat;
 
 use super::cache::IndexCache;
 use super::loader::NodeLoader;
+use super::walk::LEAVES_KEPT;
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::segment_of;
 use crate::format::stored_state::Root;
@@ -89,25 +90,31 @@ pub(crate) fn read(root: &Root, loader: NodeLoader, cache: IndexCache) -> io::Re
     BMap::read(&root.0, NODE_BYTES, loader, cache)
 }
 
-/// Which of these blocks, ascending, have these very pointers, and which of these nodes the index has.
+/// Which of these blocks, ascending, have these very pointers, and which of these nodes the index has. `read` reads the index anew from its
+/// root, as often as that is needed for the nodes in memory not to become too many.
 ///
 /// # Errors
 /// When the index cannot be read.
 pub(crate) async fn live(
-    tree: &Tree,
+    read: impl Fn() -> io::Result<Tree>,
     blocks: &[(u64, BlockPtr)],
     nodes: Vec<Node>,
 ) -> io::Result<(Vec<(u64, BlockPtr)>, Vec<Node>)> {
     let mut found = Vec::new();
     let mut leaves = Leaves::new(blocks.iter().map(|(block, _)| *block).collect());
-    while let Some(leaf) = leaves.next(tree).await? {
+    let mut tree = read()?;
+    while let Some(leaf) = leaves.next(&tree).await? {
+        if leaves.held >= LEAVES_KEPT && leaves.at >= leaves.fetched {
+            tree = read()?;
+            leaves.held = 0;
+        }
         let of_leaf = &blocks[leaf.wanted.clone()];
         let is_live = |(block, pointer): &&(u64, BlockPtr)| leaf.get(*block) == Some(*pointer);
         found.extend(of_leaf.iter().filter(is_live));
     }
     let mut there = Vec::new();
     for node in nodes {
-        if is_there(tree, &node).await? {
+        if is_there(&tree, &node).await? {
             there.push(node);
         }
     }
@@ -182,6 +189,8 @@ struct Leaves {
     keys: Vec<u64>,
     at: usize,
     fetched: usize,
+    /// Leaves that were fetched.
+    held: usize,
 }
 
 impl Leaves {
@@ -191,6 +200,7 @@ impl Leaves {
             keys,
             at: 0,
             fetched: 0,
+            held: 0,
         }
     }
 
@@ -227,6 +237,7 @@ impl Leaves {
             end += 1;
         }
         drop(tree.lookup_batch(&ahead).await);
+        self.held += ahead.len();
         self.fetched = end;
     }
 }

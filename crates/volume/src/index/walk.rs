@@ -16,7 +16,7 @@ use crate::format::stored_state::Root;
 const LEAVES_AHEAD: usize = 256;
 /// Number of leaves after which the tree is read from its root again. Otherwise it would keep every node that it has
 /// read; these take 4 MiB.
-const LEAVES_KEPT: usize = 1024;
+pub(super) const LEAVES_KEPT: usize = 1024;
 
 type Tree = BMap<'static, u64, BlockPtr, BlockPtr, NodeLoader, IndexCache>;
 

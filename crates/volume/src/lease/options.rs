@@ -15,6 +15,9 @@ pub struct LeaseOptions {
     /// What [`crate::admin::check_servable`] saw. It spares the open one inspection, and watching the lease a second
     /// time.
     pub sighting: Option<Sighting>,
+    /// An opening from the same sighting failed: what the store has by now is looked at first. Of the sighting counts that its lease
+    /// had run out.
+    pub is_retry: bool,
     /// The stored lease may be a copy of the one of the volume from which this volume was copied. Its holder then says
     /// nothing about this volume; only renewals of the lease do.
     pub is_copied: bool,
@@ -35,6 +38,7 @@ impl Default for LeaseOptions {
             duration: Duration::from_secs(30),
             takeover: false,
             sighting: None,
+            is_retry: false,
             is_copied: false,
             epoch_above: 0,
             write_buffer_dir: None,

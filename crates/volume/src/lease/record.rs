@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::host;
+use super::state::Liveness;
 use crate::base::stored_text;
 use crate::base::volume_id::VolumeId;
 
@@ -122,6 +124,11 @@ impl LeaseRecord {
     /// Whether it is in force.
     pub fn is_held(&self) -> bool {
         self.state == LeaseState::Held
+    }
+
+    /// Whether the process that holds it is known to have ended without giving it back: it ran on this machine, and was killed.
+    pub fn is_of_killed(&self) -> bool {
+        self.is_held() && host::liveness(self, &host::this_process()) == Liveness::Ended
     }
 }
 

@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck, NewestCheckpoint};
-use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::meta::wal_marker::{self, Marker};
@@ -315,7 +314,7 @@ impl CatalogueEntry {
         Self {
             cno: checkpoint.id.cno,
             check: Some(checkpoint.id.check),
-            published_ms: now_ms(),
+            published_ms: checkpoint.published_ms,
             size_bytes: checkpoint.size_bytes,
             epoch,
             generation,

@@ -22,6 +22,7 @@ fn checkpoint(cno: u64) -> Checkpoint {
             check: InodeCheck::from_bits(cno),
         },
         size_bytes: 7,
+        published_ms: 1,
     }
 }
 
@@ -33,7 +34,8 @@ async fn watermarks(store: &Store, epoch: u64) -> Watermarks {
         host: "here".into(),
         journal_id: None,
         epoch,
-        opened_ms: 0,
+        // No two openings are of one moment.
+        opened_ms: before.as_ref().map_or(0, |b| b.0.opened_ms + 1),
         watermark: 0,
         checkpoint: None,
         is_clean: false,
@@ -66,6 +68,23 @@ async fn a_watermark_cannot_be_written_behind_the_next_owners_back() {
         let late = older.published(7, checkpoint).await;
         assert!(matches!(late, Err(VolumeError::Fenced { .. })), "{late:?}");
     }
+}
+
+/// Each attempt at a write of the marker is carried out, and none answered: the owner knows nothing of what it wrote.
+#[tokio::test]
+async fn an_owner_goes_on_from_a_marker_that_it_never_heard_of() {
+    let (_dir, store) = store().await;
+    let owner = watermarks(&store, 1).await;
+    let (mut unheard, _) = crate::meta::wal_marker::load(&store).await.unwrap().unwrap();
+    unheard.watermark = 5;
+    let key = store.meta_key(crate::meta::wal_marker::NAME);
+    store
+        .put(&key, serde_json::to_vec(&unheard).unwrap())
+        .await
+        .unwrap();
+    owner.published(6, None).await.expect("it is its own");
+    let (there, _) = crate::meta::wal_marker::load(&store).await.unwrap().unwrap();
+    assert_eq!(there.watermark, 6);
 }
 
 /// A lease that somebody removed is made again with an epoch above that of the WAL's owner, who may have published

@@ -81,6 +81,12 @@ impl MarkerState {
         place.to_string() == self.url
     }
 
+    /// Whether the same opening wrote both. An epoch alone does not say it: a backup that was restored brings back its lease, too.
+    fn is_of_owner_of(&self, other: &Self) -> bool {
+        (self.volume_id, self.epoch, self.opened_ms, &self.host)
+            == (other.volume_id, other.epoch, other.opened_ms, &other.host)
+    }
+
     /// The address of the WAL of the volume with this store, for people.
     pub fn address(&self, volume: &Store) -> String {
         match self.is_at(&WalPlace::Beside) {
@@ -88,6 +94,35 @@ impl MarkerState {
             false => self.url.clone(),
         }
     }
+}
+
+/// Warns of flushed writes that only the WAL may have. `consequence` says what becomes of them.
+pub(crate) fn warn_of_unpublished(
+    store: &Store,
+    marker: Result<Option<MarkerState>, VolumeError>,
+    consequence: &str,
+) {
+    match marker {
+        Ok(Some(marker)) if !marker.is_clean => log::warn!(
+            "the log {} may hold flushed writes that are not published: {consequence}",
+            marker.address(store)
+        ),
+        Ok(_) => {}
+        Err(e) => log::warn!(
+            "it is unknown whether the volume has a write-ahead log: {}",
+            e.chain()
+        ),
+    }
+}
+
+/// As [`warn_of_unpublished`], of a volume whose marker was not looked at yet. `lacks` says what those writes are not in.
+pub(crate) async fn warn_if_unpublished(store: &Store, lacks: &str) {
+    let marker = load(store).await.map(|found| found.map(|(marker, _)| marker));
+    let consequence = format!(
+        "they are not {lacks}; hypernbd snapshot create publishes them where the server runs on this host, and a server that stops \
+         publishes them as well; of one that was killed, hypernbd wal replay does"
+    );
+    warn_of_unpublished(store, marker, &consequence);
 }
 
 /// The records of the WAL beside the volume with this store, of the volume with this id.
@@ -209,6 +244,10 @@ impl Marker {
             // An earlier attempt may have been carried out, and its answer lost.
             Err(fenced @ VolumeError::Fenced { .. }) => match load(&self.store).await? {
                 Some((there, etag)) if there == state => etag,
+                // One that this owner wrote earlier, of which it never heard.
+                Some((there, etag)) if there.is_of_owner_of(&state) => {
+                    write(&self.store, &state, Some(&etag)).await?
+                }
                 _ => return Err(fenced),
             },
             Err(e) => return Err(e),

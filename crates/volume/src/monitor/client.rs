@@ -38,7 +38,7 @@ impl fmt::Display for ServerAddress {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No connection.
-    #[error("no server answers at {place}: {source}")]
+    #[error("no server answers at {place}")]
     Unreachable {
         /// Where.
         place: ServerAddress,

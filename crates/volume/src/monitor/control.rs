@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
-use super::Monitor;
 use super::status::Status;
+use super::{Monitor, State};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::options::parse_checkpoint_interval;
 use crate::past::{self, SnapshotName};
@@ -175,9 +175,27 @@ impl Monitor {
         }
     }
 
+    /// Ends the server: now, or once the last client has gone.
+    pub(super) fn end(&self, when_idle: bool) {
+        let when = if when_idle {
+            " once the last client has gone"
+        } else {
+            ""
+        };
+        log::info!("told to end{when}");
+        self.served.shut_down(when_idle);
+    }
+
     /// Does what it is told; may take as long as a flush. To be called where blocking harms nobody.
     pub(super) fn carry_out(&self, verb: &Verb, runtime: &Handle) -> Result<Value, Refusal> {
         let now = self.served.now();
+        // The last checkpoint is being made, and whether it succeeds is not known.
+        if now.state == State::Ending && matches!(verb, Verb::Flush | Verb::Snapshot(_)) {
+            return Err(Refusal::new(
+                StatusCode::CONFLICT,
+                "the server is ending: wait until it has, and look at how it ended".to_owned(),
+            ));
+        }
         match verb {
             Verb::Flush => {
                 if let Some(volume) = &now.volume {
@@ -195,18 +213,8 @@ impl Monitor {
                 serde_json::to_value(made)
                     .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
             }
-            Verb::Shutdown { when_idle } => {
-                log::info!(
-                    "told to end{}",
-                    if *when_idle {
-                        " once the last client has gone"
-                    } else {
-                        ""
-                    }
-                );
-                self.served.shut_down(*when_idle);
-                Ok(serde_json::json!({ "connections": now.connections }))
-            }
+            // It ends once that is answered ([`Self::end`]).
+            Verb::Shutdown { .. } => Ok(serde_json::json!({ "connections": now.connections })),
             Verb::Set(settings) => {
                 let bad = |why: String| Refusal::new(StatusCode::BAD_REQUEST, why);
                 let interval = settings.checkpoint_interval.as_deref();

@@ -16,11 +16,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, warn};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
-use super::control::{self, Refusal};
+use super::control::{self, Refusal, Verb};
 use super::listen::{Listener, Socket};
 use super::{Monitor, page};
 
@@ -145,9 +146,11 @@ async fn connection(
     access: Access,
 ) {
     let _turn = turn;
+    let ending = Ending::default();
+    let (of_service, asked) = (monitor.clone(), ending.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let monitor = monitor.clone();
-        async move { Ok::<_, Infallible>(respond(monitor, access, request).await) }
+        let (monitor, asked) = (of_service.clone(), asked.clone());
+        async move { Ok::<_, Infallible>(respond(monitor, access, request, &asked).await) }
     });
     let mut connection = http1::Builder::new();
     connection
@@ -166,9 +169,34 @@ async fn connection(
         Ok(Err(e)) => debug!("a connection that asked about the server ended early: {e}"),
         Err(_) => debug!("a connection that asked about the server took too long"),
     }
+    if let Some(when_idle) = ending.take() {
+        monitor.end(when_idle);
+    }
 }
 
-async fn respond(monitor: Arc<Monitor>, access: Access, request: Request<Incoming>) -> Answer {
+/// Whether the server was told to end, and whether only once its last client has gone. It ends once that is answered: with the server
+/// this connection goes, too.
+#[derive(Debug, Clone, Default)]
+struct Ending(Arc<Mutex<Option<bool>>>);
+
+impl Ending {
+    fn take(&self) -> Option<bool> {
+        self.0.lock().take()
+    }
+
+    fn note(&self, verb: &Verb) {
+        if let Verb::Shutdown { when_idle } = verb {
+            *self.0.lock() = Some(*when_idle);
+        }
+    }
+}
+
+async fn respond(
+    monitor: Arc<Monitor>,
+    access: Access,
+    request: Request<Incoming>,
+    ending: &Ending,
+) -> Answer {
     let path = request.uri().path().to_owned();
     let is_verb = path.starts_with(control::VERSION) && path != STATUS_OF_CONTROL;
     if access == Access::Look || !is_verb {
@@ -190,7 +218,7 @@ async fn respond(monitor: Arc<Monitor>, access: Access, request: Request<Incomin
     }
     let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
     let done = match tokio::time::timeout(CONNECTION_TIME_MAX, body).await {
-        Ok(Ok(body)) => told(monitor, path, body.to_bytes()).await,
+        Ok(Ok(body)) => told(monitor, path, body.to_bytes(), ending).await,
         Ok(Err(_)) => Err(Refusal {
             status: StatusCode::PAYLOAD_TOO_LARGE,
             why: format!("the body broke off, or is longer than {BODY_BYTES_MAX} bytes"),
@@ -207,8 +235,14 @@ async fn respond(monitor: Arc<Monitor>, access: Access, request: Request<Incomin
     answer(status, JSON, body.to_string())
 }
 
-async fn told(monitor: Arc<Monitor>, path: String, body: Bytes) -> Result<serde_json::Value, Refusal> {
+async fn told(
+    monitor: Arc<Monitor>,
+    path: String,
+    body: Bytes,
+    ending: &Ending,
+) -> Result<serde_json::Value, Refusal> {
     let verb = control::verb(&path, &body)?;
+    ending.note(&verb);
     let runtime = tokio::runtime::Handle::current();
     let done = tokio::task::spawn_blocking(move || monitor.carry_out(&verb, &runtime)).await;
     done.unwrap_or_else(|e| {

@@ -24,6 +24,7 @@ fn checkpoint(cno: u64, check: u64) -> Checkpoint {
     Checkpoint {
         id: id(cno, check),
         size_bytes: 7,
+        published_ms: 1,
     }
 }
 
@@ -163,6 +164,7 @@ async fn an_entry_of_an_earlier_release_speaks_for_the_stored_checkpoint_alone()
     let newest = Checkpoint {
         id: checkpoint_stored(&store, 3).await.unwrap().unwrap(),
         size_bytes: 1 << 20,
+        published_ms: 1,
     };
     let (entry, etag) = checkpoint_list::load_entry_with(&store, 2)
         .await

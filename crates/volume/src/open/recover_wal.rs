@@ -23,7 +23,7 @@ use crate::base::wal_place::WalPlace;
 use crate::meta::wal_marker::{self, Marker, MarkerState};
 use crate::open::history::{GENERATIONS_LEFT, Seen};
 use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
-use crate::store::{self, ETag, Store};
+use crate::store::{self, ETag, Store, permission};
 use crate::wal::LogStore;
 use crate::wal::journal::Journal;
 use crate::wal::place::{Located, locate};
@@ -34,6 +34,9 @@ const ADVICE_NAME_IT: &str = "name it with backend_wal_url, publish what it hold
      writes flushed to it since the last checkpoint with discard_wal=yes";
 pub(super) const ADVICE_GIVE_UP: &str = "make it available again, or give up the writes flushed to it since the last checkpoint \
      with discard_wal=yes";
+pub(super) const ADVICE_DAMAGE: &str = "the log stays as it is, and with -r the volume is served meanwhile: bring the damaged object back \
+     with hypernbd repair or from the bucket's versions, or give up the writes flushed to the log since the last checkpoint with hypernbd \
+     wal discard";
 const ADVICE_OTHER_HISTORY: &str = "put the volume back to the state that the log continues, or give up the writes flushed \
      to it since then with discard_wal=yes";
 
@@ -206,10 +209,25 @@ pub async fn check(
     let expected = marker.filter(is_expected);
     let log = match (place, expected) {
         (Some(WalPlace::Beside), Some(marker)) => wal_marker::beside(store, marker.volume_id),
-        (Some(WalPlace::At(url @ VolumeUrl::S3 { .. })), _) => store::connect(url, store_options).await?,
+        (Some(WalPlace::At(url @ VolumeUrl::S3 { .. })), _) => {
+            let log = store::connect(url, store_options).await?;
+            // Of a directory's volume no S3 store was tried.
+            if !store_options.allow_unsafe && matches!(store.url, VolumeUrl::S3 { .. }) {
+                // It is at the address of the volume's store, which is known to honour conditions.
+                log.ensure_writable(&log.data_key(permission::NAME), Vec::new())
+                    .await?;
+            }
+            log
+        }
+        // Before the lease is taken: the server that has it may go on to write to it, on another machine.
+        (Some(place @ WalPlace::At(VolumeUrl::File { path })), Some(marker)) => {
+            let journal_id = marker.journal_id.clone().unwrap_or_default();
+            let found = Journal::check_is(path, journal_id).await;
+            return found.map_err(|e| not_here(e, place, marker));
+        }
         _ => return Ok(()),
     };
-    match expected.is_some() && s3::list(&log).await?.is_empty() {
+    match expected.is_some() && s3::is_empty(&log).await? {
         true => Err(emptied(&log)),
         false => Ok(()),
     }
@@ -234,6 +252,21 @@ fn unusable(url: impl ToString, reason: String) -> VolumeError {
         url: url.to_string(),
         reason,
         advice: ADVICE_GIVE_UP,
+    }
+}
+
+/// A journal that is not where the marker says it is.
+fn not_here(e: VolumeError, place: &WalPlace, marker: &MarkerState) -> VolumeError {
+    match e {
+        VolumeError::Journal { reason, .. } => unusable(
+            place,
+            format!(
+                "{reason} (this is host {}, it was last open on {})",
+                wal_marker::host(),
+                marker.host
+            ),
+        ),
+        e => e,
     }
 }
 
@@ -270,8 +303,9 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
     let expected = unfinished.filter(|s| is_same(s));
     let Some(place) = request.place else {
         if given_up.is_some() {
-            least_watermark = give_up_marker(request.store).await?;
+            // Sealed first: once the marker is clean, nobody looks for an owner that still appends.
             shut_older_out(unfinished, request).await;
+            least_watermark = give_up_marker(request.store).await?;
         }
         warn_given_up(given_up.as_deref());
         return Ok(Begun {
@@ -327,19 +361,27 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
     })
 }
 
-/// Seals the volume's own WAL on S3 that is given up for another one or for none. An older owner that was only paused would go on
-/// acknowledging flushes by it, which nobody would ever replay.
 async fn shut_older_out(given_up: Option<&MarkerState>, request: &Request<'_>) {
-    let Some(marker) = given_up.filter(|marker| marker.volume_id == request.volume_id) else {
-        return;
-    };
+    if let Some(marker) = given_up.filter(|marker| marker.volume_id == request.volume_id) {
+        seal_given_up(marker, request.store, request.store_options, request.epoch).await;
+    }
+}
+
+/// Seals a volume's own WAL on S3 that is given up for another one or for none. An older owner that was only paused would go on
+/// acknowledging flushes by it, which nobody would ever replay. A failure is logged: until that owner finds out that it has lost the
+/// lease, nothing else stops it.
+pub(crate) async fn seal_given_up(
+    marker: &MarkerState,
+    store: &Store,
+    store_options: &StoreOptions,
+    epoch: u64,
+) {
     let sealed = async {
-        let place = marker.place()?;
-        let located = locate(&place, request.store, request.volume_id, request.store_options).await?;
-        match located {
+        let volume_id = marker.volume_id;
+        match locate(&marker.place()?, store, volume_id, store_options).await? {
             // An owner keeps a record or a seal there as long as it runs.
-            Located::Objects(log) if !s3::list(&log).await?.is_empty() => {
-                let opened = S3Log::open(log, request.volume_id.as_uuid(), request.epoch, true).await;
+            Located::Objects(log) if !s3::is_empty(&log).await? => {
+                let opened = S3Log::open(log, volume_id.as_uuid(), epoch, true).await;
                 opened.map(drop)
             }
             Located::Objects(_) | Located::Journal(_) => Ok(()),
@@ -350,7 +392,7 @@ async fn shut_older_out(given_up: Option<&MarkerState>, request: &Request<'_>) {
         warn!(
             "a server that still runs with the write-ahead log {} may acknowledge flushes there until it finds out that it has \
              lost the volume: {}",
-            marker.address(request.store),
+            marker.address(store),
             e.chain()
         );
     }
@@ -409,7 +451,7 @@ async fn begin_inherited(
     let located = locate(place, request.store, state.volume_id, request.store_options).await?;
     let store: Arc<dyn LogStore> = match located {
         Located::Objects(log) => {
-            if s3::list(&log).await?.is_empty() {
+            if s3::is_empty(&log).await? {
                 return Err(emptied(&log));
             }
             Arc::new(S3Log::peek(log, volume_id).await?)
@@ -477,7 +519,7 @@ async fn open_store(
     let volume_id = request.volume_id.as_uuid();
     match locate(place, request.store, request.volume_id, request.store_options).await? {
         Located::Objects(log) => {
-            if expected.is_some() && s3::list(&log).await?.is_empty() {
+            if expected.is_some() && s3::is_empty(&log).await? {
                 return Err(emptied(&log));
             }
             let url = log.url.clone();
@@ -492,16 +534,9 @@ async fn open_store(
             let expected_id = expected.map(|s| s.journal_id.clone().unwrap_or_default());
             let opened = Journal::open(path, volume_id, expected_id).await;
             let journal = opened.map_err(|e| match (e, expected) {
-                (VolumeError::Journal { reason, .. }, Some(marker)) => unusable(
-                    place,
-                    format!(
-                        "{reason} (this is host {}, it was last open on {})",
-                        wal_marker::host(),
-                        marker.host
-                    ),
-                ),
                 (e @ VolumeError::Corrupt { .. }, _) => unusable(place, e.to_string()),
-                (e, _) => e,
+                (e, Some(marker)) => not_here(e, place, marker),
+                (e, None) => e,
             })?;
             let id = journal.id().to_owned();
             Ok((Arc::new(journal), Some(id)))

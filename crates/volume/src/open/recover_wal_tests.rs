@@ -7,9 +7,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::base::checkpoint_id::{Checkpoint, InodeCheck};
-use crate::base::error::ErrorKind;
 use crate::base::geometry::Geometry;
-use crate::engine::Engine;
+use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::{self, CatalogueEntry, Recorder, Watermarks};
 use crate::open::history;
 use crate::open::replay_wal::ReplayOptions;
@@ -17,6 +16,7 @@ use crate::testing::fault_engine::FaultEngine;
 use crate::testing::memory_engine::MemoryEngine;
 use crate::wal::record::{Content, Entry, Record};
 use crate::wal::{AppendError, EncodedGroup, RecordId};
+use crate::write_buffer::overlay::Overlay;
 
 const SIZE: u64 = 1 << 20;
 const OPTIONS: ReplayOptions = ReplayOptions {
@@ -86,6 +86,7 @@ impl Fixture {
         let newest = Checkpoint {
             id: base(3),
             size_bytes: SIZE,
+            published_ms: 1,
         };
         history::look(&self.volume, newest, history::Known::default())
             .await
@@ -134,14 +135,28 @@ impl Fixture {
         after_generation: u64,
         byte: u8,
     ) -> EncodedGroup {
+        let written = vec![(0, vec![byte; 4096])];
+        self.group_of(epoch, sequence, generation, after_generation, written)
+    }
+
+    /// A record with these writes, each at an offset.
+    fn group_of(
+        &self,
+        epoch: u64,
+        sequence: u64,
+        generation: u64,
+        after_generation: u64,
+        written: Vec<(u64, Vec<u8>)>,
+    ) -> EncodedGroup {
+        let entry = |(offset_bytes, bytes): (u64, Vec<u8>)| Entry {
+            generation,
+            offset_bytes,
+            content: Content::Data(bytes.into()),
+        };
         let group = Record {
             is_seal: false,
             after_generation,
-            entries: vec![Entry {
-                generation,
-                offset_bytes: 0,
-                content: Content::Data(vec![byte; 4096].into()),
-            }],
+            entries: written.into_iter().map(entry).collect(),
             ..Record::seal(self.volume_id, epoch, sequence)
         };
         EncodedGroup {
@@ -464,7 +479,52 @@ async fn a_log_is_not_given_up_for_damage_in_the_volume() {
     let replayed = open
         .replay(&engine, &recorder, watermark, &f.history().await, &options)
         .await;
-    assert_eq!(replayed.unwrap_err().kind(), ErrorKind::Corrupt);
+    let refused = replayed.unwrap_err();
+    assert!(
+        refused.chain().contains("the 4096 bytes at 0"),
+        "{}",
+        refused.chain()
+    );
+    assert!(refused.chain().contains("hypernbd repair"), "{}", refused.chain());
     assert_eq!(log.list().await.unwrap(), records);
     assert_eq!(f.watermark().await, watermark);
+}
+
+/// Block 0 is damaged where it is stored. The log has a write to a part of it, more than is published at once, and perhaps a write to all of it.
+#[tokio::test]
+async fn a_log_that_writes_all_of_a_damaged_block_heals_it() {
+    for is_healed in [false, true] {
+        let f = Fixture::new().await;
+        let before = Overlay::new(f.engine.geometry());
+        before.write(0, &[5; 4096]);
+        let published = f.engine.publish(before.freeze(), Beside::default()).await;
+        published.expect("it is whole");
+        f.engine.damage(0);
+        let (log, generation) = f.open(1).await.expect("there is no log");
+        let first = log.first_sequence();
+        let much = OPTIONS.write_buffer_bytes as usize / 2 + 4096;
+        let written = vec![(0, vec![6; 100]), (4096, vec![7; much])];
+        let groups = [
+            f.group_of(1, first, generation, 0, written),
+            f.group(1, first + 1, generation + 1, generation, 8),
+        ];
+        for group in groups.iter().take(1 + usize::from(is_healed)) {
+            log.append(group).await.expect("it is appended");
+        }
+        match f.open(2).await {
+            Ok(_) => assert!(is_healed),
+            Err(e) => assert!(
+                !is_healed && e.chain().contains("the 4096 bytes at 0"),
+                "{}",
+                e.chain()
+            ),
+        }
+        if is_healed {
+            assert_eq!(f.first_byte().await, 8);
+            let mut last = [0];
+            let read = f.engine.read(4096 + much as u64 - 1, &mut last).await;
+            read.expect("it was replayed");
+            assert_eq!(last, [7]);
+        }
+    }
 }

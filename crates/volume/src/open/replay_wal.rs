@@ -8,24 +8,22 @@ use futures::stream::{self, StreamExt};
 use log::{debug, warn};
 
 use super::history::{GENERATIONS_LEFT, Seen};
-use super::recover_wal::{ADVICE_GIVE_UP, OpenLog, other_history, warn_given_up};
+use super::recover_wal::{ADVICE_DAMAGE, ADVICE_GIVE_UP, OpenLog, other_history, warn_given_up};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::checkpoint::fill_partial::complete_partial_blocks;
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::Recorder;
-use crate::wal::RecordId;
 use crate::wal::record::{Content, Entry, Record};
 use crate::wal::replay::Replay;
-use crate::write_buffer::overlay::Overlay;
+use crate::wal::{READS_AT_ONCE, RecordId};
+use crate::write_buffer::overlay::{Frozen, Overlay};
 
 /// The wait before a failed publish of a replay is tried again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Number of records after which progress is logged.
 const PROGRESS_GROUPS: usize = 1000;
-/// Number of records read at once. Each has at most a few MiB.
-const READS_AT_ONCE: usize = 16;
 
 impl OpenLog {
     /// Step 5: applies, publishes and records the changes above `watermark`. Returns the newest generation used.
@@ -41,7 +39,7 @@ impl OpenLog {
         options: &ReplayOptions,
     ) -> Result<u64, VolumeError> {
         if self.is_discarded {
-            self.store.remove_found().await?;
+            self.remove_found().await;
             return Ok(watermark);
         }
         match self.apply(engine, watermark, history, options).await {
@@ -66,7 +64,7 @@ impl OpenLog {
                 // The watermark comes first, because a partly removed WAL must never be replayed.
                 let generation = watermark + GENERATIONS_LEFT;
                 recorder.published(generation, None).await?;
-                self.store.remove_found().await?;
+                self.remove_found().await;
                 Ok(generation)
             }
             Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Log {
@@ -75,6 +73,13 @@ impl OpenLog {
                 advice: ADVICE_GIVE_UP,
             }),
             Err(e) => Err(e),
+        }
+    }
+
+    /// Removes what is given up. The watermark is above it, so that it is never replayed if it stays.
+    async fn remove_found(&self) {
+        if let Err(e) = self.store.remove_found().await {
+            warn_left(&self.url, &e);
         }
     }
 
@@ -101,16 +106,26 @@ impl OpenLog {
         history: &Seen,
         options: &ReplayOptions,
     ) -> Result<Option<(u64, Option<Checkpoint>)>, VolumeError> {
-        // The newest record is checked first, because no part of a WAL that is refused may be published.
-        if let Some(&id) = self.store.found().last()
-            && let Some(newest) = self.read(id).await?
-        {
-            self.check_base(&newest, watermark, history).await?;
+        // The newest record is checked first, because no part of a WAL that is refused may be published. The seals behind it tell
+        // nothing of its history.
+        for &id in self.store.found().iter().rev() {
+            if let Some(newest) = self.read(id).await?.filter(|record| !record.is_seal) {
+                self.check_base(&newest, watermark, history).await?;
+                break;
+            }
         }
         let mut replay = Replay::new(watermark);
         let overlay = Overlay::new(engine.geometry());
         let (mut groups, mut changes, mut bytes) = (0, 0, 0);
-        let mut checkpoint = None;
+        let mut publishes = Publishes {
+            url: &self.url,
+            engine,
+            overlay: &overlay,
+            options,
+            held: None,
+            held_bytes: 0,
+            checkpoint: None,
+        };
         let reads = self
             .store
             .found()
@@ -152,14 +167,15 @@ impl OpenLog {
                 apply_entry(&overlay, &entry);
             }
             // It is harmless to publish a part early, because the next opening applies all of it again.
-            if overlay.total_bytes() > options.write_buffer_bytes / 2 {
-                checkpoint = published(engine, &overlay, options).await?.or(checkpoint);
+            if publishes.is_due() {
+                publishes.publish(More::MayCome).await?;
             }
         }
         if changes == 0 {
             return Ok(None);
         }
-        checkpoint = published(engine, &overlay, options).await?.or(checkpoint);
+        publishes.publish(More::None).await?;
+        let checkpoint = publishes.checkpoint;
         // This is a warning because the previous server did not end cleanly.
         warn!(
             "replayed {groups} records of the log {}: {changes} changes, {bytes} bytes",
@@ -189,13 +205,16 @@ impl OpenLog {
     /// Ends the WAL cleanly: everything is published, and `generation` was the last one. An older server that may only
     /// be paused stays shut out. The marker stays, marked as clean, for two reasons: an older server may still have
     /// records in flight, which the watermark keeps from being replayed; and this server may have been overtaken, so
-    /// that the marker is another owner's by now.
+    /// that the marker is another owner's by now. Records that cannot be removed are logged and harm nobody.
     ///
     /// # Errors
-    /// When the store or the WAL fails. What is left then harms nobody.
+    /// When the marker cannot be put. The next opening then looks at the WAL once more.
     pub async fn finish(&self, generation: u64, is_older_alive: bool) -> Result<(), VolumeError> {
         self.marker.set_clean(generation).await?;
-        self.store.clear(is_older_alive).await
+        if let Err(e) = self.store.clear(is_older_alive).await {
+            warn_left(&self.url, &e);
+        }
+        Ok(())
     }
 }
 
@@ -208,6 +227,14 @@ pub struct ReplayOptions {
     pub io_timeout: Duration,
 }
 
+/// Says that records which nobody needs any more could not be removed.
+pub(crate) fn warn_left(url: &str, e: &VolumeError) {
+    warn!(
+        "records of the log {url} that are not needed any more could not be removed, and make its next opening slower: {}",
+        e.chain()
+    );
+}
+
 fn apply_entry(overlay: &Overlay, entry: &Entry) {
     match &entry.content {
         Content::Data(bytes) => overlay.write(entry.offset_bytes, bytes),
@@ -215,33 +242,83 @@ fn apply_entry(overlay: &Overlay, entry: &Entry) {
     };
 }
 
-/// As [`publish`]. What is damaged in the volume is no damage of the log, which is needed all the more.
-async fn published(
-    engine: &dyn Engine,
-    overlay: &Overlay,
-    options: &ReplayOptions,
-) -> Result<Option<Checkpoint>, VolumeError> {
-    match publish(engine, overlay, options).await {
-        Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Shared(Arc::new(e))),
-        published => published,
+/// Whether more records may change what is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum More {
+    MayCome,
+    None,
+}
+
+/// Publishes what is applied, a part at a time.
+struct Publishes<'a> {
+    url: &'a str,
+    engine: &'a dyn Engine,
+    overlay: &'a Overlay,
+    options: &'a ReplayOptions,
+    /// A part with a partial write to a block that is damaged where it is stored: a later record may write all of that block.
+    held: Option<Arc<Frozen>>,
+    /// All that was applied when it was held last, in bytes.
+    held_bytes: u64,
+    checkpoint: Option<Checkpoint>,
+}
+
+impl Publishes<'_> {
+    /// Whether so much was applied that a part is published.
+    fn is_due(&self) -> bool {
+        self.overlay.total_bytes() > self.held_bytes + self.options.write_buffer_bytes / 2
+    }
+
+    /// Publishes all that was applied, unless it is held for what may come.
+    async fn publish(&mut self, more: More) -> Result<(), VolumeError> {
+        loop {
+            let was_held = self.held.is_some();
+            let frozen = self.held.take().unwrap_or_else(|| self.overlay.freeze());
+            match publish(self.engine, self.overlay, &frozen, self.options).await {
+                Ok(checkpoint) => self.checkpoint = checkpoint.or(self.checkpoint.take()),
+                Err(VolumeError::PartOfDamage { .. }) if more == More::MayCome => {
+                    self.held = Some(frozen);
+                    self.held_bytes = self.overlay.total_bytes();
+                    return Ok(());
+                }
+                Err(e) => return Err(self.not_of_log(e)),
+            }
+            self.overlay.drop_frozen();
+            self.held_bytes = 0;
+            if !was_held {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is damaged in the volume is no damage of the log, which is needed all the more: `discard_wal=yes` is not meant for it.
+    fn not_of_log(&self, e: VolumeError) -> VolumeError {
+        match e {
+            VolumeError::Corrupt { .. } => VolumeError::Shared(Arc::new(e)),
+            VolumeError::PartOfDamage { .. } => VolumeError::Shared(Arc::new(VolumeError::Log {
+                url: self.url.to_owned(),
+                reason: e.chain(),
+                advice: ADVICE_DAMAGE,
+            })),
+            e => e,
+        }
     }
 }
 
 async fn publish(
     engine: &dyn Engine,
     overlay: &Overlay,
+    frozen: &Arc<Frozen>,
     options: &ReplayOptions,
 ) -> Result<Option<Checkpoint>, VolumeError> {
-    let frozen = overlay.freeze();
     let until = tokio::time::Instant::now() + options.io_timeout;
-    let checkpoint = loop {
+    loop {
         let published = async {
-            complete_partial_blocks(engine, &frozen, || {}).await?;
+            complete_partial_blocks(engine, overlay, frozen, || {}).await?;
             engine.publish(frozen.clone(), Beside::default()).await
         };
         match published.await {
-            Ok(checkpoint) => break checkpoint,
-            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
+            Ok(checkpoint) => return Ok(checkpoint),
+            Err(e @ (VolumeError::Fenced { .. } | VolumeError::PartOfDamage { .. })) => return Err(e),
             Err(e) if tokio::time::Instant::now() >= until => return Err(e),
             Err(e) => warn!(
                 "a replay could not be published and is tried again: {}",
@@ -250,7 +327,5 @@ async fn publish(
         }
         tokio::time::sleep(RETRY_WAIT).await;
         engine.recover().await?;
-    };
-    overlay.drop_frozen();
-    Ok(checkpoint)
+    }
 }

@@ -41,6 +41,8 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 /// The same with a log, which makes flushes durable in between.
 pub const CHECKPOINT_INTERVAL_WITH_LOG: Duration = Duration::from_secs(30);
 
+/// How long a request waits for the store by default.
+pub const IO_TIMEOUT: Duration = Duration::from_secs(60);
 /// `retention_interval` unless it is given.
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// `retention_grace` unless it is given: well above the time that a read waits for the store.
@@ -118,7 +120,7 @@ impl Default for VolumeOptions {
             write_buffer_bytes: 512 * MIB,
             write_buffer_dir: None,
             checkpoint_interval: CHECKPOINT_INTERVAL,
-            io_timeout: Duration::from_secs(60),
+            io_timeout: IO_TIMEOUT,
             node_cache: None,
             read_cache: ReadCacheConfig::default(),
             index_memory_bytes: INDEX_MEMORY_DEFAULT_BYTES,
@@ -225,9 +227,11 @@ pub enum OptionError {
     /// No volume named.
     #[error("the parameter backend_url is missing: name the volume, as in backend_url=s3://bucket/volume/")]
     MissingUrl,
-    /// The directory of the write buffer's file is another one's.
-    #[error("write_buffer_dir={dir} is the directory of {other}: name one of its own")]
+    /// A directory of the server's own is another one's.
+    #[error("{key}: {dir} is the directory of {other}, or in it: name one of its own")]
     SharedDirectory {
+        /// The parameter that names it.
+        key: &'static str,
         /// The directory.
         dir: String,
         /// The parameter that names it, too.
@@ -296,14 +300,16 @@ impl ServeOptions {
     /// [`OptionError::LogInVolume`].
     pub fn finish(mut self) -> Result<ServeConfig, OptionError> {
         let url = self.url.clone().ok_or(OptionError::MissingUrl)?;
-        let store = self.store()?;
+        let mut store = self.store()?;
         let mut volume = self.volume;
+        // A third of what clients wait: what is not answered is sent again twice before they hear of it.
+        store.answer_time = Some(volume.io_timeout.max(IO_TIMEOUT) / 3);
         let named = volume.wal.as_ref().and_then(WalPlace::url);
         if let Some(wal) = named.filter(|wal| overlap(wal, &url)) {
             let wal = wal.clone();
             return Err(OptionError::LogInVolume { wal, volume: url });
         }
-        check_buffer_dir(&url, &volume)?;
+        check_directories(&url, &volume)?;
         if volume.wal == Some(WalPlace::Beside) && matches!(url, VolumeUrl::File { .. }) {
             volume.wal = None;
             self.warnings.push(NO_LOG_IN_DIRECTORY.to_owned());
@@ -356,21 +362,30 @@ impl ServeOptions {
     }
 }
 
-/// The write buffer's file needs a directory of its own, not one that others keep their files in.
-fn check_buffer_dir(url: &VolumeUrl, volume: &VolumeOptions) -> Result<(), OptionError> {
-    let Some(dir) = &volume.write_buffer_dir else {
-        return Ok(());
-    };
-    let is_within = |url: &VolumeUrl| matches!(url, VolumeUrl::File { path } if dir.starts_with(path));
-    let other = match volume.wal.as_ref().and_then(WalPlace::url) {
-        _ if is_within(url) => "backend_url",
-        Some(wal) if is_within(wal) => "backend_wal_url",
-        _ => return Ok(()),
-    };
-    Err(OptionError::SharedDirectory {
-        dir: dir.display().to_string(),
-        other,
-    })
+/// The directories of a server's own are none that others keep their files in, or that go with a volume.
+fn check_directories(url: &VolumeUrl, volume: &VolumeOptions) -> Result<(), OptionError> {
+    let of_pages = volume.read_cache.disk.as_ref().map(|disk| &disk.dir);
+    let of_nodes = volume.node_cache.as_ref().map(|nodes| &nodes.path);
+    let given = [
+        ("write_buffer_dir", volume.write_buffer_dir.as_ref()),
+        ("cache_dir", of_pages),
+        ("node_cache_config", of_nodes),
+    ];
+    for (key, dir) in given {
+        let Some(dir) = dir else { continue };
+        let is_within = |url: &VolumeUrl| matches!(url, VolumeUrl::File { path } if dir.starts_with(path));
+        let other = match volume.wal.as_ref().and_then(WalPlace::url) {
+            _ if is_within(url) => "backend_url",
+            Some(wal) if is_within(wal) => "backend_wal_url",
+            _ => continue,
+        };
+        return Err(OptionError::SharedDirectory {
+            key,
+            dir: dir.display().to_string(),
+            other,
+        });
+    }
+    Ok(())
 }
 
 /// Whether one of two places lies within the other.

@@ -33,7 +33,11 @@ fn the_url_alone_gives_the_defaults() {
             prefix: "vol".into()
         }
     );
-    assert_eq!(config.store, StoreOptions::default());
+    let store = StoreOptions {
+        answer_time: Some(Duration::from_secs(20)),
+        ..StoreOptions::default()
+    };
+    assert_eq!(config.store, store);
     assert_eq!(config.volume, VolumeOptions::default());
     assert_eq!(config.thread_model, ThreadModelOption::Auto);
     assert!(config.runtime_threads >= 2);
@@ -112,6 +116,8 @@ fn every_key_takes_effect_in_every_spelling() {
                 sse: Some(ServerSideEncryption::Kms),
                 sse_kms_key_id: Some("alias/disks".into()),
                 allow_unsafe: true,
+                // A third of io_timeout.
+                answer_time: Some(Duration::from_secs(40)),
                 ..StoreOptions::default()
             },
             volume: VolumeOptions {
@@ -147,6 +153,7 @@ fn every_key_takes_effect_in_every_spelling() {
                     duration: Duration::from_secs(10),
                     takeover: true,
                     sighting: None,
+                    is_retry: false,
                     is_copied: false,
                     epoch_above: 0,
                     write_buffer_dir: None,

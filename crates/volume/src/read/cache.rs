@@ -12,14 +12,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use foyer::{
-    BlockEngineBuilder, Code, CodeError, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
-    HybridCachePolicy, S3FifoConfig,
+    BlockEngineBuilder, Code, CodeError, HybridCache, HybridCacheBuilder, HybridCachePolicy, S3FifoConfig,
 };
 use log::warn;
 
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
-use crate::disk::{Disk, RealDisk, fitness};
+use crate::disk::{Disk, RealDisk, cache_file, fitness};
 use crate::meta::cache_state::CacheState;
 use crate::metrics::Metrics;
 use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
@@ -265,10 +264,7 @@ async fn on_disk(
 ) -> io::Result<(Pages, File)> {
     let dir = disk.dir.join(volume_id.to_string());
     let lock = lock(&dir, on)?;
-    let device = FsDeviceBuilder::new(dir.join(PAGES_NAME))
-        .with_capacity(disk.size_bytes as usize)
-        .build()
-        .map_err(io::Error::other)?;
+    let device = cache_file::open(&dir.join(PAGES_NAME), disk.size_bytes as usize)?;
     let pages = in_memory(config)
         .storage()
         .with_engine_config(BlockEngineBuilder::new(device).with_block_size(DISK_UNIT_BYTES))

@@ -30,6 +30,9 @@ struct Slots {
     /// The most slots that a class and the less urgent ones may hold together. A quarter is always left to the
     /// foreground.
     most: [usize; CLASSES],
+    /// The slots that each of the less urgent classes gets before a more urgent one, so that it goes on however many clients read: publishes
+    /// complete blocks as background work, and clients wait for what is read ahead.
+    least: usize,
     /// The most slots that read-ahead may hold. Its fetches are the largest, so this bounds the memory that they take.
     most_ahead: usize,
     held: [usize; CLASSES],
@@ -50,8 +53,11 @@ impl Slots {
 
     /// Gives free slots to those who wait.
     fn hand_out(&mut self) {
-        for class in [Class::Foreground, Class::ReadAhead, Class::Background] {
-            while self.can_take(class) {
+        let later = [Class::ReadAhead, Class::Background];
+        let first = later.map(|class| (class, self.least));
+        let all = [Class::Foreground, Class::ReadAhead, Class::Background];
+        for (class, most) in first.into_iter().chain(all.map(|class| (class, usize::MAX))) {
+            while self.held[class as usize] < most && self.can_take(class) {
                 let Some(next) = self.waiting[class as usize].pop_front() else {
                     break;
                 };
@@ -88,6 +94,7 @@ impl PriorityGate {
         Self {
             slots: Mutex::new(Slots {
                 most: [slots, later, later],
+                least: slots / 16,
                 most_ahead: slots / 4,
                 held: [0; CLASSES],
                 waiting: Default::default(),
@@ -138,11 +145,11 @@ impl<'a> HeldSlot<'a> {
 
 impl Drop for HeldSlot<'_> {
     fn drop(&mut self) {
-        if self
-            .handed
-            .as_mut()
-            .is_some_and(|handed| handed.try_recv().is_ok())
-        {
+        if self.handed.as_mut().is_some_and(|handed| {
+            // From here on no slot is sent any more, to be lost.
+            handed.close();
+            handed.try_recv().is_ok()
+        }) {
             drop(Turn {
                 gate: self.gate,
                 class: self.class,
@@ -187,6 +194,41 @@ mod tests {
         assert!(background.as_mut().now_or_never().is_none());
         drop((first, second));
         assert!(background.as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_behind_a_more_urgent_class() {
+        let gate = PriorityGate::new(16);
+        let mut held: VecDeque<_> = (0..16)
+            .filter_map(|_| gate.enter(Class::Foreground).now_or_never())
+            .collect();
+        let mut ahead = [gate.enter(Class::ReadAhead), gate.enter(Class::ReadAhead)].map(Box::pin);
+        let mut background = Box::pin(gate.enter(Class::Background));
+        for waiting in ahead.iter_mut().chain([&mut background]) {
+            assert!(waiting.as_mut().now_or_never().is_none());
+        }
+        // Clients go on without a pause.
+        let mut clients = VecDeque::new();
+        for _ in 0..40 {
+            let mut next = Box::pin(gate.enter(Class::Foreground));
+            assert!(next.as_mut().now_or_never().is_none());
+            clients.push_back(next);
+            drop(held.pop_front());
+            if let Some(turn) = clients.front_mut().and_then(|next| next.as_mut().now_or_never()) {
+                held.push_back(turn);
+                clients.pop_front();
+            }
+        }
+        let first = ahead[0].as_mut().now_or_never();
+        assert!(first.is_some(), "one for read-ahead");
+        assert!(
+            background.as_mut().now_or_never().is_some(),
+            "and one for the background"
+        );
+        assert!(
+            ahead[1].as_mut().now_or_never().is_none(),
+            "the other one waits its turn"
+        );
     }
 
     #[test]

@@ -28,8 +28,10 @@ mod sample;
 mod standing;
 
 use objects::Amount;
+pub(crate) use objects::Copies;
 use original::{News, Original};
 use place::Replica;
+pub(crate) use sample::{agree, share_from};
 
 /// How often a pause is looked up from.
 const PAUSE_STEP: Duration = Duration::from_millis(100);
@@ -239,7 +241,11 @@ impl Pass<'_> {
 
 /// Whether a failure is one of a store or of the way to it, which may be over soon.
 fn is_passing(e: &VolumeError) -> bool {
-    matches!(e.kind(), ErrorKind::Store | ErrorKind::Timeout)
+    // Other credentials may be there a moment later.
+    matches!(
+        e.kind(),
+        ErrorKind::Store | ErrorKind::Timeout | ErrorKind::Unauthenticated
+    )
 }
 
 /// Ends work that is to stop.

@@ -55,7 +55,7 @@ pub(super) struct Outcome {
 }
 
 /// Copies from one container to another, under the same names.
-pub(super) struct Copies<'a> {
+pub(crate) struct Copies<'a> {
     pub from: &'a Store,
     pub to: &'a Store,
     pub control: &'a Control,
@@ -74,7 +74,7 @@ struct Seen {
 
 impl Copies<'_> {
     /// Copies what is not there yet.
-    pub async fn all(&self, needed: &Needed) -> Outcome {
+    pub(super) async fn all(&self, needed: &Needed) -> Outcome {
         let mut amount = Amount::default();
         let end = self.each(needed, &mut amount).await;
         Outcome { amount, end }
@@ -180,10 +180,37 @@ impl Copies<'_> {
                 })?
             }
         };
+        self.put_beside(object, &copied, sums.as_deref(), has_origins)
+            .await?;
+        Ok((len_bytes, amount))
+    }
+
+    /// Copies an object that is damaged or missing there, with what lies beside it.
+    pub async fn put_back(&self, object: u64, original: ObjectInfo, over: Over) -> Result<(), VolumeError> {
+        let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
+        let (source, target) = (holder.data_key(&name), self.to.data_key(&name));
+        let sums = holder.sums_of(&source, &original).await?;
+        let copied = self
+            .to
+            .copy_known(holder, &source, &target, original, over)
+            .await?;
+        self.put_beside(object, &copied, sums.as_deref(), origins::may_have(object))
+            .await
+    }
+
+    /// Puts beside a copy what lies beside its original.
+    async fn put_beside(
+        &self,
+        object: u64,
+        copied: &Copied,
+        sums: Option<&Sums>,
+        has_origins: bool,
+    ) -> Result<(), VolumeError> {
+        let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
         if let Some(sums) = sums {
             let sums = Sums {
                 write: sums::write_of(&copied.copy),
-                ..(*sums).clone()
+                ..sums.clone()
             };
             self.to.put_sums(&name, &sums).await?;
         }
@@ -194,7 +221,7 @@ impl Copies<'_> {
         if has_origins && let Some((body, _)) = holder.get(&origins::key(holder, object)).await? {
             self.to.put(&origins::key(self.to, object), body).await?;
         }
-        Ok((len_bytes, amount))
+        Ok(())
     }
 
     fn amount_of(&self, holder: &Store, original: &ObjectInfo, has_sums: bool) -> Amount {

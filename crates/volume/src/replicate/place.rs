@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::Request;
 use super::original::{Needed, NewPoint, News, Original, entry_lost};
 use super::standing::check_label;
-use crate::admin::{check_path, ensure_free, remove_directory, retention, take_lease_only};
+use crate::admin::{
+    check_path, ensure_free, ensure_not_deleted, remove_directory, retention, take_lease_only,
+};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -248,6 +250,7 @@ impl Replica {
         } else {
             self.ensure_ours().await?;
             bare::put_first(&self.store, &raw).await?;
+            ensure_not_deleted(&self.store, self.volume_id, CheckpointId::of_inode(&raw)).await?;
             self.own().await?;
         }
         if let Some(entry) = &new.entry {

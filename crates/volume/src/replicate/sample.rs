@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::format::object_names::{name_of, of_name};
-use crate::meta::checkpoint_list;
-use crate::store::{Store, sums};
+use crate::meta::checkpoint_list::{self, CatalogueEntry};
+use crate::store::{ObjectInfo, Store, sums};
 
 /// Checkpoints, and objects, that are compared.
 const SAMPLE: usize = 16;
@@ -19,22 +20,12 @@ const LOOKS_AT_ONCE: usize = 8;
 ///
 /// # Errors
 /// When a store fails.
-pub(super) async fn agree(one: &Store, other: &Store) -> Result<bool, VolumeError> {
+pub(crate) async fn agree(one: &Store, other: &Store) -> Result<bool, VolumeError> {
     let (of_one, of_other) = try_join!(checkpoint_list::numbers(one), checkpoint_list::numbers(other))?;
     let looks = newest_of_both(of_one, of_other)
         .into_iter()
-        .map(|cno| async move {
-            let entries = try_join!(
-                checkpoint_list::load_entry(one, cno),
-                checkpoint_list::load_entry(other, cno)
-            )?;
-            let check = |entry: Option<checkpoint_list::CatalogueEntry>| entry.and_then(|entry| entry.check);
-            let both = check(entries.0).zip(check(entries.1));
-            Ok::<_, VolumeError>(both.is_none_or(|(a, b)| a == b))
-        });
-    let looks: Vec<_> = looks.collect();
-    let same: Vec<bool> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
-    if same.contains(&false) {
+        .map(|cno| async move { Ok(is_same_checkpoint(one, other, cno).await? != Some(false)) });
+    if !all(looks.collect()).await? {
         return Ok(false);
     }
     let (of_one, of_other) = try_join!(objects(one), objects(other))?;
@@ -43,11 +34,53 @@ pub(super) async fn agree(one: &Store, other: &Store) -> Result<bool, VolumeErro
         .map(|object| async move {
             let name = name_of(object);
             let (key, other_key) = (one.data_key(&name), other.data_key(&name));
-            let heads = try_join!(one.head(&key), other.head(&other_key))?;
+            let heads = try_join!(readable_head(one, &key), readable_head(other, &other_key))?;
             let both = heads.0.zip(heads.1);
-            Ok::<_, VolumeError>(both.is_none_or(|(a, b)| sums::may_be_copies(&a, &b)))
+            Ok::<_, VolumeError>(both.is_none_or(|(a, b)| sums::may_be_one_write(&a, &b)))
         });
-    let looks: Vec<_> = looks.collect();
+    all(looks.collect()).await
+}
+
+/// Whether both have one and the same checkpoint of this number or a later one: objects of this number are the same in both then.
+///
+/// # Errors
+/// When a store fails.
+pub(crate) async fn share_from(one: &Store, other: &Store, cno: u64) -> Result<bool, VolumeError> {
+    let (of_one, of_other) = try_join!(checkpoint_list::numbers(one), checkpoint_list::numbers(other))?;
+    let common = newest_of_both(of_one, of_other);
+    for number in common.into_iter().filter(|number| *number >= cno) {
+        if is_same_checkpoint(one, other, number).await? == Some(true) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether both have the same checkpoint of this number; nothing where an entry is missing, damaged, or does not tell.
+async fn is_same_checkpoint(one: &Store, other: &Store, cno: u64) -> Result<Option<bool>, VolumeError> {
+    let (a, b) = try_join!(readable_entry(one, cno), readable_entry(other, cno))?;
+    let check = |entry: CatalogueEntry| entry.check;
+    Ok(a.and_then(check).zip(b.and_then(check)).map(|(a, b)| a == b))
+}
+
+/// An entry of the list; nothing if it is damaged.
+async fn readable_entry(store: &Store, cno: u64) -> Result<Option<CatalogueEntry>, VolumeError> {
+    match checkpoint_list::load_entry(store, cno).await {
+        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+        found => found,
+    }
+}
+
+/// What an object says of itself; nothing if it is damaged.
+async fn readable_head(store: &Store, key: &str) -> Result<Option<ObjectInfo>, StoreError> {
+    match store.head(key).await {
+        Err(e) if e.kind == StoreErrorKind::Corrupt => Ok(None),
+        found => found,
+    }
+}
+
+/// Whether each of these finds the same at both.
+async fn all<F: Future<Output = Result<bool, VolumeError>>>(looks: Vec<F>) -> Result<bool, VolumeError> {
     let same: Vec<bool> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
     Ok(!same.contains(&false))
 }

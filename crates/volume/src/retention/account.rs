@@ -287,14 +287,16 @@ pub(crate) async fn check_table(store: &Store, cache: &IndexCache) -> Result<Tab
     };
     let plan = super::plan::load(store).await?;
     let mut counted = Account::new();
-    counted
+    let count = counted
         .advance_once(store, cache, &Recent::default(), at.cno)
-        .await?;
+        .await;
     let (table_now, plan_now) = try_join!(Account::load(store), super::plan::load(store))?;
     let is_changed = table_now.usage != stored.usage || plan_now != plan || counted.usage.at() != Some(at);
     if is_changed {
+        // What could not be read may be what was removed.
         return Ok(TableCheck::Changed);
     }
+    count?;
     // Objects that the plan names may be removed already.
     if let Some((plan, _)) = &plan {
         counted.follow(plan);

@@ -4,11 +4,13 @@
 //! Only the store's clock decides whether a pin has run out: by when the pin was written, and when something else was.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use log::{debug, warn};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use super::plan;
@@ -27,6 +29,8 @@ const REMOVED_AFTER: Duration = Duration::from_secs(24 * 3600);
 const TIME_TO_LIVE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often a pin is put again during its validity.
 const RENEWALS: u32 = 3;
+/// How often the clock is looked at between two renewals.
+const LOOKS: u32 = 30;
 const READS_AT_ONCE: usize = 32;
 
 /// A stored pin.
@@ -63,21 +67,34 @@ pub(crate) struct HeldPin {
     store: Store,
     key: String,
     renewing: AbortHandle,
+    is_removed: AtomicBool,
 }
 
 impl HeldPin {
     /// Removes the pin.
     pub async fn remove(&self) {
         self.renewing.abort();
-        if let Err(e) = self.store.delete(&self.key).await {
-            debug!("the pin {} stays until it runs out: {e}", self.key);
-        }
+        self.is_removed.store(true, Ordering::Relaxed);
+        remove(&self.store, &self.key).await;
+    }
+}
+
+async fn remove(store: &Store, key: &str) {
+    if let Err(e) = store.delete(key).await {
+        debug!("the pin {key} stays until it runs out: {e}");
     }
 }
 
 impl Drop for HeldPin {
     fn drop(&mut self) {
         self.renewing.abort();
+        // Whoever was to read has given up before it began.
+        if let Ok(runtime) = Handle::try_current()
+            && !self.is_removed.load(Ordering::Relaxed)
+        {
+            let (store, key) = (self.store.clone(), self.key.clone());
+            runtime.spawn(async move { remove(&store, &key).await });
+        }
     }
 }
 
@@ -102,23 +119,47 @@ pub(crate) async fn put(
     let key = store.meta_key(&format!("{PINS}{}", uuid::Uuid::new_v4().simple()));
     let body = serde_json::to_vec(&pin).map_err(|e| VolumeError::Internal(e.to_string()))?;
     store.put(&key, body.clone()).await?;
-    let (owned, of) = (store.clone(), key.clone());
-    let renewing = tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(ttl / RENEWALS).await;
-            if let Err(e) = owned.put(&of, body.clone()).await {
-                warn!(
-                    "the pin on checkpoint {} could not be renewed, and is tried again: {e}",
-                    pin.checkpoint
-                );
-            }
-        }
-    });
+    let renewing = tokio::spawn(renew(store.clone(), key.clone(), pin, ttl, body));
     Ok(Arc::new(HeldPin {
         store: store.clone(),
         key,
         renewing: renewing.abort_handle(),
+        is_removed: AtomicBool::new(false),
     }))
+}
+
+/// Puts a pin again and again, for ever. Time is also told by the wall clock, because the other one stands still while the machine sleeps.
+async fn renew(store: Store, key: String, pin: Pin, ttl: Duration, body: Vec<u8>) {
+    let every = ttl / RENEWALS;
+    let mut renewed = SystemTime::now();
+    loop {
+        let mut slept = Duration::ZERO;
+        let mut since = Duration::ZERO;
+        while slept < every && since < every {
+            tokio::time::sleep(every / LOOKS).await;
+            slept += every / LOOKS;
+            since = renewed.elapsed().unwrap_or_default();
+        }
+        let put = store.put(&key, body.clone()).await;
+        match put {
+            Ok(_) if since > ttl => {
+                if let Err(e) = super::reading::ensure_readable(&store, pin.checkpoint).await {
+                    warn!(
+                        "this machine did not run for {} s, and checkpoint {}, which is read here, may be removed since: {}",
+                        since.as_secs(),
+                        pin.checkpoint,
+                        e.chain()
+                    );
+                }
+                renewed = SystemTime::now();
+            }
+            Ok(_) => renewed = SystemTime::now(),
+            Err(e) => warn!(
+                "the pin on checkpoint {} could not be renewed, and is tried again: {e}",
+                pin.checkpoint
+            ),
+        }
+    }
 }
 
 /// What happens to pins that are of no use.

@@ -206,6 +206,11 @@ pub(crate) async fn replace(store: &Store, plan: &Plan, before: Option<&ETag>) -
         Err(e) if e.kind == StoreErrorKind::PreconditionFailed => match load(store).await? {
             // The answer to an earlier attempt was lost.
             Some((there, etag)) if there.write == plan.write => Ok(etag),
+            // An attempt of this owner, given up long ago, arrived after all. The next round begins with that plan.
+            Some((there, _)) if there.epoch == plan.epoch => Err(VolumeError::engine(
+                "replacing the plan of what is removed",
+                std::io::Error::other("an earlier attempt has arrived late"),
+            )),
             _ => Err(VolumeError::Fenced {
                 reason: "another server or command removes checkpoints of the volume".into(),
             }),

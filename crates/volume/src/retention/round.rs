@@ -32,6 +32,10 @@ pub(crate) const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
 /// The table is stored at least this often, so that the next server has little to account.
 const STORED_EVERY: Duration = Duration::from_secs(600);
 
+/// Pins are judged by the time at which the plan was written. So one that nothing else replaces is written anew after this long: else a
+/// pin that ran out, or is damaged, would hold for as long as the server lives.
+const PLAN_RENEWED_AFTER: Duration = Duration::from_secs(3600);
+
 /// The result of a round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -57,6 +61,8 @@ pub(crate) struct Rounds {
     stored: Instant,
     /// The plan that this owner stored; `None` before it has settled what earlier owners left.
     plan: Option<(Plan, ETag)>,
+    /// When that was.
+    planned: Option<Instant>,
     /// The policy of the last round.
     policy: Option<Policy>,
     under_way: UnderWay,
@@ -86,6 +92,7 @@ impl Rounds {
             account: None,
             stored: Instant::now(),
             plan: None,
+            planned: None,
             policy: None,
             under_way: UnderWay::default(),
         }
@@ -162,7 +169,8 @@ impl Rounds {
             self.ownership.check().await?;
         }
         let is_own = self.plan.is_some() && found.epoch == self.epoch;
-        if is_own && found.phase == Phase::Empty {
+        let is_old = self.planned.is_some_and(|at| at.elapsed() >= PLAN_RENEWED_AFTER);
+        if is_own && found.phase == Phase::Empty && !is_old {
             self.plan = Some((found, etag));
             return Ok(());
         }
@@ -196,6 +204,7 @@ impl Rounds {
     async fn put(&mut self, plan: Plan, before: Option<&ETag>) -> Result<(), VolumeError> {
         let etag = plan::replace(&self.store, &plan, before).await?;
         self.plan = Some((plan, etag));
+        self.planned = Some(Instant::now());
         Ok(())
     }
 

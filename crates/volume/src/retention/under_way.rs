@@ -21,6 +21,12 @@ impl UnderWay {
         self.0.lock().insert(number, Some(cno));
     }
 
+    /// A checkpoint that refers to them was sent, or not, after `newest` was published. The next one tells, because it is published once
+    /// that is decided.
+    pub fn sent(&self, number: u64, newest: u64) {
+        self.published(number, newest.saturating_add(1));
+    }
+
     /// No checkpoint will ever refer to them. Not to be said once a checkpoint was sent that does, unless it is known to be lost.
     pub fn given_up(&self, number: u64) {
         self.0.lock().remove(&number);
@@ -49,5 +55,8 @@ mod tests {
         numbers.given_up(6);
         assert_eq!(numbers.at(8), BTreeSet::from([5, 7]));
         assert_eq!(numbers.at(9), BTreeSet::from([7]));
+        numbers.sent(7, 10);
+        assert_eq!(numbers.at(10), BTreeSet::from([7]), "nothing was published since");
+        assert_eq!(numbers.at(11), BTreeSet::new());
     }
 }

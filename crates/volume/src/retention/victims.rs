@@ -18,6 +18,8 @@ const START_PERCENT: u64 = 125;
 const START_BYTES: u64 = 192 << 20;
 /// Live blocks that one relocation moves, where there are so many: with fewer, the index that it writes anew costs as much.
 pub(crate) const BATCH_BLOCKS: u64 = 16 * 1024;
+/// Whether a block of an object is live is looked up for each that the object was stored with: for about this many in a batch.
+const BATCH_LOOKUPS: u64 = 64 * BATCH_BLOCKS;
 /// Bytes copied for ten that come back, at most; and when the bound is passed, which is what it takes to go back to it.
 const COPIED_PER_TEN: u64 = 25;
 const COPIED_PER_TEN_OVER: u64 = 34;
@@ -167,12 +169,13 @@ pub(crate) fn choose(
         let right = u128::from(other_live + LOOK_COST_BYTES) * u128::from(one.free_bytes);
         left.cmp(&right).then(one.object.cmp(&other.object))
     });
-    let mut blocks = 0;
+    let (mut blocks, mut looked_up) = (0, 0);
     for (victim, live_bytes) in candidates {
         victims.objects += 1;
         victims.object_bytes += victim.object_bytes;
         victims.live_bytes += live_bytes;
-        if blocks < BATCH_BLOCKS {
+        if blocks < BATCH_BLOCKS && looked_up < BATCH_LOOKUPS {
+            looked_up += victim.object_bytes / block_bytes;
             // Nodes of the index are read and written anew by the flip, while publishes wait.
             blocks += victim.live.blocks + victim.live.nodes;
             victims.next.push(victim);
@@ -376,6 +379,23 @@ mod tests {
         }
         let victims = choose(&usage, &stored, BLOCK, Want::Everything, |_| false);
         assert_eq!((victims.objects, victims.next.len()), (objects, 8));
+    }
+
+    /// Whether what an object was stored with is live is looked up for all of it.
+    #[test]
+    fn a_batch_of_nearly_empty_objects_has_an_end() {
+        let (mut usage, mut stored) = (Usage::default(), BTreeMap::new());
+        for cno in 1..=200 {
+            let object = cno << 32 | 1;
+            let live = Delta { blocks: 1, nodes: 0 };
+            let accounted = (InodeCheck::from_bits(cno), cno, 1).into();
+            usage
+                .step(cno, accounted, &HashMap::from([(object, live)]))
+                .unwrap();
+            stored.insert(object, BATCH_BLOCKS * BLOCK);
+        }
+        let victims = choose(&usage, &stored, BLOCK, Want::Everything, |_| false);
+        assert_eq!((victims.objects, victims.next.len()), (200, 64));
     }
 
     /// What its copy would be is no victim: else compacting a small volume would not end.

@@ -93,11 +93,8 @@ pub(super) async fn read(named: Option<&str>) -> Result<Environment, String> {
     if let (Some(named), Ok(profiles)) = (named, &profiles)
         && profiles.get_profile(named).is_none()
     {
-        return Err(wrong(
-            "the profile",
-            named,
-            "the AWS configuration has no such profile; correct the name",
-        ));
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        return Err(wrong("the profile", named, &no_such_profile(set)));
     }
     // What is wrong with the files the SDK says itself.
     evaluate(variable, profiles.ok().as_ref(), |path| std::fs::read(path))
@@ -131,12 +128,7 @@ fn evaluate(
     let region = checked(["AWS_REGION", "AWS_DEFAULT_REGION"], check_region)?;
     let profile = match set("AWS_PROFILE") {
         Some(named) if profiles.is_some_and(|profiles| profiles.get_profile(&named).is_none()) => {
-            let file = |variable, default: &str| set(variable).unwrap_or_else(|| default.to_owned());
-            let advice = format!(
-                "there is no such profile in {} or {}; correct the name or unset it",
-                file("AWS_CONFIG_FILE", "~/.aws/config"),
-                file("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
-            );
+            let advice = format!("{} or unset it", no_such_profile(set));
             return Err(wrong("AWS_PROFILE", &named, &advice));
         }
         Some(named) => named,
@@ -172,6 +164,16 @@ fn evaluate(
         ca_bundle,
         retries,
     })
+}
+
+/// Where a profile was looked for.
+fn no_such_profile(set: impl Fn(&str) -> Option<String>) -> String {
+    let file = |variable, default: &str| set(variable).unwrap_or_else(|| default.to_owned());
+    format!(
+        "there is no such profile in {} or {}; correct the name",
+        file("AWS_CONFIG_FILE", "~/.aws/config"),
+        file("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    )
 }
 
 /// How a setting of a profile is called in an error.

@@ -15,6 +15,7 @@ pub(crate) mod lineage;
 mod local;
 mod operations;
 pub(crate) mod options;
+pub(crate) mod permission;
 pub mod probe;
 pub(crate) mod probe_objects;
 mod s3;
@@ -180,7 +181,11 @@ fn dir_error(operation: &'static str, url: &VolumeUrl, error: &std::io::Error) -
         ),
         ErrorKind::PermissionDenied => (
             StoreErrorKind::AccessDenied,
-            "; check the directory's permissions",
+            "; check the directory's permissions; a server that only reads is started with -r",
+        ),
+        ErrorKind::ReadOnlyFilesystem => (
+            StoreErrorKind::AccessDenied,
+            "; mount it for writing; a server that only reads is started with -r",
         ),
         _ => (StoreErrorKind::Other, ""),
     };

@@ -127,17 +127,40 @@ impl Store {
         if len_bytes == 0 {
             return Ok(Some(Frames::default()));
         }
-        let before = offset_bytes % window_checksums::WINDOW_BYTES;
-        let end = (offset_bytes + len_bytes).next_multiple_of(window_checksums::WINDOW_BYTES);
-        let (start, wide_bytes) = (offset_bytes - before, end - (offset_bytes - before));
-        let Some((frames, _)) = self.fetch_within(key, start, wide_bytes).await? else {
+        let windows_of = |window_bytes: u64| {
+            let start = offset_bytes - offset_bytes % window_bytes;
+            start..(offset_bytes + len_bytes).next_multiple_of(window_bytes)
+        };
+        let mut asked = windows_of(window_checksums::WINDOW_BYTES);
+        let Some((mut frames, info)) = self
+            .fetch_within(key, asked.start, asked.end - asked.start)
+            .await?
+        else {
             return Ok(None);
         };
+        let wide = windows_of(window_checksums::WIDE_WINDOW_BYTES);
+        let is_all =
+            wide.start == asked.start && asked.start + frames.len() as u64 >= info.size_bytes.min(wide.end);
+        // Objects of earlier releases have values of wide windows alone, of which a part tells nothing.
+        if !is_all
+            && window_checksums::has_checksums(&info)
+            && !window_checksums::is_narrow(&info)
+            && self.sums_of(key, &info).await?.is_none()
+        {
+            let again = self.fetch_within(key, wide.start, wide.end - wide.start).await?;
+            let Some((of_wide, _)) = again else {
+                return Ok(None);
+            };
+            (frames, asked) = (of_wide, wide);
+        }
+        let before = offset_bytes - asked.start;
         let wanted = before as usize..(before + len_bytes) as usize;
         let wanted = frames.part(wanted);
-        wanted
-            .map(Some)
-            .ok_or_else(|| self.ends_early(key, offset_bytes, len_bytes))
+        // It was cut short, as one that begins behind its end is.
+        wanted.map(Some).ok_or_else(|| StoreError {
+            kind: StoreErrorKind::Corrupt,
+            ..self.ends_early(key, offset_bytes, len_bytes)
+        })
     }
 
     /// The error of a read that reaches past the end of its object.
@@ -238,7 +261,13 @@ impl Store {
             // The SDK repeats requests, but not those whose bodies break off or are damaged on their way.
             let (kind, detail) = match output.body.collect().await.map(Frames::take) {
                 Ok(bytes) => match self
-                    .checked(key, &mut info, output.content_range.as_deref(), &bytes)
+                    .checked(
+                        key,
+                        &mut info,
+                        range.as_deref(),
+                        output.content_range.as_deref(),
+                        &bytes,
+                    )
                     .await?
                 {
                     Ok(()) => return Ok(Some((bytes, info))),
@@ -271,11 +300,13 @@ impl Store {
         &self,
         key: &str,
         info: &mut ObjectInfo,
+        range: Option<&str>,
         content_range: Option<&str>,
         bytes: &Frames,
     ) -> Result<Result<(), String>, StoreError> {
         let sealed = window_checksums::check_name(&info.metadata, key)
             .and_then(|()| window_checksums::place_of(content_range, bytes.len() as u64))
+            .and_then(|place| window_checksums::check_place(range, place, bytes.len() as u64).map(|()| place))
             .and_then(|(offset_bytes, object_bytes)| {
                 if let Some(seal) = info.metadata.get(window_checksums::METADATA_KEY) {
                     window_checksums::verify_frames(seal, offset_bytes, bytes, object_bytes)?;
@@ -445,6 +476,15 @@ impl Store {
         let mut entries = self.list_until(prefix, Some(after.to_owned()), is_past).await?;
         entries.retain(|entry| entry.key.as_str() > after && entry.key.as_str() <= until);
         Ok(entries)
+    }
+
+    /// Whether an object with this prefix is there whose key `is_wanted` takes. One request tells where the first ones have such a key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn has_any(&self, prefix: &str, is_wanted: impl Fn(&str) -> bool) -> Result<bool, StoreError> {
+        let is_any = |entries: &[ObjectEntry]| entries.iter().any(|entry| is_wanted(&entry.key));
+        Ok(is_any(&self.list_until(prefix, None, is_any).await?))
     }
 
     async fn list_from(&self, prefix: &str, after: Option<String>) -> Result<Vec<ObjectEntry>, StoreError> {

@@ -1,5 +1,7 @@
 //! Options for connecting to a store and using it.
 
+use std::time::Duration;
+
 use crate::metrics::Metrics;
 
 /// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
@@ -21,6 +23,8 @@ pub struct StoreOptions {
     pub sse_kms_key_id: Option<String>,
     /// Whether a store is used that fails the probe of the properties that a volume needs.
     pub allow_unsafe: bool,
+    /// How long a request for a single object may be answered nothing; `None` leaves that to the S3 client.
+    pub answer_time: Option<Duration>,
     /// Where requests are counted, and what else is counted of the volume.
     pub metrics: Metrics,
     /// What tests put between a volume and its store.

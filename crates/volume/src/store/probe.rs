@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::probe_objects::{self, ATTEMPTS_MAX};
-use super::{ETag, ObjectEntry, Store};
+use super::{ETag, ObjectEntry, Store, permission};
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
@@ -126,7 +126,7 @@ pub async fn ensure(store: &Store, allow_unsafe: bool) -> Result<(), VolumeError
     if has_passed(store).await? {
         return Ok(());
     }
-    let checks = run(store).await?;
+    let checks = run(store).await.map_err(permission::advised)?;
     let failures: Vec<String> = checks
         .iter()
         .filter_map(|check| Some(format!("{} ({})", check.name, check.failure.as_ref()?)))

@@ -36,7 +36,8 @@ use crate::store::options::StoreOptions;
 const DEFAULT_REGION: &str = "us-east-1";
 /// Time to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Time from the start of a request to the first byte of its answer: a 16 MiB part on a line of 2 Mbit/s.
+/// Time from the start of any request to the first byte of its answer: a 16 MiB part on a line of 2 Mbit/s. Most get less
+/// ([`answer_time`](super::interceptors::answer_time)).
 const READ_TIMEOUT: Duration = Duration::from_secs(70);
 /// Time of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(90);
@@ -77,7 +78,7 @@ async fn unproved_as(
         .endpoint_url
         .clone()
         .or_else(|| environment.endpoint_url.clone());
-    let http_client = upload_limiter::client(environment.ca_bundle.clone())
+    let http_client = upload_limiter::client(environment.ca_bundle.clone(), options.answer_time)
         .map_err(|wrong| StoreError::new(CONNECT, url, StoreErrorKind::Other, wrong))?;
     let config = load(
         options,
@@ -263,7 +264,7 @@ pub(super) mod tests {
     /// The store of a bucket that need not exist.
     pub async fn unchecked(url: &VolumeUrl, options: &StoreOptions) -> Store {
         let (bucket, prefix) = parts(url);
-        let http_client = upload_limiter::client(None).expect("the system's certificates");
+        let http_client = upload_limiter::client(None, None).expect("the system's certificates");
         let config = load(options, &Environment::default(), http_client, true, None).await;
         store(
             url,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::frames::Frames;
-use super::interceptors::window_checksums::{CheckValues, METADATA_KEY, has_checksums};
+use super::interceptors::window_checksums::{CheckValues, METADATA_KEY, is_narrow};
 use super::{ObjectInfo, Store};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 
@@ -89,10 +89,20 @@ pub(crate) fn write_of(info: &ObjectInfo) -> String {
     }
 }
 
+/// Whether an object has the mark of its writer. One that was downloaded and uploaded again by other tools may have lost it.
+pub(crate) fn has_mark(info: &ObjectInfo) -> bool {
+    info.metadata.contains_key(WRITE_KEY)
+}
+
 /// Whether one is known to be a copy of the other: the mark of a write stays with its copies, and no two writes share one.
 pub(crate) fn is_copy(one: &ObjectInfo, other: &ObjectInfo) -> bool {
+    is_same_mark(one, other) && one.size_bytes == other.size_bytes
+}
+
+/// Whether both have the mark of one write; how much is left of either is not looked at.
+fn is_same_mark(one: &ObjectInfo, other: &ObjectInfo) -> bool {
     let mark = one.metadata.get(WRITE_KEY);
-    mark.is_some() && mark == other.metadata.get(WRITE_KEY) && one.size_bytes == other.size_bytes
+    mark.is_some() && mark == other.metadata.get(WRITE_KEY)
 }
 
 /// Whether two objects with this name can be one write, of which one is a copy: they are as long as each other, and say nothing else of
@@ -106,6 +116,11 @@ pub(crate) fn may_be_copies(one: &ObjectInfo, other: &ObjectInfo) -> bool {
         && agree(WRITE_KEY, |_, _| true)
         // A copy may have got values of other windows.
         && agree(METADATA_KEY, |a, b| a.len() == b.len())
+}
+
+/// Whether two objects with this name can be one write, also if one of them was cut short: that one says by its mark alone which it was.
+pub(crate) fn may_be_one_write(one: &ObjectInfo, other: &ObjectInfo) -> bool {
+    is_same_mark(one, other) || may_be_copies(one, other)
 }
 
 /// Whether this is the name of an object that data are in: ten digits, and perhaps a part.
@@ -169,7 +184,7 @@ impl Store {
         info: &ObjectInfo,
     ) -> Result<Option<Arc<Sums>>, StoreError> {
         let name = key.rsplit('/').next().unwrap_or_default();
-        if !is_of_data(name) || key != self.data_key(name) || has_checksums(info) {
+        if !is_of_data(name) || key != self.data_key(name) || is_narrow(info) {
             return Ok(None);
         }
         let cell = self.remembered.of(key);
@@ -219,6 +234,19 @@ impl Store {
             .await?;
         self.remembered.forget(&self.data_key(name));
         Ok(())
+    }
+
+    /// The check values beside the container under the name of an object, of whatever write of it they are; `None` for none, and for what
+    /// cannot be read.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) async fn stored_sums(&self, name: &str) -> Result<Option<Sums>, StoreError> {
+        match self.get(&self::key(self, name)).await {
+            Ok(there) => Ok(there.and_then(|(body, _)| Sums::decode(&body).ok())),
+            Err(e) if e.kind == StoreErrorKind::Corrupt => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Puts check values of an object beside the container, whatever is there.

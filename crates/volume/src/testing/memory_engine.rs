@@ -1,6 +1,6 @@
 //! A model of a container, kept in memory: the reference the tests compare with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use crate::write_buffer::overlay::Frozen;
 struct Published {
     cno: u64,
     blocks: BTreeMap<u64, Vec<u8>>,
+    damaged: BTreeSet<u64>,
 }
 
 /// Blocks in a map. Clones share it, as handles share a stored container.
@@ -39,6 +40,11 @@ impl MemoryEngine {
     pub fn cno(&self) -> u64 {
         self.published.lock().cno
     }
+
+    /// From now on this block cannot be read, until it is published anew.
+    pub fn damage(&self, block: u64) {
+        self.published.lock().damaged.insert(block);
+    }
 }
 
 #[async_trait]
@@ -50,6 +56,12 @@ impl Engine for MemoryEngine {
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
         let published = self.published.lock();
         for p in self.geometry.pieces(offset_bytes, out.len() as u64) {
+            if published.damaged.contains(&p.block.0) {
+                return Err(VolumeError::Corrupt {
+                    what: format!("block {}", p.block.0),
+                    reason: "injected".into(),
+                });
+            }
             let at = (p.offset_bytes - offset_bytes) as usize;
             let dst = &mut out[at..at + p.len as usize];
             match published.blocks.get(&p.block.0) {
@@ -95,6 +107,7 @@ impl Engine for MemoryEngine {
                     )));
                 }
                 published.blocks.insert(index, bytes);
+                published.damaged.remove(&index);
                 is_changed = true;
             }
             Ok(())
@@ -109,6 +122,7 @@ impl Engine for MemoryEngine {
                 check: InodeCheck::from_bits(published.cno),
             },
             size_bytes: self.geometry.size_bytes(),
+            published_ms: 1,
         }))
     }
 

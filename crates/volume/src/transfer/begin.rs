@@ -9,10 +9,11 @@ use super::{SECTOR_BYTES, TransferError};
 use crate::admin::{self, CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, IfDamaged, VolumeInfo};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::units::{MIB, format_size};
+use crate::engine::parents;
 use crate::meta::import_record::{FileId, ImportRecord};
 use crate::options::{LeaseOptions, VolumeOptions};
 use crate::read::cache_config::ReadCacheConfig;
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::volume::Volume;
 
 /// Memory for data that is read while it is written, in bytes: nothing but the volume's last block.
@@ -41,40 +42,39 @@ pub(super) async fn begin(input: &Input<'_>, request: &Request<'_>) -> Result<Wr
         Err(e) => return Err(e.into()),
     };
     let file_id = input.file.as_ref().map(|(_, id)| id.clone());
-    let (record, is_blank) = match &found {
+    let unwritten = |is_new| ImportRecord {
+        source: file_id.clone(),
+        written_bytes: 0,
+        epoch: 0,
+        is_new,
+        is_finished: false,
+    };
+    let (note, is_blank) = match &found {
         None => {
             let size_bytes = new_size(input.size_bytes(), request.size_bytes)?;
             let options = CreateOptions {
                 size_bytes,
                 block_size_bytes: request.block_size_bytes.unwrap_or(DEFAULT_BLOCK_SIZE_BYTES),
             };
-            let record = ImportRecord {
-                source: file_id.clone(),
-                written_bytes: 0,
-                epoch: 0,
-                is_new: true,
-                is_finished: false,
-            };
-            admin::create_noting(request.url, request.store_options, &options, Some(&record)).await?;
+            let note = unwritten(true);
+            admin::create_noting(request.url, request.store_options, &options, Some(&note)).await?;
             if request.size_bytes.is_none() && input.size_bytes() != Some(size_bytes) {
                 warn!(
                     "the image's size is no multiple of {SECTOR_BYTES}: the volume has {size_bytes} bytes, the last of them zeros"
                 );
             }
-            (None, true)
+            (note, true)
         }
         Some(info) => {
             check_fit(info, input.size_bytes(), request)?;
-            let record = settle(info, file_id.as_ref(), request)?;
-            (record, false)
+            let taken_up = settle(info, file_id.as_ref(), request)?;
+            let note = taken_up.map(|record| ImportRecord {
+                source: file_id.clone(),
+                is_finished: false,
+                ..record
+            });
+            (note.unwrap_or_else(|| unwritten(false)), false)
         }
-    };
-    let note = ImportRecord {
-        source: file_id,
-        written_bytes: record.as_ref().map_or(0, |record| record.written_bytes),
-        epoch: record.as_ref().map_or(0, |record| record.epoch),
-        is_new: record.as_ref().map_or(is_blank, |record| record.is_new),
-        is_finished: false,
     };
     let opened = open(request, note, is_blank).await;
     if opened.is_err() && is_blank {
@@ -195,7 +195,8 @@ async fn open(request: &Request<'_>, note: ImportRecord, is_blank: bool) -> Resu
     options.lease.sighting = admin::check_servable(request.url, request.store_options, &options).await?;
     let volume = Volume::open(request.url, request.store_options, &options).await?;
     let noted = async {
-        let store = store::connect(request.url, request.store_options).await?;
+        // A clone is read through what it has from its parents, too.
+        let store = parents::connect(request.url, request.store_options).await?;
         let lease = admin::info(request.url, request.store_options).await?.lease;
         let epoch = lease.map_or(0, |lease| lease.epoch);
         let takes_up = note.written_bytes > 0 || (note.is_new && !is_blank);

@@ -67,6 +67,8 @@ pub struct Copied {
     pub data_bytes: u64,
     /// The checksum of the source.
     pub checksum: String,
+    /// What came out of a pipe, in bytes.
+    pub piped_bytes: Option<u64>,
 }
 
 /// Copies.
@@ -83,6 +85,7 @@ pub fn copy(copy: Copy<'_>, control: &Control) -> Result<Copied, TransferError> 
             Feed::Pipe {
                 pipe,
                 is_ended: false,
+                got_bytes: 0,
             },
             None,
         ),
@@ -128,13 +131,21 @@ pub fn copy(copy: Copy<'_>, control: &Control) -> Result<Copied, TransferError> 
     Ok(Copied {
         data_bytes: done.data_bytes,
         checksum: done.checksum.text(),
+        piped_bytes: match shared.queue.into_inner().feed {
+            Feed::Pipe { got_bytes, .. } => Some(got_bytes),
+            Feed::Image(_) => None,
+        },
     })
 }
 
 /// What is read next, and from what.
 enum Feed<'a> {
     Image(&'a dyn Image),
-    Pipe { pipe: PipeReader, is_ended: bool },
+    Pipe {
+        pipe: PipeReader,
+        is_ended: bool,
+        got_bytes: u64,
+    },
 }
 
 struct Queue<'a> {
@@ -148,10 +159,10 @@ impl Queue<'_> {
     fn next(
         &mut self,
         buffer: &mut Vec<u8>,
-        control: &Control,
+        is_over: &dyn Fn() -> bool,
     ) -> Result<Option<(u64, Part)>, TransferError> {
         let Some(at) = self.plan.at() else {
-            return self.check_end(control).map(|()| None);
+            return self.check_end(is_over).map(|()| None);
         };
         let end_of_zeros = Run {
             end_bytes: u64::MAX,
@@ -163,13 +174,18 @@ impl Queue<'_> {
                 let reaches_end = !run.is_data && run.end_bytes >= image.size_bytes();
                 self.plan.next(if reaches_end { end_of_zeros } else { run })
             }
-            Feed::Pipe { pipe, is_ended } if !*is_ended => {
+            Feed::Pipe {
+                pipe,
+                is_ended,
+                got_bytes,
+            } if !*is_ended => {
                 let part = self.plan.next(Run {
                     end_bytes: u64::MAX,
                     is_data: true,
                 });
                 buffer.resize((part.range.end - part.range.start) as usize, 0);
-                let got = pipe.fill(buffer, control)?;
+                let got = pipe.fill(buffer, is_over)?;
+                *got_bytes += got as u64;
                 *is_ended = got < buffer.len();
                 buffer[got..].fill(0);
                 part
@@ -181,11 +197,11 @@ impl Queue<'_> {
     }
 
     /// Looks whether a pipe holds more than there is room for.
-    fn check_end(&mut self, control: &Control) -> Result<(), TransferError> {
-        let Feed::Pipe { pipe, is_ended } = &mut self.feed else {
+    fn check_end(&mut self, is_over: &dyn Fn() -> bool) -> Result<(), TransferError> {
+        let Feed::Pipe { pipe, is_ended, .. } = &mut self.feed else {
             return Ok(());
         };
-        if !*is_ended && pipe.fill(&mut [0], control)? > 0 {
+        if !*is_ended && pipe.fill(&mut [0], is_over)? > 0 {
             return Err(TransferError::Refused(format!(
                 "{} has more than the volume has room for: give a larger --size, or resize the volume first",
                 pipe.name()
@@ -239,7 +255,7 @@ impl Shared<'_> {
         };
         let mut buffer = Vec::new();
         while !self.is_over() {
-            let Some((number, part)) = self.queue.lock().next(&mut buffer, self.control)? else {
+            let Some((number, part)) = self.queue.lock().next(&mut buffer, &|| self.is_over())? else {
                 return Ok(());
             };
             let len_bytes = part.range.end - part.range.start;

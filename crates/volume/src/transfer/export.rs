@@ -12,6 +12,7 @@ use crate::base::url::VolumeUrl;
 use crate::engine::parents;
 use crate::format::inode;
 use crate::meta::import_record::ImportRecord;
+use crate::meta::wal_marker;
 use crate::options::{StoreOptions, VolumeOptions};
 use crate::past::{self, At};
 use crate::read::cache_config::ReadCacheConfig;
@@ -73,6 +74,10 @@ pub async fn open_for_export(
             "an import of {} into {url} was not finished: what is read may be half of it",
             import.source_name()
         );
+    }
+    // A checkpoint that is named is what it is.
+    if at.is_none() {
+        wal_marker::warn_if_unpublished(&store, "exported").await;
     }
     open_state(&store, store_options, at).await
 }

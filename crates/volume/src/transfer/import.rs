@@ -83,6 +83,9 @@ pub struct Imported {
     pub resumed_bytes: u64,
     /// What was published was read again, and is the same.
     pub is_verified: bool,
+    /// What came out of a pipe, in bytes: the rest of the volume reads as zeros. None of an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub piped_bytes: Option<u64>,
 }
 
 /// Imports. The volume is not held by anybody afterwards.
@@ -118,6 +121,7 @@ pub fn import(
             seconds: started.elapsed().as_secs_f64(),
             resumed_bytes,
             is_verified: request.verifies,
+            piped_bytes: copied.piped_bytes,
         }),
         Err(cause) => {
             let left = work.leave(&cause);

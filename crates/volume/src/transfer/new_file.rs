@@ -1,8 +1,8 @@
 //! A file that is made whole or not at all: written under another name beside its own, and renamed at the end.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -14,6 +14,8 @@ use super::TransferError;
 const SUFFIX: &str = ".hypernbd-part";
 /// Mode of a new file, before the umask.
 const MODE: u32 = 0o666;
+/// Mode of one that replaces another, until it has that one's.
+const PRIVATE_MODE: u32 = 0o600;
 
 /// A file that is being made. Dropped before [`NewFile::finish`], it is gone.
 #[derive(Debug)]
@@ -57,10 +59,21 @@ impl NewFile {
             replaces,
             is_finished: false,
         };
-        made.file
-            .set_len(0)
+        // Nobody reads it who may not read what it replaces.
+        let private = match made.replaced() {
+            Some(_) => made.file.set_permissions(Permissions::from_mode(PRIVATE_MODE)),
+            None => Ok(()),
+        };
+        private
+            .and_then(|()| made.file.set_len(0))
             .map_err(|e| TransferError::io(format!("cannot write {}", made.part.display()), e))?;
         Ok(made)
+    }
+
+    /// What is known of the file that it replaces, if there is one.
+    fn replaced(&self) -> Option<Metadata> {
+        let there = self.replaces.then(|| self.path.metadata())?.ok();
+        there.filter(Metadata::is_file)
     }
 
     /// The file, open for reading and writing.
@@ -80,6 +93,11 @@ impl NewFile {
     pub fn finish(mut self) -> Result<(), TransferError> {
         let failed =
             |e: io::Error| TransferError::io(format!("cannot give {} its name", self.path.display()), e);
+        if let Some(there) = self.replaced() {
+            // Only root gives files away: one that cannot is the owner, whom the mode is for as well.
+            let _ = fchown(&self.file, Some(there.uid()), Some(there.gid()));
+            self.file.set_permissions(there.permissions()).map_err(failed)?;
+        }
         let renamed = match self.replaces {
             true => std::fs::rename(&self.part, &self.path),
             false => match renameat_with(CWD, &self.part, CWD, &self.path, RenameFlags::NOREPLACE) {
@@ -188,13 +206,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         std::fs::write(&path, "old").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         let error = NewFile::begin(&path, false).unwrap_err().to_string();
         assert!(error.contains("--overwrite"), "{error}");
         let new = NewFile::begin(&path, true).unwrap();
         new.file().write_all(b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(new.part_path()), 0o600);
         new.finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(mode(&path), 0o640);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Control, TransferError};
+use super::TransferError;
 
-/// How often a reader that waits for bytes looks whether the copy was stopped.
+/// How often a reader that waits for bytes looks whether the copy is over.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The reading end of a pipe, or anything else that is read from its start to its end.
@@ -33,10 +33,17 @@ impl PipeReader {
     }
 
     /// Reads until `out` is full or the pipe ends. Returns how many bytes.
-    pub(super) fn fill(&mut self, out: &mut [u8], control: &Control) -> Result<usize, TransferError> {
+    ///
+    /// # Errors
+    /// When the pipe cannot be read; [`TransferError::Stopped`] once `is_over` says so, whether anything comes or not.
+    pub(super) fn fill(
+        &mut self,
+        out: &mut [u8],
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<usize, TransferError> {
         let mut got = 0;
         while got < out.len() {
-            match self.read_some(&mut out[got..], control)? {
+            match self.read_some(&mut out[got..], is_over)? {
                 0 => break,
                 n => got += n,
             }
@@ -44,13 +51,13 @@ impl PipeReader {
         Ok(got)
     }
 
-    fn read_some(&mut self, out: &mut [u8], control: &Control) -> Result<usize, TransferError> {
+    fn read_some(&mut self, out: &mut [u8], is_over: &dyn Fn() -> bool) -> Result<usize, TransferError> {
         let look = Timespec::try_from(LOOK).map_err(|_| {
             TransferError::io("waiting for a pipe", io::Error::from(io::ErrorKind::InvalidInput))
         })?;
         let failed = |e: io::Error| TransferError::io(format!("cannot read {}", self.name), e);
         loop {
-            if control.is_stopped() {
+            if is_over() {
                 return Err(TransferError::Stopped);
             }
             let mut waited = [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::IN)];

@@ -5,6 +5,7 @@
 //! caller's thread.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -105,6 +106,8 @@ pub struct Volume {
     reading: Reading,
     /// The newest checkpoint that is published and recorded.
     newest: NewestCheckpoint,
+    /// See [`Self::identity`].
+    identity: Option<String>,
     metrics: Metrics,
     write_buffer_bytes: u64,
     runtime: Handle,
@@ -155,6 +158,7 @@ impl Volume {
             compaction: None,
             reading: Reading::default(),
             newest: NewestCheckpoint::default(),
+            identity: None,
             metrics: parts.metrics,
             write_buffer_bytes: options.write_buffer_bytes,
             runtime: Handle::current(),
@@ -206,10 +210,27 @@ impl Volume {
     }
 
     async fn read_published(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
+        self.tried("read", offset_bytes, async || {
+            self.engine.read(offset_bytes, out).await
+        })
+        .await
+    }
+
+    /// Does what reads published state, again and again where it fails, for as long as a request may take.
+    async fn tried<T>(
+        &self,
+        operation: &'static str,
+        offset_bytes: u64,
+        mut attempt: impl AsyncFnMut() -> Result<T, VolumeError>,
+    ) -> Result<T, VolumeError> {
         let mut last = String::from("none, the store is slow");
         let tries = async {
             let (mut wait, mut settled) = (READ_RETRY_WAIT, 0);
-            while let Err(e) = self.engine.read(offset_bytes, out).await {
+            loop {
+                let e = match attempt().await {
+                    Ok(done) => return Ok(done),
+                    Err(e) => e,
+                };
                 last = e.chain();
                 let is_damage = matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound);
                 settled += u32::from(is_damage || e.kind() == ErrorKind::AccessDenied);
@@ -219,24 +240,23 @@ impl Volume {
                     }
                     return Err(e);
                 }
-                log::debug!("a read is tried again: {last}");
+                log::debug!("a {operation} is tried again: {last}");
                 // The random factor keeps many readers that wait for the same store from retrying at the same moment.
                 tokio::time::sleep(wait.mul_f64(fastrand::f64() + 0.5)).await;
                 wait = (wait * 2).min(READ_RETRY_WAIT_MAX);
             }
-            Ok(())
         };
         let tried = tokio::time::timeout(self.io_timeout, tries).await;
         match tried {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(done)) => Ok(done),
             Ok(Err(e)) => {
-                warn!("a read at {offset_bytes} failed: {}", e.chain());
+                warn!("a {operation} at {offset_bytes} failed: {}", e.chain());
                 Err(e)
             }
             Err(_) => {
-                warn!("a read at {offset_bytes} failed: {last}");
+                warn!("a {operation} at {offset_bytes} failed: {last}");
                 Err(VolumeError::Timeout {
-                    operation: "read",
+                    operation,
                     waited: self.io_timeout,
                     last,
                 })
@@ -370,7 +390,9 @@ impl Volume {
             return Ok(());
         }
         self.runtime
-            .block_on(self.engine.prefetch(offset_bytes, len_bytes))
+            .block_on(self.tried("prefetch", offset_bytes, async || {
+                self.engine.prefetch(offset_bytes, len_bytes).await
+            }))
     }
 
     /// The extents from `offset_bytes` on: at least one, contiguous, none reaching past the range. They may end before
@@ -395,7 +417,12 @@ impl Volume {
         let unpublished = self.overlay.block_runs(blocks.clone());
         let published = match self.engine.block_runs_at_once(blocks.clone()) {
             Some(published) => published,
-            None => self.runtime.block_on(self.engine.block_runs(blocks.clone()))?,
+            None => {
+                let look = self.tried("look at what is mapped", offset_bytes, async || {
+                    self.engine.block_runs(blocks.clone()).await
+                });
+                self.runtime.block_on(look)?
+            }
         };
         let known_end = published.last().map_or(blocks.start, |(run, _)| run.end);
         let mut kinds = rangemap::RangeMap::new();
@@ -465,6 +492,16 @@ impl Volume {
     /// # Errors
     /// When not everything could be published. Writes that no flush had covered are then lost.
     pub fn close(&self, timeout: Duration) -> Result<(), VolumeError> {
+        self.end(timeout, true)
+    }
+
+    /// As [`Self::close`], but publishes nothing: what is unpublished may be half of what belongs together.
+    pub(super) fn close_unpublished(&self, timeout: Duration) {
+        // The result only says that nothing was published.
+        let _ = self.end(timeout, false);
+    }
+
+    fn end(&self, timeout: Duration, publishes: bool) -> Result<(), VolumeError> {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
@@ -476,19 +513,10 @@ impl Volume {
         }
         self.runtime.block_on(async {
             let until = tokio::time::Instant::now() + timeout;
-            let flushed = if self.is_read_only {
-                Ok(())
-            } else {
-                tokio::time::timeout_at(until, self.driver.publish_all())
-                    .await
-                    .unwrap_or_else(|_| {
-                        let last = "the time given for closing ran out".to_owned();
-                        Err(VolumeError::Timeout {
-                            operation: "the last checkpoint",
-                            waited: timeout,
-                            last,
-                        })
-                    })
+            let flushed = match (self.is_read_only, publishes) {
+                (true, _) => Ok(()),
+                (false, true) => self.publish_last(until, timeout).await,
+                (false, false) => Err(VolumeError::Closed),
             };
             let stopped = async {
                 let last_generation = self.driver.stop().await;
@@ -536,6 +564,32 @@ impl Volume {
         })
     }
 
+    /// Publishes everything before the end. The time counts from the last step of a publish, as it does for a flush: on a slow line the
+    /// last checkpoint takes long, and does not fail.
+    async fn publish_last(
+        &self,
+        mut until: tokio::time::Instant,
+        timeout: Duration,
+    ) -> Result<(), VolumeError> {
+        let mut published = pin!(self.driver.publish_all());
+        loop {
+            if let Ok(published) = tokio::time::timeout_at(until, &mut published).await {
+                return published;
+            }
+            let later = self.overlay.last_progress().map(|at| at + timeout);
+            match later.filter(|later| *later > until) {
+                Some(later) => until = later,
+                None => {
+                    return Err(VolumeError::Timeout {
+                        operation: "the last checkpoint",
+                        waited: timeout,
+                        last: "the time given for closing ran out".to_owned(),
+                    });
+                }
+            }
+        }
+    }
+
     /// Ends the WAL cleanly, but only when no record in it is needed any more.
     async fn finish_log(&self, last_generation: Option<u64>) {
         let (Some(log), Some(generation)) = (&self.log, last_generation) else {
@@ -549,7 +603,7 @@ impl Volume {
         let is_older_alive = self.lease.as_ref().is_some_and(|lease| lease.older_may_run());
         if let Err(e) = log.finish(generation, is_older_alive).await {
             warn!(
-                "everything is published, but the write-ahead log could not be removed: {}",
+                "everything is published, but the write-ahead log could not be marked as ended; the next opening looks at it once more: {}",
                 e.chain()
             );
         }

@@ -29,11 +29,11 @@ use crate::lease::state::Stored;
 use crate::meta::cache_state;
 use crate::meta::checkpoint_list::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::meta::label;
-use crate::meta::wal_marker::{self, MarkerState};
+use crate::meta::wal_marker;
 use crate::open::history::{self, Known, Seen};
 use crate::open::inspect::{self, Inspection};
 use crate::open::recover_wal::{self, OpenLog, Wanted};
-use crate::open::replay_wal::ReplayOptions;
+use crate::open::replay_wal::{ReplayOptions, warn_left};
 use crate::options::{Compaction, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::retention::{Keeper, ORPHAN_AGE, Reading, Recent, Rounds};
@@ -260,7 +260,7 @@ fn begin_sighted<'a>(
         let Some(sighting) = &options.lease.sighting else {
             return Ok(None);
         };
-        if options.read_only || store_options.allow_unsafe {
+        if options.read_only || store_options.allow_unsafe || options.lease.is_retry {
             return Ok(None);
         }
         let (volume_id, seen) = (sighting.volume_id, sighting.newest);
@@ -303,7 +303,8 @@ fn open_read_only<'a>(
 ) -> BoxFuture<'a, Result<Arc<Volume>, VolumeError>> {
     async move {
         let volume_id = looked.volume_id();
-        warn_of_log(&looked.store, looked.marker);
+        let consequence = "this read-only server does not show them";
+        wal_marker::warn_of_unpublished(&looked.store, looked.marker, consequence);
         let (engine, state) = open_engine(EngineOf {
             store: &looked.store,
             options,
@@ -324,6 +325,7 @@ fn open_read_only<'a>(
         };
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
         volume.newest = NewestCheckpoint::new(state.newest.id);
+        volume.identity = volume_id.map(|id| format!("{id}, checkpoint {}", state.newest.id));
         volume.reading = reading;
         volume.store = Some(looked.store);
         Ok(Arc::new(volume))
@@ -467,6 +469,7 @@ fn open_owned<'a>(
         let ground = Ground::new(&engine, store.clone(), rounds.under_way());
         let published_bytes = engine.published_bytes();
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
+        volume.identity = Some(volume_id.to_string());
         volume.catalogue = catalogue;
         volume.log = log;
         volume.driver.fence_when(lease.lost());
@@ -540,7 +543,10 @@ impl Replaying<'_> {
         let generation = log
             .replay(engine, &recorder, self.watermark, self.history, &replay_options)
             .await?;
-        log.store.trim(generation, log.store.first_sequence() - 1).await?;
+        // Nothing in it is needed any more, and keys that may not remove it serve as well.
+        if let Err(e) = log.store.trim(generation, log.store.first_sequence() - 1).await {
+            warn_left(&log.url, &e);
+        }
         Ok((generation, recorder))
     }
 }
@@ -561,9 +567,10 @@ impl EngineOf<'_> {
     /// Opens the caches, and empties those that do not belong to this volume's history.
     async fn caches(&self) -> Result<(IndexCache, ReadCache), VolumeError> {
         let index_cache = match (&self.options.node_cache, self.volume_id) {
-            (Some(config), Some(id)) => IndexCache::open(config, id)
-                .await
-                .map_err(|e| VolumeError::InvalidInput(format!("node_cache_config cannot be used: {e}")))?,
+            (Some(config), Some(id)) => IndexCache::open(config, id).await.unwrap_or_else(|e| {
+                warn!("{e}; it is kept in memory only");
+                IndexCache::default()
+            }),
             _ => IndexCache::default(),
         };
         let metrics = self.store.metrics();
@@ -649,20 +656,5 @@ fn warn_of_buffer(lease: Option<&Stored>, options: &VolumeOptions) {
             "the server before this one did not end cleanly, and kept its write buffer in {dir}: what it had answered and not \
              published is not applied without write_buffer_dir={dir}, and never after this server has had the volume"
         );
-    }
-}
-
-/// Warns that a read-only opening replays nothing.
-fn warn_of_log(store: &Store, marker: Result<Option<MarkerState>, VolumeError>) {
-    match marker {
-        Ok(Some(marker)) if !marker.is_clean => warn!(
-            "the log {} may hold flushed writes that are not published: this read-only server does not show them",
-            marker.address(store)
-        ),
-        Ok(_) => {}
-        Err(e) => warn!(
-            "it is unknown whether the volume has a write-ahead log: {}",
-            e.chain()
-        ),
     }
 }

@@ -47,6 +47,11 @@ impl Volume {
         };
         let ((to, from), label) = try_join!(found, parents::readable_label(&plain))?;
         let (store, _) = parents::attach(&plain, label.as_ref()).await?;
+        let since = from.as_ref().map(|from| format!(" since {}", from.id()));
+        let identity = label.as_ref().map(|found| {
+            let (id, since) = (found.label.volume_id, since.unwrap_or_default());
+            format!("{id}, checkpoint {}{since}", to.id())
+        });
         let (point, reading, shown) = match from {
             None => (to, Reading::begin(&store, to.id()).await?, None),
             Some(from) => {
@@ -68,7 +73,7 @@ impl Volume {
             Some(shown) => engine.showing(shown),
             None => engine,
         };
-        Ok(Self::past(engine, options, reading, Some(store)))
+        Ok(Self::past(engine, options, reading, Some(store), identity))
     }
 
     /// Opens a checkpoint that was found, to be read as a whole. It gets the memory that these options give, and starts
@@ -85,7 +90,7 @@ impl Volume {
         let cache_memory_bytes = options.read_cache.memory_bytes;
         let engine = engine_of(store, point, options.index_memory_bytes, cache_memory_bytes).await;
         // The store stays usable, because it is the caller's, who may go on to change something.
-        Ok(Self::past(engine, options, reading, None))
+        Ok(Self::past(engine, options, reading, None, None))
     }
 
     fn past(
@@ -93,6 +98,7 @@ impl Volume {
         options: &VolumeOptions,
         reading: Reading,
         store: Option<Store>,
+        identity: Option<String>,
     ) -> Arc<Self> {
         let options = VolumeOptions {
             read_only: true,
@@ -108,6 +114,7 @@ impl Volume {
         };
         let mut volume = Self::with_parts(Arc::new(engine), parts, &options);
         volume.reading = reading;
+        volume.identity = identity;
         volume.store = store;
         Arc::new(volume)
     }

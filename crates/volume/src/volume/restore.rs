@@ -110,8 +110,9 @@ impl Claim {
                     if let Some(lease) = &volume.lease {
                         volume.runtime.block_on(lease.release(false));
                     }
-                    // The first failure says what is wrong.
-                    let _ = volume.close(CLOSE_MAX);
+                    // Some of the changes may have been applied. Published without the others, they would take back what a log
+                    // had that was replayed before (B2).
+                    volume.close_unpublished(CLOSE_MAX);
                     Err(e)
                 }
             }
@@ -161,5 +162,37 @@ impl Volume {
             format_size(bytes)
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::geometry::Geometry;
+    use crate::engine::Engine;
+    use crate::testing::memory_engine::MemoryEngine;
+    use crate::volume::Parts;
+
+    /// A change that can no longer be read ends the restoring in the middle.
+    #[test]
+    fn half_of_what_was_left_is_never_published() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _entered = runtime.enter();
+        for publishes in [false, true] {
+            let engine = MemoryEngine::new(Geometry::new(1 << 20, 4096));
+            let options = VolumeOptions::default();
+            let volume = Volume::with_parts(Arc::new(engine.clone()), Parts::default(), &options);
+            volume.overlay.write(0, &[7; 4096]);
+            match publishes {
+                true => volume.close(CLOSE_MAX).unwrap(),
+                false => volume.close_unpublished(CLOSE_MAX),
+            }
+            let mut out = [1; 4096];
+            runtime.block_on(engine.read(0, &mut out)).unwrap();
+            assert_eq!(out == [7; 4096], publishes);
+        }
     }
 }

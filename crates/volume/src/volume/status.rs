@@ -74,6 +74,12 @@ impl VolumeStatus {
 }
 
 impl Volume {
+    /// Which volume it is, by its id, and of what cannot be written also which checkpoint. Other servers of the same say the same, and no
+    /// others do. None where the volume has no id yet.
+    pub fn identity(&self) -> Option<&str> {
+        self.identity.as_deref()
+    }
+
     /// What is known of it now.
     pub fn status(&self) -> VolumeStatus {
         let backlog = self.backlog();

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
-use super::journal_label::{Claimed, LABEL, check_claimable, claim, failed};
+use super::journal_label::{Claimed, LABEL, check_claimable, check_is, claim, failed};
 use super::journal_segments::{
     ALIGN_BYTES, APPENDS_AT_ONCE, SEGMENT_BYTES, SEGMENTS_MAX, SUFFIX, Segment, Segments,
 };
@@ -81,9 +81,7 @@ impl Journal {
         expected_id: Option<String>,
     ) -> Result<Self, VolumeError> {
         let path = path.to_path_buf();
-        tokio::task::spawn_blocking(move || Self::open_blocking(path, volume_id, expected_id, &RealDisk))
-            .await
-            .map_err(|e| VolumeError::Internal(e.to_string()))?
+        off_runtime(move || Self::open_blocking(path, volume_id, expected_id, &RealDisk)).await
     }
 
     fn open_blocking(
@@ -124,9 +122,16 @@ impl Journal {
     /// journal.
     pub async fn check_claimable(path: &Path) -> Result<(), VolumeError> {
         let path = path.to_path_buf();
-        tokio::task::spawn_blocking(move || check_claimable(&path, &RealDisk))
-            .await
-            .map_err(|e| VolumeError::Internal(e.to_string()))?
+        off_runtime(move || check_claimable(&path, &RealDisk)).await
+    }
+
+    /// Checks, without changing anything, whether the journal with this id is there.
+    ///
+    /// # Errors
+    /// [`VolumeError::Journal`] when it is not.
+    pub async fn check_is(path: &Path, journal_id: String) -> Result<(), VolumeError> {
+        let path = path.to_path_buf();
+        off_runtime(move || check_is(&path, &journal_id)).await
     }
 
     /// The identity that the WAL marker repeats.
@@ -139,10 +144,17 @@ impl Journal {
         work: impl FnOnce(&Inner) -> Result<R, VolumeError> + Send + 'static,
     ) -> Result<R, VolumeError> {
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|e| VolumeError::Internal(e.to_string()))?
+        off_runtime(move || work(&inner)).await
     }
+}
+
+/// Does what blocks on a thread of its own.
+async fn off_runtime<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, VolumeError> + Send + 'static,
+) -> Result<R, VolumeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| VolumeError::Internal(e.to_string()))?
 }
 
 impl Inner {

@@ -11,12 +11,14 @@ use uuid::Uuid;
 use crate::base::error::VolumeError;
 use crate::base::volume_id::VolumeId;
 use crate::disk::fitness::{self, is_unfit, sync_dir, sync_file};
-use crate::disk::{Disk, make_dirs, remove_dirs};
+use crate::disk::{Disk, check_writable, make_dirs, remove_dirs};
 
 pub(super) const LABEL: &str = "journal.json";
 pub(super) const LABEL_VERSION: u32 = 1;
 pub(super) const NEW_LABEL: &str = "journal.json.new";
 const IN_USE: &str = "another server has it open";
+const MISSING: &str = "there is no journal in it";
+const ANOTHER: &str = "it is not the journal that the volume was last written with";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Label {
@@ -75,7 +77,7 @@ fn try_claim(
             make_label(path, &dir, volume_id, disk).map_err(doing("making the journal"))?;
             fs::read(path.join(LABEL))
         }
-        Err(e) if e.kind() == ErrorKind::NotFound => return refuse("there is no journal in it"),
+        Err(e) if e.kind() == ErrorKind::NotFound => return refuse(MISSING),
         read => read,
     };
     let text = read.map_err(doing("reading the label"))?;
@@ -94,7 +96,7 @@ fn try_claim(
         ));
     }
     if expected.is_some_and(|id| id != label.journal_id) {
-        return refuse("it is not the journal that the volume was last written with");
+        return refuse(ANOTHER);
     }
     let label_file = lock_label(path, disk)?;
     sync_file(disk, &label_file, path).map_err(doing("syncing the label"))?;
@@ -103,6 +105,25 @@ fn try_claim(
         label_file,
         journal_id: label.journal_id,
     })
+}
+
+/// Checks that the journal with this id is there. Changes and locks nothing.
+///
+/// # Errors
+/// [`VolumeError::Journal`].
+pub(super) fn check_is(path: &Path, journal_id: &str) -> Result<(), VolumeError> {
+    let looked = || match fs::read(path.join(LABEL)) {
+        Err(e) if e.kind() == ErrorKind::NotFound => refuse(MISSING),
+        read => {
+            let text = read.map_err(doing("reading the label"))?;
+            match serde_json::from_slice::<Label>(&text) {
+                Ok(label) if label.journal_id != journal_id => refuse(ANOTHER),
+                // The opening says what is wrong with it.
+                _ => Ok(()),
+            }
+        }
+    };
+    looked().map_err(|e| unusable(path, &e))
 }
 
 /// Checks whether other servers and the file system would let the journal be claimed. Changes nothing. If the journal
@@ -115,6 +136,7 @@ pub(super) fn check_claimable(path: &Path, disk: &dyn Disk) -> Result<(), Volume
         let Some(place) = path.ancestors().find(|place| place.is_dir()) else {
             return Ok(());
         };
+        check_writable(place)?;
         // The opening reports every other fault.
         let (Ok(dir), Ok(second)) = (File::open(place), File::open(place)) else {
             return Ok(());

@@ -66,9 +66,25 @@ pub(super) struct Segments {
     pub is_disk_full: bool,
 }
 
+/// Space for a record.
+pub(super) struct Reserved {
+    /// Of the segment.
+    pub number: u64,
+    pub file: Arc<File>,
+    /// In bytes.
+    pub at: u64,
+    /// The record before it in the segment.
+    last_sequence: u64,
+}
+
 impl Inner {
     pub(super) fn append(&self, group: &EncodedGroup) -> Result<(), VolumeError> {
-        let (number, file, at) = self.reserve(group)?;
+        let Reserved {
+            number,
+            file,
+            at,
+            last_sequence,
+        } = self.reserve(group)?;
         let written = file
             .write_all_at(&group.bytes, at)
             .and_then(|()| file.sync_data());
@@ -76,15 +92,18 @@ impl Inner {
         if let Some(segment) = segments.all.iter_mut().find(|s| s.number == number) {
             segment.is_busy = false;
             // After a failed sync the kernel may treat written pages as clean. Only another file can be trusted.
-            segment.is_broken |= written.is_err();
+            if written.is_err() {
+                segment.is_broken = true;
+                // The record is not in it, so that it need not be kept for that.
+                segment.last_sequence = last_sequence;
+            }
         }
         self.appended.notify_all();
         written.map_err(|e| failed(&self.path, "writing a record", &e))
     }
 
-    /// Reserves space for a record. Returns the number of the segment, its file and the offset in bytes, and marks the
-    /// segment as busy.
-    pub(super) fn reserve(&self, group: &EncodedGroup) -> Result<(u64, Arc<File>, u64), VolumeError> {
+    /// Reserves space for a record, and marks the segment as busy.
+    pub(super) fn reserve(&self, group: &EncodedGroup) -> Result<Reserved, VolumeError> {
         let padded = (group.bytes.len() as u64).next_multiple_of(ALIGN_BYTES);
         let mut segments = self.segments.lock();
         let has_room = |s: &Segment| s.used_bytes + padded <= SEGMENT_BYTES;
@@ -110,9 +129,14 @@ impl Inner {
         let at = segment.used_bytes;
         segment.used_bytes += padded;
         segment.newest_generation = segment.newest_generation.max(group.newest_generation);
-        segment.last_sequence = group.sequence;
+        let last_sequence = std::mem::replace(&mut segment.last_sequence, group.sequence);
         segment.is_busy = true;
-        Ok((segment.number, segment.file.clone(), at))
+        Ok(Reserved {
+            number: segment.number,
+            file: segment.file.clone(),
+            at,
+            last_sequence,
+        })
     }
 
     /// Returns a segment that can be written from its start: one whose records are published, or a new one.

@@ -192,7 +192,10 @@ fn a_torn_record_over_the_only_segment_is_no_error() {
 fn records_written_at_once_have_segments_of_their_own_and_numbers_ascend_in_each() {
     let f = Fixture::new();
     let journal = f.open().unwrap();
-    let places = |n: u64| journal.inner.reserve(&f.group(n, 1, 100)).unwrap();
+    let places = |n: u64| {
+        let place = journal.inner.reserve(&f.group(n, 1, 100)).unwrap();
+        (place.number, place.file, place.at)
+    };
     let done = |number: u64| {
         let mut segments = journal.inner.segments.lock();
         let segment = segments.all.iter_mut().find(|s| s.number == number).unwrap();
@@ -354,11 +357,11 @@ fn the_label_is_locked_as_the_directory_is() {
 fn without_room_for_another_segment_records_follow_one_another() {
     let f = Fixture::new();
     let journal = Arc::new(f.open().unwrap());
-    let (number, _, _) = journal.inner.reserve(&f.group(1, 1, 100)).unwrap();
+    let number = journal.inner.reserve(&f.group(1, 1, 100)).unwrap().number;
     journal.inner.segments.lock().is_disk_full = true;
     let second = std::thread::spawn({
         let (inner, group) = (journal.inner.clone(), f.group(2, 1, 100));
-        move || inner.reserve(&group).map(|(number, _, at)| (number, at))
+        move || inner.reserve(&group).map(|place| (place.number, place.at))
     });
     // The result does not depend on how long it has waited by then.
     std::thread::sleep(std::time::Duration::from_millis(20));
@@ -485,7 +488,7 @@ fn after_a_crash_at_any_moment_all_that_was_acknowledged_is_replayed() {
                         bytes: group.encode(),
                     };
                     let place = journal.inner.reserve(&group).unwrap();
-                    on_way.push((group, place, false));
+                    on_way.push((group, (place.number, place.file, place.at), false));
                     generations.push(generation);
                     newest_before = generation;
                     next += 1;

@@ -26,6 +26,9 @@ pub(crate) mod unchanged;
 /// A generation with more changed bytes than this is not written to the WAL: bulk data would be stored twice.
 pub const LOG_BULK_BYTES: u64 = 8 << 20;
 
+/// Number of records read at once. Each has at most a few MiB.
+pub(crate) const READS_AT_ONCE: usize = 16;
+
 /// A record, encoded.
 #[derive(Debug, Clone)]
 pub struct EncodedGroup {

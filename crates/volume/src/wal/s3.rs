@@ -6,16 +6,18 @@
 //! with a seal, which stays until the WAL is cleared. So a WAL that was opened is never empty.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 
 use async_trait::async_trait;
 use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use log::{debug, warn};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::record::Record;
 use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
-use super::{AppendError, EncodedGroup, LogStore, RecordId};
+use super::{AppendError, EncodedGroup, LogStore, READS_AT_ONCE, RecordId};
 use crate::base::counters::LOG_RECORDS;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::{StoreError, StoreErrorKind};
@@ -121,10 +123,7 @@ impl S3Log {
     /// Seals every part and adds the seals to `found`. Returns `None` when an older owner wrote one of the numbers
     /// first, else the last number of this epoch's part.
     async fn seal(&self, found: &mut Vec<RecordId>) -> Result<Option<u64>, VolumeError> {
-        let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for id in found.iter() {
-            parts.entry(id.epoch).or_default().push(id.sequence);
-        }
+        let parts = parts(found);
         if let Some((&later, numbers)) = parts.range(self.epoch + 1..).next() {
             // It may be the WAL of another volume.
             let id = RecordId {
@@ -140,17 +139,17 @@ impl S3Log {
             });
         }
         let mut own_last = 0;
-        for (epoch, numbers) in parts {
-            let Some(&last) = numbers.last() else { continue };
-            if self.is_given_up {
-                self.note_seals(epoch, &numbers).await?;
-            }
+        // Each start that ended otherwise than cleanly has left a part.
+        let lasts = parts.into_iter().filter_map(|(epoch, numbers)| {
+            let sequence = *numbers.last()?;
+            Some((RecordId { epoch, sequence }, numbers))
+        });
+        let tails = lasts.map(|(id, numbers)| async move { (id, numbers, self.read(id).await) });
+        let mut tails = pin!(stream::iter(tails).buffered(READS_AT_ONCE));
+        while let Some((id, numbers, tail)) = tails.next().await {
+            let (epoch, last) = (id.epoch, id.sequence);
             // Checked before anything is written: it may be the WAL of another volume, which has a server of its own.
-            let id = RecordId {
-                epoch,
-                sequence: last,
-            };
-            match self.read(id).await {
+            match tail {
                 Ok(tail) if tail.is_seal && tail.epoch > epoch => continue,
                 // Its owner has published it and removes what it no longer needs. The list is read again.
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -243,6 +242,15 @@ impl S3Log {
     }
 }
 
+/// The numbers in each owner's part, ascending, by the owner's epoch.
+fn parts(ids: &[RecordId]) -> BTreeMap<u64, Vec<u64>> {
+    let mut parts: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for id in ids {
+        parts.entry(id.epoch).or_default().push(id.sequence);
+    }
+    parts
+}
+
 fn key(store: &Store, id: RecordId) -> String {
     store.data_key(&format!("{:010}/{:010}", id.epoch, id.sequence))
 }
@@ -276,6 +284,16 @@ pub async fn list(store: &Store) -> Result<Vec<RecordId>, VolumeError> {
         .collect();
     found.sort_unstable();
     Ok(found)
+}
+
+/// Whether there is no record and no seal below a prefix.
+///
+/// # Errors
+/// When the store fails.
+pub async fn is_empty(store: &Store) -> Result<bool, VolumeError> {
+    let root = store.data_key("");
+    let is_record = |key: &str| key.strip_prefix(&root).and_then(parse_name).is_some();
+    Ok(!store.has_any(&root, is_record).await?)
 }
 
 /// Removes every record and seal below a prefix if they belong to this volume. Returns how many there were.
@@ -394,6 +412,9 @@ impl LogStore for S3Log {
     }
 
     async fn remove_found(&self) -> Result<(), VolumeError> {
+        for (epoch, numbers) in parts(&self.found).range(..self.epoch) {
+            self.note_seals(*epoch, numbers).await?;
+        }
         let mut found = self.found.clone();
         found.retain(|id| !self.seals.lock().contains(id));
         self.stored.lock().clear();

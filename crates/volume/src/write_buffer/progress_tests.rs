@@ -11,7 +11,9 @@ use crate::base::geometry::Geometry;
 use crate::checkpoint::handle::{Driver, DriverConfig};
 use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::NoRecorder;
+use crate::options::VolumeOptions;
 use crate::testing::memory_engine::MemoryEngine;
+use crate::volume::Volume;
 use crate::write_buffer::overlay::{Frozen, Overlay};
 
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -44,10 +46,11 @@ enum Then {
     StandsStill,
 }
 
-/// Publishes in steps of 40 seconds.
+/// Publishes in steps that take a while each.
 struct SlowEngine {
     inner: MemoryEngine,
     steps: u64,
+    step: Duration,
     then: Then,
 }
 
@@ -67,7 +70,7 @@ impl Engine for SlowEngine {
 
     async fn publish(&self, frozen: Arc<Frozen>, beside: Beside) -> Result<Option<Checkpoint>, VolumeError> {
         for step in 1..=self.steps {
-            tokio::time::sleep(STEP).await;
+            tokio::time::sleep(self.step).await;
             frozen.progress().reached(step);
         }
         match self.then {
@@ -92,6 +95,7 @@ async fn flush(steps: u64, then: Then) -> (Result<(), VolumeError>, u64) {
     let engine = SlowEngine {
         inner: MemoryEngine::new(geometry),
         steps,
+        step: STEP,
         then,
     };
     let overlay = Arc::new(Overlay::new(geometry));
@@ -130,4 +134,28 @@ async fn attempts_that_fail_at_the_same_step_get_nowhere() {
     let (answer, took) = flush(2, Then::Fails).await;
     assert!(matches!(answer, Err(VolumeError::Timeout { .. })), "{answer:?}");
     assert_eq!(took, 2 * STEP.as_secs() + IO_TIMEOUT.as_secs());
+}
+
+/// As a flush is: what was answered is not thrown away while its checkpoint goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_waits_for_a_slow_checkpoint_that_gets_on() {
+    for (steps, then) in [(7, Then::Published), (1, Then::StandsStill)] {
+        let engine = SlowEngine {
+            inner: MemoryEngine::new(Geometry::new(1 << 20, 4096)),
+            steps,
+            step: Duration::from_millis(500),
+            then,
+        };
+        let options = VolumeOptions {
+            checkpoint_interval: Duration::from_secs(3600),
+            ..VolumeOptions::default()
+        };
+        let volume = Volume::over(Arc::new(engine), Arc::new(NoRecorder), &options);
+        let closed = tokio::task::spawn_blocking(move || {
+            volume.write(0, &[1; 4096], false)?;
+            volume.close(Duration::from_secs(3))
+        });
+        let closed = closed.await.expect("it does not panic");
+        assert_eq!(closed.is_ok(), then == Then::Published, "{closed:?}");
+    }
 }

@@ -9,6 +9,7 @@ use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
 use hypernbd_volume::admin::retention::{prune, set_policy};
+use hypernbd_volume::base::checksum::crc32c;
 use hypernbd_volume::check::{self as checks, Kind, Report, Request};
 use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
 use hypernbd_volume::past::{self, At, Past};
@@ -386,6 +387,32 @@ fn damage_is_told_with_what_it_affects() {
     );
 }
 
+/// A checkpoint that is listed and cannot be read is a problem, and not unknown.
+#[test]
+fn a_checkpoint_that_is_asked_for_and_unreadable_is_told_of() {
+    for is_missing in [true, false] {
+        let f = Fixture::new();
+        f.create(4 << 20, BLOCK as u32);
+        let volume = f.open();
+        for seed in 1..4 {
+            volume.write(0, &pattern(seed, 9000), true).unwrap();
+        }
+        volume.close(LIMIT).unwrap();
+        let key = f.store().unwrap().data_key("0000000002.0");
+        match is_missing {
+            true => f.remove("0000000002.0"),
+            false => std::fs::write(f.object_file(&key), "damaged").unwrap(),
+        }
+        let of = |number| Request {
+            snapshot: Some(At::Number(number)),
+            ..Request::with_data()
+        };
+        assert!(names(&check(&f, &of(2)), &key));
+        assert!(check(&f, &of(3)).is_clean());
+        assert!(try_check(&f, &f.url, &of(9)).is_err(), "it is unknown");
+    }
+}
+
 /// An older inode is a whole state of the volume, and not the one that its list knows.
 #[test]
 fn an_older_inode_is_noticed() {
@@ -528,6 +555,48 @@ fn objects_without_check_values_get_some() {
     let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
     file.write_all_at(&[!bytes[7_000_000]], (10 << 20) - 5).unwrap();
     assert!(names(&whole(&f), "volume/0000000001.0"));
+}
+
+/// Check values of a damaged index would make it valid: its reader then believes it, and reads wrong data.
+#[test]
+fn an_object_with_a_damaged_index_gets_no_check_values() {
+    const WINDOW: usize = 128 << 10;
+    let f = Fixture::new();
+    f.create(64 << 20, BLOCK as u32);
+    let volume = f.open();
+    volume.write(0, &pattern(1, 48 << 20), true).unwrap();
+    volume.close(LIMIT).unwrap();
+    for sums in f.meta_objects("sums/") {
+        f.remove_meta(&sums);
+    }
+    let store = f.store().unwrap();
+    let key = store.data_key("0000000001.0");
+    let (body, etag) = f.run(store.get(&key)).unwrap().unwrap();
+    // As an earlier release remembered the index, and one window of it is not what is there now.
+    let windows: Vec<String> = body[..2 * WINDOW]
+        .chunks(WINDOW)
+        .map(|window| format!("{:08x}", crc32c(window)))
+        .collect();
+    let request = Request {
+        adds_check_values: true,
+        ..Request::with_data()
+    };
+    for damaged in 0..windows.len() {
+        let mut values = windows.clone();
+        values[damaged] = "00000000".to_owned();
+        let remembered = serde_json::json!({
+            "etag": etag.0, "index_end_bytes": 2 * WINDOW, "crc32c": values.concat(),
+        });
+        let beside = store.meta_key("index/0000000001.0");
+        f.run(store.put(&beside, remembered.to_string())).unwrap();
+        let report = check(&f, &request);
+        assert!(names(&report, &key), "{damaged}: {report:#?}");
+        let sums = f.meta_objects("sums/");
+        assert!(
+            !sums.iter().any(|sums| sums.ends_with("0000000001.0")),
+            "it got check values"
+        );
+    }
 }
 
 /// The check values of an object go when it goes, and not before.

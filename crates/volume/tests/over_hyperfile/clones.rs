@@ -17,7 +17,7 @@ use crate::fixture::{Fixture, pattern};
 use crate::resize::{FORMATS, made_elsewhere, resize};
 
 /// From here on the fixture is the volume of this name beside the one it was made with.
-fn go(f: &mut Fixture, name: &str) {
+pub fn go(f: &mut Fixture, name: &str) {
     f.url = f.url_of(name);
 }
 
@@ -30,20 +30,20 @@ pub fn clone(f: &Fixture, to: &str) -> Cloned {
     try_clone(f, None, to).unwrap()
 }
 
-fn delete(f: &Fixture) -> Result<(), VolumeError> {
+pub fn delete(f: &Fixture) -> Result<(), VolumeError> {
     let lease = LeaseOptions::default();
     f.run(admin::delete(&f.url, &f.store_options, &lease, IfDamaged::Refuse))
         .map(drop)
 }
 
-fn contents(f: &Fixture) -> Vec<u8> {
+pub fn contents(f: &Fixture) -> Vec<u8> {
     let volume = f.open();
     let bytes = f.read(&volume, 0, volume.size_bytes() as usize);
     volume.close(LIMIT).unwrap();
     bytes
 }
 
-fn write(f: &Fixture, model: &mut [u8], at: usize, bytes: &[u8]) {
+pub fn write(f: &Fixture, model: &mut [u8], at: usize, bytes: &[u8]) {
     let volume = f.open();
     volume.write(at as u64, bytes, true).unwrap();
     volume.close(LIMIT).unwrap();
@@ -69,7 +69,7 @@ pub fn copy_directory(from: &Path, to: &Path) {
 }
 
 /// A volume with two checkpoints at `vol`, and a clone of it at `clone`.
-fn cloned() -> (Fixture, Vec<u8>) {
+pub fn cloned() -> (Fixture, Vec<u8>) {
     let (f, mut model) = made_elsewhere(BlockPtrFormat::PartedSegment, 300_000);
     write(&f, &mut model, 5000, &pattern(2, 100_000));
     clone(&f, "clone");

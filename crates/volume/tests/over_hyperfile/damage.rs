@@ -4,18 +4,21 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_sdk_s3::primitives::ByteStream;
 use hyperfile::ondisk::SegmentHeader;
 use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Beside, Engine};
 use hypernbd_volume::index::cache::IndexCache;
+use hypernbd_volume::options::VolumeOptions;
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::store::Store;
 use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
 use hypernbd_volume::write_buffer::overlay::Frozen;
-use hypernbd_volume::{ErrorKind, VolumeError, admin};
+use hypernbd_volume::{ErrorKind, Volume, VolumeError, admin};
 
+use super::faults::LIMIT;
 use super::fixture::{Fixture, pattern};
 
 const MIB: u64 = 1 << 20;
@@ -132,7 +135,7 @@ fn volume(writes: &[(u64, usize)]) -> (Fixture, Vec<u8>) {
         v.write(*offset, &data, true).unwrap();
         expected[*offset as usize..][..*len].copy_from_slice(&data);
     }
-    v.close(std::time::Duration::from_secs(30)).unwrap();
+    v.close(Duration::from_secs(30)).unwrap();
     (f, expected)
 }
 
@@ -320,7 +323,7 @@ fn a_garbled_segment_header_takes_nobody_down() {
     // A writer changes the nodes of that checkpoint, and reads them for it.
     let v = f.open();
     v.write(300 * BLOCK, &pattern(9, 4096), true).unwrap();
-    v.close(std::time::Duration::from_secs(30)).unwrap();
+    v.close(Duration::from_secs(30)).unwrap();
     let found = f.run(read_all(&segment.store)).unwrap();
     assert!(found[300 * BLOCK as usize..][..4096] == pattern(9, 4096));
 }
@@ -374,4 +377,40 @@ fn a_damaged_index_is_not_built_upon() {
     });
     let found = f.run(read_all(&segment.store)).unwrap();
     assert!(found[3 * BLOCK as usize..][..4096] == pattern(7, 4096));
+}
+
+/// What was written to a part of an unreadable block is kept, and holds up what came with it, until the client writes the whole block.
+#[test]
+fn a_damaged_block_is_healed_by_writing_all_of_it() {
+    const BLOCK: usize = 64 << 10;
+    let f = Fixture::new();
+    f.create(12 << 20, BLOCK as u32);
+    let mut expected = pattern(1, 12 << 20);
+    let v = f.open();
+    v.write(0, &expected[..1 << 20], true).unwrap();
+    v.close(LIMIT).unwrap();
+    expected[1 << 20..].fill(0);
+    let segment = Victim::new(&f, "0000000001.0", &expected);
+    let (_, _, data) = segment.layout();
+    let hit = data.start + 3 * BLOCK + 40_000;
+    segment.overwrite(hit, &[!segment.body[hit]]);
+
+    let options = VolumeOptions {
+        io_timeout: Duration::from_secs(1),
+        ..VolumeOptions::default()
+    };
+    let v = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+    let mut write = |offset: usize, data: &[u8]| {
+        v.write(offset as u64, data, false).unwrap();
+        expected[offset..][..data.len()].copy_from_slice(data);
+    };
+    write(3 * BLOCK + 100, b"part");
+    write(2 << 20, &pattern(2, 2 * BLOCK));
+    write(5 * BLOCK + 100, b"part");
+    let e = v.flush().unwrap_err();
+    assert!(e.chain().contains("the 65536 bytes at 196608"), "{}", e.chain());
+    write(3 * BLOCK, &pattern(3, BLOCK));
+    v.flush().unwrap();
+    v.close(LIMIT).unwrap();
+    assert!(f.run(read_all(&segment.store)).unwrap() == expected);
 }

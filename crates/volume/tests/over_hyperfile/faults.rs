@@ -168,7 +168,9 @@ type IsIt = Box<dyn Fn(&str, &str) -> bool + Send + Sync>;
 pub struct AtRequest {
     is_it: IsIt,
     when: When,
-    what: Box<dyn Fn() + Send + Sync>,
+    what: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Whether the request is not sent then.
+    is_refused: bool,
     /// How the request is answered then; as the store does for `None`.
     answer: Option<(u16, &'static str)>,
     is_over: AtomicBool,
@@ -179,19 +181,20 @@ impl AtRequest {
     pub fn new(
         is_it: impl Fn(&str, &str) -> bool + Send + Sync + 'static,
         when: When,
-        what: impl Fn() + Send + Sync + 'static,
+        what: impl FnOnce() + Send + 'static,
     ) -> Self {
         Self {
             is_it: Box::new(is_it),
             when,
-            what: Box::new(what),
+            what: Mutex::new(Some(Box::new(what))),
+            is_refused: false,
             answer: None,
             is_over: AtomicBool::new(false),
         }
     }
 
     /// At the first write of an inode.
-    pub fn inode(when: When, what: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn inode(when: When, what: impl FnOnce() + Send + 'static) -> Self {
         let is_it =
             |method: &str, uri: &str| Write::of_request(method, uri).is_some_and(|write| write.is_inode());
         Self::new(is_it, when, what)
@@ -205,9 +208,17 @@ impl AtRequest {
         }
     }
 
+    /// The request is not sent then, and has failed.
+    pub fn refused(self) -> Self {
+        Self {
+            is_refused: true,
+            ..self
+        }
+    }
+
     fn happen(&self) {
-        let what = || std::thread::scope(|scope| scope.spawn(|| (self.what)()).join().unwrap());
-        tokio::task::block_in_place(what);
+        let what = self.what.lock().take().expect("it happens once");
+        tokio::task::block_in_place(|| std::thread::scope(|scope| scope.spawn(what).join().unwrap()));
     }
 }
 
@@ -240,6 +251,9 @@ impl Intercept for AtRequest {
             bag.interceptor_state().store_put(IsMet);
             if self.when == When::BeforeItIsSent {
                 self.happen();
+            }
+            if self.is_refused {
+                return Err("injected: refused".into());
             }
         }
         Ok(())

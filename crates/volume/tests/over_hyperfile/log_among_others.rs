@@ -1,16 +1,20 @@
 //! A log beside the volume, and what else goes by it: checks, rules, the buffer's file, openings that cannot look at it at first.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::retention::{prune, set_policy};
 use hypernbd_volume::admin::wal;
 use hypernbd_volume::check::Request;
-use hypernbd_volume::options::{VolumeOptions, WRITE_BUFFER_LEAST_BYTES};
+use hypernbd_volume::options::{LeaseOptions, VolumeOptions, WRITE_BUFFER_LEAST_BYTES};
 use hypernbd_volume::past;
 use hypernbd_volume::retention::Policy;
 use hypernbd_volume::store::hook::Hook;
+use parking_lot::Mutex;
 
 use crate::check::check;
 use crate::faults::{self, AtRequest, Verdict, When, Write, hook};
@@ -59,6 +63,72 @@ fn records_are_found_though_the_first_look_failed() {
         assert_reads(&f, &volume, 0, 1);
         volume.close(LIMIT).unwrap();
     }
+}
+
+/// Once the marker says that there is nothing to replay, nobody looks for an owner that goes on: it must be shut out before.
+#[test]
+fn a_log_is_sealed_before_it_is_said_to_be_given_up() {
+    let mut f = made();
+    let older = open(&f, &beside());
+    older.write(0, &pattern(1, LEN), true).unwrap();
+    let flushed = Arc::new(Mutex::new(None));
+    let (of_older, seen) = (older.clone(), flushed.clone());
+    let go_on = move || {
+        let written = of_older.write(MIB, &pattern(2, LEN), false);
+        *seen.lock() = Some(written.and_then(|()| of_older.flush()).is_ok());
+    };
+    let is_it = |method: &str, uri: &str| method == "PUT" && uri.contains(".meta/wal");
+    f.store_options.hook = Hook::new(AtRequest::new(is_it, When::BeforeItIsSent, go_on));
+    let lease = LeaseOptions {
+        takeover: true,
+        ..beside().lease
+    };
+    assert!(f.run(wal::discard(&f.url, &f.store_options, &lease)).unwrap());
+    assert_eq!(
+        *flushed.lock(),
+        Some(false),
+        "acknowledged, and nobody will replay it"
+    );
+}
+
+/// Nothing is removed.
+#[derive(Debug)]
+struct NoDeletes;
+
+impl Intercept for NoDeletes {
+    fn name(&self) -> &'static str {
+        "no deletes"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let (method, uri) = (context.request().method(), context.request().uri());
+        match method == "DELETE" || method == "POST" && uri.contains("delete") {
+            true => Err("injected: refused".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Keys that may not remove records serve as well: nothing in these is needed any more.
+#[test]
+fn records_that_cannot_be_removed_keep_nobody_from_serving() {
+    let mut f = made();
+    write_and_kill(&f, 0, 1);
+    f.store_options.hook = Hook::new(NoDeletes);
+    let volume = open(&f, &options(None));
+    f.store_options.hook = Hook::default();
+    assert_reads(&f, &volume, 0, 1);
+    assert!(!f.meta_objects("log/").is_empty());
+    volume.write(0, &pattern(2, LEN), true).unwrap();
+    drop(volume);
+    let volume = open(&f, &beside());
+    assert_reads(&f, &volume, 0, 2);
+    volume.close(LIMIT).unwrap();
 }
 
 /// A log that was closed goes on from no checkpoint.

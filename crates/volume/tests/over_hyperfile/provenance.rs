@@ -233,6 +233,27 @@ fn a_container_made_anew_by_other_tools_gets_nothing_of_the_one_before() {
     l.assert_refused_until_given_up(&[(0, None), (MIB, None)]);
 }
 
+/// A copy went another way, and its container is put in the original's place: both have a checkpoint of the same number, and the entry
+/// that is there is of the other one.
+#[test]
+fn an_entry_does_not_speak_for_another_checkpoint_of_its_number() {
+    let l = Logged::new();
+    l.write_and_close(0, 1);
+    let copy = l.f.path_of("copy");
+    copy_dir(&l.f.path_of("vol"), &copy);
+    let volume = l
+        .try_open_at(&l.f.url_of("copy"), VolumeOptions::default())
+        .unwrap();
+    volume.write(2 * MIB, &pattern(9, 8192), true).unwrap();
+    volume.close(LIMIT).unwrap();
+    l.write_and_close(MIB, 2);
+    l.write_and_kill(3 * MIB, 3);
+    restore(&copy, &l.f.path_of("vol"), |name| {
+        !name.starts_with("volume.meta")
+    });
+    l.assert_refused_until_given_up(&[(0, Some(1)), (MIB, None), (2 * MIB, Some(9)), (3 * MIB, None)]);
+}
+
 #[test]
 fn a_copy_gets_what_its_log_holds_and_leaves_the_log_to_the_original() {
     let l = Logged::new();

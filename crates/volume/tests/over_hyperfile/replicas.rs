@@ -61,16 +61,23 @@ impl Intercept for Until {
     }
 }
 
-pub fn run(f: &Fixture, to: &VolumeUrl, to_options: &StoreOptions) -> Result<Replicated, VolumeError> {
-    let request = Request {
+pub fn request<'a>(f: &'a Fixture, to: &'a VolumeUrl, to_options: &'a StoreOptions) -> Request<'a> {
+    Request {
         url: &f.url,
         store_options: &f.store_options,
         to,
         to_options,
         takes_over: false,
         follows: None,
-    };
-    f.run(replicate(&request, &Control::default(), |_| ()))
+    }
+}
+
+pub fn run(f: &Fixture, to: &VolumeUrl, to_options: &StoreOptions) -> Result<Replicated, VolumeError> {
+    f.run(replicate(
+        &request(f, to, to_options),
+        &Control::default(),
+        |_| (),
+    ))
 }
 
 pub fn again(f: &Fixture, to: &VolumeUrl) -> Replicated {

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
-use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::admin;
 use hypernbd_volume::lease::LeaseState;
@@ -23,75 +21,32 @@ use hypernbd_volume::{ErrorKind, Volume, VolumeUrl};
 use parking_lot::Mutex;
 
 use crate::clones::copy_directory;
-use crate::faults::{BoxError, LIMIT};
+use crate::faults::{AtRequest, LIMIT, When};
 use crate::fixture::{Fixture, pattern};
 use crate::replicas::{
-    Contents, SIZE, Until, again, assert_whole, newest, original, refused, run, whole, write_on,
+    Contents, SIZE, Until, again, assert_whole, newest, original, refused, request, run, whole, write_on,
 };
 
 /// More checkpoints than any policy keeps.
 const MANY: u64 = 20;
 
-type Work = Box<dyn FnOnce() -> Result<(), BoxError> + Send>;
-
-/// Does something right before the first request of a kind is sent, and fails that request if the work fails.
-struct Meanwhile {
-    is_it: fn(method: &str, uri: &str) -> bool,
-    work: Mutex<Option<Work>>,
-}
-
-impl std::fmt::Debug for Meanwhile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Meanwhile")
-    }
-}
-
-impl Intercept for Meanwhile {
-    fn name(&self) -> &'static str {
-        "Meanwhile"
-    }
-
-    fn modify_before_transmit(
-        &self,
-        context: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let request = context.request();
-        let work = match (self.is_it)(request.method(), request.uri()) {
-            true => self.work.lock().take(),
-            false => None,
-        };
-        work.map_or(Ok(()), |work| work())
-    }
-}
-
-fn meanwhile(
-    is_it: fn(&str, &str) -> bool,
-    work: impl FnOnce() -> Result<(), BoxError> + Send + 'static,
-) -> StoreOptions {
-    StoreOptions {
-        hook: Hook::new(Meanwhile {
-            is_it,
-            work: Mutex::new(Some(Box::new(work))),
-        }),
-        ..StoreOptions::default()
-    }
-}
-
-/// As [`meanwhile`], of what takes requests of its own.
-fn meanwhile_does<Fut: Future<Output = ()>>(
+/// Does something, which takes requests of its own, right before the first request of a kind is sent.
+fn meanwhile<Fut: Future<Output = ()>>(
     f: &Fixture,
     is_it: fn(&str, &str) -> bool,
     work: impl FnOnce() -> Fut + Send + 'static,
 ) -> StoreOptions {
     let handle = f.handle();
-    meanwhile(is_it, move || {
-        // This thread runs futures already.
-        let done = std::thread::spawn(move || handle.block_on(work()));
-        done.join()
-            .map_err(|_| "what was to happen meanwhile failed".into())
-    })
+    with(AtRequest::new(is_it, When::BeforeItIsSent, move || {
+        handle.block_on(work())
+    }))
+}
+
+fn with(at: AtRequest) -> StoreOptions {
+    StoreOptions {
+        hook: Hook::new(at),
+        ..StoreOptions::default()
+    }
 }
 
 /// Does something while a future of the fixture waits for it.
@@ -135,10 +90,8 @@ fn pruned_and_rolled_back() -> (Fixture, Contents, VolumeUrl) {
     let to = f.url_of("replica");
     again(&f, &to);
     keep_last(&f, &to, 1);
-    let failing = meanwhile(
-        |method, uri| method == "POST" && uri.contains("delete"),
-        || Err("SlowDown".into()),
-    );
+    let is_it = |method: &str, uri: &str| method == "POST" && uri.contains("delete");
+    let failing = with(AtRequest::new(is_it, When::BeforeItIsSent, || ()).refused());
     f.run(admin::retention::prune(&to, &failing, &LeaseOptions::default()))
         .unwrap_err();
     let back = *contents.keys().nth(1).unwrap();
@@ -222,12 +175,8 @@ fn a_volume_that_is_made_anew_is_not_followed() {
     let (mut f, contents) = original(BlockPtrFormat::PartedSegment);
     let to = f.url_of("replica");
     let request = Request {
-        url: &f.url,
-        store_options: &f.store_options,
-        to: &to,
-        to_options: &f.store_options,
-        takes_over: false,
         follows: Some(Duration::from_millis(50)),
+        ..request(&f, &to, &f.store_options)
     };
     let (control, is_over) = (Control::default(), AtomicBool::new(false));
     let mut is_remade = false;
@@ -280,7 +229,7 @@ fn what_is_written_to_right_before_its_lease_is_taken_is_a_volume_of_its_own() {
     write_on(&f, &mut contents, 5, 2);
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let (url, before) = (to.clone(), seen.clone());
-    let to_options = meanwhile_does(
+    let to_options = meanwhile(
         &f,
         |_, uri| uri.contains(".meta/lease"),
         move || async move {
@@ -310,7 +259,7 @@ fn whoever_lost_the_replica_gives_no_names() {
     f.run(past::create(&f.url, &f.store_options, &name, None))
         .unwrap();
     let url = to.clone();
-    let to_options = meanwhile_does(
+    let to_options = meanwhile(
         &f,
         |_, uri| uri.contains("snapshots"),
         move || async move {
@@ -343,7 +292,7 @@ fn a_first_copy_replaces_nothing_of_what_another_one_made() {
     expected[..4].copy_from_slice(b"mine");
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let (url, of, before) = (to.clone(), f.url.clone(), seen.clone());
-    let to_options = meanwhile_does(
+    let to_options = meanwhile(
         &f,
         |method, uri| method == "PUT" && uri.contains("/000000"),
         move || async move {
@@ -380,14 +329,7 @@ fn a_first_copy_replaces_nothing_of_what_another_one_made() {
 fn beside_a_fast_writer_it_ends() {
     let (f, contents) = original(BlockPtrFormat::PartedSegment);
     let to = f.url_of("replica");
-    let request = Request {
-        url: &f.url,
-        store_options: &f.store_options,
-        to: &to,
-        to_options: &f.store_options,
-        takes_over: false,
-        follows: None,
-    };
+    let request = request(&f, &to, &f.store_options);
     let control = Control::default();
     let volume = f.open();
     let mut passes = 0;

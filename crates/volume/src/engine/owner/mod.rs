@@ -241,6 +241,7 @@ impl Owner {
         Checkpoint {
             id: self.published.id(size_bytes, &root.0),
             size_bytes,
+            published_ms: self.published.modified_ms(),
         }
     }
 

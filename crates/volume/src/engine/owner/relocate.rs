@@ -51,8 +51,12 @@ impl Owner {
             ));
         }
         if container.base_compaction_kept().is_some() {
-            return Err(VolumeError::InvalidInput(
-                "another tool has compacted the volume; its next checkpoint takes that in".into(),
+            // Until the next checkpoint: it is no reason to give up relocating.
+            return Err(VolumeError::engine(
+                "relocating blocks",
+                std::io::Error::other(
+                    "another tool has compacted the volume; its next checkpoint takes that in",
+                ),
             ));
         }
         Ok(())

@@ -5,10 +5,12 @@
 //! * [`sums`]: gives those that are uploaded in parts theirs, beside them.
 //! * [`signing`], [`sse`]: whether bodies are signed, and which encryption is asked for.
 //! * [`upload_limiter`]: how many pieces of uploads are on the line at once.
+//! * [`answer_time`]: how long a request may be answered nothing.
 //! * [`foreign`]: takes answers that are not the store's for none.
 //! * [`count_requests`]: counts requests as they go over the line.
 //! * [`upload`]: what the interceptors of uploads have in common.
 
+pub(crate) mod answer_time;
 pub(crate) mod checksums;
 pub(crate) mod count_requests;
 pub(crate) mod foreign;

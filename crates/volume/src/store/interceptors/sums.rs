@@ -186,12 +186,15 @@ impl HttpClient for Writing {
 enum Step {
     Part(u32),
     Completion,
+    /// It is given up.
+    Abort,
 }
 
 fn step_of(method: &str, uri: &str) -> Option<Step> {
     match method {
         "PUT" => parameter(uri, "partNumber")?.parse().ok().map(Step::Part),
         "POST" if has_parameter(uri, "uploadId") => Some(Step::Completion),
+        "DELETE" if has_parameter(uri, "uploadId") => Some(Step::Abort),
         _ => None,
     }
 }
@@ -231,6 +234,10 @@ impl HttpConnector for Connection {
                     Ok(completed)
                 })
             }
+            (Some(Step::Abort), Some(name)) => {
+                self.writer.forget(&name);
+                self.inner.call(request)
+            }
             _ => self.inner.call(request),
         }
     }
@@ -247,6 +254,11 @@ mod tests {
             "http://h/b/r/0000000001.0?x-id=UploadPart&partNumber=12&uploadId=u"
         ));
         assert!(!is_part("http://h/b/r/0000000001.0?x-id=PutObject"));
+        let is_abort = |uri: &str| matches!(step_of("DELETE", uri), Some(Step::Abort));
+        assert!(is_abort(
+            "http://h/b/r/0000000001.0?x-id=AbortMultipartUpload&uploadId=u"
+        ));
+        assert!(!is_abort("http://h/b/r/0000000001.0?x-id=DeleteObject"));
         let is_completion = |method: &str, uri: &str| matches!(step_of(method, uri), Some(Step::Completion));
         assert!(is_completion("POST", "http://h/b/r/0000000001.0?uploadId=u"));
         assert!(!is_completion("POST", "http://h/b/r/0000000001.0?uploads"));

@@ -20,6 +20,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use tokio::sync::Semaphore;
 
+use super::answer_time::AnswerTime;
 use super::upload::has_parameter;
 
 /// Pieces of uploads on the line at once.
@@ -46,7 +47,10 @@ struct InTurn {
 ///
 /// # Errors
 /// When the certificates cannot be used. Those of the system never vouch in their place.
-pub(crate) fn client(ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
+pub(crate) fn client(
+    ca_bundle: Option<Vec<u8>>,
+    answer_time: Option<Duration>,
+) -> Result<SharedHttpClient, String> {
     let trusted = ca_bundle.map_or_else(TrustStore::default, |pem| {
         TrustStore::empty().with_pem_certificate(pem)
     });
@@ -60,6 +64,11 @@ pub(crate) fn client(ca_bundle: Option<Vec<u8>>) -> Result<SharedHttpClient, Str
         connector.set_proxy_config(Some(ProxyConfig::from_env()));
         connector.build()
     });
+    // Below the turns: who waits for one has not asked the store yet.
+    let inner = match answer_time {
+        Some(limit) => SharedHttpClient::new(AnswerTime { inner, limit }),
+        None => inner,
+    };
     Ok(SharedHttpClient::new(UploadLimiter {
         inner,
         turns: Arc::new(Semaphore::new(UPLOAD_TURNS)),

@@ -111,7 +111,9 @@ pub(crate) fn has_checksums(info: &ObjectInfo) -> bool {
 /// Whether an object carries check values of each [`WINDOW_BYTES`].
 pub(crate) fn is_narrow(info: &ObjectInfo) -> bool {
     let values = info.metadata.get(METADATA_KEY);
-    values.is_some_and(|values| values.starts_with(NARROW) || values.len() <= DIGITS)
+    // A single value of an object of an earlier release may be of a wide window.
+    let is_one = |values: &str| values.len() <= DIGITS && info.size_bytes <= WINDOW_BYTES;
+    values.is_some_and(|values| values.starts_with(NARROW) || is_one(values))
 }
 
 /// Check values of an object, or of a part of one: CRC-32C of each of its windows.
@@ -282,6 +284,33 @@ pub(crate) fn place_of(content_range: Option<&str>, answer_bytes: u64) -> Result
     parse().ok_or_else(|| format!("its answer of {answer_bytes} bytes says it is {header}"))
 }
 
+/// Checks that an answer is of the bytes that were asked for: what another range has is as valid. `range` is the request's header,
+/// `place` what [`place_of`] says of the answer.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn check_place(
+    range: Option<&str>,
+    (offset_bytes, object_bytes): (u64, u64),
+    answer_bytes: u64,
+) -> Result<(), String> {
+    let asked = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    // Of an object's last bytes it is not known before where they begin.
+    let Some((first, last)) =
+        asked.and_then(|(first, last)| Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?)))
+    else {
+        return Ok(());
+    };
+    let end = last.saturating_add(1).min(object_bytes);
+    match offset_bytes == first && offset_bytes + answer_bytes >= end {
+        true => Ok(()),
+        false => Err(format!(
+            "bytes {offset_bytes} to {} are not the bytes {first} to {last} that were asked for",
+            offset_bytes + answer_bytes
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -300,6 +329,21 @@ mod tests {
         assert!(is_put_object("PUT", "http://h/b/k"));
         assert!(!is_put_object("PUT", "http://h/b/k?partNumber=1&uploadId=u"));
         assert!(!is_put_object("POST", "http://h/b/k?uploads"));
+    }
+
+    #[test]
+    fn an_answer_of_other_bytes_than_were_asked_for_is_none() {
+        let range = Some("bytes=16384-32767");
+        assert_eq!(check_place(range, (16384, 100_000), 16384), Ok(()));
+        assert_eq!(check_place(range, (16384, 20_000), 3616), Ok(()), "it ends there");
+        assert!(
+            check_place(range, (0, 100_000), 16384).is_err(),
+            "of another place"
+        );
+        assert!(check_place(range, (16384, 100_000), 16383).is_err(), "cut short");
+        assert!(check_place(range, (0, 16384), 16384).is_err(), "all of it");
+        assert_eq!(check_place(Some("bytes=-5"), (95, 100), 5), Ok(()));
+        assert_eq!(check_place(None, (0, 100), 100), Ok(()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What happens in a history.
 
-use hypernbd_volume::VolumeError;
+use hypernbd_volume::{VolumeError, WalPlace};
 
 use super::verbs::BLOCK;
 use super::world::{Server, World};
@@ -30,6 +30,8 @@ impl World {
                 },
                 _ => self.read(at),
             },
+            // That is rare otherwise.
+            (Some(_), None) if self.has_clones(at) && self.random.u8(..6) == 0 => self.refuse_to_delete(at),
             (Some(_), None) => match self.random.u8(..22) {
                 0..5 => self.open(at, false),
                 5 => self.open(at, true),
@@ -201,7 +203,7 @@ impl World {
             let started = self.start(at, true);
             (flush.join().unwrap(), started)
         });
-        self.flushed_before(at, &flushed);
+        self.flushed_before(at, &flushed, old.has_log);
         self.adopt(at, started);
         self.taken_over(at, old);
     }
@@ -218,7 +220,7 @@ impl World {
             old.faults.wait_for_held(|| flush.is_finished());
             let started = self.start(at, true);
             if flush.is_finished() {
-                self.flushed_before(at, &flush.join().unwrap());
+                self.flushed_before(at, &flush.join().unwrap(), old.has_log);
                 self.adopt(at, started);
                 return;
             }
@@ -247,7 +249,7 @@ impl World {
     /// The server of a place that another is to take over, with something to flush; none where that cannot be.
     fn about_to_be_taken_over(&mut self, at: usize) -> Option<Server> {
         // On one machine the journal's lock stays with a server that lives.
-        if self.server(at).has_log {
+        if self.server(at).has_log && self.places[at].wal != Some(WalPlace::Beside) {
             self.kill(at);
             return None;
         }
@@ -258,20 +260,21 @@ impl World {
     }
 
     /// The older owner's flush ended this way, before it was looked what the new one reads.
-    fn flushed_before(&mut self, at: usize, flushed: &Result<(), VolumeError>) {
+    fn flushed_before(&mut self, at: usize, flushed: &Result<(), VolumeError>, is_logged: bool) {
         self.tell(format!(
             "{}: flush of the older owner: {flushed:?}",
             self.places[at].name
         ));
         if flushed.is_ok() {
-            self.places[at].line.as_mut().unwrap().flushed(false);
+            self.places[at].line.as_mut().unwrap().flushed(is_logged);
         }
     }
 
     fn taken_over(&mut self, at: usize, old: Server) {
         self.places[at].is_taken_over = false;
-        self.stale.push((at, old));
         self.seen.takeovers += 1;
+        self.seen.takeovers_with_log += u32::from(old.has_log);
+        self.stale.push((at, old));
     }
 
     pub fn kill_stale(&mut self, at: usize) {

@@ -2,7 +2,7 @@
 //!
 //! Volumes are made, served, pruned, compacted, killed, taken over while their older owner goes on, deleted and made anew at the same
 //! place, copied, cloned, flattened, restored from a backup and rolled back, over a store that fails requests and processes that end at any of them; caches, journals
-//! and write buffer directories stay where they are meanwhile. What must hold:
+//! and write buffer directories stay where they are meanwhile, and logs beside the volumes go with them. What must hold:
 //!
 //! * What a flush covered is there at the next opening, and the volume reads as at one moment since that flush. Nothing else is
 //!   ever read: not what another volume or another history left in a cache, a journal or a write buffer.

@@ -10,7 +10,7 @@ use hypernbd_volume::base::control::Control;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::{self, At};
 use hypernbd_volume::retention::Policy;
-use hypernbd_volume::{ErrorKind, VolumeError};
+use hypernbd_volume::{ErrorKind, VolumeError, WalPlace};
 
 use super::faults::Faults;
 use super::line::Line;
@@ -107,16 +107,20 @@ impl World {
         self.made(at, Line::known(vec![0; SIZE as usize]));
     }
 
-    /// There is a new volume, which its servers may use a journal for.
+    /// There is a new volume, which its servers may use a log for.
     pub fn made(&mut self, at: usize, line: Line) {
         let journal = self.path(&format!("journal-{}", self.places[at].name));
-        let has_log = self.random.bool();
+        let wal = match self.random.u8(..4) {
+            0 => None,
+            1 => Some(WalPlace::At(Self::url_of(&journal))),
+            _ => Some(WalPlace::Beside),
+        };
         let place = &mut self.places[at];
         place.line = Some(line);
         place.names.clear();
-        place.is_log_foreign = has_log && journal.exists();
+        place.is_log_foreign = matches!(wal, Some(WalPlace::At(_))) && journal.exists();
         place.is_log_open = false;
-        place.journal = has_log.then(|| Self::url_of(&journal));
+        place.wal = wal;
     }
 
     /// Copies another volume to a place, if there is one that can be copied.
@@ -152,9 +156,10 @@ impl World {
         {
             line.log_given_up();
         }
+        let wal = self.random.bool().then_some(WalPlace::Beside);
         let place = &mut self.places[to];
         (place.line, place.names) = (Some(line), names);
-        (place.journal, place.is_log_foreign, place.is_log_open) = (None, false, false);
+        (place.wal, place.is_log_foreign, place.is_log_open) = (wal, false, false);
         place.is_buffer_left = false;
         self.seen.copied += 1;
         true
@@ -170,6 +175,7 @@ impl World {
         let place = &self.places[at];
         self.backup = Some(Backup {
             of: at,
+            wal: place.wal.clone(),
             line: place.line.clone().unwrap(),
             names: place.names.clone(),
             path,
@@ -179,7 +185,7 @@ impl World {
 
     /// A backup is put back, and the log goes on from a later checkpoint.
     pub fn restore_under_log(&mut self, at: usize) {
-        if self.places[at].journal.is_none() || self.is_sharing(at) {
+        if self.places[at].wal.is_none() || self.is_sharing(at) {
             return self.restore(at);
         }
         self.back_up(at);
@@ -228,15 +234,24 @@ impl World {
                     .collect()
             }
         };
+        if is_whole {
+            place.wal = backup.wal;
+        }
         let mut line = backup.line;
-        // What was in the log alone then may have been published since, and the log emptied.
-        line.log_given_up();
-        let before = place.line.replace(line);
-        // The journal goes on from where it was left, however often something else is put back meanwhile.
-        let continued = place.replayed.take().or(before);
-        place.replayed =
-            continued.filter(|line| Some(line.container()) == place.line.as_ref().map(Line::container));
-        (place.is_log_foreign, place.is_log_open) = (true, true);
+        if is_whole && place.wal == Some(WalPlace::Beside) {
+            // It was put back with the volume.
+            (place.line, place.replayed, place.is_log_foreign) = (Some(line), None, false);
+        } else {
+            // What was in the log alone then may have been published since, and the log emptied.
+            line.log_given_up();
+            let before = place.line.replace(line);
+            // The log goes on from where it was left, however often something else is put back meanwhile.
+            let continued = place.replayed.take().or(before);
+            place.replayed =
+                continued.filter(|line| Some(line.container()) == place.line.as_ref().map(Line::container));
+            place.is_log_foreign = true;
+        }
+        place.is_log_open = true;
         place.is_buffer_left = false;
         self.seen.restored += 1;
         self.tell(format!(

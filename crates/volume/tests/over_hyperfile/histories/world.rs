@@ -28,9 +28,11 @@ const IO_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Seen {
     pub opened: u32,
+    pub logged_beside: u32,
     pub killed: u32,
     pub faults_met: u32,
     pub takeovers: u32,
+    pub takeovers_with_log: u32,
     pub refused_after_takeover: u32,
     pub deleted: u32,
     pub deletions_ended: u32,
@@ -48,12 +50,17 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u32); 18] {
+    fn all(&mut self) -> [(&'static str, &mut u32); 20] {
         [
             ("opened", &mut self.opened),
+            (
+                "opened with a log beside the volume that may have records",
+                &mut self.logged_beside,
+            ),
             ("killed", &mut self.killed),
             ("faults met", &mut self.faults_met),
             ("takeovers", &mut self.takeovers),
+            ("takeovers of a server with a log", &mut self.takeovers_with_log),
             ("refused after a takeover", &mut self.refused_after_takeover),
             ("deleted", &mut self.deleted),
             ("deletions that ended early", &mut self.deletions_ended),
@@ -112,13 +119,13 @@ pub struct Place {
     pub parent: Option<usize>,
     /// What has a name, and how it reads.
     pub names: BTreeMap<String, Contents>,
-    /// The journal that its servers use.
-    pub journal: Option<VolumeUrl>,
-    /// As `line`, should the journal be replayed over a container that was put back to where that journal begins.
+    /// The log that its servers use: a journal, or one beside the volume.
+    pub wal: Option<WalPlace>,
+    /// As `line`, should the log be replayed over a container that was put back to where that log begins.
     pub replayed: Option<Line>,
-    /// Whether the journal may be that of another history.
+    /// Whether the log may be that of another history.
     pub is_log_foreign: bool,
-    /// Whether the journal may hold what is not published.
+    /// Whether the log may hold what is not published.
     pub is_log_open: bool,
     /// Whether the last server, which was killed, left everything that it answered in its write buffer's file.
     pub is_buffer_left: bool,
@@ -129,6 +136,7 @@ pub struct Place {
 /// A backup of a place.
 pub struct Backup {
     pub of: usize,
+    pub wal: Option<WalPlace>,
     pub line: Line,
     pub names: BTreeMap<String, Contents>,
     pub path: PathBuf,
@@ -172,7 +180,7 @@ impl World {
             server: None,
             parent: None,
             names: BTreeMap::new(),
-            journal: None,
+            wal: None,
             replayed: None,
             is_log_foreign: false,
             is_log_open: false,
@@ -223,8 +231,11 @@ impl World {
     ) -> VolumeOptions {
         let (is_removing, has_caches) = (self.random.bool(), self.random.u8(..3) > 0);
         let buffer = self.path(&format!("buffer-{}", self.places[at].name));
+        // A log beside the volume is found by who asks for none, too.
+        let asks = self.random.u8(..4) > 0;
+        let wal = self.places[at].wal.clone();
         VolumeOptions {
-            wal: self.places[at].journal.clone().map(WalPlace::At),
+            wal: wal.filter(|wal| asks || *wal != WalPlace::Beside),
             discard_wal,
             write_buffer_bytes: 8 * MIB,
             write_buffer_dir: has_buffer_file.then_some(buffer),
@@ -286,6 +297,7 @@ impl World {
                 faults.arm(&mut self.random, 20);
             }
             let options = self.options(at, takeover, since == Since::Published, has_buffer_file);
+            let was_open = self.places[at].is_log_open;
             self.places[at].is_log_open |= options.wal.is_some();
             let runtime = runtime();
             let opened = runtime.block_on(Volume::open(&url, &faults.options(), &options));
@@ -294,6 +306,8 @@ impl World {
             let error = match opened {
                 Ok(volume) => {
                     self.seen.opened += 1;
+                    let is_beside = self.places[at].wal == Some(WalPlace::Beside);
+                    self.seen.logged_beside += u32::from(was_open && is_beside);
                     let has_log = options.wal.is_some();
                     self.tell(format!(
                         "{} is served, log: {has_log}, buffer file: {has_buffer_file}",

@@ -1,0 +1,270 @@
+//! Puts damaged and missing objects of a volume back from a replica or a copy of it.
+//!
+//! A container's object never changes once it is written, so what a replica has of the same write is what was lost. Nothing is put back
+//! that is not known to be that: the two volumes must be of one history, the object must be of the same write as the damaged one, and its
+//! bytes must agree with their check values. It needs no lease: the volume is afterwards what its index says, as before.
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::try_join;
+use serde::Serialize;
+
+use crate::base::control::{Control, Phase};
+use crate::base::error::VolumeError;
+use crate::base::store_error::{StoreError, StoreErrorKind};
+use crate::base::url::VolumeUrl;
+use crate::check::{self, Kind, Problem, check};
+use crate::engine::parents;
+use crate::format::object_names::{cno_of, name_of, of_name};
+use crate::meta::label::{self, Label};
+use crate::options::StoreOptions;
+use crate::replicate::{Copies, agree, share_from};
+use crate::store::copy::Over;
+use crate::store::interceptors::window_checksums::has_checksums;
+use crate::store::{ObjectInfo, Store, sums};
+
+/// Bytes of an object that are read with one request.
+const READ_BYTES: u64 = 4 << 20;
+/// Requests under way at once.
+const READS_AT_ONCE: usize = 8;
+
+/// What is repaired, and from where.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The volume.
+    pub url: &'a VolumeUrl,
+    /// How its store is reached.
+    pub store_options: &'a StoreOptions,
+    /// Its replica, its original, or a copy of it.
+    pub from: &'a VolumeUrl,
+    /// How that one's store is reached.
+    pub from_options: &'a StoreOptions,
+    /// Damage is looked for in the data, too, all of which is read.
+    pub is_data: bool,
+    /// Objects are put back. Otherwise it is only said which could be.
+    pub is_written: bool,
+}
+
+/// What becomes of an object that something is wrong with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It could be put back.
+    Possible,
+    /// It was put back.
+    Mended,
+    /// It stays as it is, for this reason.
+    Left(String),
+}
+
+/// Something that was wrong, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Found {
+    /// What was wrong.
+    pub problem: Problem,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What a repair found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Repaired {
+    /// The volume.
+    pub url: String,
+    /// Where objects were taken from.
+    pub from: String,
+    /// What was wrong before.
+    pub found: Vec<Found>,
+    /// What a look after the repair found. Nothing when no object was put back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<Vec<Problem>>,
+}
+
+impl Repaired {
+    /// Whether nothing is wrong any more.
+    pub fn is_whole(&self) -> bool {
+        self.left.as_ref().map_or(self.found.is_empty(), Vec::is_empty)
+    }
+}
+
+/// Checks a volume, and puts back what can be.
+///
+/// # Errors
+/// [`VolumeError::InvalidInput`] when `from` is no replica, original or copy of the volume; what [`check()`] returns; a store that fails.
+pub async fn repair(request: &Request<'_>, control: &Control) -> Result<Repaired, VolumeError> {
+    let store = parents::connect(request.url, request.store_options).await?;
+    let from = parents::connect(request.from, request.from_options).await?;
+    ensure_one_history(&store, &from).await?;
+    let look = check::Request {
+        is_data: request.is_data,
+        ..check::Request::default()
+    };
+    let report = check(request.url, request.store_options, &look, control).await?;
+    control.begin(Phase::Copying, 0);
+    let repair = Repair {
+        store: &store,
+        from: &from,
+        control,
+        is_written: request.is_written,
+    };
+    let mut found = Vec::new();
+    for problem in report.problems {
+        let outcome = repair.mend(&problem).await?;
+        found.push(Found { problem, outcome });
+    }
+    let is_changed = found.iter().any(|one| one.outcome == Outcome::Mended);
+    let left = match is_changed {
+        true => Some(
+            check(request.url, request.store_options, &look, control)
+                .await?
+                .problems,
+        ),
+        false => None,
+    };
+    Ok(Repaired {
+        url: store.url.to_string(),
+        from: from.url.to_string(),
+        found,
+        left,
+    })
+}
+
+/// Sees that the same numbers mean the same objects in both.
+async fn ensure_one_history(store: &Store, from: &Store) -> Result<(), VolumeError> {
+    let labels = try_join!(label::load(store), label::load(from))?;
+    let is_related = labels.0.zip(labels.1).is_some_and(|(a, b)| are_related(&a, &b));
+    // A volume whose label was lost or damaged has a new one: its checkpoints tell whose it is.
+    if (is_related || share_from(store, from, 1).await?) && agree(store, from).await? {
+        return Ok(());
+    }
+    Err(VolumeError::InvalidInput(format!(
+        "{} is no replica or copy of {}: objects of the same names are not the same objects",
+        from.url, store.url
+    )))
+}
+
+/// Whether one was made from the other.
+fn are_related(one: &Label, other: &Label) -> bool {
+    let is_from = |a: &Label, b: &Label| {
+        let original = a.replica_of.as_ref().map(|original| original.volume_id);
+        original == Some(b.volume_id) || a.parent == Some(b.volume_id)
+    };
+    one.volume_id == other.volume_id || is_from(one, other) || is_from(other, one)
+}
+
+/// What is left of an object.
+enum LeftOf {
+    Nothing,
+    Object(ObjectInfo),
+    /// A file whose end, which says what it is, is damaged.
+    Unreadable,
+}
+
+async fn left_of(store: &Store, key: &str) -> Result<LeftOf, StoreError> {
+    match store.head(key).await {
+        Ok(Some(there)) => Ok(LeftOf::Object(there)),
+        Ok(None) => Ok(LeftOf::Nothing),
+        Err(e) if e.kind == StoreErrorKind::Corrupt => Ok(LeftOf::Unreadable),
+        Err(e) => Err(e),
+    }
+}
+
+struct Repair<'a> {
+    store: &'a Store,
+    from: &'a Store,
+    control: &'a Control,
+    is_written: bool,
+}
+
+impl Repair<'_> {
+    async fn mend(&self, problem: &Problem) -> Result<Outcome, VolumeError> {
+        if self.control.is_stopped() {
+            return Err(VolumeError::Closed);
+        }
+        let left = |reason: String| Ok(Outcome::Left(reason));
+        let name = problem.object.strip_prefix(&self.store.data_key(""));
+        let Some(object) = name.and_then(of_name) else {
+            return left("it is no object of the volume's own container".to_owned());
+        };
+        if self.store.lineage().inherits(cno_of(object)) {
+            let parent = &self.store.holder_of(cno_of(object)).url;
+            return left(format!(
+                "it lies in {parent}, of which this clone shares it: repair that volume"
+            ));
+        }
+        let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
+        let (source, target) = (holder.data_key(&name), self.store.data_key(&name));
+        let (original, there) = try_join!(left_of(holder, &source), left_of(self.store, &target))?;
+        let original = match original {
+            LeftOf::Object(original) => original,
+            LeftOf::Nothing => return left(format!("{} does not have it", self.from.url)),
+            LeftOf::Unreadable => return left(format!("it is damaged at {}, too", self.from.url)),
+        };
+        let is_other = |there: &ObjectInfo| !sums::may_be_one_write(there, &original);
+        if matches!(&there, LeftOf::Object(there) if is_other(there)) {
+            return left(format!(
+                "{} has another object of this name; if what is here is none of the volume's, delete it and repair once more",
+                self.from.url
+            ));
+        }
+        // Nothing is left that says which write it was.
+        if !matches!(there, LeftOf::Object(_)) && !share_from(self.store, self.from, cno_of(object)).await? {
+            return left(format!(
+                "nothing says that what {} has of this name is of the same history: the two have no checkpoint in common from {} on",
+                self.from.url,
+                cno_of(object)
+            ));
+        }
+        let has_values = has_checksums(&original) || holder.sums_of(&source, &original).await?.is_some();
+        // What is left of it may be the better one of the two.
+        let is_replaced = !matches!(there, LeftOf::Nothing);
+        if (is_replaced || problem.kind == Kind::Damaged) && !has_values {
+            return left(format!(
+                "what {} has of it has no check values, so that it may be damaged or cut short as well",
+                self.from.url
+            ));
+        }
+        if let Err(e) = self.verify(holder, &source, original.size_bytes).await {
+            return match e.kind {
+                StoreErrorKind::Corrupt | StoreErrorKind::NotFound => {
+                    left(format!("it is damaged at {}, too: {}", self.from.url, e.detail))
+                }
+                _ => Err(e.into()),
+            };
+        }
+        if !self.is_written {
+            return Ok(Outcome::Possible);
+        }
+        let over = match there {
+            LeftOf::Object(_) | LeftOf::Unreadable => Over::Anything,
+            LeftOf::Nothing => Over::Nothing,
+        };
+        let copies = Copies {
+            from: self.from,
+            to: self.store,
+            control: self.control,
+            is_made: true,
+        };
+        copies.put_back(object, original, over).await?;
+        Ok(Outcome::Mended)
+    }
+
+    /// Reads an object whole, and compares it with its check values.
+    async fn verify(&self, holder: &Store, key: &str, len_bytes: u64) -> Result<(), StoreError> {
+        let reads = (0..len_bytes)
+            .step_by(READ_BYTES as usize)
+            .map(|start| async move {
+                let len = READ_BYTES.min(len_bytes - start);
+                let read = holder.get_range(key, start, len).await?;
+                self.control.add_data(len);
+                match read {
+                    Some(bytes) if bytes.len() as u64 == len => Ok(()),
+                    _ => Err(holder.corrupt(key, "it is shorter than it was".to_owned())),
+                }
+            });
+        let reads: Vec<_> = reads.collect();
+        stream::iter(reads)
+            .buffer_unordered(READS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+}
