@@ -6,6 +6,7 @@
 mod endpoints;
 mod errno;
 mod lifecycle;
+mod limits;
 mod logging;
 mod memory;
 mod nbdkit_ext;
@@ -79,7 +80,7 @@ impl Server for Connection {
 
     fn load() {
         logging::start();
-        hypernbd_volume::descriptors::raise_descriptors();
+        hypernbd_volume::descriptors::raise_limits();
     }
 
     fn config(key: &str, value: &str) -> Result<()> {
@@ -108,6 +109,10 @@ impl Server for Connection {
 
     fn unload() {
         lifecycle::stop();
+    }
+
+    fn preconnect(_readonly: bool) -> Result<()> {
+        guard("preconnect", limits::check_connection)
     }
 
     fn open(readonly: bool) -> Result<Box<dyn Server>> {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
-use hypernbd_volume::descriptors;
 use hypernbd_volume::monitor::{Now, State};
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
@@ -23,16 +22,13 @@ use crate::endpoints::{self, Endpoints};
 use crate::errno::{self, in_errno};
 use crate::opening::{Opening, Waiter};
 use crate::past_exports::PastExports;
-use crate::{nbdkit_ext, params, past_exports};
+use crate::{limits, nbdkit_ext, params, past_exports};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
 /// Stack of a runtime's thread: an opening runs on one, and its futures need more than the 2 MiB that are usual, above all in a build
 /// that is not optimised. What is not touched takes no memory.
 const STACK_BYTES: usize = 8 << 20;
-
-/// Connections that there should be room for: as many as the tests open at once.
-const CONNECTIONS_USUAL: u64 = 512;
 
 /// How often a connection that waits for the opening looks whether the server ends.
 const OPENING_POLL: Duration = Duration::from_millis(50);
@@ -47,6 +43,10 @@ struct Shared {
     /// Openings that have not ended, or whose end nobody saw yet: for writing, and for reading only. A connection waits for
     /// one without the lock around all this, which the end of the server wants.
     opening: [Option<Opening>; 2],
+    /// Connections that wait for the one for reading only.
+    readers_waiting: usize,
+    /// An opening for writing was begun before.
+    was_opened: bool,
     connections: usize,
     /// Checkpoints that clients read.
     past: PastExports,
@@ -109,14 +109,7 @@ pub fn start() -> Result<()> {
         .enable_all()
         .build()
         .map_err(no_runtime)?;
-    if let Some((limit, connections)) = descriptors::connections()
-        && connections < CONNECTIONS_USUAL
-    {
-        log::warn!(
-            "{limit} open descriptors are allowed, which is room for about {connections} connections; raise the hard limit \
-             with `ulimit -Hn` or systemd's LimitNOFILE="
-        );
-    }
+    limits::tell(config);
     log::info!(
         "serving {}: {}",
         config.url,
@@ -128,6 +121,8 @@ pub fn start() -> Result<()> {
         read_write: None,
         read_only: None,
         opening: [None, None],
+        readers_waiting: 0,
+        was_opened: false,
         connections: 0,
         past: PastExports::default(),
         failure: None,
@@ -142,7 +137,35 @@ pub fn start() -> Result<()> {
 /// server.
 pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
     let config = config()?;
-    wait_for(|| look(config, readonly))
+    if !readonly {
+        return wait_for(|| look(config, readonly));
+    }
+    shared().as_mut().ok_or_else(shutting_down)?.readers_waiting += 1;
+    let connected = wait_for(|| look(config, readonly));
+    if let Some(late) = reader_waited() {
+        close(&late);
+    }
+    connected
+}
+
+/// A connection waits for the volume for reading no more. An opening that nobody waits for is given up: what it shows would be old when
+/// the next client comes. Gives what it has opened already, to be closed.
+fn reader_waited() -> Option<Arc<Volume>> {
+    let mut shared = shared();
+    let shared = shared.as_mut()?;
+    shared.readers_waiting = shared.readers_waiting.saturating_sub(1);
+    if shared.readers_waiting > 0 {
+        return None;
+    }
+    let opening = shared.opening[usize::from(true)].take()?;
+    opening.give_up();
+    match opening.ended()? {
+        Ok(volume) => Some(volume),
+        Err(e) => {
+            shared.failure = Some(e.chain());
+            None
+        }
+    }
 }
 
 /// A checkpoint of the volume for a new connection.
@@ -158,6 +181,9 @@ pub fn connect_past(at: &Past) -> Result<Arc<Volume>> {
     if let Some(volume) = unused {
         close(&volume);
     }
+    if let Some(shared) = shared().as_ref() {
+        shared.end_if_idle();
+    }
     connected
 }
 
@@ -168,10 +194,17 @@ fn wait_for(look: impl Fn() -> Result<Look>) -> Result<Arc<Volume>> {
             Look::Open(volume) => return Ok(volume),
             Look::Opening(waiter) => waiter,
         };
-        while waiter.wait(OPENING_POLL).is_none() {
-            if nbdkit_ext::is_ending() {
-                let text = "the server is shutting down, or the client has gone, while the volume is opened";
-                return Err(errno::error(libc::ESHUTDOWN, text));
+        loop {
+            match waiter.wait(OPENING_POLL) {
+                Some(Ok(_)) => break,
+                // Whoever looks next begins another one.
+                Some(Err(e)) => return Err(errno::of(&e)),
+                None if nbdkit_ext::is_ending() => {
+                    let text =
+                        "the server is shutting down, or the client has gone, while the volume is opened";
+                    return Err(errno::error(libc::ESHUTDOWN, text));
+                }
+                None => {}
             }
         }
     }
@@ -199,8 +232,7 @@ fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
         match opened {
             Ok(volume) if is_readonly => shared.read_only = Some(volume),
             Ok(volume) => shared.read_write = Some(volume),
-            // The next connection tries again.
-            Err(e) if is_readonly == readonly => return Err(errno::of(&e)),
+            // Who waited for it knows; this one tries again.
             Err(_) => {}
         }
     }
@@ -222,6 +254,7 @@ fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
                 ..config.volume.clone()
             };
             options.lease.sighting = SIGHTING.get().cloned();
+            options.lease.is_retry = !readonly && std::mem::replace(&mut shared.was_opened, true);
             options.lease.control = shared.endpoints.control.clone();
             let open = move || async move { Volume::open(&config.url, &config.store, &options).await };
             slot.insert(Opening::begin(&shared.runtime, open))
@@ -299,6 +332,17 @@ pub fn block_size_bytes() -> Option<u32> {
         // Of one container, whose blocks have one size.
         .or(shared.past.any())
         .map(|volume| volume.block_size_bytes())
+}
+
+/// Which volume a client has that asked for this checkpoint, or for the volume as it is. `None` where that is not known.
+pub fn identity(at: Option<&Past>) -> Option<String> {
+    let shared = shared();
+    let shared = shared.as_ref()?;
+    let volume = match at {
+        Some(at) => shared.past.get(at),
+        None => shared.read_write.as_ref().or(shared.read_only.as_ref()),
+    };
+    volume?.identity().map(str::to_owned)
 }
 
 /// What is served now, for who asks.

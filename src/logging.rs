@@ -66,6 +66,18 @@ fn built(filter: impl FnOnce(&mut env_logger::Builder)) -> env_logger::Logger {
     builder.build()
 }
 
+/// What names of what logs begin with.
+const KNOWN: [&str; 8] = [
+    "hypernbd",
+    "hyperfile",
+    "btree_ondisk",
+    "aws",
+    "hyper",
+    "foyer",
+    "rustls",
+    "s3s",
+];
+
 /// From now on logs what `filter` says, in the words of `RUST_LOG`.
 ///
 /// # Errors
@@ -75,6 +87,16 @@ pub fn set(filter: &str) -> Result<(), String> {
     env_filter::Builder::new()
         .try_parse(filter)
         .map_err(|why| format!("{why}; write it as for RUST_LOG, as in info or hypernbd_volume=debug"))?;
+    // A misspelt level reads as the name of a module, and all others fall silent.
+    for name in filter.split('/').next().unwrap_or_default().split(',') {
+        let name = name.split('=').next().unwrap_or_default().trim();
+        let is_level = name.parse::<LevelFilter>().is_ok();
+        if !name.is_empty() && !is_level && !KNOWN.iter().any(|known| name.starts_with(known)) {
+            return Err(format!(
+                "{name} is no level and nothing that logs here; write it as for RUST_LOG, as in info or hypernbd_volume=debug"
+            ));
+        }
+    }
     let terminal = built(|builder| {
         builder.parse_filters(filter);
     });

@@ -34,6 +34,33 @@ pub struct PluginWithExtensions {
         extern "C" fn(*mut c_void, minimum: *mut u32, preferred: *mut u32, maximum: *mut u32) -> c_int,
 }
 
+/// Threads for the requests of one connection, unless nbdkit is told another number.
+const THREADS_DEFAULT: u64 = 16;
+
+/// How many threads nbdkit has for the requests of one connection (`--threads`). Plugins are not told.
+pub fn threads() -> u64 {
+    let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    let line = String::from_utf8_lossy(&line);
+    threads_in(line.split('\0')).unwrap_or(THREADS_DEFAULT)
+}
+
+/// The number in nbdkit's command line; the last one counts.
+fn threads_in<'a>(words: impl Iterator<Item = &'a str>) -> Option<u64> {
+    let mut words = words.skip(1);
+    let mut found = None;
+    while let Some(word) = words.next() {
+        let value = match word {
+            "-t" | "--threads" => words.next(),
+            _ => word
+                .strip_prefix("--threads=")
+                .or_else(|| word.strip_prefix("-t")),
+        };
+        found = value.and_then(|value| value.parse().ok()).or(found);
+    }
+    // 0 is the default, too.
+    found.filter(|number| *number > 0)
+}
+
 /// Options of nbdkit of one letter that take no value, so that further ones may follow in the same word.
 const FLAGS: &[u8] = b"fnorsvV";
 
@@ -51,6 +78,8 @@ pub fn is_read_only_server() -> bool {
 unsafe extern "C" {
     /// `nbdkit_nanosleep(3)`: -1 when the server is shutting down or the connection has ended.
     fn nbdkit_nanosleep(seconds: c_uint, nanoseconds: c_uint) -> c_int;
+    /// `nbdkit_strdup_intern(3)`: a copy that nbdkit frees at its end; null without memory.
+    fn nbdkit_strdup_intern(text: *const c_char) -> *const c_char;
     /// `nbdkit_add_export(3)`: copies both strings.
     fn nbdkit_add_export(exports: *mut c_void, name: *const c_char, description: *const c_char) -> c_int;
 }
@@ -80,7 +109,7 @@ pub extern "C" fn plugin_init() -> *const PluginWithExtensions {
         get_ready: true,
         is_rotational: true,
         load: true,
-        preconnect: false,
+        preconnect: true,
         thread_model: true,
         trim: true,
         unload: true,
@@ -154,8 +183,22 @@ extern "C" fn default_export(_readonly: c_int, _is_tls: c_int) -> *const c_char 
     EXPORT_NAME.as_ptr()
 }
 
+/// Says which volume it is, in words that `hypernbd attach` compares: another one may come to be served at the same address.
 extern "C" fn export_description(_handle: *mut c_void) -> *const c_char {
-    EXPORT_DESCRIPTION.as_ptr()
+    // A panic must not reach nbdkit.
+    let identity = catch_unwind(|| lifecycle::identity(export().ok()?.as_ref()))
+        .ok()
+        .flatten();
+    let Some(text) = identity.and_then(|identity| CString::new(format!("Hypernbd volume {identity}")).ok())
+    else {
+        return EXPORT_DESCRIPTION.as_ptr();
+    };
+    // SAFETY: the text lives until after the call, which copies it.
+    let kept = unsafe { nbdkit_strdup_intern(text.as_ptr()) };
+    match kept.is_null() {
+        true => EXPORT_DESCRIPTION.as_ptr(),
+        false => kept,
+    }
 }
 
 /// Comes when all connections have ended and nbdkit's threads still run: the better moment to end than `unload`,
@@ -183,4 +226,23 @@ extern "C" fn block_size(
         maximum.write(most);
     }
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_threads_of_a_connection_are_those_of_the_command_line() {
+        for (line, expected) in [
+            ("nbdkit -f plugin.so", None),
+            ("nbdkit -t 4 plugin.so", Some(4)),
+            ("nbdkit -t4 plugin.so", Some(4)),
+            ("nbdkit --threads 4 plugin.so --threads=8", Some(8)),
+            ("nbdkit --threads=0 plugin.so", None),
+            ("nbdkit --tls=require plugin.so", None),
+        ] {
+            assert_eq!(threads_in(line.split(' ')), expected, "{line}");
+        }
+    }
 }

@@ -49,20 +49,25 @@ pub fn complete() -> Result<()> {
 
 /// Parallel, unless told otherwise or the server at hand would abort with it.
 pub fn thread_model() -> ThreadModel {
+    if is_parallel() {
+        return ThreadModel::Parallel;
+    }
     let asked = config().map(|config| config.thread_model).unwrap_or_default();
-    match asked {
-        ThreadModelOption::Parallel => ThreadModel::Parallel,
-        ThreadModelOption::SerializeRequests => ThreadModel::SerializeRequests,
-        ThreadModelOption::Auto if nbdkit_ext::survives_disconnects() => ThreadModel::Parallel,
-        ThreadModelOption::Auto => {
-            if config().is_some() {
-                log::warn!(
-                    "this nbdkit is older than 1.34 and would abort when a client disconnects with requests in flight: \
-                     each connection's requests are served one by one; use a newer nbdkit for full speed"
-                );
-            }
-            ThreadModel::SerializeRequests
-        }
+    if asked == ThreadModelOption::Auto && config().is_some() {
+        log::warn!(
+            "this nbdkit is older than 1.34 and would abort when a client disconnects with requests in flight: \
+             each connection's requests are served one by one; use a newer nbdkit for full speed"
+        );
+    }
+    ThreadModel::SerializeRequests
+}
+
+/// Whether a connection's requests are served several at a time.
+pub fn is_parallel() -> bool {
+    match config().map(|config| config.thread_model).unwrap_or_default() {
+        ThreadModelOption::Parallel => true,
+        ThreadModelOption::SerializeRequests => false,
+        ThreadModelOption::Auto => nbdkit_ext::survives_disconnects(),
     }
 }
 

@@ -12,7 +12,6 @@ use hypernbd_volume::past::{self, Past, Snapshot};
 use nbdkit::Result;
 use tokio::runtime::Runtime;
 
-use crate::errno;
 use crate::lifecycle::Look;
 use crate::opening::Opening;
 
@@ -60,6 +59,8 @@ impl PastExports {
         let slot = self.slots.remove(&name)?;
         if let Some(opening) = slot.opening {
             opening.give_up();
+            // It may have opened what nobody has taken.
+            return slot.volume.or_else(|| opening.ended()?.ok());
         }
         slot.volume
     }
@@ -69,11 +70,8 @@ impl PastExports {
         let slot = self.slots.entry(at.to_string()).or_default();
         if let Some(opened) = slot.opening.as_ref().and_then(Opening::ended) {
             slot.opening = None;
-            match opened {
-                Ok(volume) => slot.volume = Some(volume),
-                // The next connection tries again.
-                Err(e) => return Err(errno::of(&e)),
-            }
+            // Who waited for one that failed knows; this one tries again.
+            slot.volume = opened.ok();
         }
         if let Some(volume) = &slot.volume {
             slot.connections += 1;
@@ -91,6 +89,11 @@ impl PastExports {
         let slot = self.slots.get_mut(&at.to_string())?;
         slot.connections = slot.connections.saturating_sub(1);
         self.remove_unused(at)
+    }
+
+    /// A checkpoint, if it is open.
+    pub fn get(&self, at: &Past) -> Option<&Arc<Volume>> {
+        self.slots.get(&at.to_string())?.volume.as_ref()
     }
 
     /// Any checkpoint that is open.

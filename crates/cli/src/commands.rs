@@ -21,6 +21,7 @@ pub mod nbdkit_args;
 pub mod plugin;
 pub mod probe;
 pub mod prune;
+pub mod repair;
 pub mod replicate;
 pub mod report;
 pub mod resize;

@@ -6,6 +6,11 @@ use hypernbd_volume::options::{
 };
 use hypernbd_volume::units::{UnitError, parse_size};
 
+/// What parameters are called by that are either.
+const YES_OR_NO: &str = "yes|no";
+/// What is read as either; another word behind such a flag is no value of it.
+const YES_OR_NO_WORDS: [&str; 8] = ["yes", "no", "true", "false", "on", "off", "1", "0"];
+
 /// Flags of the parameters in one group, as the pairs of key and value that were given.
 #[derive(Debug, Clone, Default)]
 struct OptionFlags(Vec<(&'static str, String)>);
@@ -53,6 +58,25 @@ fn augment(command: Command, group: OptionGroup, heading: &'static str) -> Comma
             .help(format!("{} [default: {}]", spec.help, spec.default))
             .help_heading(heading)
             .global(group == OptionGroup::Store);
+        // The other spellings of docs/parameters.md.
+        let alias = spec
+            .alias
+            .map(|alias| [alias.to_owned(), alias.replace('_', "-")]);
+        let others = [spec.key.to_owned()]
+            .into_iter()
+            .chain(alias.into_iter().flatten());
+        let arg = others
+            .filter(|name| *name != spec.key.replace('_', "-"))
+            .fold(arg, Arg::alias);
+        // A word that may be left out: such a flag alone says yes.
+        let arg = match spec.value_name == YES_OR_NO {
+            true => arg
+                .num_args(0..=1)
+                .default_missing_value("yes")
+                .value_parser(YES_OR_NO_WORDS)
+                .hide_possible_values(true),
+            false => arg,
+        };
         command.arg(arg)
     })
 }

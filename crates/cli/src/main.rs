@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use commands::{
     attach, buffer, check, checkpoints, clone, compact, completions, control, create, delete, diff, export,
-    file, import, info, man, probe, prune, replicate, report, resize, restart, retention, rollback, serve,
-    snapshot, space, stats, top, wal,
+    file, import, info, man, probe, prune, repair, replicate, report, resize, restart, retention, rollback,
+    serve, snapshot, space, stats, top, wal,
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
@@ -96,6 +96,8 @@ enum Command {
     Export(export::Args),
     /// Keep a copy of a volume with all of its checkpoints in another place, and bring it up to date
     Replicate(replicate::Args),
+    /// Put damaged and missing objects of a volume back from its replica or a copy
+    Repair(repair::Args),
     /// Delete a volume with everything in it
     Delete(delete::Args),
     /// Look at a volume's write-ahead log, replay it, or give it up
@@ -114,13 +116,21 @@ enum Command {
     Man(man::Args),
 }
 
+/// The exit status of a command line that is none, as clap has it.
+pub(crate) const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     env_logger::Builder::new()
         .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
         .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
         .init();
-    hypernbd_volume::descriptors::raise_descriptors();
+    hypernbd_volume::descriptors::raise_limits();
+    // Of these 1 says that something is wrong with the volume.
+    let failure = match &cli.command {
+        Command::Check(_) | Command::Repair(_) => ExitCode::from(USAGE),
+        _ => ExitCode::FAILURE,
+    };
     // Without the threads of a runtime: a relay lives long, and locks what it has in memory.
     let done = match &cli.command {
         Command::Attach(args) => attach::run(args).map(|()| ExitCode::SUCCESS),
@@ -136,7 +146,7 @@ fn main() -> ExitCode {
                 Some(failure) => complain(&failure.chain()),
                 None => complain(&format!("{error:#}")),
             }
-            ExitCode::FAILURE
+            failure
         }
     }
 }
@@ -147,7 +157,13 @@ fn complain(text: &str) {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let store = cli.store.options()?;
+    let store = match cli.store.options() {
+        Ok(store) => store,
+        Err(wrong) => {
+            complain(&wrong.to_string());
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
     let runtime = tokio::runtime::Runtime::new()?;
     match cli.command {
         Command::Attach(_) | Command::Detach(_) | Command::Attached(_) => {}
@@ -174,6 +190,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Import(args) => return import::run(&args, &store, &runtime),
         Command::Export(args) => return export::run(&args, &store, &runtime),
         Command::Replicate(args) => return replicate::run(&args, &store, &runtime),
+        Command::Repair(args) => return repair::run(&args, &store, &runtime),
         Command::Delete(args) => runtime.block_on(delete::run(&args, &store))?,
         Command::Wal(command) => runtime.block_on(wal::run(&command, &store))?,
         Command::Buffer(command) => buffer::run(&command)?,

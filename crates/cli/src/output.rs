@@ -32,7 +32,8 @@ pub fn time(ms: u64) -> String {
         .and_then(|ms| Timestamp::from_millisecond(ms).ok());
     time.map_or_else(
         || "at an unknown time".to_owned(),
-        |time| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        // A time that is cut short would be before the checkpoint, and find the one before it.
+        |time| time.strftime("%Y-%m-%d %H:%M:%S%.3f UTC").to_string(),
     )
 }
 
@@ -68,9 +69,9 @@ mod tests {
     #[test]
     fn times_are_utc_dates() {
         for (ms, expected) in [
-            (0, "1970-01-01 00:00:00 UTC"),
-            (951_782_400_000, "2000-02-29 00:00:00 UTC"),
-            (4_107_542_400_999, "2100-03-01 00:00:00 UTC"),
+            (0, "1970-01-01 00:00:00.000 UTC"),
+            (951_782_400_000, "2000-02-29 00:00:00.000 UTC"),
+            (4_107_542_400_999, "2100-03-01 00:00:00.999 UTC"),
             (u64::MAX, "at an unknown time"),
         ] {
             assert_eq!(time(ms), expected);

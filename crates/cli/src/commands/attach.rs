@@ -18,7 +18,8 @@ const HOLD_MAX_MIB: i64 = 16 << 10;
 /// Arguments of `attach`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What a server listens on: nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH
+    /// What a server listens on: nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH; with TLS nbds, and
+    /// tls-certificates=DIR after the '?'
     pub uri: Uri,
 
     /// The device, such as /dev/nbd3; the next that is free if none is named
@@ -62,6 +63,14 @@ pub struct DetachArgs {
     /// Take it away from whoever uses it, and even if its server is away: what was not flushed is lost
     #[arg(long)]
     pub force: bool,
+
+    /// Give up when the server answers nothing for so long while what was written is flushed
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub wait: u32,
+
+    /// What detach runs beside itself: claims the device, flushes it, and keeps it until standard input ends
+    #[arg(long, hide = true)]
+    pub hold_flushed: bool,
 }
 
 /// Arguments of `attached`.
@@ -94,7 +103,11 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Detaches.
 pub fn detach(args: &DetachArgs) -> Result<()> {
-    let device = hypernbd_attach::detach(&args.device, args.force)?;
+    if args.hold_flushed {
+        return Ok(hypernbd_attach::hold_flushed(&args.device)?);
+    }
+    let silence_max = Duration::from_secs(args.wait.into());
+    let device = hypernbd_attach::detach(&args.device, args.force, silence_max)?;
     output::line(format_args!("{device} is detached"))
 }
 

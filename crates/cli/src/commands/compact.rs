@@ -36,7 +36,7 @@ pub struct Args {
 }
 
 /// What was done, or would be. In bytes.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Report {
     /// Objects that are mostly dead.
     objects: u64,
@@ -69,10 +69,17 @@ impl Report {
 /// Compacts, and says what was moved and what goes then.
 pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitCode> {
     if runtime.block_on(retention::policy(&args.url, store))?.is_none() {
-        output::line(format_args!(
+        let why = format!(
             "every checkpoint of {0} is kept, so no space would come back: say which are with hypernbd retention set {0}",
             args.url
-        ))?;
+        );
+        match args.json {
+            true => {
+                crate::complain(&why);
+                output::line(serde_json::to_string_pretty(&Report::default())?)?;
+            }
+            false => output::line(why)?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if args.dry_run {

@@ -70,13 +70,26 @@ enum Destination {
 
 /// Exports, and says what was exported.
 pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitCode> {
+    // A name alone is read as the file: an export of another checkpoint than was meant would look right.
+    if args.at.is_none()
+        && let Some(word) = args
+            .file
+            .to_str()
+            .filter(|word| word.starts_with('@') && word.parse::<At>().is_ok())
+    {
+        crate::complain(&format!(
+            "{word} names a checkpoint, and no file is named: add the file, or write ./{word} for a file of that name"
+        ));
+        return Ok(ExitCode::from(crate::USAGE));
+    }
     // What is in the way of writing is said before anything is read.
     let destination = destination(args)?;
     let at_signal = match destination {
         Destination::Pipe(_) => AtSignal::End,
         _ => AtSignal::Stop,
     };
-    let is_device = matches!(destination, Destination::Device(_));
+    let left = left(&destination, args);
+    let is_pipe = matches!(destination, Destination::Pipe(_));
     let opened = runtime.block_on(transfer::open_for_export(&args.url, store, args.at.as_ref()))?;
     let watch = Watch::start(runtime, at_signal)?;
     let exported = export(args, &opened, destination, watch.control());
@@ -85,28 +98,30 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
     match exported {
         Ok(done) => {
             let report = report(args, &done)?;
-            match args.file.as_os_str() == PIPE {
+            // Standard output may be that pipe by another name.
+            match is_pipe {
                 true => eprint!("{report}"),
                 false => output::write(report)?,
             }
             Ok(ExitCode::SUCCESS)
         }
         Err(e) => match e.downcast::<TransferError>() {
-            Ok(e) => ended(left(e, args, is_device), stopped),
+            Ok(cause) => {
+                let cause = Box::new(cause);
+                ended(TransferError::Unfinished { cause, left }, stopped)
+            }
             Err(e) => Err(e),
         },
     }
 }
 
-/// A failure, with what it leaves.
-fn left(cause: TransferError, args: &Args, is_device: bool) -> TransferError {
+/// What a failure leaves of an export.
+fn left(destination: &Destination, args: &Args) -> String {
     let file = name(&args.file);
-    TransferError::Unfinished {
-        cause: Box::new(cause),
-        left: match is_device {
-            true => format!("{file} is half written"),
-            false => format!("{file} was not made, or is what it was"),
-        },
+    match destination {
+        Destination::Device(_) => format!("{file} is half written"),
+        Destination::Pipe(_) => "what was written so far is not all of the volume: discard it".to_owned(),
+        Destination::Raw(_) | Destination::Qemu(..) => format!("{file} was not made, or is what it was"),
     }
 }
 

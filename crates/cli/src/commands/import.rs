@@ -101,6 +101,14 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
     drop(watch);
     match imported {
         Ok(imported) => {
+            if let Some(piped_bytes) = imported.piped_bytes.filter(|piped| *piped < imported.bytes) {
+                log::warn!(
+                    "{} ended after {piped_bytes} bytes, and the other {} of the volume read as zeros: if that is not all of the \
+                     image, whatever wrote it broke off (set -o pipefail lets a shell say so); import it again",
+                    name(&args.file),
+                    imported.bytes - piped_bytes
+                );
+            }
             output::write(report(args, &imported)?)?;
             Ok(ExitCode::SUCCESS)
         }

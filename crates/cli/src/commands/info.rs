@@ -118,6 +118,10 @@ fn table(info: &VolumeInfo) -> String {
 
 fn held_by(lease: Option<&LeaseRecord>) -> String {
     match lease {
+        Some(lease) if lease.is_of_killed() => format!(
+            "nobody: {} was killed, epoch {}; the next server takes it at once",
+            lease.holder, lease.epoch
+        ),
         Some(lease) if lease.is_held() => format!(
             "{}, since {}, epoch {}",
             lease.holder,

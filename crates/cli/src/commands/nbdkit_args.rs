@@ -211,4 +211,19 @@ mod tests {
             assert_eq!(split(line).read_only, read_only, "{line}");
         }
     }
+
+    #[test]
+    fn the_last_pid_file_counts() {
+        let of = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| word.to_string()).collect();
+            NbdkitArgs::new(&words).pid_file
+        };
+        assert_eq!(of(&["nbdkit", "--foreground"]), None);
+        assert_eq!(of(&["nbdkit", "--pidfile=/a", "-P", "b"]), Some("b".into()));
+        assert_eq!(
+            of(&["nbdkit", "--pidfile=/a", "--pidfile", "c"]),
+            Some("c".into())
+        );
+        assert_eq!(of(&["nbdkit", "--pidfile=/a", "-Pd"]), Some("d".into()));
+    }
 }

@@ -56,27 +56,39 @@ pub struct Args {
 impl Args {
     /// How the replica's store is reached: as the volume's, but for what is said of it.
     fn to_options(&self, store: &StoreOptions) -> Result<StoreOptions> {
-        // The same checks as for the volume's own.
-        let mut given = ServeOptions::default();
-        for (key, value) in [
-            ("endpoint_url", &self.dest_endpoint_url),
-            ("region", &self.dest_region),
-        ] {
-            if let Some(value) = value {
-                given.set(key, value)?;
-            }
-        }
-        let given = given.store()?;
-        let mut options = store.clone();
-        if self.dest_profile.is_some() {
-            // It says what is not said here.
-            (options.endpoint_url, options.region) = (None, None);
-            options.profile.clone_from(&self.dest_profile);
-        }
-        options.endpoint_url = given.endpoint_url.or(options.endpoint_url);
-        options.region = given.region.or(options.region);
-        Ok(options)
+        options_of(
+            store,
+            self.dest_endpoint_url.as_deref(),
+            self.dest_region.as_deref(),
+            self.dest_profile.as_deref(),
+        )
     }
+}
+
+/// How another place's store is reached: as the volume's, but for what is said of it.
+pub(super) fn options_of(
+    store: &StoreOptions,
+    endpoint_url: Option<&str>,
+    region: Option<&str>,
+    profile: Option<&str>,
+) -> Result<StoreOptions> {
+    // The same checks as for the volume's own.
+    let mut given = ServeOptions::default();
+    for (key, value) in [("endpoint_url", endpoint_url), ("region", region)] {
+        if let Some(value) = value {
+            given.set(key, value)?;
+        }
+    }
+    let given = given.store()?;
+    let mut options = store.clone();
+    if let Some(profile) = profile {
+        // It says what is not said here.
+        (options.endpoint_url, options.region) = (None, None);
+        options.profile = Some(profile.to_owned());
+    }
+    options.endpoint_url = given.endpoint_url.or(options.endpoint_url);
+    options.region = given.region.or(options.region);
+    Ok(options)
 }
 
 /// Replicates, and says how far the replica is.

@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(long = "size", value_name = "SIZE", value_parser = parse_size)]
     pub size_bytes: u64,
 
-    /// Allow a smaller size: everything past the new end is lost for good
+    /// Allow a smaller size: what is past the new end is gone, but for earlier checkpoints
     #[arg(long)]
     pub allow_shrink: bool,
 

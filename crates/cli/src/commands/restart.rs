@@ -12,11 +12,14 @@ use hypernbd_volume::url::VolumeUrl;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::nbdkit_args::NbdkitArgs;
 use crate::output;
 
-/// How long the end of the old server is waited for.
+/// How long the end of the old server is waited for; the store may take `REACH_MAX` of `hypernbd serve` to answer before.
 const END_MAX: Duration = Duration::from_secs(30);
-const END_POLL: Duration = Duration::from_millis(10);
+/// How long the next one is waited for.
+const NEXT_MAX: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(10);
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -33,8 +36,14 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
     };
     let words = fs::read(format!("/proc/{}/cmdline", nbdkit.as_raw_nonzero()))
         .with_context(|| format!("process {} cannot be looked at", nbdkit.as_raw_nonzero()))?;
-    let mut words = words.split(|byte| *byte == 0);
-    if !words.any(|word| word.starts_with(b"write_buffer_dir=")) {
+    let words: Vec<_> = words
+        .split(|byte| *byte == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    if !words
+        .iter()
+        .any(|word| word.replace('-', "_").starts_with("write_buffer_dir="))
+    {
         bail!(
             "the server has no write_buffer_dir, so what it has answered and not flushed would be lost: stop it and start it \
              again, with its clients disconnected"
@@ -48,18 +57,36 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
             nbdkit.as_raw_nonzero()
         );
     };
+    let pid_file = NbdkitArgs::new(&words).pid_file;
+    let pid_file = pid_file.context("its command line names no file for its process number")?;
+    let pid_file = Path::new(&format!("/proc/{}/cwd", serve.as_raw_nonzero())).join(pid_file);
     kill_process(serve, Signal::USR1).context("hypernbd serve cannot be told")?;
-    let until = Instant::now() + END_MAX;
-    while parent(nbdkit) == Some(serve) {
-        if Instant::now() >= until {
+    let told = Instant::now();
+    loop {
+        if parent(nbdkit) != Some(serve) && next_listens(&pid_file, nbdkit, serve) {
+            return output::line("restarted: clients that connect again find everything that was answered");
+        }
+        if name(serve).is_none() {
+            bail!("hypernbd serve has ended: see its log, and start it again");
+        }
+        let runs_on = parent(nbdkit) == Some(serve);
+        if runs_on && told.elapsed() >= END_MAX {
+            bail!("the server was not restarted, and runs on: hypernbd serve says why");
+        }
+        if told.elapsed() >= NEXT_MAX {
             bail!(
-                "the server did not end within {} s: see its log",
-                END_MAX.as_secs()
+                "the server was ended, and the next one does not listen yet: hypernbd serve says why, and goes on starting it"
             );
         }
-        thread::sleep(END_POLL);
+        thread::sleep(POLL);
     }
-    output::line("restarted: clients that connect again find everything that was answered")
+}
+
+/// Whether a server after `old` says that it listens.
+fn next_listens(pid_file: &Path, old: Pid, serve: Pid) -> bool {
+    let text = fs::read_to_string(pid_file).unwrap_or_default();
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| pid != old && parent(pid) == Some(serve))
 }
 
 /// The process that holds the volume's lease, if it is on this machine.

@@ -43,7 +43,7 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
         output::time(newest.published_ms)
     ))?;
     output::confirm(args.yes, "Roll back?", "roll back", "nothing was changed")?;
-    let done = rollback::rollback(&args.url, store, &args.at, &lease(args.takeover)).await?;
+    let done = rollback::rollback_to(&args.url, store, to, &lease(args.takeover)).await?;
     output::line(format_args!(
         "rolled back to checkpoint {} as checkpoint {}; the state before is the snapshot {}",
         done.to.number(),

@@ -9,9 +9,11 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hypernbd_volume::WalPlace;
+use hypernbd_volume::admin;
 use hypernbd_volume::monitor::NBD_URI;
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, ServeOptions, find_option};
@@ -22,8 +24,11 @@ use tokio::runtime::Runtime;
 use super::connect::{Address, Clients};
 use super::nbdkit_args::NbdkitArgs;
 use super::plugin;
-use super::supervise::Supervised;
+use super::supervise::{Checked, Supervised};
 use crate::flags::{ServeFlags, StoreFlags, key_value};
+
+/// How long the store may take to tell that a next server could start.
+const REACH_MAX: Duration = Duration::from_secs(20);
 
 /// The plugin's parameter that `--wal` sets.
 const WAL_KEY: &str = "backend_wal_url";
@@ -39,7 +44,7 @@ pub struct Args {
     pub bind: IpAddr,
 
     /// TCP port to listen on
-    #[arg(long, value_name = "PORT", default_value_t = 10809, conflicts_with = "socket")]
+    #[arg(long, value_name = "PORT", default_value_t = 10809, conflicts_with = "socket", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 
     /// Listen on a Unix socket instead
@@ -76,7 +81,8 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     let added = NbdkitArgs::new(&args.nbdkit_args);
     let read_only = args.read_only || added.read_only;
     let parameters = parameters(args, &added, store);
-    let config = check(&parameters)?;
+    let behind = of_plugin(&added).map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let config = check(&parameters.iter().cloned().chain(behind).collect::<Vec<_>>())?;
     let address = address(args, &added)?;
     let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
     let plugin = plugin::find(&nbdkit)?;
@@ -117,7 +123,17 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
             .spawn()
             .map_err(|error| plugin::cannot_start(&nbdkit, error))
     };
-    let check = || plugin::check(&nbdkit, &plugin);
+    let check = || -> Checked<'_> {
+        Box::pin(async {
+            let (nbdkit, plugin) = (nbdkit.clone(), plugin.clone());
+            tokio::task::spawn_blocking(move || plugin::check(&nbdkit, &plugin)).await??;
+            // What runs may outlast a store that is away; what would follow it cannot start then.
+            let reached = tokio::time::timeout(REACH_MAX, admin::info(&config.url, &config.store)).await;
+            reached
+                .with_context(|| format!("the store has not answered within {} s", REACH_MAX.as_secs()))??;
+            Ok(())
+        })
+    };
     let supervised = Supervised {
         start: &mut start,
         check: &check,
@@ -151,12 +167,17 @@ fn parameters(args: &Args, added: &NbdkitArgs, store: &StoreFlags) -> Vec<(Strin
 fn wal(args: &Args, added: &NbdkitArgs, given: &[(String, String)]) -> Option<String> {
     let is_wal = |key: &str| find_option(&key.replace('-', "_")).is_some_and(|spec| spec.key == WAL_KEY);
     let given = given.iter().map(|(key, _)| key.as_str());
-    let added_keys = added.parameters.iter().filter_map(|added| added.split_once('='));
-    let is_named = given.chain(added_keys.map(|(key, _)| key)).any(is_wal);
+    let is_named = given.chain(of_plugin(added).map(|(key, _)| key)).any(is_wal);
     let is_writable = !args.read_only && !added.read_only;
     let is_wanted = matches!(args.url, VolumeUrl::S3 { .. }) && is_writable && !is_named;
     let by_default = is_wanted.then(|| WalPlace::Beside.to_string());
     args.wal.clone().or(by_default)
+}
+
+/// The plugin's parameters among those that stand behind `--`, which go to nbdkit as they are.
+fn of_plugin(added: &NbdkitArgs) -> impl Iterator<Item = (&str, &str)> {
+    let given = added.parameters.iter().filter_map(|given| given.split_once('='));
+    given.filter(|(key, _)| find_option(&key.replace('-', "_")).is_some())
 }
 
 /// The plugin's own check, before anything is started.

@@ -86,13 +86,21 @@ async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Snapshot> {
         && let Some(lease) = admin::info(&args.url, store).await?.lease
         && lease.is_held()
     {
+        if lease.is_of_killed() {
+            log::warn!(
+                "{} was killed: what it flushed to a log alone is not in the snapshot; hypernbd wal replay {} publishes that",
+                lease.holder,
+                args.url
+            );
+            return Ok(past::create(&args.url, store, &args.name, None).await?);
+        }
         if let Some(control) = lease.control_here() {
             let arguments = SnapshotArguments {
                 name: args.name.to_string(),
             };
             match client::tell(&ServerAddress::Unix(control.into()), "snapshot", &arguments).await {
                 Err(error @ (ClientError::Unreachable { .. } | ClientError::Foreign { .. })) => {
-                    log::warn!("{error}");
+                    log::warn!("{:#}", anyhow::Error::from(error));
                 }
                 told => return Ok(told?),
             }

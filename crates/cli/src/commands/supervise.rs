@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::pin::Pin;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -9,16 +10,23 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 /// How often to look whether nbdkit is ready, while it starts.
 const READY_POLL: Duration = Duration::from_millis(20);
+/// Waits between attempts to start it again, the first and the longest.
+const AGAIN_MIN: Duration = Duration::from_millis(500);
+const AGAIN_MAX: Duration = Duration::from_secs(15);
+
+/// An answer to whether a restart can succeed.
+pub type Checked<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 /// What is run, and how.
 pub struct Supervised<'a> {
     /// Starts nbdkit.
     pub start: &'a mut dyn FnMut() -> Result<Child>,
     /// Whether what would be started now could take over from what runs.
-    pub check: &'a dyn Fn() -> Result<()>,
+    pub check: &'a dyn Fn() -> Checked<'a>,
     /// Where nbdkit writes its process number, once it listens.
     pub pid_file: &'a Path,
     /// What to print then.
@@ -29,7 +37,8 @@ pub struct Supervised<'a> {
 
 impl Supervised<'_> {
     /// Announces the server once it listens, passes signals on to it, restarts it at SIGUSR1, and waits for its end. A second
-    /// signal ends a server that is waiting for its clients.
+    /// signal ends a server that is waiting for its clients. Once one has listened, one that is to follow it and ends before it listens
+    /// is started again: what an earlier one had answered waits for it.
     pub async fn run(self) -> Result<ExitStatus> {
         let mut interrupts = signal(SignalKind::interrupt())?;
         let mut terminations = signal(SignalKind::terminate())?;
@@ -38,29 +47,59 @@ impl Supervised<'_> {
             true => None,
             false => Some(signal(SignalKind::hangup())?),
         };
-        let mut child = (self.start)()?;
+        let mut child = Some((self.start)()?);
+        let mut ended = ExitStatus::default();
         let mut ready_poll = tokio::time::interval(READY_POLL);
         let mut announced = false;
+        // While a server that is to follow another one does not listen yet: how long to wait should it end.
+        let mut again: Option<Duration> = None;
+        let mut start_at = Instant::now();
         let mut asked_to_stop = false;
+        let mut checking: Option<Checked<'_>> = None;
         loop {
-            let pid = pid_of(&child)?;
+            let pid = child.as_ref().map(pid_of).transpose()?;
             let stop = tokio::select! {
-                status = child.wait() => return Ok(status?),
+                status = end_of(&mut child) => {
+                    ended = status?;
+                    let Some(wait) = again.filter(|_| !asked_to_stop) else {
+                        return Ok(ended);
+                    };
+                    say(&format!("the next server did not start ({ended}), and is started again in {wait:?}: see its log"));
+                    (child, start_at, again) = (None, Instant::now() + wait, Some(AGAIN_MAX.min(wait * 2)));
+                    continue;
+                }
+                () = tokio::time::sleep_until(start_at), if child.is_none() => {
+                    match (self.start)() {
+                        Ok(started) => child = Some(started),
+                        Err(error) => {
+                            let wait = again.unwrap_or(AGAIN_MIN);
+                            say(&format!("the next server cannot be started, which is tried again in {wait:?}: {error:#}"));
+                            (start_at, again) = (Instant::now() + wait, Some(AGAIN_MAX.min(wait * 2)));
+                        }
+                    }
+                    continue;
+                }
                 _ = interrupts.recv() => Signal::INT,
                 _ = terminations.recv() => Signal::TERM,
                 _ = restarts.recv() => {
-                    if asked_to_stop || !self.can_restart {
-                        say("not restarted: that takes write_buffer_dir, and a server that is not stopping");
-                        continue;
+                    match self.can_restart && !asked_to_stop && child.is_some() {
+                        true => checking = Some((self.check)()),
+                        false => say("not restarted: that takes write_buffer_dir, and a server that runs and is not stopping"),
                     }
-                    if let Err(error) = (self.check)() {
-                        say(&format!("not restarted: {error:#}"));
-                        continue;
+                    continue;
+                }
+                checked = answer_of(&mut checking) => {
+                    checking = None;
+                    match (checked, child.as_mut().filter(|_| !asked_to_stop)) {
+                        (Err(error), _) => say(&format!("not restarted: {error:#}")),
+                        (Ok(()), None) => say("not restarted: no server runs that is not stopping"),
+                        (Ok(()), Some(running)) => {
+                            // Killed and not asked to end: its clients must see a broken connection, and come back, not an error.
+                            running.kill().await?;
+                            ended = running.wait().await?;
+                            (child, start_at, again) = (None, Instant::now(), Some(AGAIN_MIN));
+                        }
                     }
-                    // Killed and not asked to end: its clients must see a broken connection, and come back, not an error.
-                    child.kill().await?;
-                    child = (self.start)()?;
-                    say("restarted");
                     continue;
                 }
                 () = hang_up(&mut hangups) => {
@@ -70,14 +109,22 @@ impl Supervised<'_> {
                     }
                     Signal::TERM
                 }
-                _ = ready_poll.tick(), if !announced => {
-                    if names_process(self.pid_file, pid) {
-                        announced = true;
-                        // A server goes on without a reader of its output.
-                        let _ = std::io::stdout().write_all(self.announcement.as_bytes());
+                _ = ready_poll.tick(), if !announced || again.is_some() => {
+                    if pid.is_some_and(|pid| names_process(self.pid_file, pid)) {
+                        if !announced {
+                            announced = true;
+                            // A server goes on without a reader of its output.
+                            let _ = std::io::stdout().write_all(self.announcement.as_bytes());
+                        }
+                        if again.take().is_some() {
+                            say("restarted");
+                        }
                     }
                     continue;
                 }
+            };
+            let Some(pid) = pid else {
+                return Ok(ended);
             };
             if asked_to_stop {
                 // Failure means that it ended in this moment, which the next round sees.
@@ -91,6 +138,22 @@ impl Supervised<'_> {
                  again to stop at once and lose what was not flushed",
             );
         }
+    }
+}
+
+/// Waits for an answer; for ever where nothing was asked.
+async fn answer_of(checking: &mut Option<Checked<'_>>) -> Result<()> {
+    match checking {
+        Some(checking) => checking.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of nbdkit; for ever while there is none.
+async fn end_of(child: &mut Option<Child>) -> std::io::Result<ExitStatus> {
+    match child {
+        Some(child) => child.wait().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -46,7 +46,7 @@ impl Seen {
                 self.before = self.now.replace(status);
                 self.failure = None;
             }
-            Err(error) => self.failure = Some(error.to_string()),
+            Err(error) => self.failure = Some(format!("{:#}", anyhow::Error::from(error))),
         }
     }
 

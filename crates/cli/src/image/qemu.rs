@@ -11,18 +11,20 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use hypernbd_attach::nbd::Client;
 use hypernbd_volume::transfer::{Image, Port, Run, TransferError};
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::format::Format;
-use super::nbd::Client;
 
 /// How often to look whether qemu-nbd listens, and how long that may take.
 const READY_POLL: Duration = Duration::from_millis(10);
 const READY_MAX: Duration = Duration::from_secs(60);
 /// How long it may take to write the last of an image and end.
 const END_MAX: Duration = Duration::from_secs(300);
+/// A local program that answers nothing for so long hangs.
+const ANSWER_MAX: Duration = Duration::from_secs(300);
 const NBD: &str = "qemu-nbd";
 const IMG: &str = "qemu-img";
 
@@ -131,7 +133,7 @@ impl QemuImage {
     fn connect_first(&mut self, socket: &Path) -> Result<Client> {
         let until = Instant::now() + READY_MAX;
         loop {
-            match Client::connect(socket) {
+            match Client::connect(socket, ANSWER_MAX) {
                 Ok(client) => return Ok(client),
                 Err(e) if Instant::now() > until => {
                     return Err(e).with_context(|| format!("{NBD} does not serve {}", self.name));
@@ -206,7 +208,7 @@ impl Image for QemuImage {
     }
 
     fn port(&self) -> Result<Box<dyn Port + '_>, TransferError> {
-        let client = Client::connect(&self.socket());
+        let client = Client::connect(&self.socket(), ANSWER_MAX);
         let client =
             client.map_err(|e| TransferError::io(format!("cannot reach the {NBD} of {}", self.name), e))?;
         Ok(Box::new(QemuPort {
