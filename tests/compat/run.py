@@ -67,6 +67,14 @@ def versitygw(program: str, directory: Path, port: int) -> tuple[list[str], dict
     return command, {}
 
 
+def moto(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    return [program, "-H", "127.0.0.1", "-p", str(port)], {}
+
+
+def gofakes3(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    return [program, "-backend", "memory", "-host", f"127.0.0.1:{port}"], {}
+
+
 # Name, program, where else to look for it, how it is started, how it tells its version.
 SERVERS = [
     ("MinIO", "minio", os.environ.get("MINIO"), minio, ["--version"]),
@@ -74,11 +82,22 @@ SERVERS = [
     ("s3s-fs", "s3s-fs", None, s3s_fs, ["--version"]),
     ("SeaweedFS", "weed", None, seaweedfs, ["version"]),
     ("Versity Gateway", "versitygw", None, versitygw, ["--version"]),
+    ("Moto", "moto_server", None, moto, None),
+    ("GoFakeS3", "gofakes3", None, gofakes3, None),
 ]
 
 
-def version_of(program: str, arguments: list[str]) -> str:
-    """A release's name, as the program prints it; one built from source is named by its directory, `NAME-VERSION`."""
+def version_of(program: str, arguments: list[str] | None) -> str:
+    """A release's name, as the program prints it; one built from source is named by its directory, `NAME-VERSION`. A program
+    that has no way to say it is asked for as what it is: a Python distribution beside it, or a Go module."""
+    if arguments is None:
+        distribution = Path(program).name.partition("_")[0]
+        ask = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
+        python = Path(program).parent / "python"
+        command = [str(python), "-c", ask] if python.exists() else ["go", "version", "-m", program]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        found = re.search(r"^\s*mod\s+\S+\s+v(\S+)|^(\d\S*)$", done.stdout, re.MULTILINE)
+        return (found[1] or found[2]) if found else "of unknown version"
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30)
     first_line = done.stdout.split("\n", 1)[0]
     found = re.search(r"RELEASE\.\S+|\d+\.\d[\w.-]*", first_line)
@@ -93,7 +112,9 @@ def probe(url: str, options: list[str], env: dict[str, str]) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
     if not done.stdout:
         sys.exit(f"{' '.join(command)}: {done.stderr}")
-    return {check["name"]: check["failure"] or "yes" for check in json.loads(done.stdout)}
+    # The address is another one each time.
+    said = re.sub(r"http://127\.0\.0\.1:\d+", "it", done.stdout)
+    return {check["name"]: check["failure"] or "yes" for check in json.loads(said)}
 
 
 def client_of(port: int):

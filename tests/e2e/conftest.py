@@ -11,6 +11,7 @@ import pytest
 from support.faulty import FaultyProxy
 from support.server import CLI, KI, MI, PLUGIN, Server, create_volume, nbdkit_version
 from support.stores import FileStore, Minio, S3Store
+from support.strict import StrictProxy
 
 OLD_NBDKIT_BELOW = (1, 34)
 
@@ -31,7 +32,7 @@ def pytest_generate_tests(metafunc):
 def pytest_configure(config):
     for path in (PLUGIN, CLI):
         if not path.exists():
-            pytest.exit(f"{path} is missing: run `make build` first, or run the tests by `make e2e`", 2)
+            pytest.exit(f"{path} is missing: run the tests by `make e2e`, which builds it", 2)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -61,12 +62,22 @@ def minio_program() -> str:
 
 
 @pytest.fixture(scope="session")
-def minio(minio_program, tmp_path_factory):
-    """The MinIO server of the session."""
+def minio(request, minio_program, tmp_path_factory):
+    """The MinIO server of the session, behind a proxy that refuses what AWS S3 does."""
     server = Minio(minio_program, tmp_path_factory.mktemp("minio"))
     server.start()
+    request.config.s3_front = server.front = StrictProxy(server.direct)
     yield server
+    server.front.close()
     server.kill()
+
+
+@pytest.fixture(autouse=True)
+def rules_of_s3(request):
+    """No test sends S3 a request whose form AWS refuses."""
+    yield
+    if front := getattr(request.config, "s3_front", None):
+        assert not front.take_broken()
 
 
 @pytest.fixture

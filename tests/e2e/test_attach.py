@@ -5,20 +5,20 @@ The client stands where the kernel's driver would be. tests/kernel has the kerne
 
 import contextlib
 import errno
+import json
 import os
 import random
-import shutil
+import re
 import signal
 import socket
-import tempfile
+import struct
 import threading
-from pathlib import Path
 
 import nbd
 import pytest
 
 from support.process import run, spawn, wait_for
-from support.serve import Served
+from support.serve import served_with_buffer
 from support.server import CLI, KI, MI, leave
 
 pytestmark = pytest.mark.file_only
@@ -50,12 +50,15 @@ class Relay:
 
     def __init__(self, directory, server, *options):
         self.socket, self.log = directory / "kernel.sock", directory / "relay.log"
-        uri = f"nbd+unix:///?socket={server.socket}"
-        command = [CLI, "attach", uri, "--foreground", "--wait=60", f"--kernel-socket={self.socket}", *options]
+        command = [CLI, "attach", self.uri(server), "--foreground", "--wait=60", f"--kernel-socket={self.socket}", *options]
         self.process = spawn(command, self.log, env={"RUST_LOG": "info"}, limit_s=LIMIT_S)
         wait_for(lambda: str(self.socket) in self.log.read_text(), "the relay to be ready")
         self.client = nbd.NBD()
         self.client.connect_unix(str(self.socket))
+
+    @staticmethod
+    def uri(server):
+        return f"nbd+unix:///?socket={server.socket}"
 
     def said(self, words):
         return wait_for(lambda: words in self.log.read_text(), f"the relay to say {words!r}")
@@ -124,14 +127,11 @@ def test_a_killed_volume_gets_again_what_no_flush_covered(make_volume, make_serv
 def test_planned_restarts_with_a_buffer_directory(make_volume, nbdkit, tmp_path):
     """`hypernbd restart` under the relay, which holds nothing, because the server loses nothing."""
     volume = make_volume(64 * MI)
-    directory = Path(tempfile.mkdtemp(prefix="hypernbd-"))
-    options = ["--write-buffer", "16M", "--write-buffer-dir", str(directory / "buffer"), "--checkpoint-interval", "1h"]
-    (directory / "serve").mkdir()
-    served = Served(volume, nbdkit, directory / "serve", directory / "socket", *options)
-    relay = None
-    try:
-        served.is_announced()
+    with contextlib.ExitStack() as ends:
+        served = ends.enter_context(served_with_buffer(volume, nbdkit))
         relay = Relay(tmp_path, served, "--hold=0")
+        ends.callback(relay.process.wait)
+        ends.callback(relay.process.kill)
         for number in range(4):
             for block in range(100):
                 relay.client.pwrite(content(number * 50 + block), (number * 50 + block) * BLOCK)
@@ -140,13 +140,6 @@ def test_planned_restarts_with_a_buffer_directory(make_volume, nbdkit, tmp_path)
         for block in range(250):
             assert relay.client.pread(BLOCK, block * BLOCK) == content(block), f"block {block}"
         assert relay.log.read_text().count("the link is up again") == 4
-    finally:
-        if relay:
-            relay.process.kill()
-            relay.process.wait()
-        served.process.kill()
-        served.process.wait()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_more_than_may_be_held_is_flushed(attached, tmp_path):
@@ -197,7 +190,8 @@ def test_a_busy_client_sees_no_error_while_servers_come_and_go(attached, tmp_pat
         end.set()
         worker.join()
     assert not failed, failed
-    assert relay.log.read_text().count("the link is up again") >= 8
+    # The log leaves some of so many out.
+    assert relay.log.read_text().count("the link is up again") >= 3
     for block, number in blocks.items():
         assert relay.client.pread(BLOCK, block * BLOCK) == content(number)
 
@@ -228,12 +222,144 @@ def test_requests_fail_once_the_server_is_dead_for_long_enough(attached):
     assert relay.client.pread(BLOCK, 0) == content(1)
 
 
+class Flapping:
+    """A server that greets each client and hangs up at once, until it is closed."""
+
+    def __init__(self, path, flags):
+        self.flags, self.links = flags, 0
+        path.unlink(missing_ok=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client, contextlib.suppress(OSError):
+                client.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
+                asked = client.recv(4 + 16, socket.MSG_WAITALL)
+                client.recv(struct.unpack(">I", asked[-4:])[0], socket.MSG_WAITALL)
+                export = struct.pack(">HQH", 0, SIZE, self.flags)
+                for kind, data in [(3, export), (1, b"")]:
+                    client.sendall(struct.pack(">QIII", 0x3E889045565A9, 7, kind, len(data)) + data)
+                self.links += 1
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+
+
+def test_a_link_that_dies_at_once_is_no_end_of_an_outage(attached):
+    """Requests fail although there is a link again and again, and the log does not tell of each."""
+    server, relay = attached("memory", str(SIZE), options=["--dead-after=2"])
+    relay.client.pwrite(content(1), 0)
+    server.end()
+    flapping = Flapping(server.socket, 0xFFFF & ~2)
+    try:
+        with pytest.raises(nbd.Error) as raised:
+            relay.client.pwrite(content(2), 0)
+        assert raised.value.errnum == errno.EIO
+        wait_for(lambda: flapping.links >= 10, "the relay to be hung up on ten times")
+    finally:
+        flapping.close()
+    server.start()
+    relay.said("the link is up again")
+    assert relay.client.pread(BLOCK, 0) == content(1)
+    log = relay.log.read_text()
+    assert log.count("the link is up again") == 1 and log.count("no answer for") == 1, log
+    # How it began and how it went on: each reason once.
+    assert 1 <= log.count("no link: ") <= 5, log
+
+
+def test_a_second_relay_at_an_export_is_refused(attached, tmp_path):
+    server, relay = attached("memory", str(SIZE))
+    other = tmp_path / "other-name.sock"
+    other.symlink_to(server.socket)
+    command = [CLI, "attach", f"nbd+unix:///?socket={other}", "--foreground", f"--kernel-socket={tmp_path}/second.sock"]
+    done = run(*command)
+    assert done.returncode == 1 and f"attached already, by process {relay.process.pid}" in done.stderr, done.stderr
+    # Its locks end with it, however it ends.
+    leave(relay.client)
+    relay.process.kill()
+    relay.process.wait()
+    second = spawn(command, tmp_path / "second.log", env={}, limit_s=LIMIT_S)
+    wait_for(lambda: "second.sock" in (tmp_path / "second.log").read_text(), "the second relay to be ready")
+    second.kill()
+    second.wait()
+
+
+def test_another_volume_at_the_address_is_not_written_to(make_volume, make_server, tmp_path):
+    """Of the same size, with all that the first one offers."""
+    one, other = (make_server(make_volume(SIZE, BLOCK)).start() for _ in range(2))
+
+    class Address:
+        socket = tmp_path / "address.sock"
+
+    Address.socket.symlink_to(one.socket)
+    relay = Relay(tmp_path, Address)
+    try:
+        relay.client.pwrite(content(1), 0)
+        one.kill()
+        Address.socket.unlink()
+        Address.socket.symlink_to(other.socket)
+        relay.said("and was Hypernbd volume")
+        with other.connect() as client:
+            assert client.pread(BLOCK, 0) == bytes(BLOCK)
+        one.spawn()
+        Address.socket.unlink()
+        Address.socket.symlink_to(one.socket)
+        relay.said("the link is up again")
+        assert relay.client.pread(BLOCK, 0) == content(1)
+        relay.client.flush()
+        with other.connect() as client:
+            assert client.pread(BLOCK, 0) == bytes(BLOCK)
+    finally:
+        relay.process.kill()
+        relay.process.wait()
+
+
+def test_servers_say_which_volume_and_which_checkpoint_they_have(make_volume, make_server):
+    volume = make_volume(SIZE, BLOCK)
+    volume_id = json.loads(volume.cli("info", volume.url, "--json").stdout)["volume_id"]
+
+    def said(server, export=""):
+        client = nbd.NBD()
+        client.set_full_info(True)
+        client.set_export_name(export)
+        client.connect_unix(str(server.socket))
+        try:
+            return client.get_export_description()
+        finally:
+            leave(client)
+
+    server = make_server(volume).start()
+    assert said(server) == f"Hypernbd volume {volume_id}"
+    with server.connect() as client:
+        client.pwrite(content(1), 0)
+        client.flush()
+    first = said(server, "@-0s")
+    assert re.fullmatch(rf"Hypernbd volume {volume_id}, checkpoint \d+ \([0-9a-f]{{16}}\)", first), first
+    server.terminate()
+    # A later server says the same of the same.
+    server.start()
+    assert said(server) == f"Hypernbd volume {volume_id}"
+    server.terminate()
+    reader = make_server(volume, ["-r"]).start()
+    assert re.fullmatch(rf"Hypernbd volume {volume_id}, checkpoint \d+ \([0-9a-f]{{16}}\)", said(reader))
+
+
 def test_what_cannot_be_attached_is_said(tmp_path):
     socket = tmp_path / "none.sock"
     done = run(CLI, "attach", f"nbd+unix:///?socket={socket}", "--foreground", f"--kernel-socket={tmp_path}/k")
     assert done.returncode == 1 and str(socket) in done.stderr and done.stderr.count("No such file") == 1, done.stderr
     done = run(CLI, "attach", "nbds://localhost")
-    assert done.returncode == 2 and "TLS is not supported yet" in done.stderr, done.stderr
+    assert done.returncode == 2 and "tls-certificates=DIR" in done.stderr, done.stderr
     if os.geteuid() == 0:
         done = run(CLI, "detach", "/dev/nbd0")
         assert done.returncode == 1 and "attached" in done.stderr, done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 from support.faulty import FaultyProxy
 from support.model import pattern
+from support.others import objects_of
 from support.past import verb
 from support.process import wait_for
 from support.server import GI, KI, MI, Volume
@@ -165,3 +166,22 @@ def through(proxy, volume, *words: str) -> dict:
     done = volume.cli("--endpoint-url", proxy.endpoint, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
+
+
+def test_an_object_that_lost_its_metadata_is_compared_before_it_gets_check_values(make_volume, make_server):
+    """Uploaded anew by other tools: what lies beside the container tells what it was."""
+    volume = make_volume(64 * MI, 4 * KI)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        client.pwrite(pattern(7 * MI, 1), 0)
+        client.flush()
+    assert server.terminate() == 0
+    objects, name = objects_of(volume), "0000000001.0"
+    body, sums = objects.get(name), objects.get(f".meta/sums/{name}")
+    changed = body[:3000000] + bytes([body[3000000] ^ 1]) + body[3000001:]
+    objects.put(name, changed)
+    assert name in json.dumps(checked(volume, "--data", "--write", status=1)["problems"])
+    assert objects.get(f".meta/sums/{name}") == sums, "nothing makes the damage valid"
+    objects.put(name, body)
+    checked(volume, "--data", "--write")
+    assert checked(volume, "--data")["unverified_bytes"] == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 
@@ -11,6 +10,7 @@ import pytest
 
 from support.model import pattern
 from support.process import check, spawn, wait_for
+from support.terminal import on_a_terminal
 from support.server import CLI, GI, KI, MI, PLUGIN, TI, Volume, create_volume
 from support.stores import free_port
 
@@ -117,31 +117,6 @@ def test_delete_asks_and_names_what_it_destroys(volume):
     must(volume, "delete", volume.url, "--yes")
     assert volume.cli("info", volume.url).returncode != 0
     assert volume.store.objects_of_volumes() == set()
-
-
-def on_a_terminal(volume: Volume, arguments: list[str], typed: str) -> tuple[int, str]:
-    """Runs the command line on a pseudo-terminal; returns the exit status and what was shown."""
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [CLI, *arguments, *volume.store.cli_options],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env={**os.environ, **volume.store.env},
-    )
-    os.close(terminal)
-    os.write(controller, typed.encode())
-    shown = b""
-    while True:
-        try:
-            piece = os.read(controller, 4096)
-        except OSError:  # the other side is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(controller)
-    return process.wait(timeout=60), shown.decode(errors="replace")
 
 
 def test_a_deleted_volume_can_be_made_again(volume, make_server):

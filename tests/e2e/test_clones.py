@@ -15,7 +15,7 @@ from support.server import GI, KI, MI, Volume, flush_until_it_succeeds
 
 SIZE = 8 * MI + 3 * KI
 BLOCK = 64 * KI
-REQUESTS_MAX = 12
+REQUESTS_MAX = 15
 """Requests of a clone, whatever its size."""
 FIRST_READ_MAX = 10
 """Requests of the container's objects, and for what stands beside them, until the first block is read."""

@@ -1,4 +1,6 @@
-"""The verbs that change a volume, killed or refused at each of their requests in turn.
+"""The verbs that change a volume, killed, refused or not answered in time at their requests, one after another.
+
+Every second request, each in one of these ways; all of them in all ways with HYPERNBD_EVERY_REQUEST=1.
 
 What is left is nothing, or what the same verb, given again, finishes; never something that looks whole and is not.
 """
@@ -9,7 +11,7 @@ import re
 import nbd
 import pytest
 
-from support.interrupted import REQUESTS_MAX, again, interrupted, some_requests
+from support.interrupted import HOW, again, interrupted, requests, some_requests
 from support.lives import SIZE, assert_reads, publish
 from support.model import pattern
 from support.server import KI, MI, Volume, create_volume
@@ -19,9 +21,9 @@ pytestmark = pytest.mark.s3_only
 LARGER = 2 * SIZE
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_create(store, proxy, make_server, tmp_path, how):
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how):
         volume = Volume(store.url(f"created-{number}"), store, SIZE, 64 * KI)
         words = ["create", volume.url, "--size", str(SIZE), "--block-size", "64K"]
         at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
@@ -45,9 +47,9 @@ def test_create(store, proxy, make_server, tmp_path, how):
     assert number > 5, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_delete(store, proxy, make_server, tmp_path, how):
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how):
         volume = create_volume(store, SIZE, 64 * KI, f"deleted-{number}")
         server = make_server(volume, backend_wal_url=store.url(f"log-{number}")).start()
         with server.connect() as client:
@@ -67,13 +69,13 @@ def test_delete(store, proxy, make_server, tmp_path, how):
     assert number > 10, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_resize(store, proxy, make_server, tmp_path, how):
     volume = create_volume(store, SIZE, 64 * KI, "resized")
     server = make_server(volume)
     publish(server, 5)
     size = SIZE
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how):
         other = SIZE + LARGER - size
         words = ["resize", volume.url, "--size", str(other), "--allow-shrink"]
         at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
@@ -88,7 +90,7 @@ def test_resize(store, proxy, make_server, tmp_path, how):
     assert number > 10, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_rollback(store, proxy, make_server, tmp_path, how):
     """It reads as before or as it is to, and the snapshots of both read as they did."""
     volume = create_volume(store, SIZE, 64 * KI, "rolled-back")
@@ -97,7 +99,7 @@ def test_rollback(store, proxy, make_server, tmp_path, how):
         publish(server, tag)
         again(volume, "snapshot", "create", volume.url, f"with-{tag}")
     now = 6
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how):
         other = 11 - now
         words = ["rollback", volume.url, f"@with-{other}", "--yes"]
         at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
@@ -120,12 +122,12 @@ def test_rollback(store, proxy, make_server, tmp_path, how):
     assert number > 10, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_snapshot_create(store, proxy, make_server, tmp_path, how):
     """The name is there, or not; given again, the verb says which."""
     volume = create_volume(store, SIZE, 64 * KI, "named")
     publish(make_server(volume), 5)
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how, few=True):
         words = ["snapshot", "create", volume.url, f"name-{number}"]
         at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
         if at is None:
@@ -137,14 +139,34 @@ def test_snapshot_create(store, proxy, make_server, tmp_path, how):
     assert number > 2, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
+def test_snapshot_delete(store, proxy, make_server, tmp_path, how):
+    """The name is gone, or there and reads as it did."""
+    volume = create_volume(store, SIZE, 64 * KI, "named")
+    server = make_server(volume)
+    publish(server, 5)
+    for number in requests(how, few=True):
+        again(volume, "snapshot", "create", volume.url, f"name-{number}")
+        words = ["snapshot", "delete", volume.url, f"name-{number}"]
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        is_there = f"name-{number}" in again(volume, "snapshot", "list", volume.url)
+        if is_there:
+            again(volume, *words)
+        assert f"name-{number}" not in again(volume, "snapshot", "list", volume.url), at
+    assert number > 1, "the verb was not interrupted where it matters"
+    assert_reads(server, {0: pattern(MI, 5)})
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_prune(store, proxy, make_server, tmp_path, how):
     """What is listed reads as it did, and the same verb finishes it."""
     volume = create_volume(store, SIZE, 64 * KI, "pruned")
     server = make_server(volume, checkpoint_interval="1h")
     again(volume, "retention", "set", volume.url, "--keep-last", "1")
     written: dict[int, bytes] = {}
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how):
         server.start()
         with server.connect() as client:
             # There is something to remove each time.
@@ -180,11 +202,11 @@ def is_whole(volume, make_server, expected: bytes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("kind", ["sharing", "full"])
 def test_clone(store, proxy, make_server, tmp_path, how, kind):
     """There is the clone, or nothing that looks like a volume; and its parent can be deleted once it is gone."""
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how):
         volume = create_volume(store, SIZE, 64 * KI, f"parent-{number}")
         publish(make_server(volume), 5)
         child = Volume(store.url(f"clone-{number}"), store, SIZE, 64 * KI)
@@ -211,10 +233,10 @@ def test_clone(store, proxy, make_server, tmp_path, how, kind):
     assert number > 8, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_flatten(store, proxy, make_server, tmp_path, how):
     """The clone reads as before, and the same verb ends it; the parent goes when it is told, and not before."""
-    for number in range(1, REQUESTS_MAX):
+    for number in requests(how):
         volume = create_volume(store, SIZE, 64 * KI, f"parent-{number}")
         publish(make_server(volume), 5)
         child = Volume(store.url(f"clone-{number}"), store, SIZE, 64 * KI)
@@ -236,7 +258,7 @@ def test_flatten(store, proxy, make_server, tmp_path, how):
     assert number > 10, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_compact(store, proxy, make_server, tmp_path, how):
     """Everything reads as it did, and the same verb finishes it."""
     volume = create_volume(store, SIZE, 64 * KI, "compacted")
@@ -272,7 +294,7 @@ def test_compact(store, proxy, make_server, tmp_path, how):
     assert number > 20, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_import(store, proxy, make_server, tmp_path, how):
     """There is no volume, or one that says that it is half made; the same verb finishes it."""
     image = tmp_path / "image"
@@ -298,7 +320,7 @@ def test_import(store, proxy, make_server, tmp_path, how):
     assert number > 10, "the verb was not interrupted where it matters"
 
 
-@pytest.mark.parametrize("how", ["killed", "refused"])
+@pytest.mark.parametrize("how", HOW)
 def test_retention_set(store, proxy, make_server, tmp_path, how):
     """The rules are the old or the new ones; given again, the verb sets the new ones."""
     volume = create_volume(store, SIZE, 64 * KI, "ruled")

@@ -1,21 +1,18 @@
-"""Volumes with a log: the verbs that end it, and the starts that replay it, killed or refused at each of their requests in turn."""
+"""Starts, and the verbs that end a log, killed, refused or not answered in time at their requests, as in test_every_request.py."""
 
 import re
-import threading
 
-import nbd
 import pytest
 
-from support.interrupted import Nth, again, interrupted, some_requests
+from support.interrupted import HOW, again, interrupted, interrupted_start, nth, some_requests
 from support.lives import IN_LOG, NOTE, SIZE, assert_reads, flush_to_log_and_kill, publish
 from support.model import pattern
-from support.process import wait_for
 from support.server import KI, MI, create_volume
 
 pytestmark = pytest.mark.s3_only
 
 
-@pytest.mark.parametrize("place, how", [("beside", "killed"), ("elsewhere", "refused")])
+@pytest.mark.parametrize("place, how", [("beside", "killed"), ("elsewhere", "refused"), ("beside", "unanswered")])
 @pytest.mark.parametrize("verb", ["replay", "discard"])
 def test_wal(store, proxy, make_server, tmp_path, how, place, verb):
     """What was flushed to the log is there until it was given up, and the same verb finishes what was begun."""
@@ -44,21 +41,7 @@ def test_wal(store, proxy, make_server, tmp_path, how, place, verb):
     assert number > 8, "the verb was not interrupted where it matters"
 
 
-def begin_to_connect(server) -> threading.Thread:
-    """A client that waits until the server serves or refuses it."""
-
-    def connect() -> None:
-        try:
-            server.handle().shutdown()
-        except nbd.Error:
-            pass  # the server was killed, or does not start: the test looks at what it left
-
-    client = threading.Thread(target=connect)
-    client.start()
-    return client
-
-
-@pytest.mark.parametrize("place, how", [("beside", "killed"), ("elsewhere", "refused")])
+@pytest.mark.parametrize("place, how", [("beside", "killed"), ("elsewhere", "refused"), ("beside", "unanswered")])
 def test_a_start_over_a_log(store, proxy, make_server, how, place):
     """A server that ends at any request of its start loses nothing that the one before had flushed."""
     for number in some_requests():
@@ -68,22 +51,29 @@ def test_a_start_over_a_log(store, proxy, make_server, how, place):
         server = make_server(volume, **parameters)
         publish(server, 5)
         flush_to_log_and_kill(server, 6)
-        fault = proxy.fail(Nth({"killed": "hang", "refused": "expired"}[how], number=number))
+        fault = proxy.fail(nth(how, number))
         other = make_server(volume, endpoint_url=proxy.endpoint, **parameters)
-        other.spawn()
-        wait_for(lambda: fault.hits or other.socket.exists() or not other.is_running(), "the server to listen")
-        if other.socket.exists():
-            client = begin_to_connect(other)
-            wait_for(lambda: fault.hits or not client.is_alive(), "the client to be served, or the server to come to the request")
-            if how == "refused":
-                client.join()
-            other.kill()
-            client.join()
-        elif other.is_running():
-            other.kill()
+        interrupted_start(other, how, fault)
         proxy.heal()
         assert_reads(server, {0: pattern(MI, 5), IN_LOG: pattern(NOTE, 6)})
         again(volume, "delete", volume.url, "--yes")
         if not fault.hits:
             break
     assert number > 10, "the start was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_plain_start(store, proxy, make_server, how):
+    """A server that ends at any request of its start leaves a volume that the next one serves."""
+    volume = create_volume(store, SIZE, 64 * KI, "started")
+    server = make_server(volume, takeover="yes")
+    publish(server, 5)
+    for number in some_requests():
+        fault = proxy.fail(nth(how, number))
+        interrupted_start(make_server(volume, endpoint_url=proxy.endpoint, takeover="yes"), how, fault)
+        proxy.heal()
+        assert_reads(server, {0: pattern(MI, 5)})
+        if not fault.hits:
+            break
+    assert number > 7, "the start was not interrupted where it matters"
+    again(volume, "check", volume.url, "--data")

@@ -97,7 +97,7 @@ def test_a_lease_outlives_answers_that_are_not_the_stores(make_volume, make_serv
         model.assert_same(read_all(client, SIZE), what="after answers of others")
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "slow-down", "reset_before", "reset_after", *ANSWERS])
+@pytest.mark.parametrize("kind", ["500", "503", "slow-down", "reset_before", "reset_after", "hang", *ANSWERS])
 def test_a_fault_that_passes_is_not_seen(make_volume, make_server, proxy, kind):
     """One write and one read go wrong: both are sent again where that is needed, and the client learns nothing."""
     server = make_server(make_volume(SIZE), endpoint_url=proxy.endpoint, checkpoint_interval="1h", cache_memory="0").start()

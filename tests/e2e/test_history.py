@@ -14,6 +14,7 @@ from support.past import at, read_at, verb
 from support.process import check, spawn, wait_for
 from support.server import KI, MI, TI, leave
 from support.stores import S3Store
+from support.terminal import on_a_terminal
 
 SIZE = 16 * MI
 
@@ -273,6 +274,28 @@ def test_a_rollback_and_its_undoing(make_volume, make_server, seed, block_bytes)
     verb(volume, "file", "rollback", volume.url, f"@{before}", "--yes")
     server.start()
     assert read_at(server, "", SIZE) == newest
+
+
+def test_what_was_shown_is_what_it_is_rolled_back_to(make_volume, make_server):
+    """The name means another checkpoint by the time of the answer."""
+    volume = make_volume(SIZE)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        for tag in (1, 2, 3):
+            client.pwrite(pattern(MI, tag), 0)
+            client.flush()
+    assert server.terminate() == 0
+    verb(volume, "snapshot", "create", volume.url, "good", "@1")
+
+    def meanwhile() -> None:
+        verb(volume, "snapshot", "delete", volume.url, "good")
+        verb(volume, "snapshot", "create", volume.url, "good", "@2")
+
+    status, shown = on_a_terminal(volume, ["rollback", volume.url, "@good"], "yes\n", meanwhile)
+    assert status == 0 and "as at checkpoint 1," in shown and "rolled back to checkpoint 1 " in shown, shown
+    server.start()
+    with server.connect() as client:
+        assert client.pread(MI, 0) == pattern(MI, 1)
 
 
 def test_a_rollback_brings_the_size_of_then_back(make_volume, make_server):

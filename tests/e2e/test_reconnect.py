@@ -10,11 +10,8 @@ import errno
 import hashlib
 import os
 import random
-import shutil
 import signal
-import tempfile
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbd
@@ -22,7 +19,7 @@ import pytest
 
 from support.blockdev import BlockDevice, why_not
 from support.process import check, spawn, wait_for
-from support.serve import Served
+from support.serve import served_with_buffer
 from support.server import KI, MI, leave
 
 reason = why_not()
@@ -186,28 +183,18 @@ def test_a_busy_file_system_lives_through_kill_9_with_a_buffer_file(make_volume,
 def test_a_busy_file_system_lives_through_planned_restarts(make_volume, nbdkit, tmp_path, seed):
     """`hypernbd restart`, by socket and by URL: the clients come back, nothing is missing, and `serve` goes on."""
     volume = make_volume(64 * MI)
-    directory = Path(tempfile.mkdtemp(prefix="hypernbd-"))
-    (directory / "serve").mkdir()
-    socket = directory / "socket"
-    options = ["--write-buffer", "16M", "--write-buffer-dir", str(directory / "buffer"), "--checkpoint-interval", "1h"]
-    served = Served(volume, nbdkit, directory / "serve", socket, *options)
-    try:
-        served.is_announced()
+    with served_with_buffer(volume, nbdkit) as served:
 
         def restart(name: str) -> None:
             done = volume.cli("restart", name)
             assert done.returncode == 0, done.stderr
 
-        restarts = [lambda _: restart(str(socket)), lambda _: restart(volume.url)] * 2
-        server = SimpleNamespace(directory=directory, socket=socket)
+        restarts = [lambda _: restart(str(served.socket)), lambda _: restart(volume.url)] * 2
+        server = SimpleNamespace(directory=served.socket.parent, socket=served.socket)
         live_through(server, tmp_path, Hasty, seed, restarts, "-o", "nobarrier")
-        assert served.log.read_text().count("hypernbd: restarted") == 4
+        wait_for(lambda: served.log.read_text().count("hypernbd: restarted") == 4, "all restarts to be told of")
         served.process.send_signal(signal.SIGTERM)
         assert served.wait() == 0, served.log.read_text()
-    finally:
-        if served.process.poll() is None:
-            served.process.kill()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def test_no_restart_that_would_lose_writes(make_volume, make_server, nbdkit, tmp_path):

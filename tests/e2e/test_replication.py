@@ -11,19 +11,19 @@ import threading
 import pytest
 
 from support.faulty import Fault, FaultyProxy
+from support.interrupted import interrupted, requests
 from support.lives import begin, refused
 from support.model import Model, pattern, random_change, read_all
 from support.past import read_at, verb
 from support.process import run, spawn, wait_for
 from support.server import CLI, KI, MI, PROJECT, Volume
-from support.stores import FileStore, S3Store
+from support.stores import FileStore, S3Store, profile
 
 SIZE = 4 * MI
 BLOCK = 64 * KI
 DOCUMENT = PROJECT / "docs" / "replication.md"
 KILLS = 6
 PAUSE_S = 0.1
-REQUESTS_MAX = 160
 
 
 class Both:
@@ -339,9 +339,7 @@ def test_what_is_being_copied_is_not_removed_from_the_original(make_volume, make
 @pytest.mark.parametrize("how", ["killed", "refused"])
 @pytest.mark.parametrize("what", ["made", "brought up to date"])
 def test_every_request(make_volume, make_server, store, tmp_path, minio, how, what):
-    """Killed or refused at each of its requests: there is nothing, or a replica that is whole, and the same command finishes it."""
-    from test_every_request import interrupted
-
+    """Killed or refused at its requests: there is nothing, or a replica that is whole, and the same command finishes it."""
     volume = make_volume(SIZE, BLOCK)
     server = make_server(volume, checkpoint_interval="1h")
     written: dict[int, bytes] = {}
@@ -357,12 +355,13 @@ def test_every_request(make_volume, make_server, store, tmp_path, minio, how, wh
 
     publish(3)
     proxy = FaultyProxy(minio.endpoint)
-    for number in range(1, REQUESTS_MAX):
+    numbers = requests(how)
+    for number in numbers:
         replica = Volume(store.url(f"replica-{number if what == 'made' else 0}"), store, SIZE, BLOCK)
         words = ["replicate", volume.url, replica.url]
         if what != "made":
             publish(2)
-            if number == 1:
+            if number == numbers[0]:
                 verb(volume, *words)
                 publish(2)
         at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
@@ -382,14 +381,6 @@ def test_every_request(make_volume, make_server, store, tmp_path, minio, how, wh
         assert_whole(replica)
     assert number > 20, "the verb was not interrupted where it matters"
     proxy.close()
-
-
-def profile(directory, minio) -> dict[str, str]:
-    """The environment with a profile `faraway` for another store."""
-    config, keys = directory / "config", directory / "credentials"
-    config.write_text(f"[profile faraway]\nregion = us-east-1\nendpoint_url = {minio.endpoint}\n")
-    keys.write_text(f"[faraway]\naws_access_key_id = {minio.access_key}\naws_secret_access_key = {minio.secret_key}\n")
-    return {"AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(keys)}
 
 
 @pytest.mark.s3_only

@@ -6,13 +6,12 @@ import re
 import uuid
 from pathlib import Path
 
-import boto3
 import pytest
 
 from support.model import pattern, read_all
 from support.process import check, run, wait_for
 from support.server import KI, MI, PLUGIN, PROJECT
-from support.stores import BUCKET, REGION, FileStore, Minio, S3Store
+from support.stores import BUCKET, FileStore, Minio, S3Store
 
 SECURITY = PROJECT / "docs" / "security.md"
 
@@ -58,28 +57,10 @@ def least_policy(volume) -> str:
     return policy.replace("BUCKET", BUCKET).replace("PREFIX", prefix)
 
 
-def credentials_with(minio, policy: str) -> dict[str, str]:
-    """Credentials of a session that may do what the policy says and no more."""
-    sts = boto3.client(
-        "sts",
-        endpoint_url=minio.endpoint,
-        region_name=REGION,
-        aws_access_key_id=minio.access_key,
-        aws_secret_access_key=minio.secret_key,
-    )
-    session = sts.assume_role(RoleArn="arn:aws:iam::0:role/any", RoleSessionName="test", Policy=policy)
-    credentials = session["Credentials"]
-    return {
-        "AWS_ACCESS_KEY_ID": credentials["AccessKeyId"],
-        "AWS_SECRET_ACCESS_KEY": credentials["SecretAccessKey"],
-        "AWS_SESSION_TOKEN": credentials["SessionToken"],
-    }
-
-
 @pytest.mark.s3_only
 def test_the_least_policy_is_enough_to_serve(make_volume, make_server, minio, tmp_path):
     volume = make_volume()
-    env = credentials_with(minio, least_policy(volume))
+    env = minio.credentials_with(least_policy(volume))
     server = make_server(volume, env=env)
     for life in range(2):
         with server.start().connect() as client:
@@ -104,6 +85,31 @@ def test_the_least_policy_is_enough_to_serve(make_volume, make_server, minio, tm
     assert volume.cli("info", other.url, env=env).returncode != 0
     assert volume.cli("delete", volume.url, "--yes", env=env).returncode != 0
     assert volume.cli("info", volume.url, env=env).returncode == 0, "the volume is still there"
+
+
+@pytest.mark.s3_only
+@pytest.mark.parametrize("removes", [True, False])
+def test_a_log_beside_the_volume_with_the_least_policy(make_volume, make_server, minio, removes):
+    """Killed, it opens again. Keys that remove nothing but what a probe leaves keep the records, and serve as well."""
+    volume = make_volume()
+    policy = json.loads(least_policy(volume))
+    if not removes:
+        for statement in policy["Statement"]:
+            if statement["Action"] == "s3:DeleteObject":
+                statement["Resource"] = [of for of in statement["Resource"] if "probe-" in of]
+    env = minio.credentials_with(json.dumps(policy))
+    server = make_server(volume, env=env, backend_wal_url="auto")
+    for life in range(3):
+        with server.start().connect() as client:
+            for earlier in range(life):
+                assert client.pread(64 * KI, earlier * MI) == pattern(64 * KI, earlier)
+            client.pwrite(pattern(64 * KI, life), life * MI)
+            client.flush()
+            server.kill()
+    with server.start().connect() as client:
+        assert client.pread(64 * KI, 2 * MI) == pattern(64 * KI, 2)
+    assert server.terminate() == 0, server.log_text()
+    assert ("make its next opening slower" in server.log_text()) == (not removes)
 
 
 @pytest.mark.s3_only

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbd
 import pytest
 
+from support.lives import listens
 from support.model import Model, pattern, read_all
 from support.process import wait_for
 from support.server import KI, MI, flush_until_it_succeeds
@@ -155,7 +156,7 @@ def test_sigterm_while_the_volume_is_opened_on_a_store_that_hangs(make_volume, m
     """The first client waits for a store that takes connections and never answers; the server is told to stop."""
     server = make_server(make_volume(), io_timeout="10m")
     server.spawn()
-    wait_for(server.socket.exists, "nbdkit to listen")
+    wait_for(lambda: listens(server.socket), "nbdkit to listen")
     own_minio.pause()
     failed = []
 

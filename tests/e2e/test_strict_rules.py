@@ -3,6 +3,7 @@
 import pytest
 
 from support.http1 import Message
+from support.server import MI
 from support.strict import Refusal, Rules
 
 
@@ -34,6 +35,7 @@ REFUSED = {
     "a composite upload completed without the parts' values": ({}, CRC32C, completion(b"<ETag>e</ETag>")),
     "a completion with another algorithm's values": ({}, NVME, completion(b"<ChecksumCRC32>x</ChecksumCRC32>")),
     "part 10001": ({}, {}, request("PUT /b/k?partNumber=10001&uploadId=U")),
+    "a range of a small object": ({}, {}, request(PART, x_amz_copy_source="/b/o", x_amz_copy_source_range="bytes=0-4095")),
     "CRC64NVME of parts": ({}, {}, request("POST /b/k?uploads", x_amz_checksum_algorithm="CRC64NVME", x_amz_checksum_type="COMPOSITE")),
     "a type without an algorithm": ({}, {}, request("POST /b/k?uploads", x_amz_checksum_type="FULL_OBJECT")),
     "a condition on a part": ({}, {}, request(PART, if_none_match="*")),
@@ -41,9 +43,19 @@ REFUSED = {
     "a deletion of many without a checksum": ({}, {}, request("POST /b?delete")),
     "a directory bucket's condition on a deletion": ({}, {}, request("DELETE /b/k", x_amz_if_match_size="1")),
     "object lock and no checksum": ({"locked": True}, {}, request("PUT /b/k")),
+    "an address of another region": ({"region": "eu-central-1", "elsewhere": True}, {}, request("GET /b/k")),
     "another region": ({"region": "eu-central-1"}, {}, request("GET /b/k", authorization="AWS4 Credential=A/20260101/us-east-1/s3/aws4_request")),
     "a header that the store does not know": ({"unknown": "x-amz-checksum-.*"}, {}, request("PUT /b/k", x_amz_checksum_crc32="AAAA=")),
 }
+
+
+CODES = {
+    "a part without the upload's checksum": (400, "InvalidRequest"),
+    "an address of another region": (301, "PermanentRedirect"),
+    "another region": (400, "AuthorizationHeaderMalformed"),
+    "a condition on a part": (501, "NotImplemented"),
+}
+"""Status and code of some, as S3's list of errors has them."""
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -52,8 +64,64 @@ def test_what_s3_refuses_is_refused(case):
     rules = Rules(**rules)
     if "uploadId" in wrong.line:
         begun(rules, **upload)
-    with pytest.raises(Refusal):
+    with pytest.raises(Refusal) as refused:
         rules.check(wrong)
+    if case in CODES:
+        assert (refused.value.status, refused.value.code) == CODES[case]
+    if "region" in case:
+        assert refused.value.headers == {"x-amz-bucket-region": "eu-central-1"}
+
+
+def part(number: int, length: int, **headers: str) -> Message:
+    body = b"" if "x_amz_copy_source" in headers else bytes(length)
+    return request(f"PUT /b/k?partNumber={number}&uploadId=U", body, **headers)
+
+
+@pytest.mark.parametrize("how", ["sent", "in chunks", "copied"])
+@pytest.mark.parametrize(
+    ("lengths", "is_taken"),
+    [
+        ((5 * MI, 5 * MI, 1), True),
+        ((1,), True),
+        ((5 * MI - 1, 5 * MI), False),
+        ((5 * MI, 1, 5 * MI), False),
+    ],
+)
+def test_parts_but_the_last_have_five_mebibytes(lengths, is_taken, how):
+    rules = Rules()
+    begun(rules)
+    for number, length in enumerate(lengths, 1):
+        headers = {
+            "in chunks": {"x_amz_decoded_content_length": str(length)},
+            "copied": {"x_amz_copy_source": "/b/other", "x_amz_copy_source_range": f"bytes=7-{6 + length}"},
+        }.get(how, {})
+        # Chunks have lines between them, which are no data.
+        sent = part(number, length + 100 * (how == "in chunks"), **headers)
+        rules.check(sent)
+        rules.note(sent, Message(b"HTTP/1.1 200 OK\r\n\r\n", b""))
+    numbers = "".join(f"<Part><PartNumber>{number}</PartNumber></Part>" for number in range(1, len(lengths) + 1))
+    done = request("POST /b/k?uploadId=U", numbers.encode())
+    if is_taken:
+        rules.check(done)
+        return
+    with pytest.raises(Refusal) as refused:
+        rules.check(done)
+    assert (refused.value.status, refused.value.code) == (400, "EntityTooSmall")
+
+
+@pytest.mark.parametrize("line", ["PUT /b/k", "POST /b/k?uploadId=U"])
+def test_of_conditional_writes_to_one_key_at_once_one_goes_on(line):
+    rules = Rules()
+    first, second = request(line, if_none_match="*"), request("PUT /b/k", if_match='"etag"')
+    under_way = rules.begin(first)
+    with pytest.raises(Refusal) as refused:
+        rules.begin(second)
+    assert (refused.value.status, refused.value.code) == (409, "ConditionalRequestConflict")
+    for other in (request("PUT /b/k"), request("GET /b/k", if_none_match="*")):
+        assert rules.begin(other) is None, "it has no condition, or writes nothing"
+    rules.begin(request("PUT /b/other", if_none_match="*"))
+    rules.end(under_way)
+    rules.end(rules.begin(second))
 
 
 def test_what_s3_takes_is_taken():

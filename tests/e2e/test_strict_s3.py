@@ -40,7 +40,7 @@ def strict(minio, authority):
 
     def make(rules: Rules | None = None, tls: bool = False) -> S3Store:
         pair = (authority["tls.pem"], authority["tls.key"]) if tls else None
-        proxy = StrictProxy(minio.endpoint, rules, pair)
+        proxy = StrictProxy(minio.direct, rules, pair)
         store = S3Store(minio)
         store.proxy = proxy
         store.parameters = {**store.parameters, "endpoint_url": proxy.endpoint}
@@ -162,6 +162,24 @@ def test_a_deletion_aborts_the_uploads_of_its_volume(strict, make_server):
     assert not any(is_there(store, upload, key) for upload, key in left.items())
 
 
+def test_a_deletion_removes_a_thousand_objects_a_request(strict):
+    store = strict()
+    volume = create_volume(store, 64 * MI, 64 * KI, "volume")
+    # Of a long life: entries of the checkpoint list.
+    root = volume.url.removeprefix("s3://hypernbd-e2e/").rstrip("/")
+    client = store.minio.client()
+    for number in range(1100):
+        client.put_object(Bucket="hypernbd-e2e", Key=f"{root}.meta/checkpoints/{number + 1000:010}", Body=b"{}")
+    before = len(store.proxy.requests)
+    deleted = volume.cli("delete", volume.url, "--yes")
+    assert deleted.returncode == 0, deleted.stderr
+    assert not store.objects()
+    lines = store.proxy.requests[before:]
+    # One of them may be of a probe.
+    assert len([line for line in lines if line.startswith("POST") and "delete" in line]) <= 3, lines
+    assert len([line for line in lines if line.startswith("DELETE")]) < 10, lines
+
+
 def test_a_store_that_knows_no_checksums_is_named_so_and_can_be_used(strict, make_server):
     store = strict(Rules(unknown=CHECKSUMS_UNKNOWN))
     refused = probe(store)
@@ -209,6 +227,21 @@ def test_empty_variables_are_unset_and_wrong_ones_are_named(strict):
         assert f'{name} is "{value}"' in done.stderr and "panicked" not in done.stderr, done.stderr
 
 
+def test_a_profile_that_is_missing_is_named_with_the_files(strict, tmp_path):
+    """The one of AWS_PROFILE, and the one that is named for a replica."""
+    store = strict()
+    files = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials")}
+    (tmp_path / "config").write_text("[profile work]\nregion = eu-west-1\n")
+    store.env |= files
+    done = probe(store, env={"AWS_PROFILE": "wrok"})
+    volume = create_volume(store, 1 * MI, 4 * KI, "volume")
+    replicated = volume.cli("replicate", volume.url, store.url("replica"), "--dest-profile", "wrok")
+    for done in (done, replicated):
+        assert done.returncode != 0
+        for part in ('"wrok"', *files.values()):
+            assert part in done.stderr, done.stderr
+
+
 def test_an_empty_variable_hides_no_address(strict, tmp_path):
     """The address stands in the other variable, or in the profile; of the profile's, the one for S3 counts."""
     store = strict()
@@ -225,8 +258,9 @@ def test_an_empty_variable_hides_no_address(strict, tmp_path):
             assert done.returncode == 0, (profile, empty, done.stderr)
 
 
-def test_a_wrong_region_is_told_with_the_right_one(strict):
-    store = strict(Rules(region="eu-central-1"))
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["signed for another", "address of another"])
+def test_a_wrong_region_is_told_with_the_right_one(strict, elsewhere):
+    store = strict(Rules(region="eu-central-1", elsewhere=elsewhere))
     done = probe(store)
     assert done.returncode != 0
     assert "region=eu-central-1" in done.stderr, done.stderr

@@ -451,6 +451,35 @@ def test_an_import_of_a_pipe_that_ends_early(volume, image):
 
 
 @pytest.mark.file_only
+def test_what_is_missing_is_said(volume, full_image, make_server, tmp_path):
+    """A pipe that ends before the volume does; half an import, cloned; a log whose flushed writes are not published."""
+    piped = run(CLI, "import", "-", volume.url, "--size", "20M", "--json", stdin="x" * MI)
+    assert piped.returncode == 0, piped.stderr
+    assert json.loads(piped.stdout)["piped_bytes"] == MI
+    assert f"ended after {MI} bytes" in piped.stderr, piped.stderr
+
+    half = Volume(volume.store.url("half"), volume.store)
+    importing = begin_slow_import(half, full_image)
+    for words in (("clone", half.url), ("clone", "--full", half.url)):
+        refused = half.cli(*words, half.store.url("clone"))
+        assert refused.returncode != 0 and "is not finished" in refused.stderr, refused.stderr
+    importing.kill()
+    finish(importing)
+
+    server = make_server(volume, backend_wal_url=f"file://{tmp_path}/journal/", checkpoint_interval="1h").start()
+    with server.connect() as client:
+        client.pwrite(pattern(64 * KI, 3), 0)
+        client.flush()
+        exported = volume.cli("export", volume.url, tmp_path / "copy")
+        assert exported.returncode == 0 and "are not exported" in exported.stderr, exported.stderr
+        must(volume, "snapshot", "create", volume.url, "now")
+        exported = volume.cli("export", volume.url, "@now", tmp_path / "now")
+        assert exported.returncode == 0 and "not exported" not in exported.stderr, exported.stderr
+        assert (tmp_path / "now").read_bytes()[: 64 * KI] == pattern(64 * KI, 3)
+    assert server.terminate() == 0
+
+
+@pytest.mark.file_only
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("name", ["copy.raw", "copy.qcow2"])
 def test_an_export_that_ends_early(volume, full_image, tmp_path, end, name):

@@ -8,6 +8,7 @@ import signal
 import nbd
 import pytest
 
+from support.lives import refused
 from support.model import pattern
 from support.process import check, run, wait_for
 from support.server import KI, MI, PLUGIN
@@ -43,18 +44,6 @@ def killed_with_flushed_writes(make_volume, make_server, **parameters):
         client.flush()
         server.kill()
     return server
-
-
-def refused(server) -> str:
-    """A server that ends by itself before it serves, or to which no client can connect; returns its log."""
-    server.spawn()
-    wait_for(lambda: server.socket.exists() or not server.is_running(), "nbdkit to listen or to end")
-    if server.is_running():
-        with pytest.raises(nbd.Error):
-            server.handle()
-        server.assert_running()
-        server.kill()
-    return server.log_text()
 
 
 def test_a_flush_is_in_the_log_until_it_is_published(make_volume, make_server, wal_url, log_objects):

@@ -117,7 +117,9 @@ def main() -> int:
         try:
             for line in guest.stdout:
                 line = line.strip()
-                if line.startswith("ASK "):
+                if line in ("ASK pause", "ASK resume"):
+                    server.process.send_signal(signal.SIGSTOP if line == "ASK pause" else signal.SIGCONT)
+                elif line.startswith("ASK "):
                     server.end(signal.SIGTERM if line == "ASK term" else signal.SIGKILL)
                     time.sleep(random.choice([0, 0.2, 1]) if given.away is None else given.away)
                     server.start()

@@ -1,5 +1,6 @@
 """What a server tells of itself over HTTP: asked as Prometheus does, and taken apart."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -49,7 +50,8 @@ def ask(address: str | Path, path: str, method: str = "GET", body=None) -> Answe
     else:
         connection = http.client.HTTPConnection(address, timeout=LIMIT_S)
     try:
-        connection.request(method, path, body=None if body is None else json.dumps(body))
+        with contextlib.suppress(BrokenPipeError):  # it may be answered before all of it was sent
+            connection.request(method, path, body=None if body is None else json.dumps(body))
         answer = connection.getresponse()
         return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
     finally:

@@ -35,7 +35,8 @@ TRICKLE_S = 0.8
 
 @dataclass
 class Fault:
-    """What goes wrong (a key of `ERRORS` or `FOREIGN`, or a method of `FaultyProxy`), and with which requests."""
+    """What goes wrong (a key of `ERRORS` or `FOREIGN`, a method of `FaultyProxy`, or "late": carried out once all is healed), and with
+    which requests."""
 
     kind: str
     where: str = ""  # searched in the request line, as in "PUT /bucket/key?query HTTP/1.1"
@@ -91,6 +92,9 @@ class FaultyProxy(Proxy):
                 continue
             if fault and fault.kind in ("reset_before", "hang", "outage"):
                 return getattr(self, fault.kind)(client)
+            if fault and fault.kind == "late":
+                self.healed.wait()
+                fault = None
             answer = answers.exchange(request)
             if fault:
                 if getattr(self, fault.kind)(client, answer):

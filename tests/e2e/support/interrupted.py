@@ -1,19 +1,36 @@
-"""Verbs and starts that are killed or refused at one of their requests."""
+"""Verbs and starts that are killed, refused or not answered in time at one of their requests.
+
+A request that is not answered in time is carried out, and the client hears nothing of it and asks again.
+"""
 
 import os
 import re
+import threading
 from dataclasses import dataclass
+
+import nbd
 
 from .faulty import Fault
 from .lives import begin
 from .process import wait_for
 
-REQUESTS_MAX = 120  # no verb has as many: a loop that goes on is a defect of the test
+REQUESTS_MAX = 160  # no verb has as many: a loop that goes on is a defect of the test
+
+
+HOW = ("killed", "refused", "unanswered")
 
 
 def some_requests() -> range:
     """The numbers of requests to interrupt: every seventh, or each of them with HYPERNBD_EVERY_REQUEST=1."""
     return range(1, REQUESTS_MAX, 1 if os.environ.get("HYPERNBD_EVERY_REQUEST") else 7)
+
+
+def requests(how: str, few: bool = False) -> range:
+    """The numbers of requests to interrupt: every second one, each in one of the ways. All of them, in each way, where a verb has a few
+    alone, or with HYPERNBD_EVERY_REQUEST=1."""
+    if few or os.environ.get("HYPERNBD_EVERY_REQUEST"):
+        return range(1, REQUESTS_MAX)
+    return range(1 + 2 * HOW.index(how), REQUESTS_MAX, 2 * len(HOW))
 
 
 @dataclass
@@ -34,9 +51,14 @@ class Nth(Fault):
         return True
 
 
+def nth(how: str, number: int) -> Nth:
+    """The fault by which what gives this request is killed, once that hangs, is refused, or hears nothing of what was done."""
+    return Nth({"killed": "hang", "refused": "expired", "unanswered": "reset_after"}[how], number=number)
+
+
 def interrupted(volume, proxy, how: str, number: int, log, *words) -> str | None:
     """Gives a verb that is interrupted at this request; what the request was, or None if there are fewer."""
-    fault = proxy.fail(Nth({"killed": "hang", "refused": "expired"}[how], number=number))
+    fault = proxy.fail(nth(how, number))
     process = begin(volume, proxy, log, *words)
     wait_for(lambda: fault.hits or process.poll() is not None, "the verb to come to the request")
     if not fault.hits:
@@ -44,8 +66,9 @@ def interrupted(volume, proxy, how: str, number: int, log, *words) -> str | None
         return None
     if how == "killed":
         process.kill()
-    process.wait()
+    status = process.wait()
     proxy.heal()
+    assert how != "unanswered" or status == 0, (fault.hits[0], log.read_text())
     assert "panicked" not in log.read_text(), log.read_text()
     return fault.hits[0]
 
@@ -55,3 +78,33 @@ def again(volume, *words) -> str:
     done = volume.cli(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def begin_to_connect(server) -> threading.Thread:
+    """A client that waits until the server serves or refuses it."""
+
+    def connect() -> None:
+        try:
+            server.handle().shutdown()
+        except nbd.Error:
+            pass  # the server was killed, or does not start: the test looks at what it left
+
+    client = threading.Thread(target=connect)
+    client.start()
+    return client
+
+
+def interrupted_start(server, how: str, fault: Nth) -> None:
+    """Starts a server through a proxy that has this fault, and lets it come to its first client or to its end; then kills it."""
+    server.spawn()
+    wait_for(lambda: fault.hits or server.socket.exists() or not server.is_running(), "the server to listen")
+    if server.socket.exists():
+        client = begin_to_connect(server)
+        wait_for(lambda: fault.hits or not client.is_alive(), "the client to be served, or the server to come to the request")
+        if how != "killed":
+            client.join()
+        assert how != "unanswered" or server.is_running(), (fault.hits, server.log_text())
+        server.kill()
+        client.join()
+    elif server.is_running():
+        server.kill()

@@ -1,5 +1,8 @@
 """Lives of a server with a log and caches: what a test of another life begins with."""
 
+import socket
+from pathlib import Path
+
 import nbd
 import pytest
 
@@ -14,10 +17,20 @@ NOTE = 64 * KI
 """Length of what is flushed to a log."""
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens on a Unix socket: it is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
 def refused(server: Server) -> str:
     """A server that ends by itself before it serves, or to which no client can connect; returns its log."""
     server.spawn()
-    wait_for(lambda: server.socket.exists() or not server.is_running(), "nbdkit to listen or to end")
+    wait_for(lambda: listens(server.socket) or not server.is_running(), "nbdkit to listen or to end")
     if server.is_running():
         with pytest.raises(nbd.Error):
             server.handle()

@@ -1,9 +1,12 @@
 """`hypernbd serve` as a process, on a terminal or without."""
 
+import contextlib
 import os
 import pty
+import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import nbd
@@ -86,3 +89,21 @@ class Served:
 
     def wait(self) -> int:
         return self.process.wait(timeout=NBDKIT_LIMIT_S)
+
+
+@contextlib.contextmanager
+def served_with_buffer(volume, nbdkit, *options):
+    """`hypernbd serve` that may be restarted, announced, and what it leaves gone afterwards: `write_buffer_dir` and its socket are in a
+    directory of its own, whose path is short."""
+    directory = Path(tempfile.mkdtemp(prefix="hypernbd-"))
+    (directory / "serve").mkdir()
+    buffer = ["--write-buffer", "16M", "--write-buffer-dir", str(directory / "buffer"), "--checkpoint-interval", "1h"]
+    served = Served(volume, nbdkit, directory / "serve", directory / "socket", *buffer, *options)
+    try:
+        served.is_announced()
+        yield served
+    finally:
+        if served.process.poll() is None:
+            served.process.kill()
+            served.process.wait()
+        shutil.rmtree(directory, ignore_errors=True)

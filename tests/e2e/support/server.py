@@ -15,7 +15,9 @@ import nbd
 from .process import check, run, spawn, wait_for
 
 PROJECT = Path(__file__).resolve().parents[3]
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / "release"
+# As `make e2e` says it: "debug" or "release".
+BUILD = os.environ.get("HYPERNBD_BUILD", "debug")
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / BUILD
 PLUGIN = Path(os.environ.get("HYPERNBD_PLUGIN", TARGET / "libhypernbd.so"))
 CLI = Path(os.environ.get("HYPERNBD_CLI", TARGET / "hypernbd"))
 

@@ -24,8 +24,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def command_of(program: str, port: int, keys: tuple[str, str], data: Path) -> tuple[list[str], dict[str, str]]:
+    """How an S3 server is started on a directory, and its environment: by its program's name, MinIO unless it is another."""
+    address = f"127.0.0.1:{port}"
+    if Path(program).name == "versitygw":
+        return [program, "--port", address, "--access", keys[0], "--secret", keys[1], "--quiet", "posix", str(data)], {}
+    env = {"MINIO_ROOT_USER": keys[0], "MINIO_ROOT_PASSWORD": keys[1], "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
+    return [program, "server", "--quiet", "--address", address, str(data)], env
+
+
 class Minio:
-    """A MinIO server with a data directory, a port and credentials of its own."""
+    """An S3 server, MinIO unless the program is another, with a data directory, a port and credentials of its own."""
 
     def __init__(self, program: str, directory: Path, more_env: dict[str, str] | None = None):
         self.more_env = more_env or {}
@@ -36,17 +45,24 @@ class Minio:
         self.secret_key = os.urandom(12).hex()
         self.log = directory / "minio.log"
         self.process = None
+        self.front = None
         (directory / "data").mkdir(parents=True)
 
     @property
-    def endpoint(self) -> str:
+    def direct(self) -> str:
+        """The server's own address."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def endpoint(self) -> str:
+        """Where volumes find the server: behind its `front`, a proxy, if it has one."""
+        return self.front.endpoint if self.front else self.direct
+
     def client(self):
-        """A boto3 client of this server."""
+        """A boto3 client of this server, for a test's own looks and changes."""
         return boto3.client(
             "s3",
-            endpoint_url=self.endpoint,
+            endpoint_url=self.direct,
             region_name=REGION,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
@@ -55,28 +71,36 @@ class Minio:
             ),
         )
 
+    def credentials_with(self, policy: str) -> dict[str, str]:
+        """Credentials of a session that may do what the policy says and no more."""
+        sts = boto3.client(
+            "sts",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+        session = sts.assume_role(RoleArn="arn:aws:iam::0:role/any", RoleSessionName="test", Policy=policy)
+        credentials = session["Credentials"]
+        return {
+            "AWS_ACCESS_KEY_ID": credentials["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": credentials["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": credentials["SessionToken"],
+        }
+
     def start(self) -> None:
         """Starts the server, again on the same port and data after a stop, and waits until it answers."""
-        self.process = spawn(
-            [self.program, "server", "--quiet", "--address", f"127.0.0.1:{self.port}", str(self.directory / "data")],
-            self.log,
-            env={
-                "MINIO_ROOT_USER": self.access_key,
-                "MINIO_ROOT_PASSWORD": self.secret_key,
-                "MINIO_BROWSER": "off",
-                "MINIO_UPDATE": "off",
-                "HOME": str(self.directory),
-                **self.more_env,
-            },
-            limit_s=MINIO_LIMIT_S,
-        )
+        keys = (self.access_key, self.secret_key)
+        command, env = command_of(self.program, self.port, keys, self.directory / "data")
+        env = {**env, "HOME": str(self.directory), **self.more_env}
+        self.process = spawn(command, self.log, env=env, limit_s=MINIO_LIMIT_S)
         wait_for(self._answers, "MinIO to answer")
         existing = [bucket["Name"] for bucket in self.client().list_buckets()["Buckets"]]
         if BUCKET not in existing:
             self.client().create_bucket(Bucket=BUCKET)
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, f"MinIO ended:\n{self.log.read_text()}"
+        assert self.process.poll() is None, f"{self.program} ended:\n{self.log.read_text()}"
         try:
             self.client().list_buckets()
             return True
@@ -99,6 +123,14 @@ class Minio:
     def resume(self) -> None:
         """Lets a paused server go on."""
         self.process.send_signal(signal.SIGCONT)
+
+
+def profile(directory, minio) -> dict[str, str]:
+    """The environment with a profile `faraway` for another store."""
+    config, keys = directory / "config", directory / "credentials"
+    config.write_text(f"[profile faraway]\nregion = us-east-1\nendpoint_url = {minio.endpoint}\n")
+    keys.write_text(f"[faraway]\naws_access_key_id = {minio.access_key}\naws_secret_access_key = {minio.secret_key}\n")
+    return {"AWS_CONFIG_FILE": str(config), "AWS_SHARED_CREDENTIALS_FILE": str(keys)}
 
 
 class S3Store:

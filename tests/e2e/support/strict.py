@@ -1,7 +1,7 @@
 """A proxy before an S3 server that refuses what AWS S3 documents as refused, where MinIO is more lenient.
 
 `Rules` decides, request by request, without sockets. Sources: the S3 API reference (CreateMultipartUpload, UploadPart,
-CompleteMultipartUpload, PutObject, DeleteObject, DeleteObjects), and the user guide's pages on checking object integrity,
+UploadPartCopy, CompleteMultipartUpload, PutObject, DeleteObject, DeleteObjects), and the user guide's pages on checking object integrity,
 conditional requests and object lock.
 """
 
@@ -16,6 +16,7 @@ from support.proxy import Proxy
 
 ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
 PARTS_MAX = 10_000
+PART_LEAST_BYTES = 5 << 20
 CONDITIONS = ("if-match", "if-none-match")
 ONLY_OF_DIRECTORY_BUCKETS = ("x-amz-if-match-size", "x-amz-if-match-last-modified-time")
 
@@ -35,15 +36,28 @@ def checksums_of(request: Message) -> set[str]:
     return found | {name for name in ALGORITHMS if f"x-amz-checksum-{name}" in trailer.lower().split(",")}
 
 
-class Rules:
-    """What S3 refuses. `locked`: object lock by default in the bucket. `region`: the bucket's. `unknown`: headers that the
-    store does not know and refuses, as some stores do. `slow_down`: how many of the first requests to a key are refused."""
+def part_bytes(request: Message) -> int | None:
+    """The length of the data of an UploadPart, or of an UploadPartCopy if it says which range."""
+    if request.header("x-amz-copy-source"):
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", request.header("x-amz-copy-source-range") or "")
+        return int(span[2]) - int(span[1]) + 1 if span else None
+    return int(request.header("x-amz-decoded-content-length") or len(request.body))
 
-    def __init__(self, locked=False, region: str | None = None, unknown: str | None = None, slow_down=0):
-        self.locked, self.region, self.slow_down = locked, region, slow_down
+
+class Rules:
+    """What S3 refuses. `locked`: object lock by default in the bucket. `region`: the bucket's. `elsewhere`: the address is one
+    of another region than the bucket's `region`, whatever requests are signed for. `unknown`: headers that the store does not
+    know and refuses, as some stores do. `slow_down`: how many of the first requests to a key are refused."""
+
+    def __init__(self, locked=False, region: str | None = None, elsewhere=False, unknown: str | None = None, slow_down=0):
+        self.locked, self.region, self.elsewhere, self.slow_down = locked, region, elsewhere, slow_down
         self.unknown = re.compile(unknown) if unknown else None
         self.uploads: dict[str, tuple[str | None, str | None]] = {}
+        # Length of the data of each part, by upload and number.
+        self.parts: dict[str, dict[int, int | None]] = {}
         self.slowed: dict[str, int] = {}
+        # Keys that a conditional write is under way to.
+        self.contended: set[str] = set()
 
     def check(self, request: Message) -> None:
         """Raises the refusal of a request that S3 does not take."""
@@ -54,6 +68,11 @@ class Rules:
         self._overload(method, path)
         if method == "PUT" and "partNumber" in query:
             self._no_conditions(request)
+            # Whose source is larger begins with more.
+            span = re.fullmatch(r"bytes=0-(\d+)", request.header("x-amz-copy-source-range") or "")
+            if span and int(span[1]) + 1 < PART_LEAST_BYTES:
+                message = "The specified copy source is not supported as a byte-range copy source"
+                raise Refusal(400, "InvalidRequest", message)
             self._part(request, int(query["partNumber"][0]), query["uploadId"][0])
         elif method == "PUT":
             if (request.header("if-none-match") or "*") != "*":
@@ -74,8 +93,30 @@ class Rules:
                 if request.header(name):
                     raise Refusal(501, "NotImplemented", f"{name} is of directory buckets")
 
+    def begin(self, request: Message) -> str | None:
+        """A write goes to the server: the key, for `end`, if it has a condition. Of those to one key at the same time the others
+        are refused."""
+        method, target, _ = request.line.split(" ")
+        is_completion = method == "POST" and "uploadId=" in target
+        if not (method == "PUT" or is_completion) or not any(request.header(name) for name in CONDITIONS):
+            return None
+        key = urlsplit(target).path
+        if key in self.contended:
+            message = "The conditional request cannot succeed due to a conflicting operation"
+            raise Refusal(409, "ConditionalRequestConflict", message)
+        self.contended.add(key)
+        return key
+
+    def end(self, key: str | None) -> None:
+        """The write has been answered."""
+        self.contended.discard(key)
+
     def note(self, request: Message, answer: Message) -> None:
-        """Learns of an upload that the server has begun."""
+        """Learns of an upload that the server has begun, and of a part that it has taken."""
+        method, target, _ = request.line.split(" ")
+        query = parse_qs(urlsplit(target).query)
+        if method == "PUT" and "partNumber" in query and re.match(r"HTTP/1.1 200 ", answer.line):
+            self.parts.setdefault(query["uploadId"][0], {})[int(query["partNumber"][0])] = part_bytes(request)
         if request.line.startswith("POST") and (found := re.search(rb"<UploadId>(.*?)</UploadId>", answer.body)):
             algorithm = (request.header("x-amz-checksum-algorithm") or "").lower() or None
             default = {"crc64nvme": "FULL_OBJECT", None: None}.get(algorithm, "COMPOSITE")
@@ -89,6 +130,9 @@ class Rules:
             if self.unknown and name and self.unknown.fullmatch(name):
                 raise Refusal(400, "InvalidArgument", f"unsupported header {name}")
         scope = re.search(r"Credential=[^/]+/\d+/([^/]+)/s3/", request.header("authorization") or "")
+        if self.region and self.elsewhere:
+            message = "The bucket you are attempting to access must be addressed using the specified endpoint."
+            raise Refusal(301, "PermanentRedirect", message, {"x-amz-bucket-region": self.region})
         if self.region and scope and scope[1] != self.region:
             message = f"The authorization header is malformed; the region '{scope[1]}' is wrong; expecting '{self.region}'"
             raise Refusal(400, "AuthorizationHeaderMalformed", message, {"x-amz-bucket-region": self.region})
@@ -126,6 +170,8 @@ class Rules:
     def _part(self, request: Message, number: int, upload_id: str) -> None:
         if not 1 <= number <= PARTS_MAX:
             raise Refusal(400, "InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
+        if request.header("x-amz-copy-source"):
+            return  # S3 makes the checksum of what it copies
         self._lock(request)
         algorithm, _ = self.uploads.get(upload_id, (None, None))
         sent = checksums_of(request)
@@ -148,18 +194,20 @@ class Rules:
                 message = f"The upload was created using a {algorithm} checksum. "
                 message += "The complete request must include the checksum for each part."
                 raise Refusal(400, "InvalidRequest", message)
+        numbers = [int(number) for number in re.findall(rb"<PartNumber>(\d+)</PartNumber>", request.body)]
+        known = self.parts.get(upload_id, {})
+        for number in numbers[:-1]:
+            length = known.get(number)
+            if length is not None and length < PART_LEAST_BYTES:
+                message = "Your proposed upload is smaller than the minimum allowed size"
+                raise Refusal(400, "EntityTooSmall", message)
 
 
 class StrictProxy(Proxy):
-    """Forwards to `endpoint` what the rules let through. With `tls`, a certificate and its key, over https.
-
-    Of conditional writes to one key at the same time one goes on, the others are answered 409 ConditionalRequestConflict.
-    """
+    """Forwards to `endpoint` what the rules let through. With `tls`, a certificate and its key, over https."""
 
     def __init__(self, endpoint: str, rules: Rules | None = None, tls: tuple[str, str] | None = None):
         self.rules = rules or Rules()
-        # Keys that a conditional write is under way to.
-        self.contended: set[str] = set()
         # Uploads that have neither been completed nor aborted, by id, and how long ago they are said to have begun.
         self.unfinished: dict[str, str] = {}
         self.unfinished_age_s = 0
@@ -177,6 +225,13 @@ class StrictProxy(Proxy):
         if tls:
             self.endpoint = self.endpoint.replace("http://", "https://")
 
+    def take_broken(self) -> list[str]:
+        """The refusals since the last call that a client must not give cause for; races are none."""
+        with self.lock:
+            taken, self.refusals = self.refusals, []
+            self.requests = []
+        return [refusal for refusal in taken if not refusal.startswith("ConditionalRequestConflict")]
+
     def serve(self, client, server) -> None:
         if self.context:
             client = self.context.wrap_socket(client, server_side=True)
@@ -187,17 +242,11 @@ class StrictProxy(Proxy):
                 self.is_hanging.set()
                 client.recv(1)  # until the client goes
                 return
-            conditional = self._conditional(request)
             try:
                 with self.lock:
                     self.requests.append(request.line)
                     self.rules.check(request)
-                    if conditional in self.contended:
-                        conditional = None
-                        message = "The conditional request cannot succeed due to a conflicting operation"
-                        raise Refusal(409, "ConditionalRequestConflict", message)
-                    if conditional:
-                        self.contended.add(conditional)
+                    conditional = self.rules.begin(request)
             except Refusal as refusal:
                 with self.lock:
                     self.refusals.append(f"{refusal.code}: {refusal.message}: {request.line}")
@@ -210,7 +259,7 @@ class StrictProxy(Proxy):
                 answer = answers.exchange(request)
             finally:
                 with self.lock:
-                    self.contended.discard(conditional)
+                    self.rules.end(conditional)
             with self.lock:
                 self.rules.note(request, answer)
                 self._note_upload(request, answer)
@@ -242,12 +291,6 @@ class StrictProxy(Proxy):
         body = f"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{uploads}</ListMultipartUploadsResult>".encode()
         head = f"HTTP/1.1 200 OK\r\nx-amz-request-id: STRICT\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode() + body
-
-    @staticmethod
-    def _conditional(request: Message) -> str | None:
-        if request.line.startswith("PUT") and any(request.header(name) for name in CONDITIONS):
-            return urlsplit(request.line.split(" ")[1]).path
-        return None
 
 
 def answer_of(refusal: Refusal, request: Message) -> bytes:

@@ -1,0 +1,97 @@
+"""`hypernbd repair`: what is damaged or missing comes back from a replica in another store, beside a server."""
+
+import json
+
+import pytest
+
+from support.model import pattern
+from support.server import KI, MI, Volume
+from support.stores import BUCKET, S3Store, profile
+
+pytestmark = pytest.mark.s3_only
+
+SIZE = 32 * MI
+
+
+def damage(store, key: str) -> None:
+    """Changes a byte of an object in the bucket, with the metadata that it has."""
+    client = store.minio.client()
+    got = client.get_object(Bucket=BUCKET, Key=key)
+    body = bytearray(got["Body"].read())
+    body[len(body) * 2 // 3] ^= 1
+    client.put_object(Bucket=BUCKET, Key=key, Body=bytes(body), Metadata=got["Metadata"])
+
+
+def test_from_a_replica_in_another_store_beside_a_server(store, make_volume, make_server, own_minio, tmp_path):
+    volume = make_volume(SIZE, 4 * KI)
+    far = S3Store(own_minio)
+    env = profile(tmp_path, own_minio)
+    replica = Volume(far.url("replica"), far, SIZE, 4 * KI)
+    server = make_server(volume, checkpoint_interval="1h", cache_memory="0").start()
+    with server.connect() as client:
+        for tag, at, length in ((1, 0, 10 * MI), (2, 12 * MI, MI), (3, 14 * MI, MI)):
+            client.pwrite(pattern(length, tag), at)
+            client.flush()
+    assert server.terminate() == 0
+    done = volume.cli("replicate", volume.url, replica.url, "--dest-profile", "faraway", env=env)
+    assert done.returncode == 0, done.stderr
+
+    root = volume.url.removeprefix(f"s3://{BUCKET}/")
+    large, gone = f"{root}0000000001.0", f"{root}0000000002.0"
+    server.start()
+    with server.connect() as client:
+        damage(store, large)
+        store.minio.client().delete_object(Bucket=BUCKET, Key=gone)
+        before = store.objects()
+        words = ["repair", volume.url, "--from", replica.url, "--from-profile", "faraway", "--data"]
+        looked = volume.cli(*words, env=env)
+        assert looked.returncode == 1, looked.stdout + looked.stderr
+        assert "2 of 2 problems can be mended; nothing was changed" in looked.stdout, looked.stdout
+        changed = {key for key, tag in store.objects().items() if before.get(key) != tag and ".meta/" not in key}
+        assert not changed, changed
+        mended = volume.cli(*words, "--write", "--json", env=env)
+        assert mended.returncode == 0, mended.stdout + mended.stderr
+        told = json.loads(mended.stdout)
+        assert {one["problem"]["object"]: one["outcome"] for one in told["found"]} == {large: "mended", gone: "mended"}
+        assert told["left"] == []
+        # The server that was there all along reads it now.
+        assert client.pread(10 * MI, 0) == pattern(10 * MI, 1)
+        assert client.pread(MI, 12 * MI) == pattern(MI, 2)
+    assert server.terminate() == 0
+    checked = volume.cli("check", volume.url, "--data")
+    assert checked.returncode == 0, checked.stdout
+
+    other = make_volume(SIZE, 4 * KI)
+    refused = other.cli("repair", other.url, "--from", volume.url)
+    assert refused.returncode == 2 and "no replica or copy" in refused.stderr, refused.stderr
+
+
+def test_nothing_is_replaced_by_what_may_be_cut_short_itself(store, make_volume, make_server):
+    """Without check values nothing says which of two objects that were cut short is the better one."""
+    volume = make_volume(SIZE, 4 * KI)
+    server = make_server(volume).start()
+    with server.connect() as client:
+        client.pwrite(pattern(12 * MI, 1), 0)
+        client.flush()
+    assert server.terminate() == 0
+    replica = Volume(store.url("replica"), store, SIZE, 4 * KI)
+    done = volume.cli("replicate", volume.url, replica.url)
+    assert done.returncode == 0, done.stderr
+    client = store.minio.client()
+
+    def cut(of, length: int) -> str:
+        root = of.url.removeprefix(f"s3://{BUCKET}/").rstrip("/")
+        client.delete_object(Bucket=BUCKET, Key=f"{root}.meta/sums/0000000001.0")
+        key = f"{root}/0000000001.0"
+        got = client.get_object(Bucket=BUCKET, Key=key)
+        client.put_object(Bucket=BUCKET, Key=key, Body=got["Body"].read()[:length], Metadata=got["Metadata"])
+        return key
+
+    key = cut(volume, 10 * MI)
+    cut(replica, 9 * MI)
+    tag = store.objects()[key]
+    left = volume.cli("repair", volume.url, "--from", replica.url, "--data", "--write", "--json")
+    assert left.returncode == 1, left.stdout + left.stderr
+    (found,) = json.loads(left.stdout)["found"]
+    assert "no check values" in json.dumps(found["outcome"]), found
+    assert store.objects()[key] == tag
