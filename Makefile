@@ -16,7 +16,9 @@ SHELL := /bin/bash
 PYTHON := /usr/bin/python3
 PYTEST_ARGS ?=
 # End-to-end tests under way at once: they wait more than they compute.
-E2E_JOBS ?= $(shell expr $$(nproc) + 1)
+E2E_JOBS ?= $(shell expr $$(nproc) + 2)
+# What they test: `debug`, which the unit tests have built, or `release`.
+E2E_BUILD ?= debug
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 KERNEL_ARGS ?=
@@ -25,7 +27,7 @@ PACKAGE_ARGS ?=
 URL ?=
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: deps build serve install uninstall package book test lint licences unit e2e test-kernel bench fuzz clean
+.PHONY: deps build serve install uninstall package book test lint licences unit e2e built-debug built-release test-kernel bench fuzz clean
 
 deps:
 	@scripts/install-deps.sh
@@ -79,8 +81,15 @@ unit:
 	RUST_MIN_STACK=8388608 scripts/with-minio.sh cargo test --workspace --locked
 	$(PYTHON) -m pytest -q -p no:cacheprovider tests/bench
 
-e2e: deps build
+# With all targets, as the unit tests have them: with other features of the same crates each would be built again.
+built-debug: deps
+	cargo build --workspace --all-targets --locked
+
+built-release: build
+
+e2e: deps built-$(E2E_BUILD)
 	@nbdkit=$$(scripts/build-nbdkit.sh); minio=$$(scripts/build-minio.sh); \
+	HYPERNBD_BUILD=$(E2E_BUILD) \
 	NBDKIT=$$nbdkit MINIO=$$minio $(PYTHON) -m pytest -n $(E2E_JOBS) tests/e2e $(PYTEST_ARGS)
 
 # Emulated: two minutes. Needs root once, for QEMU and the like.
