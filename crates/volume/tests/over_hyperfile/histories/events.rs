@@ -2,9 +2,19 @@
 
 use hypernbd_volume::{VolumeError, WalPlace};
 
+use super::faults::Faults;
 use super::verbs::BLOCK;
 use super::world::{Server, World};
 use crate::fixture::pattern;
+
+/// Lets the request go on that stands still, also after a panic: its runtime would wait for it for ever.
+struct Released<'a>(&'a Faults);
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
 
 impl World {
     /// Something happens.
@@ -17,7 +27,7 @@ impl World {
                 2 | 3 if self.clone_to(at) => {}
                 _ => self.create(at),
             },
-            (Some(_), Some(_)) => match self.random.u8(..12) {
+            (Some(_), Some(_)) => match self.random.u8(..13) {
                 0..4 => self.change(at),
                 4..6 => self.flush(at),
                 6 => self.publish_often(at),
@@ -28,6 +38,7 @@ impl World {
                     true => self.take_over(at),
                     false => self.take_over_in_a_flush(at),
                 },
+                11 => self.grow(at),
                 _ => self.read(at),
             },
             // That is rare otherwise.
@@ -157,6 +168,42 @@ impl World {
         }
     }
 
+    /// Makes the volume larger while it is served, with everything published: in one of four cases with a fault on the way.
+    fn grow(&mut self, at: usize) {
+        let size = self.server(at).volume.size_bytes();
+        if !size.is_multiple_of(BLOCK) {
+            return self.read(at);
+        }
+        if self.server(at).volume.publish().is_err() {
+            return self.kill(at);
+        }
+        self.places[at].line.as_mut().unwrap().published();
+        if self.random.u8(..4) == 0 {
+            self.places[at]
+                .server
+                .as_ref()
+                .unwrap()
+                .faults
+                .arm(&mut self.random, 6);
+        }
+        let larger = size + self.random.u64(1..8) * BLOCK;
+        let grown = self.server(at).volume.grow(larger);
+        self.tell(format!(
+            "{}: {size} grows to {larger}: {grown:?}",
+            self.places[at].name
+        ));
+        let line = self.places[at].line.as_mut().unwrap();
+        line.changed(|contents| contents.resize(larger as usize, 0));
+        if grown.is_err() {
+            // It may have been made all the same.
+            self.kill(at);
+            self.places[at].is_buffer_left = false;
+            return;
+        }
+        line.published();
+        self.seen.grown += 1;
+    }
+
     fn read(&mut self, at: usize) {
         let server = self.server(at);
         server.faults.disarm();
@@ -214,12 +261,14 @@ impl World {
             return;
         };
         old.faults.hold(&mut self.random, self.count % 6);
+        let released = Released(&old.faults);
         let before = self.places[at].line.as_ref().unwrap().newest().clone();
         std::thread::scope(|scope| {
             let flush = scope.spawn(|| old.volume.flush());
             old.faults.wait_for_held(|| flush.is_finished());
             let started = self.start(at, true);
             if flush.is_finished() {
+                self.seen.held_up += u32::from(old.faults.is_held());
                 self.flushed_before(at, &flush.join().unwrap(), old.has_log);
                 self.adopt(at, started);
                 return;
@@ -239,7 +288,7 @@ impl World {
             );
             self.seen.held_up += 1;
         });
-        old.faults.release();
+        drop(released);
         self.taken_over(at, old);
         if self.places[at].server.is_some() {
             self.read(at);

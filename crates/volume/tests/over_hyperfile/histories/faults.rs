@@ -110,6 +110,11 @@ impl Faults {
         }
     }
 
+    /// Whether a request stood still.
+    pub fn is_held(&self) -> bool {
+        self.state.lock().is_held
+    }
+
     /// Lets the request go on that stands still.
     pub fn release(&self) {
         let mut state = self.state.lock();

@@ -22,6 +22,8 @@ mod line;
 mod verbs;
 mod world;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use world::{Seen, World};
 
 const HISTORIES: u64 = 32;
@@ -30,31 +32,28 @@ const HISTORIES_BESIDE_EACH_OTHER: u64 = 4;
 /// Things that happen in one history.
 const EVENTS: usize = 50;
 
-/// Says which history it was.
-struct Naming(u64);
-
-impl Drop for Naming {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("a history failed: HYPERNBD_HISTORY_SEED={}", self.0);
+/// Runs one history; what went wrong is told with its seed.
+fn run(seed: u64) -> Result<Seen, String> {
+    let history = AssertUnwindSafe(|| {
+        let mut world = World::new(seed);
+        for _ in 0..EVENTS {
+            world.event();
         }
-    }
-}
-
-fn run(seed: u64) -> Seen {
-    let _naming = Naming(seed);
-    let mut world = World::new(seed);
-    for _ in 0..EVENTS {
-        world.event();
-    }
-    world.end();
-    world.seen
+        world.end();
+        world.seen
+    });
+    catch_unwind(history).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+        format!("HYPERNBD_HISTORY_SEED={seed}: {}", text.unwrap_or_default())
+    })
 }
 
 #[test]
 fn histories_keep_what_was_flushed() {
     if let Ok(seed) = std::env::var("HYPERNBD_HISTORY_SEED") {
-        run(seed.parse().expect("HYPERNBD_HISTORY_SEED is a number"));
+        let seen = run(seed.parse().expect("HYPERNBD_HISTORY_SEED is a number"));
+        assert_eq!(seen.map(drop), Ok(()));
         return;
     }
     let histories = std::env::var("HYPERNBD_HISTORIES")
@@ -66,12 +65,14 @@ fn histories_keep_what_was_flushed() {
                 scope.spawn(|| seeds.map(run).collect::<Vec<_>>())
             })
             .collect();
-        let mut all = Seen::default();
-        for thread in threads {
-            for seen in thread.join().expect("a history failed") {
-                all.add(&seen);
+        let (mut all, mut failed) = (Seen::default(), Vec::new());
+        for ended in threads.into_iter().flat_map(|thread| thread.join().unwrap()) {
+            match ended {
+                Ok(seen) => all.add(&seen),
+                Err(how) => failed.push(how),
             }
         }
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
         all
     });
     // A history in which nothing happens shows nothing.

@@ -18,8 +18,8 @@ use super::world::{Backup, LIMIT, World, runtime};
 use crate::provenance::{copy_dir, restore};
 
 pub const BLOCK: u64 = 4096;
-/// With a short last block.
-const SIZE: u64 = 64 * BLOCK + 512;
+/// Mostly with a short last block.
+const SIZE: u64 = 64 * BLOCK;
 /// More requests than a verb makes, mostly.
 const REQUESTS: u32 = 40;
 
@@ -71,8 +71,9 @@ impl World {
 
     pub fn create(&mut self, at: usize) {
         let url = self.url(at);
+        let size_bytes = SIZE + self.random.u64(..2) * 512;
         let options = CreateOptions {
-            size_bytes: SIZE,
+            size_bytes,
             block_size_bytes: BLOCK as u32,
         };
         let of = (url.clone(), options);
@@ -104,7 +105,7 @@ impl World {
         let (store, policy) = (Faults::none(), policy);
         self.whole("keep the last one", set_policy(&url, &store, Some(&policy)))
             .unwrap();
-        self.made(at, Line::known(vec![0; SIZE as usize]));
+        self.made(at, Line::known(vec![0; size_bytes as usize]));
     }
 
     /// There is a new volume, which its servers may use a log for.
@@ -136,8 +137,9 @@ impl World {
         }
         let from = others[self.random.usize(..others.len())];
         let path = self.path(self.places[to].name);
-        let _ = std::fs::remove_dir_all(&path);
         self.kill_stale(to);
+        let _ = std::fs::remove_dir_all(&path);
+        assert!(!path.exists(), "what was there cannot be removed");
         copy_dir(&self.path(self.places[from].name), &path);
         self.tell(format!("{} is copied", self.places[from].name));
         let (line, names) = (self.places[from].line.clone(), self.places[from].names.clone());
@@ -318,7 +320,7 @@ impl World {
         }
         let before = self.places[at].line.as_ref().unwrap().size_bytes();
         let blocks = before as u64 / BLOCK;
-        let size = (blocks + self.random.u64(0..8)) * BLOCK + self.random.u64(1..8) * 512;
+        let size = (blocks + self.random.u64(0..8)) * BLOCK + self.random.u64(1..=8) * 512;
         let is_shrinking = size < before as u64;
         let (url, lease) = (self.url(at), self.lease());
         let resized = self.verb(&format!("resize {} to {size}", self.places[at].name), |store| {
@@ -412,5 +414,7 @@ impl World {
         (place.is_buffer_left, place.replayed) = (false, None);
         place.parent = None;
         place.names.clear();
+        // What is made here next is another volume, and a backup of this one would be a copy there.
+        self.backup.take_if(|backup| backup.of == at);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hypernbd_volume::base::control::Control;
-use hypernbd_volume::check::{self, Request};
+use hypernbd_volume::check::{self, Kind, Problem, Request};
 use hypernbd_volume::options::{
     Compaction, LeaseOptions, NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk,
     VolumeOptions,
@@ -22,7 +22,9 @@ const MIB: u64 = 1 << 20;
 /// Longer than anything takes.
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long a request of a server tries: one fault is survived, and an end is noticed soon.
-const IO_TIMEOUT: Duration = Duration::from_secs(1);
+const IO_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a server may take to start, with what an earlier one left.
+const START_LIMIT: Duration = Duration::from_secs(300);
 
 /// What happened.
 #[derive(Debug, Default, Clone, Copy)]
@@ -47,10 +49,11 @@ pub struct Seen {
     pub cloned: u32,
     pub flattened: u32,
     pub deletions_refused: u32,
+    pub grown: u32,
 }
 
 impl Seen {
-    fn all(&mut self) -> [(&'static str, &mut u32); 20] {
+    fn all(&mut self) -> [(&'static str, &mut u32); 21] {
         [
             ("opened", &mut self.opened),
             (
@@ -75,6 +78,7 @@ impl Seen {
             ("cloned", &mut self.cloned),
             ("flattened", &mut self.flattened),
             ("deletions refused", &mut self.deletions_refused),
+            ("grown", &mut self.grown),
         ]
     }
 
@@ -288,7 +292,7 @@ impl World {
         let mut is_faulty = self.random.u8(..3) == 0;
         loop {
             assert!(
-                began.elapsed() < LIMIT,
+                began.elapsed() < START_LIMIT,
                 "{}: no server starts",
                 self.places[at].name
             );
@@ -453,12 +457,14 @@ impl World {
         let request = Request::with_data();
         let checked = check::check(&url, &store, &request, &control);
         let report = runtime().block_on(checked).unwrap();
-        assert!(
-            report.problems.is_empty(),
-            "{}: {:?}",
-            self.places[at].name,
-            report.problems
-        );
+        // A container that was put back alone stands among names of the history that was left, and `check` says so.
+        let names = &self.places[at].names;
+        let is_left = |problem: &Problem| {
+            let name = problem.object.split_once("snapshots/").map(|(_, name)| name);
+            problem.kind == Kind::Contradiction && name.is_some_and(|name| !names.contains_key(name))
+        };
+        let problems: Vec<_> = report.problems.iter().filter(|p| !is_left(p)).collect();
+        assert!(problems.is_empty(), "{}: {problems:?}", self.places[at].name);
     }
 
     /// Ends a server well, if it can.
