@@ -9,9 +9,11 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import struct
+import subprocess
 import threading
 
 import nbd
@@ -22,7 +24,7 @@ from support.serve import served_with_buffer
 from support.server import CLI, KI, MI, leave
 
 pytestmark = pytest.mark.file_only
-LIMIT_S = 240
+LIMIT_S = 900
 SIZE = 8 * MI
 BLOCK = 4 * KI
 
@@ -274,7 +276,8 @@ def test_a_link_that_dies_at_once_is_no_end_of_an_outage(attached):
     log = relay.log.read_text()
     assert log.count("the link is up again") == 1 and log.count("no answer for") == 1, log
     # How it began and how it went on: each reason once.
-    assert 1 <= log.count("no link: ") <= 5, log
+    reasons = re.findall(r"no link: (.*?)(?:; requests wait.*)?$", log, re.MULTILINE)
+    assert reasons and len(reasons) == len(set(reasons)), log
 
 
 def test_a_second_relay_at_an_export_is_refused(attached, tmp_path):
@@ -375,8 +378,50 @@ def test_a_relay_that_waits_for_its_server_ends_when_it_is_told(tmp_path):
         relay = spawn(command, log, env={}, limit_s=LIMIT_S)
         connection, _ = server.accept()
         relay.terminate()
-        assert relay.wait(timeout=LIMIT_S) != 0
+        # Less than its alarm, which would end it too.
+        assert relay.wait(timeout=240) != 0
         connection.close()
+
+
+class Begun:
+    """`hypernbd attach` as it runs in the background, and a shell in the place of what began it and waits."""
+
+    def __init__(self, directory, uri):
+        self.socket = directory / "kernel.sock"
+        relay = [CLI, "attach", uri, "--foreground", "--wait=600", f"--kernel-socket={self.socket}"]
+        names = f"HYPERNBD_ATTACH_LOG={directory}/begun.log HYPERNBD_ATTACH_PARENT=$$"
+        script = f"{names} {shlex.join(map(str, relay))} & wait"
+        self.shell = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def kill_the_waiting(self):
+        self.shell.kill()
+        self.shell.wait()
+
+
+def test_who_waits_for_a_device_takes_the_relay_along(tmp_path):
+    """Ctrl-C at `hypernbd attach --wait`: nobody would know of a device that is attached later."""
+    begun = Begun(tmp_path, f"nbd+unix:///?socket={tmp_path}/none.sock")
+    begun.kill_the_waiting()
+    # The relay has the other end of the pipe as long as it lives.
+    assert "ready" not in begun.shell.communicate(timeout=LIMIT_S)[0].decode()
+
+
+def test_a_relay_that_is_ready_outlives_who_waited_for_it(nbdkit, tmp_path):
+    server = Nbdkit(nbdkit, tmp_path, "memory", str(SIZE))
+    server.start()
+    client = nbd.NBD()
+    try:
+        begun = Begun(tmp_path, Relay.uri(server))
+        assert any(line.startswith(b"ready ") for line in begun.shell.stdout), "it ended before"
+        begun.kill_the_waiting()
+        client.connect_unix(str(begun.socket))
+        client.pwrite(content(1), 0)
+        client.flush()
+        assert client.pread(BLOCK, 0) == content(1)
+    finally:
+        # The relay ends with its kernel.
+        leave(client)
+        server.end()
 
 
 @pytest.mark.parametrize("option", ["--hold=17592186044416", "--hold=-1", "--wait=18446744073709551615", "--dead-after=-1"])

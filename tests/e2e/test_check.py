@@ -119,9 +119,10 @@ def test_beside_a_busy_server(make_volume, make_server, seed):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        wait_for(lambda: checked(volume)["newest_checkpoint"] > 60, "sixty checkpoints", 60)
+        wait_for(lambda: checked(volume)["newest_checkpoint"] > 25, "some checkpoints", 240)
         reports = [checked(volume, *words) for words in [[], ["--data"], [], ["--data"]]]
-        wait_for(lambda: checked(volume, "--data")["newest_checkpoint"] > 150, "many checkpoints", 90)
+        seen = reports[-1]["newest_checkpoint"]
+        wait_for(lambda: checked(volume, "--data")["newest_checkpoint"] > seen + 20, "more checkpoints", 240)
     finally:
         is_over.set()
         writer.join()

@@ -9,7 +9,7 @@ import nbd
 import pytest
 
 from support.model import pattern
-from support.process import check, spawn, wait_for
+from support.process import check, run, spawn, wait_for
 from support.terminal import on_a_terminal
 from support.server import CLI, GI, KI, MI, PLUGIN, TI, Volume, create_volume
 from support.stores import free_port
@@ -107,12 +107,16 @@ def test_shrinking_needs_a_clear_word(volume):
     assert info(volume)["size_bytes"] == 64 * MI
 
 
-def test_delete_asks_and_names_what_it_destroys(volume):
+def test_delete_asks_and_names_what_it_destroys(volume, tmp_path):
     must(volume, "create", volume.url, "--size", "64M")
     refused = must_fail(volume, "delete", volume.url)  # no terminal, no --yes
     assert "--yes" in refused
     answer, shown = on_a_terminal(volume, ["delete", volume.url], "n\n")
     assert answer != 0 and volume.url in shown
+    with open(tmp_path / "output", "w+") as output:
+        answer, shown = on_a_terminal(volume, ["delete", volume.url], "n\n", output=output)
+        assert answer != 0 and "Type yes" in shown, "the question is seen all the same"
+        assert "Type yes" not in (tmp_path / "output").read_text()
     assert info(volume)["size_bytes"] == 64 * MI
     must(volume, "delete", volume.url, "--yes")
     assert volume.cli("info", volume.url).returncode != 0
@@ -296,5 +300,13 @@ def test_sizes_that_clients_see_otherwise_are_told(store):
     volume = Volume(store.url("odd"), store, 1, 4 * KI)
     refused = volume.cli("create", volume.url, "--size", "0")
     assert refused.returncode != 0 and "0 bytes" in refused.stderr
-    odd = volume.cli("create", volume.url, "--size", "1000001")
+    huge = volume.cli("create", volume.url, "--size", "9E")
+    assert huge.returncode != 0 and "--size 7E" in huge.stderr, huge.stderr
+    for size, words in ((1000001, ["create"]), (1000003, ["resize"]), (1000005, ["file", "set-len"])):
+        odd = volume.cli(*words, volume.url, "--size", str(size))
+        assert odd.returncode == 0 and "no multiple of 512" in odd.stderr, odd.stderr
+    emptied = volume.cli("resize", volume.url, "--size", "0", "--allow-shrink")
+    assert emptied.returncode != 0 and "0 bytes" in emptied.stderr, emptied.stderr
+    words = ["import", "-", store.url("piped"), "--size", "1000001", *store.cli_options]
+    odd = run(CLI, *words, env=store.env, stdin="x")
     assert odd.returncode == 0 and "no multiple of 512" in odd.stderr, odd.stderr

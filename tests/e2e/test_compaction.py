@@ -75,7 +75,7 @@ def test_random_overwrites_stay_within_the_bound(make_volume, make_server, seed)
         for _ in range(12):
             overwrite(rng, client, model, 16)
             # A moment to catch up: the rate of this loop is not a line's.
-            wait_for(lambda: space(volume)["debt_bytes"] == 0, "the debt to be paid")
+            wait_for(lambda: space(volume)["debt_bytes"] == 0, "the debt to be paid", limit_s=300)
         assert read_at(server, "@early", SIZE) == early
         model.assert_same(read_all(client, SIZE))
     assert copies(volume), "it has compacted"
@@ -145,9 +145,9 @@ def test_compact_may_be_stopped_and_killed(make_volume, make_server, seed):
         verb(volume, "retention", "set", volume.url, "--keep-last", "1")
         overwrite(rng, client, model, 60)
         assert "held" in verb(volume, "compact", volume.url, status=1)
-        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed")
+        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed", limit_s=300)
         overwrite(rng, client, model, 20)
-        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed")
+        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed", limit_s=300)
     assert server.terminate() == 0, server.log_text()
     verb(volume, "prune", volume.url)
     before = objects_of(volume).names()
@@ -186,9 +186,9 @@ def test_what_was_moved_is_no_difference(make_volume, make_server, seed):
     with server.connect() as client:
         fill(client, model)
         overwrite(rng, client, model, 40)
-        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed")
+        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed", limit_s=300)
         overwrite(rng, client, model, 20)
-        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed")
+        wait_for(lambda: len(listed(volume)) <= NEWEST_KEPT + 1, "checkpoints to be removed", limit_s=300)
         verb(volume, "snapshot", "create", volume.url, "before")
     assert server.terminate() == 0, server.log_text()
     done = json.loads(verb(volume, "compact", volume.url, "--json"))

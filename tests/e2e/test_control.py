@@ -87,11 +87,46 @@ def test_flush_makes_durable(make_volume, control):
         assert client.pread(64 * KI, 0) == pattern(64 * KI, 2)
 
 
+def test_a_volume_grows_under_its_clients(make_volume, control):
+    """Who is connected goes on as before; who connects then sees the new size. What is flushed past the old end survives a kill."""
+    volume = make_volume(SIZE)
+    server, path = control(volume)
+    with server.connect() as client:
+        client.pwrite(pattern(256 * KI, 1), SIZE - 256 * KI)
+        said = verb(volume, "resize", volume.url, "--size", str(SIZE + 64 * MI))
+        assert "resized" in said and "128M" in said, said
+        assert client.get_size() == SIZE
+        client.pwrite(pattern(256 * KI, 2), 0)
+        client.flush()
+        with server.connect() as later:
+            assert later.get_size() == 2 * SIZE
+            assert later.pread(64 * KI, 2 * SIZE - 64 * KI) == bytes(64 * KI)
+            later.pwrite(pattern(64 * KI, 3), 2 * SIZE - 64 * KI)
+            later.flush()
+        assert ask(path, "/v1/status").json["volume"]["size_bytes"] == 2 * SIZE
+        assert json.loads(verb(volume, "info", volume.url, "--json"))["size_bytes"] == 2 * SIZE
+        answer = ask(path, "/v1/resize", "POST", {"size_bytes": 2 * SIZE})
+        assert answer.json == {"size_bytes": 2 * SIZE}
+        # It does not shrink under its clients, with the word for it neither.
+        shrunk = volume.cli("resize", volume.url, "--size", str(SIZE), "--allow-shrink")
+        assert shrunk.returncode == 1 and f"pid {server.process.pid}" in shrunk.stderr, shrunk.stderr
+    server.kill()
+    server.start()
+    with server.connect() as client:
+        assert client.get_size() == 2 * SIZE
+        assert client.pread(256 * KI, 0) == pattern(256 * KI, 2)
+        assert client.pread(256 * KI, SIZE - 256 * KI) == pattern(256 * KI, 1)
+        assert client.pread(64 * KI, 2 * SIZE - 64 * KI) == pattern(64 * KI, 3)
+    assert server.terminate() == 0
+
+
 def test_a_server_ends_when_its_last_client_has_gone(make_volume, control):
     volume = make_volume(SIZE)
     server, path = control(volume)
     first, second = server.handle(), server.handle()
     first.pwrite(pattern(64 * KI, 1), 0)
+    # The client that tried whether the server serves may not have left yet.
+    wait_for(lambda: ask(path, "/v1/status").json["connections"] == 2, "both clients to be there, and no other")
     said = verb(volume, "control", "shutdown", "--when-idle", str(server.socket))
     assert "2 connections" in said
     first.shutdown()
@@ -232,7 +267,9 @@ def test_nonsense_is_refused(make_volume, control):
         ("/v1/shutdown", "POST", {"when_idle": 1}, 400),
         ("/v1/set", "POST", {}, 400),
         ("/v1/set", "POST", {"cache_memory": "0"}, 400),
-        ("/v1/resize", "POST", {"size": "1T"}, 501),
+        ("/v1/resize", "POST", {"size": "1T"}, 400),
+        ("/v1/resize", "POST", {"size_bytes": SIZE // 2}, 400),
+        ("/v1/resize", "POST", {"size_bytes": 1 << 63}, 400),
         ("/v1/format", "POST", {}, 404),
         ("/v2/flush", "POST", {}, 405),
     ):

@@ -13,7 +13,7 @@ from support.server import KI, MI
 
 PIECES = 96
 CELL = struct.Struct("<QQ")
-FLUSH_LIMIT_S = 120
+FLUSH_LIMIT_S = 250
 LOUD = {"RUST_LOG": "warn,hypernbd_volume::engine=debug"}
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 import nbd
 import pytest
 
+from support.lives import listens
 from support.model import Model, block_status, extent_map, pattern, random_change, read_all
 from support.past import at, read_at, verb
 from support.process import check, spawn, wait_for
@@ -179,12 +180,12 @@ class Served:
     """qemu-nbd, until its one client has gone, or it is closed."""
 
     def __init__(self, command: list[str], socket, directory):
-        self.process = spawn(command, directory / "qemu-nbd.log", env={}, limit_s=60)
-        wait_for(socket.exists, "qemu-nbd to listen")
+        self.process = spawn(command, directory / "qemu-nbd.log", env={}, limit_s=240)
+        wait_for(lambda: listens(socket), "qemu-nbd to listen")
 
     def close(self) -> None:
         """Waits for the end that comes with the client's."""
-        self.process.wait(30)
+        self.process.wait(120)
 
 
 HOSTILE = ["@1..", "@..2", "@1..x/y", "x", "@", "@../../label", "@99999999999999999999", "@0", "@4000000000", "@1\x1b[2J", "@" + "y" * 4000, "@-x"]

@@ -26,7 +26,8 @@ def over_the_whole_volume(client, request) -> None:
 @pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
 def test_trim_and_zero_of_an_empty_volume_publish_nothing(make_volume, make_server, block_bytes):
     volume = make_volume(SIZE, block_bytes)
-    server = make_server(volume).start()
+    # A lease that is renewed meanwhile would be a change.
+    server = make_server(volume, lease_duration="24h").start()
     before = volume.store.objects()
     with server.connect(extents=True) as client:
         assert client.get_size() == SIZE

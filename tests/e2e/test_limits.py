@@ -1,5 +1,6 @@
 """What the system lets a server have: soft limits are no limits of ours, and hard ones are told, with what raises them."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import nbd
 import pytest
 
 from support.cgroup import make_group  # noqa: F401, a fixture
+from support.lives import listens
 from support.model import pattern
 from support.process import wait_for
 from support.server import CLI, GI, KI, MI, PLUGIN, Server
@@ -80,14 +82,26 @@ def test_a_hard_limit_is_told_with_what_it_leaves_room_for(limited):
     assert_all_are_served(server, [server.handle() for _ in range(int(told[1]))])
 
 
-def connect_as_many(server, count: int) -> tuple[list[nbd.NBD], int]:
-    """Clients, and how many were hung up on."""
+def threads_of_nbdkit(pid: int) -> int:
+    """Threads that have nbdkit's name: its own, and not those of the plugin."""
+    names = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            names.append((thread / "comm").read_text())
+    return names.count("nbdkit\n")
+
+
+def connect_as_many(server, count: int, threads_each: int = 0) -> tuple[list[nbd.NBD], int]:
+    """Clients, each once its threads are there, and how many were hung up on."""
     clients, refused = [], 0
     for _ in range(count):
         try:
             clients.append(server.handle())
         except nbd.Error:
             refused += 1
+            continue
+        if threads_each:
+            wait_for(lambda: threads_of_nbdkit(server.process.pid) > threads_each * len(clients), "the threads of a connection")
     return clients, refused
 
 
@@ -200,8 +214,8 @@ def test_too_few_threads_are_told_and_no_more_than_fit_are_begun(limited, make_g
     server = limited(None, [group]).start()
     told = re.search(rf"{group.limit_file} allows 400 threads, .* about (\d+) connections; .*TasksMax=", server.log_text())
     assert told, server.log_text()
-    clients, refused = connect_as_many(server, 40)
-    # The threads of a connection come a moment after it.
+    # The threads of a connection come a moment after it, and those of one that is refused or has left go a moment after it.
+    clients, refused = connect_as_many(server, 40, threads_each=17)
     assert abs(len(clients) - int(told[1])) <= 2 and refused > 0
     all_at_work(clients, 8 * KI)
     assert re.search(rf"a client is refused: {group.limit_file} allows 400 threads, .*TasksMax=", server.log_text())
@@ -231,7 +245,7 @@ def test_the_command_line_raises_its_limit(make_volume, make_server, nbdkit):
     env = {**os.environ, "NBDKIT": nbdkit, "HYPERNBD_PLUGIN": str(PLUGIN)}
     process = subprocess.Popen(low + command, env=env, stdout=subprocess.DEVNULL)
     try:
-        wait_for(socket.exists, "the server to listen")
+        wait_for(lambda: listens(socket), "the server to listen")
         soft, hard = limits(process.pid)
         assert soft == hard > SOFT
         client = nbd.NBD()

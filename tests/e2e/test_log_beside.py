@@ -89,7 +89,8 @@ def test_requests_of_a_flush(make_volume, serve, minio, monkeypatch, block_bytes
     behind.store = copy.copy(volume.store)
     behind.store.cli_options = ["--endpoint-url", proxy.endpoint, *volume.store.cli_options[2:]]
     monkeypatch.setenv("RUST_LOG", LOUD)
-    served = serve(behind, "--checkpoint-interval", "1h", *options)
+    # A renewal of the lease would be counted.
+    served = serve(behind, "--checkpoint-interval", "1h", "--lease-duration", "24h", *options)
     client = served.connect()
     wait_for(lambda: "leaves of the index are in memory" in served.log.read_text(), "the index to be in memory")
     with proxy.lock:

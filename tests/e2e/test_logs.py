@@ -8,7 +8,7 @@ import pytest
 
 from support.faulty import Fault, FaultyProxy
 from support.model import pattern
-from support.server import KI, MI
+from support.server import KI, MI, flush_until_it_succeeds
 from support.stores import free_port
 
 SIZE = 64 * MI
@@ -43,7 +43,7 @@ def test_a_failure_that_repeats_is_summarised(minio, make_volume, make_server):
     server = make_server(make_volume(SIZE), endpoint_url=proxy.endpoint, **parameters).start()
     with server.connect() as client:
         client.pwrite(pattern(4 * MI, 1), 0)
-        client.flush()
+        flush_until_it_succeeds(client)
         proxy.fail(Fault("corrupt", r"^GET \S+/\d{10}\.\d+[? ]"))
         failed = 16
         for at in range(failed):

@@ -34,15 +34,16 @@ def test_one_publish_goes_wrong(make_volume, make_server, proxy, action, pattern
     where = {"inode": INODE, "segment": SEGMENT, "any": ANY_WRITE}[pattern_name]
     with server.connect() as client:
         client.pwrite(pattern(1 * MI, 1), 0)
-        client.flush()
+        flush_until_it_succeeds(client)
         client.pwrite(pattern(1 * MI, 2), 512 * KI)
         rule = proxy.rule = Rule(action, where, times_max=times)
         flush_until_it_succeeds(client)
         assert rule.hits >= 1, "no request went wrong: the test has tested nothing"
         proxy.rule = None
         client.pwrite(pattern(1000, 3), 4 * MI + 1)
-        client.flush()
+        flush_until_it_succeeds(client)
         server.kill()
+    server.parameters["io_timeout"] = "60s"
     server.start()
     with server.connect() as client:
         assert client.pread(512 * KI, 0) == pattern(512 * KI, 1)

@@ -10,6 +10,7 @@ import pytest
 
 from support import recipes
 from support.blockdev import BlockDevice, why_not
+from support.lives import listens
 from support.model import pattern
 from support.process import check, run, spawn, wait_for
 from support.recipes import Shell, blocks
@@ -133,7 +134,7 @@ def test_qemu_takes_the_disk(server):
         limit_s=120,
     )
     try:
-        wait_for(lambda: out.exists() or daemon.poll() is not None, "QEMU to listen")
+        wait_for(lambda: listens(out) or daemon.poll() is not None, "QEMU to listen")
         assert daemon.poll() is None, (server.directory / "qemu.log").read_text()
         read = check("qemu-io", "-r", "-f", "raw", "-c", "read 0 1M", f"nbd+unix:///web1?socket={out}")
         assert "read 1048576/1048576" in read
@@ -260,7 +261,7 @@ def test_migrating(shell, tmp_path):
         env={},
         limit_s=120,
     )
-    wait_for(socket.exists, "the other server")
+    wait_for(lambda: listens(socket), "the other server")
     try:
         shell.run(nbd.replace("nbd+unix:///?socket=/run/old.sock", f"'nbd+unix:///?socket={socket}'"))
     finally:

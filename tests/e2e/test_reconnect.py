@@ -18,6 +18,7 @@ import nbd
 import pytest
 
 from support.blockdev import BlockDevice, why_not
+from support.lives import listens
 from support.process import check, spawn, wait_for
 from support.serve import served_with_buffer
 from support.server import KI, MI, leave
@@ -40,7 +41,7 @@ def reconnecting(server, directory):
     command = ["qemu-nbd", "--persistent", "--discard=unmap", "--socket", str(socket), "--image-opts", image]
     client = spawn(command, directory / "qemu-nbd.log", env={}, limit_s=LIMIT_S)
     try:
-        wait_for(socket.exists, "qemu-nbd to listen")
+        wait_for(lambda: listens(socket), "qemu-nbd to listen")
         device = BlockDevice(f"nbd+unix:///?socket={socket}", directory / "device")
         try:
             yield device

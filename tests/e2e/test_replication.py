@@ -52,7 +52,7 @@ class Both:
 
     def begin(self, log, *more: str):
         env = {**self.store.env, **self.env}
-        return spawn([str(CLI), *self.words(*more), *self.store.cli_options], log, env=env, limit_s=120)
+        return spawn([str(CLI), *self.words(*more), *self.store.cli_options], log, env=env, limit_s=300)
 
 
 def place(store, tmp_path, kind: str, minio) -> Volume:
@@ -194,7 +194,7 @@ def test_killed_again_and_again_beside_a_busy_writer(both, make_server, tmp_path
     seen = set()
     try:
         for number in range(KILLS):
-            process = both.begin(tmp_path / f"log-{number}", "--follow", "--interval", "100ms")
+            process = both.begin(tmp_path / f"log-{number}", "--follow", "--interval", "1s")
             # Any moment will do; each is another one.
             with pytest.raises(Exception):
                 process.wait(timeout=rng.uniform(0.3, 2.5))
@@ -223,7 +223,7 @@ def test_follows_until_it_is_stopped(both, make_server, tmp_path):
     with server.connect() as client:
         client.pwrite(pattern(BLOCK, 1), 0)
         client.flush()
-        process = both.begin(log, "--follow", "--interval", "100ms", "--json")
+        process = both.begin(log, "--follow", "--interval", "1s", "--json")
         for tag in range(2, 5):
             client.pwrite(pattern(BLOCK, tag), 0)
             client.flush()
@@ -247,7 +247,7 @@ def test_a_replica_that_is_written_to_is_a_volume_of_its_own(both, make_server, 
         client.pwrite(pattern(SIZE, 1), 0)
         client.flush()
     log = tmp_path / "log"
-    process = both.begin(log, "--follow", "--interval", "100ms")
+    process = both.begin(log, "--follow", "--interval", "1s")
     wait_for(lambda: "is at checkpoint 1" in log.read_text(), "the replica to be made")
     assert "is held by" in refused(make_server(both.replica, lease_duration="2s"))
     assert "replica_of" in info(both.replica), "a server that was refused changes nothing"
@@ -458,10 +458,10 @@ def test_every_command_of_the_document_does_what_it_says(make_volume, make_serve
             socket = tmp_path / f"socket-{number}"
             words += ["--socket", str(socket)]
             environment = {**env, "PATH": f"{os.path.dirname(server.nbdkit)}:{os.environ['PATH']}"}
-            process = spawn(words, log, env=environment, limit_s=60)
+            process = spawn(words, log, env=environment, limit_s=300)
             wait_for(lambda s=socket, p=process: s.exists() or p.poll() is not None, line)
         else:
-            process = spawn(words, log, env=env, limit_s=60)
+            process = spawn(words, log, env=env, limit_s=300)
             wait_for(lambda at=log, p=process: sign in at.read_text() or p.poll() is not None, line)
         assert process.poll() is None, (line, log.read_text())
         process.send_signal(signal.SIGTERM)

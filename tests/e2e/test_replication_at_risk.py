@@ -46,7 +46,7 @@ def test_who_follows_is_told_of_a_log_that_nobody_publishes(both, make_server, s
     options = {"backend_wal_url": log_url, "checkpoint_interval": "1h", "lease_duration": "2s"}
     server = make_server(both.volume, **options).start()
     log = tmp_path / "log"
-    process = both.begin(log, "--follow", "--interval", "100ms")
+    process = both.begin(log, "--follow", "--interval", "1s")
     with server.connect() as client:
         client.pwrite(pattern(BLOCK, 1), 0)
         client.flush()
@@ -115,3 +115,40 @@ def test_a_place_that_is_deleted_while_it_is_made_becomes_no_volume(make_volume,
     proxy.close()
     assert "was deleted, or made anew" in log.read_text()
     assert not [key for key in store.objects() if "/replica" in key]
+
+
+@pytest.mark.s3_only
+def test_a_volume_that_is_made_at_the_replicas_place_keeps_its_objects(make_volume, make_server, store, tmp_path, minio):
+    """The end of a copy arrives when the replica was deleted, and another volume there has an object of that name."""
+    volume = make_volume(SIZE, BLOCK)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    replica = Volume(store.url("replica"), store, SIZE, BLOCK)
+    with server.connect() as client:
+        client.pwrite(pattern(SIZE, 1), 0)
+        client.flush()
+        verb(volume, "replicate", volume.url, replica.url)
+        client.pwrite(pattern(SIZE, 2), 0)
+        client.flush()
+    assert server.terminate() == 0
+    proxy = FaultyProxy(minio.endpoint)
+    # Without the fix it is a PUT with x-amz-copy-source, which replaces whatever is there.
+    where = r"(POST \S*/replica/0000000002\.0\?\S*uploadId|PUT \S*/replica/0000000002\.0 )"
+    fault = proxy.fail(Fault("hang", where=where, times_max=1))
+    log = tmp_path / "log"
+    process = begin(volume, proxy, log, "replicate", volume.url, replica.url)
+    wait_for(lambda: fault.hits, "the copy to be held back")
+    verb(replica, "delete", replica.url, "--yes", "--takeover")
+    verb(replica, "create", replica.url, "--size", str(SIZE))
+    server = make_server(replica, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        for seed in (3, 4, 5):
+            client.pwrite(pattern(SIZE, seed), 0)
+            client.flush()
+    assert server.terminate() == 0
+    proxy.heal()
+    assert process.wait(timeout=60) == 1, log.read_text()
+    proxy.close()
+    assert_whole(replica)
+    server = make_server(replica).start()
+    with server.connect() as client:
+        assert client.pread(SIZE, 0) == pattern(SIZE, 5)

@@ -38,7 +38,7 @@ def test_a_full_disk_under_a_local_volume(small_disk, make_volume, make_server):
             client.pwrite(pattern(12 * MI, number), number * 12 * MI)
             model.write(number * 12 * MI, pattern(12 * MI, number))
             if number == 0:
-                client.flush()
+                flush_until_it_succeeds(client)
         for _ in range(2):
             with pytest.raises(nbd.Error) as caught:
                 client.flush()
@@ -49,6 +49,7 @@ def test_a_full_disk_under_a_local_volume(small_disk, make_volume, make_server):
         check("mount", "-o", "remount,size=256m", small_disk)
         flush_until_it_succeeds(client)
         server.kill()
+    server.parameters["io_timeout"] = "60s"
     server.start()
     with server.connect() as client:
         model.assert_same(read_all(client, 64 * MI), what="after a kill")

@@ -49,8 +49,12 @@ def test_new_volumes_have_rules_that_can_be_changed(make_volume):
     assert verb(volume, "retention", "show", volume.url).strip() == "--keep-within 7d --keep-last 3"
     shown = json.loads(verb(volume, "retention", "show", volume.url, "--json"))
     assert (shown["keep_last"], shown["keep_within_ms"], shown["keep_daily"]) == (3, 7 * 24 * 3600 * 1000, 0)
-    assert "retention unset" in verb(volume, "retention", "set", volume.url, status=1)
+    assert "retention unset" in verb(volume, "retention", "set", volume.url, status=2)
     verb(volume, "retention", "set", volume.url, "--keep-last", "x", status=2)
+    # Months in restic, whose words these are.
+    assert "180d" in verb(volume, "retention", "set", volume.url, "--keep-within", "6m", status=2)
+    verb(volume, "retention", "set", volume.url, "--keep-within", "90min")
+    assert verb(volume, "retention", "show", volume.url).strip() == "--keep-within 90min"
     verb(volume, "retention", "unset", volume.url)
     assert "everything is kept" in verb(volume, "retention", "show", volume.url)
     assert "retention set" in verb(volume, "prune", volume.url)

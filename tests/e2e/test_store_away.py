@@ -8,7 +8,7 @@ import pytest
 from support.lives import SIZE
 from support.model import pattern, read_all
 from support.process import wait_for
-from support.server import KI, MI, flush_until_it_succeeds
+from support.server import KI, MI, flush_until_it_succeeds, read_until_it_succeeds
 from support.stores import FileStore, S3Store
 
 
@@ -43,7 +43,7 @@ def test_scattered_zeroes_fill_the_buffer_and_no_more(away, make_volume, make_se
     server = make_server(make_volume(size, 4 * KI), **parameters).start()
     with server.connect() as client:
         client.pwrite(pattern(MI, 1), 0)
-        client.flush()
+        flush_until_it_succeeds(client)
         before = resident_bytes(server)
         take_away()
         taken = 0
@@ -56,8 +56,8 @@ def test_scattered_zeroes_fill_the_buffer_and_no_more(away, make_volume, make_se
         bring_back()
         flush_until_it_succeeds(client)
         client.pwrite(pattern(MI, 2), 0)
-        client.flush()
-        assert client.pread(MI, 0) == pattern(MI, 2)
+        flush_until_it_succeeds(client)
+        assert read_until_it_succeeds(client, MI, 0) == pattern(MI, 2)
     server.kill()
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.lives import listens
 from support.model import Model, pattern, read_all
 from support.process import wait_for
-from support.server import KI, MI, flush_until_it_succeeds
+from support.server import KI, MI, flush_until_it_succeeds, read_until_it_succeeds
 from support.stores import S3Store
 
 EIO = 5
@@ -36,7 +36,7 @@ def test_flush_fails_keeps_the_data_and_succeeds_later(impatient, own_minio, fai
     first, second = pattern(2 * MI, 1), pattern(1 * MI + 5, 2)
     with server.connect(extents=True) as client:
         client.pwrite(first, 0)
-        client.flush()
+        flush_until_it_succeeds(client)
         client.pwrite(second, 10 * MI + 3)
 
         own_minio.kill() if failure == "killed" else own_minio.pause()
@@ -54,6 +54,7 @@ def test_flush_fails_keeps_the_data_and_succeeds_later(impatient, own_minio, fai
         own_minio.start() if failure == "killed" else own_minio.resume()
         flush_until_it_succeeds(client)
         server.kill()
+    server.parameters["io_timeout"] = "60s"
     server.start()
     with server.connect() as client:
         assert client.pread(2 * MI, 0) == first
@@ -72,6 +73,7 @@ def test_a_failed_flush_is_never_forgotten(impatient, own_minio):
         own_minio.start()
         flush_until_it_succeeds(other)
         impatient.kill()
+    impatient.parameters["io_timeout"] = "60s"
     impatient.start()
     with impatient.connect() as client:
         assert client.pread(15, 0) == b"not yet durable"
@@ -92,11 +94,11 @@ def test_reads_of_stored_data_fail_and_recover(impatient, own_minio):
     server = impatient
     with server.connect() as client:
         client.pwrite(data, 0)
-        client.flush()
+        flush_until_it_succeeds(client)
     server.terminate()
     server.start()
     with server.connect() as client:
-        assert client.pread(1 * KI, 0) == data[:KI]
+        assert read_until_it_succeeds(client, 1 * KI, 0) == data[:KI]
         own_minio.kill()
         with pytest.raises(nbd.Error) as caught:
             client.pread(1 * MI, 3 * MI)
@@ -131,6 +133,7 @@ def test_the_store_comes_and_goes(make_volume, make_server, own_minio, seed):
             own_minio.start()
             flush_until_it_succeeds(client)
         server.kill()
+    server.parameters["io_timeout"] = "60s"
     server.start()
     with server.connect() as client:
         model.assert_same(read_all(client, 16 * MI), what="after a restart")
@@ -184,7 +187,7 @@ def test_a_full_buffer_with_the_store_down(make_volume, make_server, own_minio):
     acknowledged = 0
     with server.connect() as client:
         client.pwrite(pattern(1 * MI, 99), 63 * MI)
-        client.flush()
+        flush_until_it_succeeds(client)
         own_minio.kill()
         with pytest.raises(nbd.Error):
             for number in range(60):
@@ -196,8 +199,9 @@ def test_a_full_buffer_with_the_store_down(make_volume, make_server, own_minio):
         own_minio.start()
         flush_until_it_succeeds(client)
         client.pwrite(pattern(1 * MI, 98), 62 * MI)
-        client.flush()
+        flush_until_it_succeeds(client)
         server.kill()
+    server.parameters["io_timeout"] = "60s"
     server.start()
     with server.connect() as client:
         for number in range(acknowledged):

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -79,6 +80,22 @@ def test_it_shows_what_is_done_and_gives_the_terminal_back(served, key):
         screen.press(key)
         wait_for(screen.ended, "the end")
         assert screen.process.returncode == 0
+        assert screen.shows(LEFT)
+        assert termios.tcgetattr(screen.terminal) == screen.before, "as it was found"
+    finally:
+        screen.close()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_gives_the_terminal_back(served, end):
+    server, address = served
+    screen = Screen(f"http://{address}")
+    try:
+        wait_for(lambda: screen.shows(server.volume.url), "the volume to be shown")
+        assert termios.tcgetattr(screen.terminal) != screen.before
+        screen.process.send_signal(end)
+        wait_for(screen.ended, "the end")
+        assert screen.process.returncode == 128 + end
         assert screen.shows(LEFT)
         assert termios.tcgetattr(screen.terminal) == screen.before, "as it was found"
     finally:

@@ -292,7 +292,7 @@ def test_beside_a_server(make_volume, make_server, image, tmp_path, seed):
         must(volume, "snapshot", "create", volume.url, "kept")
         error = must_fail_beside(volume, "import", image, volume.url, "--overwrite")
         assert "held by another server" in error
-        over = threading.Event()
+        over, has_flushed = threading.Event(), threading.Event()
 
         def write_on() -> None:
             tag = 0
@@ -301,12 +301,14 @@ def test_beside_a_server(make_volume, make_server, image, tmp_path, seed):
                     tag += 1
                     writer.pwrite(pattern(1 * MI, tag), rng.randrange(SIZE))
                     writer.flush()
+                    has_flushed.set()
 
         writer = threading.Thread(target=write_on)
         writer.start()
         try:
             copy = tmp_path / "copy.raw"
             facts = said(volume, "export", volume.url, "@kept", copy, "--limit-rate", "32M")
+            assert has_flushed.wait(240), "there is no newer checkpoint to export"
             newest = said(volume, "export", volume.url, tmp_path / "newest.raw")
         finally:
             over.set()
@@ -413,7 +415,7 @@ def test_an_import_over_a_volume_goes_on_too(make_volume, full_image, tmp_path):
 @pytest.mark.file_only
 def test_an_image_that_changes_under_its_import(volume, full_image):
     """What was read is no state that the file ever had, and none of it is kept."""
-    process = begin(volume, "import", full_image, volume.url, "--limit-rate", "8M")
+    process = begin(volume, "import", full_image, volume.url, "--limit-rate", "4M")
     wait_for(lambda: is_there(volume), "the import to begin")
     with open(full_image, "r+b") as file:
         file.write(b"changed")
@@ -538,6 +540,17 @@ def test_images_that_are_not_raw(volume, image, tmp_path, format):
     by_flag = tmp_path / "by-flag"
     must(volume, "export", volume.url, by_flag, "--format", format)
     check("qemu-img", "compare", "-f", "raw", "-F", format, image, by_flag)
+
+
+@pytest.mark.file_only
+def test_names_that_qemu_takes_for_something_else(volume, image, tmp_path, monkeypatch):
+    """A word before a colon is a protocol to it, and a dash first an option."""
+    monkeypatch.chdir(tmp_path)
+    check("qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, "./vm-10:00.qcow2")
+    must(volume, "import", "vm-10:00.qcow2", volume.url)
+    for name in ("back-10:00.qcow2", "-x.qcow2"):
+        must(volume, "export", volume.url, "--", name)
+        check("qemu-img", "compare", "-f", "raw", "-F", "qcow2", image, f"./{name}")
 
 
 @pytest.mark.file_only

@@ -1,5 +1,6 @@
 """The write-ahead log: parameters, what it leaves behind, refusals with their way out, and its commands."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -229,7 +230,9 @@ def test_two_servers_and_one_journal(make_volume, make_server, tmp_path):
         client.flush()
         assert client.pread(5, 0) == b"still"
     assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o700
-    assert all(f.stat().st_mode & 0o777 == 0o600 for f in (tmp_path / "journal").iterdir())
+    for file in (tmp_path / "journal").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the server lives, and removes what it needs no more
+            assert file.stat().st_mode & 0o777 == 0o600, file
 
 
 @pytest.mark.s3_only
@@ -244,8 +247,9 @@ def test_a_second_server_shuts_the_first_out_of_the_log(make_volume, make_server
         second = make_server(volume, takeover="yes", **parameters).start()
         with second.connect() as client:
             assert client.pread(4 * KI, 0) == pattern(4 * KI, 1)
-            paused.pwrite(pattern(4 * KI, 2), 0)
+            # It may have seen by itself that it was shut out.
             with pytest.raises(nbd.Error):
+                paused.pwrite(pattern(4 * KI, 2), 0)
                 paused.flush()
             client.pwrite(pattern(4 * KI, 3), 0)
             client.flush()
@@ -310,8 +314,9 @@ def test_the_commands_respect_the_server_unless_told_otherwise(make_volume, make
 
     replayed = volume.cli("wal", "replay", volume.url, "--takeover")
     assert replayed.returncode == 0, replayed.stderr
-    client.pwrite(pattern(4 * KI, 9), 0)
+    # It may have seen by itself that it was shut out.
     with pytest.raises(nbd.Error):
+        client.pwrite(pattern(4 * KI, 9), 0)
         client.flush()
     server.kill()
     server.start()
@@ -326,8 +331,9 @@ def test_a_log_is_discarded_under_its_server(make_volume, make_server, store):
     volume = server.volume
     done = volume.cli("wal", "discard", volume.url, "--yes", "--takeover")
     assert done.returncode == 0, done.stderr
-    client.pwrite(pattern(4 * KI, 9), 0)
+    # It may have seen by itself that it was shut out.
     with pytest.raises(nbd.Error):
+        client.pwrite(pattern(4 * KI, 9), 0)
         client.flush()
     server.kill()
     plain = make_server(volume).start()

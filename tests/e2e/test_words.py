@@ -8,9 +8,9 @@ from datetime import datetime
 import pytest
 
 from support.model import pattern
-from support.process import wait_for
+from support.process import run, wait_for
 from support.serve import Served
-from support.server import CLI, KI, MI
+from support.server import CLI, KI, MI, Volume
 
 SIZE = 8 * MI
 SERVER_LIMIT_S = 60
@@ -164,3 +164,43 @@ def test_a_misspelt_level_silences_nothing(make_volume, make_server, level):
 def test_a_port_of_nobody_is_refused(make_volume):
     volume = make_volume(SIZE)
     assert "0" in said(volume, "serve", volume.url, "--port", "0", status=2)
+
+
+@pytest.mark.file_only
+@pytest.mark.parametrize("words, shows", [("", True), ("inof", True), ("hypernbd_volume=debug", True), ("error", False), ("off", False)])
+def test_rust_log_silences_only_what_it_says(store, make_server, words, shows):
+    """Of what it does not name there are warnings; a misspelt level is told."""
+    volume, env = Volume(store.url("odd"), store), {"RUST_LOG": words}
+    made = volume.cli("create", volume.url, "--size", "1000001", env=env)
+    assert made.returncode == 0
+    server = make_server(volume, backend_wal_url="auto", env=env).start()
+    assert server.terminate() == 0
+    for text, warning in ((made.stderr, "no multiple of 512"), (server.log_text(), "makes no log for a volume in a directory")):
+        assert (warning in text) == shows, text
+        assert ("inof is no level" in text) == (words == "inof"), text
+
+
+def test_wrong_command_lines_are_told_by_their_status(make_volume):
+    volume = make_volume(SIZE)
+    other = volume.store.url("other")
+    for words in (
+        ["clone", volume.url],
+        ["clone", volume.url, "@1", other, "more"],
+        ["clone", volume.url, "1", other],
+        ["retention", "set", volume.url],
+        ["replicate", volume.url, other, "--follow", "--interval", "0"],
+        # What one word says is nothing to the other.
+        ["space", volume.url, "--price", "1", "--json"],
+        ["serve", volume.url, "-r", "--takeover"],
+    ):
+        assert "panicked" not in said(volume, *words, status=2)
+    for verb in (["attach", "nbd://localhost"], ["detach", "/dev/nbd0"], ["attached"]):
+        done = run(CLI, *verb, "--region", "eu-west-1")
+        assert done.returncode == 2 and "store" in done.stderr, done.stderr
+
+
+@pytest.mark.file_only
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root attaches devices")
+def test_a_devices_own_name_is_no_other_name():
+    done = run(CLI, "attach", "nbd://localhost", "--name", "nbd1", "--foreground")
+    assert done.returncode == 1 and "a device's own" in done.stderr, done.stderr

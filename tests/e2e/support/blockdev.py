@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .process import check, run, spawn, wait_for
 
-LIMIT_S = 240
+LIMIT_S = 900
 
 
 def why_not() -> str | None:
@@ -54,11 +54,11 @@ class BlockDevice:
             return not os.path.ismount(self.fuse)
 
         try:
-            wait_for(unmounted, "nbdfuse to let go", limit_s=30)
+            wait_for(unmounted, "nbdfuse to let go", limit_s=120)
         finally:
             run("umount", "--lazy", self.fuse)
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

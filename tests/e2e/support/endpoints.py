@@ -10,7 +10,7 @@ from pathlib import Path
 
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-LIMIT_S = 20
+LIMIT_S = 120
 
 
 @dataclass

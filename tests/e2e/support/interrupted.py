@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import nbd
 
 from .faulty import Fault
-from .lives import begin
+from .lives import begin, listens
 from .process import wait_for
 
 REQUESTS_MAX = 160  # no verb has as many: a loop that goes on is a defect of the test
@@ -68,6 +68,8 @@ def interrupted(volume, proxy, how: str, number: int, log, *words) -> str | None
         process.kill()
     status = process.wait()
     proxy.heal()
+    # What it had sent at the same time may be carried out after its end, and what is left is looked at next.
+    proxy.settle()
     assert how != "unanswered" or status == 0, (fault.hits[0], log.read_text())
     assert "panicked" not in log.read_text(), log.read_text()
     return fault.hits[0]
@@ -97,8 +99,15 @@ def begin_to_connect(server) -> threading.Thread:
 def interrupted_start(server, how: str, fault: Nth) -> None:
     """Starts a server through a proxy that has this fault, and lets it come to its first client or to its end; then kills it."""
     server.spawn()
-    wait_for(lambda: fault.hits or server.socket.exists() or not server.is_running(), "the server to listen")
-    if server.socket.exists():
+    is_listening = False
+
+    def has_begun() -> bool:
+        nonlocal is_listening
+        is_listening = listens(server.socket)
+        return is_listening or bool(fault.hits) or not server.is_running()
+
+    wait_for(has_begun, "the server to listen")
+    if is_listening:
         client = begin_to_connect(server)
         wait_for(lambda: fault.hits or not client.is_alive(), "the client to be served, or the server to come to the request")
         if how != "killed":

@@ -42,7 +42,7 @@ def refused(server: Server) -> str:
 def begin(volume, proxy, log, *words):
     """A verb of the command line through a proxy to the volume's store, on S3; its output goes to `log`."""
     options = ["--endpoint-url", proxy.endpoint, *volume.store.cli_options[2:]]
-    return spawn([str(CLI), *words, *options], log, env=volume.store.env, limit_s=60)
+    return spawn([str(CLI), *words, *options], log, env=volume.store.env, limit_s=300)
 
 
 def close(server: Server) -> None:

@@ -5,6 +5,8 @@ import socket
 import threading
 from urllib.parse import urlsplit
 
+from .process import wait_for
+
 
 class Proxy:
     """Takes connections at `endpoint` and hands each to `serve` with one to the server behind."""
@@ -12,6 +14,7 @@ class Proxy:
     def __init__(self, endpoint: str):
         address = urlsplit(endpoint)
         self.upstream = (address.hostname, address.port)
+        self.under_way: set[socket.socket] = set()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -21,6 +24,14 @@ class Proxy:
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
+
+    def settle(self) -> None:
+        """Once all clients are gone: waits until what they had sent is carried out, which the store may be at still."""
+        with socket.create_connection(self.listener.getsockname(), timeout=60) as last:
+            # Connections are taken in their order: once this one is at its end, all before it are under way or over.
+            last.shutdown(socket.SHUT_WR)
+            last.recv(1)
+        wait_for(lambda: not self.under_way, "the requests of those who are gone to be carried out")
 
     def serve(self, client: socket.socket, server: socket.socket) -> None:
         """Carries one connection to its end; both sockets are closed afterwards."""
@@ -32,10 +43,14 @@ class Proxy:
                 client, _ = self.listener.accept()
             except OSError:
                 return
+            self.under_way.add(client)
             threading.Thread(target=self._connect, args=(client,), daemon=True).start()
 
     def _connect(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
-            for end in (client, server):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.serve(client, server)
+        try:
+            with contextlib.suppress(OSError), client, socket.create_connection(self.upstream) as server:
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.serve(client, server)
+        finally:
+            self.under_way.discard(client)

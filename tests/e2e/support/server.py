@@ -21,7 +21,7 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target")) / BUILD
 PLUGIN = Path(os.environ.get("HYPERNBD_PLUGIN", TARGET / "libhypernbd.so"))
 CLI = Path(os.environ.get("HYPERNBD_CLI", TARGET / "hypernbd"))
 
-SERVER_LIMIT_S = 300
+SERVER_LIMIT_S = 1800
 EXIT_LIMIT_S = 90
 
 KI = 1024
@@ -65,6 +65,19 @@ def flush_until_it_succeeds(client) -> None:
             return False
 
     wait_for(flushed, "a flush to succeed with the store back", limit_s=90)
+
+
+def read_until_it_succeeds(client, length: int, offset: int) -> bytes:
+    """As `flush_until_it_succeeds`: a store that is well may still take longer than an impatient server lets a read wait."""
+
+    def read() -> bytes | None:
+        try:
+            return client.pread(length, offset)
+        except nbd.Error as error:
+            assert error.errnum == errno.EIO, error
+            return None
+
+    return wait_for(read, "a read to succeed with the store back", limit_s=90)
 
 
 def leave(client) -> None:

@@ -1,7 +1,9 @@
 """The two kinds of store a volume lives on, seen alike: fresh URLs, credentials, and what is stored."""
 
+import contextlib
 import itertools
 import os
+import random
 import signal
 import socket
 from pathlib import Path
@@ -14,14 +16,23 @@ from .process import spawn, wait_for
 
 BUCKET = "hypernbd-e2e"
 REGION = "us-east-1"
-MINIO_LIMIT_S = 3600
+MINIO_LIMIT_S = 6 * 3600
+
+
+# Below those that Linux gives to whoever asks for any port, so that a port stays free until it is used, and while a server on it is
+# down; and a slice for each of the processes that run tests at the same time.
+_PORTS_EACH = 1000
+_first_port = 12_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20 * _PORTS_EACH
+_ports = itertools.cycle(random.SystemRandom().sample(range(_first_port, _first_port + _PORTS_EACH), _PORTS_EACH))
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port on the loopback interface that is free now, and was not given lately."""
+    for port in itertools.islice(_ports, _PORTS_EACH):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port from {_first_port} on is free")
 
 
 def command_of(program: str, port: int, keys: tuple[str, str], data: Path) -> tuple[list[str], dict[str, str]]:
@@ -67,7 +78,7 @@ class Minio:
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             config=Config(
-                s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=20, retries={"max_attempts": 1}
+                s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=60, retries={"max_attempts": 1}
             ),
         )
 
@@ -94,7 +105,7 @@ class Minio:
         command, env = command_of(self.program, self.port, keys, self.directory / "data")
         env = {**env, "HOME": str(self.directory), **self.more_env}
         self.process = spawn(command, self.log, env=env, limit_s=MINIO_LIMIT_S)
-        wait_for(self._answers, "MinIO to answer")
+        wait_for(self._answers, "MinIO to answer", limit_s=240)
         existing = [bucket["Name"] for bucket in self.client().list_buckets()["Buckets"]]
         if BUCKET not in existing:
             self.client().create_bucket(Bucket=BUCKET)

@@ -9,13 +9,16 @@ from .server import CLI, Volume
 QUESTION = b"Type yes: "
 
 
-def on_a_terminal(volume: Volume, arguments: list[str], typed: str, meanwhile=None) -> tuple[int, str]:
-    """Runs the command line; returns the exit status and what was shown. `meanwhile` is called between question and answer."""
+def on_a_terminal(volume: Volume, arguments: list[str], typed: str, meanwhile=None, output=None) -> tuple[int, str]:
+    """Runs the command line; returns the exit status and what was shown. `meanwhile` is called between question and answer.
+
+    `output` is a file for standard output, instead of the terminal.
+    """
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [CLI, *arguments, *volume.store.cli_options],
         stdin=terminal,
-        stdout=terminal,
+        stdout=output or terminal,
         stderr=terminal,
         env={**os.environ, **volume.store.env},
     )
