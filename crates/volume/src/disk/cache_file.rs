@@ -41,6 +41,15 @@ pub(crate) fn open(dir: &Path, capacity_bytes: usize) -> io::Result<Arc<dyn Devi
     device.build().map_err(io::Error::other)
 }
 
+/// Removes the file in `dir`, and those of earlier releases.
+///
+/// # Errors
+/// What the file system says.
+pub(crate) fn remove(dir: &Path) -> io::Result<()> {
+    let mut names = file_names(dir)?.into_iter().filter(|name| is_of_cache(name));
+    names.try_for_each(|name| fs::remove_file(dir.join(name)))
+}
+
 /// Whether a file of this name is a cache's.
 pub(crate) fn is_of_cache(name: &str) -> bool {
     name == CACHE_FILE || is_earlier(name)

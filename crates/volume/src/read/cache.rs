@@ -8,13 +8,14 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use foyer::{
     BlockEngineBuilder, Code, CodeError, HybridCache, HybridCacheBuilder, HybridCachePolicy, S3FifoConfig,
 };
 use log::warn;
+use parking_lot::RwLock;
 
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
@@ -77,12 +78,11 @@ type Pages = HybridCache<PageKey, Vec<u8>>;
 
 /// Pages of published data. A cache without memory holds nothing.
 pub struct ReadCache {
-    pages: Option<Pages>,
+    /// None while they are thrown away, too.
+    pages: RwLock<Option<Pages>>,
+    /// 0 when it holds nothing.
     memory_bytes: u64,
-    /// Held while the disk is in use.
-    lock: Option<File>,
-    /// What the disk records of the volume.
-    state: Option<CacheState>,
+    disk: Option<OnDisk>,
     has_failed: AtomicBool,
     /// A newer checkpoint could not be recorded on the disk, so no more pages are kept.
     is_stopped: AtomicBool,
@@ -90,14 +90,24 @@ pub struct ReadCache {
     metrics: Metrics,
 }
 
+/// What a volume has of a local disk for its pages.
+struct OnDisk {
+    /// The directory of the volume.
+    dir: PathBuf,
+    size_bytes: u64,
+    /// Held while the disk is in use.
+    lock: File,
+    /// What the disk records of the volume.
+    state: CacheState,
+}
+
 impl ReadCache {
     /// A cache that holds nothing.
     pub fn none() -> Self {
         Self {
-            pages: None,
+            pages: RwLock::new(None),
             memory_bytes: 0,
-            lock: None,
-            state: None,
+            disk: None,
             has_failed: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -127,23 +137,18 @@ impl ReadCache {
         if config.memory_bytes == 0 {
             return Self::none();
         }
-        let mut lock = None;
-        let mut state = None;
-        let mut pages = None;
-        if let (Some(disk), Some(id)) = (&config.disk, volume_id) {
-            match on_disk(config, disk, id, on).await {
-                Ok((opened, locked)) => {
-                    (pages, lock) = (Some(opened), Some(locked));
-                    state = Some(CacheState::load(&disk.dir.join(id.to_string())));
-                }
+        let (mut pages, mut disk) = (None, None);
+        if let (Some(place), Some(id)) = (&config.disk, volume_id) {
+            match on_disk(config.memory_bytes, place, id, on).await {
+                Ok((opened, of_volume)) => (pages, disk) = (Some(opened), Some(of_volume)),
                 Err(e) => warn!(
                     "the read cache in {} cannot be used, it is kept in memory only: {e}",
-                    disk.dir.join(id.to_string()).display()
+                    place.dir.join(id.to_string()).display()
                 ),
             }
         }
         if pages.is_none() {
-            pages = match in_memory(config).storage().build().await {
+            pages = match in_memory(config.memory_bytes).storage().build().await {
                 Ok(pages) => Some(pages),
                 Err(e) => {
                     warn!("there is no read cache: {e}");
@@ -152,10 +157,9 @@ impl ReadCache {
             };
         }
         Self {
-            pages,
-            memory_bytes: config.memory_bytes,
-            lock,
-            state,
+            memory_bytes: pages.as_ref().map_or(0, |_| config.memory_bytes),
+            pages: RwLock::new(pages),
+            disk,
             has_failed: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
             metrics: Metrics::default(),
@@ -164,24 +168,24 @@ impl ReadCache {
 
     /// The memory that the cache may take, in bytes; 0 when it holds nothing.
     pub fn memory_bytes(&self) -> u64 {
-        self.pages.as_ref().map_or(0, |_| self.memory_bytes)
+        self.memory_bytes
     }
 
     /// Whether a disk is in use.
     pub fn has_disk(&self) -> bool {
-        self.lock.is_some()
+        self.disk.is_some()
     }
 
     /// Calls `look` with a page that is in memory. Returns `None` when the page is not there.
     pub fn with<R>(&self, key: PageKey, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let page = self.pages.as_ref()?.memory().get(&key)?;
+        let page = self.pages.read().as_ref()?.memory().get(&key)?;
         Some(look(page.value()))
     }
 
     /// Calls `look` with a page, which is read from the disk into memory if need be. Returns `None` when the page is in
     /// neither.
     pub async fn load<R>(&self, key: PageKey, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        match self.pages.as_ref()?.get(&key).await {
+        match self.pages()?.get(&key).await {
             Ok(page) => page.map(|page| look(page.value())),
             Err(e) => {
                 if !self.has_failed.swap(true, Ordering::Relaxed) {
@@ -194,7 +198,7 @@ impl ReadCache {
 
     /// The newest checkpoint from which pages on the disk may come, if there is a disk and this is known.
     pub(crate) fn found(&self) -> Option<CheckpointId> {
-        self.state.as_ref()?.found()
+        self.disk.as_ref()?.state.found()
     }
 
     /// Empties the cache, because its pages belong to another history or may do so.
@@ -202,10 +206,29 @@ impl ReadCache {
     /// # Errors
     /// When the disk cannot be emptied. It must then not be used.
     pub async fn clear(&self) -> io::Result<()> {
-        match &self.pages {
-            Some(pages) => pages.clear().await.map_err(io::Error::other),
-            None => Ok(()),
+        let Some(disk) = &self.disk else {
+            return match self.pages() {
+                Some(pages) => pages.clear().await.map_err(io::Error::other),
+                None => Ok(()),
+            };
+        };
+        // foyer empties a disk by the first bytes of each unit alone. A unit that is filled again up to where an old run of pages
+        // begins would bring that back at the next open. So the file goes, and reads miss meanwhile.
+        let before = self.pages.write().take();
+        if let Some(before) = before {
+            before.memory().clear();
+            if let Err(e) = before.close().await {
+                warn!("closing the read cache in {}: {e}", disk.dir.display());
+            }
         }
+        cache_file::remove(&disk.dir.join(PAGES_NAME))?;
+        let anew = disk.build(self.memory_bytes).await?;
+        *self.pages.write() = Some(anew);
+        Ok(())
+    }
+
+    fn pages(&self) -> Option<Pages> {
+        self.pages.read().clone()
     }
 
     /// Notes the volume's newest checkpoint. Pages that are kept from here on come from this checkpoint or an earlier
@@ -215,8 +238,8 @@ impl ReadCache {
     }
 
     fn note(&self, newest: CheckpointId, is_closed: bool) {
-        if let Some(state) = &self.state
-            && !state.note(newest, is_closed)
+        if let Some(disk) = &self.disk
+            && !disk.state.note(newest, is_closed)
         {
             self.is_stopped.store(true, Ordering::Relaxed);
         }
@@ -227,51 +250,64 @@ impl ReadCache {
         if self.is_stopped.load(Ordering::Relaxed) {
             return;
         }
-        if let Some(pages) = &self.pages {
+        if let Some(pages) = self.pages.read().as_ref() {
             pages.insert(key, page);
         }
     }
 
     /// Writes the pending pages to the disk and unlocks the directory. `newest` is the volume's newest checkpoint.
     pub async fn close(&self, newest: CheckpointId) {
-        if let (Some(pages), Some(lock)) = (&self.pages, &self.lock) {
+        let Some(disk) = &self.disk else { return };
+        if let Some(pages) = self.pages() {
             match pages.close().await {
                 Ok(()) => self.note(newest, true),
                 Err(e) => warn!("closing the read cache: {e}"),
             }
-            let _ = lock.unlock();
         }
+        let _ = disk.lock.unlock();
+    }
+}
+
+impl OnDisk {
+    /// Opens the pages that are there, with this much memory before them.
+    async fn build(&self, memory_bytes: u64) -> io::Result<Pages> {
+        let device = cache_file::open(&self.dir.join(PAGES_NAME), self.size_bytes as usize)?;
+        in_memory(memory_bytes)
+            .storage()
+            .with_engine_config(BlockEngineBuilder::new(device).with_block_size(DISK_UNIT_BYTES))
+            .build()
+            .await
+            .map_err(io::Error::other)
     }
 }
 
 fn in_memory(
-    config: &ReadCacheConfig,
+    memory_bytes: u64,
 ) -> foyer::HybridCacheBuilderPhaseMemory<PageKey, Vec<u8>, foyer::DefaultHasher> {
     HybridCacheBuilder::new()
         .with_name("pages")
         .with_policy(HybridCachePolicy::WriteOnInsertion)
-        .memory(config.memory_bytes as usize)
+        .memory(memory_bytes as usize)
         // One pass over a large volume must not evict the pages that are read repeatedly.
         .with_eviction_config(S3FifoConfig::default())
         .with_weighter(|_: &PageKey, page: &Vec<u8>| page.len() + PAGE_OVERHEAD_BYTES)
 }
 
 async fn on_disk(
-    config: &ReadCacheConfig,
-    disk: &ReadCacheDisk,
+    memory_bytes: u64,
+    place: &ReadCacheDisk,
     volume_id: VolumeId,
     on: &dyn Disk,
-) -> io::Result<(Pages, File)> {
-    let dir = disk.dir.join(volume_id.to_string());
-    let lock = lock(&dir, on)?;
-    let device = cache_file::open(&dir.join(PAGES_NAME), disk.size_bytes as usize)?;
-    let pages = in_memory(config)
-        .storage()
-        .with_engine_config(BlockEngineBuilder::new(device).with_block_size(DISK_UNIT_BYTES))
-        .build()
-        .await
-        .map_err(io::Error::other)?;
-    Ok((pages, lock))
+) -> io::Result<(Pages, OnDisk)> {
+    let dir = place.dir.join(volume_id.to_string());
+    let disk = OnDisk {
+        lock: lock(&dir, on)?,
+        state: CacheState::load(&dir),
+        size_bytes: place.size_bytes,
+        dir,
+    };
+    let pages = disk.build(memory_bytes).await?;
+    Ok((pages, disk))
 }
 
 /// Makes the directory, accessible only to its owner, and locks it.

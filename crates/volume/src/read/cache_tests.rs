@@ -38,15 +38,20 @@ fn config(dir: &Path) -> ReadCacheConfig {
     }
 }
 
+/// Waits until what was inserted is on the disk.
+async fn written(cache: &ReadCache) {
+    cache.pages().unwrap().storage().wait().await;
+}
+
 /// Fills far more than memory holds and waits until it is on the disk.
 async fn fill(cache: &ReadCache, count: u64) {
     for n in 0..count {
         cache.insert(key(n), page(n).to_vec());
         if n % 256 == 255 {
-            cache.pages.as_ref().unwrap().storage().wait().await;
+            written(cache).await;
         }
     }
-    cache.pages.as_ref().unwrap().storage().wait().await;
+    written(cache).await;
 }
 
 async fn hits(cache: &ReadCache, count: u64) -> u64 {
@@ -95,6 +100,46 @@ async fn an_emptied_cache_holds_nothing_in_memory_or_on_the_disk() {
     assert_eq!(hits(&again, 2000).await, 0);
     fill(&again, 2000).await;
     assert!(hits(&again, 2000).await > 1800, "it goes on");
+}
+
+/// A unit of the disk that is filled again exactly up to where an old run of pages begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_emptied_does_not_come_back_behind_what_is_new() {
+    // As many as foyer writes below one index.
+    const RUN_PAGES: u64 = 170;
+    const OLD_PAGES: u64 = 1500;
+    let dir = tempfile::tempdir().unwrap();
+    let open = async || ReadCache::open(&config(dir.path()), Some(id(1))).await;
+    let cache = open().await;
+    fill(&cache, OLD_PAGES).await;
+    cache.close(at(4)).await;
+    drop(cache);
+
+    // This server ends before it has kept anything.
+    let cache = open().await;
+    cache.clear().await.unwrap();
+    cache.close(at(3)).await;
+    drop(cache);
+
+    let other = |n: u64| -> Vec<u8> { page(n).iter().map(|byte| !byte).collect() };
+    let cache = open().await;
+    assert_eq!(cache.found(), Some(at(3)));
+    for n in 0..RUN_PAGES {
+        cache.insert(key(n), other(n));
+    }
+    written(&cache).await;
+    cache.close(at(3)).await;
+    drop(cache);
+
+    let cache = open().await;
+    let mut found = 0;
+    for n in 0..OLD_PAGES {
+        if let Some(bytes) = cache.load(key(n), <[u8]>::to_vec).await {
+            assert!(n < RUN_PAGES && bytes == other(n), "page {n} of before");
+            found += 1;
+        }
+    }
+    assert!(found > 0, "what is new is kept");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

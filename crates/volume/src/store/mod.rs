@@ -33,6 +33,7 @@ use std::time::SystemTime;
 use aws_sdk_s3::Client;
 
 pub use frames::Frames;
+pub use interceptors::foreign::SeenMarks;
 
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::url::VolumeUrl;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::interceptors::foreign::SeenMarks;
 use crate::metrics::Metrics;
 
 /// How the store is reached. What is not given comes from the AWS environment, profile and credential chain.
@@ -27,6 +28,8 @@ pub struct StoreOptions {
     pub answer_time: Option<Duration>,
     /// Where requests are counted, and what else is counted of the volume.
     pub metrics: Metrics,
+    /// What was seen of how stores mark their answers.
+    pub seen_marks: SeenMarks,
     /// What tests put between a volume and its store.
     #[cfg(feature = "testing")]
     pub hook: super::hook::Hook,

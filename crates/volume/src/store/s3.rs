@@ -167,11 +167,12 @@ async fn load(
 }
 
 pub(super) fn client(config: &SdkConfig, options: &StoreOptions, endpoint_url: Option<&str>) -> Client {
+    let marks = options.seen_marks.of(endpoint_url.unwrap_or_default());
     let mut builder = aws_sdk_s3::config::Builder::from(config)
         .interceptor(CountRequests(options.metrics.clone()))
         .interceptor(WindowChecksums)
-        .interceptor(ForeignAnswers::default())
-        .interceptor(SignPayload(options.payload_signing));
+        .interceptor(ForeignAnswers(marks))
+        .interceptor(SignPayload::new(options.payload_signing, endpoint_url));
     if let Some(encrypt) = Encrypt::from_options(options) {
         builder = builder.interceptor(encrypt);
     }

@@ -249,13 +249,18 @@ impl Store {
         }
     }
 
+    /// Forgets what is remembered of the check values of an object, which were put by its [`key`].
+    pub(crate) fn forget_sums(&self, name: &str) {
+        self.remembered.forget(&self.data_key(name));
+    }
+
     /// Puts check values of an object beside the container, whatever is there.
     ///
     /// # Errors
     /// When the store fails.
     pub(crate) async fn put_sums(&self, name: &str, sums: &Sums) -> Result<(), StoreError> {
         self.put(&self::key(self, name), sums.encode()).await?;
-        self.remembered.forget(&self.data_key(name));
+        self.forget_sums(name);
         Ok(())
     }
 }

@@ -14,12 +14,25 @@ use crate::store::options::PayloadSigning;
 
 /// Interceptor that carries out the choice.
 #[derive(Debug)]
-pub(crate) struct SignPayload(pub PayloadSigning);
+pub(crate) struct SignPayload {
+    choice: PayloadSigning,
+    /// A request's own URI says so only once it is about to be signed.
+    is_over_tls: bool,
+}
 
 impl SignPayload {
-    fn signs(&self, uri: &str) -> bool {
-        match self.0 {
-            PayloadSigning::Auto => !uri.starts_with("https:"),
+    /// For the store at this address; AWS without one, which is reached over TLS.
+    pub(crate) fn new(choice: PayloadSigning, endpoint_url: Option<&str>) -> Self {
+        let scheme = endpoint_url.and_then(|endpoint| endpoint.split_once(':'));
+        Self {
+            choice,
+            is_over_tls: scheme.is_none_or(|(scheme, _)| scheme.eq_ignore_ascii_case("https")),
+        }
+    }
+
+    fn signs(&self) -> bool {
+        match self.choice {
+            PayloadSigning::Auto => !self.is_over_tls,
             PayloadSigning::Always => true,
             PayloadSigning::Never => false,
         }
@@ -38,24 +51,23 @@ impl Intercept for SignPayload {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let request = context.request_mut();
-        if !self.signs(request.uri()) {
+        if !self.signs() {
             return Ok(());
         }
         in_one_piece(
-            request.body_mut(),
+            context.request_mut().body_mut(),
             "only bodies that are in memory can be signed; set payload_signing=never",
         )
     }
 
     fn modify_before_signing(
         &self,
-        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &mut BeforeTransmitInterceptorContextMut<'_>,
         _: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         // A stream with a checksum behind it has a kind of signature of its own, which the SDK has set by now.
-        if !self.signs(context.request().uri()) && config.load::<PayloadSigningOverride>().is_none() {
+        if !self.signs() && config.load::<PayloadSigningOverride>().is_none() {
             config
                 .interceptor_state()
                 .store_put(PayloadSigningOverride::unsigned_payload());

@@ -98,7 +98,13 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the next process.
+        // The file that tells whose it is comes last, so that whoever removes the store meanwhile knows it. What cannot be removed now
+        // is swept by the next process.
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name() != ALIVE {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
@@ -170,7 +176,11 @@ pub(crate) fn remove(all: &Path) -> io::Result<()> {
     for entry in fs::read_dir(all)? {
         let dir = entry?.path();
         if is_ours(&dir) {
-            fs::remove_dir_all(&dir)?;
+            match fs::remove_dir_all(&dir) {
+                // Its process ended, and removed it at the same time.
+                Err(error) if error.kind() == ErrorKind::NotFound && !dir.exists() => {}
+                removed => removed?,
+            }
         }
     }
     match fs::remove_dir(all) {

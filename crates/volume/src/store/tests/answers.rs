@@ -224,3 +224,58 @@ async fn a_conflict_with_a_write_in_progress_is_tried_again() {
         ETag("\"abc\"".into())
     );
 }
+
+/// What a reverse proxy says while the store behind it is away.
+const PAGE: &str = "<html><body>back soon</body></html>";
+const ID: &str = "x-amz-request-id: 1\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_instead_of_a_success_is_no_answer_of_a_store_that_marks_its_own() {
+    for is_marking in [true, false] {
+        let (endpoint, _heads) = serve(move |head| match head.split(' ').next().unwrap() {
+            "get" if head.contains("list-type=2") => {
+                answer("200 OK", if is_marking { ID } else { "" }, EMPTY_LIST)
+            }
+            "head" => answer("200 OK", "etag: \"x\"\r\n", ""),
+            _ => answer("200 OK", "etag: \"x\"\r\n", PAGE),
+        });
+        let store = connect_to(&endpoint).await.unwrap();
+        let key = "vol.meta/lease";
+        let answers = [
+            ("PUT", store.put_create_only(key, "mine").await.map(drop)),
+            ("GET", store.get(key).await.map(drop)),
+            ("HEAD", store.head(key).await.map(drop)),
+            ("DELETE", store.delete(key).await.map(drop)),
+        ];
+        for (method, result) in answers {
+            if is_marking {
+                let error = result.expect_err(method);
+                assert_eq!(error.kind, Unreachable, "{method}: {error}");
+            } else {
+                result.unwrap_or_else(|error| panic!("{method} of a store that marks nothing: {error}"));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_connection_saw_of_a_store_counts_for_the_next() {
+    let mut requests = 0;
+    let (endpoint, _heads) = serve(move |_| {
+        requests += 1;
+        answer("200 OK", if requests == 1 { ID } else { "" }, EMPTY_LIST)
+    });
+    let url = VolumeUrl::S3 {
+        bucket: "bucket".into(),
+        prefix: "vol".into(),
+    };
+    let options = StoreOptions {
+        endpoint_url: Some(endpoint),
+        region: Some("us-east-1".into()),
+        ..Default::default()
+    };
+    s3::tests::connect_with_keys(&url, &options).await.unwrap();
+    let error = s3::tests::connect_with_keys(&url, &options).await.unwrap_err();
+    assert_eq!(error.kind, Unreachable, "{error}");
+    assert!(error.to_string().contains("no request id"), "{error}");
+}

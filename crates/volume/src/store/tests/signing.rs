@@ -1,7 +1,11 @@
 //! What is signed, as a server sees it that checks every signature.
 
 use aws_config::{Region, SdkConfig};
-use aws_sdk_s3::config::{BehaviorVersion, Credentials, SharedCredentialsProvider};
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::{
+    BehaviorVersion, ConfigBag, Credentials, Intercept, RuntimeComponents, SharedCredentialsProvider,
+};
+use aws_sdk_s3::error::BoxError;
 use aws_smithy_types::body::SdkBody;
 use parking_lot::Mutex;
 use s3s::access::{S3Access, S3AccessContext};
@@ -103,5 +107,54 @@ async fn bodies_are_signed_as_chosen_and_arrive_as_they_are() {
                 "{endpoint} {signing:?}"
             );
         }
+    }
+}
+
+/// Notes whether bodies are one piece by the time they are signed.
+#[derive(Debug, Clone, Default)]
+struct Joined(Arc<Mutex<Vec<bool>>>);
+
+impl Intercept for Joined {
+    fn name(&self) -> &'static str {
+        "Joined"
+    }
+
+    fn read_before_signing(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.lock().push(context.request().body().bytes().is_some());
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_body_that_is_signed_is_made_one_piece() {
+    for (endpoint, signing, is_joined) in [
+        ("http://local.invalid", Auto, true),
+        ("http://local.invalid", Never, false),
+        ("https://local.invalid", Auto, false),
+        ("https://local.invalid", Always, true),
+    ] {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Arc::new(ObjectDir::create(&temp.path().join("vol"), Box::new(RealDisk)).unwrap());
+        let client = guarded_client(dir, endpoint, signing, Gate::default());
+        let joined = Joined::default();
+        let config = client.config().to_builder().interceptor(joined.clone());
+        let client = Client::from_conf(config.build());
+        let upload = client.create_multipart_upload().bucket(local::BUCKET).key("x");
+        let upload = upload.send().await.unwrap();
+        let bytes = pattern(200_001, 1);
+        let part = client
+            .upload_part()
+            .bucket(local::BUCKET)
+            .key("x")
+            .upload_id(upload.upload_id().unwrap())
+            .part_number(1)
+            .content_length(bytes.len() as i64);
+        part.body(stream_of(&bytes)).send().await.unwrap();
+        assert_eq!(joined.0.lock().last(), Some(&is_joined), "{endpoint} {signing:?}");
     }
 }
