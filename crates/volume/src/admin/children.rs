@@ -1,10 +1,11 @@
 //! The clones of a volume, looked at where they are: whether they are there, and what is known of the volume by them.
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use serde::Serialize;
 
 use super::tombstone::interfered;
 use crate::base::checkpoint_id::CheckpointId;
+use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
@@ -96,11 +97,7 @@ async fn look(
         Ok(url) => url,
         Err(e) => return Found::Unknown(e.to_string()),
     };
-    // What was copied along, of a copy that was never opened, or of one that became a volume of its own long after.
-    let is_inherited = own.is_some_and(|own| {
-        let became_ms = own.label.created_ms;
-        own.is_elsewhere() || own.label.parent.is_some() && record.made_ms.saturating_add(DAY_MS) < became_ms
-    });
+    let is_inherited = own.is_some_and(|own| is_inherited(own, record));
     match look_at(parent, child, &url).await {
         // It is the original's, and gone, or somebody is making it.
         Ok(Found::Nothing(_)) if is_inherited => Found::Another,
@@ -112,6 +109,13 @@ async fn look(
         Ok(found) => found,
         Err(e) => Found::Unknown(e.chain()),
     }
+}
+
+/// Whether an entry was copied along with the volume: of a copy that was never opened, or of one that became a volume of its own long
+/// after.
+fn is_inherited(own: &label::Found, record: &ChildRecord) -> bool {
+    let became_ms = own.label.created_ms;
+    own.is_elsewhere() || own.label.parent.is_some() && record.made_ms.saturating_add(DAY_MS) < became_ms
 }
 
 /// Whether a clone that is there is one of the volume that this one is a copy of: its origin names that volume, which is there.
@@ -164,18 +168,44 @@ async fn look_at(parent: &Store, child: &Child, url: &VolumeUrl) -> Result<Found
     })
 }
 
+/// A clone that the volume knows of, looked at.
+struct Looked {
+    child: Child,
+    /// What its entry says, where that can be read.
+    record: Option<ChildRecord>,
+    found: Found,
+}
+
+impl Looked {
+    fn url(&self) -> Option<&str> {
+        self.record.as_ref().map(|record| record.url.as_str())
+    }
+
+    /// Whether it was begun so long ago that nobody is making it any more, whatever the clocks say.
+    fn is_old(&self) -> bool {
+        let made_ms = self.record.as_ref().map_or(u64::MAX, |record| record.made_ms);
+        made_ms.saturating_add(DAY_MS) < now_ms()
+    }
+
+    /// The volume keeps nothing for it from here on.
+    async fn remove(&self, store: &Store) -> Result<(), VolumeError> {
+        children::remove(store, &self.child).await?;
+        log::info!(
+            "{} no longer keeps objects for the clone {}, which is not at {}",
+            store.url,
+            self.child.volume_id,
+            self.url().unwrap_or("the place it was to be")
+        );
+        Ok(())
+    }
+}
+
 /// Whether clones keep the volume from being deleted, and why each does. Changes nothing.
 ///
 /// # Errors
 /// [`VolumeError::HasClones`] when one is there, or that cannot be told; when the store fails.
 pub(super) async fn ensure_none(store: &Store) -> Result<(), VolumeError> {
-    let found = all(store).await?;
-    refuse(
-        store,
-        found
-            .iter()
-            .map(|(child, url, found)| (child, url.as_deref(), found)),
-    )
+    refuse(store, &all(store).await?)
 }
 
 /// As [`ensure_none`], and takes away the entries of clones that are not there. First something is put into the place of each
@@ -184,53 +214,94 @@ pub(super) async fn ensure_none(store: &Store) -> Result<(), VolumeError> {
 /// # Errors
 /// As [`ensure_none`]: nothing is taken away then.
 pub(super) async fn settle(store: &Store) -> Result<(), VolumeError> {
-    let found = all(store).await?;
-    refuse(
-        store,
-        found
-            .iter()
-            .map(|(child, url, found)| (child, url.as_deref(), found)),
-    )?;
-    for (child, url, found) in &found {
-        if let Found::Nothing(place) = found
+    let all = all(store).await?;
+    refuse(store, &all)?;
+    for looked in all {
+        if let Found::Nothing(place) = &looked.found
             && !give_up(place).await?
         {
             // It was made meanwhile.
-            return refuse(store, [(child, url.as_deref(), &Found::There)].into_iter());
+            let made = Looked {
+                found: Found::There,
+                ..looked
+            };
+            return refuse(store, &[made]);
         }
-        children::remove(store, child).await?;
-        log::info!(
-            "{} no longer keeps objects for the clone {}, which is not at {}",
-            store.url,
-            child.volume_id,
-            url.as_deref().unwrap_or("the place it was to be")
-        );
+        looked.remove(store).await?;
     }
     Ok(())
 }
 
-async fn all(store: &Store) -> Result<Vec<(Child, Option<String>, Found)>, VolumeError> {
+/// Takes away the entries of clones that are not there and cannot come to be, as [`settle`] does, and leaves those of all others: of
+/// clones that are there, of those of which that cannot be told, and of those that somebody may be making still. So what was killed
+/// while it made a clone keeps nothing for ever.
+///
+/// # Errors
+/// When the volume's store fails. An entry is left where something is in the way of taking it away.
+pub(super) async fn clear(store: &Store) -> Result<(), VolumeError> {
+    let mut known = children::load_all(store).await?;
+    if known.is_empty() {
+        return Ok(());
+    }
+    let Some(own) = label::find(store).await? else {
+        return Ok(());
+    };
+    // Without the mark of a deletion a volume that is reached by another name is not told from a copy: what may have been copied along
+    // stays until that is deleted.
+    known.retain(|(_, record)| record.as_ref().is_some_and(|record| !is_inherited(&own, record)));
+    for looked in all_of(store, None, known).await {
+        let is_over = match &looked.found {
+            Found::There | Found::Unknown(_) => false,
+            Found::Another | Found::GivenUp => true,
+            // Its age says that nobody waits for it; what is put in its place, that it cannot come to be.
+            Found::Nothing(place) if looked.is_old() => match give_up(place).await {
+                Ok(is_given_up) => is_given_up,
+                Err(e) => {
+                    log::warn!(
+                        "{} goes on keeping checkpoint {} for a clone that was never made: {}",
+                        store.url,
+                        looked.child.checkpoint.cno,
+                        e.chain()
+                    );
+                    false
+                }
+            },
+            Found::Nothing(_) => false,
+        };
+        if is_over {
+            looked.remove(store).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn all(store: &Store) -> Result<Vec<Looked>, VolumeError> {
     let known = children::load_all(store).await?;
     if known.is_empty() {
         return Ok(Vec::new());
     }
     // One that cannot be read does not say that the volume is a copy.
     let own = label::find(store).await.ok().flatten();
-    let own = own.as_ref();
-    let looked = known.into_iter().map(|(child, record)| async move {
-        let found = look(store, own, &child, record.as_ref()).await;
-        Ok::<_, VolumeError>((child, record.map(|record| record.url), found))
-    });
-    try_join_all(looked).await
+    Ok(all_of(store, own.as_ref(), known).await)
 }
 
-fn refuse<'a>(
+async fn all_of(
     store: &Store,
-    found: impl Iterator<Item = (&'a Child, Option<&'a str>, &'a Found)>,
-) -> Result<(), VolumeError> {
-    let in_the_way = found.filter_map(|(child, url, found)| {
-        let name = url.map_or_else(|| format!("volume {}", child.volume_id), str::to_owned);
-        match found {
+    own: Option<&label::Found>,
+    known: Vec<(Child, Option<ChildRecord>)>,
+) -> Vec<Looked> {
+    let looked = known.into_iter().map(|(child, record)| async move {
+        let found = look(store, own, &child, record.as_ref()).await;
+        Looked { child, record, found }
+    });
+    join_all(looked).await
+}
+
+fn refuse(store: &Store, all: &[Looked]) -> Result<(), VolumeError> {
+    let in_the_way = all.iter().filter_map(|looked| {
+        let unnamed = || format!("volume {}", looked.child.volume_id);
+        let name = looked.url().map_or_else(unnamed, str::to_owned);
+        match &looked.found {
             Found::There => Some(name),
             Found::Unknown(why) => Some(format!(
                 "{name}, of which it cannot be told whether it is there: {why}"

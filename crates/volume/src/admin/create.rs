@@ -6,6 +6,7 @@ use super::children::{ensure_not_deleted, has_no_inode};
 use super::{VolumeInfo, delete, info};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
+use crate::base::geometry::SIZE_MAX_BYTES;
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::container;
@@ -22,8 +23,6 @@ pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;
 const BLOCK_SIZE_MIN: u32 = 4 << 10;
 /// The largest block. No client could write a block whole that is larger than an NBD request.
 const BLOCK_SIZE_MAX: u32 = 32 << 20;
-/// NBD sizes are signed 64-bit numbers; a block device of the Linux kernel ends a sector below that.
-const SIZE_MAX: u64 = i64::MAX as u64 - 511;
 
 /// The properties of a new volume.
 #[derive(Debug, Clone, Copy)]
@@ -42,9 +41,9 @@ pub(super) fn check_size(size_bytes: u64, block_size_bytes: u32) -> Result<(), V
             "a block size of {block_size_bytes} bytes cannot be used: give a power of two from 4K to 32M"
         ));
     }
-    if size_bytes > SIZE_MAX {
+    if size_bytes > SIZE_MAX_BYTES {
         return invalid(format!(
-            "a size of {size_bytes} bytes is beyond what NBD can address ({SIZE_MAX})"
+            "a size of {size_bytes} bytes is beyond what NBD can address: give {SIZE_MAX_BYTES} bytes at most, as in --size 7E"
         ));
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::copy_objects::{Holding, copy_objects};
 use super::retention::{rounds, shut_out};
-use super::{check_closed, check_nothing_left};
+use super::{check_closed, check_nothing_left, children as clones_of};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::Ownership;
@@ -74,6 +74,8 @@ async fn flatten_owned(store: &Store, lease: &Arc<Lease>, origin: &Origin) -> Re
         objects: 0,
         bytes: 0,
     };
+    // What is left of clones that were never made is in nobody's way.
+    clones_of::clear(store).await?;
     ensure_childless(store).await?;
     ensure_shares_or_shared(store, origin).await?;
     // A plain label: an earlier attempt came so far.
@@ -128,7 +130,7 @@ async fn ensure_childless(store: &Store) -> Result<(), VolumeError> {
         true => Ok(()),
         false => Err(VolumeError::InvalidInput(format!(
             "{} has clones of its own, which read what it has inherited: flatten or delete those first (hypernbd info {0} names \
-             them)",
+             them; one that was begun and never made is none a day after that)",
             store.url
         ))),
     }

@@ -230,8 +230,8 @@ async fn check_buffer(store: &Store, then: &str) -> Result<(), VolumeError> {
     let is_own = |found: &Found| !found.is_elsewhere() && found.label.volume_id == lease.volume_id;
     match found.as_ref().is_none_or(is_own) {
         true => Err(VolumeError::InvalidInput(format!(
-            "the server of {} did not end cleanly, and left answered writes in {dir}: serve it with write_buffer_dir={dir} first, \
-             and stop that server; then {then}",
+            "a server of {0} runs, or did not end cleanly, and has answered writes in {dir}: stop it if it runs (hypernbd info {0}); \
+             else serve the volume with write_buffer_dir={dir} first, and stop that server; then {then}",
             store.url
         ))),
         false => Ok(()),
@@ -242,8 +242,8 @@ async fn check_buffer(store: &Store, then: &str) -> Result<(), VolumeError> {
 fn check_log(url: &VolumeUrl, unfinished: Option<&str>, then: &str) -> Result<(), VolumeError> {
     match unfinished {
         Some(wal_url) => Err(VolumeError::InvalidInput(format!(
-            "{url} was not closed cleanly, and its log {wal_url} may hold flushed writes: publish them first with \
-             hypernbd wal replay {url}, then {then}"
+            "{url} is served, or was not closed cleanly, and its log {wal_url} may hold flushed writes: stop its server if it runs \
+             (hypernbd info {url}); else publish them first with hypernbd wal replay {url}; then {then}"
         ))),
         None => Ok(()),
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyperfile::file::HyperTrait;
 
 use super::create::check_size;
-use super::{VolumeInfo, check_closed, check_log, info};
+use super::{VolumeInfo, check_buffer, check_closed, check_log, info};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine;
@@ -31,6 +31,10 @@ pub async fn resize(
 ) -> Result<VolumeInfo, VolumeError> {
     let store = parents::connect(url, store_options).await?;
     let before = info::of_store(&store).await?;
+    // Who takes the volume from a server gives up what that one has not flushed.
+    if !lease_options.takeover {
+        check_buffer(&store, THEN).await?;
+    }
     check_log(url, before.wal_url.as_deref(), THEN)?;
     check_size(new_size_bytes, before.block_size_bytes)?;
     let wanted = Wanted {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{check_closed, check_nothing_left};
+use super::{check_closed, check_nothing_left, children};
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::parents;
@@ -104,6 +104,8 @@ async fn prune_owned(store: &Store, lease: &Arc<Lease>) -> Result<Removed, Volum
     check_closed(store, THEN).await?;
     shut_out(store, lease).await?;
     super::settle_history(store, lease).await?;
+    // What is left of clones that were never made keeps nothing.
+    children::clear(store).await?;
     let mut rounds = rounds(store, lease);
     let mut all = Removed::default();
     loop {

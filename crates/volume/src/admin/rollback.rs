@@ -93,6 +93,10 @@ async fn rollback_in(
     to: Point,
     lease_options: &LeaseOptions,
 ) -> Result<RolledBack, VolumeError> {
+    // Who takes the volume from a server gives up what that one has not flushed.
+    if !lease_options.takeover {
+        super::check_buffer(store, THEN).await?;
+    }
     let lease = super::take_lease(store, store_options, lease_options).await?;
     let rolled_back = rollback_owned(store, &lease, to).await;
     lease.release(rolled_back.is_ok()).await;

@@ -14,6 +14,8 @@ use crate::store::{ETag, Store};
 #[derive(Debug)]
 pub(super) struct Tombstone {
     version: ETag,
+    /// There was no label that could be read: one was made for the mark, with an id that means nothing.
+    is_made: bool,
 }
 
 impl Tombstone {
@@ -29,6 +31,7 @@ impl Tombstone {
             Err(e) => return Err(e.into()),
         };
         let label = there.as_ref().and_then(|(body, _)| Label::decode(body).ok());
+        let is_made = label.is_none();
         let label = match label {
             Some(label) => label,
             None => Label::new(store, None)?,
@@ -45,7 +48,7 @@ impl Tombstone {
             None => store.put_create_only(&key, body).await,
         };
         match put {
-            Ok(version) => Ok(Self { version }),
+            Ok(version) => Ok(Self { version, is_made }),
             Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered(store)),
             Err(e) => Err(e.into()),
         }
@@ -63,11 +66,15 @@ impl Tombstone {
         }
     }
 
-    /// Takes the mark away, and leaves the label as it was: nothing was deleted.
+    /// Takes the mark away, and leaves the label as it was: nothing was deleted. One that was made for the mark goes, because clones
+    /// refuse the volume under its id.
     ///
     /// # Errors
     /// As [`Self::check`].
     pub async fn withdraw(self, store: &Store) -> Result<(), VolumeError> {
+        if self.is_made {
+            return self.remove(store).await;
+        }
         let key = store.meta_key(label::NAME);
         let there = store
             .get(&key)
@@ -174,6 +181,27 @@ mod tests {
         delete(&store).await;
         delete(&store).await;
         assert_eq!(store.get(&key).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_is_withdrawn_leaves_the_label_that_was_there_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, label) = labelled(dir.path()).await;
+        Tombstone::put(&store)
+            .await
+            .unwrap()
+            .withdraw(&store)
+            .await
+            .unwrap();
+        assert_eq!(label::load(&store).await.unwrap(), Some(label));
+        store.delete(&store.meta_key(label::NAME)).await.unwrap();
+        Tombstone::put(&store)
+            .await
+            .unwrap()
+            .withdraw(&store)
+            .await
+            .unwrap();
+        assert_eq!(label::load(&store).await.unwrap(), None);
     }
 
     #[tokio::test]

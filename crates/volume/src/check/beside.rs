@@ -73,7 +73,7 @@ fn known(store: &Store, name: &str) -> Option<Known> {
     match parts.as_slice() {
         [label::NAME] => known(
             Box::new(|body| Label::decode(body).map(|_| Read::Other)),
-            format!("put it back from a backup, or delete it while no server runs: the next one gives {url} another id, and a log that was not closed is then given up"),
+            format!("put it back from a backup, or delete it while no server runs: the next one gives {url} another id, and a log that was not closed is then given up; where it has clones (hypernbd info), the next one must have adopt=yes, and gives it the id that they know it by"),
         ),
         [lease::NAME] => known(
             Box::new(|body| LeaseRecord::decode(body).map(|_| Read::Other)),

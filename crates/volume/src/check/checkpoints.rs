@@ -8,14 +8,14 @@ use super::beside::Beside;
 use super::report::{Findings, Kind, OBJECT_ADVICE};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::{ErrorKind, VolumeError};
-use crate::engine::state_stored;
+use crate::engine::{checkpoint_stored, state_stored};
 use crate::format::inode;
 use crate::format::object_names::{name_of, summaries_of};
 use crate::format::stored_state::StoredState;
 use crate::meta::checkpoint_list;
 use crate::meta::snapshots::{self, SnapshotName};
 use crate::past::{At, Point};
-use crate::retention::plan;
+use crate::retention::plan::{self, Phase, Plan};
 use crate::store::Store;
 
 /// Objects read at once.
@@ -89,7 +89,7 @@ pub(super) async fn kept(
     }
     let up_to = newest.map_or(u64::MAX, |(state, _)| state.state_id.cno);
     note_later(store, beside, up_to, findings);
-    note_lost_names(store, beside, up_to, findings);
+    note_lost_names(store, beside, up_to, findings).await?;
     note_lost_entries(store, beside, up_to, findings).await?;
     let kept = numbers(beside, up_to);
     let states = stream::iter(kept.into_values()).map(|kept| async move {
@@ -215,8 +215,16 @@ fn note_later(store: &Store, beside: &Beside, up_to: u64, findings: &mut Finding
     }
 }
 
-/// Names of checkpoints that the volume does not have: of a history that it left.
-fn note_lost_names(store: &Store, beside: &Beside, up_to: u64, findings: &mut Findings) {
+/// Names of checkpoints that the volume does not have: of a history that it left, or that its retention removed.
+async fn note_lost_names(
+    store: &Store,
+    beside: &Beside,
+    up_to: u64,
+    findings: &mut Findings,
+) -> Result<(), VolumeError> {
+    let is_of_volume = |plan: &&Plan| plan.is_of(up_to);
+    let plan = beside.plan.as_ref().filter(is_of_volume);
+    let mut unkept = Vec::new();
     for snapshot in &beside.snapshots {
         let id = snapshot.checkpoint;
         let listed = beside.entries.get(&id.cno).and_then(|entry| entry.check);
@@ -230,7 +238,47 @@ fn note_lost_names(store: &Store, beside: &Beside, up_to: u64, findings: &mut Fi
                 ),
                 "put the volume back that has it, or delete the name (hypernbd snapshot delete)",
             );
+        } else if plan.is_some_and(|plan| !plan.keeps(id.cno)) {
+            unkept.push(snapshot);
         }
+    }
+    if unkept.is_empty() {
+        return Ok(());
+    }
+    // Whoever gives a name reads the plan afterwards, and takes the name back if its checkpoint goes. A plan that is not decided yet is
+    // void when there is a name in its way.
+    let now = readable(plan::load(store).await)?.map(|(plan, _)| plan);
+    let Some(now) = now.as_ref().filter(is_of_volume) else {
+        return Ok(());
+    };
+    let is_undecided = |cno: u64| now.phase == Phase::Planned && now.retired.contains(&cno);
+    for snapshot in unkept {
+        let id = snapshot.checkpoint;
+        if now.keeps(id.cno) || is_undecided(id.cno) {
+            continue;
+        }
+        let there = readable(snapshots::load(store, &snapshot.name).await)?;
+        if there.as_ref() == Some(snapshot) {
+            findings.tell(
+                Kind::Contradiction,
+                snapshots::key(store, &snapshot.name),
+                format!(
+                    "the snapshot {} is of checkpoint {id}, which the volume's retention has removed",
+                    snapshot.name
+                ),
+                "the name came back after that, as from a backup: put the volume back that has the checkpoint, or delete the name \
+                 (hypernbd snapshot delete)",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What was read again; nothing if it was damaged meanwhile.
+fn readable<T>(read: Result<Option<T>, VolumeError>) -> Result<Option<T>, VolumeError> {
+    match read {
+        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+        read => read,
     }
 }
 
@@ -244,6 +292,11 @@ async fn note_lost_entries(
     let Some(usage) = beside.usage.as_ref().filter(|usage| usage.at_number() <= up_to) else {
         return Ok(());
     };
+    // A table of a history that was left says nothing of this one.
+    let Some(at) = usage.at() else { return Ok(()) };
+    if checkpoint_stored(store, at.cno).await.ok().flatten() != Some(at) {
+        return Ok(());
+    }
     let known = usage.kept().keys().copied();
     let is_listed = |cno: &u64| beside.entries.contains_key(cno) || beside.damaged_entries.contains(cno);
     let is_named = |cno: &u64| {

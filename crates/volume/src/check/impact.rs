@@ -69,7 +69,7 @@ pub(super) async fn tell(looker: &Looker<'_>, findings: &mut Findings) -> Result
             None => drop(gone.insert(pointer)),
         },
     };
-    inspect(looker.store, &roots(states), looker.scope, looker.cache, each).await?;
+    inspect(looker.store, &roots(states), &looker.scope, looker.cache, each).await?;
     let of_gone: BTreeSet<usize> = gone
         .iter()
         .flat_map(|pointer| roots_of(Holder::Node(*pointer), &holders))
@@ -156,7 +156,7 @@ pub(super) async fn forget_what_went(
                 || newest == Some(*id)
                 || newest_then == Some(*id))
     };
-    findings.found.retain_mut(|finding| {
+    findings.retain(|finding| {
         let had_some = !finding.checkpoints.is_empty();
         finding.checkpoints.retain(is_there);
         !had_some || !finding.checkpoints.is_empty()

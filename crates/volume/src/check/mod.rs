@@ -21,6 +21,7 @@ use crate::engine::parents;
 use crate::format::object_names;
 use crate::index::cache::IndexCache;
 use crate::index::inspect::Scope;
+use crate::index::origins;
 use crate::options::StoreOptions;
 use crate::past::{self, At};
 use crate::store::Store;
@@ -82,15 +83,18 @@ pub async fn check(
     let mut findings = Findings::default();
     let beside = beside::look(&store, &mut findings).await?;
     let checkpoints = chosen(&store, request, &beside, &mut findings).await?;
-    let after = match &request.since {
-        Some(since) => past::find(&store, Some(since)).await?.number(),
-        None => 0,
+    let scope = match &request.since {
+        Some(since) => Scope {
+            after: past::find(&store, Some(since)).await?.number(),
+            copies: origins::listed(&store).await?,
+        },
+        None => Scope::default(),
     };
     let cache = IndexCache::default();
     let looker = Looker {
         store: &store,
         checkpoints: &checkpoints,
-        scope: Scope { after },
+        scope,
         cache: &cache,
         control,
     };

@@ -94,7 +94,7 @@ pub(super) async fn look(looker: &Looker<'_>, findings: &mut Findings) -> Result
             reason,
         } => damaged.push((pointer, blocks, reason)),
     };
-    let nodes = inspect(looker.store, &roots(states), looker.scope, looker.cache, each).await?;
+    let nodes = inspect(looker.store, &roots(states), &looker.scope, looker.cache, each).await?;
     needed.nodes = nodes;
     for (pointer, blocks, reason) in damaged {
         let (object, offset_bytes) = places.get(&pointer).copied().unwrap_or_default();

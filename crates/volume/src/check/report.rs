@@ -1,6 +1,6 @@
 //! What a check found, and how it is told. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use rangemap::RangeSet;
@@ -173,6 +173,8 @@ pub(super) struct Findings {
     pub bad: BTreeMap<u64, Vec<(Range<u64>, usize)>>,
     /// Index nodes that cannot be used, by their pointers: the finding, and the blocks.
     pub bad_nodes: BTreeMap<u64, (usize, Range<u64>)>,
+    /// What was found of each object: a few, of damage that may be in many.
+    of_object: HashMap<String, Vec<usize>>,
 }
 
 impl Findings {
@@ -187,8 +189,9 @@ impl Findings {
         let object = object.into();
         // What is not there is wrong in no other way.
         let is_one = |a: Kind, b: Kind| a == b || a == Kind::Missing || b == Kind::Missing;
-        let is_same = |finding: &Finding| finding.object == object && is_one(finding.kind, kind);
-        if let Some(at) = self.found.iter().rposition(is_same) {
+        let of = self.of_object.entry(object.clone()).or_default();
+        let is_same = |at: &&usize| is_one(self.found[**at].kind, kind);
+        if let Some(&at) = of.iter().rev().find(is_same) {
             let there = &mut self.found[at];
             match (there.kind, kind) {
                 (Kind::Missing, _) => {}
@@ -199,6 +202,7 @@ impl Findings {
             }
             return at;
         }
+        of.push(self.found.len());
         self.found.push(Finding {
             kind,
             object,
@@ -209,6 +213,17 @@ impl Findings {
             ranges: RangeSet::new(),
         });
         self.found.len() - 1
+    }
+
+    /// Keeps what `is_kept` takes. The numbers of what was found before are worth nothing afterwards.
+    pub fn retain(&mut self, is_kept: impl FnMut(&mut Finding) -> bool) {
+        self.found.retain_mut(is_kept);
+        self.bad.clear();
+        self.bad_nodes.clear();
+        self.of_object.clear();
+        for (at, finding) in self.found.iter().enumerate() {
+            self.of_object.entry(finding.object.clone()).or_default().push(at);
+        }
     }
 
     /// As [`Self::add`], for who has nothing to add to it.
@@ -314,6 +329,12 @@ mod tests {
                 (Kind::Missing, "gone", 0)
             ]
         );
+        // What is forgotten may be found again, and what is left has another number.
+        findings.retain(|finding| finding.reason != "first");
+        assert_eq!(findings.add(Kind::Short, "a", "fourth", "x"), 0);
+        assert_eq!(findings.add(Kind::Damaged, "b", "fifth", "x"), 1);
+        assert_eq!(findings.add(Kind::Damaged, "a", "sixth", "x"), 2);
+        assert_eq!(findings.found.len(), 3);
     }
 
     #[test]

@@ -45,19 +45,20 @@ pub(crate) fn check_seal(body: &[u8]) -> Result<(), String> {
     checksum.map(drop).map_err(|e| e.to_string())
 }
 
-/// Puts the check values of an object that was copied beside its copy, where it has some that are of the write that was copied.
+/// The check values of an object that was copied, as they are put beside its copy, where it has some that are of the write that was
+/// copied.
 ///
 /// # Errors
-/// When a store fails.
-pub(crate) async fn carry(
+/// When the store fails.
+pub(crate) async fn carried(
     from: &Store,
-    to: &Store,
     object: &str,
     of: &ETag,
     copy: &ETag,
-) -> Result<(), StoreError> {
-    let Some((body, _)) = from.get(&key(from, object)).await? else {
-        return Ok(());
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let key = key(from, object);
+    let Some((body, _)) = from.get(&key).await? else {
+        return Ok(None);
     };
     match serde_json::from_slice::<IndexChecksum>(&body) {
         Ok(checksum) if checksum.etag == of.0 => {
@@ -65,11 +66,10 @@ pub(crate) async fn carry(
                 etag: copy.0.clone(),
                 ..checksum
             };
-            let key = key(to, object);
-            let body = serde_json::to_vec(&checksum).map_err(|e| to.corrupt(&key, e.to_string()))?;
-            to.put(&key, body).await.map(drop)
+            let body = serde_json::to_vec(&checksum).map_err(|e| from.corrupt(&key, e.to_string()))?;
+            Ok(Some(body))
         }
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 

@@ -85,15 +85,18 @@ struct Wanted {
 }
 
 /// Which objects are inspected.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Scope {
-    /// Objects of this checkpoint and of earlier ones are left out.
+    /// Objects of this checkpoint and of earlier ones are left out ...
     pub after: u64,
+    /// ... but for these, to which later checkpoints may have been the first to refer: copies of blocks, whose number is set aside long
+    /// before.
+    pub copies: HashSet<u64>,
 }
 
 impl Scope {
-    fn has(self, object: u64) -> bool {
-        cno_of(object) > self.after
+    fn has(&self, object: u64) -> bool {
+        cno_of(object) > self.after || self.copies.contains(&object)
     }
 }
 
@@ -101,7 +104,7 @@ impl Scope {
 struct Inspection<'a, F> {
     loader: NodeLoader,
     cache: &'a IndexCache,
-    scope: Scope,
+    scope: &'a Scope,
     format: BlockPtrFormat,
     seen: HashSet<BlockPtr>,
     /// The nodes to be read, by level. The lowest level is read first.
@@ -117,7 +120,7 @@ struct Inspection<'a, F> {
 pub(crate) async fn inspect(
     store: &Store,
     roots: &[Root],
-    scope: Scope,
+    scope: &Scope,
     cache: &IndexCache,
     each: impl FnMut(Seen),
 ) -> Result<u64, VolumeError> {

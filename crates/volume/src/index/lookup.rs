@@ -22,7 +22,7 @@ use super::loader::NodeLoader;
 use super::walk::Walk;
 use crate::base::checkpoint_id::{CheckpointId, RECENT_MAX};
 use crate::base::error::VolumeError;
-use crate::base::geometry::Geometry;
+use crate::base::geometry::LiveGeometry;
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::object_of;
 use crate::format::stored_state::Root;
@@ -71,7 +71,7 @@ impl RecentRoots {
 pub(crate) struct Index {
     store: Store,
     published: Arc<Mutex<Published>>,
-    geometry: Geometry,
+    geometry: LiveGeometry,
     cache: IndexCache,
     loader: NodeLoader,
 }
@@ -104,7 +104,7 @@ impl Index {
         store: Store,
         checksums: IndexChecksums,
         cache: IndexCache,
-        geometry: Geometry,
+        geometry: LiveGeometry,
         published: Arc<Mutex<Published>>,
     ) -> Self {
         let loader = NodeLoader::new(store.clone(), checksums, Some(cache.clone()));
@@ -178,7 +178,7 @@ impl Index {
     async fn find(&self, root: Root, blocks: Range<u64>) -> io::Result<Vec<Run>> {
         let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;
         let format = walk.format()?;
-        let block_size = u64::from(self.geometry.block_size());
+        let block_size = u64::from(self.geometry.now().block_size());
         let mut runs = Vec::new();
         let mut at = blocks.start;
         let mut found = 0;
@@ -198,7 +198,7 @@ impl Index {
                 at = block + 1;
             }
             // A hole is skipped as a whole, however long it is.
-            let end = part.end.min(self.geometry.blocks().max(blocks.end));
+            let end = part.end.min(self.geometry.now().blocks().max(blocks.end));
             if end > at {
                 push(&mut runs, at..end, Place::Nothing, block_size);
                 at = end;

@@ -15,7 +15,7 @@ use crate::base::volume_id::VolumeId;
 use crate::store::Store;
 
 /// Where they are, below the volume's `.meta/`.
-const CHILDREN: &str = "children/";
+pub(super) const CHILDREN: &str = "children/";
 const READS_AT_ONCE: usize = 32;
 const NUMBER_DIGITS: usize = 10;
 

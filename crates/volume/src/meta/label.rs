@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::lost_label;
 use crate::base::checkpoint_id::InodeCheck;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
@@ -244,12 +245,12 @@ pub(crate) async fn find(store: &Store) -> Result<Option<Found>, VolumeError> {
 }
 
 /// Makes or updates the label of a volume that is about to be written to. A copy gets an id of its own, and keeps the
-/// original's id as its parent. With `adopt` it keeps its id, as a volume that was moved. `unpublished` is the check
-/// value of a container that has no checkpoint. If several servers make the label at once, one succeeds, and all return
-/// that one's label.
+/// original's id as its parent. With `adopt` it keeps its id, as a volume that was moved, or as one that lost its label and whose clones
+/// know it by that. `unpublished` is the check value of a container that has no checkpoint. If several servers make the label at once, one
+/// succeeds, and all return that one's label.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load`]; [`VolumeError::Corrupt`] for a volume with clones that lost its label, without `adopt`.
 pub(crate) async fn settle(
     store: &Store,
     found: Option<Found>,
@@ -259,7 +260,11 @@ pub(crate) async fn settle(
     let mut found = found;
     loop {
         let Some(there) = found.take() else {
-            let label = Label::new(store, unpublished.map(|u| u.0))?;
+            let new = Label::new(store, unpublished.map(|u| u.0))?;
+            let label = match lost_label::id_to_keep(store, adopt).await? {
+                Some(volume_id) => Label { volume_id, ..new },
+                None => new,
+            };
             match store
                 .put_create_only(&store.meta_key(NAME), label.encode()?)
                 .await

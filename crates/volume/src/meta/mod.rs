@@ -12,6 +12,7 @@ pub mod checkpoint_list;
 pub(crate) mod children;
 pub mod import_record;
 pub mod label;
+mod lost_label;
 pub(crate) mod origin;
 pub mod snapshots;
 pub mod wal_marker;

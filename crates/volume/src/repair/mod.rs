@@ -17,7 +17,7 @@ use crate::engine::parents;
 use crate::format::object_names::{cno_of, name_of, of_name};
 use crate::meta::label::{self, Label};
 use crate::options::StoreOptions;
-use crate::replicate::{Copies, agree, share_from};
+use crate::replicate::{Copies, Holding, agree, newest_shared};
 use crate::store::copy::Over;
 use crate::store::interceptors::window_checksums::has_checksums;
 use crate::store::{ObjectInfo, Store, sums};
@@ -93,7 +93,10 @@ impl Repaired {
 pub async fn repair(request: &Request<'_>, control: &Control) -> Result<Repaired, VolumeError> {
     let store = parents::connect(request.url, request.store_options).await?;
     let from = parents::connect(request.from, request.from_options).await?;
-    ensure_one_history(&store, &from).await?;
+    // Before anything that is said of the volume: another one that is made there meanwhile is not repaired by it.
+    let holding = Holding::by_label(&store).await?;
+    let shared = newest_shared(&store, &from).await?;
+    ensure_one_history(&store, &from, shared).await?;
     let look = check::Request {
         is_data: request.is_data,
         ..check::Request::default()
@@ -104,6 +107,8 @@ pub async fn repair(request: &Request<'_>, control: &Control) -> Result<Repaired
         store: &store,
         from: &from,
         control,
+        holding,
+        shared_up_to: shared.unwrap_or(0),
         is_written: request.is_written,
     };
     let mut found = Vec::new();
@@ -128,12 +133,12 @@ pub async fn repair(request: &Request<'_>, control: &Control) -> Result<Repaired
     })
 }
 
-/// Sees that the same numbers mean the same objects in both.
-async fn ensure_one_history(store: &Store, from: &Store) -> Result<(), VolumeError> {
+/// Sees that the same numbers mean the same objects in both, whose newest common checkpoint is `shared`.
+async fn ensure_one_history(store: &Store, from: &Store, shared: Option<u64>) -> Result<(), VolumeError> {
     let labels = try_join!(label::load(store), label::load(from))?;
     let is_related = labels.0.zip(labels.1).is_some_and(|(a, b)| are_related(&a, &b));
     // A volume whose label was lost or damaged has a new one: its checkpoints tell whose it is.
-    if (is_related || share_from(store, from, 1).await?) && agree(store, from).await? {
+    if (is_related || shared.is_some()) && agree(store, from).await? {
         return Ok(());
     }
     Err(VolumeError::InvalidInput(format!(
@@ -172,6 +177,9 @@ struct Repair<'a> {
     store: &'a Store,
     from: &'a Store,
     control: &'a Control,
+    holding: Holding<'a>,
+    /// Objects up to this number are of one history in both.
+    shared_up_to: u64,
     is_written: bool,
 }
 
@@ -207,7 +215,7 @@ impl Repair<'_> {
             ));
         }
         // Nothing is left that says which write it was.
-        if !matches!(there, LeftOf::Object(_)) && !share_from(self.store, self.from, cno_of(object)).await? {
+        if !matches!(there, LeftOf::Object(_)) && cno_of(object) > self.shared_up_to {
             return left(format!(
                 "nothing says that what {} has of this name is of the same history: the two have no checkpoint in common from {} on",
                 self.from.url,
@@ -242,7 +250,7 @@ impl Repair<'_> {
             from: self.from,
             to: self.store,
             control: self.control,
-            is_made: true,
+            holding: self.holding,
         };
         copies.put_back(object, original, over).await?;
         Ok(Outcome::Mended)

@@ -28,10 +28,10 @@ mod sample;
 mod standing;
 
 use objects::Amount;
-pub(crate) use objects::Copies;
+pub(crate) use objects::{Copies, Holding};
 use original::{News, Original};
 use place::Replica;
-pub(crate) use sample::{agree, share_from};
+pub(crate) use sample::{agree, newest_shared};
 
 /// How often a pause is looked up from.
 const PAUSE_STEP: Duration = Duration::from_millis(100);
@@ -223,7 +223,7 @@ impl Pass<'_> {
             from: self.original.store(),
             to: replica.store(),
             control: self.control,
-            is_made: replica.is_made(),
+            holding: replica.holding(),
         };
         let copied = copies.all(&needed).await;
         so_far.copied.add(&copied.amount);

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 use serde::Serialize;
@@ -9,10 +10,14 @@ use serde::Serialize;
 use super::original::Needed;
 use super::stopped;
 use crate::base::control::{Control, Phase};
-use crate::base::error::VolumeError;
+use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
+use crate::base::volume_id::VolumeId;
+use crate::engine::Ownership;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::{checksums, origins};
+use crate::lease::Lease;
+use crate::meta::label;
 use crate::store::copy::{Copied, Over};
 use crate::store::interceptors::window_checksums::has_checksums;
 use crate::store::sums::{self, Sums};
@@ -54,14 +59,43 @@ pub(super) struct Outcome {
     pub end: Result<(), VolumeError>,
 }
 
+/// What shows that the place that is copied to is still the copier's: another volume may be made there while this one sleeps, and have
+/// other objects under the same names.
+#[derive(Clone, Copy)]
+pub(crate) enum Holding<'a> {
+    /// The lease of the volume there.
+    Lease(&'a Lease),
+    /// The id in its label, where nobody holds a lease for this: it is being made, or is repaired. None without a label.
+    Label(Option<VolumeId>),
+}
+
+impl Holding<'_> {
+    /// By the label that is there now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn by_label(store: &Store) -> Result<Self, VolumeError> {
+        Ok(Self::Label(id_at(store).await?))
+    }
+}
+
+/// The id of the volume in a place: none without a label that can be read, nor once the volume is being deleted.
+async fn id_at(store: &Store) -> Result<Option<VolumeId>, VolumeError> {
+    match label::load(store).await {
+        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
+        label => {
+            let label = label?.filter(|label| label.deletion.is_none());
+            Ok(label.map(|label| label.volume_id))
+        }
+    }
+}
+
 /// Copies from one container to another, under the same names.
 pub(crate) struct Copies<'a> {
     pub from: &'a Store,
     pub to: &'a Store,
     pub control: &'a Control,
-    /// Whether there is a volume: no number that is copied is ever used again by whoever writes to it. Before, nothing says so to anybody
-    /// else who makes one here.
-    pub is_made: bool,
+    pub holding: Holding<'a>,
 }
 
 /// An object that was looked at in both places.
@@ -151,7 +185,8 @@ impl Copies<'_> {
         Ok(listed)
     }
 
-    /// Copies an object, unless it is there. Returns its length and what was copied.
+    /// Copies an object, unless it is there. Returns its length and what was copied. What was seen there may be of long ago, so nothing is
+    /// replaced, and nothing put once the place is somebody else's.
     async fn copy(&self, seen: Seen, has_origins: bool) -> Result<(u64, Amount), VolumeError> {
         stopped(self.control)?;
         let Seen {
@@ -169,15 +204,22 @@ impl Copies<'_> {
             Some(_) => return Err(self.other(object)),
             None => {
                 amount = self.amount_of(holder, &original, sums.is_some());
-                let over = match self.is_made && self.to.copies_itself(holder) {
-                    true => Over::Anything,
-                    false => Over::Nothing,
-                };
-                let copied = self.to.copy_known(holder, &source, &target, original, over).await;
-                copied.map_err(|e| match e.kind {
-                    StoreErrorKind::PreconditionFailed if over == Over::Nothing => self.other(object),
-                    _ => e.into(),
-                })?
+                self.ensure_held().await?;
+                let copied = self
+                    .to
+                    .copy_known(holder, &source, &target, original, Over::Nothing)
+                    .await;
+                match copied {
+                    Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
+                        self.ensure_held().await?;
+                        // Otherwise it is the original that was put back meanwhile, by a repair.
+                        return match self.to.head(&target).await? {
+                            Some(_) => Err(self.other(object)),
+                            None => Err(e.into()),
+                        };
+                    }
+                    copied => copied?,
+                }
             }
         };
         self.put_beside(object, &copied, sums.as_deref(), has_origins)
@@ -190,12 +232,23 @@ impl Copies<'_> {
         let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
         let (source, target) = (holder.data_key(&name), self.to.data_key(&name));
         let sums = holder.sums_of(&source, &original).await?;
+        // To look at the original may have taken long.
+        self.ensure_held().await?;
         let copied = self
             .to
             .copy_known(holder, &source, &target, original, over)
             .await?;
         self.put_beside(object, &copied, sums.as_deref(), origins::may_have(object))
             .await
+    }
+
+    /// Sees that the place is still the copier's.
+    async fn ensure_held(&self) -> Result<(), VolumeError> {
+        match self.holding {
+            Holding::Lease(lease) => lease.check().await,
+            Holding::Label(id) if id_at(self.to).await? == id => Ok(()),
+            Holding::Label(_) => Err(self.interfered()),
+        }
     }
 
     /// Puts beside a copy what lies beside its original.
@@ -212,16 +265,50 @@ impl Copies<'_> {
                 write: sums::write_of(&copied.copy),
                 ..sums.clone()
             };
-            self.to.put_sums(&name, &sums).await?;
+            self.put(&sums::key(self.to, &name), sums.encode()).await?;
+            self.to.forget_sums(&name);
         }
         if is_summary(object) {
             let (of, copy) = (&copied.original.etag, &copied.copy.etag);
-            checksums::carry(holder, self.to, &name, of, copy).await?;
+            if let Some(body) = checksums::carried(holder, &name, of, copy).await? {
+                self.put(&checksums::key(self.to, &name), body).await?;
+            }
         }
         if has_origins && let Some((body, _)) = holder.get(&origins::key(holder, object)).await? {
-            self.to.put(&origins::key(self.to, object), body).await?;
+            self.put(&origins::key(self.to, object), body).await?;
         }
         Ok(())
+    }
+
+    /// Puts what lies beside a copy: where nothing is, or over what was there while the place was still the copier's.
+    async fn put(&self, key: &str, body: impl Into<Bytes>) -> Result<(), VolumeError> {
+        let body: Bytes = body.into();
+        let is_there = |kind| matches!(kind, StoreErrorKind::PreconditionFailed | StoreErrorKind::Corrupt);
+        match self.to.put_create_only(key, body.clone()).await {
+            // Of an attempt before this one, or of an object that was removed since.
+            Err(e) if is_there(e.kind) => {}
+            put => return Ok(put.map(drop)?),
+        }
+        let there = self.to.head(key).await;
+        // After that look: what was there then is the copier's own.
+        self.ensure_held().await?;
+        let put = match there {
+            Ok(Some(there)) => self.to.put_if_match(key, body, &there.etag).await,
+            Ok(None) => self.to.put_create_only(key, body).await,
+            // Which write it is cannot be told of a file that was cut short.
+            Err(e) if e.kind == StoreErrorKind::Corrupt => self.to.put(key, body).await,
+            Err(e) => Err(e),
+        };
+        put.map(drop).map_err(|e| match e.kind {
+            StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => self.interfered(),
+            _ => e.into(),
+        })
+    }
+
+    fn interfered(&self) -> VolumeError {
+        VolumeError::Interfered {
+            url: self.to.url.to_string(),
+        }
     }
 
     fn amount_of(&self, holder: &Store, original: &ObjectInfo, has_sums: bool) -> Amount {
@@ -254,5 +341,73 @@ impl Copies<'_> {
             what: format!("the object {} of {}", name_of(object), self.from.url),
             reason: reason.to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::checkpoint_id::InodeCheck;
+    use crate::base::url::VolumeUrl;
+    use crate::options::StoreOptions;
+    use crate::store::interceptors::window_checksums::CheckValues;
+    use crate::store::{Frames, connect_for_create};
+
+    const BYTES: &[u8] = b"of the original";
+    /// The second part of checkpoint 7.
+    const OBJECT: u64 = 7 << 32 | 2;
+
+    async fn store(dir: &tempfile::TempDir, name: &str) -> Store {
+        let url = VolumeUrl::parse(&format!("file://{}/{name}/", dir.path().display())).unwrap();
+        connect_for_create(&url, &StoreOptions::default()).await.unwrap()
+    }
+
+    fn is_interfered<R>(result: Result<R, VolumeError>) -> bool {
+        matches!(result, Err(VolumeError::Interfered { .. }))
+    }
+
+    /// The replica is deleted, and another volume made there, between the look at an object and its copy, or between the copy and what
+    /// lies beside it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_is_put_into_a_volume_that_was_made_there_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (store(&dir, "from").await, store(&dir, "to").await);
+        let name = name_of(OBJECT);
+        from.put(&from.data_key(&name), BYTES).await.unwrap();
+        label::make(&to, InodeCheck::from_bits(1)).await.unwrap();
+        let control = Control::default();
+        let copies = Copies {
+            from: &from,
+            to: &to,
+            control: &control,
+            holding: Holding::by_label(&to).await.unwrap(),
+        };
+        let look = async || copies.look_for(OBJECT).await.unwrap().unwrap();
+        let (before, again) = (look().await, look().await);
+        copies.copy(before, false).await.unwrap();
+        let original = again.original.clone();
+        let copied = Copied {
+            copy: to.head(&to.data_key(&name)).await.unwrap().unwrap(),
+            original,
+        };
+        let sums = Sums {
+            write: "w".into(),
+            object_bytes: BYTES.len() as u64,
+            values: CheckValues::of(&Frames::take(BYTES)),
+        };
+        let beside = async || copies.put_beside(OBJECT, &copied, Some(&sums), false).await;
+        // Over nothing, and over what is the replica's own.
+        beside().await.unwrap();
+        beside().await.unwrap();
+        for key in [to.data_key(&name), to.meta_key(label::NAME)] {
+            to.delete(&key).await.unwrap();
+        }
+        label::make(&to, InodeCheck::from_bits(2)).await.unwrap();
+        let key = sums::key(&to, &name);
+        to.put(&key, &b"of the other volume"[..]).await.unwrap();
+        assert!(is_interfered(copies.copy(again, false).await));
+        assert!(to.head(&to.data_key(&name)).await.unwrap().is_none());
+        assert!(is_interfered(beside().await));
+        assert_eq!(to.get(&key).await.unwrap().unwrap().0, "of the other volume");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Request;
+use super::objects::Holding;
 use super::original::{Needed, NewPoint, News, Original, entry_lost};
 use super::standing::check_label;
 use crate::admin::{
@@ -24,7 +25,6 @@ use crate::meta::label::{self, Label};
 use crate::meta::snapshots::{self, Snapshot};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past;
-use crate::retention::plan::{self, Phase};
 use crate::retention::{ensure_readable, load_policy, put_policy};
 use crate::store::{self, Store, probe};
 
@@ -122,15 +122,14 @@ impl Replica {
         self.lease = Some(lease.clone());
         // Somebody may have opened it for writing before that.
         self.ensure_ours().await?;
-        if lease.older_may_run()
-            && let Some((plan, _)) = plan::load(&self.store).await?
-            && plan.phase == Phase::Deleting
-        {
-            self.going.extend(plan.objects);
-        }
         // From here on older owners decide to remove nothing, and what they had decided to remove is gone: the original may have gone
         // back to a checkpoint that needs it, so that it is copied again.
-        retention::rounds(&self.store, &lease).settle(true).await?;
+        let finished = retention::rounds(&self.store, &lease).settle(true).await?;
+        if lease.older_may_run()
+            && let Some(finished) = finished
+        {
+            self.going.extend(finished.objects);
+        }
         let (raw, _) = inode::load(&self.store).await?;
         let state = StoredState::of_inode(&raw);
         self.newest = Some(state.id());
@@ -158,6 +157,14 @@ impl Replica {
     /// Its store.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What shows that the place is still this replica's.
+    pub fn holding(&self) -> Holding<'_> {
+        match &self.lease {
+            Some(lease) => Holding::Lease(lease),
+            None => Holding::Label(Some(self.volume_id)),
+        }
     }
 
     /// Its newest checkpoint.

@@ -41,19 +41,18 @@ pub(crate) async fn agree(one: &Store, other: &Store) -> Result<bool, VolumeErro
     all(looks.collect()).await
 }
 
-/// Whether both have one and the same checkpoint of this number or a later one: objects of this number are the same in both then.
+/// The number of the newest checkpoint that both have as one and the same: objects up to that number are the same in both.
 ///
 /// # Errors
 /// When a store fails.
-pub(crate) async fn share_from(one: &Store, other: &Store, cno: u64) -> Result<bool, VolumeError> {
+pub(crate) async fn newest_shared(one: &Store, other: &Store) -> Result<Option<u64>, VolumeError> {
     let (of_one, of_other) = try_join!(checkpoint_list::numbers(one), checkpoint_list::numbers(other))?;
-    let common = newest_of_both(of_one, of_other);
-    for number in common.into_iter().filter(|number| *number >= cno) {
+    for number in newest_of_both(of_one, of_other) {
         if is_same_checkpoint(one, other, number).await? == Some(true) {
-            return Ok(true);
+            return Ok(Some(number));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 /// Whether both have the same checkpoint of this number; nothing where an entry is missing, damaged, or does not tell.

@@ -234,7 +234,7 @@ impl Account {
         if self.usage.at() == self.stored_at && !self.is_counted_anew {
             return Ok(());
         }
-        let body = serde_json::to_vec(&self.usage).map_err(|e| VolumeError::Internal(e.to_string()))?;
+        let body = self.usage.encode().map_err(VolumeError::Internal)?;
         store.put(&store.meta_key(NAME), body).await?;
         self.stored_at = self.usage.at();
         self.is_counted_anew = false;

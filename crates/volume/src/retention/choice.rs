@@ -123,6 +123,8 @@ pub(crate) struct Choice {
     pub waiting: usize,
     /// Objects in the table that are not needed and not stored any more.
     pub gone: Vec<u64>,
+    /// More could go now than a plan has room for.
+    pub is_cut: bool,
 }
 
 impl Choice {
@@ -137,7 +139,7 @@ impl Choice {
 pub(crate) struct Chooser {
     grace: Duration,
     orphan_age: Duration,
-    at_once_max: usize,
+    pub(super) at_once_max: usize,
     retiring: Aging,
     dying: Aging,
 }
@@ -198,12 +200,14 @@ impl Chooser {
             })
             .collect();
         let mut retired = self.retiring.update(&unkept, now, self.grace);
+        let mut is_cut = retired.len() > self.at_once_max;
         retired.truncate(self.at_once_max);
         let staying = without(&retired.iter().copied().collect());
         let mut objects = self.dying.update(&unneeded, now, self.grace);
         objects.retain(|object| !needed(*object, &staying));
         // The part that shows to which checkpoint the others belong is removed last.
         objects.reverse();
+        is_cut |= objects.len() > self.at_once_max;
         objects.truncate(self.at_once_max);
         let gone = usage.objects().keys().copied();
         let gone = gone.filter(|object| !stored.contains_key(object) && !usage.is_needed(*object, &staying));
@@ -213,6 +217,7 @@ impl Chooser {
             kept: staying.into_keys().collect(),
             retired,
             objects,
+            is_cut,
         }
     }
     /// Whether all uses that an object can ever have are accounted. Numbers are used in order and never again, and the one of the
@@ -315,6 +320,10 @@ mod tests {
         );
         assert_eq!(choice.kept, [2, 3, 4, 5]);
         assert_eq!(choice.waiting, 3 + 7);
+        assert!(choice.is_cut);
+        chooser.at_once_max = 8;
+        let choice = chooser.choose(&usage, &keep([5]), &all, &BTreeSet::new(), Instant::now());
+        assert!(!choice.is_cut && choice.waiting == 0, "{choice:?}");
     }
 
     #[test]

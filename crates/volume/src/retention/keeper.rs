@@ -8,13 +8,17 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
 use super::choice::NEWEST_KEPT;
-use super::round::Rounds;
+use super::round::{Removed, Rounds};
 use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::meta::wal_marker::Marker;
 
 /// The most rounds that are skipped in a row when nothing was published.
 const SKIPPED_MAX: u32 = 11;
+/// The most rounds of a turn.
+const ROUNDS_MAX: usize = 100;
+/// The pause between two rounds of a turn, in which others come to the container and to the rounds.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs rounds until it is dropped. The next server continues a round that was interrupted.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ pub(crate) struct Keeper(AbortHandle);
 
 impl Keeper {
     /// Starts on the current runtime. What earlier servers left is settled at once. If there is an `interval`, a round
-    /// follows in each. `newest` shows whether anything was published; `marker` is the marker of the volume's WAL, if
+    /// follows in each, and more of them at once where a plan has no room for all that may go. `newest` shows whether anything was published; `marker` is the marker of the volume's WAL, if
     /// it has one.
     pub fn start(
         rounds: Arc<Mutex<Rounds>>,
@@ -69,8 +73,11 @@ async fn run(
         tokio::time::sleep(interval).await;
         let at = newest.get();
         // Names and pins that end are noticed now and then.
-        let mut rounds = rounds.lock().await;
-        if done.is_some() && done == at && skipped < SKIPPED_MAX && rounds.is_policy_unchanged().await {
+        if done.is_some()
+            && done == at
+            && skipped < SKIPPED_MAX
+            && rounds.lock().await.is_policy_unchanged().await
+        {
             skipped += 1;
             continue;
         }
@@ -83,7 +90,7 @@ async fn run(
                 e.chain()
             );
         }
-        match rounds.round(Instant::now()).await {
+        match turn(&rounds, PAUSE).await {
             Ok(removed) => {
                 failures = 0;
                 done = at.filter(|_| removed.waiting == 0);
@@ -102,6 +109,20 @@ async fn run(
             }
         }
     }
+}
+
+/// Rounds until a plan has room for what is left that may go now. A volume with more writes than one plan an interval has room for would
+/// only grow otherwise. Returns what the last round removed, and what waits.
+pub(super) async fn turn(rounds: &Mutex<Rounds>, pause: Duration) -> Result<Removed, VolumeError> {
+    let mut removed = rounds.lock().await.round(Instant::now()).await?;
+    for _ in 1..ROUNDS_MAX {
+        if !removed.is_cut {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        removed = rounds.lock().await.round(Instant::now()).await?;
+    }
+    Ok(removed)
 }
 
 /// Whether the error means that there is another owner.

@@ -203,7 +203,11 @@ impl fmt::Display for Policy {
         ];
         let within = (self.keep_within_ms > 0).then(|| {
             let within = format_duration(Duration::from_millis(self.keep_within_ms));
-            format!("--keep-within {within}")
+            // A bare m is months in restic, so that the option does not take it.
+            match within.strip_suffix('m') {
+                Some(minutes) => format!("--keep-within {minutes}min"),
+                None => format!("--keep-within {within}"),
+            }
         });
         let counts = counts.iter().filter(|(_, count)| *count > 0);
         let rules: Vec<String> = within
@@ -380,6 +384,17 @@ mod tests {
             policy.to_string(),
             "--keep-within 24h --keep-hourly 168 --keep-daily 30"
         );
+    }
+
+    #[test]
+    fn minutes_are_not_written_as_restic_writes_months() {
+        for (ms, shown) in [(90 * 60_000, "90min"), (1500, "1500ms"), (2 * DAY_MS, "2d")] {
+            let policy = Policy {
+                keep_within_ms: ms,
+                ..Policy::default()
+            };
+            assert_eq!(policy.to_string(), format!("--keep-within {shown}"));
+        }
     }
 
     #[test]

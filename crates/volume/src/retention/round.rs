@@ -47,6 +47,8 @@ pub struct Removed {
     pub bytes: u64,
     /// Checkpoints and objects that are not needed and may go in a later round.
     pub waiting: u64,
+    /// Some of these may go in another round at once: the plan of this one had no room for them.
+    pub is_cut: bool,
 }
 
 /// Removes what nobody needs, for the owner of a volume.
@@ -151,18 +153,18 @@ impl Rounds {
     }
 
     /// Settles what earlier owners left: a removal that was begun is finished, and a plan that was not is void.
-    /// Afterwards earlier owners cannot remove anything more. If there never was a plan, nothing is written unless
-    /// `is_forced`.
+    /// Afterwards earlier owners cannot decide on anything more. If there never was a plan, nothing is written unless
+    /// `is_forced`. Returns the plan of the removal that was finished: whoever decided on it may be sending its requests still.
     ///
     /// # Errors
     /// [`VolumeError::Fenced`] when a later owner removes checkpoints.
-    pub async fn settle(&mut self, is_forced: bool) -> Result<(), VolumeError> {
+    pub async fn settle(&mut self, is_forced: bool) -> Result<Option<Plan>, VolumeError> {
         let found = plan::load(&self.store).await?;
         let Some((found, etag)) = found else {
             if is_forced {
                 self.put(Plan::empty(self.epoch), None).await?;
             }
-            return Ok(());
+            return Ok(None);
         };
         if found.epoch > self.epoch {
             // It belongs to a later owner, or to one from before the lease was deleted, after which epochs began again.
@@ -172,7 +174,7 @@ impl Rounds {
         let is_old = self.planned.is_some_and(|at| at.elapsed() >= PLAN_RENEWED_AFTER);
         if is_own && found.phase == Phase::Empty && !is_old {
             self.plan = Some((found, etag));
-            return Ok(());
+            return Ok(None);
         }
         let is_of_volume = match found.at {
             Some(at) => account::has(&self.store, at).await?,
@@ -184,7 +186,8 @@ impl Rounds {
                  rolled back by another tool, or made anew",
                 self.store.url
             );
-            return self.put(Plan::empty(self.epoch), Some(&etag)).await;
+            self.put(Plan::empty(self.epoch), Some(&etag)).await?;
+            return Ok(None);
         }
         if found.phase == Phase::Deleting
             && let Err(e) = self.remove(&found).await
@@ -198,7 +201,8 @@ impl Rounds {
                 self.store.url
             );
         }
-        self.put(found.emptied(self.epoch), Some(&etag)).await
+        self.put(found.emptied(self.epoch), Some(&etag)).await?;
+        Ok(Some(found).filter(|found| found.phase == Phase::Deleting))
     }
 
     async fn put(&mut self, plan: Plan, before: Option<&ETag>) -> Result<(), VolumeError> {
@@ -291,6 +295,7 @@ impl Rounds {
             return Ok(removed);
         }
         account.forget(&choice.retired, &choice.objects);
+        removed.is_cut = choice.is_cut;
         removed.checkpoints = choice.retired.len() as u64;
         removed.objects = choice.objects.len() as u64;
         removed.bytes = bytes_of(&choice.objects, &stored);

@@ -13,7 +13,7 @@ use crate::format::stored_state::StoredState;
 use crate::index::diff::{Place, places};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use crate::past::{self, At, Past};
-use crate::retention::{Reading, ensure_kept, put_policy};
+use crate::retention::{NEWEST_KEPT, Reading, ensure_kept, keeper, put_policy};
 use crate::store;
 
 const SIZE: usize = 3 << 20;
@@ -337,7 +337,7 @@ fn an_owner_that_was_paused_removes_nothing_of_a_later_one() {
     world.run(first.settle(true)).unwrap();
     let planned = world.run(first.plan(&account, &choice)).unwrap();
     assert!(world.read_at(choice.retired[0]).is_err(), "it is planned to go");
-    world.run(second.settle(true)).unwrap();
+    assert_eq!(world.run(second.settle(true)).unwrap(), None);
     let refused = world.run(first.decide(planned)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Fenced);
     // Once it knows that it is no owner any more, it begins no other.
@@ -354,7 +354,12 @@ fn an_owner_that_was_paused_removes_nothing_of_a_later_one() {
     world.run(second.decide(planned)).unwrap();
     world.keep_last(100);
     let before = world.stored();
-    world.run(world.rounds(3, Duration::ZERO).settle(true)).unwrap();
+    let finished = world.run(world.rounds(3, Duration::ZERO).settle(true)).unwrap();
+    assert_eq!(
+        finished.map(|plan| plan.objects),
+        Some(choice.objects.clone()),
+        "which the second one may be removing still"
+    );
     let gone: BTreeSet<u64> = before.difference(&world.stored()).copied().collect();
     assert_eq!(gone, choice.objects.iter().copied().collect());
     world.check_past(0);
@@ -562,6 +567,28 @@ fn what_is_not_needed_stays_for_the_time_of_grace() {
         (first.waiting, 0)
     );
     world.check_past(0);
+}
+
+/// A plan has room for so much; what is left goes with the next ones, and not an interval later.
+#[test]
+fn what_a_plan_has_no_room_for_goes_in_the_same_turn() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(17);
+    world.publish(&mut rng, 40);
+    world.keep_last(1);
+    let mut rounds = world.rounds(1, Duration::ZERO);
+    rounds.chooser.at_once_max = 3;
+    let rounds = tokio::sync::Mutex::new(rounds);
+    let last = world.run(keeper::turn(&rounds, Duration::ZERO)).unwrap();
+    assert!(!last.is_cut && last.waiting == 0, "{last:?}");
+    assert!(
+        (NEWEST_KEPT..NEWEST_KEPT + 3).contains(&world.listed().len()),
+        "{:?}",
+        world.listed()
+    );
+    let left = world.prune();
+    assert_eq!((left.checkpoints, left.objects), (0, 0));
+    world.check_past(17);
 }
 
 /// The table is made again where it is lost, damaged or of another history, and comes to the same.

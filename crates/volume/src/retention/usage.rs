@@ -9,13 +9,32 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::checkpoint_id::InodeCheck;
+use crate::base::checksum::crc32c;
 use crate::format::object_names::name_of;
 
 /// Format of the stored table; another one is not read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+
+/// The version of a stored table, whatever else it has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// What is stored. A large table has no check values in its object's metadata, and a number in which a bit has changed may let something
+/// go that is needed.
+#[derive(Serialize, Deserialize)]
+struct Stored<'a> {
+    version: u32,
+    /// CRC-32C of the table's text.
+    crc32c: u32,
+    #[serde(borrow)]
+    table: &'a RawValue,
+}
 
 /// Places in one object.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,9 +164,8 @@ pub(crate) struct Delta {
 }
 
 /// The table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Usage {
-    version: u32,
     /// The checkpoint that was accounted last.
     at: Option<CheckpointId>,
     /// By the object's number.
@@ -156,30 +174,44 @@ pub(crate) struct Usage {
     kept: BTreeMap<u64, Accounted>,
 }
 
-impl Default for Usage {
-    fn default() -> Self {
-        Self {
-            version: VERSION,
-            at: None,
-            objects: BTreeMap::new(),
-            kept: BTreeMap::new(),
-        }
-    }
-}
-
 impl Usage {
     /// Decodes a stored table.
     ///
     /// # Errors
     /// A text that says what is wrong with `body`.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
-        let usage: Self = serde_json::from_slice(body).map_err(|e| e.to_string())?;
-        if usage.version != VERSION {
-            return Err(format!(
-                "it has version {}, and {VERSION} is known",
-                usage.version
-            ));
+        let Versioned { version } = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        if version != VERSION {
+            return Err(format!("it has version {version}, and {VERSION} is known"));
         }
+        let stored: Stored<'_> = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+        let table = stored.table.get().as_bytes();
+        match crc32c(table) == stored.crc32c {
+            true => Self::decode_table(table),
+            false => Err("it is not what was written: its CRC-32C is another".to_owned()),
+        }
+    }
+
+    /// The table as it is stored.
+    ///
+    /// # Errors
+    /// That it cannot be written as text.
+    pub fn encode(&self) -> Result<Vec<u8>, String> {
+        let table = to_raw_value(self).map_err(|e| e.to_string())?;
+        let stored = Stored {
+            version: VERSION,
+            crc32c: crc32c(table.get().as_bytes()),
+            table: &table,
+        };
+        serde_json::to_vec(&stored).map_err(|e| e.to_string())
+    }
+
+    /// Decodes a table without its version and its check.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_table(table: &[u8]) -> Result<Self, String> {
+        let usage: Self = serde_json::from_slice(table).map_err(|e| e.to_string())?;
         let at = usage.at_number();
         let is_sound = |of: &ObjectUse| {
             let is_live = !of.live.is_empty();
@@ -381,8 +413,31 @@ mod tests {
         assert_eq!(needed(&usage, &[6]), [10, 50, 60]);
         usage.forget(&[1, 2, 5], &[20]);
         assert_eq!(usage.kept().keys().copied().collect::<Vec<_>>(), [6, 8, 9]);
-        let stored = serde_json::to_vec(&usage).unwrap();
+        let stored = usage.encode().unwrap();
         assert_eq!(Usage::decode(&stored), Ok(usage));
+    }
+
+    /// A number that is another because a bit of the disk is.
+    #[test]
+    fn no_digit_of_a_stored_table_may_be_another() {
+        let mut usage = Usage::default();
+        step(&mut usage, 1, &[(10, 2)]);
+        step(&mut usage, 2, &[(20, 1), (10, -1)]);
+        step(&mut usage, 5, &[(50, 1), (10, -1)]);
+        let stored = usage.encode().unwrap();
+        let digits = (0..stored.len()).filter(|&at| stored[at].is_ascii_digit());
+        let mut tried = 0;
+        for at in digits {
+            let mut rotten = stored.clone();
+            rotten[at] ^= 1;
+            assert!(
+                Usage::decode(&rotten).is_err(),
+                "{}",
+                String::from_utf8_lossy(&rotten)
+            );
+            tried += 1;
+        }
+        assert!(tried > 50, "{tried}");
     }
 
     #[test]
@@ -420,13 +475,15 @@ mod tests {
         step(&mut usage, 1, &[(10, 2)]);
         let deltas = HashMap::from([(10, Delta { blocks: -3, nodes: 0 })]);
         assert!(usage.step(2, accounted(2), &deltas).is_err());
+        let whole = String::from_utf8(usage.encode().unwrap()).unwrap();
+        let older = Usage::decode(whole.replace("\"version\":3", "\"version\":2").as_bytes());
+        assert!(older.unwrap_err().contains("version 2"));
         let stored = serde_json::to_string(&usage).unwrap();
         let is_read = |from: &str, to: &str| {
             let changed = stored.replace(from, to);
             assert_ne!(changed, stored);
-            Usage::decode(changed.as_bytes()).is_ok()
+            Usage::decode_table(changed.as_bytes()).is_ok()
         };
-        assert!(!is_read("\"version\":2", "\"version\":3"));
         // Live and dead at once; born later than what was accounted; more uses than there are numbers.
         assert!(!is_read("[[2,0],1,18446744073709551615,", "[[2,0],1,1,"));
         assert!(!is_read(
