@@ -66,6 +66,11 @@ pub const READERS: &[Reader] = &[
         name: "retention-usage",
         read: |bytes| Usage::decode(bytes).map(drop),
     },
+    // Behind the check, which hardly anything passes.
+    Reader {
+        name: "retention-usage-table",
+        read: |bytes| Usage::decode_table(bytes).map(drop),
+    },
     Reader {
         name: "retention-pin",
         read: |bytes| Pin::decode(bytes).map(drop),

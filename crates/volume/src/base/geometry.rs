@@ -1,6 +1,11 @@
 //! The geometry of a volume: its size, its block size, and how byte ranges fall into blocks (pure).
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The largest size of a volume. NBD sizes are signed 64-bit numbers; a block device of the Linux kernel ends a sector below that.
+pub const SIZE_MAX_BYTES: u64 = i64::MAX as u64 - 511;
 
 /// Index of a data block: byte offset divided by the block size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +100,28 @@ impl Geometry {
         first..last.max(first)
     }
 
+    /// Whether a volume that is open grows by becoming this large. It has that size already when it does not.
+    ///
+    /// # Errors
+    /// Why it cannot have that size.
+    pub fn grows_to(&self, size_bytes: u64) -> Result<bool, String> {
+        let (now, block) = (self.size_bytes, u64::from(self.block_size_bytes));
+        match size_bytes {
+            _ if size_bytes == now => Ok(false),
+            _ if size_bytes < now => Err(format!(
+                "the volume has {now} bytes, and one that is served does not shrink to {size_bytes}: stop its server, then hypernbd resize"
+            )),
+            _ if size_bytes > SIZE_MAX_BYTES => Err(format!(
+                "a size of {size_bytes} bytes is beyond what NBD can address: give at most {SIZE_MAX_BYTES}"
+            )),
+            // Its last block is stored short.
+            _ if !now.is_multiple_of(block) => Err(format!(
+                "the volume has {now} bytes, which is no multiple of its blocks of {block}: stop its server, then hypernbd resize"
+            )),
+            _ => Ok(true),
+        }
+    }
+
     /// The range cut at block borders, ascending.
     pub fn pieces(&self, offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = Piece> + use<> {
         let (this, bs) = (*self, u64::from(self.block_size_bytes));
@@ -134,9 +161,46 @@ impl Geometry {
     }
 }
 
+/// The geometry of a volume that may grow while it is served. Whoever uses it reads it once for each request.
+#[derive(Debug, Clone)]
+pub struct LiveGeometry {
+    size_bytes: Arc<AtomicU64>,
+    block_size_bytes: u32,
+}
+
+impl From<Geometry> for LiveGeometry {
+    fn from(geometry: Geometry) -> Self {
+        Self {
+            size_bytes: Arc::new(AtomicU64::new(geometry.size_bytes)),
+            block_size_bytes: geometry.block_size_bytes,
+        }
+    }
+}
+
+impl LiveGeometry {
+    /// What it is now.
+    pub fn now(&self) -> Geometry {
+        Geometry::new(self.size_bytes.load(Ordering::Acquire), self.block_size_bytes)
+    }
+
+    /// Grows it. A smaller size changes nothing.
+    pub fn grow_to(&self, size_bytes: u64) {
+        self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_volume_grows_for_all_who_know_it_and_never_shrinks() {
+        let one = LiveGeometry::from(Geometry::new(8192, 4096));
+        let other = one.clone();
+        one.grow_to(12_288);
+        one.grow_to(4096);
+        assert_eq!(other.now(), Geometry::new(12_288, 4096));
+    }
 
     #[test]
     fn partial_ends_are_the_partial_pieces() {

@@ -37,7 +37,7 @@ pub enum UnitError {
     },
     /// Not of the form number plus optional unit of time.
     #[error(
-        "\"{value}\" is not a duration: write seconds, or a number with ms, s, m, h or d, as in 500ms or 5s"
+        "\"{value}\" is not a duration: write seconds, or a number with ms, s, min, h or d, as in 500ms or 5s"
     )]
     Duration {
         /// The text that was given.
@@ -80,7 +80,7 @@ pub fn format_size(size_bytes: u64) -> String {
     format!("{} {letter}iB", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// Reads a duration: `500ms`, `5s`, `2m`, `1h`, `7d`, `1.5s`; a bare number is seconds.
+/// Reads a duration: `500ms`, `5s`, `2m` or `2min`, `1h`, `7d`, `1.5s`; a bare number is seconds.
 ///
 /// # Errors
 /// [`UnitError`] when the text is no duration or does not fit.
@@ -223,6 +223,7 @@ mod tests {
             ("5s", 5000),
             ("500ms", 500),
             ("2m", 120_000),
+            ("2min", 120_000),
             ("1h", 3_600_000),
             ("1.5s", 1500),
             ("0", 0),

@@ -24,12 +24,12 @@ pub(super) const FILE: &str = "buffer";
 /// The file while it is being made.
 const NEW_FILE: &str = "buffer.new";
 /// Differs from the names of the locks in other directories of this program.
-const LOCK: &str = "buffer.lock";
+pub(super) const LOCK: &str = "buffer.lock";
 /// The prefix of the names of files that were set aside.
 pub(super) const SET_ASIDE: &str = "set-aside-";
 
 /// How long a start waits for the lock of a server that was killed: the kernel takes a while to free its memory.
-const LOCK_WAIT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
+const LOCK_WAIT: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Space besides 5/4 of the write buffer: for the largest request, and for entries without data.
@@ -172,11 +172,16 @@ impl BufferDir {
         let reason = match &mut found.header {
             Err(damage) => damage.clone(),
             Ok(header) => {
+                // What a disk could not take is told by a sync alone, and an entry that it lost looks like one that was not answered.
+                let lost = found.file.sync_data().err();
                 let entries = entries(&found.file, header)?;
-                if entries.is_empty() {
+                if entries.is_empty() && lost.is_none() {
                     return Ok(None);
                 }
-                match not_for(header, self.volume_id, predecessor) {
+                match lost
+                    .map(|e| format!("the disk has lost some of them: {e}"))
+                    .or_else(|| not_for(header, self.volume_id, predecessor))
+                {
                     Some(reason) => reason,
                     None => {
                         header.owner.clone_from(&self.token);
@@ -324,7 +329,7 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
             Err(TryLockError::Error(e)) => return Err(e),
             Err(TryLockError::WouldBlock) if Instant::now() >= until => {
                 return Err(io::Error::other(
-                    "another server uses it; give each volume a directory of its own",
+                    "another server uses it; give each volume a directory of its own, or stop that server",
                 ));
             }
             Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),

@@ -71,9 +71,11 @@ impl Recovered {
                 read.map_err(|e| unusable(&self.path, &e))?;
                 if crc32c(&data) != entry.data_crc {
                     // Data is written before its entry, so a killed server never leaves an entry without its data.
+                    let dir = self.path.parent().unwrap_or(&self.path);
                     let reason = format!(
-                        "the data of its change {} is damaged; what it holds is given up with: hypernbd buffer discard DIR",
-                        entry.sequence
+                        "the data of its change {} is damaged; what it holds is given up with: hypernbd buffer discard {}",
+                        entry.sequence,
+                        dir.display()
                     );
                     return Err(unusable(&self.path, &io::Error::other(reason)));
                 }
@@ -145,7 +147,8 @@ pub(super) fn base(file: &File, header: &Header) -> io::Result<Option<Checkpoint
     file.read_exact_at(&mut head, 0)?;
     let floor = Floor::decode(&head, header.nonce);
     Ok(match floor.generation {
-        0 => header.base,
+        // Written before any generation was published, where a checkpoint came in which nothing of them is.
+        0 => floor.base.or(header.base),
         _ => floor.base,
     })
 }

@@ -52,6 +52,8 @@ struct Places {
     tail: Option<Tail>,
     /// Chunks of the unpublished generations; the active generation is the last.
     generations: VecDeque<Vec<Arc<Chunk>>>,
+    /// Chunks of published generations that count still, since the file could be neither written nor removed.
+    stuck: Vec<Arc<Chunk>>,
 }
 
 /// A buffer file that is in use.
@@ -69,6 +71,8 @@ pub(crate) struct Kept {
     places: Mutex<Places>,
     /// Held while the file is removed.
     removing: Mutex<()>,
+    /// Held from when a floor is known until it is written.
+    floors: Mutex<()>,
     /// The file could not be written and was removed. Changes are not kept any more.
     is_given_up: AtomicBool,
     /// The file could not even be removed. Its contents are wrong from now on, so changes are refused.
@@ -120,8 +124,10 @@ impl Kept {
                 generation: 1,
                 tail: None,
                 generations: VecDeque::from([Vec::new()]),
+                stuck: Vec::new(),
             }),
             removing: Mutex::default(),
+            floors: Mutex::default(),
             is_given_up: AtomicBool::new(false),
             is_stale: AtomicBool::new(false),
         }
@@ -287,6 +293,7 @@ impl Kept {
 
     /// Notes that the oldest generation is published, so that its entries no longer count.
     pub fn drop_oldest(&self) {
+        let _floors = self.floors.lock();
         let (published, chunks) = {
             let mut places = self.places.lock();
             if places.generations.len() < 2 {
@@ -295,6 +302,28 @@ impl Kept {
             let chunks = places.generations.pop_front().unwrap_or_default();
             (places.generation - places.generations.len() as u64, chunks)
         };
+        // Comes before the chunks become free, because an entry must not count once its chunk can be overwritten.
+        self.put_floor(published);
+        if self.is_stale.load(Ordering::Acquire) {
+            // The file counts still, with the floor from before: its entries must stay.
+            self.places.lock().stuck.extend(chunks);
+            return;
+        }
+        drop(chunks);
+    }
+
+    /// Notes that a checkpoint follows in which nothing else was changed: from now on the changes are made upon that one.
+    pub fn rebase(&self) {
+        let _floors = self.floors.lock();
+        let published = {
+            let places = self.places.lock();
+            places.generation - places.generations.len() as u64
+        };
+        self.put_floor(published);
+    }
+
+    /// Called under `floors`: a later floor is never written before an earlier one, which would make chunks count that are in use again.
+    fn put_floor(&self, published: u64) {
         if self.is_given_up.load(Ordering::Acquire) {
             return;
         }
@@ -307,11 +336,9 @@ impl Kept {
             Some((at, bytes)) => self.file.write_all_at(&bytes, at),
             None => Err(io::Error::other("the floor has no room")),
         };
-        // Comes before the chunks become free, because an entry must not count once its chunk can be overwritten.
         if let Err(e) = written {
             self.give_up(&e);
         }
-        drop(chunks);
     }
 
     /// Removes the file and gives its space back. The volume is closed, and everything is published.

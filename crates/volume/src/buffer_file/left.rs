@@ -1,12 +1,12 @@
 //! The contents of directories of buffer files, for people.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::dir::{FILE, SET_ASIDE, lock, unusable};
+use super::dir::{FILE, LOCK, SET_ASIDE, lock, unusable};
 use super::file::{entries, find};
 use super::format::Header;
 use crate::base::error::VolumeError;
@@ -37,15 +37,34 @@ pub struct Left {
 /// # Errors
 /// [`VolumeError::BufferFile`].
 pub fn look(path: &Path) -> Result<Vec<Left>, VolumeError> {
-    let looked = || {
-        let mut left = Vec::new();
-        for name in names(path)? {
-            let file = path.join(&name);
-            let Some(found) = find(&file)? else { continue };
-            let set_aside = name != FILE;
-            left.push(describe(&file, &found.file, &found.header, set_aside));
-        }
-        Ok(left)
+    left_in(path).map_err(|e| unusable(path, &e))
+}
+
+fn left_in(path: &Path) -> io::Result<Vec<Left>> {
+    let mut left = Vec::new();
+    for name in names(path)? {
+        let file = path.join(&name);
+        let Some(found) = find(&file)? else { continue };
+        let set_aside = name != FILE;
+        left.push(describe(&file, &found.file, &found.header, set_aside));
+    }
+    Ok(left)
+}
+
+/// Whether the server that uses the directory has its changes in a file there, so that the next one finds them after a kill. A server
+/// that cannot write its file goes on without one. Where no server uses the directory there is nothing to be found.
+///
+/// # Errors
+/// [`VolumeError::BufferFile`] when the directory cannot be looked at.
+pub fn is_kept(path: &Path) -> Result<bool, VolumeError> {
+    let looked = || match File::open(path.join(LOCK)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e),
+        Ok(file) => match file.try_lock_shared() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => fs::exists(path.join(FILE)),
+            Err(TryLockError::Error(e)) => Err(e),
+        },
     };
     looked().map_err(|e| unusable(path, &e))
 }
@@ -55,13 +74,14 @@ pub fn look(path: &Path) -> Result<Vec<Left>, VolumeError> {
 /// # Errors
 /// [`VolumeError::BufferFile`] when a server uses the directory.
 pub fn discard(path: &Path) -> Result<Vec<Left>, VolumeError> {
-    let left = look(path)?;
-    let discarded = || {
+    let discarded = || -> io::Result<Vec<Left>> {
+        // Looked at under the lock: a server that comes and goes before it leaves other files.
         let _lock = lock(path)?;
-        left.iter().try_for_each(|left| fs::remove_file(&left.path))
+        let left = left_in(path)?;
+        left.iter().try_for_each(|left| fs::remove_file(&left.path))?;
+        Ok(left)
     };
-    discarded().map_err(|e| unusable(path, &e))?;
-    Ok(left)
+    discarded().map_err(|e| unusable(path, &e))
 }
 
 /// The names of the buffer files in the directory.

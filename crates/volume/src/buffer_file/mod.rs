@@ -35,7 +35,7 @@ pub(crate) use dir::{BufferDir, is_left_empty};
 pub(crate) use file::Recovered;
 pub(crate) use format::{Kind, check_head};
 pub(crate) use kept::{Kept, NoRoom, Ticket};
-pub use left::{Left, discard, look};
+pub use left::{Left, discard, is_kept, look};
 
 /// The version of the files that this release writes and reads.
 pub const BUFFER_FILE_VERSION: u32 = format::VERSION;

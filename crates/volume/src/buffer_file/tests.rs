@@ -2,7 +2,7 @@ use super::*;
 use crate::base::checkpoint_id::{CheckpointId, InodeCheck};
 use crate::buffer_file::format::{DATA_BYTES, Kind};
 use crate::buffer_file::kept::{Kept, NoRoom};
-use crate::buffer_file::left::{discard, look};
+use crate::buffer_file::left::{discard, is_kept, look};
 
 const URL: &str = "s3://bucket/vol/";
 
@@ -317,6 +317,7 @@ fn a_damaged_header_is_set_aside_and_a_foreign_file_is_left_alone() {
         "{error}"
     );
     discard(&place.path()).unwrap_err();
+    assert!(is_kept(&place.path()).unwrap());
     assert_eq!(fs::read_to_string(&file).unwrap(), "a person's own");
 }
 
@@ -334,10 +335,8 @@ fn damaged_data_is_not_applied() {
         .each(|_| panic!("nothing is applied"))
         .unwrap_err()
         .to_string();
-    assert!(
-        error.contains("damaged") && error.contains("buffer discard"),
-        "{error}"
-    );
+    let remedy = format!("buffer discard {}", place.path().display());
+    assert!(error.contains("damaged") && error.ends_with(&remedy), "{error}");
 }
 
 /// A change that was not answered hides no answered change.
@@ -434,6 +433,11 @@ fn a_file_that_cannot_be_written_is_removed_and_changes_go_on() {
     );
     make(&kept, write(0, 4096, 1)).unwrap();
     assert!(!file.exists(), "what it holds is incomplete");
+    let used = File::open(place.path().join(LOCK)).unwrap();
+    used.lock().unwrap();
+    assert!(!is_kept(&place.path()).unwrap(), "a kill would lose it");
+    drop(used);
+    assert!(is_kept(&place.path()).unwrap(), "nobody uses it");
     make(&kept, write(0, 4096, 1)).unwrap();
     kept.freeze();
     kept.drop_oldest();
@@ -447,7 +451,8 @@ fn a_directory_is_one_servers_and_private() {
     let error = BufferDir::claim(&place.path(), place.volume_id, URL, 16 << 20, "two").unwrap_err();
     assert!(error.to_string().contains("another server uses it"), "{error}");
     BufferDir::check(&place.path(), URL, 16 << 20).unwrap_err();
-    discard(&place.path()).unwrap_err();
+    let error = discard(&place.path()).unwrap_err().to_string();
+    assert!(error.contains("stop that server"), "{error}");
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!(mode(&place.path()), 0o700);
     assert_eq!(mode(&place.path().join(FILE)), 0o600);

@@ -136,7 +136,12 @@ impl Driver {
     /// # Errors
     /// As [`Self::wait_for_room`].
     pub(crate) fn wait_for_kept_room(&self, has_room: impl Fn() -> bool) -> Result<(), VolumeError> {
-        let ask = || self.checkpoint_soon();
+        // As for room in memory: a publish that failed is tried again when it is due, however many wait.
+        let ask = || {
+            if self.overlay.is_active_dirty() {
+                self.send(Event::Grown);
+            }
+        };
         self.quota.wait_for(&self.overlay, has_room, self.io_timeout, ask)
     }
 
@@ -201,6 +206,19 @@ impl Driver {
         let publisher = self.publisher.clone();
         let relocated = tokio::spawn(async move { publisher.relocate(relocation).await });
         relocated
+            .await
+            .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())))
+    }
+
+    /// Publishes a checkpoint of this size, between two publishes. It goes on when this is given up.
+    ///
+    /// # Errors
+    /// As [`Engine::grow`].
+    pub(crate) async fn grow(&self, size_bytes: u64) -> Result<(), VolumeError> {
+        self.check_fenced()?;
+        let publisher = self.publisher.clone();
+        let grown = tokio::spawn(async move { publisher.grow(size_bytes).await });
+        grown
             .await
             .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::future::{Either, select};
-use log::warn;
+use log::{info, warn};
 use parking_lot::Mutex;
 use tokio::sync::{RwLock, oneshot};
 
@@ -60,18 +60,11 @@ impl Publisher {
     /// Publishes a relocation, alone, and records it. Its record has the generation of the one before: it holds nothing more.
     pub async fn relocate(&self, relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError> {
         let _turn = self.turn.write().await;
-        if let Some((generation, _)) = *self.unrecorded.lock() {
-            // The record of the relocation would have the generation of the one before that, although it holds this one: an opening
-            // after a crash would take what the log has of it for unpublished.
-            return Err(VolumeError::engine(
-                "relocating",
-                std::io::Error::other(format!(
-                    "generation {} is published and not in the list yet",
-                    generation.0
-                )),
-            ));
-        }
-        let Some(relocated) = self.engine.relocate(relocation).await? else {
+        self.ensure_recorded("relocating")?;
+        let relocated = self.engine.relocate(relocation).await;
+        // A growth whose answer was lost may be found here.
+        self.overlay.grow(self.engine.geometry());
+        let Some(relocated) = relocated? else {
             return Ok(None);
         };
         let generation = self.recorded.load(Ordering::Acquire);
@@ -86,6 +79,50 @@ impl Publisher {
             ),
         }
         Ok(Some(relocated))
+    }
+
+    /// Publishes another size, alone, and records it.
+    pub async fn grow(&self, size_bytes: u64) -> Result<(), VolumeError> {
+        let _turn = self.turn.write().await;
+        // Another growth may have come before this one.
+        let grows = self.engine.geometry().grows_to(size_bytes);
+        if !grows.map_err(VolumeError::InvalidInput)? {
+            self.overlay.grow(self.engine.geometry());
+            return Ok(());
+        }
+        self.ensure_recorded("growing")?;
+        let grown = self.engine.grow(size_bytes).await;
+        // What is stored has that size by now, also where the checkpoint is not recorded.
+        self.overlay.grow(self.engine.geometry());
+        let checkpoint = grown?;
+        let generation = self.recorded.load(Ordering::Acquire);
+        match self.recorder.published(generation, Some(checkpoint)).await {
+            Ok(()) => {}
+            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
+            Err(e) => warn!(
+                "checkpoint {}, of another size, is published, but could not be entered in the checkpoint list: {}",
+                checkpoint.id.cno,
+                e.chain()
+            ),
+        }
+        self.overlay.rebase();
+        info!("grown to {size_bytes} bytes in checkpoint {}", checkpoint.id.cno);
+        Ok(())
+    }
+
+    /// Refuses while the newest publish has no record: the record of what follows would have the generation of the one before that,
+    /// although it holds this one, and an opening after a crash would take what the log has of it for unpublished.
+    fn ensure_recorded(&self, operation: &str) -> Result<(), VolumeError> {
+        match *self.unrecorded.lock() {
+            Some((generation, _)) => Err(VolumeError::engine(
+                operation,
+                std::io::Error::other(format!(
+                    "generation {} is published and not in the list yet",
+                    generation.0
+                )),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Resolves once no relocation is under way that was asked for before.
@@ -118,6 +155,8 @@ impl Publisher {
                 }
                 if attempt > 0 {
                     counted.time(Phase::Recover, self.engine.recover()).await?;
+                    // A growth whose answer was lost may have been stored.
+                    self.overlay.grow(self.engine.geometry());
                 }
                 let engine = self.engine.as_ref();
                 let (all_begun, may_read) = oneshot::channel();

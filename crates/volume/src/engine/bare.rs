@@ -39,17 +39,17 @@ pub(crate) async fn publish(
     container: &mut Container,
     change: impl FnOnce(&mut InodeRaw),
 ) -> io::Result<InodeRaw> {
-    HyperTrait::check_writable(container)?;
-    let lock = container.flush_lock().await;
-    let published = publish_locked(container, change).await;
-    container.flush_unlock(lock);
-    published
+    let raw = prepare(container, change)?;
+    store(container, &raw).await?;
+    Ok(raw)
 }
 
-async fn publish_locked(
-    container: &mut Container,
-    change: impl FnOnce(&mut InodeRaw),
-) -> io::Result<InodeRaw> {
+/// The inode that [`store`] makes the newest one.
+///
+/// # Errors
+/// When the container holds what is not published, or may not be written to.
+pub(crate) fn prepare(container: &mut Container, change: impl FnOnce(&mut InodeRaw)) -> io::Result<InodeRaw> {
+    HyperTrait::check_writable(container)?;
     if holds_unpublished(container) {
         return Err(io::Error::other("the container holds what is not published"));
     }
@@ -64,13 +64,28 @@ async fn publish_locked(
     raw.set_compaction_pending(false);
     (raw.i_mtime, raw.i_mtime_nsec) = later_than((raw.i_mtime, raw.i_mtime_nsec));
     (raw.i_ctime, raw.i_ctime_nsec) = (raw.i_mtime, raw.i_mtime_nsec);
+    Ok(raw)
+}
 
+/// Stores what [`prepare`] gave, as [`publish`] does.
+///
+/// # Errors
+/// After any error it is unknown what was stored.
+pub(crate) async fn store(container: &mut Container, raw: &InodeRaw) -> io::Result<()> {
+    let lock = container.flush_lock().await;
+    let stored = store_locked(container, raw).await;
+    container.flush_unlock(lock);
+    stored
+}
+
+async fn store_locked(container: &mut Container, raw: &InodeRaw) -> io::Result<()> {
     let staging = container.staging();
-    store_summary(staging, &container.config().meta, container.inode().base(), &raw).await?;
+    store_summary(staging, &container.config().meta, container.inode().base(), raw).await?;
     let over = container.inode().get_ondisk_state();
     let bytes = raw.as_u8_slice();
-    Staging::<NodeLoader>::flush_inode(staging, bytes, over, FlushInodeFlag::Update, None).await?;
-    Ok(raw)
+    Staging::<NodeLoader>::flush_inode(staging, bytes, over, FlushInodeFlag::Update, None)
+        .await
+        .map(drop)
 }
 
 /// Stores the object that makes this inode a checkpoint, of its last number. `base` names the inode that it is built on; 0 is none.

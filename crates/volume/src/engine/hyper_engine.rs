@@ -22,7 +22,7 @@ use super::owner::{self, Opened, Request};
 use super::{Beside, Engine, Ownership, Relocated, SoleOwner};
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId};
 use crate::base::error::VolumeError;
-use crate::base::geometry::Geometry;
+use crate::base::geometry::{Geometry, LiveGeometry};
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::checksums::IndexChecksums;
@@ -41,7 +41,7 @@ const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
 /// The engine of one volume's container.
 pub struct HyperEngine {
     store: Store,
-    geometry: Geometry,
+    geometry: LiveGeometry,
     known: Arc<Mutex<Published>>,
     reads: Reads,
     runtime: tokio::runtime::Handle,
@@ -51,7 +51,8 @@ pub struct HyperEngine {
     /// The newest published checkpoint.
     newest: Mutex<CheckpointId>,
     thread: Mutex<Option<OwnerThread>>,
-    warming: Mutex<Option<AbortHandle>>,
+    /// What is read into memory or the caches before anybody asks for it.
+    warming: Mutex<Vec<AbortHandle>>,
     published_bytes: PublishedBytes,
 }
 
@@ -137,17 +138,17 @@ impl HyperEngine {
         let stored = StoredState {
             state_id,
             root: known.lock().root,
-            size_bytes: geometry.size_bytes(),
+            size_bytes: geometry.now().size_bytes(),
         };
         let index = Index::new(
             store.clone(),
             checksums,
             index_cache.clone(),
-            geometry,
+            geometry.clone(),
             known.clone(),
         );
-        let reader = Reader::new(Objects(store.clone()), read_cache, geometry.block_size());
-        let reads = Reads::new(geometry, known.clone(), index, reader);
+        let reader = Reader::new(Objects(store.clone()), read_cache, geometry.now().block_size());
+        let reads = Reads::new(geometry.clone(), known.clone(), index, reader);
         early_check?;
         reads.cache().note_checkpoint(newest.id);
         if seen != Some(stored) {
@@ -159,9 +160,13 @@ impl HyperEngine {
                 index_cache.clear_memory();
             }
             ownership.check().await?;
+            if !is_read_only {
+                owner::ensure_is_stored(store, stored.state_id).await?;
+            }
         }
         // A client reads the first block first: it holds a partition table or a superblock.
-        runtime.spawn(reads.clone().read_ahead(0..u64::from(geometry.block_size())));
+        let first = 0..u64::from(geometry.now().block_size());
+        let ahead = runtime.spawn(reads.clone().read_ahead(first));
         let engine = Self {
             store: store.clone(),
             geometry,
@@ -173,7 +178,7 @@ impl HyperEngine {
             numbers,
             newest: Mutex::new(newest.id),
             thread: Mutex::new(Some(thread)),
-            warming: Mutex::default(),
+            warming: Mutex::new(vec![ahead.abort_handle()]),
             published_bytes: PublishedBytes::default(),
         };
         let state = OpenState {
@@ -187,11 +192,11 @@ impl HyperEngine {
     /// Starts reading the index into memory, in the background.
     pub fn warm_index(&self) {
         let warming = self.runtime.spawn(self.reads.clone().warm_index());
-        *self.warming.lock() = Some(warming.abort_handle());
+        self.warming.lock().push(warming.abort_handle());
     }
 
     fn stop_warming(&self) {
-        if let Some(warming) = self.warming.lock().take() {
+        for warming in self.warming.lock().drain(..) {
             warming.abort();
         }
     }
@@ -244,7 +249,7 @@ impl HyperEngine {
 #[async_trait]
 impl Engine for HyperEngine {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.geometry.now()
     }
 
     async fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<(), VolumeError> {
@@ -318,6 +323,13 @@ impl Engine for HyperEngine {
             self.reads.follow(&applied.moved);
         }
         Ok(relocated)
+    }
+
+    async fn grow(&self, size_bytes: u64) -> Result<Checkpoint, VolumeError> {
+        let checkpoint = self.ask(|reply| Request::Grow { size_bytes, reply }).await?;
+        *self.newest.lock() = checkpoint.id;
+        self.reads.cache().note_checkpoint(checkpoint.id);
+        Ok(checkpoint)
     }
 
     async fn recover(&self) -> Result<(), VolumeError> {

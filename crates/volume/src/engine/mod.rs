@@ -188,6 +188,15 @@ pub trait Engine: Send + Sync + 'static {
         Err(VolumeError::Internal("this engine relocates nothing".into()))
     }
 
+    /// Publishes a checkpoint of this size, above the one that the volume has, in which nothing else differs. Called as a publish is that
+    /// is alone. The volume ends at a block's border.
+    ///
+    /// # Errors
+    /// As [`Engine::relocate`].
+    async fn grow(&self, _size_bytes: u64) -> Result<Checkpoint, VolumeError> {
+        Err(VolumeError::Internal("this engine does not grow".into()))
+    }
+
     /// Goes back to what is stored, after proving that it is this writer's own.
     ///
     /// # Errors

@@ -84,11 +84,13 @@ async fn verify(store: &Store, origin: &Origin) -> Result<(), VolumeError> {
     let checks = checks.map(|((parent, child), inherited)| async move {
         let at = &inherited.store;
         let (label, is_known, forked) = try_join!(
-            label::load(at),
+            readable_label(at),
             children::is_known(at, &child),
             checkpoint_stored(at, parent.checkpoint.cno)
         )?;
-        match label.map(|label| label.volume_id) {
+        match label.map(|found| found.label.volume_id) {
+            // A label that was lost or damaged says nothing else, and nobody gives the volume another id while it has clones.
+            None if is_known => {}
             None => return Err(not_there(store, parent, "there is none")),
             Some(id) if id != parent.volume_id => {
                 return Err(not_there(store, parent, &format!("that is volume {id}")));

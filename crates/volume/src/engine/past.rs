@@ -53,11 +53,17 @@ impl PastEngine {
             recent: RecentRoots::default(),
         }));
         let checksums = IndexChecksums::new(store.clone());
-        let index = Index::new(store.clone(), checksums, index_cache, geometry, known.clone());
+        let index = Index::new(
+            store.clone(),
+            checksums,
+            index_cache,
+            geometry.into(),
+            known.clone(),
+        );
         let reader = Reader::new(Objects(store.clone()), read_cache, block_size_bytes);
         Self {
             geometry,
-            reads: Reads::new(geometry, known, index, reader),
+            reads: Reads::new(geometry.into(), known, index, reader),
             runtime: tokio::runtime::Handle::current(),
             shown: None,
         }

@@ -46,7 +46,10 @@ pub enum ClientError {
         source: std::io::Error,
     },
     /// Something answers that is no such server.
-    #[error("what listens at {place} is no Hypernbd server that tells of itself: {why}")]
+    #[error(
+        "what listens at {place} is no Hypernbd server that tells of itself: {why}; one with control=unix:PATH, as under systemd, is \
+             named by that path or by its volume's URL"
+    )]
     Foreign {
         /// Where.
         place: ServerAddress,

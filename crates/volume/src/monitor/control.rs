@@ -31,6 +31,11 @@ pub(super) enum Verb {
         /// Once the last client has gone.
         when_idle: bool,
     },
+    /// The volume grows.
+    Resize {
+        /// To this size.
+        size_bytes: u64,
+    },
     /// What may change while it runs.
     Set(Settings),
 }
@@ -53,6 +58,14 @@ pub struct Settings {
 pub struct SnapshotArguments {
     /// The name.
     pub name: String,
+}
+
+/// Arguments of `resize`, and its answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeArguments {
+    /// The size that the volume is to have.
+    pub size_bytes: u64,
 }
 
 /// Arguments of `shutdown`.
@@ -129,13 +142,13 @@ pub(super) fn verb(path: &str, body: &[u8]) -> Result<Verb, Refusal> {
             }
             Ok(Verb::Set(settings))
         }
-        Some("resize") => Err(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "the size of a volume does not change while it is served: end the server, then hypernbd resize",
-        )),
+        Some("resize") => {
+            let ResizeArguments { size_bytes } = arguments(body)?;
+            Ok(Verb::Resize { size_bytes })
+        }
         _ => Err(Refusal::new(
             StatusCode::NOT_FOUND,
-            "there are /v1/status, /v1/report, /v1/flush, /v1/snapshot, /v1/shutdown and /v1/set",
+            "there are /v1/status, /v1/report, /v1/flush, /v1/snapshot, /v1/resize, /v1/shutdown and /v1/set",
         )),
     }
 }
@@ -190,7 +203,8 @@ impl Monitor {
     pub(super) fn carry_out(&self, verb: &Verb, runtime: &Handle) -> Result<Value, Refusal> {
         let now = self.served.now();
         // The last checkpoint is being made, and whether it succeeds is not known.
-        if now.state == State::Ending && matches!(verb, Verb::Flush | Verb::Snapshot(_)) {
+        if now.state == State::Ending && matches!(verb, Verb::Flush | Verb::Snapshot(_) | Verb::Resize { .. })
+        {
             return Err(Refusal::new(
                 StatusCode::CONFLICT,
                 "the server is ending: wait until it has, and look at how it ended".to_owned(),
@@ -212,6 +226,15 @@ impl Monitor {
                 let made = runtime.block_on(past::create(url, store, name, None))?;
                 serde_json::to_value(made)
                     .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+            }
+            Verb::Resize { size_bytes } => {
+                let Some(volume) = &now.volume else {
+                    let why =
+                        "the volume is resized while it is open: connect a client first, or stop the server";
+                    return Err(Refusal::new(StatusCode::CONFLICT, why));
+                };
+                volume.grow(*size_bytes)?;
+                Ok(serde_json::json!({ "size_bytes": volume.size_bytes() }))
             }
             // It ends once that is answered ([`Self::end`]).
             Verb::Shutdown { .. } => Ok(serde_json::json!({ "connections": now.connections })),
@@ -300,7 +323,8 @@ mod tests {
             ),
             ("/v1/set", "", StatusCode::BAD_REQUEST),
             ("/v1/set", "{\"io_timeout\": \"1s\"}", StatusCode::BAD_REQUEST),
-            ("/v1/resize", "{}", StatusCode::NOT_IMPLEMENTED),
+            ("/v1/resize", "{}", StatusCode::BAD_REQUEST),
+            ("/v1/resize", "{\"size_bytes\": -1}", StatusCode::BAD_REQUEST),
             ("/v1/", "{}", StatusCode::NOT_FOUND),
             ("/v2/flush", "{}", StatusCode::NOT_FOUND),
             ("/flush", "{}", StatusCode::NOT_FOUND),

@@ -2,6 +2,7 @@
 //! `key=value`. The list of keys, with defaults and help, is [`OPTIONS`] and nothing else.
 
 pub mod durability;
+mod log_words;
 mod read_cache;
 mod table;
 
@@ -15,6 +16,7 @@ pub use crate::lease::options::LeaseOptions;
 pub use crate::metrics::address::{ControlSocket, ListenAddress};
 pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
+pub use log_words::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, unknown_log_word, unknown_log_word_of_environment};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
 pub(crate) use table::parse_checkpoint_interval;
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
@@ -47,13 +49,6 @@ pub const IO_TIMEOUT: Duration = Duration::from_secs(60);
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// `retention_grace` unless it is given: well above the time that a read waits for the store.
 pub const RETENTION_GRACE: Duration = Duration::from_secs(10 * 60);
-
-/// What is logged unless `RUST_LOG` says otherwise.
-pub const LOG_FILTER_DEFAULT: &str = "warn";
-
-/// The engine's module that warns each time an object is not there, which is how it looks for the newest ones. Of it
-/// only errors are logged, unless `RUST_LOG` names it.
-pub const LOG_MODULE_NOISY: &str = "hyperfile::s3commons";
 
 /// What becomes of the log of the volume that this one is a copy of, where its marker was copied along.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -309,7 +304,6 @@ impl ServeOptions {
             let wal = wal.clone();
             return Err(OptionError::LogInVolume { wal, volume: url });
         }
-        check_directories(&url, &volume)?;
         if volume.wal == Some(WalPlace::Beside) && matches!(url, VolumeUrl::File { .. }) {
             volume.wal = None;
             self.warnings.push(NO_LOG_IN_DIRECTORY.to_owned());
@@ -324,6 +318,8 @@ impl ServeOptions {
             self.cache_dir.take(),
             self.cache_disk_bytes,
         )?;
+        // Once all of them are known.
+        check_directories(&url, &volume)?;
         Ok(ServeConfig {
             url,
             store,

@@ -174,26 +174,35 @@ fn every_key_takes_effect_in_every_spelling() {
 }
 
 #[test]
-fn the_write_buffers_directory_is_its_own() {
+fn a_directory_of_the_servers_own_is_in_no_volume_and_no_journal() {
     for (dir, other) in [
         ("/srv/vol", Some("backend_url")),
         ("/srv/vol/buffer", Some("backend_url")),
         ("/srv/wal", Some("backend_wal_url")),
         ("/srv/volume-buffer", None),
     ] {
-        let pairs = [
-            ("backend_url", "file:///srv/vol/"),
-            ("backend_wal_url", "file:///srv/wal/"),
+        let nodes = format!("LocalDisk,{dir},64M,ReuseCache");
+        for (key, value) in [
             ("write_buffer_dir", dir),
-        ];
-        let mut options = ServeOptions::default();
-        for (key, value) in pairs {
-            options.set(key, value).unwrap();
-        }
-        match (options.finish(), other) {
-            (Ok(_), None) => {}
-            (Err(error), Some(other)) => assert!(error.to_string().contains(other), "{error}"),
-            unexpected => panic!("{dir}: {unexpected:?}"),
+            ("cache_dir", dir),
+            ("node_cache_config", &nodes),
+        ] {
+            let read = read(&[
+                ("backend_url", "file:///srv/vol/"),
+                ("backend_wal_url", "file:///srv/wal/"),
+                (key, value),
+            ]);
+            match (read, other) {
+                (Ok(_), None) => {}
+                (Err(error), Some(other)) => {
+                    let text = error.to_string();
+                    assert!(
+                        text.starts_with(&format!("{key}: ")) && text.contains(other),
+                        "{text}"
+                    );
+                }
+                unexpected => panic!("{key} {dir}: {unexpected:?}"),
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::base::error::{ErrorKind, VolumeError};
-use crate::base::geometry::Geometry;
+use crate::base::geometry::LiveGeometry;
 use crate::format::object_names::{cno_of, name_of, of_pointer};
 use crate::index::location_map::{Place, Run};
 use crate::index::lookup::{Index, Published};
@@ -47,7 +47,7 @@ pub(crate) struct Reads {
 }
 
 struct Shared {
-    geometry: Geometry,
+    geometry: LiveGeometry,
     known: Arc<Mutex<Published>>,
     index: Index,
     reader: Reader,
@@ -83,7 +83,7 @@ impl ObjectSource for Objects {
 
 impl Reads {
     pub(crate) fn new(
-        geometry: Geometry,
+        geometry: LiveGeometry,
         known: Arc<Mutex<Published>>,
         index: Index,
         reader: Reader,
@@ -127,7 +127,7 @@ impl Reads {
             let until = blocks
                 .end
                 .max(at + LOOKUP_BLOCKS_MIN)
-                .min(self.shared.geometry.blocks());
+                .min(self.shared.geometry.now().blocks());
             let mut next = at;
             for mut run in self.shared.index.look_up(at..until).await? {
                 if run.blocks.start != next || next >= blocks.end {
@@ -144,7 +144,7 @@ impl Reads {
     /// The places at which the bytes of a request are stored, each with the range of the request that it serves, in
     /// bytes from the request's start. A range that is stored nowhere has no place.
     fn stored(&self, runs: &[Run], offset_bytes: u64, len_bytes: u64) -> Vec<(Range<u64>, Option<Stored>)> {
-        let block_size = u64::from(self.shared.geometry.block_size());
+        let block_size = u64::from(self.shared.geometry.now().block_size());
         let end = offset_bytes + len_bytes;
         let pieces = runs.iter().map(|run| {
             let (start, until) = (run.blocks.start * block_size, run.blocks.end * block_size);
@@ -157,7 +157,7 @@ impl Reads {
                 } => Some(Stored {
                     object,
                     // The last block of a volume is stored only up to the volume's end.
-                    run: base..base + until.min(self.shared.geometry.size_bytes()) - start,
+                    run: base..base + until.min(self.shared.geometry.now().size_bytes()) - start,
                     wanted: base + (wanted.start - start)..base + (wanted.end - start),
                 }),
             };
@@ -169,7 +169,7 @@ impl Reads {
     /// Reads without waiting for anything, if possible. Returns `false` otherwise; `out` may then be filled in part.
     pub(crate) fn read_at_once(&self, offset_bytes: u64, out: &mut [u8]) -> bool {
         let len_bytes = out.len() as u64;
-        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let blocks = self.shared.geometry.now().touched_blocks(offset_bytes, len_bytes);
         let runs = self.shared.known.lock().locations.known_prefix(blocks.clone());
         if runs.last().is_none_or(|r| r.blocks.end < blocks.end) {
             return false;
@@ -198,7 +198,7 @@ impl Reads {
         out: &'a mut [u8],
     ) -> Result<Vec<(Stored, &'a mut [u8])>, VolumeError> {
         let len_bytes = out.len() as u64;
-        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let blocks = self.shared.geometry.now().touched_blocks(offset_bytes, len_bytes);
         let runs = self.locate(blocks, u32::MAX).await?;
         let mut pieces = Vec::new();
         let mut rest = out;
@@ -227,7 +227,7 @@ impl Reads {
 
     /// Says what of the volume cannot be read, and where that is stored, once for each place.
     fn tell_damage(&self, offset_bytes: u64, len_bytes: u64, e: &VolumeError) {
-        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let blocks = self.shared.geometry.now().touched_blocks(offset_bytes, len_bytes);
         let mut told = self.shared.told.lock();
         if told.len() < TOLD_MAX && told.insert(blocks.start) {
             error!(
@@ -245,7 +245,7 @@ impl Reads {
     pub(crate) fn grouped(&self, ranges: Vec<Range<u64>>) -> Vec<Vec<Range<u64>>> {
         let piece_of = |(number, range): (usize, &Range<u64>)| {
             let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
-            let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+            let blocks = self.shared.geometry.now().touched_blocks(offset_bytes, len_bytes);
             let runs = self.shared.known.lock().locations.known_prefix(blocks);
             let stored = self.stored(&runs, offset_bytes, len_bytes).into_iter().next();
             let (object, bytes) = match stored {
@@ -295,10 +295,10 @@ impl Reads {
 
     /// These blocks have other places now: what is in memory of them is kept for those.
     pub(crate) fn follow(&self, moves: &[Move]) {
-        let block_size = u64::from(self.shared.geometry.block_size());
+        let block_size = u64::from(self.shared.geometry.now().block_size());
         for one in moves {
             let start = one.block * block_size;
-            let len_bytes = block_size.min(self.shared.geometry.size_bytes().saturating_sub(start));
+            let len_bytes = block_size.min(self.shared.geometry.now().size_bytes().saturating_sub(start));
             let stored = |pointer| {
                 let at = offset_of(pointer);
                 Stored {
@@ -329,7 +329,7 @@ impl Reads {
         if self.shared.reader.cache().memory_bytes() == 0 {
             return Ok(());
         }
-        let blocks = self.shared.geometry.touched_blocks(offset_bytes, len_bytes);
+        let blocks = self.shared.geometry.now().touched_blocks(offset_bytes, len_bytes);
         let runs = self.locate(blocks, u32::MAX).await?;
         let stored = self.stored(&runs, offset_bytes, len_bytes);
         let stored = stored.into_iter().filter_map(|(_, stored)| stored).collect();
@@ -363,13 +363,13 @@ impl Reads {
         counted.useful_bytes.add(tally.useful);
         counted.wasted_bytes.add(tally.wasted);
         let ahead = ahead?;
-        let ahead = ahead.start..ahead.end.min(self.shared.geometry.size_bytes());
+        let ahead = ahead.start..ahead.end.min(self.shared.geometry.now().size_bytes());
         (!ahead.is_empty()).then_some(ahead)
     }
 
     /// Reads a range ahead, cut at the end of the volume.
     pub(crate) async fn read_ahead(self, range: Range<u64>) {
-        let range = range.start..range.end.min(self.shared.geometry.size_bytes());
+        let range = range.start..range.end.min(self.shared.geometry.now().size_bytes());
         if let Err(e) = self.bring(range.start, range.end - range.start).await {
             debug!("reading ahead at {}: {}", range.start, e.chain());
         }
@@ -398,14 +398,14 @@ impl Reads {
             if generation.buffered_bytes() > reader.cache().memory_bytes() / CACHE_PARTS {
                 return;
             }
-            let block_size = u64::from(self.shared.geometry.block_size());
+            let block_size = u64::from(self.shared.geometry.now().block_size());
             for run in generation.data_runs() {
                 let known = self.shared.known.lock().locations.known_prefix(run);
                 // A later publish may have stored other bytes of the same blocks, at other places.
                 let own = |place| matches!(place, Place::Stored { object, .. } if cno_of(object) == cno);
                 for known in known.into_iter().filter(|run| own(run.place)) {
                     let offset_bytes = known.blocks.start * block_size;
-                    let until = (known.blocks.end * block_size).min(self.shared.geometry.size_bytes());
+                    let until = (known.blocks.end * block_size).min(self.shared.geometry.now().size_bytes());
                     let mut bytes = vec![0; (until - offset_bytes) as usize];
                     if !generation.copy_complete(offset_bytes, &mut bytes) {
                         return;

@@ -34,6 +34,7 @@ use crate::write_buffer::backlog::Backlog;
 use crate::write_buffer::generation::{RANGE_BYTES, buffered_block_bytes};
 use crate::write_buffer::overlay::{Change, Overlay};
 
+mod growing;
 mod opening;
 mod past;
 mod restore;
@@ -87,7 +88,6 @@ pub struct Parts {
 
 /// An open volume.
 pub struct Volume {
-    geometry: Geometry,
     overlay: Arc<Overlay>,
     engine: Arc<dyn Engine>,
     driver: Driver,
@@ -145,7 +145,6 @@ impl Volume {
         let recorder = parts.recorder.unwrap_or_else(|| Arc::new(NoRecorder));
         let driver = Driver::start(overlay.clone(), engine.clone(), recorder, config);
         Self {
-            geometry,
             overlay,
             engine,
             driver,
@@ -168,14 +167,18 @@ impl Volume {
         }
     }
 
-    /// Size in bytes.
+    fn geometry(&self) -> Geometry {
+        self.overlay.geometry()
+    }
+
+    /// Size in bytes. It may grow while the volume is open.
     pub fn size_bytes(&self) -> u64 {
-        self.geometry.size_bytes()
+        self.geometry().size_bytes()
     }
 
     /// Size of a data block in bytes.
     pub fn block_size_bytes(&self) -> u32 {
-        self.geometry.block_size()
+        self.geometry().block_size()
     }
 
     /// Fills `out` with the bytes at `offset_bytes`.
@@ -270,10 +273,10 @@ impl Volume {
     /// [`VolumeError::BufferFull`] when the store has accepted nothing for `io_timeout`, [`VolumeError::Fenced`].
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, data.len() as u64)?;
-        let blocks = self.geometry.touched_blocks(offset_bytes, data.len() as u64);
+        let blocks = self.geometry().touched_blocks(offset_bytes, data.len() as u64);
         // Two partly written ends add a range each; or a zeroed run is split, which adds one.
         let most_bytes =
-            (blocks.end - blocks.start) * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
+            (blocks.end - blocks.start) * (buffered_block_bytes(self.geometry()) + RANGE_BYTES) + RANGE_BYTES;
         self.change(most_bytes, fua, Change::Write { offset_bytes, data })
     }
 
@@ -284,7 +287,7 @@ impl Volume {
     pub fn zero(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         // The two ends of the range may be partial blocks.
-        let most_bytes = 2 * (buffered_block_bytes(self.geometry) + RANGE_BYTES) + RANGE_BYTES;
+        let most_bytes = 2 * (buffered_block_bytes(self.geometry()) + RANGE_BYTES) + RANGE_BYTES;
         self.change(
             most_bytes,
             fua,
@@ -408,7 +411,7 @@ impl Volume {
     ) -> Result<Vec<Extent>, VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         self.check_open()?;
-        let blocks = self.geometry.touched_blocks(offset_bytes, len_bytes);
+        let blocks = self.geometry().touched_blocks(offset_bytes, len_bytes);
         if blocks.is_empty() {
             return Ok(Vec::new());
         }
@@ -449,7 +452,7 @@ impl Volume {
                 );
             }
         }
-        let block_size = u64::from(self.geometry.block_size());
+        let block_size = u64::from(self.geometry().block_size());
         let end = offset_bytes + len_bytes;
         let extents = kinds.into_iter().map(|(run, kind)| {
             let start = (run.start * block_size).max(offset_bytes);
@@ -610,13 +613,13 @@ impl Volume {
     }
 
     fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        if self.geometry.contains(offset_bytes, len_bytes) {
+        if self.geometry().contains(offset_bytes, len_bytes) {
             return Ok(());
         }
         Err(VolumeError::OutOfRange {
             offset_bytes,
             len_bytes,
-            size_bytes: self.geometry.size_bytes(),
+            size_bytes: self.geometry().size_bytes(),
         })
     }
 

@@ -42,6 +42,8 @@ use crate::store::{self, Store};
 /// The age, by the store's clock, from which an unfinished upload must belong to a killed server. This server's own
 /// uploads are younger, whatever the clocks show.
 const UNFINISHED_AGE_MIN: Duration = Duration::from_secs(3600);
+/// The longest time for ending the engine of an opening that has failed: a publish of its replay may still wait for the store.
+const GIVE_UP_MAX: Duration = Duration::from_secs(10);
 
 impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
@@ -314,7 +316,13 @@ fn open_read_only<'a>(
             entry: None,
         })
         .await?;
-        let reading = Reading::begin(&looked.store, state.newest.id).await?;
+        let reading = match Reading::begin(&looked.store, state.newest.id).await {
+            Ok(reading) => reading,
+            Err(e) => {
+                give_up(&engine, true).await;
+                return Err(e);
+            }
+        };
         if !reading.is_pinned() {
             // Nothing else is written, and nothing of the attempt stays.
             looked.store.end_changes().await;
@@ -342,6 +350,24 @@ struct Before {
     ends_log: bool,
 }
 
+/// How often the log is begun anew because the owner before has still written its marker.
+const LOG_TRIES: u32 = 4;
+
+/// Begins the log. An owner that was taken over from may write the marker in between, until it finds that out: that is none that takes
+/// the log over from this one, as long as the lease is this one's.
+async fn begin_log(
+    request: &recover_wal::Request<'_>,
+    lease: &Lease,
+) -> Result<recover_wal::Begun, VolumeError> {
+    for _ in 1..LOG_TRIES {
+        match recover_wal::begin(request, wal_marker::load(request.store).await?).await {
+            Err(VolumeError::Fenced { .. }) => lease.check().await?,
+            begun => return begun,
+        }
+    }
+    recover_wal::begin(request, wal_marker::load(request.store).await?).await
+}
+
 fn open_owned<'a>(
     request: &'a recover_wal::Request<'a>,
     options: &'a VolumeOptions,
@@ -365,88 +391,112 @@ fn open_owned<'a>(
         });
         let seen_cno = before.seen.state_id.cno;
         let later = checkpoint_list::numbers_after(store, seen_cno);
-        let (mut begun, (engine, state), later) = if request.place.is_some() {
+        let (begun, opened, later) = if request.place.is_some() {
             // This comes before the container is opened: from here on older owners acknowledge nothing and raise no
             // watermark.
-            let begun = recover_wal::begin(request, wal_marker::load(store).await?).await?;
-            let (engine, later) = join!(engine, later);
-            (begun, engine?, later?)
+            let begun = begin_log(request, lease).await?;
+            let (opened, later) = join!(engine, later);
+            (Ok(begun), opened, later)
         } else {
             // There is no WAL to replay. If one is there, it is refused or given up.
-            let (found, engine, later) = join!(wal_marker::load(store), engine, later);
-            let found = found?;
-            let wanted = Wanted::of(found.as_ref().map(|(marker, _)| marker), None);
-            if let Some(place) = &wanted.place {
-                // It could not be looked at before the lease was taken, or was begun since.
-                if let Ok((engine, _)) = engine {
-                    engine.close().await;
+            let (found, opened, later) = join!(wal_marker::load(store), engine, later);
+            let begun = match found {
+                Ok(found) => {
+                    let wanted = Wanted::of(found.as_ref().map(|(marker, _)| marker), None);
+                    if let Some(place) = &wanted.place {
+                        // It could not be looked at before the lease was taken, or was begun since.
+                        if let Ok((engine, _)) = opened {
+                            engine.close().await;
+                        }
+                        let request = recover_wal::Request {
+                            place: Some(place),
+                            ..*request
+                        };
+                        let before = Before {
+                            ends_log: wanted.is_ended,
+                            ..before
+                        };
+                        return open_owned(&request, options, lease, before).await;
+                    }
+                    recover_wal::begin(request, found).await
                 }
-                let request = recover_wal::Request {
-                    place: Some(place),
-                    ..*request
-                };
-                let before = Before {
-                    ends_log: wanted.is_ended,
-                    ..before
-                };
-                return open_owned(&request, options, lease, before).await;
-            }
-            (recover_wal::begin(request, found).await?, engine?, later?)
+                Err(e) => Err(e),
+            };
+            (begun, opened, later)
         };
-        let known = Known {
-            origin: before.origin,
-            entry: before.entry.clone(),
-            later: Some((seen_cno, later)),
+        let (engine, state) = match opened {
+            Ok(opened) => opened,
+            // What is wrong with the log says more.
+            Err(e) => return Err(begun.err().unwrap_or(e)),
         };
-        let history = history::look(store, state.newest, known).await?;
         let seen = before.seen.id();
-        if seen != history.newest() && !history.has(seen).await? {
-            // Whether to use the caches was decided by the state that was seen.
-            engine.empty_caches().await?;
-        }
-        begun.judge(&history).await?;
-        let recorded = history.settle(state.modified_ms, epoch).await?;
-        let watermark = recorded.max(begun.least_watermark);
-        let mut parts = Parts {
-            metrics: store.metrics().clone(),
-            ..Parts::default()
-        };
-        let mut newest = NewestCheckpoint::new(state.newest.id);
-        let mut catalogue = None;
-        parts.first_generation = match &begun.log {
-            Some(log) => {
-                let owner = DriverLog {
-                    store: log.store.clone(),
-                    volume_id: volume_id.as_uuid(),
-                    epoch,
-                    newest: log.marker.newest().clone(),
-                };
-                owner.newest.set(state.newest.id);
-                let replaying = Replaying {
-                    log,
-                    owner: &owner,
-                    history: &history,
-                    watermark,
-                };
-                let (generation, recorder) = replaying.run(store, options, &engine).await?;
-                newest = owner.newest.clone();
-                parts.recorded_generation = generation;
-                if before.ends_log {
-                    log.finish(generation, lease.older_may_run()).await?;
-                    info!("the log {} is ended: none was asked for", log.url);
-                } else {
-                    parts.recorder = Some(Arc::new(recorder));
-                    parts.log = Some(owner);
+        let mut are_caches_ours = seen == state.newest.id;
+        let taken_up: Result<_, VolumeError> = async {
+            let (mut begun, later) = (begun?, later?);
+            let known = Known {
+                origin: before.origin,
+                entry: before.entry.clone(),
+                later: Some((seen_cno, later)),
+            };
+            let history = history::look(store, state.newest, known).await?;
+            if seen != history.newest() && !history.has(seen).await? {
+                // Whether to use the caches was decided by the state that was seen.
+                engine.empty_caches().await?;
+            }
+            are_caches_ours = true;
+            begun.judge(&history).await?;
+            let recorded = history.settle(state.modified_ms, epoch).await?;
+            let watermark = recorded.max(begun.least_watermark);
+            let mut parts = Parts {
+                metrics: store.metrics().clone(),
+                ..Parts::default()
+            };
+            let mut newest = NewestCheckpoint::new(state.newest.id);
+            parts.first_generation = match &begun.log {
+                Some(log) => {
+                    let owner = DriverLog {
+                        store: log.store.clone(),
+                        volume_id: volume_id.as_uuid(),
+                        epoch,
+                        newest: log.marker.newest().clone(),
+                    };
+                    owner.newest.set(state.newest.id);
+                    let replaying = Replaying {
+                        log,
+                        owner: &owner,
+                        history: &history,
+                        watermark,
+                    };
+                    let (generation, recorder) = replaying.run(store, options, &engine).await?;
+                    newest = owner.newest.clone();
+                    parts.recorded_generation = generation;
+                    if before.ends_log {
+                        log.finish(generation, lease.older_may_run()).await?;
+                        info!("the log {} is ended: none was asked for", log.url);
+                    } else {
+                        parts.recorder = Some(Arc::new(recorder));
+                        parts.log = Some(owner);
+                    }
+                    // The replay has gone beyond what an older owner may have on its way to the log.
+                    generation + 1
                 }
-                // The replay has gone beyond what an older owner may have on its way to the log.
-                generation + 1
-            }
-            None => {
-                parts.recorded_generation = recorded;
-                // An older owner may have used more than it recorded.
-                watermark + GENERATIONS_AHEAD_MAX + 1
+                None => {
+                    parts.recorded_generation = recorded;
+                    // An older owner may have used more than it recorded.
+                    watermark + GENERATIONS_AHEAD_MAX + 1
+                }
+            };
+            Ok((begun, parts, newest))
+        }
+        .await;
+        let (begun, mut parts, newest) = match taken_up {
+            Ok(taken_up) => taken_up,
+            Err(e) => {
+                give_up(&engine, are_caches_ours).await;
+                return Err(e);
             }
         };
+        let mut catalogue = None;
         let is_inherited = begun.is_inherited;
         let log = begun.log.filter(|_| !before.ends_log);
         if log.is_none() {
@@ -497,6 +547,22 @@ fn open_owned<'a>(
         Ok((Arc::new(volume), newest))
     }
     .boxed()
+}
+
+/// Ends the engine of an opening that has failed, so that the next one has the caches on a disk. They are emptied where it is not known
+/// that they are of the history which the engine has found.
+async fn give_up(engine: &HyperEngine, are_caches_ours: bool) {
+    if !are_caches_ours && let Err(e) = engine.empty_caches().await {
+        // Not closed, they are not said to be whole.
+        warn!(
+            "the caches of an opening that failed cannot be emptied: {}",
+            e.chain()
+        );
+        return;
+    }
+    if tokio::time::timeout(GIVE_UP_MAX, engine.close()).await.is_err() {
+        engine.abandon().await;
+    }
 }
 
 /// Aborts the uploads that earlier servers had begun when they were killed. Nothing depends on it.

@@ -139,6 +139,9 @@ async fn has(
     Ok(base.cno == 0 || checkpoint_stored(store, base.cno).await? == Some(base))
 }
 
+/// How often a checkpoint of what was left is waited for, as long as a flush may take each time.
+const PUBLISH_TRIES: u32 = 4;
+
 impl Volume {
     fn restore(&self, recovered: &Recovered) -> Result<(), VolumeError> {
         let (changes, bytes) = recovered.amount();
@@ -155,7 +158,14 @@ impl Volume {
             };
             Ok(())
         })?;
-        self.runtime.block_on(self.driver.publish_all())?;
+        let mut published = self.runtime.block_on(self.driver.publish_all());
+        for _ in 1..PUBLISH_TRIES {
+            // Given up, it would be applied and published from the start by the next opening, which is no faster.
+            if matches!(published, Err(VolumeError::Timeout { .. })) {
+                published = self.runtime.block_on(self.driver.publish_all());
+            }
+        }
+        published?;
         // This is a warning because the previous server did not end cleanly.
         log::warn!(
             "recovered {changes} changes of {} that the server before this one had answered and not published",

@@ -85,8 +85,8 @@ impl Volume {
         let backlog = self.backlog();
         let fenced = self.driver.check_fenced().err().map(|e| e.chain());
         VolumeStatus {
-            size_bytes: self.geometry.size_bytes(),
-            block_size_bytes: self.geometry.block_size(),
+            size_bytes: self.geometry().size_bytes(),
+            block_size_bytes: self.geometry().block_size(),
             is_read_only: self.is_read_only,
             is_fenced: fenced.is_some(),
             fenced,

@@ -405,9 +405,17 @@ impl LogStore for S3Log {
                 .map(|(id, _)| *id)
                 .collect()
         };
-        self.remove(&Vec::from_iter(old.iter().copied())).await?;
+        let removed = self.remove(&Vec::from_iter(old.iter().copied())).await;
+        // What may not be removed is not asked for again: it would be ever more.
+        let is_settled = match &removed {
+            Ok(()) => true,
+            Err(e) => e.kind() == ErrorKind::AccessDenied,
+        };
+        if is_settled {
+            self.stored.lock().retain(|id, _| !old.contains(id));
+        }
+        removed?;
         debug!("{} groups removed from the log", old.len());
-        self.stored.lock().retain(|id, _| !old.contains(id));
         Ok(())
     }
 

@@ -136,6 +136,16 @@ impl Generation {
         }
     }
 
+    /// The volume has grown, from an end at a block's border: no block that it holds has another length.
+    pub fn grow(&mut self, geometry: Geometry) {
+        debug_assert!(
+            self.geometry
+                .size_bytes()
+                .is_multiple_of(geometry.block_size().into())
+        );
+        self.geometry = geometry;
+    }
+
     /// Whether nothing was written.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty() && self.zeroed.is_empty()

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::generation::{Generation, PreparedWrite, Replaced, is_zero};
 use super::progress::Progress;
 use super::wal_delta::WalDelta;
-use crate::base::geometry::{BlockIndex, Geometry};
+use crate::base::geometry::{BlockIndex, Geometry, LiveGeometry};
 use crate::base::ids::FROZEN_MAX;
 use crate::buffer_file::{Kept, Kind, NoRoom, Ticket};
 use crate::wal::record::Content;
@@ -185,7 +185,7 @@ pub struct Buffered {
 /// Active and frozen generations of one volume.
 #[derive(Debug)]
 pub struct Overlay {
-    geometry: Geometry,
+    geometry: LiveGeometry,
     layers: RwLock<Layers>,
     /// Buffered bytes of the frozen generations. Kept here so that writers need not take the generations' locks.
     frozen_bytes: Mutex<u64>,
@@ -204,6 +204,29 @@ impl Overlay {
         Self::following(geometry, Some(WalDelta::new(log_bulk_bytes)))
     }
 
+    /// The geometry of the volume, in which writers write.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry.now()
+    }
+
+    /// The volume has grown, from an end at a block's border. What is written from now on may lie behind that.
+    pub fn grow(&self, geometry: Geometry) {
+        let mut layers = self.layers.write();
+        if geometry.size_bytes() <= self.geometry().size_bytes() {
+            return;
+        }
+        layers.active.grow(geometry);
+        self.geometry.grow_to(geometry.size_bytes());
+    }
+
+    /// A checkpoint was recorded in which nothing but the size was changed: what comes now is made upon it.
+    pub(crate) fn rebase(&self) {
+        let kept = self.layers.read().kept.clone();
+        if let Some(kept) = kept {
+            kept.rebase();
+        }
+    }
+
     fn following(geometry: Geometry, unlogged: Option<WalDelta>) -> Self {
         let layers = Layers {
             active: Generation::new(geometry),
@@ -214,7 +237,7 @@ impl Overlay {
             kept: None,
         };
         Self {
-            geometry,
+            geometry: geometry.into(),
             layers: RwLock::new(layers),
             frozen_bytes: Mutex::new(0),
             no_unlogged: unlogged,
@@ -236,7 +259,7 @@ impl Overlay {
     pub(crate) fn take_in(&self, change: Change<'_>) -> Result<(Buffered, Ticket), NoRoom> {
         match change {
             Change::Write { offset_bytes, data } => {
-                let prepared = PreparedWrite::new(self.geometry, offset_bytes, data);
+                let prepared = PreparedWrite::new(self.geometry(), offset_bytes, data);
                 self.change_kept(change, |layers| layers.write(prepared))
             }
             Change::Zero {
@@ -247,14 +270,14 @@ impl Overlay {
             Change::Trim {
                 offset_bytes,
                 len_bytes,
-            } if self.geometry.whole_blocks(offset_bytes, len_bytes).is_empty() => {
+            } if self.geometry().whole_blocks(offset_bytes, len_bytes).is_empty() => {
                 Ok((self.trim(offset_bytes, len_bytes), Ticket::default()))
             }
             Change::Trim {
                 offset_bytes,
                 len_bytes,
             } => self.change_kept(change, |layers| {
-                layers.trim(self.geometry, offset_bytes, len_bytes)
+                layers.trim(self.geometry(), offset_bytes, len_bytes)
             }),
         }
     }
@@ -278,7 +301,7 @@ impl Overlay {
 
     /// Writes as [`Self::take_in`] does, without keeping the change in the buffer file.
     pub fn write(&self, offset_bytes: u64, data: &[u8]) -> Buffered {
-        let prepared = PreparedWrite::new(self.geometry, offset_bytes, data);
+        let prepared = PreparedWrite::new(self.geometry(), offset_bytes, data);
         self.change_unkept(|layers| layers.write(prepared))
     }
 
@@ -289,7 +312,7 @@ impl Overlay {
 
     /// Drops the whole blocks of the range, without keeping the change in the buffer file.
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Buffered {
-        self.change_unkept(|layers| layers.trim(self.geometry, offset_bytes, len_bytes))
+        self.change_unkept(|layers| layers.trim(self.geometry(), offset_bytes, len_bytes))
     }
 
     fn change_unkept(&self, apply: impl FnOnce(&mut Layers) -> Replaced) -> Buffered {
@@ -408,7 +431,7 @@ impl Overlay {
             layers.frozen.len() < FROZEN_MAX,
             "a frozen generation is dropped only once it is published"
         );
-        let active = std::mem::replace(&mut layers.active, Generation::new(self.geometry));
+        let active = std::mem::replace(&mut layers.active, Generation::new(self.geometry()));
         let unlogged = std::mem::replace(&mut layers.active_unlogged, self.no_unlogged.clone());
         let buffered_bytes = active.buffered_bytes();
         *self.frozen_bytes.lock() += buffered_bytes;

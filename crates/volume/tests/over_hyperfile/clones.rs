@@ -1,8 +1,6 @@
 //! Clones: they read what their parents have and write what is their own, plain Hyperfile calls find nothing of what they share,
 //! and a copy of one, or one whose parent is not there, is refused.
 
-use std::path::Path;
-
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::admin::rollback::rollback;
@@ -56,17 +54,7 @@ fn newest(f: &Fixture) -> u64 {
         .last_checkpoint
 }
 
-pub fn copy_directory(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_directory(&entry.path(), &to),
-            false => drop(std::fs::copy(entry.path(), to).unwrap()),
-        }
-    }
-}
+pub use crate::provenance::copy_dir as copy_directory;
 
 /// A volume with two checkpoints at `vol`, and a clone of it at `clone`.
 pub fn cloned() -> (Fixture, Vec<u8>) {

@@ -2,12 +2,12 @@
 //! directory cannot show, because it goes with the volume, is in tests/e2e/test_clones_at_risk.py.
 
 use hypernbd_volume::admin::{self, Cloned, IfDamaged};
-use hypernbd_volume::options::{LeaseOptions, StoreOptions};
+use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use hypernbd_volume::store::hook::Hook;
-use hypernbd_volume::{ErrorKind, VolumeError, VolumeUrl};
+use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl};
 
 use crate::clones::{clone, cloned, contents, copy_directory, delete, go, write};
-use crate::faults::{AtRequest, When};
+use crate::faults::{AtRequest, LIMIT, When};
 use crate::fixture::Fixture;
 use crate::resize::resize;
 
@@ -139,6 +139,56 @@ fn a_volume_that_was_replaced_by_a_copy_of_itself_keeps_its_clones() {
     assert!(contents(&f) == model);
 }
 
+/// The entries of clones as they are that long after the clones were begun.
+fn let_a_day_pass(f: &Fixture) {
+    let store = f.store().unwrap();
+    for entry in f.meta_objects("children/") {
+        let (body, _) = f.run(store.get(&entry)).unwrap().unwrap();
+        let mut old: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        old["made_ms"] = 1.into();
+        f.run(store.put(&entry, old.to_string())).unwrap();
+    }
+}
+
+/// Whoever made it was killed before its inode was put: there is nothing that could be deleted.
+#[test]
+fn a_clone_that_was_never_made_keeps_nothing_for_ever() {
+    for verb in ["prune", "flatten"] {
+        let (mut f, model) = cloned();
+        let of = match verb {
+            "prune" => "vol",
+            _ => "clone",
+        };
+        go(&mut f, of);
+        clone(&f, "half");
+        go(&mut f, "half");
+        let store = f.store().unwrap();
+        let key = store.data_key("inode");
+        let (late, _) = f.run(store.get(&key)).unwrap().unwrap();
+        f.remove("inode");
+        go(&mut f, of);
+        let entries = f.meta_objects("children/").len();
+        let lease = LeaseOptions::default();
+        let run = || match verb {
+            "prune" => f
+                .run(admin::retention::prune(&f.url, &f.store_options, &lease))
+                .map(drop),
+            _ => f.run(admin::flatten(&f.url, &f.store_options, &lease)).map(drop),
+        };
+        // Somebody may be making it still.
+        assert_eq!(run().is_ok(), verb == "prune");
+        assert_eq!(f.meta_objects("children/").len(), entries, "{verb}");
+        let_a_day_pass(&f);
+        run().unwrap_or_else(|e| panic!("{verb}: {}", e.chain()));
+        assert_eq!(f.meta_objects("children/").len(), entries - 1, "{verb}");
+        let refused = f.run(store.put_create_only(&key, late)).unwrap_err();
+        assert_eq!(VolumeError::from(refused).kind(), ErrorKind::AlreadyExists);
+        // One that is there is another matter, however old it is.
+        go(&mut f, "clone");
+        assert!(contents(&f) == model, "{verb}");
+    }
+}
+
 /// By whatever path the volume is reached: its clones are its own.
 #[test]
 fn a_volume_by_another_path_keeps_its_clones() {
@@ -149,6 +199,57 @@ fn a_volume_by_another_path_keeps_its_clones() {
     assert!(matches!(error, VolumeError::HasClones { .. }), "{error}");
     go(&mut f, "clone");
     assert!(contents(&f) == model);
+}
+
+/// Another id would shut all its clones out.
+#[test]
+fn a_parent_that_lost_its_label_gets_no_other_id_and_its_clones_go_on() {
+    let (mut f, model) = cloned();
+    let id = |f: &Fixture| {
+        let info = f.run(admin::info(&f.url, &f.store_options)).unwrap();
+        info.volume_id.map(|id| id.to_string())
+    };
+    let before = id(&f).unwrap();
+    f.remove_meta("volume.meta/volume.json");
+    let lease = LeaseOptions::default();
+    let refused = |f: &Fixture| {
+        let clone = f.run(admin::clone(&f.url, &f.store_options, None, &f.url_of("other")));
+        let pruned = f.run(admin::retention::prune(&f.url, &f.store_options, &lease));
+        let errors = [f.try_open().err(), clone.err(), pruned.err()];
+        assert_eq!(id(f), None);
+        errors.map(|error| {
+            let error = error.unwrap();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            error.to_string()
+        })
+    };
+    for said in refused(&f) {
+        assert!(said.contains(&before) && said.contains("adopt=yes"), "{said}");
+    }
+    let deleted = admin::delete(&f.url, &f.store_options, &lease, IfDamaged::Delete);
+    let error = f.run(deleted).unwrap_err();
+    assert!(matches!(error, VolumeError::HasClones { .. }), "{error}");
+    assert_eq!(id(&f), None, "nor by a deletion that was refused");
+    go(&mut f, "clone");
+    assert!(contents(&f) == model);
+    // Nobody tells the id.
+    std::fs::rename(f.path_of("clone"), f.path_of("elsewhere")).unwrap();
+    go(&mut f, "vol");
+    for said in refused(&f) {
+        assert!(said.contains("none of them tells"), "{said}");
+    }
+    std::fs::rename(f.path_of("elsewhere"), f.path_of("clone")).unwrap();
+    let options = VolumeOptions {
+        adopt: true,
+        ..VolumeOptions::default()
+    };
+    let opened = f.run(Volume::open(&f.url, &f.store_options, &options));
+    opened.unwrap().close(LIMIT).unwrap();
+    assert_eq!(id(&f), Some(before));
+    for name in ["vol", "clone"] {
+        go(&mut f, name);
+        assert!(contents(&f) == model, "{name}");
+    }
 }
 
 #[test]

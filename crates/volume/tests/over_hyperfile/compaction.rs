@@ -2,7 +2,9 @@
 //! relocated is needed by nobody any more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hyperfile::file::hyper::Hyper;
@@ -12,6 +14,7 @@ use hypernbd_volume::admin::compact::{Compacted, compact};
 use hypernbd_volume::admin::retention::{prune, set_policy};
 use hypernbd_volume::base::checkpoint_id::NewestCheckpoint;
 use hypernbd_volume::base::control::Control;
+use hypernbd_volume::check::Request;
 use hypernbd_volume::compaction::{Flip, Ground, Moved, Pace};
 use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Engine, Relocated};
@@ -83,7 +86,11 @@ impl World {
             let newest = NewestCheckpoint::new(state.newest.id);
             let catalogue = Catalogue::start(plain, 1, newest);
             let engine = Arc::new(engine);
-            let options = VolumeOptions::default();
+            let options = VolumeOptions {
+                // Nothing is published by its age.
+                checkpoint_interval: Duration::from_secs(3600),
+                ..VolumeOptions::default()
+            };
             let volume = Volume::over(engine.clone(), catalogue.clone(), &options);
             (engine, catalogue, Arc::new(volume))
         });
@@ -456,6 +463,46 @@ fn what_was_only_moved_is_no_difference() {
     let volume = f.open();
     assert!(f.read(&volume, 0, SIZE) == model);
     volume.close(LIMIT).unwrap();
+}
+
+/// The number of copies is set aside before a client's checkpoint, and a later one is the first to refer to them: who checks what came since
+/// that checkpoint reads them.
+#[test]
+fn a_check_of_what_came_since_reads_copies_with_an_older_number() {
+    let mut world = World::created();
+    let mut rng = fastrand::Rng::with_seed(10);
+    for _ in 0..4 {
+        world.publish(&mut rng, 20);
+    }
+    let before = world.newest();
+    let volume = world.volume.clone();
+    let hook: Hook = Box::new(move || volume.write(7 * BLOCK as u64, &[1; BLOCK], true));
+    let moved = world.relocate(&world.objects(), Some(hook)).unwrap();
+    let since = before + 2;
+    assert!(moved.copied > 100 && moved.checkpoint == since + 1, "{moved:?}");
+    let (f, _) = world.close();
+    let request = Request {
+        since: Some(At::Number(since)),
+        ..Request::with_data()
+    };
+    let clean = crate::check::check(&f, &request);
+    assert!(clean.is_clean(), "{clean:#?}");
+    let copies = format!("volume/{:010}.1", before + 1);
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(f.object_file(&copies))
+        .unwrap();
+    let store = f.store().unwrap();
+    let at = f.run(store.head(&copies)).unwrap().unwrap().size_bytes / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[!byte[0]], at).unwrap();
+    let report = crate::check::check(&f, &request);
+    let [problem] = &report.problems[..] else {
+        panic!("{report:#?}")
+    };
+    assert_eq!(problem.object, copies);
 }
 
 fn compacted(f: &Fixture, control: &Control) -> Result<Compacted, VolumeError> {

@@ -305,7 +305,10 @@ fn creating_twice_is_refused_and_deleting_leaves_nothing() {
 fn a_damaged_volume_is_refused_and_can_be_deleted() {
     let f = Fixture::new();
     f.create(MIB, 4096);
-    f.open().write(0, &[1; 5000], true).unwrap();
+    let volume = f.open();
+    volume.write(0, &[1; 5000], true).unwrap();
+    // Nothing of it is put later.
+    volume.close(Duration::from_secs(30)).unwrap();
     f.damage_everything();
     assert!(f.try_open().is_err());
     let delete = |if_damaged| {

@@ -396,7 +396,7 @@ fn a_damaged_block_is_healed_by_writing_all_of_it() {
     segment.overwrite(hit, &[!segment.body[hit]]);
 
     let options = VolumeOptions {
-        io_timeout: Duration::from_secs(1),
+        io_timeout: Duration::from_secs(10),
         ..VolumeOptions::default()
     };
     let v = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();

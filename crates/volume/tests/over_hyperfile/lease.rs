@@ -9,7 +9,7 @@ use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Engine, Ownership};
 use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::lease::{LeaseRecord, LeaseState};
-use hypernbd_volume::options::LeaseOptions;
+use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
 use hypernbd_volume::read::cache::ReadCache;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError, admin};
 
@@ -107,10 +107,23 @@ fn a_closed_volume_is_free_and_every_owner_has_a_higher_epoch() {
     }
 }
 
+/// A server that publishes what it is told to alone, and does not look at its lease by itself.
+fn open_patient(f: &Fixture) -> Arc<Volume> {
+    let options = VolumeOptions {
+        checkpoint_interval: Duration::from_secs(3600),
+        lease: LeaseOptions {
+            duration: Duration::from_secs(3600),
+            ..LeaseOptions::default()
+        },
+        ..VolumeOptions::default()
+    };
+    f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap()
+}
+
 #[test]
 fn after_a_takeover_the_first_can_publish_nothing_even_before_the_second_does() {
     let f = volume_of_16_mib();
-    let first = f.open();
+    let first = open_patient(&f);
     first.write(0, &pattern(1, 4096), true).unwrap();
     first.write(8192, &pattern(3, 4096), false).unwrap();
     let second = f.take_over();
@@ -135,7 +148,7 @@ fn after_a_takeover_the_first_can_publish_nothing_even_before_the_second_does() 
 #[test]
 fn what_a_shut_out_owner_has_stored_is_never_taken_up() {
     let f = volume_of_16_mib();
-    let first = f.open();
+    let first = open_patient(&f);
     first.write(0, &pattern(1, 4096), true).unwrap();
     first.write(0, &pattern(9, 4096), false).unwrap();
     let second = f.take_over();
@@ -161,7 +174,7 @@ fn what_a_shut_out_owner_has_stored_is_never_taken_up() {
 fn a_takeover_is_noticed_by_the_renewal_alone() {
     let f = volume_of_16_mib();
     let short = LeaseOptions {
-        duration: Duration::from_millis(300),
+        duration: Duration::from_secs(3),
         ..LeaseOptions::default()
     };
     let first = f.try_open_with(short).unwrap();

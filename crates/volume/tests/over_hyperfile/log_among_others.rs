@@ -8,7 +8,7 @@ use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::retention::{prune, set_policy};
-use hypernbd_volume::admin::wal;
+use hypernbd_volume::admin::{self, wal};
 use hypernbd_volume::check::Request;
 use hypernbd_volume::options::{LeaseOptions, VolumeOptions, WRITE_BUFFER_LEAST_BYTES};
 use hypernbd_volume::past;
@@ -174,6 +174,14 @@ fn the_buffer_file_comes_before_what_is_done_with_the_log() {
         f.run(prune(&f.url, &f.store_options, &lease)).map(drop),
         f.run(wal::replay(&f.url, &f.store_options, None, &lease, false))
             .map(drop),
+        f.run(admin::resize(
+            &f.url,
+            &f.store_options,
+            1 << 30,
+            false,
+            &LeaseOptions::default(),
+        ))
+        .map(drop),
     ] {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains(dir.to_str().unwrap()), "{error}");
@@ -206,13 +214,13 @@ fn what_was_flushed_stays_though_the_buffer_file_is_applied_after_the_log() {
     for inodes in 1..5 {
         let mut f = Fixture::new();
         f.create(16 * MIB, 65536);
-        let kept = |write_buffer_bytes| VolumeOptions {
+        let kept = |write_buffer_bytes, timeout_s| VolumeOptions {
             write_buffer_dir: Some(f.path_of("buffer")),
             write_buffer_bytes,
-            io_timeout: Duration::from_secs(1),
+            io_timeout: Duration::from_secs(timeout_s),
             ..beside()
         };
-        let (large, small) = (kept(64 * MIB), kept(WRITE_BUFFER_LEAST_BYTES));
+        let (large, small) = (kept(64 * MIB, 60), kept(WRITE_BUFFER_LEAST_BYTES, 1));
         let volume = open(&f, &large);
         volume.write(0, &pattern(1, LEN), false).unwrap();
         for at in 1..12 {

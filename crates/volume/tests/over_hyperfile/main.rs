@@ -13,6 +13,7 @@ mod completion;
 mod container;
 mod damage;
 mod every_answer;
+mod failed_opening;
 mod faults;
 mod fixture;
 mod histories;

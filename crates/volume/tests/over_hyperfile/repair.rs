@@ -2,13 +2,18 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hypernbd_volume::base::control::Control;
 use hypernbd_volume::repair::{Outcome, Repaired, Request, repair};
+use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::{ErrorKind, VolumeError, VolumeUrl};
 
 use crate::clones::copy_directory;
-use crate::faults::LIMIT;
+use crate::faults::{BoxError, LIMIT};
 use crate::fixture::{Fixture, pattern};
 use crate::replicas::{Contents, again, assert_whole, newest};
 
@@ -152,7 +157,7 @@ fn what_is_damaged_in_both_is_left() {
 #[test]
 fn a_volume_that_lost_its_label_is_repaired() {
     let (f, _, replica) = volume_and_replica();
-    f.remove_meta("volume.meta/label");
+    f.remove_meta("volume.meta/volume.json");
     f.open().close(LIMIT).unwrap();
     flip(&f, "vol", LARGE);
     let done = run(&f, &replica, true).unwrap();
@@ -184,6 +189,47 @@ fn without_a_checkpoint_in_common_nothing_is_put_where_nothing_is() {
         panic!("{without:?}");
     };
     assert!(reason.contains("no checkpoint in common from 2 on"), "{reason}");
+}
+
+/// Counts lists of the checkpoints of a volume.
+#[derive(Debug, Clone, Default)]
+struct Lists(Arc<AtomicUsize>);
+
+impl Intercept for Lists {
+    fn name(&self) -> &'static str {
+        "Lists"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let uri = context.request().uri();
+        if uri.contains("list-type") && uri.contains("checkpoints") {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// What the two have in common is found once, however much is missing.
+#[test]
+fn many_missing_objects_take_no_more_lists_than_one() {
+    let (mut f, _, replica) = volume_and_replica();
+    let lists = Lists::default();
+    f.store_options.hook = Hook::new(lists.clone());
+    let mut counted = Vec::new();
+    for missing in [[GONE].as_slice(), &[LARGE, SMALL]] {
+        for name in missing {
+            std::fs::remove_file(file(&f, "vol", name)).unwrap();
+        }
+        lists.0.store(0, Ordering::Relaxed);
+        run(&f, &replica, false).unwrap();
+        counted.push(lists.0.load(Ordering::Relaxed));
+    }
+    assert!(counted[0] > 0 && counted[0] == counted[1], "{counted:?}");
 }
 
 #[test]

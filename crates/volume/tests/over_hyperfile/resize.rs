@@ -1,6 +1,7 @@
 //! Sizes are changed by checkpoints of their own, which plain Hyperfile calls read as they read any other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyperfile::file::hyper::Hyper;
 use hyperfile::meta_format::BlockPtrFormat;
@@ -9,10 +10,10 @@ use hypernbd_volume::admin::{self, VolumeInfo};
 use hypernbd_volume::engine::limits::CHECKPOINT_NUMBER_MAX;
 use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use hypernbd_volume::store::hook::Hook;
-use hypernbd_volume::{ErrorKind, Volume, VolumeError};
+use hypernbd_volume::{ErrorKind, Volume, VolumeError, WalPlace};
 use parking_lot::Mutex;
 
-use crate::faults::{AtRequest, LIMIT, When};
+use crate::faults::{AtRequest, LIMIT, Policy, Verdict, When, Write, hook};
 use crate::fixture::{Fixture, pattern};
 
 pub const FORMATS: [BlockPtrFormat; 3] = [
@@ -194,4 +195,221 @@ fn a_resize_that_is_taken_over_changes_nothing() {
         assert_eq!(info(&f).size_bytes as usize, model.len());
         check(&f, &mut model, 40);
     }
+}
+
+const MIB: usize = 1 << 20;
+
+/// A volume grows under its clients: what was written before is there, published or not; what is new reads as zeros, and is written to.
+#[test]
+fn a_volume_grows_while_it_is_open() {
+    for wal in [None, Some(WalPlace::Beside)] {
+        let f = Fixture::new();
+        f.create(MIB as u64, 4096);
+        let options = VolumeOptions {
+            wal,
+            ..VolumeOptions::default()
+        };
+        let volume = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+        let mut model = pattern(1, MIB);
+        volume.write(0, &model, true).unwrap();
+        volume.write(5000, &pattern(2, 10_000), false).unwrap();
+        model[5000..15_000].copy_from_slice(&pattern(2, 10_000));
+        let before = info(&f);
+        for size in [MIB + 4096, 3 * MIB, 3 * MIB + 1024] {
+            volume.grow(size as u64).unwrap();
+            assert_eq!(volume.size_bytes() as usize, size);
+            assert_eq!(info(&f).size_bytes as usize, size);
+            model.resize(size, 0);
+            assert!(f.read(&volume, 0, size) == model);
+            let at = size - 900;
+            volume
+                .write(at as u64, &pattern(3, 900), size == 3 * MIB)
+                .unwrap();
+            model[at..].copy_from_slice(&pattern(3, 900));
+        }
+        assert!(info(&f).last_checkpoint >= before.last_checkpoint + 3);
+        volume.grow(3 * MIB as u64 + 1024).unwrap();
+        for size in [2 * MIB, 4 * MIB] {
+            // It does not shrink; and its last block is stored short now.
+            let refused = volume.grow(size as u64).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+        }
+        volume.close(LIMIT).unwrap();
+        check(&f, &mut model, 50);
+    }
+}
+
+/// What was flushed past the old end comes back from the log after a kill.
+#[test]
+fn what_was_flushed_past_the_old_end_is_there_after_a_kill() {
+    let f = Fixture::new();
+    f.create(MIB as u64, 4096);
+    let options = VolumeOptions {
+        wal: Some(WalPlace::Beside),
+        ..VolumeOptions::default()
+    };
+    let volume = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+    volume.write(0, &pattern(1, MIB), false).unwrap();
+    volume.grow(2 * MIB as u64).unwrap();
+    volume.write(MIB as u64, &pattern(2, MIB), true).unwrap();
+    drop(volume);
+    let options = VolumeOptions {
+        lease: LeaseOptions {
+            takeover: true,
+            ..LeaseOptions::default()
+        },
+        ..options
+    };
+    let volume = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+    assert!(f.read(&volume, 0, 2 * MIB) == [pattern(1, MIB), pattern(2, MIB)].concat());
+    volume.close(LIMIT).unwrap();
+}
+
+/// What becomes of the writes of one kind, once or until that is taken back.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Failing {
+    is_inode: bool,
+    verdict: Verdict,
+    is_once: bool,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Armed(Arc<Mutex<Option<Failing>>>);
+
+impl Policy for Armed {
+    fn judge(&self, write: &Write) -> Verdict {
+        let mut armed = self.0.lock();
+        match *armed {
+            Some(failing) if failing.is_inode == write.is_inode() => {
+                armed.take_if(|failing| failing.is_once);
+                failing.verdict
+            }
+            _ => Verdict::Pass,
+        }
+    }
+}
+
+#[test]
+fn a_growth_that_fails_or_is_not_answered_leaves_one_size() {
+    for (is_inode, verdict, is_once, is_grown) in [
+        (false, Verdict::Refused, false, false),
+        (false, Verdict::Lost, true, false),
+        (true, Verdict::Refused, true, false),
+        (true, Verdict::Refused, false, false),
+        (true, Verdict::Lost, true, true),
+    ] {
+        let failing = Failing {
+            is_inode,
+            verdict,
+            is_once,
+        };
+        let mut f = Fixture::new();
+        f.create(MIB as u64, 4096);
+        let armed = Armed::default();
+        f.store_options.hook = hook(armed.clone());
+        let volume = f.open();
+        let mut model = pattern(1, MIB);
+        volume.write(0, &model, true).unwrap();
+        *armed.0.lock() = Some(failing);
+        let grown = volume.grow(2 * MIB as u64);
+        let left = armed.0.lock().take();
+        assert_eq!(left.is_none(), is_once, "{failing:?}: nothing failed");
+        assert_eq!(grown.is_ok(), is_grown, "{failing:?}: {grown:?}");
+        let size = if is_grown { 2 * MIB } else { MIB };
+        assert_eq!(volume.size_bytes() as usize, size, "{failing:?}");
+        volume.write(4096, &pattern(2, 4096), true).unwrap();
+        model[4096..8192].copy_from_slice(&pattern(2, 4096));
+        assert_eq!(info(&f).size_bytes, volume.size_bytes(), "{failing:?}");
+        volume.grow(2 * MIB as u64).unwrap();
+        volume
+            .write(2 * MIB as u64 - 100, &pattern(3, 100), true)
+            .unwrap();
+        model.resize(2 * MIB, 0);
+        model[2 * MIB - 100..].copy_from_slice(&pattern(3, 100));
+        assert!(f.read(&volume, 0, 2 * MIB) == model);
+        volume.close(LIMIT).unwrap();
+        check(&f, &mut model, 60);
+    }
+}
+
+/// A volume that is idle recovers from a growth whose outcome it does not know, when it is asked again.
+#[test]
+fn a_growth_of_unknown_outcome_is_asked_for_again() {
+    let mut f = Fixture::new();
+    f.create(MIB as u64, 4096);
+    let is_armed = Arc::new(AtomicBool::new(false));
+    let armed = is_armed.clone();
+    let is_it = move |method: &str, uri: &str| {
+        method == "GET" && uri.contains("/inode") && armed.load(Ordering::SeqCst)
+    };
+    f.store_options.hook = Hook::new(AtRequest::new(is_it, When::BeforeItIsSent, || {}).refused());
+    let volume = f.open();
+    volume.write(0, &pattern(1, MIB), true).unwrap();
+    is_armed.store(true, Ordering::SeqCst);
+    volume.grow(2 * MIB as u64).unwrap_err();
+    volume.grow(2 * MIB as u64).unwrap();
+    assert_eq!((volume.size_bytes(), info(&f).size_bytes), (2 << 20, 2 << 20));
+    volume.grow(3 * MIB as u64).unwrap();
+    volume.close(LIMIT).unwrap();
+    let mut model = pattern(1, MIB);
+    model.resize(3 * MIB, 0);
+    check(&f, &mut model, 70);
+}
+
+/// Two that wait for the same turn: the volume has the larger size of both, and each checkpoint is known by what is stored of it.
+#[test]
+fn growths_beside_each_other_never_shrink_it() {
+    let f = Fixture::new();
+    f.create(MIB as u64, 4096);
+    let options = VolumeOptions {
+        wal: Some(WalPlace::Beside),
+        ..VolumeOptions::default()
+    };
+    let volume = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+    volume.write(0, &pattern(1, MIB), true).unwrap();
+    for round in 1..5 {
+        let sizes = [3, 2, 4].map(|more| (MIB * (4 * round + more)) as u64);
+        let grown: Vec<_> = std::thread::scope(|scope| {
+            let volume = &volume;
+            let growths = sizes.map(|size| (size, scope.spawn(move || volume.grow(size))));
+            let ended = growths.map(|(size, growth)| (size, growth.join().unwrap()));
+            ended.into_iter().collect()
+        });
+        assert_eq!(volume.size_bytes(), sizes[2]);
+        assert_eq!(info(&f).size_bytes, sizes[2]);
+        for (size, grown) in grown {
+            let is_refused = |e: &VolumeError| e.kind() == ErrorKind::InvalidInput && size < sizes[2];
+            assert!(grown.as_ref().err().is_none_or(is_refused), "{size}: {grown:?}");
+        }
+        volume
+            .write(sizes[2] - 4096, &pattern(round as u64, 4096), true)
+            .unwrap();
+    }
+    let size = volume.size_bytes();
+    drop(volume);
+    let options = VolumeOptions {
+        lease: LeaseOptions {
+            takeover: true,
+            ..LeaseOptions::default()
+        },
+        ..options
+    };
+    let volume = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+    assert_eq!(volume.size_bytes(), size);
+    assert!(f.read(&volume, size - 4096, 4096) == pattern(4, 4096));
+    volume.close(LIMIT).unwrap();
+}
+
+/// Whoever was taken over from changes nothing, its size neither.
+#[test]
+fn an_owner_that_was_taken_over_from_does_not_grow_the_volume() {
+    let f = Fixture::new();
+    f.create(MIB as u64, 4096);
+    let first = f.open();
+    first.write(0, &pattern(1, 4096), true).unwrap();
+    let second = f.take_over();
+    assert_eq!(first.grow(2 * MIB as u64).unwrap_err().kind(), ErrorKind::Fenced);
+    second.write(0, &pattern(2, 4096), true).unwrap();
+    assert_eq!(info(&f).size_bytes as usize, MIB);
+    second.close(LIMIT).unwrap();
 }

@@ -25,7 +25,7 @@ use super::limits::CheckpointNumbers;
 use super::{Beside, Ownership, Relocated};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
-use crate::base::geometry::Geometry;
+use crate::base::geometry::{Geometry, LiveGeometry};
 use crate::format::inode;
 use crate::format::stored_state::{Root, StateId};
 use crate::index::cache::IndexCache;
@@ -37,6 +37,7 @@ use crate::store::{ETag, Store};
 use crate::write_buffer::overlay::Frozen;
 use in_flight::{PublishInFlight, StoredPublish};
 
+mod grow;
 mod in_flight;
 mod publish;
 mod relocate;
@@ -64,6 +65,10 @@ pub(super) enum Request {
         relocation: Arc<Relocation>,
         reply: Reply<Option<Relocated>>,
     },
+    Grow {
+        size_bytes: u64,
+        reply: Reply<Checkpoint>,
+    },
     Recover {
         reply: Reply<()>,
     },
@@ -86,7 +91,7 @@ pub(super) struct Config {
 
 pub(super) struct Opened {
     pub known: Arc<Mutex<Published>>,
-    pub geometry: Geometry,
+    pub geometry: LiveGeometry,
     pub newest: Checkpoint,
     pub state_id: StateId,
     pub modified_ms: u64,
@@ -109,7 +114,7 @@ pub(super) struct Owner {
     pub(super) config: Config,
     /// The guard of the inode, for every container that this owner opens.
     guard: InodeGuard,
-    pub(super) geometry: Geometry,
+    pub(super) geometry: LiveGeometry,
     /// `None` after a panic inside the engine, until a recovery opens it anew.
     pub(super) container: Option<Container>,
     /// The newest published state, by this owner or an earlier one.
@@ -122,6 +127,8 @@ pub(super) struct Owner {
     /// The most index nodes that the engine keeps in memory because publishes have been in flight ever since they were
     /// placed.
     pub(super) nodes_kept: u64,
+    /// The highest number that was given out: a container that is opened anew goes on above it.
+    pub(super) number_max: u64,
     /// Set once a publish failed: the container holds changes that are not stored, and must return to the stored state
     /// first.
     pub(super) must_recover: bool,
@@ -137,7 +144,7 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
             let newest = owner.checkpoint(&owner.known.lock().root);
             let state = Opened {
                 known: owner.known.clone(),
-                geometry: owner.geometry,
+                geometry: owner.geometry.clone(),
                 newest,
                 state_id: owner.published,
                 modified_ms,
@@ -164,6 +171,9 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
                 }
                 Some(Request::Relocate { relocation, reply }) => {
                     let _ = reply.send(owner.relocate(&relocation).await);
+                }
+                Some(Request::Grow { size_bytes, reply }) => {
+                    let _ = reply.send(owner.grow(size_bytes).await);
                 }
                 Some(Request::Recover { reply }) => {
                     owner.land_all().await;
@@ -223,21 +233,41 @@ async fn open(config: Config) -> Result<(Owner, u64), VolumeError> {
         known: Arc::new(Mutex::new(known)),
         config,
         guard,
-        geometry,
+        geometry: geometry.into(),
         container: Some(container),
         published,
         attempted: Vec::new(),
         under_way: VecDeque::new(),
         nodes_kept: 0,
+        number_max: 0,
         must_recover: false,
     };
     Ok((owner, modified_ms))
 }
 
+/// Checks that this state is the stored one.
+///
+/// # Errors
+/// When it is not; when the store fails.
+pub(in crate::engine) async fn ensure_is_stored(store: &Store, adopted: StateId) -> Result<(), VolumeError> {
+    let (raw, _) = inode::load(store).await?;
+    match StateId::of_inode(&raw) == adopted {
+        true => Ok(()),
+        false => Err(VolumeError::engine(
+            format!("taking up checkpoint {}", adopted.cno),
+            std::io::Error::other("its inode could not be stored"),
+        )),
+    }
+}
+
 impl Owner {
     /// The newest published checkpoint, whose root is `root`.
     pub(super) fn checkpoint(&self, root: &Root) -> Checkpoint {
-        let size_bytes = self.geometry.size_bytes();
+        let now = || self.geometry.now().size_bytes();
+        let size_bytes = self
+            .container
+            .as_ref()
+            .map_or_else(now, |container| container.inode().size() as u64);
         Checkpoint {
             id: self.published.id(size_bytes, &root.0),
             size_bytes,
@@ -360,9 +390,20 @@ impl Owner {
     /// So the lease is checked and the stored state proved to be ours first. The guard then lets the engine read only
     /// the write that was proved, however often it reads the inode, and the lease is checked once more afterwards.
     async fn recover(&mut self) -> Result<(), VolumeError> {
+        self.return_to_stored().await?;
+        warn!(
+            "recovered to checkpoint {}; unpublished writes are published again",
+            self.published.cno
+        );
+        Ok(())
+    }
+
+    /// As [`Self::recover`], also where nothing failed.
+    pub(super) async fn return_to_stored(&mut self) -> Result<(), VolumeError> {
         self.config.ownership.check().await?;
         let proved = self.prove_stored().await?;
         self.guard.recover(&proved);
+        let is_opened_anew = self.container.is_none() || self.config.store.lineage().fork() > 0;
         let went_back = self.go_back().await;
         self.guard.close();
         if let Err(e) = went_back {
@@ -371,7 +412,21 @@ impl Owner {
             self.prove_stored().await?;
             return Err(e);
         }
+        if is_opened_anew {
+            self.ensure_stored().await?;
+        }
         self.adopt().await
+    }
+
+    /// Refuses a state that the container has in memory alone: an open that takes up a checkpoint and cannot put its inode goes on
+    /// without (`roll_forward` in hyperfile 0.14.0), and a takeover would lose that checkpoint.
+    async fn ensure_stored(&mut self) -> Result<(), VolumeError> {
+        let adopted = StateId::of_container(self.container()?);
+        let stored = ensure_is_stored(&self.config.store, adopted).await;
+        if stored.is_err() {
+            self.container = None;
+        }
+        stored
     }
 
     /// The ETag of the stored inode, if it is one of this owner's writes.
@@ -384,9 +439,17 @@ impl Owner {
         Ok(info.etag)
     }
 
+    /// Remembers the highest number that the container has given out.
+    pub(super) fn note_number(&mut self) {
+        if let Some(container) = &self.container {
+            self.number_max = self.number_max.max(container.inode().get_last_seq().as_cno());
+        }
+    }
+
     /// Makes the container return to the stored state.
     async fn go_back(&mut self) -> Result<(), VolumeError> {
         let failed = |e| VolumeError::engine("recovering after a failed publish", e);
+        self.note_number();
         if self.config.store.lineage().fork() > 0 {
             // The engine would go on with a loader of its own making, which knows nothing of what a clone inherits.
             self.container = None;
@@ -402,7 +465,11 @@ impl Owner {
                 let checksums = self.config.checksums.clone();
                 let container =
                     container::open(store, &self.guard, checksums, cache, self.config.is_read_only).await;
-                self.container = Some(container.map_err(failed)?);
+                let container = container.map_err(failed)?;
+                while container.inode().get_last_seq().as_cno() < self.number_max {
+                    container.inode_mut().get_next_seq();
+                }
+                self.container = Some(container);
             }
         }
         Ok(())
@@ -428,14 +495,12 @@ impl Owner {
             self.published = adopted;
             self.attempted.clear();
         }
-        let root = Root(self.container()?.bmap_get_raw());
+        let container = self.container()?;
+        let (root, size) = (Root(container.bmap_get_raw()), container.inode().size() as u64);
+        self.geometry.grow_to(size);
         self.enter(changed, root);
         self.must_recover = false;
         self.nodes_kept = 0;
-        warn!(
-            "recovered to checkpoint {}; unpublished writes are published again",
-            adopted.cno
-        );
         Ok(())
     }
 }

@@ -131,7 +131,7 @@ impl Owner {
         {
             return None;
         }
-        let bs = u64::from(self.geometry.block_size());
+        let bs = u64::from(self.geometry.now().block_size());
         let data_runs = frozen.with(|g| {
             let is_stream = g.is_streaming() && g.zero_runs().is_empty();
             is_stream.then(|| g.data_runs())
@@ -140,7 +140,7 @@ impl Owner {
         // The engine stores an incomplete last block by value.
         let is_whole = data_runs
             .last()
-            .is_some_and(|run| run.end <= self.geometry.size_bytes() / bs);
+            .is_some_and(|run| run.end <= self.geometry.now().size_bytes() / bs);
         (is_whole && blocks * bs >= OVERLAP_BYTES_MIN && data_runs.len() <= OVERLAP_RUNS_MAX)
             .then_some(data_runs)
     }
@@ -244,7 +244,7 @@ impl Owner {
     }
 
     fn len_bytes(&self, runs: &[Range<u64>]) -> u64 {
-        let len = |run: &Range<u64>| placement::bytes_of(self.geometry, run).1 as u64;
+        let len = |run: &Range<u64>| placement::bytes_of(self.geometry.now(), run).1 as u64;
         runs.iter().map(len).sum()
     }
 
@@ -259,7 +259,7 @@ impl Owner {
         while from < blocks.end {
             let until = blocks.end.min(from + ZERO_CALL_BLOCKS);
             // Whole blocks, the last one too: of a part the engine would read the rest, and store the zeros.
-            let bs = u64::from(self.geometry.block_size());
+            let bs = u64::from(self.geometry.now().block_size());
             let (start, len) = ((from * bs) as usize, ((until - from) * bs) as usize);
             let zero = self.container()?.write_zero(start, len).await;
             zero.map_err(|e| VolumeError::engine(format!("zeroing {len} bytes at {start}"), e))?;
@@ -270,7 +270,7 @@ impl Owner {
 
     /// Puts the end of the volume back to where it is, after a whole block was written across it.
     fn keep_size(&mut self) -> Result<(), VolumeError> {
-        let size = self.geometry.size_bytes() as usize;
+        let size = self.geometry.now().size_bytes() as usize;
         let inode = self.container()?.inode_mut();
         if inode.size() != size {
             inode.set_size(size);
@@ -284,8 +284,8 @@ impl Owner {
         source: FrozenSource,
         data_runs: &[Range<u64>],
     ) -> Result<(), VolumeError> {
-        let bs = u64::from(self.geometry.block_size());
-        let whole_end = self.geometry.size_bytes() / bs;
+        let bs = u64::from(self.geometry.now().block_size());
+        let whole_end = self.geometry.now().size_bytes() / bs;
         let container = self.container()?;
         container
             .set_block_source(Some(Arc::new(source)))
@@ -303,7 +303,7 @@ impl Owner {
             if run.end > whole_end {
                 // As a whole block, zeros past the end: of a part the engine would read the rest, and not from where a clone
                 // has it.
-                let len = self.geometry.block_len(BlockIndex(whole_end)) as usize;
+                let len = self.geometry.now().block_len(BlockIndex(whole_end)) as usize;
                 let start = whole_end * bs;
                 let mut bytes = vec![0; bs as usize];
                 if !frozen.with(|g| g.copy_complete(start, &mut bytes[..len])) {
@@ -350,7 +350,7 @@ impl Owner {
 
     /// The places of the blocks that were placed last.
     async fn places(&mut self, data_runs: Vec<Range<u64>>) -> Result<Changed, VolumeError> {
-        let bs = u64::from(self.geometry.block_size());
+        let bs = u64::from(self.geometry.now().block_size());
         let container = self.container()?;
         let mut places: Changed = Vec::new();
         for run in data_runs {

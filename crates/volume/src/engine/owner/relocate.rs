@@ -35,9 +35,11 @@ impl Owner {
         bare::check_number_left(container)
             .map_err(|e| VolumeError::engine("setting a checkpoint number aside", e))?;
         let number: SegmentId = container.inode_mut().get_next_seq();
+        let number_max = number.as_cno();
         let inode = container.inode().to_raw(container.bmap_get_raw());
         let base = container.inode().base();
         let meta = container.config().meta.clone();
+        self.number_max = self.number_max.max(number_max);
         self.check_numbers()?;
         Ok(Reserved::new(number, inode, base, meta))
     }
@@ -146,7 +148,7 @@ impl Owner {
     }
 
     fn places_of_moves(&self, moves: &[Move]) -> Changed {
-        let block_bytes = u64::from(self.geometry.block_size());
+        let block_bytes = u64::from(self.geometry.now().block_size());
         let mut runs = Vec::new();
         for one in moves {
             let place = Place::Stored {
