@@ -10,7 +10,9 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use hypernbd_volume::monitor::log_lines;
-use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY, LogFormat};
+use hypernbd_volume::options::{
+    LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, LogFormat, unknown_log_word, unknown_log_word_of_environment,
+};
 use hypernbd_volume::repeats::{Decision, Repeats};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use once_cell::sync::{Lazy, OnceCell};
@@ -42,10 +44,10 @@ struct Said {
     kept: VecDeque<String>,
 }
 
-/// Starts logging. Without `RUST_LOG` there are warnings and errors.
+/// Starts logging. Of what `RUST_LOG` does not name there are warnings and errors.
 pub fn start() {
     let terminal = built(|builder| {
-        builder.parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT));
+        builder.parse_default_env();
     });
     let level = terminal.filter();
     // A second start, or a logger set by someone else in the process, leaves the first one in place.
@@ -59,24 +61,22 @@ pub fn set_format(format: LogFormat, url: String) {
     let _ = FORMAT.set((format, url));
 }
 
+/// Tells of a `RUST_LOG` that was mistyped. Called once it is known how lines look.
+pub fn tell_of_unknown_words() {
+    if let Some(why) = unknown_log_word_of_environment() {
+        log::warn!("{why}");
+    }
+}
+
 fn built(filter: impl FnOnce(&mut env_logger::Builder)) -> env_logger::Logger {
     let mut builder = env_logger::Builder::new();
-    builder.filter_module(LOG_MODULE_NOISY, LevelFilter::Error);
+    // One directive alone would silence whatever it is not about.
+    builder
+        .filter_level(LOG_LEVEL_DEFAULT)
+        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error);
     filter(&mut builder);
     builder.build()
 }
-
-/// What names of what logs begin with.
-const KNOWN: [&str; 8] = [
-    "hypernbd",
-    "hyperfile",
-    "btree_ondisk",
-    "aws",
-    "hyper",
-    "foyer",
-    "rustls",
-    "s3s",
-];
 
 /// From now on logs what `filter` says, in the words of `RUST_LOG`.
 ///
@@ -87,15 +87,8 @@ pub fn set(filter: &str) -> Result<(), String> {
     env_filter::Builder::new()
         .try_parse(filter)
         .map_err(|why| format!("{why}; write it as for RUST_LOG, as in info or hypernbd_volume=debug"))?;
-    // A misspelt level reads as the name of a module, and all others fall silent.
-    for name in filter.split('/').next().unwrap_or_default().split(',') {
-        let name = name.split('=').next().unwrap_or_default().trim();
-        let is_level = name.parse::<LevelFilter>().is_ok();
-        if !name.is_empty() && !is_level && !KNOWN.iter().any(|known| name.starts_with(known)) {
-            return Err(format!(
-                "{name} is no level and nothing that logs here; write it as for RUST_LOG, as in info or hypernbd_volume=debug"
-            ));
-        }
+    if let Some(why) = unknown_log_word(filter) {
+        return Err(why);
     }
     let terminal = built(|builder| {
         builder.parse_filters(filter);

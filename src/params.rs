@@ -39,6 +39,7 @@ pub fn complete() -> Result<()> {
     let given = std::mem::take(&mut *GIVEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
     let config = given.finish().map_err(refused)?;
     logging::set_format(config.log_format, config.url.to_string());
+    logging::tell_of_unknown_words();
     for warning in &config.warnings {
         log::warn!("{warning}");
     }

@@ -55,6 +55,7 @@ pub struct Options {
 /// Attaches, says so on standard output once the device is ready, and relays until it is detached.
 pub fn attach(options: &Options) -> Result<(), AttachError> {
     background::leave_terminal();
+    background::end_with_parent()?;
     signal_hook::flag::register(SIGHUP, Arc::new(AtomicBool::new(false)))
         .map_err(at("a handler of signals"))?;
     match &options.kernel_socket {
@@ -112,7 +113,10 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
     let connecting = thread::Builder::new()
         .name("connect".to_owned())
         .stack_size(STACK_BYTES);
+    // From here on that thread ends the process with who waits for the device, and takes that back when it says that it is ready.
+    background::outlive_parent();
     let connecting = connecting.spawn(move || {
+        background::end_with_parent()?;
         let (size, flags, backend) = (export.size, export.flags, &*backend);
         let asked = Device {
             index,
@@ -217,10 +221,11 @@ fn relay(
     relay.and_then(Relay::run).map_err(at("the relay's sockets"))
 }
 
-/// Refuses what a file could not be called.
+/// Refuses what a file could not be called, and what a device is: 'detach' could mean either.
 fn checked_name(name: &str) -> Result<String, AttachError> {
     let is_fit = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
-    match !name.is_empty() && !name.starts_with('.') && name.chars().all(is_fit) {
+    let is_file = !name.is_empty() && !name.starts_with('.') && name.chars().all(is_fit);
+    match is_file && device::number(name).is_none() {
         true => Ok(name.to_owned()),
         false => Err(AttachError::Name(name.to_owned())),
     }
@@ -394,5 +399,10 @@ mod tests {
         for name in ["", "..", ".a", "a/b", "a b", "a\n"] {
             assert!(checked_name(name).is_err(), "{name:?}");
         }
+        for name in ["nbd1", "nbd007"] {
+            let refused = checked_name(name).unwrap_err().to_string();
+            assert!(refused.contains("a device's own"), "{refused}");
+        }
+        assert_eq!(checked_name("nbd-data").unwrap(), "nbd-data");
     }
 }

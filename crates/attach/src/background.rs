@@ -8,12 +8,16 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
 use crate::attach::must_be_root;
 use crate::error::{AttachError, at};
 use crate::state::{DIR, Directory};
 
 /// The variable by which the process in the background knows where its log is, and that somebody waits for its word.
 pub const READY_VARIABLE: &str = "HYPERNBD_ATTACH_LOG";
+/// The variable that names the process which waits for that word.
+const PARENT_VARIABLE: &str = "HYPERNBD_ATTACH_PARENT";
 
 /// Runs a command in the background, until it says that the device is ready; gives the device. The command must call
 /// [`attach`](crate::attach()) and say on its standard error what went wrong.
@@ -31,7 +35,8 @@ pub fn in_background(command: &mut Command) -> Result<String, AttachError> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
-        .env(READY_VARIABLE, &path);
+        .env(READY_VARIABLE, &path)
+        .env(PARENT_VARIABLE, process::id().to_string());
     let mut child = command.spawn().map_err(at(command.get_program()))?;
     let mut said = String::new();
     if let Some(output) = child.stdout.take() {
@@ -62,13 +67,37 @@ pub(crate) fn leave_terminal() {
     }
 }
 
+/// Has this thread end the process, as SIGTERM does, when whoever waits for the device has gone before it is ready: nobody would know
+/// of a device that is attached later.
+pub(crate) fn end_with_parent() -> Result<(), AttachError> {
+    let parent = std::env::var(PARENT_VARIABLE).ok();
+    let Some(parent) = parent.and_then(|parent| Pid::from_raw(parent.parse().ok()?)) else {
+        return Ok(());
+    };
+    set_parent_process_death_signal(Some(Signal::TERM))
+        .map_err(|error| at("the signal of a parent's end")(error.into()))?;
+    // It may have gone before that.
+    match getppid() == Some(parent) {
+        true => Ok(()),
+        false => Err(AttachError::Background(
+            "who waited for the device has gone, so it is not attached".to_owned(),
+        )),
+    }
+}
+
+/// Takes that back. It is each thread's own.
+pub(crate) fn outlive_parent() {
+    let _ = set_parent_process_death_signal(None);
+}
+
 fn log_path() -> Option<PathBuf> {
     std::env::var_os(READY_VARIABLE).map(PathBuf::from)
 }
 
-/// Says that the device is ready: to who began this process, and to systemd.
+/// Says that the device is ready: to who began this process, and to systemd. Who hears it ends, and this process goes on.
 pub(crate) fn ready(device: &str) {
     if let Some(log) = log_path() {
+        outlive_parent();
         let name = Path::new(device).file_name().unwrap_or_default();
         let _ = fs::rename(&log, log.with_file_name(name).with_extension("log"));
         let mut output = io::stdout();

@@ -18,11 +18,12 @@ const SETTLE_POLL: Duration = Duration::from_millis(20);
 pub(crate) fn index(device: &str) -> Result<u32, AttachError> {
     let target = fs::canonicalize(device).ok();
     let target = target.as_deref().and_then(Path::to_str).unwrap_or(device);
-    let number = target.trim_start_matches("/dev/").strip_prefix("nbd");
-    // A partition is no device of its own here.
-    number
-        .and_then(|number| number.parse().ok())
-        .ok_or_else(|| AttachError::Device(device.to_owned()))
+    number(target.trim_start_matches("/dev/")).ok_or_else(|| AttachError::Device(device.to_owned()))
+}
+
+/// The number of `nbd3`. A partition is no device of its own here.
+pub(crate) fn number(name: &str) -> Option<u32> {
+    name.strip_prefix("nbd")?.parse().ok()
 }
 
 /// Its file.

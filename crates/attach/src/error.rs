@@ -17,9 +17,10 @@ pub enum AttachError {
     /// A device that is none of the kernel's NBD devices.
     #[error("{0:?} is no NBD device: say /dev/nbd0, or nothing for the next one that is free")]
     Device(String),
-    /// A name that cannot be a file's.
+    /// A name that cannot be a file's, or is a device's.
     #[error(
-        "the name {0:?} cannot be used: letters, digits, dots, dashes and underscores only, and no dot first"
+        "the name {0:?} cannot be used: letters, digits, dots, dashes and underscores only, no dot first, and not a device's own, such as \
+         nbd1"
     )]
     Name(String),
     /// The caller may not do this.

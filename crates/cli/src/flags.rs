@@ -11,6 +11,9 @@ const YES_OR_NO: &str = "yes|no";
 /// What is read as either; another word behind such a flag is no value of it.
 const YES_OR_NO_WORDS: [&str; 8] = ["yes", "no", "true", "false", "on", "off", "1", "0"];
 
+/// The smallest unit of a block device.
+const SECTOR_BYTES: u64 = 512;
+
 /// Flags of the parameters in one group, as the pairs of key and value that were given.
 #[derive(Debug, Clone, Default)]
 struct OptionFlags(Vec<(&'static str, String)>);
@@ -129,6 +132,24 @@ pub fn block_size(text: &str) -> Result<u32, UnitError> {
     u32::try_from(parse_size(text)?).map_err(|_| UnitError::TooLarge {
         value: text.to_string(),
     })
+}
+
+/// Refuses the size of a device that holds nothing.
+pub fn check_size(size_bytes: u64) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        size_bytes > 0,
+        "a volume of 0 bytes holds nothing: give a size, as in --size 10G"
+    );
+    Ok(())
+}
+
+/// Warns of a size that clients see otherwise.
+pub fn warn_of_size(size_bytes: u64) {
+    if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        log::warn!(
+            "{size_bytes} bytes are no multiple of {SECTOR_BYTES}: block devices are, so QEMU sees a larger disk and nbd-client a smaller one"
+        );
+    }
 }
 
 /// Reads `KEY=VALUE`.

@@ -7,6 +7,7 @@ mod image;
 mod output;
 mod watch;
 
+use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -18,7 +19,7 @@ use commands::{
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
-use hypernbd_volume::options::{LOG_FILTER_DEFAULT, LOG_MODULE_NOISY};
+use hypernbd_volume::options::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, unknown_log_word_of_environment};
 use log::LevelFilter;
 
 /// Block devices on S3, or in a local directory, for any NBD client.
@@ -119,12 +120,29 @@ enum Command {
 /// The exit status of a command line that is none, as clap has it.
 pub(crate) const USAGE: u8 = 2;
 
+/// A command line that is wrong in a way that clap does not see.
+#[derive(Debug)]
+struct WrongUsage(String);
+
+impl fmt::Display for WrongUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUsage {}
+
+/// A failure that ends the process with [`USAGE`].
+pub(crate) fn wrong_usage(why: impl fmt::Display) -> anyhow::Error {
+    anyhow::Error::new(WrongUsage(why.to_string()))
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::new()
-        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
-        .parse_env(env_logger::Env::default().default_filter_or(LOG_FILTER_DEFAULT))
-        .init();
+    logger().parse_default_env().init();
+    if let Some(why) = unknown_log_word_of_environment() {
+        log::warn!("{why}");
+    }
     hypernbd_volume::descriptors::raise_limits();
     // Of these 1 says that something is wrong with the volume.
     let failure = match &cli.command {
@@ -133,6 +151,11 @@ fn main() -> ExitCode {
     };
     // Without the threads of a runtime: a relay lives long, and locks what it has in memory.
     let done = match &cli.command {
+        Command::Attach(_) | Command::Detach(_) | Command::Attached(_) if !cli.store.pairs().is_empty() => {
+            Err(wrong_usage(
+                "attach, detach and attached reach no store: leave the store options to the command that serves the volume",
+            ))
+        }
         Command::Attach(args) => attach::run(args).map(|()| ExitCode::SUCCESS),
         Command::Detach(args) => attach::detach(args).map(|()| ExitCode::SUCCESS),
         Command::Attached(args) => attach::list(args).map(|()| ExitCode::SUCCESS),
@@ -146,9 +169,21 @@ fn main() -> ExitCode {
                 Some(failure) => complain(&failure.chain()),
                 None => complain(&format!("{error:#}")),
             }
-            failure
+            match error.is::<WrongUsage>() {
+                true => ExitCode::from(USAGE),
+                false => failure,
+            }
         }
     }
+}
+
+/// The log before `RUST_LOG` is read: of what that does not name there are warnings and errors.
+fn logger() -> env_logger::Builder {
+    let mut builder = env_logger::Builder::new();
+    builder
+        .filter_level(LOG_LEVEL_DEFAULT)
+        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error);
+    builder
 }
 
 /// Says it on standard error, which may be a terminal that is gone: that is no failure of its own.
@@ -171,7 +206,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => return serve::run(&args, &cli.store, &runtime),
         Command::Restart(args) => runtime.block_on(restart::run(&args, &store))?,
         Command::Stats(args) => runtime.block_on(stats::run(&args, &store))?,
-        Command::Top(args) => top::run(&args, &store, &runtime)?,
+        Command::Top(args) => return top::run(&args, &store, &runtime),
         Command::Report(args) => runtime.block_on(report::run(&args, &store))?,
         Command::Control(command) => runtime.block_on(control::run(&command, &store))?,
         Command::Info(args) => runtime.block_on(info::run(&args, &store))?,
@@ -213,6 +248,29 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_rust_log_does_not_name_is_logged_as_without_it() {
+        for (words, target, level) in [
+            ("", "hypernbd", LevelFilter::Warn),
+            ("inof", "hypernbd", LevelFilter::Warn),
+            ("hypernbd_volume=debug", "hypernbd", LevelFilter::Warn),
+            ("hypernbd=debug", "hypernbd_volume::wal", LevelFilter::Debug),
+            ("error", "hypernbd", LevelFilter::Error),
+            ("off", "hypernbd", LevelFilter::Off),
+            ("info", LOG_MODULE_NOISY, LevelFilter::Error),
+            ("hyperfile::s3commons=info", LOG_MODULE_NOISY, LevelFilter::Info),
+        ] {
+            let logger = logger().parse_filters(words).build();
+            let is_logged = |level: &log::Level| {
+                let of = log::Metadata::builder().level(*level).target(target).build();
+                log::Log::enabled(&logger, &of)
+            };
+            let most = log::Level::iter().filter(is_logged).max();
+            let most = most.map_or(LevelFilter::Off, |most| most.to_level_filter());
+            assert_eq!(most, level, "{words}: {target}");
+        }
     }
 
     #[test]

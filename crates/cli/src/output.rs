@@ -1,4 +1,4 @@
-//! Standard output, which may end before we do.
+//! Standard output and standard error, which may end before we do.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -8,10 +8,18 @@ use jiff::Timestamp;
 
 /// Writes `text` as it stands. A reader that has gone (`| head`) is no failure; a full disk is.
 pub fn write(text: impl Display) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    write_to(std::io::stdout().lock(), text).context("cannot write to standard output")
+}
+
+/// The same to standard error, for what must not come into the data on standard output.
+pub fn write_aside(text: impl Display) -> Result<()> {
+    write_to(std::io::stderr().lock(), text).context("cannot write to standard error")
+}
+
+fn write_to(mut out: impl Write, text: impl Display) -> std::io::Result<()> {
     match write!(out, "{text}").and_then(|()| out.flush()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write to standard output"),
+        other => other,
     }
 }
 
@@ -54,9 +62,9 @@ pub fn confirm(is_said: bool, question: &str, to: &str, nothing: &'static str) -
     }
 }
 
-/// Asks on standard output, and whether the answer read from standard input is "yes".
+/// Asks, and whether the answer read from standard input is "yes". The question is seen also where standard output goes to a file.
 pub fn is_answered_yes(question: &str) -> Result<bool> {
-    write(format_args!("{question} Type yes: "))?;
+    write_aside(format_args!("{question} Type yes: "))?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(answer.trim() == "yes")

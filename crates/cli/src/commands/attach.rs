@@ -1,5 +1,6 @@
 //! `hypernbd attach URI [DEVICE]`, `hypernbd detach DEVICE`, `hypernbd attached`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -85,7 +86,7 @@ pub struct ListArgs {
 pub fn run(args: &Args) -> Result<()> {
     if !args.foreground && std::env::var_os(READY_VARIABLE).is_none() {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(std::env::args_os().skip(1)).arg("--foreground");
+        command.args(in_foreground(std::env::args_os().skip(1)));
         return output::line(hypernbd_attach::in_background(&mut command)?);
     }
     hypernbd_attach::attach(&Options {
@@ -99,6 +100,15 @@ pub fn run(args: &Args) -> Result<()> {
         kernel_socket: args.kernel_socket.clone(),
     })?;
     Ok(())
+}
+
+/// The words of a command line that is to stay in the foreground. Behind a `--` the option would be an argument.
+fn in_foreground(mut words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let verb = words.next();
+    verb.into_iter()
+        .chain([OsString::from("--foreground")])
+        .chain(words)
+        .collect()
 }
 
 /// Detaches.
@@ -147,4 +157,18 @@ fn as_json(one: &Attached) -> serde_json::Value {
         "link_since": one.link_since,
         "link_lost_by": one.lost,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_option_stands_right_behind_the_verb() {
+        let words = ["attach", "--", "nbd://h"].map(OsString::from);
+        assert_eq!(
+            in_foreground(words.into_iter()),
+            ["attach", "--foreground", "--", "nbd://h"].map(OsString::from)
+        );
+    }
 }

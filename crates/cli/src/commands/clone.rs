@@ -9,6 +9,7 @@ use hypernbd_volume::url::VolumeUrl;
 
 use crate::flags::lease;
 use crate::output;
+use crate::wrong_usage;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -87,7 +88,8 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
     if let Some(url) = &args.flatten {
         return flatten(args, url, store).await;
     }
-    let Wanted { source, to } = Wanted::of(&args.words)?;
+    let Wanted { source, to } =
+        Wanted::of(&args.words).map_err(|error| wrong_usage(format_args!("{error:#}")))?;
     let made = match args.full {
         false => admin::clone(&source.url, store, source.at.as_ref(), &to).await?,
         true => admin::clone_full(&source.url, store, source.at.as_ref(), &to).await?,

@@ -1,17 +1,13 @@
 //! `hypernbd create URL --size SIZE`.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use hypernbd_volume::admin::{self, CreateOptions, DEFAULT_BLOCK_SIZE_BYTES};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::{format_size, parse_size};
 use hypernbd_volume::url::VolumeUrl;
 
-use crate::flags::block_size;
-
+use crate::flags::{block_size, check_size, warn_of_size};
 use crate::output;
-
-/// The smallest unit of a block device.
-const SECTOR_BYTES: u64 = 512;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -30,15 +26,8 @@ pub struct Args {
 
 /// Makes the volume and says so.
 pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
-    if args.size_bytes == 0 {
-        bail!("a volume of 0 bytes holds nothing: give a size, as in --size 10G");
-    }
-    if !args.size_bytes.is_multiple_of(SECTOR_BYTES) {
-        log::warn!(
-            "{} bytes are no multiple of {SECTOR_BYTES}: block devices are, so QEMU sees a larger disk and nbd-client a smaller one",
-            args.size_bytes
-        );
-    }
+    check_size(args.size_bytes)?;
+    warn_of_size(args.size_bytes);
     let options = CreateOptions {
         size_bytes: args.size_bytes,
         block_size_bytes: args.block_size_bytes,

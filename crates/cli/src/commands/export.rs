@@ -100,7 +100,7 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
             let report = report(args, &done)?;
             // Standard output may be that pipe by another name.
             match is_pipe {
-                true => eprint!("{report}"),
+                true => output::write_aside(report)?,
                 false => output::write(report)?,
             }
             Ok(ExitCode::SUCCESS)

@@ -17,7 +17,7 @@ use hypernbd_volume::units::{format_size, parse_size};
 use hypernbd_volume::url::VolumeUrl;
 use tokio::runtime::Runtime;
 
-use crate::flags::{block_size, lease};
+use crate::flags::{block_size, lease, warn_of_size};
 use crate::image::format::{self, Format};
 use crate::image::qemu::QemuImage;
 use crate::output;
@@ -77,6 +77,9 @@ enum Opened {
 /// Imports, and says what was imported.
 pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitCode> {
     let (opened, file) = open(args)?;
+    if let Some(size_bytes) = args.size_bytes {
+        warn_of_size(size_bytes);
+    }
     let pace = args.limit_rate.filter(|rate| *rate > 0).map(Pace::new);
     let request = Request {
         url: &args.url,

@@ -28,8 +28,8 @@ pub struct Args {
     #[arg(long)]
     pub follow: bool,
 
-    /// With --follow: how often to look for new checkpoints
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "5s", requires = "follow")]
+    /// With --follow: how often to look for new checkpoints, 1s or more
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "5s", requires = "follow")]
     pub interval: Duration,
 
     /// Take the volume from the server that holds it first, so that nothing more is published to it, then copy the rest
@@ -62,6 +62,18 @@ impl Args {
             self.dest_region.as_deref(),
             self.dest_profile.as_deref(),
         )
+    }
+}
+
+/// Each look is requests to both stores.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// Reads how often to look.
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    match interval >= INTERVAL_MIN {
+        true => Ok(interval),
+        false => Err("each look is requests to both stores: give 1s or more".to_owned()),
     }
 }
 
@@ -207,6 +219,15 @@ mod tests {
         let words = ["x", "s3://bucket/a", "s3://other/a"];
         let line = <Line as clap::Parser>::try_parse_from(words.iter().chain(more));
         line.unwrap_or_else(|e| panic!("{e}")).args
+    }
+
+    #[test]
+    fn there_is_a_pause_between_two_looks() {
+        for text in ["0", "0s", "999ms"] {
+            assert!(interval(text).unwrap_err().contains("1s"), "{text}");
+        }
+        assert_eq!(interval("1s"), Ok(INTERVAL_MIN));
+        assert_eq!(args(&["--follow"]).interval, Duration::from_secs(5));
     }
 
     #[test]

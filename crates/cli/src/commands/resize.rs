@@ -2,17 +2,19 @@
 
 use anyhow::{Result, bail};
 use hypernbd_volume::admin;
+use hypernbd_volume::monitor::client::{self, ClientError, ServerAddress};
+use hypernbd_volume::monitor::control::ResizeArguments;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::{format_size, parse_size};
 use hypernbd_volume::url::VolumeUrl;
 
-use crate::flags::lease;
+use crate::flags::{check_size, lease, warn_of_size};
 use crate::output;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The volume; no server may have it open
+    /// The volume; while a server on this machine has it open it can be grown, which clients see when they connect again
     pub url: VolumeUrl,
 
     /// The new size of the device
@@ -30,6 +32,7 @@ pub struct Args {
 
 /// Resizes the volume and says so.
 pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
+    check_size(args.size_bytes)?;
     let (before, after) = resize(
         &args.url,
         store,
@@ -47,7 +50,8 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
     Ok(())
 }
 
-/// Resizes a volume; to a smaller size only where that is allowed. Returns the old and the new size, in bytes.
+/// Resizes a volume; to a smaller size only where that is allowed. One that is served on this machine is grown by its server. Returns the
+/// old and the new size, in bytes.
 pub async fn resize(
     url: &VolumeUrl,
     store: &StoreOptions,
@@ -55,7 +59,9 @@ pub async fn resize(
     shrink: bool,
     takeover: bool,
 ) -> Result<(u64, u64)> {
-    let before = admin::info(url, store).await?.size_bytes;
+    warn_of_size(size_bytes);
+    let info = admin::info(url, store).await?;
+    let before = info.size_bytes;
     if size_bytes < before && !shrink {
         bail!(
             "{url} has {}: shrinking it to {} loses everything past the new end; if that is meant: \
@@ -63,6 +69,25 @@ pub async fn resize(
             format_size(before),
             format_size(size_bytes),
         );
+    }
+    // Also where it is stored with that size already: its server may not know yet.
+    let is_grown = size_bytes >= before && !takeover;
+    let served = info.lease.filter(|lease| is_grown && !lease.is_of_killed());
+    if let Some(control) = served.as_ref().and_then(|lease| lease.control_here()) {
+        let told: Result<ResizeArguments, _> = client::tell(
+            &ServerAddress::Unix(control.into()),
+            "resize",
+            &ResizeArguments { size_bytes },
+        )
+        .await;
+        match told {
+            // What does not answer may be on its way out: the lease says what holds.
+            Err(ClientError::Unreachable { .. } | ClientError::Foreign { .. }) => {}
+            Err(ClientError::Refused { status: 404, .. }) => bail!(
+                "the server of {url} is of an earlier release, which does not resize what it serves: stop it, then resize the volume"
+            ),
+            told => return Ok((before, told?.size_bytes)),
+        }
     }
     Ok((
         before,

@@ -34,6 +34,11 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
         true => holder(&VolumeUrl::parse(&args.server)?, store).await?,
         false => listener(Path::new(&args.server))?,
     };
+    if nbdkit == Pid::INIT {
+        bail!(
+            "systemd holds this socket: kill the server with systemctl kill --signal=KILL and its unit, which starts the next one"
+        );
+    }
     let words = fs::read(format!("/proc/{}/cmdline", nbdkit.as_raw_nonzero()))
         .with_context(|| format!("process {} cannot be looked at", nbdkit.as_raw_nonzero()))?;
     let words: Vec<_> = words

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use hypernbd_volume::admin::retention;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::Listed;
@@ -11,6 +11,7 @@ use hypernbd_volume::units::{format_size, parse_duration};
 use hypernbd_volume::url::VolumeUrl;
 
 use crate::output;
+use crate::wrong_usage;
 
 /// The commands for how long checkpoints are kept.
 #[derive(Debug, clap::Subcommand)]
@@ -33,8 +34,8 @@ pub struct SetArgs {
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub keep_last: u32,
 
-    /// Keep all that are not older than the newest by more than this, as in 7d
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    /// Keep all that are not older than the newest by more than this, as in 90min, 24h or 7d
+    #[arg(long, value_name = "TIME", value_parser = keep_within)]
     pub keep_within: Option<Duration>,
 
     /// Keep the last one of each of this many hours that have any
@@ -80,6 +81,18 @@ pub struct UnsetArgs {
     pub url: VolumeUrl,
 }
 
+/// Reads what `--keep-within` says. Whoever knows restic means months by `m`: read as minutes, nearly everything would go.
+fn keep_within(text: &str) -> Result<Duration, String> {
+    let within = parse_duration(text).map_err(|error| error.to_string())?;
+    match text.trim_end().strip_suffix('m') {
+        None => Ok(within),
+        Some(number) => Err(format!(
+            "m is months in restic: write {0}min for minutes, and months in days, as in 180d",
+            number.trim()
+        )),
+    }
+}
+
 /// Carries a command out.
 pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
     match command {
@@ -110,10 +123,10 @@ async fn set(args: &SetArgs, store: &StoreOptions) -> Result<()> {
         keep_monthly: args.keep_monthly,
     };
     if policy.is_empty() {
-        bail!(
+        return Err(wrong_usage(format_args!(
             "name what is kept, as in --keep-within 7d or --keep-daily 30; hypernbd retention unset {} keeps everything",
             args.url
-        );
+        )));
     }
     if args.dry_run {
         let going = retention::preview(&args.url, store, &policy).await?;
@@ -124,6 +137,9 @@ async fn set(args: &SetArgs, store: &StoreOptions) -> Result<()> {
     }
     let going = retention::set_policy(&args.url, store, Some(&policy)).await?;
     if args.json {
+        if let Some(warning) = warning_of(&going) {
+            log::warn!("{warning}");
+        }
         return output::line(serde_json::to_string_pretty(&policy)?);
     }
     warn_of(&going)?;
@@ -131,14 +147,16 @@ async fn set(args: &SetArgs, store: &StoreOptions) -> Result<()> {
 }
 
 /// What the policy before had decided may be done still.
+fn warning_of(going: &[u64]) -> Option<String> {
+    let first = going.first()?;
+    Some(format!(
+        "{} checkpoints, from {first} on, were being removed before, and may go",
+        going.len()
+    ))
+}
+
 fn warn_of(going: &[u64]) -> Result<()> {
-    match going {
-        [] => Ok(()),
-        [first, ..] => output::line(format_args!(
-            "{} checkpoints, from {first} on, were being removed before, and may go",
-            going.len()
-        )),
-    }
+    warning_of(going).map_or(Ok(()), output::line)
 }
 
 fn table(going: &[Listed]) -> String {
@@ -153,4 +171,33 @@ fn table(going: &[Listed]) -> String {
     let head = format!("{:>10}  {:<20}  {:>10}\n", "NUMBER", "TIME", "WRITTEN");
     let sum = format!("{} checkpoints would go\n", going.len());
     std::iter::once(head).chain(rows).chain([sum]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_m_is_neither_minutes_nor_months() {
+        for text in ["6m", "6 m", "1.5m"] {
+            let refused = keep_within(text).unwrap_err();
+            assert!(refused.contains("min") && refused.contains("180d"), "{refused}");
+        }
+        assert_eq!(keep_within("90min"), Ok(Duration::from_secs(90 * 60)));
+        assert_eq!(keep_within("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        assert!(keep_within("6x").unwrap_err().contains("min"));
+    }
+
+    #[test]
+    fn what_is_shown_of_a_policy_is_taken_back() {
+        for ms in [1, 1500, 90_000, 90 * 60_000, 24 * 3_600_000, 7 * 86_400_000] {
+            let policy = Policy {
+                keep_within_ms: ms,
+                ..Policy::default()
+            };
+            let shown = policy.to_string();
+            let within = shown.strip_prefix("--keep-within ").unwrap();
+            assert_eq!(keep_within(within), Ok(Duration::from_millis(ms)), "{shown}");
+        }
+    }
 }

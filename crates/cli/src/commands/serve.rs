@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use hypernbd_volume::WalPlace;
 use hypernbd_volume::admin;
+use hypernbd_volume::buffer_file;
 use hypernbd_volume::monitor::NBD_URI;
 use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
 use hypernbd_volume::options::{ServeConfig, ServeOptions, find_option};
@@ -26,12 +27,15 @@ use super::nbdkit_args::NbdkitArgs;
 use super::plugin;
 use super::supervise::{Checked, Supervised};
 use crate::flags::{ServeFlags, StoreFlags, key_value};
+use crate::wrong_usage;
 
 /// How long the store may take to tell that a next server could start.
 const REACH_MAX: Duration = Duration::from_secs(20);
 
 /// The plugin's parameter that `--wal` sets.
 const WAL_KEY: &str = "backend_wal_url";
+/// The one that `--takeover` sets.
+const TAKEOVER_KEY: &str = "takeover";
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -83,6 +87,11 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     let parameters = parameters(args, &added, store);
     let behind = of_plugin(&added).map(|(key, value)| (key.to_owned(), value.to_owned()));
     let config = check(&parameters.iter().cloned().chain(behind).collect::<Vec<_>>())?;
+    if read_only && config.volume.lease.takeover {
+        return Err(wrong_usage(
+            "a server that is read-only takes the volume from nobody: leave --takeover away, or -r",
+        ));
+    }
     let address = address(args, &added)?;
     let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
     let plugin = plugin::find(&nbdkit)?;
@@ -94,31 +103,31 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
         .unwrap_or_else(|| pid_dir.path().join("pid"));
     let loss_file = pid_dir.path().join("loss");
 
-    let mut command = Command::new(&nbdkit);
-    command
-        .args(nbdkit_args(args, &address, &pid_file))
-        .args(&added.options)
-        .arg(&plugin);
-    command
-        .args(parameters.iter().map(|(key, value)| format!("{key}={value}")))
-        .args(&added.parameters);
-    if args.verbose > 0 && env::var_os("RUST_LOG").is_none() {
-        command.env("RUST_LOG", "hypernbd=info,hypernbd_volume=info");
-    }
-    command.env(LOSS_FILE, &loss_file);
-    command.env(NBD_URI, address.uri(added.requires_tls));
-    // A group of its own: Ctrl-C reaches nbdkit once, from here.
-    command.process_group(0).kill_on_drop(true);
     let clients = Clients {
         read_only,
         tls: added.requires_tls,
     };
     let announcement = announcement(&address, &config, clients);
+    let mut is_first = true;
     let mut start = || {
         // Also after a restart: a server that was killed leaves its socket behind.
         if let Address::Unix(socket) = &address {
             remove_dead_socket(socket)?;
         }
+        let mut command = Command::new(&nbdkit);
+        command
+            .args(nbdkit_args(args, &address, &pid_file))
+            .args(&added.options)
+            .arg(&plugin)
+            .args(of_this_start(is_first, &parameters, &added.parameters));
+        if args.verbose > 0 && env::var_os("RUST_LOG").is_none_or(|words| words.is_empty()) {
+            command.env("RUST_LOG", "hypernbd=info,hypernbd_volume=info");
+        }
+        command.env(LOSS_FILE, &loss_file);
+        command.env(NBD_URI, address.uri(added.requires_tls));
+        // A group of its own: Ctrl-C reaches nbdkit once, from here.
+        command.process_group(0).kill_on_drop(true);
+        is_first = false;
         command
             .spawn()
             .map_err(|error| plugin::cannot_start(&nbdkit, error))
@@ -131,6 +140,15 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
             let reached = tokio::time::timeout(REACH_MAX, admin::info(&config.url, &config.store)).await;
             reached
                 .with_context(|| format!("the store has not answered within {} s", REACH_MAX.as_secs()))??;
+            if let Some(dir) = &config.volume.write_buffer_dir
+                && !buffer_file::is_kept(dir)?
+            {
+                bail!(
+                    "the server could not write its write buffer's file in {}, and a kill would lose what was answered and not \
+                     flushed: disconnect the clients, stop it and start it again",
+                    dir.display()
+                );
+            }
             Ok(())
         })
     };
@@ -178,6 +196,17 @@ fn wal(args: &Args, added: &NbdkitArgs, given: &[(String, String)]) -> Option<St
 fn of_plugin(added: &NbdkitArgs) -> impl Iterator<Item = (&str, &str)> {
     let given = added.parameters.iter().filter_map(|given| given.split_once('='));
     given.filter(|(key, _)| find_option(&key.replace('-', "_")).is_some())
+}
+
+/// The parameters of one start. A takeover was asked for once: what follows the first server may have lost the volume since.
+fn of_this_start(is_first: bool, ours: &[(String, String)], behind: &[String]) -> Vec<String> {
+    let ours = ours.iter().map(|(key, value)| format!("{key}={value}"));
+    let is_takeover = |given: &String| {
+        let key = given.split_once('=').map_or(given.as_str(), |(key, _)| key);
+        find_option(&key.replace('-', "_")).is_some_and(|spec| spec.key == TAKEOVER_KEY)
+    };
+    let all = ours.chain(behind.iter().cloned());
+    all.filter(|given| is_first || !is_takeover(given)).collect()
 }
 
 /// The plugin's own check, before anything is started.
@@ -391,6 +420,16 @@ mod tests {
         );
         assert!(of(true, false).contains("can read the volume") && !of(true, false).contains("a flush"));
         assert!(!of(false, true).contains("no encryption") && of(false, true).contains("nbds://192.0.2.1:1"));
+    }
+
+    #[test]
+    fn a_server_that_follows_another_takes_nothing_over() {
+        let ours = [("backend_url", "file:///v/"), ("takeover", "yes")];
+        let ours = ours.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let behind = ["takeover=yes", "logfile=/takeover"].map(str::to_owned);
+        assert_eq!(of_this_start(true, &ours, &behind).len(), 4);
+        let later = of_this_start(false, &ours, &behind);
+        assert_eq!(later, ["backend_url=file:///v/", "logfile=/takeover"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub struct Args {
     pub url: VolumeUrl,
 
     /// What a GB (10^9 bytes) costs a month, in the currency that you like
-    #[arg(long, value_name = "PRICE", default_value_t = PRICE_A_GB_MONTH)]
+    #[arg(long, value_name = "PRICE", default_value_t = PRICE_A_GB_MONTH, conflicts_with = "json")]
     pub price: f64,
 
     /// Print JSON

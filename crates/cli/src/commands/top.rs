@@ -1,6 +1,8 @@
 //! `hypernbd top SERVER`: what a running server says of itself, again and again.
 
 use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -8,15 +10,20 @@ use hypernbd_volume::monitor::client::{self, ClientError, ServerAddress};
 use hypernbd_volume::options::StoreOptions;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::server;
+use super::supervise::is_ignored;
 
 mod screen;
 
 /// How often the keyboard is looked at.
 const KEY_POLL: Duration = Duration::from_millis(100);
+/// A shell's exit status for the end by a signal, without the signal's number.
+const SIGNALLED: i32 = 128;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -64,18 +71,45 @@ impl Seen {
     }
 }
 
-/// Shows it until the user has seen enough.
-pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<()> {
+/// The number of the signal that told it to end; 0 until one has. The terminal is to be given back then, too.
+type Told = tokio::sync::watch::Receiver<i32>;
+
+fn listen(runtime: &Runtime) -> Result<Told> {
+    let (tell, told) = tokio::sync::watch::channel(0);
+    let tell = Arc::new(tell);
+    let _guard = runtime.enter();
+    for kind in [SignalKind::terminate(), SignalKind::hangup()] {
+        if kind == SignalKind::hangup() && is_ignored(Signal::HUP) {
+            continue;
+        }
+        let (mut signals, tell) = (signal(kind)?, tell.clone());
+        runtime.spawn(async move {
+            if signals.recv().await.is_some() {
+                tell.send_replace(kind.as_raw_value());
+            }
+        });
+    }
+    Ok(told)
+}
+
+/// Shows it until the user has seen enough, or a signal comes: then it ends as a shell has it for that.
+pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitCode> {
     if !std::io::stdout().is_terminal() {
         bail!("standard output is no terminal: hypernbd stats says the same once, with --json for programs");
     }
     let place = runtime.block_on(server::place(&args.server, store))?;
     let mut seen = Seen::default();
     seen.take_in(Ok(runtime.block_on(client::ask(&place, "/status"))?));
+    let mut told = listen(runtime)?;
     let mut terminal = ratatui::try_init()?;
-    let watched = watch(args, &place, runtime, &mut seen, &mut terminal);
-    ratatui::restore();
-    watched
+    let watched = watch(args, &place, runtime, &mut seen, &mut terminal, &mut told);
+    // A terminal that has gone takes nothing back.
+    let _ = ratatui::try_restore();
+    watched?;
+    Ok(match *told.borrow() {
+        0 => ExitCode::SUCCESS,
+        signal => ExitCode::from(u8::try_from(SIGNALLED + signal).unwrap_or(u8::MAX)),
+    })
 }
 
 fn watch(
@@ -84,12 +118,16 @@ fn watch(
     runtime: &Runtime,
     seen: &mut Seen,
     terminal: &mut DefaultTerminal,
+    told: &mut Told,
 ) -> Result<()> {
     let interval = Duration::from_secs(args.interval);
     let mut next = Instant::now() + interval;
     loop {
         terminal.draw(|frame| screen::draw(frame, seen))?;
         while Instant::now() < next {
+            if *told.borrow() != 0 {
+                return Ok(());
+            }
             let wait = KEY_POLL.min(next.saturating_duration_since(Instant::now()));
             if !event::poll(wait)? {
                 continue;
@@ -107,7 +145,16 @@ fn watch(
             }
         }
         next += interval;
-        seen.take_in(runtime.block_on(client::ask(place, "/status")));
+        let answer = runtime.block_on(async {
+            tokio::select! {
+                answer = client::ask(place, "/status") => Some(answer),
+                _ = told.changed() => None,
+            }
+        });
+        match answer {
+            Some(answer) => seen.take_in(answer),
+            None => return Ok(()),
+        }
     }
 }
 

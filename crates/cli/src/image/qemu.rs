@@ -56,7 +56,7 @@ impl QemuImage {
         let mut command = Command::new(IMG);
         command
             .args(["map", "--output=json", "-f", format.name()])
-            .arg(path);
+            .arg(whole(path)?);
         let text = run(command).with_context(|| format!("cannot read {}", path.display()))?;
         let mapped: Vec<Mapped> = serde_json::from_str(&text)
             .with_context(|| format!("{IMG} map says no JSON of {}", path.display()))?;
@@ -83,7 +83,9 @@ impl QemuImage {
     /// Makes an image of this size in a file that is there, to be written.
     pub fn create(path: &Path, format: Format, size_bytes: u64) -> Result<Self> {
         let mut command = Command::new(IMG);
-        command.args(["create", "-q", "-f", format.name()]).arg(path);
+        command
+            .args(["create", "-q", "-f", format.name()])
+            .arg(whole(path)?);
         command.arg(size_bytes.to_string());
         run(command).with_context(|| format!("cannot make {}", path.display()))?;
         let image = Self::serve(path, format, &[])?;
@@ -108,7 +110,7 @@ impl QemuImage {
             .arg("--shared=0")
             .args(options)
             .arg("--")
-            .arg(path)
+            .arg(whole(path)?)
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
             .stderr(said.try_clone()?)
@@ -244,6 +246,11 @@ impl Port for QemuPort<'_> {
         }
         Ok(())
     }
+}
+
+/// A path that QEMU's programs take for nothing else: a dash first is an option to them, and a word before a colon a protocol.
+fn whole(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} is no usable path", path.display()))
 }
 
 /// Runs a program of QEMU's to its end, and returns what it says.
