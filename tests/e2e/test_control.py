@@ -94,7 +94,7 @@ def test_a_volume_grows_under_its_clients(make_volume, control):
     with server.connect() as client:
         client.pwrite(pattern(256 * KI, 1), SIZE - 256 * KI)
         said = verb(volume, "resize", volume.url, "--size", str(SIZE + 64 * MI))
-        assert "resized" in said and "128M" in said, said
+        assert "resized" in said and "64 MiB to 128 MiB" in said, said
         assert client.get_size() == SIZE
         client.pwrite(pattern(256 * KI, 2), 0)
         client.flush()

@@ -232,9 +232,9 @@ pub(super) async fn settle(store: &Store) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// Takes away the entries of clones that are not there and cannot come to be, as [`settle`] does, and leaves those of all others: of
-/// clones that are there, of those of which that cannot be told, and of those that somebody may be making still. So what was killed
-/// while it made a clone keeps nothing for ever.
+/// Takes away the entries of clones that were begun, never made, and cannot come to be, and leaves those of all others: of clones that
+/// are there or were moved, of those of which that cannot be told, and of those that somebody may be making still. So what was killed while
+/// it made a clone keeps nothing for ever.
 ///
 /// # Errors
 /// When the volume's store fails. An entry is left where something is in the way of taking it away.
@@ -251,28 +251,35 @@ pub(super) async fn clear(store: &Store) -> Result<(), VolumeError> {
     known.retain(|(_, record)| record.as_ref().is_some_and(|record| !is_inherited(&own, record)));
     for looked in all_of(store, None, known).await {
         let is_over = match &looked.found {
-            Found::There | Found::Unknown(_) => false,
-            Found::Another | Found::GivenUp => true,
-            // Its age says that nobody waits for it; what is put in its place, that it cannot come to be.
-            Found::Nothing(place) if looked.is_old() => match give_up(place).await {
-                Ok(is_given_up) => is_given_up,
-                Err(e) => {
-                    log::warn!(
-                        "{} goes on keeping checkpoint {} for a clone that was never made: {}",
-                        store.url,
-                        looked.child.checkpoint.cno,
-                        e.chain()
-                    );
-                    false
-                }
-            },
-            Found::Nothing(_) => false,
+            Found::There | Found::Unknown(_) | Found::Another => false,
+            Found::GivenUp => true,
+            Found::Nothing(place) => looked.is_old() && never_comes(place, &looked.child).await,
         };
         if is_over {
             looked.remove(store).await?;
         }
     }
     Ok(())
+}
+
+/// Whether a clone was begun at this place, nobody waits for it any more, and it cannot come to be from now on. Where nothing tells that it
+/// was begun here, it may have been moved away once it was made.
+async fn never_comes(place: &Store, child: &Child) -> bool {
+    let given_up = async {
+        let origin = origin::load(place).await?;
+        match origin.is_some_and(|origin| origin.volume_id == child.volume_id) {
+            true => give_up(place).await,
+            false => Ok(false),
+        }
+    };
+    given_up.await.unwrap_or_else(|e| {
+        log::warn!(
+            "whether a clone may still come to be at {} is not known: {}",
+            place.url,
+            e.chain()
+        );
+        false
+    })
 }
 
 async fn all(store: &Store) -> Result<Vec<Looked>, VolumeError> {

@@ -22,9 +22,9 @@ impl World {
         let at = self.random.usize(..self.places.len());
         let place = &self.places[at];
         match (&place.line, &place.server) {
-            (None, _) => match self.random.u8(..6) {
+            (None, _) => match self.random.u8(..8) {
                 0 | 1 if self.copy_to(at) => {}
-                2 | 3 if self.clone_to(at) => {}
+                2..6 if self.clone_to(at) => {}
                 _ => self.create(at),
             },
             (Some(_), Some(_)) => match self.random.u8(..13) {
@@ -42,7 +42,9 @@ impl World {
                 _ => self.read(at),
             },
             // That is rare otherwise.
-            (Some(_), None) if self.has_clones(at) && self.random.u8(..6) == 0 => self.refuse_to_delete(at),
+            (Some(_), None) if self.has_clones(at) && self.random.u8(..3) == 0 => self.refuse_to_delete(at),
+            (Some(_), None) if !place.names.is_empty() && self.random.u8(..4) == 0 => self.roll_back(at),
+            (Some(_), None) if place.parent.is_some() && self.random.u8(..3) == 0 => self.flatten(at),
             (Some(_), None) => match self.random.u8(..22) {
                 0..5 => self.open(at, false),
                 5 => self.open(at, true),

@@ -26,7 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use world::{Seen, World};
 
-const HISTORIES: u64 = 32;
+const HISTORIES: u64 = 40;
 /// They mostly wait.
 const HISTORIES_BESIDE_EACH_OTHER: u64 = 4;
 /// Things that happen in one history.
@@ -75,6 +75,7 @@ fn histories_keep_what_was_flushed() {
         assert!(failed.is_empty(), "{}", failed.join("\n"));
         all
     });
+    eprintln!("{all:?}");
     // A history in which nothing happens shows nothing.
     all.assert_everything();
 }
