@@ -3,7 +3,6 @@
 use futures::future::join_all;
 use serde::Serialize;
 
-use super::tombstone::interfered;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
@@ -380,7 +379,7 @@ pub(crate) async fn ensure_not_deleted(
         Ok(_) | Err(VolumeError::NotFound { .. }) => {}
         Err(e) => return Err(e),
     }
-    Err(interfered(store))
+    Err(label::interfered(store))
 }
 
 /// Takes away what [`give_up`] has put.

@@ -10,7 +10,6 @@ use super::clone::{
     warn_unknown,
 };
 use super::copy_objects::{Holding, copy_objects};
-use super::tombstone::interfered;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -78,7 +77,7 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
         undo(copy, &label, false).await;
         // Whatever failed then has its cause in that.
         return Err(match there {
-            Ok(there) if there.as_ref() != Some(&label) => interfered(copy),
+            Ok(there) if there.as_ref() != Some(&label) => label::interfered(copy),
             _ => e,
         });
     }

@@ -6,7 +6,6 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 use log::info;
 
-use super::tombstone::interfered;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::engine::Ownership;
@@ -101,13 +100,13 @@ async fn copy_object(
                 }
                 Holding::Lease(_) => Over::Nothing,
                 Holding::Label(label) if label::load(to).await?.as_ref() != Some(label) => {
-                    return Err(interfered(to));
+                    return Err(label::interfered(to));
                 }
                 Holding::Label(_) => Over::Nothing,
             };
             let copied = to.copy_known(holder, &source, &target, original, over).await;
             let copied = copied.map_err(|e| match e.kind {
-                StoreErrorKind::PreconditionFailed if over == Over::Nothing => interfered(to),
+                StoreErrorKind::PreconditionFailed if over == Over::Nothing => label::interfered(to),
                 _ => e.into(),
             })?;
             let bytes = copied.original.size_bytes;

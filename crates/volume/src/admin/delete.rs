@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::tombstone::{Tombstone, interfered};
+use super::tombstone::Tombstone;
 use super::{children, info, wal};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::StoreErrorKind;
@@ -201,7 +201,7 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
             // Somebody may be making a clone or a copy still, and its inode may arrive at any time. Whoever puts one looks at the label
             // afterwards, which is marked by now: of the two one sees the other.
             if !children::give_up(store).await? {
-                return Err(interfered(store));
+                return Err(label::interfered(store));
             }
             false
         }

@@ -49,7 +49,7 @@ impl Tombstone {
         };
         match put {
             Ok(version) => Ok(Self { version, is_made }),
-            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered(store)),
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(label::interfered(store)),
             Err(e) => Err(e.into()),
         }
     }
@@ -62,7 +62,7 @@ impl Tombstone {
         let there = store.get(&store.meta_key(label::NAME)).await?;
         match there {
             Some((_, version)) if version == self.version => Ok(()),
-            _ => Err(interfered(store)),
+            _ => Err(label::interfered(store)),
         }
     }
 
@@ -81,7 +81,7 @@ impl Tombstone {
             .await?
             .filter(|(_, version)| *version == self.version);
         let label = there.and_then(|(body, _)| Label::decode(&body).ok());
-        let label = label.ok_or_else(|| interfered(store))?;
+        let label = label.ok_or_else(|| label::interfered(store))?;
         let body = Label {
             deletion: None,
             ..label
@@ -89,7 +89,7 @@ impl Tombstone {
         .encode()?;
         match store.put_if_match(&key, body, &self.version).await {
             Ok(_) => Ok(()),
-            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(interfered(store)),
+            Err(e) if e.kind == StoreErrorKind::PreconditionFailed => Err(label::interfered(store)),
             Err(e) => Err(e.into()),
         }
     }
@@ -102,12 +102,6 @@ impl Tombstone {
         self.check(store).await?;
         store.delete(&store.meta_key(label::NAME)).await?;
         Ok(())
-    }
-}
-
-pub(super) fn interfered(store: &Store) -> VolumeError {
-    VolumeError::Interfered {
-        url: store.url.to_string(),
     }
 }
 

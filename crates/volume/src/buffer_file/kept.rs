@@ -56,6 +56,13 @@ struct Places {
     stuck: Vec<Arc<Chunk>>,
 }
 
+impl Places {
+    /// The number of the newest published generation.
+    fn published(&self) -> u64 {
+        self.generation - self.generations.len() as u64
+    }
+}
+
 /// A buffer file that is in use.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -300,7 +307,7 @@ impl Kept {
                 return;
             }
             let chunks = places.generations.pop_front().unwrap_or_default();
-            (places.generation - places.generations.len() as u64, chunks)
+            (places.published(), chunks)
         };
         // Comes before the chunks become free, because an entry must not count once its chunk can be overwritten.
         self.put_floor(published);
@@ -315,10 +322,7 @@ impl Kept {
     /// Notes that a checkpoint follows in which nothing else was changed: from now on the changes are made upon that one.
     pub fn rebase(&self) {
         let _floors = self.floors.lock();
-        let published = {
-            let places = self.places.lock();
-            places.generation - places.generations.len() as u64
-        };
+        let published = self.places.lock().published();
         self.put_floor(published);
     }
 

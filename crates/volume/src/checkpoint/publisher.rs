@@ -20,6 +20,29 @@ use crate::metrics::Metrics;
 use crate::metrics::work::Phase;
 use crate::write_buffer::overlay::{Frozen, Overlay};
 
+/// What becomes of a checkpoint without client data that could not be recorded: it stays, as one whose server was killed here. What reads
+/// the list goes from the checkpoint before to the one after.
+///
+/// # Errors
+/// [`VolumeError::Fenced`], as it came.
+fn only_if_fenced(
+    recorded: Result<(), VolumeError>,
+    checkpoint: Checkpoint,
+    what: &str,
+) -> Result<(), VolumeError> {
+    match recorded {
+        Err(e) if !matches!(e, VolumeError::Fenced { .. }) => {
+            warn!(
+                "checkpoint {}, {what}, is published, but could not be entered in the checkpoint list: {}",
+                checkpoint.id.cno,
+                e.chain()
+            );
+            Ok(())
+        }
+        recorded => recorded,
+    }
+}
+
 /// Publishes generations, in the order of their numbers.
 pub(super) struct Publisher {
     engine: Arc<dyn Engine>,
@@ -68,16 +91,8 @@ impl Publisher {
             return Ok(None);
         };
         let generation = self.recorded.load(Ordering::Acquire);
-        match self.recorder.relocated(generation, relocated.checkpoint).await {
-            Ok(()) => {}
-            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
-            // As one whose server was killed here: what reads the list goes from the checkpoint before to the one after.
-            Err(e) => warn!(
-                "checkpoint {}, a relocation, is published, but could not be entered in the checkpoint list: {}",
-                relocated.checkpoint.id.cno,
-                e.chain()
-            ),
-        }
+        let recorded = self.recorder.relocated(generation, relocated.checkpoint).await;
+        only_if_fenced(recorded, relocated.checkpoint, "a relocation")?;
         Ok(Some(relocated))
     }
 
@@ -96,15 +111,8 @@ impl Publisher {
         self.overlay.grow(self.engine.geometry());
         let checkpoint = grown?;
         let generation = self.recorded.load(Ordering::Acquire);
-        match self.recorder.published(generation, Some(checkpoint)).await {
-            Ok(()) => {}
-            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
-            Err(e) => warn!(
-                "checkpoint {}, of another size, is published, but could not be entered in the checkpoint list: {}",
-                checkpoint.id.cno,
-                e.chain()
-            ),
-        }
+        let recorded = self.recorder.published(generation, Some(checkpoint)).await;
+        only_if_fenced(recorded, checkpoint, "of another size")?;
         self.overlay.rebase();
         info!("grown to {size_bytes} bytes in checkpoint {}", checkpoint.id.cno);
         Ok(())

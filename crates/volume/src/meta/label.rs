@@ -352,7 +352,8 @@ async fn replace(store: &Store, label: &Label, over: &ETag) -> Result<(), Volume
     }
 }
 
-fn interfered(store: &Store) -> VolumeError {
+/// What whoever makes or deletes a volume says when somebody else does so at its place.
+pub(crate) fn interfered(store: &Store) -> VolumeError {
     VolumeError::Interfered {
         url: store.url.to_string(),
     }

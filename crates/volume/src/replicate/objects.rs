@@ -247,7 +247,7 @@ impl Copies<'_> {
         match self.holding {
             Holding::Lease(lease) => lease.check().await,
             Holding::Label(id) if id_at(self.to).await? == id => Ok(()),
-            Holding::Label(_) => Err(self.interfered()),
+            Holding::Label(_) => Err(label::interfered(self.to)),
         }
     }
 
@@ -300,15 +300,9 @@ impl Copies<'_> {
             Err(e) => Err(e),
         };
         put.map(drop).map_err(|e| match e.kind {
-            StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => self.interfered(),
+            StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => label::interfered(self.to),
             _ => e.into(),
         })
-    }
-
-    fn interfered(&self) -> VolumeError {
-        VolumeError::Interfered {
-            url: self.to.url.to_string(),
-        }
     }
 
     fn amount_of(&self, holder: &Store, original: &ObjectInfo, has_sums: bool) -> Amount {
