@@ -75,16 +75,18 @@ impl World {
         self.places[at].server.as_ref().unwrap()
     }
 
+    /// In one of four cases one of its server's next requests fails.
+    fn arm_sometimes(&mut self, at: usize) {
+        if self.random.u8(..4) == 0
+            && let Some(server) = &self.places[at].server
+        {
+            server.faults.arm(&mut self.random, 6);
+        }
+    }
+
     /// Writes, zeroes or trims once; in one of four cases with a fault on the way.
     pub fn change(&mut self, at: usize) {
-        if self.random.u8(..4) == 0 {
-            self.places[at]
-                .server
-                .as_ref()
-                .unwrap()
-                .faults
-                .arm(&mut self.random, 6);
-        }
+        self.arm_sometimes(at);
         let size = self.server(at).volume.size_bytes();
         let kind = self.random.u8(..6);
         let (offset, len) = match kind {
@@ -133,14 +135,7 @@ impl World {
     }
 
     fn flush(&mut self, at: usize) {
-        if self.random.u8(..4) == 0 {
-            self.places[at]
-                .server
-                .as_ref()
-                .unwrap()
-                .faults
-                .arm(&mut self.random, 6);
-        }
+        self.arm_sometimes(at);
         self.flush_once(at);
     }
 
@@ -180,14 +175,7 @@ impl World {
             return self.kill(at);
         }
         self.places[at].line.as_mut().unwrap().published();
-        if self.random.u8(..4) == 0 {
-            self.places[at]
-                .server
-                .as_ref()
-                .unwrap()
-                .faults
-                .arm(&mut self.random, 6);
-        }
+        self.arm_sometimes(at);
         let larger = size + self.random.u64(1..8) * BLOCK;
         let grown = self.server(at).volume.grow(larger);
         self.tell(format!(
