@@ -284,17 +284,25 @@ def test_a_second_relay_at_an_export_is_refused(attached, tmp_path):
     server, relay = attached("memory", str(SIZE))
     other = tmp_path / "other-name.sock"
     other.symlink_to(server.socket)
-    command = [CLI, "attach", f"nbd+unix:///?socket={other}", "--foreground", f"--kernel-socket={tmp_path}/second.sock"]
-    done = run(*command)
+
+    def command(kernel):
+        return [CLI, "attach", f"nbd+unix:///?socket={other}", "--foreground", f"--kernel-socket={kernel}"]
+
+    done = run(*command(tmp_path / "refused.sock"))
     assert done.returncode == 1 and f"attached already, by process {relay.process.pid}" in done.stderr, done.stderr
     # Its locks end with it, however it ends.
     leave(relay.client)
     relay.process.kill()
     relay.process.wait()
-    second = spawn(command, tmp_path / "second.log", env={}, limit_s=LIMIT_S)
-    wait_for(lambda: "second.sock" in (tmp_path / "second.log").read_text(), "the second relay to be ready")
-    second.kill()
-    second.wait()
+    # At a socket of its own, since the one that was refused has left its own there. It says that line alone once it is ready.
+    kernel, log = tmp_path / "second.sock", tmp_path / "second.log"
+    second = spawn(command(kernel), log, env={}, limit_s=LIMIT_S)
+    try:
+        wait_for(lambda: str(kernel) in log.read_text().splitlines() or second.poll() is not None, "the second relay to be ready")
+        assert second.poll() is None, log.read_text()
+    finally:
+        second.kill()
+        second.wait()
 
 
 def test_another_volume_at_the_address_is_not_written_to(make_volume, make_server, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from support.faulty import Fault
 from support.model import Model, pattern, read_all
-from support.process import wait_for
+from support.process import COMMAND_LIMIT_S, wait_for
 from support.server import CLI, KI, MI, Volume, flush_until_it_succeeds, read_until_it_succeeds
 
 EIO = 5
@@ -261,7 +261,7 @@ def test_a_pipes_import_that_cannot_be_verified_is_kept(proxy, store, make_serve
     volume, data = Volume(store.url("from-a-pipe"), store, MI, 64 * KI), pattern(MI, 8)
     proxy.fail(Fault("denied", READS))
     words = ["import", "-", volume.url, "--size", "1M", "--endpoint-url", proxy.endpoint, *store.cli_options[2:]]
-    done = subprocess.run([CLI, *words], input=data, capture_output=True, env={**os.environ, **store.env}, timeout=120)
+    done = subprocess.run([CLI, *words], input=data, capture_output=True, env={**os.environ, **store.env}, timeout=COMMAND_LIMIT_S)
     assert done.returncode == 1 and b"is whole, and was not verified" in done.stderr, done.stderr
     proxy.heal()
     told = json.loads(volume.cli("info", volume.url, "--json").stdout)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -120,6 +121,10 @@ def test_a_stopped_server_that_wakes_up_after_a_takeover_is_shut_out(make_volume
     client = first.handle()
     client.pwrite(pattern(1 * MI, 1), 0)
     client.flush()
+    # The checkpoint's entry is written after the answer. A server that is stopped while it writes to a directory may have the lock of
+    # it, and nobody could follow.
+    entry = re.compile(r"checkpoints(/|%2F)\d+$")
+    wait_for(lambda: any(map(entry.search, volume.store.objects())), "the checkpoint to be entered in the list")
     client.pwrite(pattern(1 * MI, 9), 0)  # answered, and covered by no flush
     first.process.send_signal(signal.SIGSTOP)
     second.start()
@@ -285,6 +290,8 @@ def test_a_volume_deleted_under_its_server_stays_deleted(make_volume, make_serve
     with server.connect() as client:
         client.pwrite(pattern(1 * MI, 1), 0)
         flush_until_it_succeeds(client)
+        # Written after the answer; it must not come after the removal.
+        wait_for(lambda: any(".meta/checkpoints/" in key for key in volume.store.objects()), "the checkpoint to be in the list")
         assert volume.cli("delete", volume.url, "--yes", "--takeover").returncode == 0
         # The lease may be looked at before the write, or only before the publish.
         with pytest.raises(nbd.Error):

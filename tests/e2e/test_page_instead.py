@@ -5,7 +5,7 @@ import pytest
 
 from support.faulty import Fault, FaultyProxy
 from support.model import Model, pattern, read_all
-from support.server import KI, MI, flush_until_it_succeeds
+from support.server import KI, MI, flush_until_it_succeeds, read_until_it_succeeds
 
 SIZE = 8 * MI
 WRITES = r"^(PUT|POST|DELETE) "
@@ -44,17 +44,19 @@ def test_a_flush_is_not_answered_by_a_page(make_volume, make_server, proxy, stor
 
     with server.connect() as client:
         write(client, 0, 1)
-        client.flush()
+        flush_until_it_succeeds(client)
         storm = proxy.fail(Fault("outage", WRITES))
         write(client, 512 * KI, 2)
         with pytest.raises(nbd.Error):
             client.flush()
         assert storm.hits
         server.assert_running()
-        model.assert_same(client.pread(SIZE, 0), what="what is unpublished is read meanwhile")
+        model.assert_same(read_until_it_succeeds(client, SIZE, 0), what="what is unpublished is read meanwhile")
         proxy.heal()
         flush_until_it_succeeds(client)
         server.kill()
+    # Impatient, it may say EIO where the machine is slow.
+    server.parameters["io_timeout"] = "60s"
     server.start()
     with server.connect() as client:
         model.assert_same(read_all(client, SIZE), what="after the page and a kill")

@@ -17,8 +17,10 @@ from support.lives import (
     assert_reads,
     begin,
     flush_to_log_and_kill,
+    last_checkpoint,
     publish,
     refused,
+    with_the_log_alone,
 )
 from support.model import pattern
 from support.others import copy_of, is_container, objects_of, stored_label
@@ -64,10 +66,15 @@ def log_content(kept, store):
 @pytest.fixture
 def used(make_volume, make_server, kept):
     """A server that was killed: with checkpoints, caches of them, and a flushed write in the log alone."""
-    server = make_server(make_volume(SIZE), **kept)
-    publish(server, 97)
-    flush_to_log_and_kill(server, 98)
-    return server
+
+    def leave_one():
+        server = make_server(make_volume(SIZE), **kept)
+        publish(server, 97)
+        before = last_checkpoint(server.volume)
+        flush_to_log_and_kill(server, 98)
+        return server, server.volume, before
+
+    return with_the_log_alone(leave_one)
 
 
 def create(volume):

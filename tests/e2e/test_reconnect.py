@@ -29,15 +29,15 @@ pytestmark = [
     pytest.mark.file_only,
 ]
 
-LIMIT_S = 240
+LIMIT_S = 900
 libc = ctypes.CDLL(None)
 
 
 @contextlib.contextmanager
 def reconnecting(server, directory):
-    """A block device on a client that waits a minute for its server to come back."""
+    """A block device on a client that waits for its server to come back, for longer than a start may take."""
     socket = server.directory / "qemu"
-    image = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={server.socket},file.reconnect-delay=60"
+    image = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={server.socket},file.reconnect-delay=120"
     command = ["qemu-nbd", "--persistent", "--discard=unmap", "--socket", str(socket), "--image-opts", image]
     client = spawn(command, directory / "qemu-nbd.log", env={}, limit_s=LIMIT_S)
     try:
@@ -80,7 +80,12 @@ class Writer(threading.Thread):
     def wait_for_more(self) -> None:
         """Until it has written some more files."""
         before = dict(self.written)
-        wait_for(lambda: self.failure or len(dict(self.written).items() - before.items()) >= 5, "files to be written")
+
+        def has_more() -> bool:
+            return self.failure is not None or len(dict(self.written).items() - before.items()) >= 5
+
+        # Each may take some flushes, and QEMU up to 16 s to try again.
+        wait_for(has_more, "files to be written", limit_s=300)
         assert self.failure is None, self.failure
 
     def finish(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ def resident_bytes(server) -> int:
 def test_scattered_zeroes_fill_the_buffer_and_no_more(away, make_volume, make_server):
     size, requests_max = 64 * 1024 * MI, 400_000
     take_away, bring_back = away
-    parameters = {"write_buffer": "16M", "io_timeout": "1s", "checkpoint_interval": "1h", "cache_memory": "0"}
+    parameters = {"write_buffer": "16M", "io_timeout": "3s", "checkpoint_interval": "1h", "cache_memory": "0"}
     server = make_server(make_volume(size, 4 * KI), **parameters).start()
     with server.connect() as client:
         client.pwrite(pattern(MI, 1), 0)
@@ -63,7 +63,8 @@ def test_scattered_zeroes_fill_the_buffer_and_no_more(away, make_volume, make_se
 
 def test_a_lease_outlives_a_store_that_is_away_for_a_moment(away, make_volume, make_server):
     take_away, bring_back = away
-    server = make_server(make_volume(SIZE), lease_duration="2s", io_timeout="60s", checkpoint_interval="1h").start()
+    # Longer than a store takes to be back, however slow the machine is.
+    server = make_server(make_volume(SIZE), lease_duration="2s", io_timeout="10m", checkpoint_interval="1h").start()
     with server.connect() as client:
         client.pwrite(pattern(MI, 1), 0)
         client.flush()

@@ -48,7 +48,7 @@ def test_a_device_goes_before_the_server_that_is_below_it():
 def test_the_services_command_line_takes_the_socket_over(units, make_volume, make_server):
     server = make_server(make_volume(16 * MI))
     (line,) = [l for l in (units / SERVICE).read_text().splitlines() if l.startswith("ExecStart=")]
-    options = "checkpoint_interval=1h io_timeout=10s"
+    options = "checkpoint_interval=1h io_timeout=2m"
     line = line.removeprefix("ExecStart=").replace("${URL}", server.volume.url).replace("$OPTIONS", options)
     (wal,) = [l for l in (units / SERVICE).read_text().splitlines() if l.startswith("Environment=WAL=")]
     line = line.replace("${WAL}", wal.removeprefix("Environment=WAL="))

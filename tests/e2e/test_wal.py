@@ -9,7 +9,7 @@ import signal
 import nbd
 import pytest
 
-from support.lives import refused
+from support.lives import refused, with_the_log_alone
 from support.model import pattern
 from support.process import check, run, wait_for
 from support.server import KI, MI, PLUGIN
@@ -39,12 +39,16 @@ def log_objects(store, wal_url, tmp_path):
 
 def killed_with_flushed_writes(make_volume, make_server, **parameters):
     """A server killed with one write flushed to its log alone."""
-    server = make_server(make_volume(), checkpoint_interval="1h", **parameters).start()
-    with server.connect() as client:
-        client.pwrite(pattern(10 * KI, 1), 5 * KI)
-        client.flush()
-        server.kill()
-    return server
+
+    def leave_one():
+        server = make_server(make_volume(), checkpoint_interval="1h", **parameters).start()
+        with server.connect() as client:
+            client.pwrite(pattern(10 * KI, 1), 5 * KI)
+            client.flush()
+            server.kill()
+        return server, server.volume, 0
+
+    return with_the_log_alone(leave_one)
 
 
 def test_a_flush_is_in_the_log_until_it_is_published(make_volume, make_server, wal_url, log_objects):

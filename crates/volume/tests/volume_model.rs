@@ -13,6 +13,7 @@ use hypernbd_volume::{ErrorKind, ExtentKind, Volume};
 use proptest::prelude::*;
 
 const SIZE: u64 = 24 * 4096 + 777;
+const LIMIT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -74,6 +75,8 @@ fn options() -> VolumeOptions {
         checkpoint_interval: Duration::from_millis(3),
         // Small enough that the writes of a case fill it many times.
         write_buffer_bytes: 16 * 4096,
+        // A case may let many publishes fail, and each waits longer than the one before.
+        io_timeout: LIMIT,
         ..VolumeOptions::default()
     }
 }
@@ -219,7 +222,7 @@ proptest! {
         }
         let found = world.read_all();
         prop_assert!(found == world.now);
-        world.volume.close(Duration::from_secs(30)).unwrap();
+        world.volume.close(LIMIT).unwrap();
         prop_assert!(world.runtime.block_on(async {
             use hypernbd_volume::engine::Engine;
             let mut out = vec![0; SIZE as usize];

@@ -50,7 +50,7 @@ def ask(address: str | Path, path: str, method: str = "GET", body=None) -> Answe
     else:
         connection = http.client.HTTPConnection(address, timeout=LIMIT_S)
     try:
-        with contextlib.suppress(BrokenPipeError):  # it may be answered before all of it was sent
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may be answered before all of it was sent
             connection.request(method, path, body=None if body is None else json.dumps(body))
         answer = connection.getresponse()
         return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())

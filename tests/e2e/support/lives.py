@@ -1,5 +1,6 @@
 """Lives of a server with a log and caches: what a test of another life begins with."""
 
+import json
 import socket
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 
 from .model import pattern, read_all
 from .process import spawn, wait_for
-from .server import CLI, KI, MI, Server
+from .server import CLI, KI, MI, Server, Volume
 
 SIZE = 8 * MI
 IN_LOG = 4 * MI
 """Where the log alone has something."""
 NOTE = 64 * KI
 """Length of what is flushed to a log."""
+LOG_TRIES = 5
 
 
 def listens(path: Path) -> bool:
@@ -70,6 +72,26 @@ def flush_to_log_and_kill(server: Server, tag: int, offset: int = IN_LOG) -> Non
         client.pwrite(pattern(NOTE, tag), offset)
         client.flush()
         server.kill()
+
+
+def last_checkpoint(volume: Volume) -> int:
+    """The number of the newest checkpoint, 0 for none."""
+    done = volume.cli("info", volume.url, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["last_checkpoint"]
+
+
+def with_the_log_alone(leave_one):
+    """Calls `leave_one`, which leaves a killed server's flushed write in a log, until it is in the log alone. It gives what the test
+    wants, the volume, and the newest checkpoint before that write. A log that takes more than 5 s for a record leaves the flush to a
+    checkpoint too, and then another volume is needed."""
+    for _ in range(LOG_TRIES):
+        wanted, volume, before = leave_one()
+        if last_checkpoint(volume) == before:
+            return wanted
+        deleted = volume.cli("delete", volume.url, "--yes")
+        assert deleted.returncode == 0, deleted.stderr
+    raise AssertionError("the log was slower than a checkpoint each time")
 
 
 def assert_reads(server: Server, expected: dict[int, bytes]) -> None:

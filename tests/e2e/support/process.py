@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-COMMAND_LIMIT_S = 120
+COMMAND_LIMIT_S = 300
 
 _files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 # What gives itself these properties and becomes the program: between a fork and an exec of this process it would cost a copy of its
@@ -60,7 +60,7 @@ def check(*command: str | Path, **options) -> str:
     return done.stdout
 
 
-def wait_for(condition, what: str, limit_s: float = 60.0):
+def wait_for(condition, what: str, limit_s: float = 120.0):
     """Polls until `condition()` is true and returns its value; fails naming `what` after a generous limit."""
     end = time.monotonic() + limit_s
     while True:

@@ -15,7 +15,7 @@ from .model import pattern
 from .process import check, wait_for
 from .server import CLI, MI, PLUGIN
 
-NBDKIT_LIMIT_S = 120
+NBDKIT_LIMIT_S = 180
 WRITTEN = pattern(1 * MI, 7)
 START = "import os,sys; os.setsid(); os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
 

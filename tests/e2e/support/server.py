@@ -22,7 +22,7 @@ PLUGIN = Path(os.environ.get("HYPERNBD_PLUGIN", TARGET / "libhypernbd.so"))
 CLI = Path(os.environ.get("HYPERNBD_CLI", TARGET / "hypernbd"))
 
 SERVER_LIMIT_S = 1800
-EXIT_LIMIT_S = 90
+EXIT_LIMIT_S = 180
 
 KI = 1024
 MI = 1024 * KI

@@ -41,6 +41,8 @@ def command_of(program: str, port: int, keys: tuple[str, str], data: Path) -> tu
     if Path(program).name == "versitygw":
         return [program, "--port", address, "--access", keys[0], "--secret", keys[1], "--quiet", "posix", str(data)], {}
     env = {"MINIO_ROOT_USER": keys[0], "MINIO_ROOT_PASSWORD": keys[1], "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
+    # It would close what was idle for half a minute; a proxy before it learns of that by a failed request.
+    env["MINIO_IDLE_TIMEOUT"] = "1h"
     return [program, "server", "--quiet", "--address", address, str(data)], env
 
 

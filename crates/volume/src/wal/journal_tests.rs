@@ -1,12 +1,15 @@
 //! The journal in a real directory: torn tails, damage, simulated full disks, and segments that are used again.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::disk::tests::{Lack, Lacking, Noting};
 use crate::wal::journal_label::NEW_LABEL;
 use crate::wal::record::{Content, Entry, NONE_ACKNOWLEDGED};
 use crate::wal::replay::Replay;
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -26,6 +29,10 @@ impl Fixture {
     }
 
     fn open(&self) -> Result<Journal, VolumeError> {
+        once_free(|| self.open_at_once())
+    }
+
+    fn open_at_once(&self) -> Result<Journal, VolumeError> {
         Journal::open_blocking(self.path(), self.volume_id, None, &RealDisk)
     }
 
@@ -60,6 +67,20 @@ impl Fixture {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    }
+}
+
+/// What `open` gives once no other has the journal open. The processes that other tests start have the locks of this one until
+/// they run a program of their own.
+fn once_free(open: impl Fn() -> Result<Journal, VolumeError>) -> Result<Journal, VolumeError> {
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(e) if e.to_string().contains("another server has it open") && started.elapsed() < LIMIT => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            opened => return opened,
+        }
     }
 }
 
@@ -254,19 +275,20 @@ fn a_journal_is_made_beside_what_is_nobodys() {
 fn only_the_right_journal_is_opened() {
     let f = Fixture::new();
     let journal = f.open().unwrap();
-    let text = f.open().unwrap_err().to_string();
+    let text = f.open_at_once().unwrap_err().to_string();
     assert!(text.contains("another server has it open"), "{text}");
     let id = journal.id().to_owned();
     drop(journal);
-    let other = Journal::open_blocking(f.path(), Uuid::from_u128(43), None, &RealDisk)
-        .unwrap_err()
-        .to_string();
+    let open = |volume_id, expected_id: Option<&str>| {
+        once_free(|| Journal::open_blocking(f.path(), volume_id, expected_id.map(String::from), &RealDisk))
+    };
+    let other = open(Uuid::from_u128(43), None).unwrap_err().to_string();
     assert!(
         other.contains(&Uuid::from_u128(42).to_string()) && other.contains(&Uuid::from_u128(43).to_string()),
         "{other}"
     );
-    assert!(Journal::open_blocking(f.path(), f.volume_id, Some("another".into()), &RealDisk).is_err());
-    Journal::open_blocking(f.path(), f.volume_id, Some(id), &RealDisk).unwrap();
+    assert!(open(f.volume_id, Some("another")).is_err());
+    open(f.volume_id, Some(id.as_str())).unwrap();
     let elsewhere = f.dir.path().join("elsewhere");
     assert!(Journal::open_blocking(elsewhere.clone(), f.volume_id, Some("x".into()), &RealDisk).is_err());
     assert!(!elsewhere.exists(), "nothing is made where a journal should be");
@@ -284,7 +306,7 @@ fn no_journal_is_made_or_opened_on_a_file_system_that_is_not_fit_for_one() {
         Lack::Renaming,
     ] {
         let f = Fixture::new();
-        let open = || Journal::open_blocking(f.path(), f.volume_id, None, &Lacking(lack));
+        let open = || once_free(|| Journal::open_blocking(f.path(), f.volume_id, None, &Lacking(lack)));
         let refused = |text: String| {
             assert!(text.contains("the file system of "), "{lack:?}: {text}");
             assert!(text.contains("another file system"), "{lack:?}: {text}");
@@ -345,8 +367,12 @@ fn the_label_is_locked_as_the_directory_is() {
     let label = File::options().write(true).open(f.path().join(LABEL)).unwrap();
     label.try_lock().unwrap_err();
     drop(journal);
-    label.try_lock().unwrap();
-    let refused = f.open().unwrap_err().to_string();
+    let started = Instant::now();
+    while label.try_lock().is_err() {
+        assert!(started.elapsed() < LIMIT, "the label stays locked");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let refused = f.open_at_once().unwrap_err().to_string();
     assert!(refused.contains("another server has it open"), "{refused}");
     check_claimable(&f.path(), &RealDisk).unwrap_err();
     drop(label);
@@ -364,7 +390,7 @@ fn without_room_for_another_segment_records_follow_one_another() {
         move || inner.reserve(&group).map(|place| (place.number, place.at))
     });
     // The result does not depend on how long it has waited by then.
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(20));
     assert_eq!(journal.inner.segments.lock().all.len(), 1);
     journal.inner.segments.lock().all[0].is_busy = false;
     journal.inner.appended.notify_all();

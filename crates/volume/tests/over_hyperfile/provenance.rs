@@ -33,7 +33,16 @@ impl Logged {
     }
 
     fn try_open_at(&self, url: &VolumeUrl, options: VolumeOptions) -> Result<Arc<Volume>, VolumeError> {
-        self.f.run(Volume::open(url, &self.f.store_options, &options))
+        let started = Instant::now();
+        loop {
+            match self.f.run(Volume::open(url, &self.f.store_options, &options)) {
+                // A server that was dropped lets its journal go once its tasks have ended.
+                Err(VolumeError::Journal { .. }) if started.elapsed() < LIMIT => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                opened => return opened,
+            }
+        }
     }
 
     fn options(&self) -> VolumeOptions {
@@ -54,16 +63,7 @@ impl Logged {
             discard_wal,
             ..self.options()
         };
-        let started = Instant::now();
-        loop {
-            match self.try_open_at(&self.f.url, options.clone()) {
-                // A server that was dropped lets its journal go once its tasks have ended.
-                Err(VolumeError::Journal { .. }) if started.elapsed() < LIMIT => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                opened => return opened,
-            }
-        }
+        self.try_open_at(&self.f.url, options)
     }
 
     /// Writes, flushes to the log and kills the server.

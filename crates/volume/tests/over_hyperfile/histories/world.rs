@@ -89,6 +89,10 @@ impl Seen {
         }
     }
 
+    pub fn has_everything(mut self) -> bool {
+        self.all().into_iter().all(|(_, times)| *times > 0)
+    }
+
     pub fn assert_everything(mut self) {
         for (what, times) in self.all() {
             assert!(*times > 0, "never: {what}");
