@@ -218,7 +218,15 @@ impl BufferDir {
         let Some(found) = self.found.take() else {
             return Ok(());
         };
-        let to = self.path.join(format!("{SET_ASIDE}{}", now_ms()));
+        // A rename would replace what was set aside within the same millisecond. The directory is locked: nobody else names files.
+        let mut time_ms = now_ms();
+        let to = loop {
+            let path = self.path.join(format!("{SET_ASIDE}{time_ms}"));
+            if !path.try_exists()? {
+                break path;
+            }
+            time_ms += 1;
+        };
         let left = describe(&to, &found.file, &found.header, true);
         // Unused chunks give their space back, as far as the file system can do that.
         if let Ok(header) = &found.header {

@@ -248,6 +248,25 @@ fn changes_tell_the_checkpoint_that_they_were_made_upon() {
     }
 }
 
+/// Files are named after the time: every name of the next moments is taken.
+#[test]
+fn what_was_set_aside_before_is_not_replaced() {
+    let place = Place::new();
+    make(&place.begin("one", None, 4), write(0, 4096, 1)).unwrap();
+    let taken: Vec<_> = (now_ms()..)
+        .take(20_000)
+        .map(|time| place.path().join(format!("{SET_ASIDE}{time}")))
+        .collect();
+    for path in &taken {
+        fs::write(path, "earlier").unwrap();
+    }
+    assert_eq!(place.recover("two", Some("stranger")), None);
+    for path in &taken {
+        assert_eq!(fs::read(path).unwrap(), b"earlier");
+    }
+    assert_eq!(place.names(SET_ASIDE).len(), taken.len() + 1);
+}
+
 #[test]
 fn a_file_that_was_cut_short_is_set_aside() {
     let place = Place::new();
