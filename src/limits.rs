@@ -1,6 +1,9 @@
 //! What the system lets the server have: what is too little is said at the start, and a connection that would take what the
 //! volume itself needs is refused.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use hypernbd_volume::options::ServeConfig;
 use hypernbd_volume::units::{MIB, format_size};
 use hypernbd_volume::{cgroup, descriptors};
@@ -12,6 +15,12 @@ use crate::{errno, nbdkit_ext, params};
 const CONNECTIONS_USUAL: u64 = 512;
 /// Threads that connections leave free, for the store, the disk and the volume's own work; where few are allowed, a quarter.
 const THREADS_KEPT_FREE: u64 = 64;
+/// For how long a connection waits for the threads of one that has left, which go a moment after it ...
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(2);
+/// ... looking for room this often ...
+const ROOM_WAIT_STEP: Duration = Duration::from_millis(20);
+/// ... beside so many others, at most: each of them is a thread of those that are kept free.
+const ROOM_WAITERS_MAX: u64 = 8;
 /// Memory for everything that no parameter bounds, but connections.
 const MEMORY_BESIDE_BYTES: u64 = 128 * MIB;
 /// Memory of a thread that serves requests, the kernel's part included: measured with nbdkit 1.42.
@@ -80,8 +89,7 @@ pub fn check_connection() -> Result<()> {
         return Err(errno::error(libc::EMFILE, text));
     }
     if let Some(limit) = cgroup::threads()
-        && let Some(in_use) = limit.in_use()
-        && in_use + threads_a_connection() + threads_kept_free(limit.most) > limit.most
+        && !has_room_soon(&limit)
     {
         let text = format!(
             "a client is refused: {} allows {} threads, and all but those that the volume needs are in use; {RAISE_THREADS}",
@@ -91,6 +99,34 @@ pub fn check_connection() -> Result<()> {
         return Err(errno::error(libc::EAGAIN, text));
     }
     Ok(())
+}
+
+/// Whether the threads of the connection that calls this leave enough, now or in a moment.
+fn has_room_soon(limit: &cgroup::Limit) -> bool {
+    static WAITERS: AtomicU64 = AtomicU64::new(0);
+    // Its own thread is the one that calls, and is in use already.
+    let more = threads_a_connection() - 1;
+    // Those that wait look at the same room, and begin their threads only later: each leaves it to those that came before it.
+    let is_room = |before: u64| {
+        let wanted = (before + 1) * more + threads_kept_free(limit.most);
+        limit.in_use().is_none_or(|in_use| in_use + wanted <= limit.most)
+    };
+    if is_room(WAITERS.load(Ordering::Relaxed)) {
+        return true;
+    }
+    let waiters_max = ROOM_WAITERS_MAX.min(threads_kept_free(limit.most) / 2);
+    let before = WAITERS.fetch_add(1, Ordering::Relaxed);
+    let mut has_room = false;
+    if before < waiters_max {
+        let until = Instant::now() + ROOM_WAIT_MAX;
+        has_room = is_room(before);
+        while !has_room && Instant::now() < until {
+            std::thread::sleep(ROOM_WAIT_STEP);
+            has_room = is_room(before);
+        }
+    }
+    WAITERS.fetch_sub(1, Ordering::Relaxed);
+    has_room
 }
 
 fn threads_kept_free(allowed: u64) -> u64 {

@@ -10,9 +10,7 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use hypernbd_volume::monitor::log_lines;
-use hypernbd_volume::options::{
-    LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, LogFormat, unknown_log_word, unknown_log_word_of_environment,
-};
+use hypernbd_volume::options::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, LogFormat, LogWords};
 use hypernbd_volume::repeats::{Decision, Repeats};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use once_cell::sync::{Lazy, OnceCell};
@@ -46,9 +44,7 @@ struct Said {
 
 /// Starts logging. Of what `RUST_LOG` does not name there are warnings and errors.
 pub fn start() {
-    let terminal = built(|builder| {
-        builder.parse_default_env();
-    });
+    let terminal = built(&LogWords::of_environment());
     let level = terminal.filter();
     // A second start, or a logger set by someone else in the process, leaves the first one in place.
     if TERMINAL.set(RwLock::new(terminal)).is_ok() && log::set_boxed_logger(Box::new(Logger)).is_ok() {
@@ -63,18 +59,21 @@ pub fn set_format(format: LogFormat, url: String) {
 
 /// Tells of a `RUST_LOG` that was mistyped. Called once it is known how lines look.
 pub fn tell_of_unknown_words() {
-    if let Some(why) = unknown_log_word_of_environment() {
+    if let Some(why) = LogWords::of_environment().wrong {
         log::warn!("{why}");
     }
 }
 
-fn built(filter: impl FnOnce(&mut env_logger::Builder)) -> env_logger::Logger {
+fn built(words: &LogWords) -> env_logger::Logger {
     let mut builder = env_logger::Builder::new();
     // One directive alone would silence whatever it is not about.
     builder
         .filter_level(LOG_LEVEL_DEFAULT)
-        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error);
-    filter(&mut builder);
+        .filter_module(LOG_MODULE_NOISY, LevelFilter::Error)
+        .parse_filters(&words.understood);
+    if let Ok(style) = std::env::var(env_logger::DEFAULT_WRITE_STYLE_ENV) {
+        builder.parse_write_style(&style);
+    }
     builder.build()
 }
 
@@ -83,16 +82,11 @@ fn built(filter: impl FnOnce(&mut env_logger::Builder)) -> env_logger::Logger {
 /// # Errors
 /// When it is no filter.
 pub fn set(filter: &str) -> Result<(), String> {
-    // The logger's own reader leaves out what it does not understand.
-    env_filter::Builder::new()
-        .try_parse(filter)
-        .map_err(|why| format!("{why}; write it as for RUST_LOG, as in info or hypernbd_volume=debug"))?;
-    if let Some(why) = unknown_log_word(filter) {
-        return Err(why);
+    let words = LogWords::read(filter);
+    if let Some(why) = &words.wrong {
+        return Err(why.clone());
     }
-    let terminal = built(|builder| {
-        builder.parse_filters(filter);
-    });
+    let terminal = built(&words);
     let level = terminal.filter();
     if let Some(known) = TERMINAL.get() {
         *known.write().unwrap_or_else(PoisonError::into_inner) = terminal;

@@ -19,7 +19,7 @@ use commands::{
 };
 use flags::StoreFlags;
 use hypernbd_volume::VolumeError;
-use hypernbd_volume::options::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, unknown_log_word_of_environment};
+use hypernbd_volume::options::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, LogWords};
 use log::LevelFilter;
 
 /// Block devices on S3, or in a local directory, for any NBD client.
@@ -139,8 +139,13 @@ pub(crate) fn wrong_usage(why: impl fmt::Display) -> anyhow::Error {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    logger().parse_default_env().init();
-    if let Some(why) = unknown_log_word_of_environment() {
+    let words = LogWords::of_environment();
+    let mut logger = logger();
+    if let Ok(style) = std::env::var(env_logger::DEFAULT_WRITE_STYLE_ENV) {
+        logger.parse_write_style(&style);
+    }
+    logger.parse_filters(&words.understood).init();
+    if let Some(why) = words.wrong {
         log::warn!("{why}");
     }
     hypernbd_volume::descriptors::raise_limits();

@@ -9,7 +9,7 @@ use super::clone::{
     Cloned, Outcome, check_places, ensure_free, give_up_unless_made, place_for, point_of, remove_directory,
     warn_unknown,
 };
-use super::copy_objects::{Holding, copy_objects};
+use super::copy_objects::copy_objects;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
@@ -18,6 +18,7 @@ use crate::engine::parents;
 use crate::format::inode;
 use crate::index::cache::IndexCache;
 use crate::index::diff::{Place, places};
+use crate::lease::Holding;
 use crate::meta::label::{self, Label};
 use crate::options::StoreOptions;
 use crate::past::{At, Point};
@@ -63,7 +64,7 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
     let made_as = CheckpointId::of_inode(&raw);
     let label = label::make(copy, made_as.check).await?;
     let made = async {
-        copy_objects(parent, &objects, copy, Holding::Label(&label)).await?;
+        copy_objects(parent, &objects, copy, Holding::Label(Some(label.volume_id))).await?;
         put_policy(copy, &Policy::of_new_volumes()).await?;
         let (owned, first) = (copy.clone(), raw);
         super::on_owner_thread(move || async move { bare::store_first(&owned, &first).await })

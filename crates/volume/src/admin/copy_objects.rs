@@ -8,11 +8,10 @@ use log::info;
 
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
-use crate::engine::Ownership;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::checksums;
-use crate::lease::Lease;
-use crate::meta::label::{self, Label};
+use crate::lease::Holding;
+use crate::meta::label;
 use crate::store::Store;
 use crate::store::copy::{Copied, Over};
 use crate::store::sums::{self, Sums};
@@ -29,19 +28,10 @@ pub(super) struct Amount {
     pub bytes: u64,
 }
 
-/// What shows that the place that is copied to is still the copier's.
-#[derive(Clone, Copy)]
-pub(super) enum Holding<'a> {
-    /// The lease of the volume there.
-    Lease(&'a Lease),
-    /// The label of one that is being made.
-    Label(&'a Label),
-}
-
 /// Copies these objects, which the container of `from` has or has inherited, to the container of `to`, under the same names and with
 /// their check values. One that is there and carries the original's mark was copied before. What comes to be there meanwhile is never
 /// replaced: this may be stopped for long, and another volume be made at that place. With the lease of `to`, what was there before is
-/// replaced, as long as the lease is held; with a label nothing more is copied once that is gone.
+/// replaced, as long as the lease is held; with a label nothing more is copied once that is gone. What lies beside the copies is put so, too.
 ///
 /// # Errors
 /// When a store fails; when an object is missing; [`VolumeError::Interfered`] when something is there that was not copied here.
@@ -94,16 +84,13 @@ async fn copy_object(
         None => {
             let original = holder.head(&source).await?.ok_or_else(missing)?;
             let over = match holding {
-                Holding::Lease(lease) if there.contains_key(&target) => {
-                    lease.check().await?;
-                    Over::Anything
-                }
-                Holding::Lease(_) => Over::Nothing,
-                Holding::Label(label) if label::load(to).await?.as_ref() != Some(label) => {
-                    return Err(label::interfered(to));
-                }
-                Holding::Label(_) => Over::Nothing,
+                Holding::Lease(_) if there.contains_key(&target) => Over::Anything,
+                Holding::Lease(_) | Holding::Label(_) => Over::Nothing,
             };
+            // Over nothing a lease need not be looked at: it is before the copies are made use of.
+            if over == Over::Anything || matches!(holding, Holding::Label(_)) {
+                holding.ensure(to).await?;
+            }
             let copied = to.copy_known(holder, &source, &target, original, over).await;
             let copied = copied.map_err(|e| match e.kind {
                 StoreErrorKind::PreconditionFailed if over == Over::Nothing => label::interfered(to),
@@ -119,12 +106,13 @@ async fn copy_object(
             write: sums::write_of(copy),
             ..(*sums).clone()
         };
-        to.put_sums(&name, &sums).await?;
+        holding.put(to, &sums::key(to, &name), sums.encode()).await?;
+        to.forget_sums(&name);
     }
     if is_summary(object)
         && let Some(body) = checksums::carried(holder, &name, &original.etag, &copy.etag).await?
     {
-        to.put(&checksums::key(to, &name), body).await?;
+        holding.put(to, &checksums::key(to, &name), body).await?;
     }
     Ok(amount)
 }

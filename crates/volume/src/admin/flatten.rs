@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::copy_objects::{Holding, copy_objects};
+use super::copy_objects::copy_objects;
 use super::retention::{rounds, shut_out};
 use super::{check_closed, check_nothing_left, children as clones_of};
 use crate::base::error::VolumeError;
@@ -16,7 +16,7 @@ use crate::base::url::VolumeUrl;
 use crate::engine::Ownership;
 use crate::engine::parents;
 use crate::format::inode;
-use crate::lease::Lease;
+use crate::lease::{Holding, Lease};
 use crate::meta::origin::{self, Origin};
 use crate::meta::{children, label};
 use crate::options::{LeaseOptions, StoreOptions};

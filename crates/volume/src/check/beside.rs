@@ -15,6 +15,7 @@ use crate::meta::children::{Child, ChildRecord};
 use crate::meta::import_record::ImportRecord;
 use crate::meta::label::{self, Label};
 use crate::meta::origin::{self, Origin};
+use crate::meta::scrub_record::ScrubRecord;
 use crate::meta::snapshots::{Snapshot, SnapshotName};
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::open::history;
@@ -87,6 +88,10 @@ fn known(store: &Store, name: &str) -> Option<Known> {
         ["import"] => known(
             Box::new(|body| ImportRecord::decode(body).map(|_| Read::Other)),
             "delete it, and import the image again with --overwrite, unless that import had ended".to_owned(),
+        ),
+        ["scrub"] => known(
+            Box::new(|body| ScrubRecord::decode(body).map(|_| Read::Other)),
+            "nothing: it is made anew by the next pass of a server with scrub_interval".to_owned(),
         ),
         ["checkpoints", number] => {
             let number: u64 = number.parse().ok()?;
@@ -169,6 +174,61 @@ fn known(store: &Store, name: &str) -> Option<Known> {
     }
 }
 
+/// What the names of the objects beside a container say of its label.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct LabelSeen {
+    is_there: bool,
+    /// Something is there that is put only once there is a label.
+    was_there: bool,
+    is_of_clone: bool,
+}
+
+impl LabelSeen {
+    fn see(&mut self, name: &str) {
+        match name.split_once('/').map_or(name, |(dir, _)| dir) {
+            label::NAME => self.is_there = true,
+            origin::NAME => (self.was_there, self.is_of_clone) = (true, true),
+            lease::NAME | wal_marker::NAME | "checkpoints" => self.was_there = true,
+            _ => {}
+        }
+    }
+
+    /// Tells of a label that is not there.
+    ///
+    /// # Errors
+    /// When the store fails.
+    async fn tell(self, store: &Store, findings: &mut Findings) -> Result<(), VolumeError> {
+        if self.is_there {
+            return Ok(());
+        }
+        let (url, key) = (&store.url, store.meta_key(label::NAME));
+        match store.head(&key).await {
+            Ok(None) => {}
+            Err(e) if e.kind != StoreErrorKind::Corrupt => return Err(e.into()),
+            // It was made since: nothing follows from it before that.
+            Ok(Some(_)) | Err(_) => return Ok(()),
+        }
+        if !self.was_there {
+            findings.note("it has no label: it was never opened for writing here, and gets one then");
+            return Ok(());
+        }
+        let advice = match self.is_of_clone {
+            true => format!(
+                "put it back from a backup or from the bucket's versions before anything opens {url} for writing: it says that the volume \
+                 is a clone, and without it nothing is found of what the clone shares"
+            ),
+            false => format!(
+                "put it back from a backup or from the bucket's versions before a server opens {url} for writing: the next one gives it \
+                 another id, and a log that was not closed can then only be given up; where it has clones (hypernbd info), the next one \
+                 must have adopt=yes, and gives it the id that they know it by"
+            ),
+        };
+        let reason = "it is not there; it says which volume this is";
+        findings.tell(Kind::Missing, key, reason, advice);
+        Ok(())
+    }
+}
+
 /// Reads everything.
 ///
 /// # Errors
@@ -177,8 +237,10 @@ pub(super) async fn look(store: &Store, findings: &mut Findings) -> Result<Besid
     let prefix = store.meta_key("");
     let mut others = Vec::new();
     let mut wanted = Vec::new();
+    let mut label = LabelSeen::default();
     for object in store.list(&prefix).await? {
         let name = object.key.strip_prefix(&prefix).unwrap_or_default();
+        label.see(name);
         match known(store, name) {
             Some(known) => wanted.push((object.key, known)),
             // The records of a log are read as a replay reads them.
@@ -189,6 +251,7 @@ pub(super) async fn look(store: &Store, findings: &mut Findings) -> Result<Besid
         }
     }
     findings.note_others(&others);
+    label.tell(store, findings).await?;
     let reads = stream::iter(wanted).map(|(key, known)| async move {
         let read = read(store, &key, &known).await?;
         Ok::<_, VolumeError>((key, known.advice, read))
@@ -222,5 +285,33 @@ async fn read(store: &Store, key: &str, known: &Known) -> Result<Result<Option<R
         Ok(Some((body, _))) => Ok((known.read)(&body).map(Some)),
         Err(e) if e.kind == StoreErrorKind::Corrupt => Ok(Err(e.detail)),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_missed_where_something_follows_from_it() {
+        let seen = |names: &[&str]| {
+            let mut seen = LabelSeen::default();
+            names.iter().for_each(|name| seen.see(name));
+            (seen.is_there, seen.was_there, seen.is_of_clone)
+        };
+        // Of a container of another program: read at an earlier checkpoint, named, with rules.
+        let of_others = [
+            "retention/policy",
+            "retention/pins/0",
+            "snapshots/monday",
+            "sums/0000000001.0",
+        ];
+        assert_eq!(seen(&of_others), (false, false, false));
+        for name in ["lease", "wal", "checkpoints/0000000001"] {
+            assert_eq!(seen(&[name]), (false, true, false), "{name}");
+            assert_eq!(seen(&[name, "volume.json"]), (true, true, false), "{name}");
+        }
+        assert_eq!(seen(&["origin"]), (false, true, true));
+        assert_eq!(seen(&["volume.json.old"]), (false, false, false));
     }
 }

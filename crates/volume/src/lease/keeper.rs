@@ -25,6 +25,10 @@ use crate::store::{ETag, Store};
 
 /// The lease's name below the volume's `.meta/`.
 pub(crate) const NAME: &str = "lease";
+/// The wait before a release that failed is written again ...
+const RELEASE_PAUSE: Duration = Duration::from_millis(500);
+/// ... and the time from then on in which that succeeds or is given up.
+const RELEASE_AGAIN_MAX: Duration = Duration::from_secs(4);
 
 /// Loads the lease of a volume, if there is one. A released lease is returned too.
 ///
@@ -403,6 +407,7 @@ async fn keep(
     let counted = &metrics.lease;
     loop {
         let mut done = None;
+        let mut until: Option<Instant> = None;
         let mut event = tokio::select! {
             () = tokio::time::sleep(duration / 3) => KeepEvent::RenewDue,
             asked = &mut released => match asked {
@@ -418,10 +423,19 @@ async fn keep(
             },
         };
         loop {
+            // For each request.
+            let limit = until.map_or(duration, |until| {
+                until.saturating_duration_since(Instant::now()).min(duration)
+            });
             event = match machine.on(event) {
                 KeepAction::Wait => break,
+                KeepAction::Pause => {
+                    tokio::time::sleep(RELEASE_PAUSE).await;
+                    until = Some(Instant::now() + RELEASE_AGAIN_MAX);
+                    KeepEvent::Paused
+                }
                 KeepAction::Put { record, expected } => {
-                    let put = tokio::time::timeout(duration, put(&store, &record, Some(&expected))).await;
+                    let put = tokio::time::timeout(limit, put(&store, &record, Some(&expected))).await;
                     match put.unwrap_or_else(|_| Put::Unknown("no answer in time".into())) {
                         Put::Accepted(version) => {
                             counted.renewals.add(u64::from(record.is_held()));
@@ -430,17 +444,17 @@ async fn keep(
                         Put::Refused => KeepEvent::PutRefused,
                         Put::Unknown(why) => {
                             counted.failures.one();
-                            warn!("the lease of {} could not be renewed: {why}", store.url);
+                            warn_of(&store, &record, &why);
                             KeepEvent::PutUnknown
                         }
                         Put::Failed(e) => {
                             counted.failures.one();
-                            warn!("the lease of {} could not be renewed: {}", store.url, e.chain());
+                            warn_of(&store, &record, &e.chain());
                             KeepEvent::PutUnknown
                         }
                     }
                 }
-                KeepAction::Read => match tokio::time::timeout(duration, stored(&store)).await {
+                KeepAction::Read => match tokio::time::timeout(limit, stored(&store)).await {
                     Ok(Ok(found)) => KeepEvent::Found(found),
                     _ => KeepEvent::ReadFailed,
                 },
@@ -463,6 +477,14 @@ async fn keep(
             };
         }
     }
+}
+
+fn warn_of(store: &Store, record: &LeaseRecord, why: &str) {
+    let what = match record.is_held() {
+        true => "renewed",
+        false => "given back",
+    };
+    warn!("the lease of {} could not be {what}: {why}", store.url);
 }
 
 enum Put {

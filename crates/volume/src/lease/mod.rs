@@ -16,9 +16,12 @@
 //! go on if nobody took the volume over meanwhile. If somebody did, the container refuses its writes. A renewal that
 //! fails proves nothing; a renewal that finds another owner's lease ends all writing for good.
 //!
+//! A place that is copied to is held by its lease, or by its label before there is one (`holding.rs`).
+//!
 //! [`state`] decides, and [`Lease`] carries the decisions out on the store. Nothing here deletes the lease, because
 //! some stores ignore a condition on a DELETE.
 
+mod holding;
 mod host;
 mod keeper;
 #[cfg(test)]
@@ -30,6 +33,7 @@ pub mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use holding::Holding;
 pub use keeper::{BeforePut, Lease, load, probe};
 pub(crate) use keeper::{NAME, new_token, stored};
 pub use record::{Holder, LeaseRecord, LeaseState};

@@ -341,6 +341,7 @@ impl World {
                 owner.lease_line.request = Some(Request::PutLease(record, Some(expected)))
             }
             KeepAction::Read => owner.lease_line.request = Some(Request::GetLease),
+            KeepAction::Pause => self.keep_on(at, KeepEvent::Paused),
             KeepAction::Lost { .. } => self.fence(at),
             KeepAction::Ended => self.kill(at),
         }

@@ -18,12 +18,18 @@
 //!
 //! Keeping, [`Keep`]: the lease is renewed regularly. A failed renewal proves nothing and is tried again. Only another
 //! owner's token, or an absent lease, is a loss, and a loss is final.
+//!
+//! Giving it back: one failed request would make the next server wait until the lease has run out. So after a clean end the stored lease
+//! is looked at, and the release is written once more, over nothing but the lease that was this owner's then. Nothing waits longer for a
+//! store that is away.
 
 use super::record::{LeaseRecord, LeaseState};
 use crate::store::ETag;
 
 /// How often the lease is written at most when the answers are lost.
 const PUTS_MAX: u32 = 5;
+/// How often the release of a clean end is written again when it failed.
+const RELEASES_AGAIN_MAX: u32 = 1;
 /// A watched lease is read this many times in its duration ...
 const LOOKS: u64 = 15;
 /// ... but not less often than this, nor more often than [`LOOK_MS_MIN`].
@@ -354,6 +360,8 @@ pub enum KeepEvent {
     Found(Option<Stored>),
     /// The stored lease could not be read.
     ReadFailed,
+    /// The requested pause is over.
+    Paused,
 }
 
 /// The next action for keeping a lease.
@@ -370,6 +378,8 @@ pub enum KeepAction {
     },
     /// Read the lease.
     Read,
+    /// A release failed. Wait a moment, then go on with [`KeepEvent::Paused`].
+    Pause,
     /// The lease is another owner's now, or gone. Never write to the volume again.
     Lost {
         /// The lease of the new owner, if there is one.
@@ -385,6 +395,8 @@ pub struct Keep {
     stored: Stored,
     /// The final state of the lease, once it is being given back.
     release_as: Option<LeaseState>,
+    /// How often the release may still be written again.
+    releases_left: u32,
     is_buffer_left: bool,
     is_over: bool,
 }
@@ -395,6 +407,7 @@ impl Keep {
         Self {
             stored,
             release_as: None,
+            releases_left: 0,
             is_buffer_left: true,
             is_over: false,
         }
@@ -417,11 +430,12 @@ impl Keep {
                 is_buffer_left,
             } => {
                 self.is_buffer_left = is_buffer_left;
-                self.release_as = Some(if is_clean {
-                    LeaseState::Released
-                } else {
-                    LeaseState::Abandoned
-                });
+                // What ends otherwise does so because its store fails, most often.
+                let (state, again) = match is_clean {
+                    true => (LeaseState::Released, RELEASES_AGAIN_MAX),
+                    false => (LeaseState::Abandoned, 0),
+                };
+                (self.release_as, self.releases_left) = (Some(state), again);
                 self.put()
             }
             KeepEvent::PutAccepted(version) => {
@@ -435,8 +449,10 @@ impl Keep {
             // An outage is no loss. If the write was carried out, the next renewal is refused, and the lease is read.
             KeepEvent::PutUnknown if self.release_as.is_some() => KeepAction::Read,
             KeepEvent::PutUnknown => KeepAction::Wait,
-            KeepEvent::ReadFailed if self.release_as.is_some() => self.end(KeepAction::Ended),
+            // The condition of the next write is the look.
+            KeepEvent::ReadFailed if self.release_as.is_some() => self.pause(),
             KeepEvent::ReadFailed => KeepAction::Wait,
+            KeepEvent::Paused => self.put(),
             KeepEvent::Found(found) => self.found(found),
         }
     }
@@ -449,10 +465,10 @@ impl Keep {
                 match (self.release_as.is_some(), self.stored.record.is_held()) {
                     (false, _) => KeepAction::Wait,
                     (true, false) => self.end(KeepAction::Ended),
-                    // If an earlier renewal was carried out, the release is written over it. Otherwise the store itself
-                    // fails.
+                    // If an earlier renewal was carried out, the release is written over it. Otherwise the release was not
+                    // carried out.
                     (true, true) if is_changed => self.put(),
-                    (true, true) => self.end(KeepAction::Ended),
+                    (true, true) => self.pause(),
                 }
             }
             other => {
@@ -476,6 +492,17 @@ impl Keep {
         KeepAction::Put {
             record: self.next(),
             expected: self.stored.version.clone(),
+        }
+    }
+
+    /// Before the release is written again, or its end.
+    fn pause(&mut self) -> KeepAction {
+        match self.releases_left.checked_sub(1) {
+            Some(left) => {
+                self.releases_left = left;
+                KeepAction::Pause
+            }
+            None => self.end(KeepAction::Ended),
         }
     }
 

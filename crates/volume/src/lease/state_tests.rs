@@ -360,17 +360,71 @@ fn a_release_goes_over_a_renewal_whose_answer_was_lost_and_over_nothing_else() {
         keep.on(KeepEvent::Found(Some(stored(renewal(1), "v2")))),
         KeepAction::Put { record, expected }
     );
+}
 
+/// A lease whose release was asked for, and whose write has had no answer.
+fn with_unknown_release(is_clean: bool) -> Keep {
     let mut keep = keeper();
     keep.on(KeepEvent::ReleaseWanted {
-        is_clean: true,
+        is_clean,
         is_buffer_left: true,
     });
     assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Read);
+    keep
+}
+
+#[test]
+fn a_release_that_failed_is_written_once_more_and_over_its_own_lease_alone() {
+    let released = LeaseRecord {
+        state: LeaseState::Released,
+        ..renewal(1)
+    };
+    let put = KeepAction::Put {
+        record: released.clone(),
+        expected: version("v1"),
+    };
+    let held = || KeepEvent::Found(Some(stored(record("mine", 5), "v1")));
+    for looked in [held(), KeepEvent::ReadFailed] {
+        let again = || {
+            let mut keep = with_unknown_release(true);
+            assert_eq!(keep.on(looked.clone()), KeepAction::Pause);
+            assert_eq!(keep.on(KeepEvent::Paused), put);
+            keep
+        };
+        assert_eq!(
+            again().on(KeepEvent::PutAccepted(version("v2"))),
+            KeepAction::Ended
+        );
+        // What is there by then: the first one, carried out; and another owner's.
+        let other = stored(record("other", 6), "v9");
+        for (there, end) in [
+            (Some(stored(released.clone(), "v2")), KeepAction::Ended),
+            (
+                Some(other.clone()),
+                KeepAction::Lost {
+                    to: Some(other.record),
+                },
+            ),
+            (None, KeepAction::Lost { to: None }),
+        ] {
+            let mut keep = again();
+            assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
+            assert_eq!(keep.on(KeepEvent::Found(there)), end);
+        }
+        for last in [held(), KeepEvent::ReadFailed] {
+            let mut keep = again();
+            assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Read);
+            assert_eq!(keep.on(last), KeepAction::Ended, "a close waits for no outage");
+        }
+        let unclean = with_unknown_release(false).on(looked.clone());
+        assert_eq!(unclean, KeepAction::Ended);
+    }
+    // Somebody else took it before that.
+    let other = stored(record("other", 6), "v9");
+    let to = Some(other.record.clone());
     assert_eq!(
-        keep.on(KeepEvent::ReadFailed),
-        KeepAction::Ended,
-        "a close does not wait for an outage"
+        with_unknown_release(true).on(KeepEvent::Found(Some(other))),
+        KeepAction::Lost { to }
     );
 }
 

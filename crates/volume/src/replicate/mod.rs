@@ -5,6 +5,7 @@
 //! So a replica is at every moment what a server that was killed leaves: a volume at its last complete checkpoint.
 //!
 //! * [`original`]: the checkpoints that are not there yet, pinned while they are copied, and the objects that they need.
+//! * [`numbers`]: the numbers of its checkpoints, read off their list once a round.
 //! * [`standing`] (pure): whether a place may be written to, and whether what is there is of the original's history.
 //! * [`place`]: the replica: made, owned, published to.
 //! * [`sample`]: whether two places have the same under the same numbers.
@@ -21,14 +22,16 @@ use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::options::StoreOptions;
 
+mod numbers;
 mod objects;
 mod original;
 mod place;
 mod sample;
 mod standing;
 
+use numbers::Numbers;
 use objects::Amount;
-pub(crate) use objects::{Copies, Holding};
+pub(crate) use objects::Copies;
 use original::{News, Original};
 use place::Replica;
 pub(crate) use sample::{agree, newest_shared};
@@ -179,12 +182,12 @@ impl Pass<'_> {
         tell: &mut impl FnMut(&Replicated),
     ) -> Result<(), VolumeError> {
         let mut newest_at_first = None;
+        let mut numbers = Numbers::default();
         loop {
             stopped(self.control)?;
             replica.complete(self.original).await?;
-            let news = self
-                .original
-                .news(replica.newest(), replica.is_made(), replica.store());
+            let (newest, is_made) = (replica.newest(), replica.is_made());
+            let news = self.original.news(newest, is_made, replica.store(), &mut numbers);
             let news = news.await?;
             let enough = *newest_at_first.get_or_insert(news.newest);
             let is_empty = news.is_empty();
@@ -196,7 +199,7 @@ impl Pass<'_> {
             done?;
             so_far.volume_id = Some(replica.volume_id());
             so_far.checkpoint = replica.newest().map_or(0, |id| id.cno);
-            let behind = self.original.behind(so_far.checkpoint).await?;
+            let behind = self.original.behind(so_far.checkpoint, &mut numbers).await?;
             (so_far.behind_checkpoints, so_far.behind_seconds) = (behind.checkpoints, behind.seconds);
             replica.name_as(&self.original.names().await?).await?;
             let is_over = is_empty || !is_following && so_far.checkpoint >= enough;

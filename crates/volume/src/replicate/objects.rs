@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 use serde::Serialize;
@@ -10,14 +9,11 @@ use serde::Serialize;
 use super::original::Needed;
 use super::stopped;
 use crate::base::control::{Control, Phase};
-use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
-use crate::base::volume_id::VolumeId;
-use crate::engine::Ownership;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::{checksums, origins};
-use crate::lease::Lease;
-use crate::meta::label;
+use crate::lease::Holding;
 use crate::store::copy::{Copied, Over};
 use crate::store::interceptors::window_checksums::has_checksums;
 use crate::store::sums::{self, Sums};
@@ -57,37 +53,6 @@ impl Amount {
 pub(super) struct Outcome {
     pub amount: Amount,
     pub end: Result<(), VolumeError>,
-}
-
-/// What shows that the place that is copied to is still the copier's: another volume may be made there while this one sleeps, and have
-/// other objects under the same names.
-#[derive(Clone, Copy)]
-pub(crate) enum Holding<'a> {
-    /// The lease of the volume there.
-    Lease(&'a Lease),
-    /// The id in its label, where nobody holds a lease for this: it is being made, or is repaired. None without a label.
-    Label(Option<VolumeId>),
-}
-
-impl Holding<'_> {
-    /// By the label that is there now.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn by_label(store: &Store) -> Result<Self, VolumeError> {
-        Ok(Self::Label(id_at(store).await?))
-    }
-}
-
-/// The id of the volume in a place: none without a label that can be read, nor once the volume is being deleted.
-async fn id_at(store: &Store) -> Result<Option<VolumeId>, VolumeError> {
-    match label::load(store).await {
-        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
-        label => {
-            let label = label?.filter(|label| label.deletion.is_none());
-            Ok(label.map(|label| label.volume_id))
-        }
-    }
 }
 
 /// Copies from one container to another, under the same names.
@@ -204,14 +169,14 @@ impl Copies<'_> {
             Some(_) => return Err(self.other(object)),
             None => {
                 amount = self.amount_of(holder, &original, sums.is_some());
-                self.ensure_held().await?;
+                self.holding.ensure(self.to).await?;
                 let copied = self
                     .to
                     .copy_known(holder, &source, &target, original, Over::Nothing)
                     .await;
                 match copied {
                     Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
-                        self.ensure_held().await?;
+                        self.holding.ensure(self.to).await?;
                         // Otherwise it is the original that was put back meanwhile, by a repair.
                         return match self.to.head(&target).await? {
                             Some(_) => Err(self.other(object)),
@@ -233,22 +198,13 @@ impl Copies<'_> {
         let (source, target) = (holder.data_key(&name), self.to.data_key(&name));
         let sums = holder.sums_of(&source, &original).await?;
         // To look at the original may have taken long.
-        self.ensure_held().await?;
+        self.holding.ensure(self.to).await?;
         let copied = self
             .to
             .copy_known(holder, &source, &target, original, over)
             .await?;
         self.put_beside(object, &copied, sums.as_deref(), origins::may_have(object))
             .await
-    }
-
-    /// Sees that the place is still the copier's.
-    async fn ensure_held(&self) -> Result<(), VolumeError> {
-        match self.holding {
-            Holding::Lease(lease) => lease.check().await,
-            Holding::Label(id) if id_at(self.to).await? == id => Ok(()),
-            Holding::Label(_) => Err(label::interfered(self.to)),
-        }
     }
 
     /// Puts beside a copy what lies beside its original.
@@ -265,44 +221,25 @@ impl Copies<'_> {
                 write: sums::write_of(&copied.copy),
                 ..sums.clone()
             };
-            self.put(&sums::key(self.to, &name), sums.encode()).await?;
+            self.holding
+                .put(self.to, &sums::key(self.to, &name), sums.encode())
+                .await?;
             self.to.forget_sums(&name);
         }
         if is_summary(object) {
             let (of, copy) = (&copied.original.etag, &copied.copy.etag);
             if let Some(body) = checksums::carried(holder, &name, of, copy).await? {
-                self.put(&checksums::key(self.to, &name), body).await?;
+                self.holding
+                    .put(self.to, &checksums::key(self.to, &name), body)
+                    .await?;
             }
         }
         if has_origins && let Some((body, _)) = holder.get(&origins::key(holder, object)).await? {
-            self.put(&origins::key(self.to, object), body).await?;
+            self.holding
+                .put(self.to, &origins::key(self.to, object), body)
+                .await?;
         }
         Ok(())
-    }
-
-    /// Puts what lies beside a copy: where nothing is, or over what was there while the place was still the copier's.
-    async fn put(&self, key: &str, body: impl Into<Bytes>) -> Result<(), VolumeError> {
-        let body: Bytes = body.into();
-        let is_there = |kind| matches!(kind, StoreErrorKind::PreconditionFailed | StoreErrorKind::Corrupt);
-        match self.to.put_create_only(key, body.clone()).await {
-            // Of an attempt before this one, or of an object that was removed since.
-            Err(e) if is_there(e.kind) => {}
-            put => return Ok(put.map(drop)?),
-        }
-        let there = self.to.head(key).await;
-        // After that look: what was there then is the copier's own.
-        self.ensure_held().await?;
-        let put = match there {
-            Ok(Some(there)) => self.to.put_if_match(key, body, &there.etag).await,
-            Ok(None) => self.to.put_create_only(key, body).await,
-            // Which write it is cannot be told of a file that was cut short.
-            Err(e) if e.kind == StoreErrorKind::Corrupt => self.to.put(key, body).await,
-            Err(e) => Err(e),
-        };
-        put.map(drop).map_err(|e| match e.kind {
-            StoreErrorKind::PreconditionFailed | StoreErrorKind::NotFound => label::interfered(self.to),
-            _ => e.into(),
-        })
     }
 
     fn amount_of(&self, holder: &Store, original: &ObjectInfo, has_sums: bool) -> Amount {
@@ -343,6 +280,7 @@ mod tests {
     use super::*;
     use crate::base::checkpoint_id::InodeCheck;
     use crate::base::url::VolumeUrl;
+    use crate::meta::label;
     use crate::options::StoreOptions;
     use crate::store::interceptors::window_checksums::CheckValues;
     use crate::store::{Frames, connect_for_create};

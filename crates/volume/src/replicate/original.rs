@@ -10,6 +10,7 @@ use log::warn;
 use parking_lot::Mutex;
 
 use super::Request;
+use super::numbers::Numbers;
 use super::sample;
 use super::standing::{Continues, continues};
 use crate::admin::{check_closed, ensure_stays, own_id, take_lease_only};
@@ -179,21 +180,17 @@ impl Original {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn behind(&self, cno: u64) -> Result<Behind, VolumeError> {
+    pub async fn behind(&self, cno: u64, numbers: &mut Numbers) -> Result<Behind, VolumeError> {
         let (newest, _) = inode::load(&self.store).await?;
-        let numbers = checkpoint_list::numbers_after(&self.store, cno).await?;
-        let first = match numbers.first() {
-            Some(first) => checkpoint_list::load_entry(&self.store, *first).await?,
-            None => None,
-        };
-        let is_newest_listed = numbers.last().copied().unwrap_or(cno) >= newest.i_last_cno;
-        let since_ms = match (first, is_newest_listed) {
+        let ahead = numbers.ahead(&self.store, cno).await?;
+        let is_newest_listed = ahead.last.unwrap_or(cno) >= newest.i_last_cno;
+        let since_ms = match (ahead.first, is_newest_listed) {
             (Some(first), _) => first.published_ms,
             (None, true) => return Ok(Behind::default()),
             (None, false) => inode::modified_ms(&newest),
         };
         Ok(Behind {
-            checkpoints: numbers.len() as u64 + u64::from(!is_newest_listed),
+            checkpoints: ahead.count + u64::from(!is_newest_listed),
             seconds: now_ms().saturating_sub(since_ms) as f64 / 1000.0,
         })
     }
@@ -264,6 +261,7 @@ impl Original {
         newest: Option<CheckpointId>,
         is_made: bool,
         replica: &Store,
+        numbers: &mut Numbers,
     ) -> Result<News, VolumeError> {
         let mut news = News {
             points: Vec::new(),
@@ -271,7 +269,8 @@ impl Original {
             from: None,
             readings: Vec::new(),
         };
-        match self.find_news(newest, is_made, replica, &mut news).await {
+        let found = self.find_news(newest, is_made, replica, numbers, &mut news);
+        match found.await {
             Ok(()) => Ok(news),
             Err(e) => {
                 news.release().await;
@@ -285,6 +284,7 @@ impl Original {
         of_replica: Option<CheckpointId>,
         is_made: bool,
         replica: &Store,
+        numbers: &mut Numbers,
         news: &mut News,
     ) -> Result<(), VolumeError> {
         self.ensure_same().await?;
@@ -297,20 +297,19 @@ impl Original {
                 return Ok(());
             }
         }
-        let after = of_replica.map_or(0, |id| id.cno);
+        let mut after = of_replica.map_or(0, |id| id.cno);
         let most = if is_made { STEP_MAX } else { 1 };
-        let mut numbers = checkpoint_list::numbers_after(&self.store, after).await?;
-        // What is above the inode is of another history.
-        numbers.retain(|number| *number <= newest.cno);
-        if newest.cno > after && numbers.last() != Some(&newest.cno) {
-            numbers.push(newest.cno);
-        }
-        let mut numbers = numbers.into_iter().peekable();
-        while news.points.len() < most && numbers.peek().is_some() {
+        while news.points.len() < most {
             let left = most - news.points.len();
-            let some: Vec<u64> = numbers.by_ref().take(left).collect();
+            let some = numbers.some_after(&self.store, after, newest.cno, left).await?;
+            let Some(last) = some.last().copied() else { break };
+            after = last;
             let found = stream::iter(some).map(|cno| self.pinned(cno));
             let found: Vec<_> = found.buffered(READS_AT_ONCE).try_collect().await?;
+            if found.iter().any(Option::is_none) {
+                // Its retention is at work, and others may be gone as well.
+                numbers.forget();
+            }
             for (point, reading) in found.into_iter().flatten() {
                 news.points.push(point);
                 news.readings.push(reading);

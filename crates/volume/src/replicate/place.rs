@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Request;
-use super::objects::Holding;
 use super::original::{Needed, NewPoint, News, Original, entry_lost};
 use super::standing::check_label;
 use crate::admin::{
@@ -19,7 +18,7 @@ use crate::engine::{Ownership, bare, checkpoint_stored};
 use crate::format::inode;
 use crate::format::object_names::{cno_of, name_of};
 use crate::format::stored_state::StoredState;
-use crate::lease::Lease;
+use crate::lease::{Holding, Lease};
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::meta::label::{self, Label};
 use crate::meta::snapshots::{self, Snapshot};

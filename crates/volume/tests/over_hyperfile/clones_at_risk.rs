@@ -3,12 +3,13 @@
 
 use hypernbd_volume::admin::{self, Cloned, IfDamaged};
 use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use hypernbd_volume::store;
 use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError, VolumeUrl};
 
 use crate::clones::{clone, cloned, contents, copy_directory, delete, go, write};
 use crate::faults::{AtRequest, LIMIT, When};
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, pattern};
 use crate::resize::resize;
 
 /// The two kinds of clone.
@@ -70,6 +71,37 @@ fn a_place_that_was_given_up_is_free_once_it_is_deleted() {
         go(&mut f, "other");
         assert!(contents(&f) == model, "{kind:?}");
     }
+}
+
+/// Somebody deletes what is being made, and makes another volume there, right before the check values of a copy are put.
+#[test]
+fn a_full_clone_puts_no_check_values_over_those_of_another_volume() {
+    let mut f = Fixture::new();
+    f.create(8 << 20, 4096);
+    let volume = f.open();
+    // So large that it is uploaded in parts, and its check values lie beside it.
+    volume.write(0, &pattern(1, 6 << 20), true).unwrap();
+    volume.close(LIMIT).unwrap();
+    let key = f.meta_objects("sums/").pop().expect("check values");
+    let to = f.url_of("other");
+    let (runtime, at, sums) = (f.handle(), to.clone(), key.clone());
+    let make_anew = move || {
+        runtime.block_on(async {
+            let store = store::connect(&at, &StoreOptions::default()).await.unwrap();
+            let label = r#"{"volume_id":"00000000-0000-4000-8000-000000000001","created_ms":1}"#;
+            store.put(&store.meta_key("volume.json"), label).await.unwrap();
+            store.put(&sums, "of the other volume").await.unwrap();
+        });
+    };
+    let is_it = |method: &str, uri: &str| method == "PUT" && uri.contains("sums/");
+    f.store_options.hook = Hook::new(AtRequest::new(is_it, When::BeforeItIsSent, make_anew));
+    let error = make(&f, Kind::Full, &to).unwrap_err();
+    f.store_options.hook = Hook::default();
+    assert!(matches!(error, VolumeError::Interfered { .. }), "{error}");
+    go(&mut f, "other");
+    let store = f.store().unwrap();
+    let (there, _) = f.run(store.get(&key)).unwrap().unwrap();
+    assert_eq!(there, "of the other volume");
 }
 
 /// They were copied along, and share the original's objects.

@@ -1,18 +1,23 @@
 //! The lease of real volumes: who is refused, who takes over, and what an old owner can still do.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hypernbd_volume::admin::IfDamaged;
 use hypernbd_volume::engine::hyper_engine::HyperEngine;
 use hypernbd_volume::engine::{Engine, Ownership};
 use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::lease::{LeaseRecord, LeaseState};
-use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
+use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use hypernbd_volume::read::cache::ReadCache;
+use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError, admin};
 
+use crate::faults::BoxError;
 use crate::fixture::{Fixture, pattern};
 
 const MIB: u64 = 1 << 20;
@@ -118,6 +123,85 @@ fn open_patient(f: &Fixture) -> Arc<Volume> {
         ..VolumeOptions::default()
     };
     f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap()
+}
+
+/// The release of a lease that was written once before: its first write is not sent, and something happens before the second is.
+struct FailingRelease {
+    writes: AtomicUsize,
+    before_second: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for FailingRelease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "after {:?} writes", self.writes)
+    }
+}
+
+impl Intercept for FailingRelease {
+    fn name(&self) -> &'static str {
+        "FailingRelease"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        if request.method() != "PUT" || !request.uri().contains(".meta/lease") {
+            return Ok(());
+        }
+        match self.writes.fetch_add(1, Ordering::SeqCst) {
+            1 => return Err("injected: refused".into()),
+            2 => {
+                let happens = || std::thread::scope(|scope| scope.spawn(&self.before_second).join().unwrap());
+                tokio::task::block_in_place(happens);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Ends a server whose release fails once. The lease that is there then.
+fn ended_with_failing_release(f: &mut Fixture, before_second: Box<dyn Fn() + Send + Sync>) -> LeaseRecord {
+    f.store_options.hook = Hook::new(FailingRelease {
+        writes: AtomicUsize::new(0),
+        before_second,
+    });
+    let volume = open_patient(f);
+    volume.write(0, &pattern(1, 4096), true).unwrap();
+    volume.close(LIMIT).unwrap();
+    f.store_options.hook = Hook::default();
+    f.lease().unwrap()
+}
+
+/// The next server would wait until the lease has run out.
+#[test]
+fn a_release_that_fails_once_is_written_again() {
+    let mut f = volume_of_16_mib();
+    let lease = ended_with_failing_release(&mut f, Box::new(|| ()));
+    assert_eq!((lease.state, lease.epoch), (LeaseState::Released, 1));
+}
+
+#[test]
+fn a_release_that_is_written_again_replaces_no_lease_of_another() {
+    let mut f = volume_of_16_mib();
+    let (runtime, url) = (f.handle(), f.url.clone());
+    let take_over = move || {
+        let options = VolumeOptions {
+            lease: LeaseOptions {
+                takeover: true,
+                ..LeaseOptions::default()
+            },
+            ..VolumeOptions::default()
+        };
+        let store = StoreOptions::default();
+        drop(runtime.block_on(Volume::open(&url, &store, &options)).unwrap());
+    };
+    let lease = ended_with_failing_release(&mut f, Box::new(take_over));
+    assert!(lease.is_held() && lease.epoch == 2, "{lease:?}");
 }
 
 #[test]

@@ -4,8 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
+use aws_sdk_s3::config::interceptors::{
+    BeforeTransmitInterceptorContextMut, BeforeTransmitInterceptorContextRef,
+};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hyperfile::meta_format::BlockPtrFormat;
 use hypernbd_volume::admin;
@@ -247,6 +250,59 @@ fn only_what_is_missing_is_copied() {
         info.volume_id,
         f.run(admin::info(&f.url, &f.store_options)).unwrap().volume_id
     );
+}
+
+/// After which checkpoint the list of checkpoints was read, each time.
+#[derive(Debug, Clone, Default)]
+struct ListedAfter(Arc<Mutex<Vec<u64>>>);
+
+impl Intercept for ListedAfter {
+    fn name(&self) -> &'static str {
+        "ListedAfter"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let uri = context.request().uri();
+        let mut query = uri.split(['?', '&']);
+        let after = query.find_map(|pair| pair.strip_prefix("start-after="));
+        if let Some(after) = after.filter(|after| after.contains("checkpoints")) {
+            let number = &after[after.len() - 10..];
+            self.0.lock().unwrap().push(number.parse()?);
+        }
+        Ok(())
+    }
+}
+
+/// A replica that is far behind takes many steps, of 32 checkpoints each.
+#[test]
+fn the_list_of_checkpoints_is_read_once_however_many_steps_there_are() {
+    const MANY: u64 = 70;
+    const LAST: u64 = 32;
+    let mut f = Fixture::new();
+    f.create(1 << 20, 4096);
+    keep_last(&f, &f.url, 1000);
+    let volume = f.open();
+    for seed in 0..MANY {
+        volume.write(seed * 4096, &pattern(seed, 4096), true).unwrap();
+    }
+    volume.close(LIMIT).unwrap();
+    assert_eq!(newest(&f, &f.url), MANY);
+    let to = f.url_of("replica");
+    let listed = ListedAfter::default();
+    f.store_options.hook = Hook::new(listed.clone());
+    let replicated = run(&f, &to, &StoreOptions::default()).unwrap();
+    f.store_options.hook = Hook::default();
+    assert_eq!((replicated.checkpoint, replicated.checkpoints), (MANY, MANY));
+    assert_eq!(replicated.behind_checkpoints, 0);
+    let listed = listed.0.lock().unwrap().clone();
+    // The last few are listed again each time.
+    let before_the_last = listed.iter().filter(|after| **after + LAST < MANY).count();
+    assert_eq!(before_the_last, 1, "{listed:?}");
 }
 
 #[test]

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use aws_sdk_s3::config::interceptors::{
-    BeforeDeserializationInterceptorContextRef, BeforeSerializationInterceptorContextMut,
+    AfterDeserializationInterceptorContextRef, BeforeSerializationInterceptorContextMut,
     BeforeTransmitInterceptorContextMut,
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -151,15 +151,16 @@ impl Intercept for Checksums {
         Ok(())
     }
 
-    /// An upload that its store has ended is forgotten. A completion that fails may be asked for again.
-    fn read_before_deserialization(
+    /// An upload that its store has ended is forgotten. A completion that fails may be asked for again; its status may be 200 all the same,
+    /// so that the body must have been read before.
+    fn read_after_deserialization(
         &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
         _: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if let Some(Ends(upload_id)) = config.load::<Ends>()
-            && context.response().status().is_success()
+            && context.output_or_error().is_ok()
         {
             self.uploads.lock().forget(upload_id);
         }

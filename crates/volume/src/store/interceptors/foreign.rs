@@ -55,7 +55,8 @@ impl PartialEq for SeenMarks {
 
 impl Eq for SeenMarks {}
 
-/// How one store was seen to mark its answers.
+/// How one store was seen to mark its answers. What was seen of one kind of request counts for all: the first request of a kind may be the
+/// write of a lease, and be answered by somebody else.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     /// It has marked one.

@@ -1,7 +1,8 @@
 //! Gives objects that are uploaded in parts their check values: taken of each part as it is sent, and put beside the completion of the
 //! upload, which ends once both are stored.
 //!
-//! So they are there before anything refers to the object, and nobody waits for them longer than for the completion itself.
+//! So they are there before anything refers to the object, and nobody waits for them longer than for the completion itself. Whether that
+//! succeeded is in its answer's body: those of another owner's object are replaced only then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use parking_lot::Mutex;
 
-use super::upload::{has_parameter, pieces};
+use super::upload::{has_parameter, is_completed, pieces};
 use super::window_checksums::{CheckValues, NAME_METADATA_KEY, last_part, path_of};
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::store::Store;
@@ -222,16 +223,21 @@ impl HttpConnector for Connection {
                 let (writer, completing) = (self.writer.clone(), self.inner.call(request));
                 HttpConnectorFuture::new(async move {
                     let failed = |e: StoreError| ConnectorError::other(e.into(), None);
+                    let completing = async {
+                        let mut answer = completing.await?;
+                        let is_made = is_completed(&mut answer).await.map_err(ConnectorError::io)?;
+                        Ok::<_, ConnectorError>((answer, is_made))
+                    };
                     let (completed, put) = futures::join!(completing, writer.put_new(name.clone()));
-                    let completed = completed?;
+                    let (answer, is_made) = completed?;
                     let is_put = put.map_err(failed)?;
-                    if completed.status().is_success() {
+                    if is_made {
                         if !is_put {
                             writer.replace(&name).await.map_err(failed)?;
                         }
                         writer.forget(&name);
                     }
-                    Ok(completed)
+                    Ok(answer)
                 })
             }
             (Some(Step::Abort), Some(name)) => {

@@ -1,17 +1,20 @@
 //! What is made of the answers of an S3 service, or of their absence. The service is a scripted one.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
+
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 
 use super::*;
 use StoreErrorKind::*;
+use interceptors::sums::SumsWriter;
 
 /// An empty listing, as the first request of a connection expects.
 const EMPTY_LIST: &str = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
 
 /// A server that answers every request with what `respond` makes of its head (nothing: the connection is closed).
-/// Gives its address and the heads of the requests, in lower case.
+/// Gives its address and the requests, in lower case.
 fn serve(mut respond: impl FnMut(&str) -> String + Send + 'static) -> (String, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -36,8 +39,10 @@ fn serve(mut respond: impl FnMut(&str) -> String + Send + 'static) -> (String, R
             let mut rest = vec![0; (head_len + body_len).saturating_sub(bytes.len())];
             if stream.read_exact(&mut rest).is_ok() {
                 let answer = respond(&head);
+                bytes.append(&mut rest);
+                let body = String::from_utf8_lossy(&bytes[head_len..]).to_lowercase();
                 // The test is over once nobody receives, or reads the answer.
-                let _ = heads.send(head);
+                let _ = heads.send(head + &body);
                 let _ = stream.write_all(answer.as_bytes());
             }
         }
@@ -92,9 +97,9 @@ async fn connect_error(endpoint: &str) -> StoreError {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_refuses_connections_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
-    let error = connect_error(&endpoint).await;
+    // Nobody listens at a client's port, and while it is one no other test gets it.
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let error = connect_error(&format!("http://{}", client.local_addr().unwrap())).await;
     assert_eq!(error.kind, Unreachable);
     assert!(error.to_string().contains("check endpoint_url"), "{error}");
 }
@@ -278,4 +283,92 @@ async fn what_one_connection_saw_of_a_store_counts_for_the_next() {
     let error = s3::tests::connect_with_keys(&url, &options).await.unwrap_err();
     assert_eq!(error.kind, Unreachable, "{error}");
     assert!(error.to_string().contains("no request id"), "{error}");
+}
+
+/// A store begins such an answer before it knows how the completion ends, and what is in the way is in its body. The check values that are
+/// there already may be those of the object that was in the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_completion_that_failed_with_status_200_replaces_no_check_values_and_is_made_later() {
+    let mut completions = 0;
+    let (endpoint, received) = serve(move |head| {
+        let line = head.lines().next().unwrap();
+        match line.split(' ').next().unwrap() {
+            "post" if line.contains("?uploads") => answer(
+                "200 OK",
+                "",
+                "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>",
+            ),
+            "post" => {
+                completions += 1;
+                match completions {
+                    1 => error_answer("200 OK", "", "PreconditionFailed"),
+                    _ => answer(
+                        "200 OK",
+                        "",
+                        "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+                    ),
+                }
+            }
+            "put" if line.contains("/sums/") && head.contains("if-none-match") => {
+                error_answer("412 No", "", "PreconditionFailed")
+            }
+            "put" => answer("200 OK", "etag: \"e\"\r\n", ""),
+            "head" => answer(
+                "200 OK",
+                "x-amz-meta-hypernbd-write: other\r\netag: \"x\"\r\n",
+                "",
+            ),
+            _ => answer("200 OK", "", EMPTY_LIST),
+        }
+    });
+    let store = connect_to(&endpoint).await.unwrap();
+    let client = SumsWriter::new(store.clone()).client(&store.client);
+    let key = store.data_key("0000000001.0");
+    let create = client
+        .create_multipart_upload()
+        .bucket(&store.bucket)
+        .key(&key)
+        .metadata("hf-write", "mark");
+    let id = create.send().await.unwrap().upload_id.unwrap();
+    let upload = client
+        .upload_part()
+        .bucket(&store.bucket)
+        .key(&key)
+        .upload_id(&id)
+        .part_number(1)
+        .body(vec![7u8; 1000].into());
+    let etag = upload.send().await.unwrap().e_tag.unwrap();
+    let complete = || {
+        let part = CompletedPart::builder().part_number(1).e_tag(&etag).build();
+        let parts = CompletedMultipartUpload::builder().parts(part).build();
+        client
+            .complete_multipart_upload()
+            .bucket(&store.bucket)
+            .key(&key)
+            .upload_id(&id)
+            .multipart_upload(parts)
+            .send()
+    };
+    let refused = complete().await.unwrap_err();
+    assert_eq!(refused.code(), Some("PreconditionFailed"), "{refused}");
+    complete().await.unwrap();
+
+    let requests: Vec<String> = received.try_iter().collect();
+    let at = |is_it: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        let numbered = requests.iter().enumerate();
+        let found = numbered.filter(|(_, request)| is_it(request.lines().next().unwrap()));
+        found.map(|(at, _)| at).collect()
+    };
+    let completions = at(&|line| line.starts_with("post") && line.contains("uploadid"));
+    assert_eq!(completions.len(), 2, "{requests:#?}");
+    let mut replaced = at(&|line| line.starts_with("put") && line.contains("/sums/"));
+    replaced.retain(|at| !requests[*at].contains("if-none-match"));
+    assert!(
+        matches!(replaced[..], [at] if at > completions[1]),
+        "{replaced:?} of {requests:#?}"
+    );
+    // The store asks for the parts' checksums each time.
+    for at in completions {
+        assert!(requests[at].contains("checksumcrc64nvme"), "{}", requests[at]);
+    }
 }
