@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 import nbd
 import pytest
 
+from support.lease import put_lease_from_elsewhere
 from support.lives import listens
 from support.model import Model, block_status, extent_map, pattern, random_change, read_all
 from support.past import at, read_at, verb
@@ -56,7 +57,7 @@ def test_every_checkpoint_is_within_reach(make_volume, make_server, seed, block_
     assert set(kept) <= {one["cno"] for one in listed}
     assert [one["cno"] for one in listed] == sorted(one["cno"] for one in listed)
     for one in listed:
-        assert set(one) == {"cno", "time", "size_bytes", "written_bytes", "names", "kept_by"}
+        assert set(one) == {"cno", "time", "size_bytes", "written_bytes", "names", "kept_by", "kept_until"}
         assert one["size_bytes"] == SIZE and one["written_bytes"] > 0
         age = datetime.now(timezone.utc) - datetime.fromisoformat(one["time"].replace("Z", "+00:00"))
         assert abs(age.total_seconds()) < 3600
@@ -118,6 +119,27 @@ def test_snapshots_are_listed_as_exports(make_volume, make_server):
     with pytest.raises(nbd.Error):
         at(server, "@monday")
     assert read_at(server, "@tuesday", MI)[:1] == b"x"
+
+
+@pytest.mark.s3_only
+def test_a_snapshot_of_a_volume_that_is_served_elsewhere(make_volume, make_server):
+    """Its server cannot be told to publish: it is said which checkpoint was named, and how old that is."""
+    volume = make_volume(SIZE, 64 * KI)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        for tag in (1, 2):
+            client.pwrite(pattern(64 * KI, tag), 0)
+            client.flush()
+    assert server.terminate() == 0
+    newest = checkpoints(volume)[-1]
+    put_lease_from_elsewhere(volume, 3_600_000)
+    done = volume.cli("snapshot", "create", volume.url, "there")
+    assert done.returncode == 0, done.stderr
+    assert f"there is checkpoint {newest['cno']}, the newest that is published: " in done.stdout and " ago" in done.stdout
+    assert "far-away" in done.stderr and "what it has not published is not in it" in done.stderr
+    assert [one["names"] for one in checkpoints(volume)] == [[], ["there"]]
+    # One that was asked for is what was asked for.
+    assert "newest" not in verb(volume, "snapshot", "create", volume.url, "first", "@1")
 
 
 @pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
@@ -202,6 +224,12 @@ def test_names_that_are_none_are_refused(make_volume, make_server):
         client.pread(512, 0)
 
 
+def is_asking(client: nbd.NBD) -> bool:
+    """Whether a client that connects has asked for its export, and has no answer yet."""
+    client.poll(50)
+    return "OPT_GO.RECV_REPLY" in client.connection_state()
+
+
 @pytest.mark.s3_only
 def test_a_time_ago_is_looked_up_for_each_client(make_volume, make_server, own_minio, seed):
     """A client that went away while its export was opened leaves nothing behind that the next one would be given."""
@@ -216,10 +244,12 @@ def test_a_time_ago_is_looked_up_for_each_client(make_volume, make_server, own_m
                 gone = nbd.NBD()
                 gone.set_export_name("@-0s")
                 gone.aio_connect_unix(str(server.socket))
-                for _ in range(20):
-                    gone.poll(50)
+                wait_for(lambda: is_asking(gone), "the client to ask for its export")
                 del gone
+                # How fast a server notices that depends on the machine.
+                wait_for(lambda: "the client has gone" in server.log_text(), "its opening to be given up")
                 own_minio.resume()
+                # What it might have left behind comes to its end.
                 time.sleep(1)
         assert read_at(server, "@-0s", 64 * KI) == pattern(64 * KI, 2)
 
@@ -232,8 +262,10 @@ def test_a_checkpoint_by_its_time(make_volume, make_server):
         for tag in range(1, 6):
             client.pwrite(pattern(64 * KI, tag), 0)
             client.flush()
+            # Whole milliseconds are compared: in the one that a checkpoint is published in, no time lies before or after it.
             time.sleep(0.3)
             times.append(datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"))
+            time.sleep(0.3)
     for tag, when in enumerate(times, 1):
         assert read_at(server, f"@{when}", 64 * KI) == pattern(64 * KI, tag)
     assert read_at(server, "@-0s", 64 * KI) == pattern(64 * KI, 5)
@@ -413,6 +445,15 @@ def test_space(make_volume, make_server):
     def space() -> dict:
         return json.loads(verb(volume, "space", volume.url, "--json"))
 
+    def space_with(live_bytes: int) -> dict:
+        """That of the newest checkpoint: it counts once its entry is in the list, which comes behind the answer to the flush."""
+
+        def found() -> dict | None:
+            told = space()
+            return told if live_bytes <= told["live_bytes"] < live_bytes + 64 * KI else None
+
+        return wait_for(found, f"{live_bytes} bytes to be live")
+
     empty = space()
     assert set(empty) == {
         "live_bytes",
@@ -423,20 +464,26 @@ def test_space(make_volume, make_server):
         "debt_bytes",
         "stored_bytes",
         "objects",
+        "snapshots",
+        "cost_a_month",
     }
-    assert empty["live_bytes"] == 0
+    assert empty["live_bytes"] == 0 and empty["snapshots"] == []
     server = make_server(volume, checkpoint_interval="1h").start()
     with server.connect() as client:
         client.pwrite(pattern(8 * MI, 1), 0)
         client.flush()
-        full = space()
-        assert 8 * MI <= full["live_bytes"] < 8 * MI + 64 * KI and full["history_bytes"] < 64 * KI
+        full = space_with(8 * MI)
+        assert full["history_bytes"] < 64 * KI
         client.pwrite(pattern(4 * MI, 2), 0)
         client.flush()
         client.trim(2 * MI, 6 * MI)
         client.flush()
-    after = space()
-    assert 6 * MI <= after["live_bytes"] < 6 * MI + 64 * KI
+    after = space_with(6 * MI)
     assert 6 * MI <= after["history_bytes"] < 6 * MI + 256 * KI
     assert after["stored_bytes"] >= after["live_bytes"] + after["history_bytes"] and after["objects"] > 4
     assert "live" in verb(volume, "space", volume.url)
+    costs = json.loads(verb(volume, "space", volume.url, "--json", "--price", "1000"))
+    if volume.store.kind == "s3":
+        assert costs["cost_a_month"] == pytest.approx(costs["stored_bytes"] / 1e6)
+    else:
+        assert costs["cost_a_month"] is None

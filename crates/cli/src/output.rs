@@ -33,6 +33,22 @@ pub fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
+/// The time now, in milliseconds since 1970-01-01 UTC; 0 when the clock is before that.
+pub fn now_ms() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
+/// How long ago something was, for people: `ms` in milliseconds, in whole units.
+pub fn ago(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..120 => format!("{s} s ago"),
+        120..7200 => format!("{} min ago", s / 60),
+        7200..172_800 => format!("{} h ago", s / 3600),
+        _ => format!("{} days ago", s / 86_400),
+    }
+}
+
 /// A time in milliseconds since 1970-01-01 UTC, for people.
 pub fn time(ms: u64) -> String {
     let time = i64::try_from(ms)
@@ -83,6 +99,20 @@ mod tests {
             (u64::MAX, "at an unknown time"),
         ] {
             assert_eq!(time(ms), expected);
+        }
+    }
+
+    #[test]
+    fn how_long_ago_is_told_in_whole_units() {
+        for (s, expected) in [
+            (0, "0 s ago"),
+            (119, "119 s ago"),
+            (120, "2 min ago"),
+            (7199, "119 min ago"),
+            (7200, "2 h ago"),
+            (172_800, "2 days ago"),
+        ] {
+            assert_eq!(ago(s * 1000 + 999), expected);
         }
     }
 }

@@ -61,12 +61,7 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
     match command {
         Command::Create(args) => {
             let made = create(args, store).await?;
-            output::line(format_args!(
-                "{} is checkpoint {}, published {}",
-                made.name,
-                made.checkpoint.cno,
-                output::time(made.published_ms)
-            ))
+            output::line(said(&made, output::now_ms()))
         }
         Command::List(args) => list(args, store).await,
         Command::Delete(args) => {
@@ -79,9 +74,31 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
     }
 }
 
+/// A name that was given.
+struct Made {
+    snapshot: Snapshot,
+    /// It was given to the newest published checkpoint, and no server has published anything for it.
+    is_newest_found: bool,
+}
+
+/// What is said of it at the time `now_ms`. How old the newest published checkpoint is says how much may be missing in it.
+fn said(made: &Made, now_ms: u64) -> String {
+    let snapshot = &made.snapshot;
+    let (name, cno) = (&snapshot.name, snapshot.checkpoint.cno);
+    let time = output::time(snapshot.published_ms);
+    if !made.is_newest_found {
+        return format!("{name} is checkpoint {cno}, published {time}");
+    }
+    let age = match now_ms.checked_sub(snapshot.published_ms) {
+        Some(age_ms) => output::ago(age_ms),
+        None => "which is ahead of this machine's clock".to_owned(),
+    };
+    format!("{name} is checkpoint {cno}, the newest that is published: {time}, {age}")
+}
+
 /// Without a checkpoint it is the state of now: a server on this machine publishes what it has in memory first. Of one that cannot
 /// be told the newest published state is taken, with a warning.
-async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Snapshot> {
+async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Made> {
     if args.at.is_none()
         && let Some(lease) = admin::info(&args.url, store).await?.lease
         && lease.is_held()
@@ -92,7 +109,7 @@ async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Snapshot> {
                 lease.holder,
                 args.url
             );
-            return Ok(past::create(&args.url, store, &args.name, None).await?);
+            return find(args, store).await;
         }
         if let Some(control) = lease.control_here() {
             let arguments = SnapshotArguments {
@@ -102,16 +119,30 @@ async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Snapshot> {
                 Err(error @ (ClientError::Unreachable { .. } | ClientError::Foreign { .. })) => {
                     log::warn!("{:#}", anyhow::Error::from(error));
                 }
-                told => return Ok(told?),
+                told => {
+                    return Ok(Made {
+                        snapshot: told?,
+                        is_newest_found: false,
+                    });
+                }
             }
         }
         log::warn!(
-            "{} serves {} and could not be asked: what it has not published is not in the snapshot",
+            "{} serves {} and could not be told to publish first: the snapshot is of the newest checkpoint that it has published, and \
+             what it has not published is not in it",
             lease.holder,
             args.url
         );
     }
-    Ok(past::create(&args.url, store, &args.name, args.at.as_ref()).await?)
+    find(args, store).await
+}
+
+/// Names what is there, and tells no server.
+async fn find(args: &CreateArgs, store: &StoreOptions) -> Result<Made> {
+    Ok(Made {
+        snapshot: past::create(&args.url, store, &args.name, args.at.as_ref()).await?,
+        is_newest_found: args.at.is_none(),
+    })
 }
 
 async fn list(args: &ListArgs, store: &StoreOptions) -> Result<()> {
@@ -129,4 +160,32 @@ async fn list(args: &ListArgs, store: &StoreOptions) -> Result<()> {
     });
     let head = format!("{:<40}  {:>10}  {}\n", "NAME", "CHECKPOINT", "TIME");
     output::write(std::iter::once(head).chain(rows).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_that_was_found_is_told_with_its_age() {
+        let snapshot = serde_json::json!({
+            "name": "monday", "checkpoint": {"cno": 17, "check": "00000000000000ff"},
+            "published_ms": 951_782_400_000_u64, "named_ms": 951_782_700_000_u64,
+        });
+        let mut made = Made {
+            snapshot: serde_json::from_value(snapshot).unwrap(),
+            is_newest_found: true,
+        };
+        let said_at = |made: &Made, ms: u64| said(made, 951_782_400_000 + ms);
+        assert_eq!(
+            said_at(&made, 300_000),
+            "monday is checkpoint 17, the newest that is published: 2000-02-29 00:00:00.000 UTC, 5 min ago"
+        );
+        assert!(said(&made, 0).contains("ahead of this machine's clock"));
+        made.is_newest_found = false;
+        assert_eq!(
+            said_at(&made, 0),
+            "monday is checkpoint 17, published 2000-02-29 00:00:00.000 UTC"
+        );
+    }
 }

@@ -1,8 +1,11 @@
 //! `space`: how much space a volume takes, and why.
 
+use std::collections::BTreeMap;
+
 use futures::try_join;
 use serde::Serialize;
 
+use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::url::VolumeUrl;
 use crate::engine::parents;
@@ -10,12 +13,13 @@ use crate::format::inode;
 use crate::format::node::NODE_BYTES;
 use crate::format::stored_state::StoredState;
 use crate::index::usage;
+use crate::meta::snapshots::{self, Snapshot, SnapshotName};
 use crate::options::StoreOptions;
-use crate::retention::{self, Survey};
+use crate::retention;
 use crate::store::ObjectEntry;
 
 /// The space that a volume takes in its store, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Space {
     /// What the newest state refers to: data blocks and the leaves of the index. Of a clone what of that is its own.
     pub live_bytes: u64,
@@ -35,6 +39,36 @@ pub struct Space {
     pub stored_bytes: u64,
     /// The number of objects.
     pub objects: u64,
+    /// What each checkpoint that has names holds alone, in the order of their numbers. `None` where that was not counted: without a
+    /// policy everything is kept, and nothing goes with a name.
+    pub snapshots: Option<Vec<SnapshotSpace>>,
+}
+
+/// What a checkpoint that has names holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SnapshotSpace {
+    /// Its number.
+    pub cno: u64,
+    /// Its names.
+    pub names: Vec<SnapshotName>,
+    /// Bytes that nothing needs any more once it is not kept, while all other checkpoints are.
+    pub alone_bytes: u64,
+}
+
+/// What is held by the checkpoints that are there and have names.
+fn held_by_names(alone: &BTreeMap<CheckpointId, u64>, named: Vec<Snapshot>) -> Vec<SnapshotSpace> {
+    let mut names: BTreeMap<CheckpointId, Vec<SnapshotName>> = BTreeMap::new();
+    for snapshot in named {
+        names.entry(snapshot.checkpoint).or_default().push(snapshot.name);
+    }
+    let held = names.into_iter().filter_map(|(id, names)| {
+        Some(SnapshotSpace {
+            cno: id.cno,
+            names,
+            alone_bytes: *alone.get(&id)?,
+        })
+    });
+    held.collect()
 }
 
 /// Measures the space that a volume takes. Reads the whole index and changes nothing.
@@ -51,14 +85,20 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
     let state = StoredState::of_inode(&raw);
     let used = async {
         if retention::load_policy(&store).await?.is_some() {
-            match retention::survey(&store, u64::from(block_size_bytes)).await {
-                Ok(survey) => {
+            let counted = async {
+                try_join!(
+                    retention::survey(&store, u64::from(block_size_bytes)),
+                    snapshots::load_all(&store)
+                )
+            };
+            match counted.await {
+                Ok((survey, named)) => {
                     let bytes = |blocks: u64, nodes: u64| {
                         blocks * u64::from(block_size_bytes) + nodes * NODE_BYTES as u64
                     };
                     let used = bytes(survey.live_blocks, survey.live_nodes);
                     let shared = bytes(survey.inherited_blocks, survey.inherited_nodes);
-                    return Ok::<_, VolumeError>((used, shared, survey));
+                    return Ok::<_, VolumeError>((used, shared, Some((survey, named))));
                 }
                 // The damage may be in an earlier checkpoint. Then nothing is removed.
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
@@ -70,13 +110,15 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
         // When nothing is removed, only the newest state is measured.
         let used = usage::usage(&store, &state, block_size_bytes).await;
         let used = used.map_err(|e| VolumeError::engine(format!("reading the index of {url}"), e))?;
-        Ok((used.bytes, used.inherited_bytes, Survey::default()))
+        Ok((used.bytes, used.inherited_bytes, None))
     };
     let listed = async {
         let (data, beside) = (store.data_key(""), store.meta_key(""));
         Ok(try_join!(store.list(&data), store.list(&beside))?)
     };
-    let ((used_bytes, shared_bytes, survey), (data, beside)) = try_join!(used, listed)?;
+    let ((used_bytes, shared_bytes, counted), (data, beside)) = try_join!(used, listed)?;
+    let (survey, named) = counted.unzip();
+    let survey = survey.unwrap_or_default();
     let sum = |objects: &[ObjectEntry]| -> u64 { objects.iter().map(|object| object.size_bytes).sum() };
     let held = sum(&data);
     let live_bytes = used_bytes.saturating_sub(shared_bytes).min(held);
@@ -90,5 +132,6 @@ pub async fn space(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Spac
         debt_bytes: survey.debt.over_bytes(),
         stored_bytes: held + sum(&beside),
         objects: (data.len() + beside.len()) as u64,
+        snapshots: named.map(|named| held_by_names(&survey.alone, named)),
     })
 }

@@ -1,4 +1,4 @@
-//! The wall clock. Its time is for people; no decision depends on it.
+//! The wall clock. Its time is for people, and for when the next scrub is due; nothing that a volume reads as depends on it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -10,6 +10,7 @@ pub mod descriptors;
 pub(crate) mod error;
 pub mod geometry;
 pub mod ids;
+pub mod prices;
 pub mod repeats;
 pub mod single_flight;
 pub mod store_error;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::count::{Count, Durations};
+use crate::base::prices;
 
 /// Operations of S3 that are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,13 +72,12 @@ impl Operation {
         }
     }
 
-    /// What one request costs at AWS, in billionths of a US dollar: S3 Standard in us-east-1, as
-    /// <https://aws.amazon.com/s3/pricing/> had it in 2025. Storage and traffic out of AWS come on top.
+    /// What one request costs at AWS, in billionths of a US dollar.
     fn price_nanodollars(self) -> u64 {
         match self {
-            Self::Put | Self::Copy | Self::Part | Self::Multipart | Self::List => 5_000,
-            Self::Get | Self::Head | Self::Other => 400,
-            Self::Delete => 0,
+            Self::Put | Self::Copy | Self::Part | Self::Multipart | Self::List => prices::WRITE_NANODOLLARS,
+            Self::Get | Self::Head | Self::Other => prices::READ_NANODOLLARS,
+            Self::Delete => prices::DELETE_NANODOLLARS,
         }
     }
 }

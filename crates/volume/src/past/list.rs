@@ -21,7 +21,7 @@ use crate::format::stored_state::StoredState;
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::meta::snapshots::{self, SnapshotName};
 use crate::options::StoreOptions;
-use crate::retention::{self, Policy, Protected, Reason, Unusable, load_policy, plan};
+use crate::retention::{self, Policy, Protected, Reason, Until, Unusable, load_policy, plan};
 use crate::store::{ObjectEntry, Store};
 
 /// How far the clocks of servers and store may differ when entries that are certainly too old are skipped.
@@ -78,6 +78,16 @@ pub struct Listed {
     pub names: Vec<SnapshotName>,
     /// Why it is kept. If this is empty, one of the next rounds removes it.
     pub kept_by: Vec<Reason>,
+    /// Until when that is so. It is shown in RFC 3339, UTC, where it is a time, and as none otherwise.
+    #[serde(serialize_with = "rfc3339_of_until")]
+    pub kept_until: Option<Until>,
+}
+
+fn rfc3339_of_until<S: Serializer>(until: &Option<Until>, serializer: S) -> Result<S::Ok, S::Error> {
+    match until {
+        Some(Until::Time(ms)) => serializer.serialize_some(&time_text(*ms)),
+        Some(Until::Ever | Until::InUse | Until::Newest(_)) | None => serializer.serialize_none(),
+    }
 }
 
 fn rfc3339<S: Serializer>(ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -109,7 +119,7 @@ pub async fn list(
     list_by(&store, since_ms, until_ms, policy.as_ref()).await
 }
 
-/// As [`list`], with the reasons for which they would be kept if this were the volume's policy.
+/// As [`list`], with the reasons for which they would be kept if this were the volume's policy, and until when.
 ///
 /// # Errors
 /// As [`list`].
@@ -141,8 +151,9 @@ pub(crate) async fn list_by(
         .iter()
         .map(|entry| (entry.cno, entry.published_ms))
         .collect();
-    let now_ms = retention::newest_written_ms(objects.iter().map(|object| object.last_modified));
-    let mut kept = retention::kept(&times, policy, &protected, now_ms);
+    let written_ms = retention::newest_written_ms(objects.iter().map(|object| object.last_modified));
+    let mut kept = retention::kept(&times, policy, &protected, written_ms);
+    let until = retention::until(&times, policy, &kept, now_ms());
     let listed = entries
         .into_iter()
         .filter(|entry| (since_ms..=until_ms).contains(&entry.published_ms))
@@ -156,6 +167,7 @@ pub(crate) async fn list_by(
                 written_bytes: written.get(&cno).copied().unwrap_or(0),
                 names: id.and_then(|id| names.remove(&id)).unwrap_or_default(),
                 kept_by: kept.remove(&cno).unwrap_or_default(),
+                kept_until: until.get(&cno).copied(),
             }
         });
     Ok(listed.collect())

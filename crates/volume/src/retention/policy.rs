@@ -8,15 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::periods::{DAY_MS, Period};
 use crate::base::units::format_duration;
-
-const HOUR_MS: u64 = 3_600_000;
-const DAY_MS: u64 = 24 * HOUR_MS;
-/// 1970-01-01 was a Thursday, and ISO 8601 weeks begin on Monday.
-const DAYS_BEFORE_THURSDAY: u64 = 3;
 
 /// Which checkpoints are kept, besides the newest ones and those that have a name. A checkpoint is kept when any rule
 /// keeps it.
@@ -131,23 +126,15 @@ impl Policy {
     /// Checkpoints were published in the order of their numbers. Where the times contradict that, some clock was wrong,
     /// and it is unknown whether it was early or late. So everything is kept that either assumption would keep: that no
     /// checkpoint was published before one with a lower number, and that none was published after one with a higher
-    /// number.
+    /// number. Under the first of them one whose clock was behind stands in the period of the one before it, and in its place. So
+    /// everything is kept, too, that is kept without those that are out of order: else each round would remove one more of those before.
     pub fn keep(&self, checkpoints: &[(u64, u64)], now_ms: u64) -> BTreeMap<u64, Vec<Reason>> {
-        let (mut latest, mut earliest) = (0, now_ms);
-        let ascending = checkpoints.iter().map(|&(cno, ms)| {
-            latest = ms.min(now_ms).max(latest);
-            (cno, latest)
-        });
-        let ascending: Vec<(u64, u64)> = ascending.collect();
-        let descending = checkpoints.iter().rev().map(|&(cno, ms)| {
-            earliest = ms.min(earliest);
-            (cno, earliest)
-        });
-        let mut descending: Vec<(u64, u64)> = descending.collect();
-        descending.reverse();
+        let [ascending, descending] = orders(checkpoints, now_ms);
         let mut kept = self.keep_ordered(&ascending);
         if descending != ascending {
-            for (cno, reasons) in self.keep_ordered(&descending) {
+            let in_order = in_order(checkpoints, now_ms);
+            let others = [self.keep_ordered(&descending), self.keep_ordered(&in_order)];
+            for (cno, reasons) in others.into_iter().flatten() {
                 let all = kept.entry(cno).or_default();
                 all.extend(reasons);
                 all.sort_unstable();
@@ -157,6 +144,16 @@ impl Policy {
         kept
     }
 
+    /// The rules that keep the last checkpoint of each period, with the number of periods.
+    pub(super) fn calendar(&self) -> [(Period, u32); 4] {
+        [
+            (Period::Hour, self.keep_hourly),
+            (Period::Day, self.keep_daily),
+            (Period::Week, self.keep_weekly),
+            (Period::Month, self.keep_monthly),
+        ]
+    }
+
     /// As [`Self::keep`], for checkpoints with ascending times.
     fn keep_ordered(&self, checkpoints: &[(u64, u64)]) -> BTreeMap<u64, Vec<Reason>> {
         let latest = checkpoints.last().map_or(0, |&(_, ms)| ms);
@@ -164,12 +161,10 @@ impl Policy {
         let oldest_within = latest.saturating_sub(self.keep_within_ms);
         let mut buckets = [
             Bucket::new(Reason::Last, self.keep_last, |cno, _| cno),
-            Bucket::new(Reason::Hourly, self.keep_hourly, |_, ms| ms / HOUR_MS),
-            Bucket::new(Reason::Daily, self.keep_daily, |_, ms| ms / DAY_MS),
-            Bucket::new(Reason::Weekly, self.keep_weekly, |_, ms| {
-                (ms / DAY_MS + DAYS_BEFORE_THURSDAY) / 7
-            }),
-            Bucket::new(Reason::Monthly, self.keep_monthly, |_, ms| month_of(ms)),
+            Bucket::new(Reason::Hourly, self.keep_hourly, |_, ms| Period::Hour.at(ms)),
+            Bucket::new(Reason::Daily, self.keep_daily, |_, ms| Period::Day.at(ms)),
+            Bucket::new(Reason::Weekly, self.keep_weekly, |_, ms| Period::Week.at(ms)),
+            Bucket::new(Reason::Monthly, self.keep_monthly, |_, ms| Period::Month.at(ms)),
         ];
         for (from_newest, &(cno, ms)) in checkpoints.iter().rev().enumerate() {
             let is_oldest = from_newest + 1 == checkpoints.len();
@@ -249,19 +244,42 @@ impl Bucket {
     }
 }
 
-/// Months since the year 0, so that they ascend over years.
-fn month_of(ms: u64) -> u64 {
-    let time = i64::try_from(ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-        .unwrap_or(Timestamp::MAX);
-    let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
-    u64::try_from(i64::from(date.year()) * 12 + i64::from(date.month())).unwrap_or(0)
+/// The checkpoints with the times that either assumption of [`Policy::keep`] gives them: first that none was published before one
+/// with a lower number, then that none was published after one with a higher number.
+pub(super) fn orders(checkpoints: &[(u64, u64)], now_ms: u64) -> [Vec<(u64, u64)>; 2] {
+    let (mut latest, mut earliest) = (0, now_ms);
+    let ascending = checkpoints.iter().map(|&(cno, ms)| {
+        latest = ms.min(now_ms).max(latest);
+        (cno, latest)
+    });
+    let ascending: Vec<(u64, u64)> = ascending.collect();
+    let descending = checkpoints.iter().rev().map(|&(cno, ms)| {
+        earliest = ms.min(earliest);
+        (cno, earliest)
+    });
+    let mut descending: Vec<(u64, u64)> = descending.collect();
+    descending.reverse();
+    [ascending, descending]
+}
+
+/// The checkpoints, with their own times, that were published by `now_ms` and at no time before that of one with a lower number.
+pub(super) fn in_order(checkpoints: &[(u64, u64)], now_ms: u64) -> Vec<(u64, u64)> {
+    let mut latest = 0;
+    let in_order = checkpoints.iter().copied().filter(|&(_, ms)| {
+        let is_in_order = latest <= ms && ms <= now_ms;
+        latest = ms.max(latest);
+        is_in_order
+    });
+    in_order.collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+
+    const HOUR_MS: u64 = DAY_MS / 24;
 
     fn at(text: &str) -> u64 {
         text.parse::<Timestamp>().unwrap().as_millisecond() as u64
@@ -334,6 +352,23 @@ mod tests {
         // The checkpoints of that time count as being as old as the last one before them.
         checkpoints.push((22, now + 2 * DAY_MS));
         assert_eq!(kept(&policy, &checkpoints), [22]);
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_once_makes_nothing_go_round_after_round() {
+        let policy = Policy {
+            keep_daily: 30,
+            ..Policy::default()
+        };
+        let day = |n: u64| (n + 1, at("2026-11-01T12:00:00Z") + n * DAY_MS);
+        let mut listed: Vec<(u64, u64)> = (0..10).map(day).collect();
+        listed.push((11, 0));
+        listed.extend((11..20).map(day));
+        for _ in 0..12 {
+            let stays = kept(&policy, &listed);
+            listed.retain(|(cno, _)| stays.contains(cno));
+        }
+        assert_eq!(listed.len(), 20, "{listed:?}");
     }
 
     #[test]

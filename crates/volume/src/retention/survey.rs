@@ -1,11 +1,12 @@
 //! How much space a volume takes and how much of it could be freed. Changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use futures::try_join;
 
 use super::account::{Account, Recent};
+use super::alone;
 use super::choice::Chooser;
 use super::load_policy;
 use super::pins::Unusable;
@@ -13,13 +14,14 @@ use super::plan::{self, Phase};
 use super::round::{ORPHAN_AGE, bytes_of, choose, protected, stored};
 use super::usage::ObjectUse;
 use super::victims::{self, Debt, Victims, Want};
+use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::format::object_names::cno_of;
 use crate::index::cache::IndexCache;
 use crate::store::Store;
 
 /// The space that a volume takes in its store, by cause, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
     /// Bytes of data blocks that the newest listed checkpoint refers to.
     pub live_blocks: u64,
@@ -45,6 +47,8 @@ pub struct Survey {
     pub victim_bytes: u64,
     /// What would be copied out of them, in bytes.
     pub copied_bytes: u64,
+    /// What each checkpoint that is kept holds alone, in bytes.
+    pub alone: BTreeMap<CheckpointId, u64>,
 }
 
 /// Counts what the volume, with blocks of `block_bytes`, takes and what could go. Changes nothing.
@@ -76,6 +80,12 @@ pub(crate) async fn survey(store: &Store, block_bytes: u64) -> Result<Survey, Vo
     let lengths = stored
         .iter()
         .map(|(object, (len_bytes, _))| (*object, *len_bytes));
+    let kept: BTreeSet<u64> = choice.kept.iter().copied().collect();
+    let alone = alone::alone(usage, &kept, lengths.clone());
+    let alone = alone.into_iter().filter_map(|(cno, bytes)| {
+        let check = usage.kept().get(&cno)?.check;
+        Some((CheckpointId { cno, check }, bytes))
+    });
     let is_inherited = |object| store.lineage().inherits(cno_of(object));
     let victims = match policy {
         Some(_) => victims::choose(
@@ -111,5 +121,6 @@ pub(crate) async fn survey(store: &Store, block_bytes: u64) -> Result<Survey, Vo
         victims: victims.objects,
         victim_bytes: victims.object_bytes,
         copied_bytes: victims.live_bytes,
+        alone: alone.collect(),
     })
 }
