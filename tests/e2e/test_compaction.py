@@ -133,10 +133,11 @@ def test_killed_while_it_compacts(make_volume, make_server, seed):
 
 @pytest.mark.s3_only
 def test_compact_may_be_stopped_and_killed(make_volume, make_server, seed):
-    """The verb, for a volume that is not served; what it says; and its end at any moment."""
+    """The verb, for a volume that is not served; what it says; and its end at any moment. A server that cannot be asked keeps others from
+    it."""
     rng = random.Random(seed)
     volume = make_volume(SIZE, 4 * KI)
-    server = make_server(volume, **{**EAGER, "compaction": "off"}, lease_duration="2s").start()
+    server = make_server(volume, **{**EAGER, "compaction": "off"}, lease_duration="2s", control="off").start()
     model = Model(SIZE, 4 * KI)
     with server.connect() as client:
         fill(client, model)

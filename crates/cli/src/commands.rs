@@ -29,6 +29,7 @@ pub mod restart;
 pub mod retention;
 pub mod rollback;
 pub mod serve;
+pub mod served;
 pub mod server;
 pub mod snapshot;
 pub mod space;

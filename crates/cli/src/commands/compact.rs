@@ -1,6 +1,8 @@
 //! `hypernbd compact URL`.
 
+use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use hypernbd_volume::admin::compact::{Compacted, compact};
@@ -10,16 +12,21 @@ use hypernbd_volume::retention::Survey;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
 use serde::Serialize;
+use serde_json::json;
 use tokio::runtime::Runtime;
 
+use super::served;
 use crate::flags::lease;
 use crate::output;
 use crate::watch::{AtSignal, Watch};
 
+/// How often it is looked whether a signal came while a server compacts.
+const SIGNAL_POLL: Duration = Duration::from_millis(100);
+
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The volume; no server may have it open: one with compaction=auto does this by itself
+    /// The volume; a server on this machine that has it open does this for you, also with compaction=off
     pub url: VolumeUrl,
 
     /// Say what would be copied, and change nothing
@@ -103,7 +110,20 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     let watch = Watch::start(runtime, AtSignal::Stop)?;
-    let done = runtime.block_on(compact(&args.url, store, &lease(args.takeover), watch.control()));
+    let asked = match args.takeover {
+        true => Asked::Nobody,
+        false => runtime.block_on(ask(&args.url, store, &watch))?,
+    };
+    let done = match asked {
+        Asked::Nobody => runtime.block_on(compact(&args.url, store, &lease(args.takeover), watch.control())),
+        Asked::Done(done) => Ok(done),
+        Asked::Stopped => {
+            crate::complain(
+                "the server gives up the copy that is under way; what it had moved before is in place",
+            );
+            return Ok(watch.stopped());
+        }
+    };
     let stopped = watch.stopped();
     drop(watch);
     let done = done?;
@@ -111,7 +131,7 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
     let report = Report::new(done, &survey);
     match args.json {
         true => output::line(serde_json::to_string_pretty(&report)?)?,
-        false => output::write(text(&report, &args.url))?,
+        false => output::write(text(&done, &report, &args.url))?,
     }
     Ok(if done.is_stopped {
         stopped
@@ -120,17 +140,49 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
     })
 }
 
-fn text(report: &Report, url: &VolumeUrl) -> String {
+/// What became of asking the volume's server.
+enum Asked {
+    /// There is none on this machine.
+    Nobody,
+    /// It has done it.
+    Done(Compacted),
+    /// A signal came first.
+    Stopped,
+}
+
+/// Has the volume compacted by the server that has it open on this machine, if there is one.
+async fn ask(url: &VolumeUrl, store: &StoreOptions, watch: &Watch) -> Result<Asked> {
+    let nothing = json!({});
+    let told = served::tell::<Compacted>(url, store, "compact", &nothing);
+    let mut told = pin!(told);
+    loop {
+        tokio::select! {
+            told = &mut told => return Ok(told?.map_or(Asked::Nobody, Asked::Done)),
+            () = tokio::time::sleep(SIGNAL_POLL) => {}
+        }
+        if watch.control().is_stopped() {
+            // The server ends it once this process hangs up.
+            return Ok(Asked::Stopped);
+        }
+    }
+}
+
+/// What was moved, for people.
+pub fn moved(done: &Compacted) -> String {
+    format!(
+        "copied {} that was live out of {} objects with {}\n",
+        format_size(done.copied_bytes),
+        done.objects,
+        format_size(done.object_bytes)
+    )
+}
+
+fn text(done: &Compacted, report: &Report, url: &VolumeUrl) -> String {
     let mut text = match report.is_stopped {
         true => "stopped: what was copied until then is in place\n".to_owned(),
         false => String::new(),
     };
-    text += &format!(
-        "copied {} that was live out of {} objects with {}\n",
-        format_size(report.copied_bytes),
-        report.objects,
-        format_size(report.object_bytes)
-    );
+    text += &moved(done);
     text += &format!(
         "{} can go now (hypernbd prune {url}); the rest of those objects once no checkpoint that needs them is kept\n",
         format_size(report.reclaimable_bytes)

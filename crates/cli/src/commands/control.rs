@@ -1,12 +1,13 @@
-//! `hypernbd control flush|shutdown|set SERVER`.
+//! `hypernbd control flush|compact|retention|shutdown|set SERVER`.
 
 use anyhow::Result;
+use hypernbd_volume::admin::compact::Compacted;
 use hypernbd_volume::monitor::client;
-use hypernbd_volume::monitor::control::{Settings, ShutdownArguments};
+use hypernbd_volume::monitor::control::{RetentionAnswer, RetentionArguments, Settings, ShutdownArguments};
 use hypernbd_volume::options::StoreOptions;
 use serde_json::{Value, json};
 
-use super::server;
+use super::{compact, prune, server};
 use crate::output;
 
 /// What a running server can be told to do.
@@ -14,6 +15,10 @@ use crate::output;
 pub enum Command {
     /// Make everything durable that was written
     Flush(ServerArgs),
+    /// Copy what is live out of objects that are mostly dead, also with compaction=off
+    Compact(ServerArgs),
+    /// Remove what the volume's retention does not keep, as far as it may go now, also with retention_interval=off
+    Retention(ServerArgs),
     /// End the server
     Shutdown(ShutdownArgs),
     /// Change what may change while it runs
@@ -60,6 +65,17 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
             let place = server::place(&args.server, store).await?;
             let _: Value = client::tell(&place, "flush", &json!({})).await?;
             output::line("everything that was written is durable")
+        }
+        Command::Compact(args) => {
+            let place = server::place(&args.server, store).await?;
+            let done: Compacted = client::tell(&place, "compact", &json!({})).await?;
+            output::write(compact::moved(&done))
+        }
+        Command::Retention(args) => {
+            let place = server::place(&args.server, store).await?;
+            let answer: RetentionAnswer =
+                client::tell(&place, "retention", &RetentionArguments::default()).await?;
+            output::write(prune::gone_and_waiting(&answer))
         }
         Command::Shutdown(args) => {
             let place = server::place(&args.server.server, store).await?;

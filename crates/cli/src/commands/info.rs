@@ -3,6 +3,7 @@
 use anyhow::Result;
 use hypernbd_volume::admin::{self, VolumeInfo};
 use hypernbd_volume::lease::{LeaseRecord, LeaseState};
+use hypernbd_volume::meta::scrub_record::ScrubRecord;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
@@ -12,6 +13,9 @@ use crate::output;
 /// What it means that a log was not closed.
 const LOG_OPEN: &str = "not closed cleanly or being served: what was flushed since the last checkpoint is there alone, where \
      other Hyperfile tools do not look";
+
+/// Damaged places that are shown, at most.
+const PLACES_SHOWN: usize = 10;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -108,12 +112,42 @@ fn table(info: &VolumeInfo) -> String {
         .chain(counter)
         .chain(log)
         .chain(import)
+        .chain(info.scrub.iter().flat_map(scrub))
         .chain(buffer)
         .chain(parent)
         .chain(replica)
         .chain(clones)
         .map(|(name, value)| format!("{name:<16} {value}\n"))
         .collect()
+}
+
+/// How far the scrub is, and what it found.
+fn scrub(record: &ScrubRecord) -> Vec<(&'static str, String)> {
+    let read = |verified_bytes, unverified_bytes| match unverified_bytes {
+        0 => format!("{} as they were written", format_size(verified_bytes)),
+        _ => format!(
+            "{} as they were written, {} without check values",
+            format_size(verified_bytes),
+            format_size(unverified_bytes)
+        ),
+    };
+    let last = record.last.map(|last| {
+        let read = read(last.verified_bytes, last.unverified_bytes);
+        format!("ended {}: {read}", output::time(last.ended_ms))
+    });
+    let pass = record.pass.map(|pass| {
+        let read = read(pass.verified_bytes, pass.unverified_bytes);
+        format!("under way since {}: {read}", output::time(pass.began_ms))
+    });
+    let places = record.damage.iter().take(PLACES_SHOWN);
+    let places = places.map(|place| {
+        let found = output::time(place.found_ms);
+        ("damage", format!("{place}; found {found}"))
+    });
+    let more = (record.damage.len() as u64 + record.more).saturating_sub(PLACES_SHOWN as u64);
+    let more = (more > 0).then(|| ("damage", format!("in {more} places more")));
+    let passes = last.into_iter().chain(pass).map(|text| ("scrub", text));
+    passes.chain(places).chain(more).collect()
 }
 
 fn held_by(lease: Option<&LeaseRecord>) -> String {
@@ -152,12 +186,20 @@ mod tests {
             mapped_bytes: 0,
             wal_url: None,
             import: None,
+            scrub: None,
             durability: "words".into(),
             lease: None,
             clone_of: None,
             replica_of: None,
             clones: Vec::new(),
         };
+        let scrubbed = r#"{"version":1,"volume_id":"971042b2-deec-4714-b02c-8745cd37ad39",
+            "last":{"began_ms":0,"ended_ms":0,"objects":1,"verified_bytes":1048576,"unverified_bytes":4096},
+            "damage":[{"object":"vol/0000000001.0","offset_bytes":16384,"len_bytes":16384,"reason":"damaged",
+            "is_newest_affected":true,"ranges":[{"offset_bytes":8192,"len_bytes":4096}],"affected_bytes":4096,"found_ms":0}],
+            "more":2}"#;
+        let scrub = Some(ScrubRecord::decode(scrubbed.as_bytes()).unwrap());
+        let info = VolumeInfo { scrub, ..info };
         let table = table(&info);
         for line in [
             "volume           s3://bucket/vol/",
@@ -165,6 +207,8 @@ mod tests {
             "block size       64 KiB",
             "last checkpoint  none yet",
             "held by          nobody",
+            "scrub            ended 1970-01-01 00:00:00.000 UTC: 1 MiB as they were written, 4 KiB without check values",
+            "damage           vol/0000000001.0 at 16384 (16 KiB), 4 KiB of the volume from 8192 on: damaged; found 1970-01-01 00:00:00.000 UTC",
         ] {
             assert!(table.lines().any(|l| l == line), "{line}\nis not among\n{table}");
         }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use hypernbd_volume::admin::retention;
+use hypernbd_volume::monitor::control::{Gone, RetentionAnswer, RetentionArguments};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::Listed;
 use hypernbd_volume::retention::Policy;
 use hypernbd_volume::units::{format_size, parse_duration};
 use hypernbd_volume::url::VolumeUrl;
 
+use super::{prune, served};
 use crate::output;
 use crate::wrong_usage;
 
@@ -136,6 +138,7 @@ async fn set(args: &SetArgs, store: &StoreOptions) -> Result<()> {
         return output::write(table(&going));
     }
     let going = retention::set_policy(&args.url, store, Some(&policy)).await?;
+    let answer = told(&args.url, store).await;
     if args.json {
         if let Some(warning) = warning_of(&going) {
             log::warn!("{warning}");
@@ -143,7 +146,27 @@ async fn set(args: &SetArgs, store: &StoreOptions) -> Result<()> {
         return output::line(serde_json::to_string_pretty(&policy)?);
     }
     warn_of(&going)?;
-    output::line(format_args!("{} keeps {policy}", args.url))
+    output::line(format_args!("{} keeps {policy}", args.url))?;
+    match answer {
+        Some(answer) => output::write(prune::gone_and_waiting(&answer)),
+        None => Ok(()),
+    }
+}
+
+/// Lets the server that has the volume open on this machine go by the new rules at once. They are set: without its answer it does so with
+/// its next round. `None` where there is none, or nothing goes by them.
+async fn told(url: &VolumeUrl, store: &StoreOptions) -> Option<RetentionAnswer> {
+    let arguments = RetentionArguments {
+        only_if_automatic: true,
+    };
+    let answer: Result<Option<RetentionAnswer>> = served::tell(url, store, "retention", &arguments).await;
+    match answer {
+        Ok(answer) => answer.filter(|answer| answer.gone != Gone::default() || answer.waiting > 0),
+        Err(error) => {
+            log::warn!("the server of {url} goes by the new rules with its next round: {error:#}");
+            None
+        }
+    }
 }
 
 /// What the policy before had decided may be done still.

@@ -21,26 +21,14 @@ use crate::read::cache::ReadCache;
 use crate::retention::Want;
 use crate::store::Store;
 
+pub use crate::compaction::Compacted;
+
 /// What is to be done once the log is closed.
 const THEN: &str = "compact it";
 
-/// What a compaction did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Compacted {
-    /// Objects that what was live was copied out of: none has anything live any more.
-    pub objects: u64,
-    /// Their bytes.
-    pub object_bytes: u64,
-    /// Bytes that were copied.
-    pub copied_bytes: u64,
-    /// Checkpoints that it made.
-    pub checkpoints: u64,
-    /// Whether it was told to stop before its end. What it had done by then is done.
-    pub is_stopped: bool,
-}
-
 /// Copies what is live out of objects that are mostly dead. A server running on the volume must be stopped first; one that runs does
-/// this itself. It may be stopped, and killed, at any moment: the volume is as it was, or has some of it done.
+/// this itself, also when it is asked to ([`Volume::compact`](crate::Volume::compact)). It may be stopped, and killed, at any moment: the
+/// volume is as it was, or has some of it done.
 ///
 /// # Errors
 /// [`VolumeError::Held`] when a server has it open for writing; [`VolumeError::InvalidInput`] when its log was not closed, or its format
@@ -110,10 +98,7 @@ async fn compact_open(
         if moved.checkpoint == 0 {
             break;
         }
-        done.objects += moved.objects;
-        done.object_bytes += moved.object_bytes;
-        done.copied_bytes += moved.bytes;
-        done.checkpoints += 1;
+        done.add(&moved);
     }
     done.is_stopped = control.is_stopped();
     Ok(done)

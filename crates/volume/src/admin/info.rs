@@ -13,6 +13,7 @@ use crate::format::inode;
 use crate::lease::{self, LeaseRecord};
 use crate::meta::import_record::ImportRecord;
 use crate::meta::label::Original;
+use crate::meta::scrub_record::ScrubRecord;
 use crate::meta::{label, origin, wal_marker};
 use crate::options::StoreOptions;
 use crate::options::durability::Durability;
@@ -52,6 +53,9 @@ pub struct VolumeInfo {
     /// The import that is running or was interrupted. The volume then holds only a part of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub import: Option<ImportRecord>,
+    /// How far the scrub of its servers is, and the damage that it found; `None` where there never was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubRecord>,
     /// The lease: which server may write to the volume, or was the last that might. `None` before the volume is first
     /// served.
     pub lease: Option<LeaseRecord>,
@@ -75,15 +79,28 @@ pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<Volum
     of_store(&store).await
 }
 
+/// The lease of a volume, if it has one: which server may write to it, or was the last that might. Looks at nothing else.
+///
+/// # Errors
+/// When the store fails, or the lease cannot be read.
+pub async fn lease_of(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+) -> Result<Option<LeaseRecord>, VolumeError> {
+    let store = store::connect(url, store_options).await?;
+    lease::load(&store).await
+}
+
 /// As [`info`], for a connected store.
 pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
     let url = &store.url;
-    let (inode, label, lease, marker, import, clones) = futures::join!(
+    let (inode, label, lease, marker, import, scrub, clones) = futures::join!(
         inode::load(store),
         label::load(store),
         lease::load(store),
         wal_marker::load(store),
         ImportRecord::load(store),
+        ScrubRecord::load(store),
         children::known(store)
     );
     let (inode, _) = inode?;
@@ -105,6 +122,12 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         _ => None,
     };
     let place = log.as_ref().and_then(|marker| marker.place().ok());
+    // A volume that was copied has the original's record until its own scrub writes one.
+    let scrub = scrub?.filter(|scrub| {
+        label
+            .as_ref()
+            .is_some_and(|label| label.volume_id == scrub.volume_id)
+    });
     let replica_of = label.as_ref().and_then(|label| label.replica_of.clone());
     Ok(VolumeInfo {
         url: url.to_string(),
@@ -122,6 +145,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         wal_url: log.map(|marker| marker.address(store)),
         durability: Durability::of(url, place.as_ref()).sentence().to_owned(),
         import: import?,
+        scrub,
         lease,
         clone_of: origin.as_ref().map(ParentInfo::of),
         replica_of,

@@ -54,9 +54,9 @@ pub use create::{CreateOptions, DEFAULT_BLOCK_SIZE_BYTES, create};
 pub(crate) use create::{check_path, create_noting};
 pub use delete::{DeletePlan, Deleted, IfDamaged, delete, delete_plan};
 pub use flatten::{Flattened, flatten};
-pub use info::{VolumeInfo, info};
+pub use info::{VolumeInfo, info, lease_of};
 pub use resize::resize;
-pub use space::{Space, space};
+pub use space::{SnapshotSpace, Space, space};
 
 /// Finds the volume and checks whether a server could open it now, for writing unless `read_only`. Changes nothing of
 /// the volume; it probes a store that was not probed yet. Returns what was seen, for [`LeaseOptions::sighting`].

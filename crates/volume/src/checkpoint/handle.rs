@@ -210,6 +210,19 @@ impl Driver {
             .unwrap_or_else(|e| Err(VolumeError::Internal(e.to_string())))
     }
 
+    /// Publishes what was added to the overlay before the call. From then on whatever a log or the buffer file has that is not published
+    /// is made upon the newest checkpoint of now, or a later one, also where checkpoints came since that hold nothing of clients.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub(crate) async fn publish_and_rebase(&self) -> Result<(), VolumeError> {
+        self.check_fenced()?;
+        self.publish_all().await?;
+        // A publish that found nothing to publish has left the buffer file as it was.
+        self.overlay.rebase();
+        Ok(())
+    }
+
     /// Publishes a checkpoint of this size, between two publishes. It goes on when this is given up.
     ///
     /// # Errors

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::{debug, info, warn};
-use tokio::sync::Mutex;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::Compacted;
 use super::pace::{self, Pace};
-use super::relocation::{Flip, Ground, Moved};
+use super::relocation::{Flip, Ground};
 use super::schedule::Schedule;
 use crate::base::control::Control;
 use crate::base::error::{ErrorKind, VolumeError};
@@ -25,9 +27,23 @@ const ENTRY_WAIT: Duration = Duration::from_millis(100);
 const RETRY_WAIT: Duration = Duration::from_secs(10);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// Relocates until it is dropped.
+/// Who may wait besides the one who is served. Each has a connection of the control socket and a thread, and others need these, too.
+const WAITING_MAX: usize = 4;
+
+/// Relocates until it is dropped: by itself where it is to, and whenever it is asked to. One task does both, so that no two relocations
+/// choose the same victims.
 #[derive(Debug)]
-pub(crate) struct Keeper(AbortHandle);
+pub(crate) struct Keeper {
+    task: AbortHandle,
+    asked: mpsc::Sender<Asked>,
+}
+
+/// Somebody asked for a compaction, and waits for it.
+struct Asked {
+    /// Ends it between two checkpoints.
+    control: Arc<Control>,
+    answer: oneshot::Sender<Result<Compacted, VolumeError>>,
+}
 
 /// What a keeper works with.
 pub(crate) struct Work {
@@ -37,17 +53,40 @@ pub(crate) struct Work {
     pub published_bytes: PublishedBytes,
     /// Bytes a second at most; 0 is without a bound.
     pub cap_rate: u64,
+    /// Whether anything is relocated that nobody asked for.
+    pub is_automatic: bool,
 }
 
 impl Keeper {
     /// Starts on the current runtime.
     pub fn start(work: Work) -> Self {
-        Self(tokio::spawn(work.run()).abort_handle())
+        let (asked, asking) = mpsc::channel(WAITING_MAX);
+        let task = tokio::spawn(work.run(asking)).abort_handle();
+        Self { task, asked }
+    }
+
+    /// Copies whatever gives back enough for what its copy costs, of what there is now; as fast as the store takes it at the lowest class,
+    /// and below the cap. Waits for what is being relocated, and for who asked before. `control` ends it between two checkpoints.
+    ///
+    /// # Errors
+    /// Those of the relocations: what was moved until then is in place. [`VolumeError::InvalidInput`] when too many wait already.
+    /// [`VolumeError::Closed`] when the volume is closed meanwhile.
+    pub async fn ask(&self, control: Arc<Control>) -> Result<Compacted, VolumeError> {
+        let (answer, answered) = oneshot::channel();
+        self.asked
+            .try_send(Asked { control, answer })
+            .map_err(|refused| match refused {
+                TrySendError::Full(_) => VolumeError::InvalidInput(
+                    "others wait for a compaction already: ask again once it is done".to_owned(),
+                ),
+                TrySendError::Closed(_) => VolumeError::Closed,
+            })?;
+        answered.await.unwrap_or(Err(VolumeError::Closed))
     }
 
     /// Ends it. A flip that is on its way is carried out; copies before it are left.
     pub fn stop(&self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -58,31 +97,43 @@ impl Drop for Keeper {
 }
 
 impl Work {
-    async fn run(self) {
+    async fn run(self, mut asking: mpsc::Receiver<Asked>) {
+        let mut is_automatic = self.is_automatic;
         let mut failures = 0_u32;
-        let (mut schedule, mut looked_at) = (Schedule::new(self.published_bytes.get()), Instant::now());
+        let mut schedule = Schedule::new(self.published_bytes.get());
+        let (mut looked_at, mut not_before) = (Instant::now(), Instant::now());
         loop {
-            loop {
-                tokio::time::sleep(POLL).await;
-                if schedule.is_look_due(self.published_bytes.get(), looked_at.elapsed()) {
-                    break;
-                }
-            }
+            let asked = tokio::select! {
+                biased;
+                asked = asking.recv() => match asked {
+                    Some(asked) => Some(asked),
+                    // Nobody is left who could ask: the volume has gone.
+                    None => return,
+                },
+                () = self.look_due(&schedule, looked_at, not_before), if is_automatic => None,
+            };
             looked_at = Instant::now();
             schedule.look(self.published_bytes.get());
-            match self.relocate_all(&mut schedule).await {
+            if let Some(Asked { control, answer }) = asked {
+                let done = self.relocate_asked(&mut schedule, &control).await;
+                tell(&done);
+                // Who has gone is not answered.
+                let _ = answer.send(done);
+                continue;
+            }
+            match self.relocate_all(&mut schedule, &asking).await {
                 Ok(look_after_bytes) => {
                     failures = 0;
                     schedule.looked(look_after_bytes);
                 }
                 Err(e) if e.kind() == ErrorKind::Fenced => {
                     info!("compaction has stopped in this server: {e}");
-                    return;
+                    is_automatic = false;
                 }
                 // The format, or the numbers' end.
                 Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Exhausted) => {
                     info!("the volume is not compacted: {}", e.chain());
-                    return;
+                    is_automatic = false;
                 }
                 Err(e) => {
                     failures += 1;
@@ -93,17 +144,28 @@ impl Work {
                         );
                     }
                     let wait = RETRY_WAIT.saturating_mul(1 << (failures - 1).min(10));
-                    tokio::time::sleep(wait.min(RETRY_WAIT_MAX)).await;
+                    not_before = Instant::now() + wait.min(RETRY_WAIT_MAX);
                 }
             }
         }
     }
 
+    /// Resolves once enough was published since the last look for another one.
+    async fn look_due(&self, schedule: &Schedule, looked_at: Instant, not_before: Instant) {
+        tokio::time::sleep_until(not_before).await;
+        loop {
+            tokio::time::sleep(POLL).await;
+            if schedule.is_look_due(self.published_bytes.get(), looked_at.elapsed()) {
+                return;
+            }
+        }
+    }
+
     /// The next victims, once the flip before is accounted: until then its victims are chosen again.
-    async fn victims(&self, flipped_as: u64) -> Result<Victims, VolumeError> {
+    async fn victims(&self, flipped_as: u64, want: Want) -> Result<Victims, VolumeError> {
         for _ in 0..ENTRY_WAITS {
             let mut rounds = self.rounds.lock().await;
-            let victims = rounds.victims(self.ground.block_bytes(), Want::Bound).await?;
+            let victims = rounds.victims(self.ground.block_bytes(), want).await?;
             drop(rounds);
             if victims.accounted >= flipped_as {
                 return Ok(victims);
@@ -115,17 +177,18 @@ impl Work {
         )))
     }
 
-    /// Relocates as long as there is anything to do. Returns the bytes to be published before the next look.
-    async fn relocate_all(&self, schedule: &mut Schedule) -> Result<u64, VolumeError> {
-        let mut all = Moved::default();
+    /// Relocates as long as there is anything to do, and nobody asks for more. Returns the bytes to be published before the next look.
+    async fn relocate_all(
+        &self,
+        schedule: &mut Schedule,
+        asking: &mpsc::Receiver<Asked>,
+    ) -> Result<u64, VolumeError> {
+        let mut all = Compacted::default();
         loop {
-            let victims = self.victims(schedule.flipped_as()).await?;
-            if victims.next.is_empty() || schedule.is_over() {
+            let victims = self.victims(schedule.flipped_as(), Want::Bound).await?;
+            if victims.next.is_empty() || schedule.is_over() || !asking.is_empty() {
                 if all.objects > 0 {
-                    info!(
-                        "compaction copied {} live bytes out of {} objects of {} bytes, which are removed once no kept checkpoint needs them",
-                        all.bytes, all.objects, all.object_bytes
-                    );
+                    tell_of(&all);
                 }
                 return Ok(pace::look_after(&victims.debt));
             }
@@ -137,9 +200,56 @@ impl Work {
                 .await?;
             debug!("{:?} for {:?}", moved, victims.debt);
             schedule.relocated(moved.checkpoint);
-            all.objects += moved.objects;
-            all.object_bytes += moved.object_bytes;
-            all.bytes += moved.bytes;
+            all.add(&moved);
         }
     }
+
+    /// Relocates what there was to relocate when this began: clients that write meanwhile do not keep it from ending.
+    async fn relocate_asked(
+        &self,
+        schedule: &mut Schedule,
+        control: &Control,
+    ) -> Result<Compacted, VolumeError> {
+        info!("told to compact");
+        let cap = Some(self.cap_rate).filter(|rate| *rate > 0);
+        let mut done = Compacted::default();
+        let mut at_first = None;
+        loop {
+            let victims = self.victims(schedule.flipped_as(), Want::Everything).await?;
+            let wanted = *at_first.get_or_insert(victims.objects);
+            if victims.next.is_empty() || done.objects >= wanted || control.is_stopped() {
+                break;
+            }
+            // However many follow each other, what is not published names one of the newest checkpoints.
+            self.flip.settle().await?;
+            schedule.settled();
+            let moved = self
+                .ground
+                .relocate(&victims.next, self.flip.as_ref(), Pace::new(cap), control)
+                .await?;
+            if moved.checkpoint == 0 {
+                break;
+            }
+            schedule.relocated(moved.checkpoint);
+            done.add(&moved);
+        }
+        done.is_stopped = control.is_stopped();
+        Ok(done)
+    }
+}
+
+/// Logs how a compaction ended that was asked for.
+fn tell(done: &Result<Compacted, VolumeError>) {
+    match done {
+        Ok(done) if done.is_stopped => info!("compaction is stopped: who asked for it has gone"),
+        Ok(done) => tell_of(done),
+        Err(e) => warn!("compaction, which was asked for, has failed: {}", e.chain()),
+    }
+}
+
+fn tell_of(done: &Compacted) {
+    info!(
+        "compaction copied {} live bytes out of {} objects of {} bytes, which are removed once no kept checkpoint needs them",
+        done.copied_bytes, done.objects, done.object_bytes
+    );
 }

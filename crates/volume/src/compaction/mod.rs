@@ -10,13 +10,40 @@
 //! * `pace` (pure): how fast, by how much space is taken for nothing, and when to look again.
 //! * `relocation`: one relocation, from victims to flip.
 //! * `schedule` (pure): when a served volume is looked at, and how many relocations may follow each other.
-//! * `keeper`: the relocations of a served volume.
+//! * `keeper`: the relocations of a served volume, those that it makes by itself and those that it is asked for.
 
 mod keeper;
 mod pace;
 mod relocation;
 mod schedule;
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use keeper::{Keeper, Work};
 pub use pace::Pace;
 pub use relocation::{Flip, Ground, Moved};
+
+/// What a compaction did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compacted {
+    /// Objects that what was live was copied out of: none has anything live any more.
+    pub objects: u64,
+    /// Their bytes.
+    pub object_bytes: u64,
+    /// Bytes that were copied.
+    pub copied_bytes: u64,
+    /// Checkpoints that it made.
+    pub checkpoints: u64,
+    /// Whether it was told to stop before its end. What it had done by then is done.
+    pub is_stopped: bool,
+}
+
+impl Compacted {
+    /// One more relocation.
+    pub(crate) fn add(&mut self, moved: &Moved) {
+        self.objects += moved.objects;
+        self.object_bytes += moved.object_bytes;
+        self.copied_bytes += moved.bytes;
+        self.checkpoints += u64::from(moved.checkpoint > 0);
+    }
+}

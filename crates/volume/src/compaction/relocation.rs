@@ -44,12 +44,25 @@ const READS_AT_ONCE: usize = 4;
 pub trait Flip: Send + Sync {
     /// See [`Engine::relocate`].
     async fn flip(&self, relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError>;
+
+    /// Returns once nothing that is not published is made upon a checkpoint from before this call. Where nobody writes beside it there is
+    /// nothing of the kind.
+    ///
+    /// # Errors
+    /// When what clients wrote cannot be published.
+    async fn settle(&self) -> Result<(), VolumeError> {
+        Ok(())
+    }
 }
 
 #[async_trait]
 impl Flip for Driver {
     async fn flip(&self, relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError> {
         self.relocate(relocation).await
+    }
+
+    async fn settle(&self) -> Result<(), VolumeError> {
+        self.publish_and_rebase().await
     }
 }
 

@@ -58,6 +58,11 @@ impl Schedule {
         self.flipped_as = self.flipped_as.max(checkpoint);
     }
 
+    /// Nothing that is not published is made upon a checkpoint before the newest one any more.
+    pub fn settled(&mut self) {
+        (self.in_a_row, self.is_over) = (0, false);
+    }
+
     /// Whether nothing more is relocated before the next look.
     pub fn is_over(&self) -> bool {
         self.is_over
@@ -90,6 +95,16 @@ mod tests {
                 let since_last = [Duration::ZERO, LOOK_AT_LATEST][rng.usize(..2)];
                 if rng.u8(..3) == 0 {
                     (bytes, since_publish, checkpoint) = (bytes + 1, 0, checkpoint + 1);
+                }
+                if rng.u8(..10) == 0 {
+                    // Somebody asks: however many follow, each comes after what was written is published.
+                    schedule.look(bytes);
+                    for _ in 0..rng.usize(..3 * NEWEST_KEPT) {
+                        schedule.settled();
+                        (since_publish, checkpoint) = (1, checkpoint + 1);
+                        schedule.relocated(checkpoint);
+                        assert!(!schedule.is_over());
+                    }
                 }
                 if !schedule.is_look_due(bytes, since_last) {
                     continue;

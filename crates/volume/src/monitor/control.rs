@@ -4,6 +4,7 @@
 //! socket's file and the kernel's word on the peer (`SO_PEERCRED`) both say that it is this user, or root.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -11,10 +12,12 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::status::Status;
-use super::{Monitor, State};
+use super::{Monitor, Now, State};
+use crate::base::control::Control;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::options::parse_checkpoint_interval;
 use crate::past::{self, SnapshotName};
+use crate::volume::Volume;
 
 /// Paths of the verbs begin so. Another number is another meaning.
 pub(super) const VERSION: &str = "/v1/";
@@ -35,6 +38,13 @@ pub(super) enum Verb {
     Resize {
         /// To this size.
         size_bytes: u64,
+    },
+    /// What is live is copied out of objects that are mostly dead.
+    Compact,
+    /// What the retention does not keep is removed.
+    Retention {
+        /// Only where the server does that by itself, too.
+        only_if_automatic: bool,
     },
     /// What may change while it runs.
     Set(Settings),
@@ -66,6 +76,41 @@ pub struct SnapshotArguments {
 pub struct ResizeArguments {
     /// The size that the volume is to have.
     pub size_bytes: u64,
+}
+
+/// Arguments of `retention`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionArguments {
+    /// Only where the server does that by itself, too: the rules are others, and it is to go by them at once.
+    pub only_if_automatic: bool,
+}
+
+/// Checkpoints and objects that a retention has removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Checkpoints.
+    pub checkpoints: u64,
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Answer of `retention`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetentionAnswer {
+    /// Whether anything was looked for.
+    pub is_done: bool,
+    /// What went now.
+    #[serde(flatten)]
+    pub gone: Gone,
+    /// Checkpoints and objects that nobody needs either, and that go later.
+    pub waiting: u64,
+    /// How long something must not have been needed before it goes, in milliseconds.
+    pub grace_ms: u64,
+    /// What went since the server began, by itself or not.
+    pub gone_since_start: Gone,
 }
 
 /// Arguments of `shutdown`.
@@ -146,11 +191,30 @@ pub(super) fn verb(path: &str, body: &[u8]) -> Result<Verb, Refusal> {
             let ResizeArguments { size_bytes } = arguments(body)?;
             Ok(Verb::Resize { size_bytes })
         }
+        Some("compact") => arguments::<NoArguments>(body).map(|_| Verb::Compact),
+        Some("retention") => {
+            let RetentionArguments { only_if_automatic } = arguments(body)?;
+            Ok(Verb::Retention { only_if_automatic })
+        }
         _ => Err(Refusal::new(
             StatusCode::NOT_FOUND,
-            "there are /v1/status, /v1/report, /v1/flush, /v1/snapshot, /v1/resize, /v1/shutdown and /v1/set",
+            "there are /v1/status, /v1/report, /v1/flush, /v1/snapshot, /v1/resize, /v1/compact, /v1/retention, /v1/shutdown and /v1/set",
         )),
     }
+}
+
+/// The volume, of which something can be done only while it is open.
+fn opened<'a>(now: &'a Now, done: &str) -> Result<&'a Volume, Refusal> {
+    now.volume.as_deref().ok_or_else(|| {
+        Refusal::new(
+            StatusCode::CONFLICT,
+            format!("the volume is {done} while it is open: connect a client first, or stop the server"),
+        )
+    })
+}
+
+fn to_json(answer: impl Serialize) -> Result<Value, Refusal> {
+    serde_json::to_value(answer).map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
 }
 
 /// What helps somebody who was not there: what is known now, the parameters, the last lines of the log.
@@ -199,12 +263,17 @@ impl Monitor {
         self.served.shut_down(when_idle);
     }
 
-    /// Does what it is told; may take as long as a flush. To be called where blocking harms nobody.
-    pub(super) fn carry_out(&self, verb: &Verb, runtime: &Handle) -> Result<Value, Refusal> {
+    /// Does what it is told; may take as long as a flush, or as a compaction, which `control` ends early. To be called where blocking harms
+    /// nobody.
+    pub(super) fn carry_out(
+        &self,
+        verb: &Verb,
+        runtime: &Handle,
+        control: &Arc<Control>,
+    ) -> Result<Value, Refusal> {
         let now = self.served.now();
         // The last checkpoint is being made, and whether it succeeds is not known.
-        if now.state == State::Ending && matches!(verb, Verb::Flush | Verb::Snapshot(_) | Verb::Resize { .. })
-        {
+        if now.state == State::Ending && !matches!(verb, Verb::Shutdown { .. } | Verb::Set(_)) {
             return Err(Refusal::new(
                 StatusCode::CONFLICT,
                 "the server is ending: wait until it has, and look at how it ended".to_owned(),
@@ -223,18 +292,34 @@ impl Monitor {
                     volume.publish()?;
                 }
                 let (url, store) = &self.place;
-                let made = runtime.block_on(past::create(url, store, name, None))?;
-                serde_json::to_value(made)
-                    .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+                to_json(runtime.block_on(past::create(url, store, name, None))?)
             }
             Verb::Resize { size_bytes } => {
-                let Some(volume) = &now.volume else {
-                    let why =
-                        "the volume is resized while it is open: connect a client first, or stop the server";
-                    return Err(Refusal::new(StatusCode::CONFLICT, why));
-                };
+                let volume = opened(&now, "resized")?;
                 volume.grow(*size_bytes)?;
                 Ok(serde_json::json!({ "size_bytes": volume.size_bytes() }))
+            }
+            Verb::Compact => to_json(opened(&now, "compacted")?.compact(control)?),
+            Verb::Retention { only_if_automatic } => {
+                let volume = opened(&now, "pruned")?;
+                let removed = volume.prune(*only_if_automatic)?;
+                let (is_done, removed) = (removed.is_some(), removed.unwrap_or_default());
+                let space = &self.metrics.space;
+                to_json(RetentionAnswer {
+                    is_done,
+                    gone: Gone {
+                        checkpoints: removed.checkpoints,
+                        objects: removed.objects,
+                        bytes: removed.bytes,
+                    },
+                    waiting: removed.waiting,
+                    grace_ms: u64::try_from(volume.retention_grace().as_millis()).unwrap_or(u64::MAX),
+                    gone_since_start: Gone {
+                        checkpoints: space.removed_checkpoints.get(),
+                        objects: space.removed_objects.get(),
+                        bytes: space.removed_bytes.get(),
+                    },
+                })
             }
             // It ends once that is answered ([`Self::end`]).
             Verb::Shutdown { .. } => Ok(serde_json::json!({ "connections": now.connections })),
@@ -260,8 +345,7 @@ impl Monitor {
                     "told to set {}",
                     serde_json::to_string(settings).unwrap_or_default()
                 );
-                serde_json::to_value(settings)
-                    .map_err(|e| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+                to_json(settings)
             }
         }
     }
@@ -284,6 +368,13 @@ mod tests {
             assert_eq!(
                 verb("/v1/shutdown", body.as_bytes()).unwrap(),
                 Verb::Shutdown { when_idle }
+            );
+        }
+        assert_eq!(verb("/v1/compact", b"{}").unwrap(), Verb::Compact);
+        for (body, only_if_automatic) in [("", false), (r#"{"only_if_automatic": true}"#, true)] {
+            assert_eq!(
+                verb("/v1/retention", body.as_bytes()).unwrap(),
+                Verb::Retention { only_if_automatic }
             );
         }
         let settings = Settings {
@@ -325,6 +416,13 @@ mod tests {
             ("/v1/set", "{\"io_timeout\": \"1s\"}", StatusCode::BAD_REQUEST),
             ("/v1/resize", "{}", StatusCode::BAD_REQUEST),
             ("/v1/resize", "{\"size_bytes\": -1}", StatusCode::BAD_REQUEST),
+            ("/v1/compact", "{\"rate\": 1}", StatusCode::BAD_REQUEST),
+            ("/v1/retention", "{\"keep_last\": 1}", StatusCode::BAD_REQUEST),
+            (
+                "/v1/retention",
+                "{\"only_if_automatic\": 1}",
+                StatusCode::BAD_REQUEST,
+            ),
             ("/v1/", "{}", StatusCode::NOT_FOUND),
             ("/v2/flush", "{}", StatusCode::NOT_FOUND),
             ("/flush", "{}", StatusCode::NOT_FOUND),

@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use super::control::{self, Refusal, Verb};
 use super::listen::{Listener, Socket};
 use super::{Monitor, page};
+use crate::base::control::Control;
 
 /// Connections at once; others wait.
 const CONNECTIONS_MAX: usize = 16;
@@ -235,6 +236,16 @@ async fn respond(
     answer(status, JSON, body.to_string())
 }
 
+/// Ends what was asked for once nobody waits for it any more: with the connection of who hangs up this goes, too.
+#[derive(Default)]
+struct Waiting(Arc<Control>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 async fn told(
     monitor: Arc<Monitor>,
     path: String,
@@ -244,7 +255,9 @@ async fn told(
     let verb = control::verb(&path, &body)?;
     ending.note(&verb);
     let runtime = tokio::runtime::Handle::current();
-    let done = tokio::task::spawn_blocking(move || monitor.carry_out(&verb, &runtime)).await;
+    let waiting = Waiting::default();
+    let control = waiting.0.clone();
+    let done = tokio::task::spawn_blocking(move || monitor.carry_out(&verb, &runtime, &control)).await;
     done.unwrap_or_else(|e| {
         Err(Refusal {
             status: StatusCode::INTERNAL_SERVER_ERROR,

@@ -134,6 +134,7 @@ impl Collector for Page {
         self.reads(&mut to)?;
         self.store(&mut to)?;
         self.ownership(&mut to)?;
+        self.scrub(&mut to)?;
         self.space(&mut to)
     }
 }
@@ -470,7 +471,39 @@ impl Page {
             [
                 (vec![("by", "read")], damage.reads.get()),
                 (vec![("by", "publish")], damage.publishes.get()),
+                (vec![("by", "scrub")], damage.scrub.get()),
             ],
+        )
+    }
+
+    fn scrub(&self, to: &mut Writer<'_>) -> fmt::Result {
+        let counted = &self.metrics.scrub;
+        to.counters(
+            ("scrub", "Bytes that the scrub read and found nothing wrong with"),
+            Some(Unit::Bytes),
+            [
+                (vec![("checked", "yes")], counted.verified_bytes.get()),
+                (vec![("checked", "no")], counted.unverified_bytes.get()),
+            ],
+        )?;
+        let volume = self.status.volume.as_ref();
+        let scrub = volume.and_then(|volume| volume.scrub.as_ref());
+        to.gauge(
+            (
+                "scrub_damaged_places",
+                "Damaged places in stored objects that the scrub knows of now",
+            ),
+            None,
+            scrub.map_or(0, |scrub| scrub.damage.len() as u64 + scrub.more),
+        )?;
+        let ended_ms = scrub.and_then(|scrub| scrub.last).map_or(0, |last| last.ended_ms);
+        to.gauge(
+            (
+                "scrub_timestamp",
+                "When the scrub last came to its end; 0 for never, or without one",
+            ),
+            Some(Unit::Seconds),
+            timestamp(ended_ms),
         )
     }
 
@@ -498,6 +531,15 @@ impl Page {
             ("space_timestamp", "When that was counted"),
             Some(Unit::Seconds),
             counted,
+        )?;
+        let debt = space.map(|space| (Vec::new(), space.debt_bytes));
+        to.gauges(
+            (
+                "compaction_debt",
+                "How far what is stored for the newest state is beyond what compaction keeps it at",
+            ),
+            Some(Unit::Bytes),
+            debt,
         )?;
         let removed = &self.metrics.space;
         to.counter(

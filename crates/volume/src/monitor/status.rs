@@ -197,6 +197,8 @@ pub struct SpaceStatus {
     pub history_bytes: u64,
     /// What goes.
     pub garbage_bytes: u64,
+    /// How far what is stored for the newest state is beyond what compaction keeps it at.
+    pub debt_bytes: u64,
     /// What went.
     pub removed_bytes: u64,
     /// Checkpoints that went.
@@ -210,6 +212,8 @@ pub struct DamageStatus {
     pub reads: u64,
     /// By publishes.
     pub publishes: u64,
+    /// By the scrub, each place once.
+    pub scrub: u64,
 }
 
 impl Status {
@@ -244,6 +248,16 @@ fn problems(
     if damage > 0 {
         problems.push(format!(
             "damaged or missing data was found {damage} times: see the log, and docs/operations.md"
+        ));
+    }
+    let scrub = volume.and_then(|volume| volume.scrub.as_ref());
+    if let Some((scrub, first)) = scrub.and_then(|scrub| Some((scrub, scrub.damage.first()?))) {
+        let more = match scrub.damage.len() as u64 - 1 + scrub.more {
+            0 => String::new(),
+            more => format!("; and so in {more} places more"),
+        };
+        problems.push(format!(
+            "the scrub knows of damage in {first}{more}: see docs/checking.md"
         ));
     }
     if is_publishing_failing {
@@ -324,6 +338,7 @@ impl Monitor {
             damage: DamageStatus {
                 reads: counted.damage.reads.get(),
                 publishes: counted.damage.publishes.get(),
+                scrub: counted.damage.scrub.get(),
             },
             volume,
         }
@@ -364,6 +379,7 @@ fn space(counted: &Counted, volume: Option<&VolumeStatus>) -> Option<SpaceStatus
         live_bytes,
         history_bytes: stored_bytes.saturating_sub(live_bytes + garbage_bytes),
         garbage_bytes,
+        debt_bytes: space.debt_bytes.get(),
         removed_bytes: space.removed_bytes.get(),
         removed_checkpoints: space.removed_checkpoints.get(),
     })

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
-use tokio::sync::Mutex;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use super::choice::NEWEST_KEPT;
@@ -20,27 +21,69 @@ const ROUNDS_MAX: usize = 100;
 /// The pause between two rounds of a turn, in which others come to the container and to the rounds.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs rounds until it is dropped. The next server continues a round that was interrupted.
+/// Who may wait besides the one who is served. Each has a connection of the control socket and a thread, and others need these, too.
+const WAITING_MAX: usize = 4;
+
+/// Runs rounds until it is dropped: each interval, and whenever it is asked to. The next server continues a round that was interrupted.
 #[derive(Debug)]
-pub(crate) struct Keeper(AbortHandle);
+pub(crate) struct Keeper {
+    task: AbortHandle,
+    asked: mpsc::Sender<Asked>,
+}
+
+/// Somebody asked for a turn, and waits for it.
+struct Asked {
+    only_if_automatic: bool,
+    answer: oneshot::Sender<Result<Option<Removed>, VolumeError>>,
+}
 
 impl Keeper {
     /// Starts on the current runtime. What earlier servers left is settled at once. If there is an `interval`, a round
-    /// follows in each, and more of them at once where a plan has no room for all that may go. `newest` shows whether anything was published; `marker` is the marker of the volume's WAL, if
-    /// it has one.
+    /// follows in each, and more of them at once where a plan has no room for all that may go. `grace` is the one of the rounds. `newest`
+    /// shows whether anything was published; `marker` is the marker of the volume's WAL, if it has one.
     pub fn start(
         rounds: Arc<Mutex<Rounds>>,
         interval: Option<Duration>,
+        grace: Duration,
         newest: NewestCheckpoint,
         marker: Option<Arc<Marker>>,
     ) -> Self {
-        let running = tokio::spawn(run(rounds, interval, newest, marker));
-        Self(running.abort_handle())
+        let (asked, asking) = mpsc::channel(WAITING_MAX);
+        let work = Work {
+            rounds,
+            interval,
+            grace,
+            newest,
+            marker,
+        };
+        let task = tokio::spawn(work.run(asking)).abort_handle();
+        Self { task, asked }
+    }
+
+    /// Has rounds made until a plan has room for what is left that may go now. With `only_if_automatic` nothing is done where no round
+    /// comes by itself, and the answer is `None`. What waits for its time of grace goes right after that, where rounds come by themselves.
+    ///
+    /// # Errors
+    /// Those of a round. [`VolumeError::InvalidInput`] when too many wait already. [`VolumeError::Closed`] when the volume is closed
+    /// meanwhile.
+    pub async fn ask(&self, only_if_automatic: bool) -> Result<Option<Removed>, VolumeError> {
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked {
+            only_if_automatic,
+            answer,
+        };
+        self.asked.try_send(asked).map_err(|refused| match refused {
+            TrySendError::Full(_) => VolumeError::InvalidInput(
+                "others wait for the retention already: ask again once it is done".to_owned(),
+            ),
+            TrySendError::Closed(_) => VolumeError::Closed,
+        })?;
+        answered.await.unwrap_or(Err(VolumeError::Closed))
     }
 
     /// Stops the rounds.
     pub fn stop(&self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -50,39 +93,97 @@ impl Drop for Keeper {
     }
 }
 
-async fn run(
+/// What the task works with.
+struct Work {
     rounds: Arc<Mutex<Rounds>>,
     interval: Option<Duration>,
+    grace: Duration,
     newest: NewestCheckpoint,
     marker: Option<Arc<Marker>>,
-) {
-    let mut failures = 0_u32;
-    let mut skipped = 0;
-    let mut done: Option<CheckpointId> = None;
-    if let Err(e) = rounds.lock().await.settle(false).await {
-        if ends(&e) {
-            return;
+}
+
+impl Work {
+    async fn run(self, mut asking: mpsc::Receiver<Asked>) {
+        let rounds = &self.rounds;
+        let mut failures = 0_u32;
+        let mut skipped = 0;
+        let mut done: Option<CheckpointId> = None;
+        // None once another server has the volume: whoever asks is told so, by the round that fails.
+        let mut interval = self.interval;
+        if let Err(e) = rounds.lock().await.settle(false).await {
+            if ends(&e) {
+                interval = None;
+            }
+            debug!(
+                "what earlier servers were removing is settled later: {}",
+                e.chain()
+            );
         }
-        debug!(
-            "what earlier servers were removing is settled later: {}",
-            e.chain()
-        );
+        let mut wait = interval;
+        loop {
+            let asked = tokio::select! {
+                biased;
+                asked = asking.recv() => match asked {
+                    Some(asked) => Some(asked),
+                    // Nobody is left who could ask: the volume has gone.
+                    None => return,
+                },
+                () = passed(wait) => None,
+            };
+            let asked = match asked {
+                Some(asked) if asked.only_if_automatic && interval.is_none() => {
+                    // Who has gone is not answered.
+                    let _ = asked.answer.send(Ok(None));
+                    continue;
+                }
+                asked => asked,
+            };
+            wait = interval;
+            let at = self.newest.get();
+            // Names and pins that end are noticed now and then.
+            if asked.is_none()
+                && done.is_some()
+                && done == at
+                && skipped < SKIPPED_MAX
+                && rounds.lock().await.is_policy_unchanged().await
+            {
+                skipped += 1;
+                continue;
+            }
+            skipped = 0;
+            self.follow().await;
+            let turned = turn(rounds, PAUSE).await;
+            match &turned {
+                Ok(removed) => {
+                    failures = 0;
+                    done = at.filter(|_| removed.waiting == 0);
+                    if asked.is_some() && removed.waiting > 0 {
+                        // What somebody waits for goes as soon as it may.
+                        wait = interval.map(|interval| interval.min(self.grace));
+                    }
+                }
+                Err(e) if ends(e) => (interval, wait) = (None, None),
+                Err(e) => {
+                    done = None;
+                    failures += 1;
+                    // Logged once and then at growing intervals, because the failure costs nothing but space.
+                    if failures.is_power_of_two() {
+                        warn!(
+                            "retention has failed {failures} times, and is tried again later: {}",
+                            e.chain()
+                        );
+                    }
+                }
+            }
+            if let Some(asked) = asked {
+                let _ = asked.answer.send(turned.map(Some));
+            }
+        }
     }
-    let Some(interval) = interval else { return };
-    loop {
-        tokio::time::sleep(interval).await;
-        let at = newest.get();
-        // Names and pins that end are noticed now and then.
-        if done.is_some()
-            && done == at
-            && skipped < SKIPPED_MAX
-            && rounds.lock().await.is_policy_unchanged().await
-        {
-            skipped += 1;
-            continue;
-        }
-        skipped = 0;
-        if let Some(marker) = &marker
+
+    /// Lets the log's marker name a checkpoint that stays anyway.
+    async fn follow(&self) {
+        if let Some(marker) = &self.marker
             && let Err(e) = marker.follow(NEWEST_KEPT as u64).await
         {
             debug!(
@@ -90,29 +191,19 @@ async fn run(
                 e.chain()
             );
         }
-        match turn(&rounds, PAUSE).await {
-            Ok(removed) => {
-                failures = 0;
-                done = at.filter(|_| removed.waiting == 0);
-            }
-            Err(e) if ends(&e) => return,
-            Err(e) => {
-                done = None;
-                failures += 1;
-                // Logged once and then at growing intervals, because the failure costs nothing but space.
-                if failures.is_power_of_two() {
-                    warn!(
-                        "retention has failed {failures} times, and is tried again later: {}",
-                        e.chain()
-                    );
-                }
-            }
-        }
+    }
+}
+
+/// Resolves after this time; without one never.
+async fn passed(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
     }
 }
 
 /// Rounds until a plan has room for what is left that may go now. A volume with more writes than one plan an interval has room for would
-/// only grow otherwise. Returns what the last round removed, and what waits.
+/// only grow otherwise. Returns what the rounds removed, and what waits after the last one.
 pub(super) async fn turn(rounds: &Mutex<Rounds>, pause: Duration) -> Result<Removed, VolumeError> {
     let mut removed = rounds.lock().await.round(Instant::now()).await?;
     for _ in 1..ROUNDS_MAX {
@@ -120,7 +211,8 @@ pub(super) async fn turn(rounds: &Mutex<Rounds>, pause: Duration) -> Result<Remo
             break;
         }
         tokio::time::sleep(pause).await;
-        removed = rounds.lock().await.round(Instant::now()).await?;
+        let next = rounds.lock().await.round(Instant::now()).await?;
+        removed = removed.followed_by(&next);
     }
     Ok(removed)
 }

@@ -10,15 +10,19 @@
 //!   whichever owner removes and whenever it wakes up.
 
 mod account;
+mod alone;
 mod choice;
 mod keeper;
+mod periods;
 pub(crate) mod pins;
 pub(crate) mod plan;
 mod policy;
 mod reading;
 mod round;
+mod seen;
 mod survey;
 mod under_way;
+mod until;
 pub(crate) mod usage;
 mod victims;
 
@@ -33,6 +37,8 @@ pub(crate) use round::{ORPHAN_AGE, Rounds};
 pub use survey::Survey;
 pub(crate) use survey::survey;
 pub use under_way::UnderWay;
+pub use until::Until;
+pub(crate) use until::until;
 pub use usage::Places;
 pub use victims::{Debt, Victim};
 pub(crate) use victims::{Victims, Want};

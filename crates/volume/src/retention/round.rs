@@ -1,19 +1,20 @@
 //! One round of removing what nobody needs: account, choose, plan, check again, remove. Whoever is next continues an
 //! interrupted round.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures::try_join;
 use log::{info, warn};
 
 use super::account::{self, Account, Recent};
-use super::choice::{self, Choice, Chooser, Protected};
+use super::choice::{Choice, Chooser};
 use super::load_policy;
 use super::pins::Unusable;
 use super::plan::{self, Phase, Plan, runs};
 use super::policy::Policy;
+use super::seen::Stored;
+pub(super) use super::seen::{bytes_of, choose, protected, stored};
 use super::under_way::UnderWay;
 use super::usage::{ObjectUse, Usage};
 use super::victims::{self, Victims, Want};
@@ -24,7 +25,7 @@ use crate::engine::Ownership;
 use crate::format::{inode, object_names};
 use crate::index::cache::IndexCache;
 use crate::index::{checksums, origins};
-use crate::meta::{checkpoint_list, snapshots};
+use crate::meta::checkpoint_list;
 use crate::store::{DELETE_KEYS_MAX, ETag, Store, sums};
 
 /// How old an object that no checkpoint has used must be before it is removed, by the store's clock.
@@ -51,6 +52,19 @@ pub struct Removed {
     pub is_cut: bool,
 }
 
+impl Removed {
+    /// Of these rounds and the next one together.
+    pub(super) fn followed_by(&self, next: &Self) -> Self {
+        Self {
+            checkpoints: self.checkpoints + next.checkpoints,
+            objects: self.objects + next.objects,
+            bytes: self.bytes + next.bytes,
+            waiting: next.waiting,
+            is_cut: next.is_cut,
+        }
+    }
+}
+
 /// Removes what nobody needs, for the owner of a volume.
 pub(crate) struct Rounds {
     store: Store,
@@ -68,10 +82,9 @@ pub(crate) struct Rounds {
     /// The policy of the last round.
     policy: Option<Policy>,
     under_way: UnderWay,
+    /// Bytes of a block, where it is shown how far the volume is from where compaction keeps it.
+    block_bytes: Option<u64>,
 }
-
-/// The stored objects of the container by number: length in bytes, and when each was written.
-pub(super) type Stored = BTreeMap<u64, (u64, SystemTime)>;
 
 impl Rounds {
     /// For the owner of this epoch, which has fenced older owners. Nothing is removed before it has not been needed for
@@ -97,6 +110,7 @@ impl Rounds {
             planned: None,
             policy: None,
             under_way: UnderWay::default(),
+            block_bytes: None,
         }
     }
 
@@ -127,24 +141,34 @@ impl Rounds {
             followed.follow(plan);
         }
         followed.settle();
+        Ok(self.victims_of(followed.usage(), &stored, block_bytes, want))
+    }
+
+    /// What is worth copying by this table, and these objects. The debt is shown from then on.
+    fn victims_of(&self, usage: &Usage, stored: &Stored, block_bytes: u64, want: Want) -> Victims {
         let lengths = stored
             .iter()
             .map(|(object, (len_bytes, _))| (*object, *len_bytes));
         // What a clone has inherited is its parents'.
         let is_inherited = |object| self.store.lineage().inherits(object_names::cno_of(object));
-        let usage = followed.usage();
-        Ok(victims::choose(
-            usage,
-            &lengths.collect(),
-            block_bytes,
-            want,
-            is_inherited,
-        ))
+        let victims = victims::choose(usage, &lengths.collect(), block_bytes, want, is_inherited);
+        let space = &self.store.metrics().space;
+        space.debt_bytes.set(victims.debt.over_bytes());
+        victims
     }
 
     /// The same with what this process remembers, which need not be read then.
     pub fn remembering(self, recent: Recent) -> Self {
         Self { recent, ..self }
+    }
+
+    /// The same of a volume with blocks of this size, of which it is shown how far it is from where compaction keeps it. That costs no
+    /// request.
+    pub fn showing_debt(self, block_bytes: u64) -> Self {
+        Self {
+            block_bytes: Some(block_bytes),
+            ..self
+        }
     }
 
     /// Whether the policy is the one of the last round, as far as can be told.
@@ -299,8 +323,16 @@ impl Rounds {
         removed.checkpoints = choice.retired.len() as u64;
         removed.objects = choice.objects.len() as u64;
         removed.bytes = bytes_of(&choice.objects, &stored);
+        // What the checkpoints held that are gone is debt from here on.
+        account.settle();
+        let mut left = stored;
+        for object in &choice.objects {
+            left.remove(object);
+        }
+        self.count_debt(account.usage(), &left);
         let space = &self.store.metrics().space;
         space.removed_bytes.add(removed.bytes);
+        space.removed_objects.add(removed.objects);
         space.removed_checkpoints.add(removed.checkpoints);
         space
             .stored_bytes
@@ -322,7 +354,14 @@ impl Rounds {
             .stored_bytes
             .set(stored.values().map(|(len_bytes, _)| len_bytes).sum());
         space.garbage_bytes.set(bytes_of(&choice.objects, stored));
+        self.count_debt(usage, stored);
         space.counted_ms.set(now_ms());
+    }
+
+    fn count_debt(&self, usage: &Usage, stored: &Stored) {
+        if let Some(block_bytes) = self.block_bytes {
+            self.victims_of(usage, stored, block_bytes, Want::Bound);
+        }
     }
 
     /// Plans, looks again, removes. `false` when somebody needs what was to go: then all of it stays.
@@ -436,56 +475,6 @@ impl Rounds {
         }
         refused.map_or(Ok(()), |e| Err(e.into()))
     }
-}
-
-/// Chooses what is removed under this policy.
-pub(super) fn choose(
-    chooser: &mut Chooser,
-    usage: &Usage,
-    policy: Option<&Policy>,
-    protected: &Protected,
-    stored: &Stored,
-    under_way: &BTreeSet<u64>,
-    now: Instant,
-) -> Choice {
-    let checkpoints = usage.kept().iter().map(|(cno, of)| (*cno, of.published_ms));
-    let checkpoints: Vec<(u64, u64)> = checkpoints.collect();
-    let written: BTreeMap<u64, SystemTime> = stored.iter().map(|(o, (_, at))| (*o, *at)).collect();
-    let now_ms = choice::newest_written_ms(written.values().copied());
-    let kept = choice::kept(&checkpoints, policy, protected, now_ms);
-    chooser.choose(usage, &kept, &written, under_way, now)
-}
-
-/// The number of bytes in these objects.
-pub(super) fn bytes_of(objects: &[u64], stored: &Stored) -> u64 {
-    let found = objects.iter().filter_map(|object| stored.get(object));
-    found.map(|(len_bytes, _)| len_bytes).sum()
-}
-
-/// The checkpoints that must stay besides those that the policy keeps.
-pub(super) async fn protected(
-    store: &Store,
-    account: &Account,
-    unusable: Unusable,
-) -> Result<Protected, VolumeError> {
-    let (named, mut in_use) = try_join!(snapshots::named(store), super::in_use(store, unusable))?;
-    in_use.extend(account.depends_on());
-    Ok(Protected { named, in_use })
-}
-
-/// Every object of the container.
-pub(super) async fn stored(store: &Store) -> Result<Stored, VolumeError> {
-    let root = store.data_key("");
-    let listed = store.list(&root).await?;
-    let numbered = listed.into_iter().filter_map(|entry| {
-        let object = object_names::of_name(entry.key.strip_prefix(&root)?)?;
-        // What is inherited is not here; what stands here under such a number is nothing that this volume has made.
-        if store.lineage().inherits(object_names::cno_of(object)) {
-            return None;
-        }
-        Some((object, (entry.size_bytes, entry.last_modified)))
-    });
-    Ok(numbered.collect())
 }
 
 /// Whether a compaction by another tool waits to be adopted. No checkpoint names its objects yet.

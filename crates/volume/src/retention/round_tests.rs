@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::Volume;
 use crate::admin::{self, CreateOptions, rollback};
-use crate::base::checkpoint_id::CheckpointId;
+use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::ErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::engine::SoleOwner;
@@ -588,6 +588,32 @@ fn what_a_plan_has_no_room_for_goes_in_the_same_turn() {
     );
     let left = world.prune();
     assert_eq!((left.checkpoints, left.objects), (0, 0));
+    world.check_past(17);
+}
+
+/// Whoever asks has a turn of the task that does the rounds, whether it does any by itself or not.
+#[test]
+fn a_turn_can_be_asked_for() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(17);
+    world.publish(&mut rng, 40);
+    world.keep_last(1);
+    let rounds = Arc::new(tokio::sync::Mutex::new(world.rounds(1, Duration::ZERO)));
+    let newest = NewestCheckpoint::new(world.id(world.newest()));
+    let before = world.listed();
+    world.run(async {
+        let keeper = keeper::Keeper::start(rounds, None, Duration::ZERO, newest, None);
+        assert_eq!(keeper.ask(true).await.unwrap(), None, "it does none by itself");
+        assert_eq!(world.store.metrics().space.removed_checkpoints.get(), 0);
+        let removed = keeper.ask(false).await.unwrap().unwrap();
+        assert!(removed.checkpoints > 10 && removed.waiting == 0, "{removed:?}");
+        let again = keeper.ask(false).await.unwrap().unwrap();
+        assert_eq!((again.checkpoints, again.objects), (0, 0));
+        let counted = &world.store.metrics().space;
+        assert_eq!(counted.removed_checkpoints.get(), removed.checkpoints);
+        assert_eq!(counted.removed_objects.get(), removed.objects);
+    });
+    assert!(world.listed().len() < before.len());
     world.check_past(17);
 }
 

@@ -615,6 +615,80 @@ fn a_volume_that_is_compacted_gives_its_space_back() {
     check(&f, &mut model, 11);
 }
 
+/// `Volume::compact` and `Volume::prune` of a volume that does neither by itself. What clients were told of is published before anything is
+/// moved, so that it is there although the owner is gone right afterwards.
+#[test]
+fn an_open_volume_is_compacted_and_pruned_when_asked() {
+    let f = Fixture::new();
+    f.create(SIZE as u64, BLOCK as u32);
+    let rule = |policy: Option<&Policy>| f.run(set_policy(&f.url, &f.store_options, policy)).unwrap();
+    let options = VolumeOptions {
+        // Nothing is published by its age.
+        checkpoint_interval: Duration::from_secs(3600),
+        retention_interval: None,
+        retention_grace: Duration::ZERO,
+        ..VolumeOptions::default()
+    };
+    let volume = f.run(Volume::open(&f.url, &f.store_options, &options)).unwrap();
+    let control = Arc::new(Control::default());
+    rule(None);
+    let refused = volume.compact(&control).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+    assert_eq!(volume.prune(false).unwrap_err().kind(), ErrorKind::InvalidInput);
+    rule(Some(&Policy {
+        keep_last: 1,
+        ..Policy::default()
+    }));
+    let mut model = vec![0; SIZE];
+    let mut rng = fastrand::Rng::with_seed(21);
+    // Again and again, so that what is kept needs little of what the older objects have.
+    let mut removed = 0;
+    for _ in 0..4 {
+        for _ in 0..20 {
+            for _ in 0..30 {
+                let block = rng.usize(0..SIZE / BLOCK);
+                let bytes = pattern(rng.u64(..), BLOCK);
+                volume.write((block * BLOCK) as u64, &bytes, false).unwrap();
+                model[block * BLOCK..(block + 1) * BLOCK].copy_from_slice(&bytes);
+            }
+            volume.flush().unwrap();
+        }
+        assert_eq!(volume.prune(true).unwrap(), None, "it does not by itself");
+        removed += volume.prune(false).unwrap().unwrap().checkpoints;
+    }
+    assert!(removed > 20, "{removed}");
+    let newest = |f: &Fixture| {
+        let info = f.run(hypernbd_volume::admin::info(&f.url, &f.store_options));
+        info.unwrap().last_checkpoint
+    };
+    let was = newest(&f);
+    let stopped = Arc::new(Control::default());
+    stopped.stop();
+    let done = volume.compact(&stopped).unwrap();
+    assert!(
+        done.is_stopped && done.objects == 0 && newest(&f) == was,
+        "{done:?}"
+    );
+    // Not flushed, and part of a block.
+    volume.write(5, &[9; 100], false).unwrap();
+    model[5..105].fill(9);
+    assert_eq!(newest(&f), was);
+    let done = volume.compact(&control).unwrap();
+    assert!(
+        done.objects > 10 && done.copied_bytes > 0 && done.checkpoints > 0 && !done.is_stopped,
+        "{done:?}"
+    );
+    assert!(f.read(&volume, 0, SIZE) == model);
+    drop(volume);
+    let volume = f.open();
+    assert!(f.read(&volume, 0, SIZE) == model);
+    volume.close(LIMIT).unwrap();
+    for cno in listed(&f) {
+        read_at(&f, cno);
+    }
+    check(&f, &mut model, 21);
+}
+
 #[test]
 fn other_formats_are_refused_and_left_alone() {
     for format in FORMATS

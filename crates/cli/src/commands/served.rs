@@ -1,0 +1,42 @@
+//! The server that has a volume open on this machine: it is asked for what its lease keeps others from doing.
+
+use anyhow::{Result, bail};
+use hypernbd_volume::admin;
+use hypernbd_volume::monitor::client::{self, ClientError, ServerAddress};
+use hypernbd_volume::options::StoreOptions;
+use hypernbd_volume::url::VolumeUrl;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Tells the server that has the volume open to carry out a verb of its control socket, waits until it has, and gives its answer. `None`
+/// where no server of this machine is known to have it open, or none answers: then the lease says what may be done.
+///
+/// # Errors
+/// When the lease cannot be read; when the server refuses or fails, or breaks off.
+pub async fn tell<T: DeserializeOwned>(
+    url: &VolumeUrl,
+    store: &StoreOptions,
+    verb: &str,
+    arguments: &impl Serialize,
+) -> Result<Option<T>> {
+    let lease = admin::lease_of(url, store).await?;
+    let lease = lease.filter(|lease| !lease.is_of_killed());
+    let Some(control) = lease.as_ref().and_then(|lease| lease.control_here()) else {
+        return Ok(None);
+    };
+    let place = ServerAddress::Unix(control.into());
+    match client::tell(&place, verb, arguments).await {
+        Ok(answer) => Ok(Some(answer)),
+        // It may be on its way out.
+        Err(ClientError::Unreachable { .. }) => Ok(None),
+        Err(ClientError::Foreign { why, .. }) => {
+            bail!(
+                "the server of {url} broke off before it answered ({why}): what it had done until then is in place"
+            )
+        }
+        Err(ClientError::Refused { status: 404, .. }) => bail!(
+            "the server of {url} is of an earlier release, which does not do that while it serves: stop it, then give the command again"
+        ),
+        Err(refused) => Err(refused.into()),
+    }
+}
