@@ -89,6 +89,24 @@ def test_a_changed_object_is_named_with_what_it_affects(make_volume, make_server
     assert checked(volume, "--data")["problems"] == []
 
 
+def test_a_label_that_is_gone_is_named_with_what_to_do(make_volume, make_server):
+    volume = make_volume()
+    server = make_server(volume).start()
+    with server.connect() as client:
+        client.pwrite(pattern(64 * KI, 1), 0)
+        client.flush()
+    assert server.terminate() == 0
+    objects, name = objects_of(volume), ".meta/volume.json"
+    label = objects.get(name)
+    objects.remove([name])
+    problems = checked(volume, status=1)["problems"]
+    assert [one["kind"] for one in problems] == ["missing"] and problems[0]["object"].endswith(name), problems
+    text = volume.cli("check", volume.url)
+    assert text.returncode == 1 and "PROBLEM" in text.stdout and "put it back" in text.stdout, text.stdout
+    objects.put(name, label)
+    assert checked(volume)["problems"] == []
+
+
 @pytest.mark.parametrize("block_bytes", [4 * KI, 64 * KI])
 def test_what_kill_9_leaves_is_no_problem(make_volume, make_server, seed, block_bytes):
     volume = make_volume(SIZE, block_bytes)

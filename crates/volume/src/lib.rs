@@ -26,6 +26,7 @@ pub mod readers;
 pub mod repair;
 pub mod replicate;
 pub mod retention;
+mod scrub;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

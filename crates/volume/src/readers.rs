@@ -14,6 +14,7 @@ use crate::meta::children::{Child, ChildRecord};
 use crate::meta::import_record::ImportRecord;
 use crate::meta::label::Label;
 use crate::meta::origin::Origin;
+use crate::meta::scrub_record::ScrubRecord;
 use crate::meta::wal_marker::MarkerState;
 use crate::past::{At, Snapshot};
 use crate::retention::Policy;
@@ -108,6 +109,10 @@ pub const READERS: &[Reader] = &[
         read: |bytes| ImportRecord::decode(bytes).map(drop),
     },
     Reader {
+        name: "scrub",
+        read: |bytes| ScrubRecord::decode(bytes).map(drop),
+    },
+    Reader {
         name: "buffer-file",
         read: buffer_file::check_head,
     },
@@ -177,6 +182,9 @@ mod tests {
             "import" => {
                 r#"{"source":{"path":"/a","size_bytes":1,"modified_ns":2,"inode":3},"written_bytes":4,"epoch":5,"is_new":true}"#.to_owned()
             }
+            "scrub" => format!(
+                r#"{{"version":1,"volume_id":"{id}","pass":{{"began_ms":1,"up_to":7,"after":21474836481,"objects":3,"verified_bytes":4,"unverified_bytes":5}},"last":{{"began_ms":1,"ended_ms":2,"objects":3,"verified_bytes":4,"unverified_bytes":5}},"damage":[{{"object":"p/0000000001.0","offset_bytes":0,"len_bytes":16384,"reason":"r","is_newest_affected":true,"ranges":[{{"offset_bytes":4096,"len_bytes":4096}}],"affected_bytes":4096,"found_ms":6}}],"more":0}}"#
+            ),
             "origin" => format!(
                 r#"{{"version":1,"url":"s3://bucket/c/","volume_id":"{id}","parents":[{{"up_to":7,"url":"s3://bucket/p/","volume_id":"{id}","checkpoint":{{"cno":5,"check":"00000000000000ff"}}}},{{"up_to":9,"url":"s3://bucket/q/","volume_id":"{id}","checkpoint":{{"cno":8,"check":"00000000000000ff"}}}}]}}"#
             ),
@@ -244,6 +252,7 @@ mod tests {
             "child-name",
             "sums",
             "import",
+            "scrub",
         ] {
             let reader = READERS
                 .iter()

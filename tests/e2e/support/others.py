@@ -37,6 +37,13 @@ class S3Objects:
         """As a tool does that knows of no check values."""
         self.client.put_object(Bucket=BUCKET, Key=self._key(name), Body=body)
 
+    def flip(self, name: str, at: int) -> None:
+        """Changes a bit of an object, and nothing of what is stored with it."""
+        got = self.client.get_object(Bucket=BUCKET, Key=self._key(name))
+        body = bytearray(got["Body"].read())
+        body[at] ^= 1
+        self.client.put_object(Bucket=BUCKET, Key=self._key(name), Body=bytes(body), Metadata=got["Metadata"])
+
     def remove(self, names) -> None:
         for name in names:
             self.client.delete_object(Bucket=BUCKET, Key=self._key(name))
@@ -83,6 +90,14 @@ class FileObjects:
         new = self.directory.parent / "new"
         new.write_bytes(body + header + len(header).to_bytes(4, "little") + MAGIC)
         new.rename(self._path(name))
+
+    def flip(self, name: str, at: int) -> None:
+        """Changes a bit of an object, and nothing of what is stored with it."""
+        with open(self._path(name), "r+b") as file:
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 1]))
 
     def remove(self, names) -> None:
         for name in names:

@@ -14,14 +14,11 @@ use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::format::object_names::{cno_of, name_of};
 use crate::index::checksums::OfIndex;
-use crate::store::interceptors::window_checksums::{
-    CheckValues, WIDE_WINDOW_BYTES, WINDOW_BYTES, has_checksums,
-};
+use crate::store::interceptors::window_checksums::{CheckValues, WIDE_WINDOW_BYTES};
 use crate::store::sums::{self, Sums};
+use crate::store::verify::{READ_BYTES, Verified};
 use crate::store::{Frames, Store};
 
-/// Bytes read with one request, whole windows.
-const READ_BYTES: u64 = 32 * WIDE_WINDOW_BYTES;
 /// Requests under way at once.
 const READS_AT_ONCE: usize = 16;
 
@@ -253,67 +250,16 @@ fn pieces(needed: &Needed, stored: &Stored) -> Vec<Piece> {
     pieces
 }
 
-/// Reads one piece; where something is wrong with it, window by window.
+/// Reads one piece.
 async fn outcome(looker: &Looker<'_>, piece: Piece) -> Result<Outcome, VolumeError> {
-    let (is_checked, reason) = attempt(looker, piece.object, &piece.bytes).await?;
-    let mut bad = Vec::new();
-    // Objects of earlier releases have wide windows.
-    for window_bytes in [WINDOW_BYTES, WIDE_WINDOW_BYTES] {
-        if reason.is_none() || !bad.is_empty() {
-            break;
-        }
-        for start in piece.bytes.clone().step_by(window_bytes as usize) {
-            let window = start..piece.bytes.end.min(start + window_bytes);
-            if let (_, Some((kind, reason))) = attempt(looker, piece.object, &window).await? {
-                bad.push((window, kind, reason));
-            }
-        }
-    }
+    let (store, key) = looker.place(piece.object);
+    let Verified { is_checked, bad } = store.verify(&key, &piece.bytes).await?;
+    let bad = bad
+        .into_iter()
+        .map(|part| (part.bytes, Kind::from(part.wrong), part.reason));
     Ok(Outcome {
         piece,
         is_checked,
-        bad: merged(bad),
+        bad: bad.collect(),
     })
-}
-
-/// What is wrong with a range of an object, and whether it has check values.
-async fn attempt(
-    looker: &Looker<'_>,
-    object: u64,
-    bytes: &Range<u64>,
-) -> Result<(bool, Option<(Kind, String)>), VolumeError> {
-    let (store, key) = looker.place(object);
-    match store
-        .get_within_info(&key, bytes.start, bytes.end - bytes.start)
-        .await
-    {
-        Ok(Some((got, info))) => {
-            let is_whole = got.len() as u64 == bytes.end - bytes.start;
-            let short = || {
-                (
-                    Kind::Short,
-                    format!("it ends within the bytes {} to {}", bytes.start, bytes.end - 1),
-                )
-            };
-            let is_checked = has_checksums(&info) || store.sums_of(&key, &info).await?.is_some();
-            Ok((is_checked, (!is_whole).then(short)))
-        }
-        Ok(None) => Ok((false, Some((Kind::Missing, "it is not there".to_owned())))),
-        Err(e) if e.kind == StoreErrorKind::Corrupt => Ok((true, Some((Kind::Damaged, e.detail)))),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Neighbours that are damaged in one way as one.
-fn merged(bad: Vec<(Range<u64>, Kind, String)>) -> Vec<(Range<u64>, Kind, String)> {
-    let mut all: Vec<(Range<u64>, Kind, String)> = Vec::new();
-    for (bytes, kind, reason) in bad {
-        match all.last_mut() {
-            Some((before, as_before, _)) if before.end == bytes.start && *as_before == kind => {
-                before.end = bytes.end;
-            }
-            _ => all.push((bytes, kind, reason)),
-        }
-    }
-    all
 }

@@ -8,13 +8,14 @@ use std::ops::Range;
 use futures::try_join;
 
 use super::Looker;
-use super::needed::{BlockLengths, roots};
+use super::needed::roots;
 use super::report::Findings;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
+use crate::format::block_lengths::BlockLengths;
 use crate::format::inode;
 use crate::format::node::NODE_BYTES;
-use crate::index::inspect::{Holder, Seen, inspect};
+use crate::index::inspect::{FETCHES_AT_ONCE, Holder, Seen, inspect};
 use crate::meta::checkpoint_list;
 use crate::retention::plan;
 
@@ -69,7 +70,8 @@ pub(super) async fn tell(looker: &Looker<'_>, findings: &mut Findings) -> Result
             None => drop(gone.insert(pointer)),
         },
     };
-    inspect(looker.store, &roots(states), &looker.scope, looker.cache, each).await?;
+    let (roots, scope) = (roots(states), &looker.scope);
+    inspect(looker.store, &roots, scope, looker.cache, FETCHES_AT_ONCE, each).await?;
     let of_gone: BTreeSet<usize> = gone
         .iter()
         .flat_map(|pointer| roots_of(Holder::Node(*pointer), &holders))

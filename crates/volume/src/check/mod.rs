@@ -12,13 +12,12 @@
 //! * [`table`]: the usage table against a count of its own. [`log`]: the records of the log.
 //! * [`report`] (pure): what is said of it all.
 
-use std::collections::BTreeMap;
-
 use crate::base::control::Control;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::parents;
 use crate::format::object_names;
+use crate::format::stored_objects::{self, StoredObjects as Stored};
 use crate::index::cache::IndexCache;
 use crate::index::inspect::Scope;
 use crate::index::origins;
@@ -168,39 +167,10 @@ async fn chosen(
     Ok(checkpoints)
 }
 
-/// Length of each object of the container, in bytes, by number.
-type Stored = BTreeMap<u64, u64>;
-
 /// What is stored below the container's root now, and below those of the volumes that it has inherited from.
 async fn stored(store: &Store, findings: &mut Findings) -> Result<Stored, VolumeError> {
-    let root = store.data_key("");
-    let mut stored = Stored::new();
-    let mut others = Vec::new();
-    for entry in store.list(&root).await? {
-        let name = entry.key.strip_prefix(&root).unwrap_or_default();
-        match object_names::of_name(name) {
-            // Of a clone an attempt at ending its sharing that was interrupted: it is not read.
-            Some(object) if store.lineage().inherits(object_names::cno_of(object)) => {}
-            Some(object) => drop(stored.insert(object, entry.size_bytes)),
-            None if object_names::is_container_object(name) => {}
-            None => others.push(entry.key),
-        }
-    }
+    let (stored, others) = stored_objects::list(store).await?;
     findings.note_others(&others);
-    for part in store.lineage().inherited() {
-        let root = part.store.data_key("");
-        for entry in part.store.list(&root).await? {
-            let object = entry.key.strip_prefix(&root).and_then(object_names::of_name);
-            // Of numbers that the clone has from another one it is no matter what this one has.
-            let is_of_it = |object: &u64| {
-                let holder = store.lineage().holder(object_names::cno_of(*object));
-                holder.is_some_and(|holder| holder.up_to == part.up_to)
-            };
-            if let Some(object) = object.filter(is_of_it) {
-                stored.insert(object, entry.size_bytes);
-            }
-        }
-    }
     Ok(stored)
 }
 

@@ -1,7 +1,6 @@
 //! What the indexes of the checkpoints need: read whole, each node once, and compared with the objects that are there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rangemap::RangeSet;
 
@@ -10,10 +9,11 @@ use super::{Looker, Stored};
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
+use crate::format::block_lengths::BlockLengths;
 use crate::format::node::NODE_BYTES;
 use crate::format::object_names::{cno_of, is_summary};
 use crate::format::stored_state::{Root, StoredState};
-use crate::index::inspect::{Seen, inspect};
+use crate::index::inspect::{FETCHES_AT_ONCE, Seen, inspect};
 
 /// What is needed of the container's objects, by number, in bytes of each.
 #[derive(Debug, Default)]
@@ -24,34 +24,6 @@ pub(super) struct Needed {
     nodes_end: BTreeMap<u64, u64>,
     /// Nodes that were read.
     pub nodes: u64,
-}
-
-/// How long blocks are stored: whole, but for the last one of a volume.
-pub(super) struct BlockLengths {
-    block_size: u64,
-    /// The lengths of blocks that were the last of a volume, the least of each.
-    short: HashMap<u64, u64>,
-}
-
-impl BlockLengths {
-    /// In these checkpoints.
-    pub fn new(states: &[StoredState], block_size: u64) -> Self {
-        let mut short: HashMap<u64, u64> = HashMap::new();
-        for state in states {
-            let len = state.size_bytes().checked_rem(block_size).unwrap_or(0);
-            if len > 0 {
-                let of = short.entry(state.size_bytes() / block_size).or_insert(len);
-                *of = len.min(*of);
-            }
-        }
-        Self { block_size, short }
-    }
-
-    /// The bytes that a block stored at this offset takes at least.
-    pub fn stored_at(&self, block: u64, offset_bytes: u64) -> Range<u64> {
-        let len = self.short.get(&block).copied().unwrap_or(self.block_size);
-        offset_bytes..offset_bytes + len
-    }
 }
 
 pub(super) fn roots(states: &[StoredState]) -> Vec<Root> {
@@ -66,18 +38,13 @@ pub(super) async fn look(looker: &Looker<'_>, findings: &mut Findings) -> Result
     let states = &looker.checkpoints.all;
     let lengths = BlockLengths::new(states, looker.checkpoints.block_size_bytes);
     let mut needed = Needed::default();
-    let mut places: HashMap<u64, (u64, u64)> = HashMap::new();
     let mut damaged = Vec::new();
     let each = |seen| match seen {
         Seen::Node {
-            pointer,
-            object,
-            offset_bytes,
-            ..
+            object, offset_bytes, ..
         } => {
             let end = needed.nodes_end.entry(object).or_default();
             *end = (*end).max(offset_bytes + NODE_BYTES as u64);
-            places.insert(pointer, (object, offset_bytes));
         }
         Seen::Block {
             block,
@@ -90,14 +57,16 @@ pub(super) async fn look(looker: &Looker<'_>, findings: &mut Findings) -> Result
         }
         Seen::Damaged {
             pointer,
+            object,
+            offset_bytes,
             blocks,
             reason,
-        } => damaged.push((pointer, blocks, reason)),
+        } => damaged.push((pointer, (object, offset_bytes), blocks, reason)),
     };
-    let nodes = inspect(looker.store, &roots(states), &looker.scope, looker.cache, each).await?;
+    let (roots, scope) = (roots(states), &looker.scope);
+    let nodes = inspect(looker.store, &roots, scope, looker.cache, FETCHES_AT_ONCE, each).await?;
     needed.nodes = nodes;
-    for (pointer, blocks, reason) in damaged {
-        let (object, offset_bytes) = places.get(&pointer).copied().unwrap_or_default();
+    for (pointer, (object, offset_bytes), blocks, reason) in damaged {
         let at = findings.add(
             Kind::Damaged,
             looker.place(object).1,

@@ -11,6 +11,7 @@ use crate::base::checkpoint_id::CheckpointId;
 use crate::base::units::format_size;
 use crate::base::url::VolumeUrl;
 use crate::meta::snapshots::SnapshotName;
+use crate::store::verify::Wrong;
 
 /// Ranges told of one problem, at most.
 const RANGES_MAX: usize = 1000;
@@ -29,6 +30,16 @@ pub enum Kind {
     Damaged,
     /// It contradicts something else that is stored.
     Contradiction,
+}
+
+impl From<Wrong> for Kind {
+    fn from(wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Missing => Self::Missing,
+            Wrong::Short => Self::Short,
+            Wrong::Damaged => Self::Damaged,
+        }
+    }
 }
 
 /// A range of the volume that cannot be read, in bytes.

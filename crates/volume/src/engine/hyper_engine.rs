@@ -221,6 +221,11 @@ impl HyperEngine {
         Copier::new(self.store.clone(), self.reads.clone())
     }
 
+    /// What gives other work its turns at the store.
+    pub(crate) fn reads(&self) -> Reads {
+        self.reads.clone()
+    }
+
     /// What sets numbers aside for copies.
     pub(crate) fn numbers_for_copies(&self) -> Numbers {
         Numbers(self.requests.clone())

@@ -26,8 +26,8 @@ use crate::store::Store;
 
 /// Number of nodes of one level that are read together.
 const READ_TOGETHER: usize = 1024;
-/// Number of pieces of objects that are fetched at once.
-const FETCHES_IN_FLIGHT: usize = 32;
+/// Number of pieces of objects that are fetched at once by who is waited for.
+pub(crate) const FETCHES_AT_ONCE: usize = 32;
 
 /// What refers to a node or block: the root of one of the indexes, by its position among them, or a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,6 +67,10 @@ pub(crate) enum Seen {
     Damaged {
         /// The node's pointer.
         pointer: BlockPtr,
+        /// The number of its object.
+        object: u64,
+        /// Its offset in the object, in bytes.
+        offset_bytes: u64,
         /// The blocks that the node should hold or lead to.
         blocks: Range<u64>,
         /// What is wrong.
@@ -105,6 +109,7 @@ struct Inspection<'a, F> {
     loader: NodeLoader,
     cache: &'a IndexCache,
     scope: &'a Scope,
+    fetches_at_once: usize,
     format: BlockPtrFormat,
     seen: HashSet<BlockPtr>,
     /// The nodes to be read, by level. The lowest level is read first.
@@ -113,7 +118,8 @@ struct Inspection<'a, F> {
     nodes: u64,
 }
 
-/// Reports everything that these indexes refer to. All must belong to one container. Returns the number of nodes read.
+/// Reports everything that these indexes refer to, one index after the other, and what several have with the first of them. All must
+/// belong to one container. So many pieces of objects are fetched at once. Returns the number of nodes read.
 ///
 /// # Errors
 /// When the store fails. Damage is reported and is no error.
@@ -122,6 +128,7 @@ pub(crate) async fn inspect(
     roots: &[Root],
     scope: &Scope,
     cache: &IndexCache,
+    fetches_at_once: usize,
     each: impl FnMut(Seen),
 ) -> Result<u64, VolumeError> {
     let failed = |e| VolumeError::engine(format!("reading an index of {}", store.url), e);
@@ -136,6 +143,7 @@ pub(crate) async fn inspect(
         ),
         cache,
         scope,
+        fetches_at_once,
         format,
         seen: HashSet::new(),
         wanted: BTreeMap::new(),
@@ -230,7 +238,7 @@ impl<F: FnMut(Seen)> Inspection<'_, F> {
             let loader = loader.clone();
             async move { (start, wanted, loader.piece(segment_of(object), start).await) }
         });
-        let mut fetched = stream::iter(fetches).buffer_unordered(FETCHES_IN_FLIGHT);
+        let mut fetched = stream::iter(fetches).buffer_unordered(self.fetches_at_once);
         while let Some((start, wanted, piece)) = fetched.next().await {
             let piece = match piece {
                 Ok(piece) => piece,
@@ -277,6 +285,8 @@ impl<F: FnMut(Seen)> Inspection<'_, F> {
     fn damaged(&mut self, wanted: &Wanted, reason: String) {
         (self.each)(Seen::Damaged {
             pointer: wanted.pointer,
+            object: wanted.object,
+            offset_bytes: wanted.offset_bytes,
             blocks: wanted.keys.clone(),
             reason,
         });

@@ -3,7 +3,7 @@
 //! * [`count`]: counters and distributions of durations.
 //! * [`requests`]: what clients ask for.
 //! * [`store`]: what the store is asked for, and what that costs.
-//! * [`work`]: publishes, the log, caches, read-ahead, the lease, space, damage.
+//! * [`work`]: publishes, the log, caches, read-ahead, the lease, space, the scrub, damage.
 //!
 //! Nothing here knows how the numbers are shown. There is one set a served volume, handed on with
 //! [`StoreOptions`](crate::options::StoreOptions) and [`Store`](crate::store::Store); a set that nobody shows costs the same few
@@ -20,7 +20,7 @@ pub mod work;
 
 use requests::Requests;
 use store::StoreRequests;
-use work::{Caches, Damage, LeaseKept, Log, Publishes, ReadAhead, Space};
+use work::{Caches, Damage, LeaseKept, Log, Publishes, ReadAhead, Scrub, Space};
 
 /// All that is counted of one volume.
 #[derive(Debug, Default)]
@@ -41,6 +41,8 @@ pub struct Counted {
     pub lease: LeaseKept,
     /// What the volume takes in its store.
     pub space: Space,
+    /// The scrub.
+    pub scrub: Scrub,
     /// Stored bytes that are not those that were written.
     pub damage: Damage,
 }

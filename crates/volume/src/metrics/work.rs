@@ -1,4 +1,4 @@
-//! What a volume does by itself: publishes, the log, caches, read-ahead, the lease, space, damage.
+//! What a volume does by itself: publishes, the log, caches, read-ahead, the lease, space, the scrub, damage.
 
 use std::time::Duration;
 
@@ -157,10 +157,23 @@ pub struct Space {
     pub stored_bytes: Count,
     /// Bytes of the objects that no checkpoint needs which is kept, and that go.
     pub garbage_bytes: Count,
+    /// How far the objects of the newest state are beyond what compaction keeps them at, in bytes. Compaction counts that anew, too.
+    pub debt_bytes: Count,
     /// Bytes of the objects that the retention has removed.
     pub removed_bytes: Count,
+    /// The number of these objects.
+    pub removed_objects: Count,
     /// Checkpoints that it has removed.
     pub removed_checkpoints: Count,
+}
+
+/// The scrub.
+#[derive(Debug, Default)]
+pub struct Scrub {
+    /// Bytes that it read and found as they were written.
+    pub verified_bytes: Count,
+    /// Bytes that it read and that have no check values.
+    pub unverified_bytes: Count,
 }
 
 /// Stored bytes that are not those that were written.
@@ -170,4 +183,6 @@ pub struct Damage {
     pub reads: Count,
     /// Publishes that found some.
     pub publishes: Count,
+    /// Places that the scrub found, each once.
+    pub scrub: Count,
 }

@@ -16,7 +16,7 @@ pub use crate::lease::options::LeaseOptions;
 pub use crate::metrics::address::{ControlSocket, ListenAddress};
 pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
-pub use log_words::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, unknown_log_word, unknown_log_word_of_environment};
+pub use log_words::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, LogWords};
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
 pub(crate) use table::parse_checkpoint_interval;
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
@@ -49,6 +49,9 @@ pub const IO_TIMEOUT: Duration = Duration::from_secs(60);
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// `retention_grace` unless it is given: well above the time that a read waits for the store.
 pub const RETENTION_GRACE: Duration = Duration::from_secs(10 * 60);
+
+/// The longest `scrub_interval`: ten years.
+pub const SCRUB_INTERVAL_MOST: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// What becomes of the log of the volume that this one is a copy of, where its marker was copied along.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,6 +108,8 @@ pub struct VolumeOptions {
     pub compaction: Compaction,
     /// Bytes a second that are copied for that at most; 0 is without a bound.
     pub compaction_rate: u64,
+    /// Everything that the volume needs is read and compared with its check values once in this time; never when `None`.
+    pub scrub_interval: Option<Duration>,
     /// How the volume is kept from other servers.
     pub lease: LeaseOptions,
 }
@@ -128,6 +133,7 @@ impl Default for VolumeOptions {
             retention_grace: RETENTION_GRACE,
             compaction: Compaction::default(),
             compaction_rate: 0,
+            scrub_interval: None,
             lease: LeaseOptions::default(),
         }
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{
     CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES, Compaction, INDEX_MEMORY_LEAST_BYTES, LogFormat,
-    NodeCacheConfig, PayloadSigning, ServeOptions, ServerSideEncryption, ThreadModelOption,
-    WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
+    NodeCacheConfig, PayloadSigning, SCRUB_INTERVAL_MOST, ServeOptions, ServerSideEncryption,
+    ThreadModelOption, WRITE_BUFFER_LEAST_BYTES, WRITE_BUFFER_MOST_BYTES,
 };
 use crate::base::units::{format_duration, format_size, parse_duration, parse_size};
 use crate::base::url::{UrlError, VolumeUrl};
@@ -327,6 +327,26 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "scrub_interval",
+        alias: None,
+        value_name: "TIME",
+        default: "off",
+        default_is_value: true,
+        help: "how often all that the volume needs is read and compared with its check values; off, or 1s to 3650d",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.volume.scrub_interval = match value {
+                "off" => None,
+                value => Some(duration_between(
+                    value,
+                    Duration::from_secs(1),
+                    SCRUB_INTERVAL_MOST,
+                )?),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "cache_memory",
         alias: None,
         value_name: "SIZE",
@@ -592,13 +612,16 @@ pub(crate) fn parse_checkpoint_interval(value: &str) -> Result<Duration, String>
 }
 
 fn duration_within(value: &str, least: Duration) -> Result<Duration, String> {
-    let most = Duration::from_secs(24 * 3600);
+    duration_between(value, least, Duration::from_secs(24 * 3600))
+}
+
+fn duration_between(value: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let duration = parse_duration(value).map_err(|error| error.to_string())?;
     if !(least..=most).contains(&duration) {
         return Err(format!(
             "out of range; write {} to {}",
             format_duration(least),
-            "24h"
+            format_duration(most)
         ));
     }
     Ok(duration)

@@ -97,6 +97,7 @@ fn every_key_takes_effect_in_every_spelling() {
             ("retention_grace", "1h"),
             ("compaction", "auto"),
             ("compaction_rate", "10M"),
+            ("scrub_interval", "30d"),
         ];
         assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
         let mut options = ServeOptions::default();
@@ -149,6 +150,7 @@ fn every_key_takes_effect_in_every_spelling() {
                 retention_grace: Duration::from_secs(3600),
                 compaction: Compaction::Auto,
                 compaction_rate: 10 << 20,
+                scrub_interval: Some(Duration::from_secs(30 * 24 * 3600)),
                 lease: LeaseOptions {
                     duration: Duration::from_secs(10),
                     takeover: true,
@@ -325,6 +327,9 @@ fn bad_values_say_what_to_write() {
         ("retention_grace", "0", "1s"),
         ("compaction", "yes", "auto or off"),
         ("compaction_rate", "fast", "as in 64K"),
+        ("scrub_interval", "never", "as in 500ms"),
+        ("scrub_interval", "999ms", "1s to 3650d"),
+        ("scrub_interval", "3651d", "1s to 3650d"),
         ("endpoint_url", "127.0.0.1:9000", "http://"),
         ("endpoint_url", "http://", "http://"),
         ("region", "", "eu-west-1"),

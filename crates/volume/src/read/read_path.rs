@@ -18,7 +18,7 @@ use crate::index::lookup::{Index, Published};
 use crate::index::relocation::{Move, offset_of};
 use crate::read::cache::ReadCache;
 use crate::read::coalesce::{self, Piece};
-use crate::read::priority_gate::Class;
+use crate::read::priority_gate::{Class, Turn};
 use crate::read::read_ahead::Windows;
 use crate::read::reader::{ObjectSource, Reader, Stored};
 use crate::store::lineage::RootId;
@@ -291,6 +291,11 @@ impl Reads {
     /// Bytes of an object, for a copy of them: nothing is kept of them, and everything else goes first.
     pub(crate) async fn read_for_copy(&self, object: u64, bytes: Range<u64>) -> Result<Frames, VolumeError> {
         self.shared.reader.read_for_copy(object, bytes).await
+    }
+
+    /// See [`Reader::background_turn`].
+    pub(crate) async fn background_turn(&self) -> Turn<'_> {
+        self.shared.reader.background_turn().await
     }
 
     /// These blocks have other places now: what is in memory of them is kept for those.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::cache::{PageKey, ReadCache};
 use super::coalesce::{self, Piece, Span};
 use super::hedge::Hedge;
-use super::priority_gate::{Class, PriorityGate};
+use super::priority_gate::{Class, PriorityGate, Turn};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::single_flight::{Board, Flight, SingleFlight};
 use crate::store::Frames;
@@ -245,6 +245,11 @@ impl Reader {
     /// When the fetch fails.
     pub async fn read_for_copy(&self, object: u64, bytes: Range<u64>) -> Result<Frames, VolumeError> {
         self.shared.fetch(object, &bytes, Class::Background).await
+    }
+
+    /// A turn of the lowest class, for a request that goes another way; held until that is answered.
+    pub async fn background_turn(&self) -> Turn<'_> {
+        self.shared.gate.enter(Class::Background).await
     }
 
     /// What is in memory at one place is kept as what lies at another, too: the same bytes were copied there.

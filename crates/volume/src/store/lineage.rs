@@ -82,6 +82,25 @@ impl Store {
         }
     }
 
+    /// The same store, and those of what is inherited, which remember check values of their own. Who reads everything is not to make
+    /// others forget the values that they need.
+    #[must_use]
+    pub(crate) fn apart(&self) -> Self {
+        let alone = |store: &Self| Self {
+            remembered: std::sync::Arc::default(),
+            ..store.clone()
+        };
+        let inherited = self.lineage.inherited.iter().map(|part| Inherited {
+            store: alone(&part.store),
+            ..part.clone()
+        });
+        let lineage = Lineage {
+            own: self.lineage.own,
+            inherited: inherited.collect(),
+        };
+        alone(self).with_lineage(lineage)
+    }
+
     /// Whose objects the container reads.
     pub(crate) fn lineage(&self) -> &std::sync::Arc<Lineage> {
         &self.lineage
@@ -136,5 +155,11 @@ mod tests {
             (0, RootId::default())
         );
         assert_eq!(plain.holder_of(7).url, plain.url);
+        let apart = child.apart();
+        for cno in [7, 20, 21] {
+            let (holder, shared) = (apart.holder_of(cno), child.holder_of(cno));
+            assert_eq!(holder.url, shared.url);
+            assert!(!std::sync::Arc::ptr_eq(&holder.remembered, &shared.remembered));
+        }
     }
 }

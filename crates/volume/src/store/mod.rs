@@ -23,6 +23,7 @@ pub(crate) mod sums;
 #[cfg(test)]
 mod tests;
 mod unfinished;
+pub(crate) mod verify;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;

@@ -295,6 +295,7 @@ mod tests {
             wal_url: None,
             durability: String::new(),
             import,
+            scrub: None,
             lease: Some(lease),
             clone_of: None,
             clones: Vec::new(),

@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::open::recover_wal::OpenLog;
 use crate::options::VolumeOptions;
 use crate::retention::{Keeper, Reading};
+use crate::scrub;
 use crate::store::Store;
 use crate::wal::LOG_BULK_BYTES;
 use crate::write_buffer::backlog::Backlog;
@@ -39,6 +40,7 @@ mod opening;
 mod past;
 mod restore;
 pub(crate) mod status;
+mod upkeep;
 
 /// The wait before a failed read is tried again. It doubles each time, up to [`READ_RETRY_WAIT_MAX`].
 const READ_RETRY_WAIT: Duration = Duration::from_millis(100);
@@ -48,6 +50,8 @@ const READ_RETRY_WAIT_MAX: Duration = Duration::from_secs(3);
 const SETTLED_READS_MAX: u32 = 4;
 /// The least time for ending threads, even when the last checkpoint took all the given time.
 const CLOSE_LEAST: Duration = Duration::from_secs(1);
+/// The least time for giving back the lease at a clean end, with a second attempt: otherwise the next server waits until it runs out.
+const RELEASE_LEAST: Duration = Duration::from_secs(5);
 
 /// The kind of a run of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +104,12 @@ pub struct Volume {
     store: Option<Store>,
     /// Removes checkpoints that are not kept.
     retention: Option<Keeper>,
+    /// See [`Self::retention_grace`].
+    retention_grace: Duration,
     /// What copies what is live out of objects that are mostly dead.
     compaction: Option<compaction::Keeper>,
+    /// What reads everything once an interval, to find damage.
+    scrub: Option<scrub::Keeper>,
     /// What keeps the checkpoint that is read.
     reading: Reading,
     /// The newest checkpoint that is published and recorded.
@@ -154,7 +162,9 @@ impl Volume {
             kept: OnceLock::new(),
             store: None,
             retention: None,
+            retention_grace: options.retention_grace,
             compaction: None,
+            scrub: None,
             reading: Reading::default(),
             newest: NewestCheckpoint::default(),
             identity: None,
@@ -508,6 +518,9 @@ impl Volume {
         if self.is_closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        if let Some(scrub) = &self.scrub {
+            scrub.stop();
+        }
         if let Some(compaction) = &self.compaction {
             compaction.stop();
         }
@@ -551,6 +564,10 @@ impl Volume {
                 let is_file_needed = self.kept.get().is_some() && !is_all_published;
                 let is_clean = flushed.is_ok() && is_settled && !is_file_needed;
                 let released = lease.release_leaving(is_clean, is_file_needed);
+                let until = match is_clean {
+                    true => until.max(tokio::time::Instant::now() + RELEASE_LEAST),
+                    false => until,
+                };
                 if tokio::time::timeout_at(until, released).await.is_err() {
                     warn!(
                         "the lease could not be released; on another machine it is in force until it runs out"

@@ -37,6 +37,7 @@ use crate::open::replay_wal::{ReplayOptions, warn_left};
 use crate::options::{Compaction, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::read::cache::ReadCache;
 use crate::retention::{Keeper, ORPHAN_AGE, Reading, Recent, Rounds};
+use crate::scrub;
 use crate::store::{self, Store};
 
 /// The age, by the store's clock, from which an unfinished upload must belong to a killed server. This server's own
@@ -515,9 +516,10 @@ fn open_owned<'a>(
         .remembering(Recent {
             recorded: newest.clone(),
             published: Some(engine.published()),
-        });
+        })
+        .showing_debt(u64::from(engine.geometry().block_size()));
         let ground = Ground::new(&engine, store.clone(), rounds.under_way());
-        let published_bytes = engine.published_bytes();
+        let (published_bytes, reads) = (engine.published_bytes(), engine.reads());
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
         volume.identity = Some(volume_id.to_string());
         volume.catalogue = catalogue;
@@ -533,17 +535,32 @@ fn open_owned<'a>(
         let marker = volume.log.as_ref().map(|log| log.marker.clone());
         let interval = options.retention_interval;
         let rounds = Arc::new(tokio::sync::Mutex::new(rounds));
-        volume.retention = Some(Keeper::start(rounds.clone(), interval, newest.clone(), marker));
-        // Without rounds nothing would come of it.
-        if options.compaction == Compaction::Auto && interval.is_some() {
-            volume.compaction = Some(compaction::Keeper::start(compaction::Work {
-                ground,
-                flip: Arc::new(volume.driver.clone()),
-                rounds,
-                published_bytes,
-                cap_rate: options.compaction_rate,
-            }));
-        }
+        volume.retention = Some(Keeper::start(
+            rounds.clone(),
+            interval,
+            options.retention_grace,
+            newest.clone(),
+            marker,
+        ));
+        volume.compaction = Some(compaction::Keeper::start(compaction::Work {
+            ground,
+            flip: Arc::new(volume.driver.clone()),
+            rounds,
+            published_bytes,
+            cap_rate: options.compaction_rate,
+            // Without rounds nothing would come of it.
+            is_automatic: options.compaction == Compaction::Auto && interval.is_some(),
+        }));
+        volume.scrub = options.scrub_interval.map(|interval| {
+            let work = scrub::Work {
+                store: store.clone(),
+                volume_id,
+                ownership: lease.clone(),
+                reads,
+                interval,
+            };
+            scrub::Keeper::start(work, lease.lost())
+        });
         Ok((Arc::new(volume), newest))
     }
     .boxed()

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::Volume;
 use crate::format::node::NODE_BYTES;
+use crate::meta::scrub_record::ScrubRecord;
 
 /// Checkpoints of this server that are told of.
 const RECENT_SHOWN: usize = 20;
@@ -33,6 +34,8 @@ pub struct VolumeStatus {
     pub undurable_age_s: Option<f64>,
     /// The log, if there is one.
     pub log: Option<LogBacklog>,
+    /// How far the scrub is, and the damage that it knows of, where there is one.
+    pub scrub: Option<ScrubRecord>,
 }
 
 /// A checkpoint that this server published.
@@ -112,6 +115,7 @@ impl Volume {
                 records: backlog.log_records,
                 age_s: backlog.log_age.map(|age| age.as_secs_f64()),
             }),
+            scrub: self.scrub.as_ref().and_then(|scrub| scrub.status()),
         }
     }
 }

@@ -108,6 +108,13 @@ impl Rich {
                 ),
             ),
             (
+                "scrub",
+                format!(
+                    r#"{{"version":1,"volume_id":"{}","damage":[],"more":0}}"#,
+                    f.lease().unwrap().volume_id
+                ),
+            ),
+            (
                 "retention/pins/0123456789abcdef",
                 r#"{"checkpoint":{"cno":20,"check":"00000000000000ff"},"reader":"r","ttl_ms":1000}"#
                     .to_owned(),
@@ -263,6 +270,7 @@ fn a_flipped_byte_is_found_or_is_no_harm() {
         "lease",
         "wal",
         "import",
+        "scrub",
         "checkpoints/",
         "snapshots/",
         "policy",
@@ -315,6 +323,60 @@ fn what_is_missing_cut_swapped_or_old_is_named() {
     }
     assert!(seen.len() >= 3, "{seen:?}");
     assert!(whole(&rich.f).is_clean());
+}
+
+/// Nothing reads differently without it, until the next server gives the volume another id.
+#[test]
+fn a_label_that_is_gone_is_told_with_what_to_do() {
+    let f = Fixture::new();
+    f.create(SIZE as u64, BLOCK as u32);
+    let store = f.store().unwrap();
+    let key = store.meta_key("volume.json");
+    let (label, _) = f.run(store.get(&key)).unwrap().unwrap();
+    f.remove_meta(&key);
+    // As a container that another program made.
+    let never_opened = check(&f, &Request::default());
+    assert!(never_opened.is_clean(), "{never_opened:?}");
+    assert!(
+        never_opened.notes.iter().any(|note| note.contains("no label")),
+        "{never_opened:?}"
+    );
+    f.run(store.put(&key, label.clone())).unwrap();
+    let volume = f.open();
+    volume.write(0, &pattern(1, BLOCK), true).unwrap();
+    volume.close(LIMIT).unwrap();
+    assert!(whole(&f).is_clean());
+    f.remove_meta(&key);
+    for request in [
+        Request::default(),
+        Request {
+            snapshot: Some(At::Number(1)),
+            ..Request::default()
+        },
+    ] {
+        let report = check(&f, &request);
+        let [problem] = &report.problems[..] else {
+            panic!("{report:?}");
+        };
+        assert_eq!((problem.kind, &problem.object), (Kind::Missing, &key));
+        assert!(problem.advice.contains("put it back"), "{problem:?}");
+        assert!(problem.checkpoints.is_empty() && problem.ranges.is_empty());
+    }
+    f.run(store.put(&key, label)).unwrap();
+    assert!(whole(&f).is_clean());
+}
+
+/// It says that the volume is a clone.
+#[test]
+fn a_clones_label_that_is_gone_is_named_before_what_is_not_found_without_it() {
+    let (mut f, _) = crate::clones::cloned();
+    crate::clones::go(&mut f, "clone");
+    let key = f.store().unwrap().meta_key("volume.json");
+    f.remove_meta(&key);
+    let report = check(&f, &Request::default());
+    let problem = &report.problems[0];
+    assert_eq!((problem.kind, &problem.object), (Kind::Missing, &key));
+    assert!(problem.advice.contains("is a clone"), "{problem:?}");
 }
 
 #[test]

@@ -33,3 +33,4 @@ mod replicas_at_risk;
 mod resize;
 mod retention;
 mod scattered;
+mod scrub;

@@ -400,6 +400,7 @@ async fn drive(me: Identity, mut keep: Keep, event: KeepEvent) -> (Keep, bool) {
                     _ => KeepEvent::PutUnknown,
                 }
             }
+            KeepAction::Pause => KeepEvent::Paused,
             KeepAction::Read => KeepEvent::Found(me.lease().await.map(|(record, version)| Stored {
                 record,
                 version: etag(version),
