@@ -238,7 +238,10 @@ impl HyperEngine {
     pub async fn empty_caches(&self) -> Result<(), VolumeError> {
         let failed = |e| VolumeError::engine("emptying the caches", e);
         NodeCache::reset(&self.index_cache).await.map_err(failed)?;
-        self.reads.cache().clear().await.map_err(failed)
+        self.reads.cache().clear().await.map_err(failed)?;
+        // The first read-ahead may have looked places up in them, or be at it.
+        self.known.lock().locations.publish(vec![(0..u64::MAX, None)]);
+        Ok(())
     }
 
     async fn ask<R>(

@@ -19,6 +19,8 @@ use crate::base::clock::now_ms;
 use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::engine::checkpoint_stored;
+use crate::format::object_names::cno_of;
+use crate::index::origins;
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::store::{ETag, Store};
 
@@ -227,6 +229,8 @@ impl Seen {
             Relation::Foreign => 0,
         };
         if self.is_broken() {
+            // First: once the entries are set aside, nobody sees any more that there was another history.
+            self.forget_origins().await?;
             let numbers = match self.relation {
                 Relation::Foreign => checkpoint_list::numbers(&self.store).await?,
                 _ => self.later.clone(),
@@ -271,6 +275,21 @@ impl Seen {
             }
         }
         Ok(generation)
+    }
+
+    /// Removes what tells where relocated blocks were written first, as far as it is of another history. That one's numbers are used again,
+    /// for other bytes, and a comparison would take these for the ones that were moved there. Without it a comparison tells too much at
+    /// worst.
+    async fn forget_origins(&self) -> Result<(), VolumeError> {
+        let own_up_to = match self.relation {
+            Relation::Foreign => 0,
+            _ => self.newest.id.cno,
+        };
+        let listed = origins::listed(&self.store).await?;
+        let of_other = listed.into_iter().filter(|object| cno_of(*object) > own_up_to);
+        let keys: Vec<String> = of_other.map(|object| origins::key(&self.store, object)).collect();
+        self.store.delete_keys(&keys).await?;
+        Ok(())
     }
 
     /// Stores these entries together in one object, which no server reads, and removes them. Returns their newest

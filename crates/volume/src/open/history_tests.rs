@@ -91,6 +91,42 @@ async fn a_restored_backup_is_noticed_and_what_came_after_it_set_aside() {
     assert!(!again.is_broken());
 }
 
+/// The same numbers come to be those of other blocks, which were not moved there.
+#[tokio::test]
+async fn where_blocks_came_from_in_a_history_that_was_left_is_forgotten() {
+    use std::collections::HashSet;
+
+    use crate::format::object_names::part_of;
+    use crate::index::origins::{self, Origins};
+
+    let (_dir, store) = store().await;
+    for (cno, check) in [(3, 33), (5, 55)] {
+        record(&store, cno, Some(check), cno).await;
+    }
+    let (kept, left) = (part_of(2, 1), part_of(5, 1));
+    for object in [kept, left] {
+        let origins = Origins {
+            object,
+            first_bytes: 4096,
+            block_bytes: 4096,
+            births: vec![7],
+        };
+        origins::put(&store, &origins).await.unwrap();
+    }
+    let as_it_was = look(&store, checkpoint(5, 55), Known::default()).await.unwrap();
+    as_it_was.settle(0, 1).await.unwrap();
+    assert_eq!(
+        origins::listed(&store).await.unwrap(),
+        HashSet::from([kept, left])
+    );
+    let restored = look(&store, checkpoint(3, 33), Known::default()).await.unwrap();
+    restored.settle(0, 2).await.unwrap();
+    assert_eq!(origins::listed(&store).await.unwrap(), HashSet::from([kept]));
+    let made_anew = look(&store, checkpoint(3, 34), Known::default()).await.unwrap();
+    made_anew.settle(0, 3).await.unwrap();
+    assert_eq!(origins::listed(&store).await.unwrap(), HashSet::new());
+}
+
 /// An entry alone is not trusted: it may belong to an earlier volume at the same place.
 #[tokio::test]
 async fn the_entry_of_another_checkpoint_of_that_number_is_no_watermark() {

@@ -12,7 +12,7 @@ use crate::engine::{Beside, Engine};
 use crate::meta::checkpoint_list::{self, CatalogueEntry, Recorder, Watermarks};
 use crate::open::history;
 use crate::open::replay_wal::ReplayOptions;
-use crate::testing::fault_engine::FaultEngine;
+use crate::testing::fault_engine::{Fault, FaultEngine};
 use crate::testing::memory_engine::MemoryEngine;
 use crate::wal::record::{Content, Entry, Record};
 use crate::wal::{AppendError, EncodedGroup, RecordId};
@@ -526,5 +526,29 @@ async fn a_log_that_writes_all_of_a_damaged_block_heals_it() {
             read.expect("it was replayed");
             assert_eq!(last, [7]);
         }
+    }
+}
+
+/// What fails for a moment is tried again, the way back to what is stored too; a server that was overtaken gives up.
+#[tokio::test]
+async fn a_replay_outlasts_a_store_that_fails_for_a_moment() {
+    for (second, is_replayed) in [(Fault::Refused, true), (Fault::Fenced, false)] {
+        let f = Fixture::new().await;
+        let (log, generation) = f.open(1).await.expect("there is no log");
+        let group = f.group(1, log.first_sequence(), generation, 0, 8);
+        log.append(&group).await.expect("it is appended");
+        let (open, _log) = f.begin(2, false).await;
+        let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 2, open.marker.clone()));
+        let engine = FaultEngine::new(MemoryEngine::new(Geometry::new(SIZE, 4096)));
+        engine.fail_publishes([Fault::Refused]);
+        engine.fail_recoveries([Fault::Refused, second]);
+        let watermark = f.watermark().await;
+        let replayed = open
+            .replay(&engine, &recorder, watermark, &f.history().await, &OPTIONS)
+            .await;
+        assert_eq!(replayed.is_ok(), is_replayed);
+        let mut out = [0; 4096];
+        engine.read(0, &mut out).await.expect("it reads");
+        assert_eq!(out == [8; 4096], is_replayed);
     }
 }

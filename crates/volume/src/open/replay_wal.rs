@@ -326,6 +326,12 @@ async fn publish(
             ),
         }
         tokio::time::sleep(RETRY_WAIT).await;
-        engine.recover().await?;
+        // A store that fails for a moment fails this, too.
+        while let Err(e) = engine.recover().await {
+            if matches!(e, VolumeError::Fenced { .. }) || tokio::time::Instant::now() >= until {
+                return Err(e);
+            }
+            tokio::time::sleep(RETRY_WAIT).await;
+        }
     }
 }

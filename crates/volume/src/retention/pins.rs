@@ -167,8 +167,10 @@ async fn renew(store: Store, key: String, pin: Pin, ttl: Duration, body: Vec<u8>
 pub(crate) enum Unusable {
     /// They are skipped. For callers that change nothing.
     Skip,
-    /// Pins that ran out long ago are removed. A pin that cannot be read is an error, because its checkpoint must not
-    /// be removed.
+    /// A pin that cannot be read is an error, because its checkpoint must not be removed.
+    Refuse,
+    /// The same, and pins that ran out long ago are removed. For callers that have just written the plan: by one that was written while
+    /// the store's clock was ahead, every pin would have run out long ago, also of those who read at this moment.
     Clear,
 }
 
@@ -191,7 +193,7 @@ pub(crate) async fn checkpoints(store: &Store, unusable: Unusable) -> Result<Vec
             Ok(pin) => pin.holds_until(object.last_modified),
             Err(reason) => {
                 let until = object.last_modified + TIME_TO_LIVE_MAX;
-                if unusable == Unusable::Clear && written_now <= until {
+                if unusable != Unusable::Skip && written_now <= until {
                     return Err(VolumeError::Corrupt {
                         what: format!("the pin {}", object.key),
                         reason: format!("{reason}; nothing is removed for a day, unless you delete it"),

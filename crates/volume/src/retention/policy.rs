@@ -128,18 +128,30 @@ impl Policy {
     /// checkpoint was published before one with a lower number, and that none was published after one with a higher
     /// number. Under the first of them one whose clock was behind stands in the period of the one before it, and in its place. So
     /// everything is kept, too, that is kept without those that are out of order: else each round would remove one more of those before.
+    ///
+    /// A server whose clock is ahead all the time publishes nothing else than what comes after `now_ms`. Under both assumptions all of
+    /// that stands in the present period, of which the last one alone would stay, round after round. So everything is kept, too, that
+    /// their own times would keep, and that would be kept without them.
     pub fn keep(&self, checkpoints: &[(u64, u64)], now_ms: u64) -> BTreeMap<u64, Vec<Reason>> {
         let [ascending, descending] = orders(checkpoints, now_ms);
         let mut kept = self.keep_ordered(&ascending);
+        let mut others = Vec::new();
         if descending != ascending {
-            let in_order = in_order(checkpoints, now_ms);
-            let others = [self.keep_ordered(&descending), self.keep_ordered(&in_order)];
-            for (cno, reasons) in others.into_iter().flatten() {
-                let all = kept.entry(cno).or_default();
-                all.extend(reasons);
-                all.sort_unstable();
-                all.dedup();
-            }
+            others.push(descending);
+            others.push(in_order(checkpoints, now_ms));
+        }
+        let by_now = checkpoints.iter().copied().filter(|&(_, ms)| ms <= now_ms);
+        let by_now: Vec<(u64, u64)> = by_now.collect();
+        if by_now.len() < checkpoints.len() {
+            let [by_own_times, _] = orders(checkpoints, u64::MAX);
+            others.push(by_own_times);
+            others.push(in_order(&by_now, now_ms));
+        }
+        for (cno, reasons) in others.iter().flat_map(|ordered| self.keep_ordered(ordered)) {
+            let all = kept.entry(cno).or_default();
+            all.extend(reasons);
+            all.sort_unstable();
+            all.dedup();
         }
         kept
     }
@@ -399,6 +411,44 @@ mod tests {
         let mut week: Vec<_> = (0..2016).map(|n| (n + 1, now - (2015 - n) * 300_000)).collect();
         week[0].1 = now + 365 * DAY_MS;
         assert!(hourly.keep(&week, now).len() >= 168);
+    }
+
+    /// Of a server whose clock is ahead of the store's all the time, as with a store that does not compare them.
+    #[test]
+    fn a_clock_that_stays_ahead_lets_a_history_grow() {
+        let policy = Policy {
+            keep_daily: 90,
+            ..Policy::default()
+        };
+        let noon = |day: u64| at("2026-11-01T12:00:00Z") + day * DAY_MS;
+        let mut listed: Vec<(u64, u64)> = Vec::new();
+        for day in 0..40 {
+            // For thirty days it is ahead by as much.
+            let ahead_ms = if (5..35).contains(&day) { 30 * DAY_MS } else { 0 };
+            listed.push((day + 1, noon(day) + ahead_ms));
+            let stays = policy.keep(&listed, noon(day) + 1000);
+            listed.retain(|(cno, _)| stays.contains_key(cno));
+            let count = listed.len() as u64;
+            assert!(count + 5 > day, "{count} of {}", day + 1);
+        }
+    }
+
+    #[test]
+    fn one_clock_ahead_and_one_behind_leave_what_lies_between() {
+        let policy = Policy {
+            keep_daily: 60,
+            ..Policy::default()
+        };
+        let noon = |day: u64| at("2026-11-01T12:00:00Z") + day * DAY_MS;
+        let mut listed: Vec<(u64, u64)> = (0..31).map(|day| (day + 1, noon(day))).collect();
+        listed[10].1 = noon(10) + 365 * DAY_MS;
+        listed.push((32, 0));
+        for day in 32..36 {
+            listed.push((day + 1, noon(day)));
+            let stays = policy.keep(&listed, noon(day) + 1000);
+            listed.retain(|(cno, _)| stays.contains_key(cno));
+        }
+        assert!(listed.len() >= 34, "{listed:?}");
     }
 
     #[test]

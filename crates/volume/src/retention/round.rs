@@ -280,7 +280,7 @@ impl Rounds {
         now: Instant,
     ) -> Result<Removed, VolumeError> {
         let (protected, stored) = try_join!(
-            protected(&self.store, account, Unusable::Clear),
+            protected(&self.store, account, Unusable::Refuse),
             stored(&self.store)
         )?;
         let under_way = self.under_way.at(account.usage().at_number());
@@ -294,17 +294,17 @@ impl Rounds {
             now,
         );
         self.count_space(account.usage(), &stored, &choice);
-        // What is inherited is stored elsewhere: that it is not here says nothing. A checkpoint that is to go now may stay.
+        // What is inherited is stored elsewhere: that it is not here says nothing.
         let gone = choice.gone.iter().copied();
         let gone: Vec<u64> = gone
             .filter(|object| !self.store.lineage().inherits(object_names::cno_of(*object)))
             .collect();
-        account.forget(&[], &gone);
         let mut removed = Removed {
             waiting: choice.waiting as u64,
             ..Removed::default()
         };
         if choice.is_empty() {
+            account.forget(&[], &gone);
             if self.stored.elapsed() >= STORED_EVERY {
                 account.store(&self.store).await?;
                 self.stored = Instant::now();
@@ -319,6 +319,8 @@ impl Rounds {
             return Ok(removed);
         }
         account.forget(&choice.retired, &choice.objects);
+        // Not before: a checkpoint that was to go may stay, and what it lacks may be put back by a repair.
+        account.forget(&[], &gone);
         removed.is_cut = choice.is_cut;
         removed.checkpoints = choice.retired.len() as u64;
         removed.objects = choice.objects.len() as u64;

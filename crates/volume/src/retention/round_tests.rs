@@ -193,6 +193,38 @@ impl World {
         )
     }
 
+    /// As if the plan had been written so much later, by a clock that was ahead.
+    fn plan_written_later(&self, by: Duration) {
+        let VolumeUrl::File { path } = &self.url else {
+            panic!("{}", self.url)
+        };
+        let mut dirs = vec![path.clone()];
+        let mut changed = 0;
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if path.to_string_lossy().ends_with("plan") {
+                    let mut bytes = std::fs::read(&path).unwrap();
+                    let name: &[u8] = b"\"modified_ms\":";
+                    let at = bytes.windows(name.len()).rposition(|part| part == name);
+                    let at = at.unwrap() + name.len();
+                    let digits = bytes[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+                    let ms: u64 = std::str::from_utf8(&bytes[at..at + digits])
+                        .unwrap()
+                        .parse()
+                        .unwrap();
+                    let later = (ms + by.as_millis() as u64).to_string();
+                    bytes[at..at + digits].copy_from_slice(later.as_bytes());
+                    std::fs::write(&path, bytes).unwrap();
+                    changed += 1;
+                }
+            }
+        }
+        assert_eq!(changed, 1);
+    }
+
     /// What would go now, and the account that tells it.
     fn choose(&self, policy: &Policy) -> (Account, Choice) {
         self.run(async {
@@ -468,6 +500,29 @@ fn who_wants_a_checkpoint_to_stay_is_seen_or_sees_that_it_goes() {
     assert!(world.run(rounds.carry_out(&account, &policy, &choice)).unwrap());
     assert!(world.run(ensure_kept(&world.store, id)).is_err());
     world.check_past(0);
+}
+
+/// By the time of a plan that was written while the store's clock was ahead, every pin ran out long ago. It is by the time of the next
+/// one that a reader is seen, so its pin must still be there then.
+#[test]
+fn who_reads_is_seen_although_the_plan_was_written_by_a_clock_that_was_ahead() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(18);
+    world.publish(&mut rng, 30);
+    world.keep_last(1);
+    let (_, choice) = world.choose(&keep_last(1));
+    let (other, cno) = (choice.retired[2], choice.retired[3]);
+    let mut rounds = world.rounds(1, Duration::ZERO);
+    world.run(rounds.settle(true)).unwrap();
+    world.plan_written_later(Duration::from_secs(3 * 24 * 3600));
+    let reading = world.run(Reading::begin(&world.store, world.id(cno))).unwrap();
+    for _ in 0..2 {
+        world.run(rounds.round(Instant::now())).unwrap();
+    }
+    let listed = world.listed();
+    assert!(listed.contains(&cno) && !listed.contains(&other), "{listed:?}");
+    world.check_past(18);
+    world.run(reading.end());
 }
 
 /// An entry that is written after its checkpoint went does not bring it back.

@@ -506,6 +506,8 @@ impl Store {
             && let Some(page) = pages.next().await
         {
             let page = page.map_err(|error| self.error("list", prefix, error))?;
+            let is_cut =
+                page.is_truncated() == Some(true) && page.next_continuation_token().is_none_or(str::is_empty);
             entries.extend(
                 page.contents
                     .unwrap_or_default()
@@ -518,6 +520,20 @@ impl Store {
                         })
                     }),
             );
+            // The SDK takes such a page for the last one. A part of a listing passes for all of it then: records of a log, clones
+            // and pins would be as good as gone.
+            if is_cut && !is_enough(&entries) {
+                let detail = format!(
+                    "{} sends a part of the listing and no continuation token, so that the rest cannot be asked for",
+                    self.endpoint
+                );
+                return Err(StoreError::new(
+                    "list",
+                    self.target(prefix),
+                    StoreErrorKind::Other,
+                    detail,
+                ));
+            }
         }
         Ok(entries)
     }

@@ -197,10 +197,12 @@ async fn open(request: &Request<'_>, note: ImportRecord, is_blank: bool) -> Resu
     let noted = async {
         // A clone is read through what it has from its parents, too.
         let store = parents::connect(request.url, request.store_options).await?;
-        let lease = admin::info(request.url, request.store_options).await?.lease;
-        let epoch = lease.map_or(0, |lease| lease.epoch);
+        let found = admin::info(request.url, request.store_options).await?;
+        let epoch = found.lease.map_or(0, |lease| lease.epoch);
         let takes_up = note.written_bytes > 0 || (note.is_new && !is_blank);
-        if takes_up && epoch != note.epoch + 1 {
+        // Zeros are not written to a blank one: what somebody wrote since it was made would show in them.
+        let is_written = is_blank && found.last_checkpoint > 0;
+        if is_written || (takes_up && epoch != note.epoch + 1) {
             return Err(VolumeError::InvalidInput(format!(
                 "somebody else had {} a moment ago: look at what is in it now, and run the import again",
                 request.url

@@ -21,6 +21,7 @@ use crate::compaction::{self, Ground};
 use crate::engine::hyper_engine::{HyperEngine, OpenState};
 use crate::engine::parents;
 use crate::engine::{Engine, Ownership, SoleOwner};
+use crate::format::inode;
 use crate::format::object_names::is_container_object;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
@@ -35,6 +36,7 @@ use crate::open::inspect::{self, Inspection};
 use crate::open::recover_wal::{self, OpenLog, Wanted};
 use crate::open::replay_wal::{ReplayOptions, warn_left};
 use crate::options::{Compaction, LeaseOptions, StoreOptions, VolumeOptions};
+use crate::past::{self, Point};
 use crate::read::cache::ReadCache;
 use crate::retention::{Keeper, ORPHAN_AGE, Reading, Recent, Rounds};
 use crate::scrub;
@@ -321,7 +323,17 @@ fn open_read_only<'a>(
             Ok(reading) => reading,
             Err(e) => {
                 give_up(&engine, true).await;
-                return Err(e);
+                let cno = state.newest.id.cno;
+                let before = match &e {
+                    VolumeError::NoCheckpoint { .. } => before_unnamed(&looked.store, cno).await?,
+                    _ => None,
+                };
+                let Some(point) = before else { return Err(e) };
+                info!(
+                    "checkpoint {cno} of {} is stored and was not published: the one before it is shown",
+                    looked.store.url
+                );
+                return Volume::open_stored(looked.store, point, options, volume_id).await;
             }
         };
         if !reading.is_pinned() {
@@ -340,6 +352,18 @@ fn open_read_only<'a>(
         Ok(Arc::new(volume))
     }
     .boxed()
+}
+
+/// The state that the inode names, where that is one before checkpoint `cno`, which the engine found.
+///
+/// An open that only reads takes up, in memory alone, what a writer has stored and not named yet (`roll_forward` in hyperfile 0.14.0). A
+/// writer that was killed there never names it, and the next owner may drop it: nothing keeps it for who reads it.
+async fn before_unnamed(store: &Store, cno: u64) -> Result<Option<Point>, VolumeError> {
+    let (stored, _) = inode::load(store).await?;
+    match stored.i_last_cno < cno {
+        true => past::state_of(&stored).map(Some),
+        false => Ok(None),
+    }
 }
 
 /// The state that was stored before the lease was taken.

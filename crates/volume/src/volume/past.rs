@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use futures::try_join;
+use futures::future::BoxFuture;
+use futures::{FutureExt, try_join};
 use rangemap::RangeSet;
 
 use super::{Parts, Volume};
+use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::error::VolumeError;
 use crate::base::units::MIB;
 use crate::base::url::VolumeUrl;
+use crate::base::volume_id::VolumeId;
 use crate::engine::parents;
 use crate::engine::past::PastEngine;
 use crate::index::cache::IndexCache;
@@ -91,6 +94,34 @@ impl Volume {
         let engine = engine_of(store, point, options.index_memory_bytes, cache_memory_bytes).await;
         // The store stays usable, because it is the caller's, who may go on to change something.
         Ok(Self::past(engine, options, reading, None, None))
+    }
+
+    /// Opens the state that a stored inode names, for a server that only reads, with the memory that these options give and nothing on a
+    /// disk.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoCheckpoint`] when it is being removed.
+    pub(super) fn open_stored<'a>(
+        store: Store,
+        point: Point,
+        options: &'a VolumeOptions,
+        volume_id: Option<VolumeId>,
+    ) -> BoxFuture<'a, Result<Arc<Self>, VolumeError>> {
+        async move {
+            let reading = Reading::begin(&store, point.id()).await?;
+            if !reading.is_pinned() {
+                store.end_changes().await;
+            }
+            let cache_memory_bytes = options.read_cache.memory_bytes;
+            let engine = engine_of(&store, &point, options.index_memory_bytes, cache_memory_bytes).await;
+            let identity = volume_id.map(|id| format!("{id}, checkpoint {}", point.id()));
+            let mut volume = Self::past(engine, options, reading, Some(store), identity);
+            if let Some(volume) = Arc::get_mut(&mut volume) {
+                volume.newest = NewestCheckpoint::new(point.id());
+            }
+            Ok(volume)
+        }
+        .boxed()
     }
 
     fn past(

@@ -176,7 +176,9 @@ impl S3Log {
     async fn note_seals(&self, epoch: u64, numbers: &[u64]) -> Result<(), VolumeError> {
         let last = numbers.last().copied().unwrap_or_default();
         let newest = numbers.iter().filter(|n| **n + IN_FLIGHT_MAX >= last);
-        for read in join_all(newest.map(|&sequence| self.read(RecordId { epoch, sequence }))).await {
+        let mut unknown: Vec<RecordId> = newest.map(|&sequence| RecordId { epoch, sequence }).collect();
+        unknown.retain(|id| !self.seals.lock().contains(id) && !self.stored.lock().contains_key(id));
+        for read in join_all(unknown.into_iter().map(|id| self.read(id))).await {
             match read {
                 Ok(_) | Err(VolumeError::Corrupt { .. }) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -437,6 +439,10 @@ impl LogStore for S3Log {
         // A later owner may have begun its part meanwhile.
         all.retain(|id| id.epoch <= self.epoch);
         if is_older_alive {
+            // Those in the gaps of an older part are known only to who has read it, and who gives a log up has not.
+            for (epoch, numbers) in parts(&all).range(..self.epoch) {
+                self.note_seals(*epoch, numbers).await?;
+            }
             all.retain(|id| !self.seals.lock().contains(id));
         }
         self.remove(&all).await

@@ -202,8 +202,8 @@ async fn an_owner_that_may_be_alive_stays_shut_out_of_a_log_that_is_cleared() {
     }
     assert_eq!(
         f.keys().await.len(),
-        2,
-        "the seals and nothing else: {:?}",
+        3,
+        "the seals and nothing else, that of the older one's beginning too: {:?}",
         f.keys().await
     );
     // The next owner, who finds the seals, keeps the older one out as well.
@@ -235,6 +235,24 @@ async fn giving_a_log_up_keeps_the_seals_of_those_before() {
             let late = older.append(&f.group(1, n, 1)).await;
             assert!(is_fenced(&late), "{n}, tail sealed: {is_tail_sealed}");
         }
+    }
+}
+
+/// `hypernbd wal discard` opens a log twice, first to seal it and then to clear it, and reads none of it the second time.
+#[tokio::test]
+async fn a_log_that_is_cleared_unread_keeps_the_seals_in_its_gaps() {
+    let f = Fixture::new().await;
+    let older = f.open(1).await.unwrap();
+    let first = older.first_sequence();
+    // The first of two records in flight has not arrived.
+    older.append(&f.group(1, first + 1, 1)).await.unwrap();
+    for _ in 0..2 {
+        let given_up = S3Log::open(f.store.clone(), f.volume_id, 2, true).await.unwrap();
+        given_up.clear(true).await.unwrap();
+    }
+    for n in [first, first + 2] {
+        let late = older.append(&f.group(1, n, 1)).await;
+        assert!(is_fenced(&late), "{n}: {late:?}");
     }
 }
 

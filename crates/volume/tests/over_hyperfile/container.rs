@@ -56,6 +56,29 @@ fn what_was_flushed_is_there_after_opening_again() {
     volume.close(Duration::from_secs(30)).unwrap();
 }
 
+/// As when a server was killed between the last two requests of a publish: nobody knows yet whether the next owner takes it up.
+#[test]
+fn a_reader_is_shown_what_is_published_where_a_publish_was_broken_off() {
+    let f = Fixture::new();
+    f.create(4 * MIB, 4096);
+    let volume = f.open();
+    volume.write(0, &pattern(1, 4096), false).unwrap();
+    volume.flush().unwrap();
+    let inode = f.object_file(&f.store().unwrap().data_key("inode"));
+    let before = std::fs::read(&inode).unwrap();
+    volume.write(0, &pattern(2, 4096), false).unwrap();
+    volume.flush().unwrap();
+    volume.close(Duration::from_secs(30)).unwrap();
+    std::fs::write(&inode, before).unwrap();
+    let entries = f.meta_objects("checkpoints/");
+    assert_eq!(entries.len(), 2);
+    f.remove_meta(&entries[1]);
+
+    let reader = f.open_read_only();
+    assert!(f.read(&reader, 0, 4096) == pattern(1, 4096));
+    reader.close(Duration::from_secs(30)).unwrap();
+}
+
 #[test]
 fn overwriting_parts_of_published_blocks_keeps_the_rest() {
     let f = Fixture::new();

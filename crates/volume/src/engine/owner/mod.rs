@@ -182,7 +182,9 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
                 }
                 Some(Request::Close { reply }) => {
                     owner.land_all().await;
-                    let is_settled = !owner.must_recover;
+                    // A recovery does not tell what became of an attempt: of a clone it leaves the inode as it is, and a request of
+                    // that attempt may still be carried out. A next owner that fences nobody would take it up for another writer's.
+                    let is_settled = !owner.must_recover && owner.attempted.is_empty();
                     drop(owner);
                     let _ = reply.send(is_settled);
                     return;

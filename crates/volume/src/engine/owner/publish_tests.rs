@@ -1,6 +1,6 @@
 //! A generation that zeroes more than one checkpoint may, and what a crash in between leaves.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -147,4 +147,91 @@ async fn zeroes_of_many_blocks_take_several_checkpoints_and_are_answered_after_t
         zeroes.len() > 3 && zeroes.is_sorted() && zeroes[0] < zeroes[3],
         "{zeroes:?}"
     );
+}
+
+/// Lets no write of the inode through while it is told so.
+#[derive(Debug, Clone)]
+struct NoInode(Arc<AtomicBool>);
+
+impl Intercept for NoInode {
+    fn name(&self) -> &'static str {
+        "no-inode"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let path = request.uri().split('?').next().unwrap_or_default();
+        let is_inode = request.method() == "PUT" && path.ends_with("/inode");
+        match is_inode && self.0.load(Ordering::SeqCst) {
+            true => Err("it does not arrive".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// An attempt failed, and the container went back to what is stored: what became of the attempt is known once another one is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_of_unknown_outcome_is_no_clean_end() {
+    for publishes_again in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+        let create = CreateOptions {
+            size_bytes: (BLOCKS * BLOCK) as u64,
+            block_size_bytes: BLOCK as u32,
+        };
+        admin::create(&url, &StoreOptions::default(), &create)
+            .await
+            .unwrap();
+        let is_away = Arc::new(AtomicBool::new(true));
+        let hooked = StoreOptions {
+            hook: Hook::new(NoInode(is_away.clone())),
+            ..StoreOptions::default()
+        };
+        let store = store::connect(&url, &hooked).await.unwrap();
+        let config = Config {
+            store: store.clone(),
+            checksums: IndexChecksums::new(store.clone()),
+            index_cache: IndexCache::default().of_container(&store),
+            is_read_only: false,
+            ownership: Arc::new(SoleOwner),
+            numbers: Arc::<CheckpointNumbers>::default(),
+            zeroed_blocks_max: ZEROED_MAX,
+        };
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let (opened, is_open) = oneshot::channel();
+        let runtime = tokio::runtime::Handle::current();
+        let thread = OwnerThread::start(runtime, move || run(config, inbox, opened)).unwrap();
+        is_open.await.unwrap().unwrap();
+        let geometry = Geometry::new((BLOCKS * BLOCK) as u64, BLOCK as u32);
+        let mut generation = Generation::new(geometry);
+        generation.write(PreparedWrite::new(geometry, 0, &[9; BLOCK]));
+        let frozen = Arc::new(Frozen::new(generation));
+        let publish = async || {
+            let (reply, published) = oneshot::channel();
+            let publish = Request::Publish {
+                frozen: frozen.clone(),
+                beside: Beside::default(),
+                reply,
+            };
+            assert!(requests.send(publish).is_ok());
+            published.await.unwrap().map(drop)
+        };
+        assert!(publish().await.is_err());
+        is_away.store(false, Ordering::SeqCst);
+        let (reply, recovered) = oneshot::channel();
+        assert!(requests.send(Request::Recover { reply }).is_ok());
+        recovered.await.unwrap().unwrap();
+        if publishes_again {
+            publish().await.unwrap();
+        }
+        let (reply, closed) = oneshot::channel();
+        assert!(requests.send(Request::Close { reply }).is_ok());
+        assert_eq!(closed.await.unwrap(), publishes_again);
+        thread.ended().await;
+    }
 }

@@ -285,6 +285,33 @@ async fn what_one_connection_saw_of_a_store_counts_for_the_next() {
     assert!(error.to_string().contains("no request id"), "{error}");
 }
 
+/// A store that knows the older request for listings alone answers so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_listing_is_not_taken_for_all_of_it() {
+    let (endpoint, _heads) = serve(|head| {
+        let line = head.lines().next().unwrap();
+        let page = |rest: &str| {
+            format!("<ListBucketResult>{rest}<Contents><Key>vol/a</Key></Contents></ListBucketResult>")
+        };
+        let body = match line {
+            _ if line.contains("continuation-token=") => page("<IsTruncated>false</IsTruncated>"),
+            _ if line.contains("goes-on") => {
+                page("<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>")
+            }
+            _ if line.contains("cut") => page("<IsTruncated>true</IsTruncated>"),
+            _ => EMPTY_LIST.to_owned(),
+        };
+        answer("200 OK", "", &body)
+    });
+    let store = connect_to(&endpoint).await.unwrap();
+    assert_eq!(store.list("goes-on").await.unwrap().len(), 2);
+    let error = store.list("cut").await.unwrap_err();
+    assert_eq!(error.kind, Other, "{error}");
+    assert!(error.to_string().contains("continuation token"), "{error}");
+    // Who has found what was looked for needs no more of it.
+    assert!(store.has_any("cut", |key| key == "vol/a").await.unwrap());
+}
+
 /// A store begins such an answer before it knows how the completion ends, and what is in the way is in its body. The check values that are
 /// there already may be those of the object that was in the way.
 #[tokio::test(flavor = "multi_thread")]
