@@ -1,5 +1,6 @@
 //! The basic types that the whole crate uses: units, ids, errors. Nothing here knows a store or a container.
 
+pub(crate) mod asks;
 pub mod cgroup;
 pub mod checkpoint_id;
 pub mod checksum;

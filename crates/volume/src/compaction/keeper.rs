@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::{debug, info, warn};
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -13,6 +12,7 @@ use super::Compacted;
 use super::pace::{self, Pace};
 use super::relocation::{Flip, Ground};
 use super::schedule::Schedule;
+use crate::base::asks::{Asking, Asks, asks};
 use crate::base::control::Control;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::engine::hyper_engine::PublishedBytes;
@@ -27,22 +27,13 @@ const ENTRY_WAIT: Duration = Duration::from_millis(100);
 const RETRY_WAIT: Duration = Duration::from_secs(10);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// Who may wait besides the one who is served. Each has a connection of the control socket and a thread, and others need these, too.
-const WAITING_MAX: usize = 4;
-
 /// Relocates until it is dropped: by itself where it is to, and whenever it is asked to. One task does both, so that no two relocations
 /// choose the same victims.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     task: AbortHandle,
-    asked: mpsc::Sender<Asked>,
-}
-
-/// Somebody asked for a compaction, and waits for it.
-struct Asked {
-    /// Ends it between two checkpoints.
-    control: Arc<Control>,
-    answer: oneshot::Sender<Result<Compacted, VolumeError>>,
+    /// With what ends it between two checkpoints.
+    asks: Asks<Arc<Control>, Compacted>,
 }
 
 /// What a keeper works with.
@@ -60,9 +51,9 @@ pub(crate) struct Work {
 impl Keeper {
     /// Starts on the current runtime.
     pub fn start(work: Work) -> Self {
-        let (asked, asking) = mpsc::channel(WAITING_MAX);
+        let (asks, asking) = asks("a compaction");
         let task = tokio::spawn(work.run(asking)).abort_handle();
-        Self { task, asked }
+        Self { task, asks }
     }
 
     /// Copies whatever gives back enough for what its copy costs, of what there is now; as fast as the store takes it at the lowest class,
@@ -72,16 +63,7 @@ impl Keeper {
     /// Those of the relocations: what was moved until then is in place. [`VolumeError::InvalidInput`] when too many wait already.
     /// [`VolumeError::Closed`] when the volume is closed meanwhile.
     pub async fn ask(&self, control: Arc<Control>) -> Result<Compacted, VolumeError> {
-        let (answer, answered) = oneshot::channel();
-        self.asked
-            .try_send(Asked { control, answer })
-            .map_err(|refused| match refused {
-                TrySendError::Full(_) => VolumeError::InvalidInput(
-                    "others wait for a compaction already: ask again once it is done".to_owned(),
-                ),
-                TrySendError::Closed(_) => VolumeError::Closed,
-            })?;
-        answered.await.unwrap_or(Err(VolumeError::Closed))
+        self.asks.ask(control).await
     }
 
     /// Ends it. A flip that is on its way is carried out; copies before it are left.
@@ -97,7 +79,7 @@ impl Drop for Keeper {
 }
 
 impl Work {
-    async fn run(self, mut asking: mpsc::Receiver<Asked>) {
+    async fn run(self, mut asking: Asking<Arc<Control>, Compacted>) {
         let mut is_automatic = self.is_automatic;
         let mut failures = 0_u32;
         let mut schedule = Schedule::new(self.published_bytes.get());
@@ -114,11 +96,10 @@ impl Work {
             };
             looked_at = Instant::now();
             schedule.look(self.published_bytes.get());
-            if let Some(Asked { control, answer }) = asked {
-                let done = self.relocate_asked(&mut schedule, &control).await;
+            if let Some(asked) = asked {
+                let done = self.relocate_asked(&mut schedule, &asked.question).await;
                 tell(&done);
-                // Who has gone is not answered.
-                let _ = answer.send(done);
+                asked.tell(done);
                 continue;
             }
             match self.relocate_all(&mut schedule, &asking).await {
@@ -181,7 +162,7 @@ impl Work {
     async fn relocate_all(
         &self,
         schedule: &mut Schedule,
-        asking: &mpsc::Receiver<Asked>,
+        asking: &Asking<Arc<Control>, Compacted>,
     ) -> Result<u64, VolumeError> {
         let mut all = Compacted::default();
         loop {

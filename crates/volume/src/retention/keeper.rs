@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 
 use super::choice::NEWEST_KEPT;
 use super::round::{Removed, Rounds};
+use crate::base::asks::{Asking, Asks, asks};
 use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::meta::wal_marker::Marker;
@@ -21,20 +21,17 @@ const ROUNDS_MAX: usize = 100;
 /// The pause between two rounds of a turn, in which others come to the container and to the rounds.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Who may wait besides the one who is served. Each has a connection of the control socket and a thread, and others need these, too.
-const WAITING_MAX: usize = 4;
-
 /// Runs rounds until it is dropped: each interval, and whenever it is asked to. The next server continues a round that was interrupted.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     task: AbortHandle,
-    asked: mpsc::Sender<Asked>,
+    asks: Asks<Turn, Option<Removed>>,
 }
 
-/// Somebody asked for a turn, and waits for it.
-struct Asked {
+/// What kind of turn is asked for.
+#[derive(Debug)]
+struct Turn {
     only_if_automatic: bool,
-    answer: oneshot::Sender<Result<Option<Removed>, VolumeError>>,
 }
 
 impl Keeper {
@@ -48,7 +45,7 @@ impl Keeper {
         newest: NewestCheckpoint,
         marker: Option<Arc<Marker>>,
     ) -> Self {
-        let (asked, asking) = mpsc::channel(WAITING_MAX);
+        let (asks, asking) = asks("the retention");
         let work = Work {
             rounds,
             interval,
@@ -57,7 +54,7 @@ impl Keeper {
             marker,
         };
         let task = tokio::spawn(work.run(asking)).abort_handle();
-        Self { task, asked }
+        Self { task, asks }
     }
 
     /// Has rounds made until a plan has room for what is left that may go now. With `only_if_automatic` nothing is done where no round
@@ -67,18 +64,7 @@ impl Keeper {
     /// Those of a round. [`VolumeError::InvalidInput`] when too many wait already. [`VolumeError::Closed`] when the volume is closed
     /// meanwhile.
     pub async fn ask(&self, only_if_automatic: bool) -> Result<Option<Removed>, VolumeError> {
-        let (answer, answered) = oneshot::channel();
-        let asked = Asked {
-            only_if_automatic,
-            answer,
-        };
-        self.asked.try_send(asked).map_err(|refused| match refused {
-            TrySendError::Full(_) => VolumeError::InvalidInput(
-                "others wait for the retention already: ask again once it is done".to_owned(),
-            ),
-            TrySendError::Closed(_) => VolumeError::Closed,
-        })?;
-        answered.await.unwrap_or(Err(VolumeError::Closed))
+        self.asks.ask(Turn { only_if_automatic }).await
     }
 
     /// Stops the rounds.
@@ -103,7 +89,7 @@ struct Work {
 }
 
 impl Work {
-    async fn run(self, mut asking: mpsc::Receiver<Asked>) {
+    async fn run(self, mut asking: Asking<Turn, Option<Removed>>) {
         let rounds = &self.rounds;
         let mut failures = 0_u32;
         let mut skipped = 0;
@@ -131,9 +117,8 @@ impl Work {
                 () = passed(wait) => None,
             };
             let asked = match asked {
-                Some(asked) if asked.only_if_automatic && interval.is_none() => {
-                    // Who has gone is not answered.
-                    let _ = asked.answer.send(Ok(None));
+                Some(asked) if asked.question.only_if_automatic && interval.is_none() => {
+                    asked.tell(Ok(None));
                     continue;
                 }
                 asked => asked,
@@ -176,7 +161,7 @@ impl Work {
                 }
             }
             if let Some(asked) = asked {
-                let _ = asked.answer.send(turned.map(Some));
+                asked.tell(turned.map(Some));
             }
         }
     }
