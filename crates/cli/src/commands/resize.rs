@@ -2,12 +2,13 @@
 
 use anyhow::{Result, bail};
 use hypernbd_volume::admin;
-use hypernbd_volume::monitor::client::{self, ClientError, ServerAddress};
+use hypernbd_volume::monitor::client::{self, ClientError};
 use hypernbd_volume::monitor::control::ResizeArguments;
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::units::{format_size, parse_size};
 use hypernbd_volume::url::VolumeUrl;
 
+use super::served;
 use crate::flags::{check_size, lease, warn_of_size};
 use crate::output;
 
@@ -72,14 +73,10 @@ pub async fn resize(
     }
     // Also where it is stored with that size already: its server may not know yet.
     let is_grown = size_bytes >= before && !takeover;
-    let served = info.lease.filter(|lease| is_grown && !lease.is_of_killed());
-    if let Some(control) = served.as_ref().and_then(|lease| lease.control_here()) {
-        let told: Result<ResizeArguments, _> = client::tell(
-            &ServerAddress::Unix(control.into()),
-            "resize",
-            &ResizeArguments { size_bytes },
-        )
-        .await;
+    let served = info.lease.filter(|_| is_grown);
+    if let Some(place) = served::place(served.as_ref()) {
+        let told: Result<ResizeArguments, _> =
+            client::tell(&place, "resize", &ResizeArguments { size_bytes }).await;
         match told {
             // What does not answer may be on its way out: the lease says what holds.
             Err(ClientError::Unreachable { .. } | ClientError::Foreign { .. }) => {}

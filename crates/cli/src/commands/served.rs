@@ -2,11 +2,18 @@
 
 use anyhow::{Result, bail};
 use hypernbd_volume::admin;
+use hypernbd_volume::lease::LeaseRecord;
 use hypernbd_volume::monitor::client::{self, ClientError, ServerAddress};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::url::VolumeUrl;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// The control socket of the server on this machine that has a volume with this lease open, as far as it has one.
+pub fn place(lease: Option<&LeaseRecord>) -> Option<ServerAddress> {
+    let lease = lease.filter(|lease| !lease.is_of_killed())?;
+    Some(ServerAddress::Unix(lease.control_here()?.into()))
+}
 
 /// Tells the server that has the volume open to carry out a verb of its control socket, waits until it has, and gives its answer. `None`
 /// where no server of this machine is known to have it open, or none answers: then the lease says what may be done.
@@ -20,11 +27,9 @@ pub async fn tell<T: DeserializeOwned>(
     arguments: &impl Serialize,
 ) -> Result<Option<T>> {
     let lease = admin::lease_of(url, store).await?;
-    let lease = lease.filter(|lease| !lease.is_of_killed());
-    let Some(control) = lease.as_ref().and_then(|lease| lease.control_here()) else {
+    let Some(place) = place(lease.as_ref()) else {
         return Ok(None);
     };
-    let place = ServerAddress::Unix(control.into());
     match client::tell(&place, verb, arguments).await {
         Ok(answer) => Ok(Some(answer)),
         // It may be on its way out.
