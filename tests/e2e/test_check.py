@@ -3,10 +3,10 @@
 import json
 import random
 import re
-import threading
 
 import pytest
 
+from support.busy import busy
 from support.faulty import FaultyProxy
 from support.model import pattern
 from support.others import objects_of
@@ -122,29 +122,11 @@ def test_beside_a_busy_server(make_volume, make_server, seed):
     volume = make_volume(32 * MI, 4 * KI)
     verb(volume, "retention", "set", volume.url, "--keep-last", "3")
     server = make_server(volume, retention_interval="1s", retention_grace="1s", checkpoint_interval="100ms").start()
-    is_over = threading.Event()
-    failures = []
-
-    def write():
-        try:
-            with server.connect() as client:
-                while not is_over.is_set():
-                    client.pwrite(rng.randbytes(64 * KI), rng.randrange(0, 31 * MI, 4 * KI))
-                    client.flush()
-        except Exception as failure:  # told to the test, which is in another thread
-            failures.append(failure)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
+    with busy(server, rng, 31 * MI):
         wait_for(lambda: checked(volume)["newest_checkpoint"] > 25, "some checkpoints", 240)
         reports = [checked(volume, *words) for words in [[], ["--data"], [], ["--data"]]]
         seen = reports[-1]["newest_checkpoint"]
         wait_for(lambda: checked(volume, "--data")["newest_checkpoint"] > seen + 20, "more checkpoints", 240)
-    finally:
-        is_over.set()
-        writer.join()
-    assert failures == []
     assert all(report["problems"] == [] for report in reports)
     assert server.terminate() == 0
 

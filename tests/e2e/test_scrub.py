@@ -3,10 +3,10 @@
 import json
 import random
 import re
-import threading
 
 import pytest
 
+from support.busy import busy
 from support.endpoints import ask, page
 from support.model import pattern
 from support.others import objects_of
@@ -177,31 +177,13 @@ def test_beside_a_busy_server_nothing_is_missed_wrongly(make_volume, scrubbed, s
     server, address = scrubbed(
         volume, AGAIN, retention_interval="1s", retention_grace="1s", checkpoint_interval="100ms", compaction="auto"
     )
-    is_over = threading.Event()
-    failures = []
-
-    def write():
-        try:
-            with server.connect() as client:
-                while not is_over.is_set():
-                    client.pwrite(rng.randbytes(64 * KI), rng.randrange(0, 31 * MI, 4 * KI))
-                    client.flush()
-        except Exception as failure:  # told to the test, which is in another thread
-            failures.append(failure)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
+    with busy(server, rng, 31 * MI):
         began_ms = 0
         for _ in range(5):
             last = wait_for(lambda: ended(address, began_ms), "a pass", LIMIT_S)
             began_ms = last["began_ms"]
         wait_for(lambda: page(address).value("retention_removed_checkpoints_total") > 50, "checkpoints to go", LIMIT_S)
         last = wait_for(lambda: ended(address, began_ms), "one more pass", LIMIT_S)
-    finally:
-        is_over.set()
-        writer.join()
-    assert failures == []
     assert page(address).value("damage_found_total", by="scrub") == 0
     assert scrub(address)["damage"] == [] and ask(address, "/status").json["problems"] == []
     assert server.terminate() == 0

@@ -1,6 +1,6 @@
-//! A generation that zeroes more than one checkpoint may, and what a crash in between leaves.
+//! Publishes that are broken off: a generation that zeroes more than one checkpoint may, and an attempt of unknown outcome.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -28,7 +28,7 @@ const BLOCKS: usize = 4096;
 const ZEROED_MAX: u64 = 1000;
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// Lets so many writes of the inode through: the process ends then.
+/// Lets so many writes of the inode through, and no more.
 #[derive(Debug, Clone)]
 struct Inodes {
     left: Arc<AtomicUsize>,
@@ -58,32 +58,23 @@ impl Intercept for Inodes {
     }
 }
 
-/// Zeroes the whole volume but one block, which is written, where one checkpoint zeroes `ZEROED_MAX` blocks; so many inodes are
-/// stored. Returns whether it was published, and what the volume reads as then.
-async fn zeroed(inodes: usize) -> (Result<(), VolumeError>, Vec<u8>) {
-    let dir = tempfile::tempdir().unwrap();
-    let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
-    let (options, volume_options) = (StoreOptions::default(), VolumeOptions::default());
+async fn create(url: &VolumeUrl) {
     let create = CreateOptions {
         size_bytes: (BLOCKS * BLOCK) as u64,
         block_size_bytes: BLOCK as u32,
     };
-    admin::create(&url, &options, &create).await.unwrap();
-    let volume = Volume::open(&url, &options, &volume_options).await.unwrap();
-    let fill = volume.clone();
-    let filled = tokio::task::spawn_blocking(move || {
-        fill.write(0, &vec![7; BLOCKS * BLOCK], true)?;
-        fill.close(LIMIT)
-    });
-    filled.await.unwrap().unwrap();
-    drop(volume);
+    admin::create(url, &StoreOptions::default(), &create)
+        .await
+        .unwrap();
+}
+
+/// An owner of the volume, while so many writes of the inode are left to it.
+async fn owner(url: &VolumeUrl, left: Arc<AtomicUsize>) -> (mpsc::UnboundedSender<Request>, OwnerThread) {
     let hooked = StoreOptions {
-        hook: Hook::new(Inodes {
-            left: Arc::new(AtomicUsize::new(inodes)),
-        }),
+        hook: Hook::new(Inodes { left }),
         ..StoreOptions::default()
     };
-    let store = store::connect(&url, &hooked).await.unwrap();
+    let store = store::connect(url, &hooked).await.unwrap();
     let config = Config {
         store: store.clone(),
         checksums: IndexChecksums::new(store.clone()),
@@ -98,18 +89,42 @@ async fn zeroed(inodes: usize) -> (Result<(), VolumeError>, Vec<u8>) {
     let runtime = tokio::runtime::Handle::current();
     let thread = OwnerThread::start(runtime, move || run(config, inbox, opened)).unwrap();
     is_open.await.unwrap().unwrap();
-    let geometry = Geometry::new((BLOCKS * BLOCK) as u64, BLOCK as u32);
-    let mut generation = Generation::new(geometry);
-    generation.zero(0, (BLOCKS * BLOCK) as u64);
-    generation.write(PreparedWrite::new(geometry, (5 * BLOCK) as u64, &[9; BLOCK]));
+    (requests, thread)
+}
+
+async fn publish(requests: &mpsc::UnboundedSender<Request>, frozen: &Arc<Frozen>) -> Result<(), VolumeError> {
     let (reply, published) = oneshot::channel();
     let publish = Request::Publish {
-        frozen: Arc::new(Frozen::new(generation)),
+        frozen: frozen.clone(),
         beside: Beside::default(),
         reply,
     };
     assert!(requests.send(publish).is_ok());
-    let published = published.await.unwrap().map(drop);
+    published.await.unwrap().map(drop)
+}
+
+/// Zeroes the whole volume but one block, which is written, where one checkpoint zeroes `ZEROED_MAX` blocks; so many inodes are
+/// stored. Returns whether it was published, and what the volume reads as then.
+async fn zeroed(inodes: usize) -> (Result<(), VolumeError>, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
+    let (options, volume_options) = (StoreOptions::default(), VolumeOptions::default());
+    create(&url).await;
+    let volume = Volume::open(&url, &options, &volume_options).await.unwrap();
+    let fill = volume.clone();
+    let filled = tokio::task::spawn_blocking(move || {
+        fill.write(0, &vec![7; BLOCKS * BLOCK], true)?;
+        fill.close(LIMIT)
+    });
+    filled.await.unwrap().unwrap();
+    drop(volume);
+    let left = Arc::new(AtomicUsize::new(inodes));
+    let (requests, thread) = owner(&url, left).await;
+    let geometry = Geometry::new((BLOCKS * BLOCK) as u64, BLOCK as u32);
+    let mut generation = Generation::new(geometry);
+    generation.zero(0, (BLOCKS * BLOCK) as u64);
+    generation.write(PreparedWrite::new(geometry, (5 * BLOCK) as u64, &[9; BLOCK]));
+    let published = publish(&requests, &Arc::new(Frozen::new(generation))).await;
     drop(requests);
     thread.ended().await;
     let volume = Volume::open(&url, &options, &volume_options).await.unwrap();
@@ -149,85 +164,26 @@ async fn zeroes_of_many_blocks_take_several_checkpoints_and_are_answered_after_t
     );
 }
 
-/// Lets no write of the inode through while it is told so.
-#[derive(Debug, Clone)]
-struct NoInode(Arc<AtomicBool>);
-
-impl Intercept for NoInode {
-    fn name(&self) -> &'static str {
-        "no-inode"
-    }
-
-    fn read_before_transmit(
-        &self,
-        context: &BeforeTransmitInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let request = context.request();
-        let path = request.uri().split('?').next().unwrap_or_default();
-        let is_inode = request.method() == "PUT" && path.ends_with("/inode");
-        match is_inode && self.0.load(Ordering::SeqCst) {
-            true => Err("it does not arrive".into()),
-            false => Ok(()),
-        }
-    }
-}
-
 /// An attempt failed, and the container went back to what is stored: what became of the attempt is known once another one is stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_of_unknown_outcome_is_no_clean_end() {
     for publishes_again in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let url = VolumeUrl::parse(&format!("file://{}/vol/", dir.path().display())).unwrap();
-        let create = CreateOptions {
-            size_bytes: (BLOCKS * BLOCK) as u64,
-            block_size_bytes: BLOCK as u32,
-        };
-        admin::create(&url, &StoreOptions::default(), &create)
-            .await
-            .unwrap();
-        let is_away = Arc::new(AtomicBool::new(true));
-        let hooked = StoreOptions {
-            hook: Hook::new(NoInode(is_away.clone())),
-            ..StoreOptions::default()
-        };
-        let store = store::connect(&url, &hooked).await.unwrap();
-        let config = Config {
-            store: store.clone(),
-            checksums: IndexChecksums::new(store.clone()),
-            index_cache: IndexCache::default().of_container(&store),
-            is_read_only: false,
-            ownership: Arc::new(SoleOwner),
-            numbers: Arc::<CheckpointNumbers>::default(),
-            zeroed_blocks_max: ZEROED_MAX,
-        };
-        let (requests, inbox) = mpsc::unbounded_channel();
-        let (opened, is_open) = oneshot::channel();
-        let runtime = tokio::runtime::Handle::current();
-        let thread = OwnerThread::start(runtime, move || run(config, inbox, opened)).unwrap();
-        is_open.await.unwrap().unwrap();
+        create(&url).await;
+        let left = Arc::<AtomicUsize>::default();
+        let (requests, thread) = owner(&url, left.clone()).await;
         let geometry = Geometry::new((BLOCKS * BLOCK) as u64, BLOCK as u32);
         let mut generation = Generation::new(geometry);
         generation.write(PreparedWrite::new(geometry, 0, &[9; BLOCK]));
         let frozen = Arc::new(Frozen::new(generation));
-        let publish = async || {
-            let (reply, published) = oneshot::channel();
-            let publish = Request::Publish {
-                frozen: frozen.clone(),
-                beside: Beside::default(),
-                reply,
-            };
-            assert!(requests.send(publish).is_ok());
-            published.await.unwrap().map(drop)
-        };
-        assert!(publish().await.is_err());
-        is_away.store(false, Ordering::SeqCst);
+        assert!(publish(&requests, &frozen).await.is_err());
+        left.store(1000, Ordering::SeqCst);
         let (reply, recovered) = oneshot::channel();
         assert!(requests.send(Request::Recover { reply }).is_ok());
         recovered.await.unwrap().unwrap();
         if publishes_again {
-            publish().await.unwrap();
+            publish(&requests, &frozen).await.unwrap();
         }
         let (reply, closed) = oneshot::channel();
         assert!(requests.send(Request::Close { reply }).is_ok());
