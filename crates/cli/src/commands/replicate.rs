@@ -131,7 +131,7 @@ pub fn run(args: &Args, store: &StoreOptions, runtime: &Runtime) -> Result<ExitC
         }
         Ok(done) => {
             tell(args, &done)?;
-            match done.log_left.filter(|_| !args.follow) {
+            match done.wal_left.filter(|_| !args.follow) {
                 Some(log) => bail!(
                     "{0} was not closed cleanly, and its log {log} may hold flushed writes that its replica does not have: publish them \
                      with hypernbd wal replay {0}, or serve {0}, then replicate it again",
@@ -153,7 +153,7 @@ fn is_news(told: Option<&Replicated>, now: &Replicated) -> bool {
     told.is_none_or(|told| {
         (told.checkpoint, told.checkpoints, told.behind_checkpoints)
             != (now.checkpoint, now.checkpoints, now.behind_checkpoints)
-            || told.log_left != now.log_left
+            || told.wal_left != now.wal_left
     })
 }
 
@@ -171,7 +171,7 @@ fn text(done: &Replicated) -> String {
         1 => format!("1 checkpoint behind, by {}", seconds(done.behind_seconds)),
         count => format!("{count} checkpoints behind, by {}", seconds(done.behind_seconds)),
     };
-    let state = match &done.log_left {
+    let state = match &done.wal_left {
         None => state,
         Some(log) => format!("{state}, but for flushed writes that may lie in the log {log} alone"),
     };

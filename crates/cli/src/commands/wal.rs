@@ -85,7 +85,7 @@ async fn info(args: &InfoArgs, store: &StoreOptions) -> Result<()> {
     if args.json {
         return output::line(serde_json::to_string_pretty(&info)?);
     }
-    let Some(log) = &info.log else {
+    let Some(log) = &info.wal else {
         return output::line(format_args!("{} has no log with unpublished writes", info.url));
     };
     let records = info.records.map_or(String::new(), |n| format!("records  {n}\n"));
@@ -103,7 +103,7 @@ async fn info(args: &InfoArgs, store: &StoreOptions) -> Result<()> {
 async fn discard(args: &DiscardArgs, store: &StoreOptions) -> Result<()> {
     let info = wal::info(&args.url, store).await;
     // A log that cannot be looked at is the very one to discard.
-    if let Ok(wal::WalInfo { log: None, .. }) = info {
+    if let Ok(wal::WalInfo { wal: None, .. }) = info {
         return output::line("there is no log to discard");
     }
     output::line(format_args!(

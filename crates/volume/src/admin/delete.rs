@@ -214,7 +214,7 @@ async fn remove(store: &Store, store_options: &StoreOptions, claim: &Claim) -> R
         }
     };
     // This comes first, while the marker and the label still say which WAL it is.
-    wal::remove_log(store, store_options, None).await;
+    wal::remove_wal(store, store_options, None).await;
     let rest: Vec<String> = objects(store)
         .await?
         .into_iter()

@@ -108,7 +108,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         what: format!("the volume at {url}"),
         reason: e.to_string(),
     })?;
-    let log = marker?
+    let wal = marker?
         .map(|(marker, _)| marker)
         .filter(|marker| !marker.is_clean);
     let lease = lease?;
@@ -121,7 +121,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         Some(label) if label.is_clone => origin::load(store).await?,
         _ => None,
     };
-    let place = log.as_ref().and_then(|marker| marker.place().ok());
+    let place = wal.as_ref().and_then(|marker| marker.place().ok());
     // A volume that was copied has the original's record until its own scrub writes one.
     let scrub = scrub?.filter(|scrub| {
         label
@@ -142,7 +142,7 @@ pub(crate) async fn of_store(store: &Store) -> Result<VolumeInfo, VolumeError> {
         modified_ms: inode.i_mtime.saturating_mul(1000) + u64::from(inode.i_mtime_nsec) / 1_000_000,
         // Counted in sectors of 512 bytes, as st_blocks is.
         mapped_bytes: inode.i_blocks.saturating_mul(512),
-        wal_url: log.map(|marker| marker.address(store)),
+        wal_url: wal.map(|marker| marker.address(store)),
         durability: Durability::of(url, place.as_ref()).sentence().to_owned(),
         import: import?,
         scrub,

@@ -63,7 +63,7 @@ pub use space::{SnapshotSpace, Space, space};
 ///
 /// # Errors
 /// [`VolumeError::NotFound`]; [`VolumeError::Held`] when another server has it open for writing, which may take as long
-/// as the lease's duration to find out; [`VolumeError::Log`] when it has another WAL than the one named.
+/// as the lease's duration to find out; [`VolumeError::Wal`] when it has another WAL than the one named.
 pub async fn check_servable(
     url: &VolumeUrl,
     store_options: &StoreOptions,

@@ -9,13 +9,13 @@ use crate::lease::Lease;
 use crate::meta::label;
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::open::recover_wal::{give_up_marker, seal_given_up};
-use crate::options::{InheritedLog, LeaseOptions, StoreOptions, VolumeOptions};
+use crate::options::{InheritedWal, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::store::{self, Store};
 use crate::volume::Volume;
-use crate::wal::LogStore;
+use crate::wal::WalStore;
 use crate::wal::journal::Journal;
 use crate::wal::place::{Located, locate};
-use crate::wal::s3::{self, S3Log};
+use crate::wal::s3::{self, S3Wal};
 
 /// What the user can do once the buffer's file was applied.
 const REPLAY: &str = "replay its log";
@@ -26,7 +26,7 @@ pub struct WalInfo {
     /// The volume's URL.
     pub url: String,
     /// The contents of the volume's WAL marker; `None` when the last server ended cleanly, or had no WAL.
-    pub log: Option<MarkerState>,
+    pub wal: Option<MarkerState>,
     /// The address of the WAL.
     pub address: Option<String>,
     /// Number of objects of the WAL, including the seals of older servers' parts; `None` for a journal.
@@ -40,19 +40,19 @@ pub struct WalInfo {
 pub async fn info(url: &VolumeUrl, store_options: &StoreOptions) -> Result<WalInfo, VolumeError> {
     let store = store::connect(url, store_options).await?;
     super::info::of_store(&store).await?;
-    let log = wal_marker::load(&store).await?.map(|(marker, _)| marker);
-    let log = log.filter(|marker| !marker.is_clean);
-    let records = match &log {
+    let wal = wal_marker::load(&store).await?.map(|(marker, _)| marker);
+    let wal = wal.filter(|marker| !marker.is_clean);
+    let records = match &wal {
         Some(marker) => match locate(&marker.place()?, &store, marker.volume_id, store_options).await? {
-            Located::Objects(log) => Some(s3::list(&log).await?.len() as u64),
+            Located::Objects(wal) => Some(s3::list(&wal).await?.len() as u64),
             Located::Journal(_) => None,
         },
         None => None,
     };
     Ok(WalInfo {
         url: url.to_string(),
-        address: log.as_ref().map(|marker| marker.address(&store)),
-        log,
+        address: wal.as_ref().map(|marker| marker.address(&store)),
+        wal,
         records,
     })
 }
@@ -71,7 +71,7 @@ pub async fn replay(
     adopt: bool,
 ) -> Result<bool, VolumeError> {
     let found = info(url, store_options).await?;
-    let Some(marker) = found.log else {
+    let Some(marker) = found.wal else {
         return Ok(false);
     };
     // The opening takes the lease without the directory, and what lies in it is not applied after that.
@@ -80,7 +80,7 @@ pub async fn replay(
     let options = VolumeOptions {
         wal: Some(wal_url.cloned().map_or(known, WalPlace::At)),
         adopt,
-        inherited_log: InheritedLog::Replay,
+        inherited_wal: InheritedWal::Replay,
         lease: lease.clone(),
         ..VolumeOptions::default()
     };
@@ -120,7 +120,7 @@ pub async fn discard(
         give_up_marker(&store).await?;
         // Records that cannot be removed are never replayed, because the marker stays and is clean.
         let is_older_alive = lease.older_may_run();
-        remove_log(&store, store_options, Some((&lease, is_older_alive))).await;
+        remove_wal(&store, store_options, Some((&lease, is_older_alive))).await;
         Ok(true)
     }
     .await;
@@ -130,7 +130,7 @@ pub async fn discard(
 
 /// Removes the records of the WAL that the volume's marker names. With a lease, older servers are shut out first, and
 /// stay shut out if one may be alive. Returns `false` when it failed; the log says why.
-pub(super) async fn remove_log(
+pub(super) async fn remove_wal(
     store: &Store,
     store_options: &StoreOptions,
     owner: Option<(&Lease, bool)>,
@@ -155,12 +155,12 @@ pub(super) async fn remove_log(
         }
         let volume_id = label.volume_id.as_uuid();
         match locate(&marker.place()?, store, label.volume_id, store_options).await? {
-            Located::Objects(log) => match owner {
+            Located::Objects(wal) => match owner {
                 Some((lease, is_older_alive)) => {
-                    let log = S3Log::open(log, volume_id, lease.epoch(), true).await?;
-                    log.clear(is_older_alive).await
+                    let wal = S3Wal::open(wal, volume_id, lease.epoch(), true).await?;
+                    wal.clear(is_older_alive).await
                 }
-                None => s3::remove_all(&log, volume_id).await.map(drop),
+                None => s3::remove_all(&wal, volume_id).await.map(drop),
             },
             Located::Journal(path) => {
                 let id = marker.journal_id.clone().unwrap_or_default();

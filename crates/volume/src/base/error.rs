@@ -213,7 +213,7 @@ pub enum VolumeError {
     },
     /// The volume's WAL cannot be used, and must not be ignored.
     #[error("the write-ahead log {url} may hold flushed writes of this volume: {reason}; {advice}")]
-    Log {
+    Wal {
         /// The URL of the WAL.
         url: String,
         /// Why it cannot be used.
@@ -229,7 +229,7 @@ pub enum VolumeError {
          back by another tool; put the volume back to the state that the log continues, or give up the writes flushed to \
          it since then with discard_wal=yes"
     )]
-    LogAhead {
+    WalAhead {
         /// The URL of the WAL.
         url: String,
         /// The newest epoch in the WAL.
@@ -296,7 +296,7 @@ impl VolumeError {
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::BufferFull { .. } => ErrorKind::BufferFull,
             Self::Journal { .. } | Self::BufferFile { .. } => ErrorKind::LocalDisk,
-            Self::Log { .. } | Self::LogAhead { .. } => ErrorKind::InvalidInput,
+            Self::Wal { .. } | Self::WalAhead { .. } => ErrorKind::InvalidInput,
             Self::Corrupt { .. } | Self::Parent { .. } | Self::PartOfDamage { .. } => ErrorKind::Corrupt,
             Self::CountersExhausted { .. } => ErrorKind::Exhausted,
             Self::Shared(e) => e.kind(),

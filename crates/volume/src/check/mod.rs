@@ -29,10 +29,10 @@ mod beside;
 mod checkpoints;
 mod data;
 mod impact;
-mod log;
 mod needed;
 mod report;
 mod table;
+mod wal;
 
 pub use report::{Affected, Kind, Problem, Report};
 
@@ -105,7 +105,7 @@ pub async fn check(
     if request.is_whole() {
         needed.note_orphans(&looker, &stored, &mut findings);
         table::look(&looker, &beside, &mut findings).await?;
-        log::look(&store, store_options, &beside, &checkpoints, &mut findings).await?;
+        wal::look(&store, store_options, &beside, &checkpoints, &mut findings).await?;
     }
     if request.is_data {
         let read = data::read(&looker, &needed, &stored, &mut findings).await?;

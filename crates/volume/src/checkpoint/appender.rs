@@ -14,10 +14,10 @@ use super::task::{Command, Commands};
 use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::ids::GenerationId;
 use crate::metrics::Metrics;
-use crate::wal::group_commit::{AppendEnd, Event as LogEvent, GroupCommit, Snapshot};
+use crate::wal::group_commit::{AppendEnd, Event as WalEvent, GroupCommit, Snapshot};
 use crate::wal::record::{Entry, Record, unacknowledged};
-use crate::wal::{AppendError, EncodedGroup, LogStore};
-use crate::write_buffer::overlay::{ForLog, Overlay};
+use crate::wal::{AppendError, EncodedGroup, WalStore};
+use crate::write_buffer::overlay::{ForWal, Overlay};
 
 /// The wait after the first failed append. Each further failure doubles it.
 const RETRY_WAIT: Duration = Duration::from_millis(100);
@@ -27,9 +27,9 @@ const SLOW: Duration = Duration::from_secs(5);
 
 /// The WAL that the checkpoint task works with.
 #[derive(Clone)]
-pub struct DriverLog {
+pub struct DriverWal {
     /// Where its records are stored.
-    pub store: Arc<dyn LogStore>,
+    pub store: Arc<dyn WalStore>,
     /// The volume that the WAL belongs to.
     pub volume_id: Uuid,
     /// The owner's epoch.
@@ -38,7 +38,7 @@ pub struct DriverLog {
     pub newest: NewestCheckpoint,
 }
 
-impl DriverLog {
+impl DriverWal {
     /// The group commit of this WAL, on top of the published generation `published`.
     pub(super) fn group_commit(&self, published: GenerationId) -> GroupCommit {
         GroupCommit::new(
@@ -51,7 +51,7 @@ impl DriverLog {
 }
 
 pub(super) struct Appender {
-    log: DriverLog,
+    wal: DriverWal,
     commands: Commands,
     metrics: Metrics,
     /// Groups on their way.
@@ -70,10 +70,10 @@ pub(super) struct Appender {
 }
 
 impl Appender {
-    pub fn new(log: DriverLog, commands: Commands, metrics: Metrics) -> Self {
-        let acknowledged = log.store.first_sequence() - 1;
+    pub fn new(wal: DriverWal, commands: Commands, metrics: Metrics) -> Self {
+        let acknowledged = wal.store.first_sequence() - 1;
         Self {
-            log,
+            wal,
             commands,
             metrics,
             groups: HashMap::new(),
@@ -100,11 +100,11 @@ impl Appender {
         let frozen = frozen.zip(taken.frozen);
         for (generation, part) in frozen.chain([(active, taken.active)]) {
             match part {
-                ForLog::Nothing => {}
-                ForLog::TooLarge if generation == active => return Snapshot::TooLarge,
+                ForWal::Nothing => {}
+                ForWal::TooLarge if generation == active => return Snapshot::TooLarge,
                 // The newest of these is published last, so waiting for it covers the others.
-                ForLog::TooLarge => behind = Some(generation),
-                ForLog::Changes(changes) => {
+                ForWal::TooLarge => behind = Some(generation),
+                ForWal::Changes(changes) => {
                     entries.extend(changes.into_iter().map(|(offset_bytes, content)| Entry {
                         generation: generation.0,
                         offset_bytes,
@@ -120,19 +120,19 @@ impl Appender {
         if entries.is_empty() {
             return Snapshot::Nothing { behind };
         }
-        let first_sequence = self.log.store.first_sequence();
+        let first_sequence = self.wal.store.first_sequence();
         let group = Record {
             is_seal: false,
             after_generation: self.newest,
             unacknowledged: unacknowledged(sequence, self.acknowledged, first_sequence),
-            base: self.log.newest.get(),
+            base: self.wal.newest.get(),
             entries,
-            ..Record::seal(self.log.volume_id, self.log.epoch, sequence)
+            ..Record::seal(self.wal.volume_id, self.wal.epoch, sequence)
         };
         let newest = GenerationId(group.newest_generation());
         self.newest = newest.0;
         let bytes = group.encode();
-        let len_bytes = self.log.store.stored_bytes(bytes.len() as u64);
+        let len_bytes = self.wal.store.stored_bytes(bytes.len() as u64);
         let encoded = EncodedGroup {
             sequence,
             newest_generation: newest.0,
@@ -155,7 +155,7 @@ impl Appender {
             return;
         };
         let (store, commands, metrics) = (
-            self.log.store.clone(),
+            self.wal.store.clone(),
             self.commands.clone(),
             self.metrics.clone(),
         );
@@ -166,7 +166,7 @@ impl Appender {
             let ended = match tokio::time::timeout(SLOW, &mut append).await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    commands.send(Command::Event(Event::Log(LogEvent::AppendSlow { sequence })));
+                    commands.send(Command::Event(Event::Wal(WalEvent::AppendSlow { sequence })));
                     append.await
                 }
             };
@@ -177,10 +177,10 @@ impl Appender {
             });
             match &result {
                 Ok(()) => {
-                    metrics.log.durations.observe(began.elapsed());
-                    metrics.log.bytes.add(len_bytes);
+                    metrics.wal.durations.observe(began.elapsed());
+                    metrics.wal.bytes.add(len_bytes);
                 }
-                Err(_) => metrics.log.failures.one(),
+                Err(_) => metrics.wal.failures.one(),
             }
             commands.send(Command::AppendEnded { sequence, result });
         });
@@ -214,7 +214,7 @@ impl Appender {
         let wait = RETRY_WAIT
             .saturating_mul(1 << (attempt - 1).min(16))
             .min(RETRY_WAIT_MAX);
-        let event = Event::Log(LogEvent::RetryDue { sequence });
+        let event = Event::Wal(WalEvent::RetryDue { sequence });
         self.commands.send_later(wait, Command::Event(event));
     }
 
@@ -230,7 +230,7 @@ impl Appender {
         while self.made.front().is_some_and(|(newest, _)| *newest <= generation) {
             self.made.pop_front();
         }
-        let (store, acknowledged) = (self.log.store.clone(), self.acknowledged);
+        let (store, acknowledged) = (self.wal.store.clone(), self.acknowledged);
         tokio::spawn(async move {
             if let Err(e) = store.trim(generation.0, acknowledged).await {
                 warn!(

@@ -11,14 +11,14 @@ use crate::wal::record::NONE_ACKNOWLEDGED;
 
 async fn appender(path: &Path, volume_id: Uuid) -> Appender {
     let journal = Journal::open(path, volume_id, None).await.unwrap();
-    let log = DriverLog {
+    let wal = DriverWal {
         store: Arc::new(journal),
         volume_id,
         epoch: 1,
         newest: NewestCheckpoint::default(),
     };
     Appender::new(
-        log,
+        wal,
         Commands::to(&mpsc::unbounded_channel().0),
         Metrics::default(),
     )
@@ -28,7 +28,7 @@ async fn appender(path: &Path, volume_id: Uuid) -> Appender {
 async fn a_group_says_which_before_it_nobody_was_told_of() {
     let dir = tempfile::tempdir().unwrap();
     let mut appender = appender(dir.path(), Uuid::from_u128(42)).await;
-    let overlay = Overlay::with_log(Geometry::new(1 << 20, 4096), 1 << 20);
+    let overlay = Overlay::with_wal(Geometry::new(1 << 20, 4096), 1 << 20);
     let made = |appender: &mut Appender, sequence: u64| {
         overlay.write(sequence * 4096, &[1; 4096]);
         let taken = appender.snapshot(sequence, &overlay, std::iter::empty(), GenerationId(1));
@@ -52,7 +52,7 @@ async fn a_group_says_which_before_it_nobody_was_told_of() {
 async fn a_write_is_on_its_way_until_its_group_is_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut appender = appender(dir.path(), Uuid::from_u128(42)).await;
-    let overlay = Overlay::with_log(Geometry::new(1 << 20, 4096), 64 << 10);
+    let overlay = Overlay::with_wal(Geometry::new(1 << 20, 4096), 64 << 10);
     let snapshot = |appender: &mut Appender, sequence: u64| {
         appender.snapshot(sequence, &overlay, std::iter::empty(), GenerationId(1))
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use super::appender::DriverLog;
+use super::appender::DriverWal;
 use super::machine;
 use super::publisher::Publisher;
 use super::state::Event;
@@ -34,7 +34,7 @@ pub struct DriverConfig {
     /// The generation that the newest checkpoint's record has.
     pub recorded_generation: u64,
     /// The log, if there is one. The overlay must then keep account for it.
-    pub log: Option<DriverLog>,
+    pub wal: Option<DriverWal>,
     /// Where publishes and appends are counted.
     pub metrics: Metrics,
 }
@@ -54,7 +54,7 @@ pub struct Driver {
     quota: Arc<Quota>,
     overlay: Arc<Overlay>,
     since: Arc<Mutex<Since>>,
-    has_log: bool,
+    has_wal: bool,
     io_timeout: Duration,
     write_buffer_bytes: u64,
 }
@@ -82,7 +82,7 @@ impl Driver {
             quota: Arc::new(Quota::new(config.write_buffer_bytes)),
             overlay: overlay.clone(),
             since: Arc::default(),
-            has_log: config.log.is_some(),
+            has_wal: config.wal.is_some(),
             io_timeout: config.io_timeout,
             write_buffer_bytes: config.write_buffer_bytes,
         };
@@ -238,7 +238,7 @@ impl Driver {
 
     /// What is not yet where it is to be.
     pub fn backlog(&self) -> Backlog {
-        self.since.lock().backlog(&self.overlay, self.has_log)
+        self.since.lock().backlog(&self.overlay, self.has_wal)
     }
 
     /// Ends the task once the publishes and appends in flight have ended. Returns the number of the active generation,

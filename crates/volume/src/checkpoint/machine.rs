@@ -23,7 +23,7 @@ pub enum Event {
     /// An event for the checkpoint machine. Flushes arrive as [`Event::Flush`] instead.
     Volume(state::Event),
     /// An event for the group commit. Flushes arrive as [`Event::Flush`] instead.
-    Log(group_commit::Event),
+    Wal(group_commit::Event),
 }
 
 /// What is to be done, in order.
@@ -55,22 +55,22 @@ pub enum Action {
         sequence: u64,
     },
     /// Records whose generations are all at or below this one may be removed from the WAL.
-    TrimLog(GenerationId),
+    TrimWal(GenerationId),
 }
 
 /// Both machines of one volume.
 #[derive(Debug)]
 pub struct Machine {
     volume: WriteBack,
-    log: Option<GroupCommit>,
+    wal: Option<GroupCommit>,
 }
 
 impl Machine {
     /// Begins with `first` as the number of the first generation.
-    pub fn new(first: GenerationId, log: Option<GroupCommit>) -> Self {
+    pub fn new(first: GenerationId, wal: Option<GroupCommit>) -> Self {
         Self {
             volume: WriteBack::starting_at(first),
-            log,
+            wal,
         }
     }
 
@@ -85,13 +85,13 @@ impl Machine {
     }
 
     /// Bytes of the WAL records that a replay would need.
-    pub fn live_log_bytes(&self) -> u64 {
-        self.log.as_ref().map_or(0, GroupCommit::live_bytes)
+    pub fn live_wal_bytes(&self) -> u64 {
+        self.wal.as_ref().map_or(0, GroupCommit::live_bytes)
     }
 
     /// Whether no append to the WAL is in flight.
-    pub fn is_log_idle(&self) -> bool {
-        self.log.as_ref().is_none_or(GroupCommit::is_idle)
+    pub fn is_wal_idle(&self) -> bool {
+        self.wal.as_ref().is_none_or(GroupCommit::is_idle)
     }
 
     /// Takes an event and returns what is to be done.
@@ -103,7 +103,7 @@ impl Machine {
                 is_active_dirty,
                 needs_checkpoint,
             } => {
-                let needs_checkpoint = needs_checkpoint || self.log.is_none();
+                let needs_checkpoint = needs_checkpoint || self.wal.is_none();
                 let flush = state::Event::Flush {
                     id,
                     is_active_dirty,
@@ -113,11 +113,11 @@ impl Machine {
                 let is_answer =
                     |a: &Action| matches!(a, Action::Volume(state::Action::Answer(to, _)) if *to == id);
                 if !needs_checkpoint && !actions.iter().any(is_answer) {
-                    self.log(group_commit::Event::Flush(id), &mut actions);
+                    self.wal(group_commit::Event::Flush(id), &mut actions);
                 }
             }
             Event::Volume(event) => self.volume(event, &mut actions),
-            Event::Log(event) => self.log(event, &mut actions),
+            Event::Wal(event) => self.wal(event, &mut actions),
         }
         actions
     }
@@ -125,30 +125,30 @@ impl Machine {
     fn volume(&mut self, event: state::Event, actions: &mut Vec<Action>) {
         let decided = self.volume.on(event);
         actions.extend(decided.iter().copied().map(Action::Volume));
-        if self.log.is_none() {
+        if self.wal.is_none() {
             return;
         }
         // The group commit first forgets the flushes that were answered, so that no flush is answered twice.
         for action in &decided {
             if let state::Action::Answer(id, _) = action {
-                self.log(group_commit::Event::FlushGone(*id), actions);
+                self.wal(group_commit::Event::FlushGone(*id), actions);
             }
         }
         for action in decided {
             match action {
                 state::Action::DropFrozen(generation) => {
-                    actions.push(Action::TrimLog(generation));
-                    self.log(group_commit::Event::Published(generation), actions);
+                    actions.push(Action::TrimWal(generation));
+                    self.wal(group_commit::Event::Published(generation), actions);
                 }
-                state::Action::Fence => self.log(group_commit::Event::Fenced, actions),
+                state::Action::Fence => self.wal(group_commit::Event::Fenced, actions),
                 _ => {}
             }
         }
     }
 
-    fn log(&mut self, event: group_commit::Event, actions: &mut Vec<Action>) {
-        let Some(log) = &mut self.log else { return };
-        for action in log.on(event) {
+    fn wal(&mut self, event: group_commit::Event, actions: &mut Vec<Action>) {
+        let Some(wal) = &mut self.wal else { return };
+        for action in wal.on(event) {
             match action {
                 group_commit::Action::Snapshot { sequence } => actions.push(Action::Snapshot { sequence }),
                 group_commit::Action::Append { sequence } => actions.push(Action::Append { sequence }),

@@ -71,7 +71,7 @@ enum ZombieStep {
 struct Store {
     published: Cells,
     watermark: u64,
-    log: BTreeMap<u64, Record>,
+    wal: BTreeMap<u64, Record>,
     /// The owner whose publishes and watermarks are accepted.
     owner: u32,
     /// Appends that were given up and may still arrive.
@@ -80,7 +80,7 @@ struct Store {
 
 impl Store {
     fn create(&mut self, sequence: u64, record: &Record) -> bool {
-        let there = self.log.entry(sequence).or_insert_with(|| record.clone());
+        let there = self.wal.entry(sequence).or_insert_with(|| record.clone());
         // The shell compares the records, because an attempt of its own may have taken the number.
         there == record
     }
@@ -105,7 +105,7 @@ impl Owner {
                 (true, _) => AppendEnd::Failed,
             },
         };
-        self.feed(Event::Log(group_commit::Event::AppendEnded { sequence, end }))
+        self.feed(Event::Wal(group_commit::Event::AppendEnded { sequence, end }))
     }
 
     fn publish(&mut self, store: &mut Store, outcome: Outcome) -> Vec<Cells> {
@@ -213,13 +213,13 @@ impl World {
                     !r.is_seal && r.newest() <= owner.trimmed && *s < owner.acknowledged
                 };
                 let old: Vec<u64> = store
-                    .log
+                    .wal
                     .iter()
                     .filter(|(s, r)| owned(s, r))
                     .map(|(s, _)| *s)
                     .collect();
                 if !old.is_empty() {
-                    store.log.remove(&old[nth % old.len()]);
+                    store.wal.remove(&old[nth % old.len()]);
                 }
                 Vec::new()
             }
@@ -232,11 +232,11 @@ impl World {
             }
             Step::Retry => Vec::new(),
             Step::AppendRetry => match owner.append_retries.pop() {
-                Some(sequence) => owner.feed(Event::Log(group_commit::Event::RetryDue { sequence })),
+                Some(sequence) => owner.feed(Event::Wal(group_commit::Event::RetryDue { sequence })),
                 None => Vec::new(),
             },
             Step::Slow => match owner.appends.first().copied() {
-                Some(sequence) => owner.feed(Event::Log(group_commit::Event::AppendSlow { sequence })),
+                Some(sequence) => owner.feed(Event::Wal(group_commit::Event::AppendSlow { sequence })),
                 None => Vec::new(),
             },
             Step::Expire => match owner.promises.keys().next().copied() {
@@ -266,7 +266,7 @@ impl World {
             ZombieStep::Publish => zombie.publish(&mut self.store, Outcome::Ok),
             ZombieStep::NextMayBegin => zombie.next_may_begin(),
             ZombieStep::AppendRetry => match zombie.append_retries.pop() {
-                Some(sequence) => zombie.feed(Event::Log(group_commit::Event::RetryDue { sequence })),
+                Some(sequence) => zombie.feed(Event::Wal(group_commit::Event::RetryDue { sequence })),
                 None => Vec::new(),
             },
         };
@@ -323,7 +323,7 @@ impl World {
         self.store.owner = id;
         // A record that arrives after the listing, beyond the seal, is ignored: nobody could have acknowledged it.
         let found = loop {
-            let mut found: Vec<u64> = self.store.log.keys().copied().collect();
+            let mut found: Vec<u64> = self.store.wal.keys().copied().collect();
             let mut is_changed = false;
             let to_seal = numbers_to_seal(&found);
             for &sequence in &to_seal {
@@ -346,7 +346,7 @@ impl World {
         let watermark = self.store.watermark;
         let mut replayed = Cells::new();
         let mut replay = Replay::new(watermark);
-        for (&sequence, record) in self.store.log.iter().filter(|(s, _)| found.contains(s)) {
+        for (&sequence, record) in self.store.wal.iter().filter(|(s, _)| found.contains(s)) {
             let id = RecordId { epoch: 0, sequence };
             let entries = replay.next(id, record.group(sequence));
             for entry in entries.expect("L2: a sound log is never refused") {
@@ -369,7 +369,7 @@ impl World {
         self.store.watermark = newest + GENERATIONS_AHEAD_MAX;
         // The part starts beyond every number that an older owner may still have in flight, which would take the place
         // of a record.
-        let start = self.store.log.keys().last().expect("sealed") + IN_FLIGHT_MAX;
+        let start = self.store.wal.keys().last().expect("sealed") + IN_FLIGHT_MAX;
         assert!(self.store.create(start, &seal(id)));
         let next_sequence = start + 1;
         let owner = Owner::new(
@@ -400,7 +400,7 @@ impl World {
             "every flush is answered in the end"
         );
         assert!(self.owner.unpublished().is_empty(), "all is published in the end");
-        assert_eq!(self.owner.machine.live_log_bytes(), 0);
+        assert_eq!(self.owner.machine.live_wal_bytes(), 0);
         self.reopen(0, false);
     }
 }

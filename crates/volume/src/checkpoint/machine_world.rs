@@ -85,10 +85,10 @@ pub struct Owner {
 impl Owner {
     pub fn new(id: u32, first: GenerationId, next_sequence: u64, depth: usize) -> Self {
         let published = GenerationId(first.0 - 1);
-        let log = GroupCommit::new(next_sequence, published, depth, 40);
+        let wal = GroupCommit::new(next_sequence, published, depth, 40);
         Self {
             id,
-            machine: Machine::new(first, Some(log)),
+            machine: Machine::new(first, Some(wal)),
             active: Cells::new(),
             frozen: VecDeque::new(),
             active_unlogged: BTreeSet::new(),
@@ -126,7 +126,7 @@ impl Owner {
                 Action::Volume(action) => self.carry_out(action, &mut acknowledged),
                 Action::Snapshot { sequence } => {
                     let taken = self.snapshot(sequence);
-                    todo.extend(self.machine.on(Event::Log(group_commit::Event::Snapshot(taken))));
+                    todo.extend(self.machine.on(Event::Wal(group_commit::Event::Snapshot(taken))));
                 }
                 Action::Append { sequence } => {
                     assert!(
@@ -145,7 +145,7 @@ impl Owner {
                     assert!(self.groups.remove(&sequence).is_some());
                     self.acknowledged = self.acknowledged.max(sequence);
                 }
-                Action::TrimLog(generation) => self.trimmed = generation,
+                Action::TrimWal(generation) => self.trimmed = generation,
             }
         }
         acknowledged

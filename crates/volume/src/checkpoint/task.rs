@@ -22,7 +22,7 @@ use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::ids::{FlushAnswer, FlushId, GenerationId};
 use crate::engine::{BESIDE_BYTES, Beside};
 use crate::wal::AppendError;
-use crate::wal::group_commit::{AppendEnd, Event as LogEvent};
+use crate::wal::group_commit::{AppendEnd, Event as WalEvent};
 use crate::write_buffer::backlog::Since;
 use crate::write_buffer::overlay::{Frozen, Overlay};
 use crate::write_buffer::quota::Quota;
@@ -119,7 +119,7 @@ impl Task {
     ) -> Self {
         let first = GenerationId(config.first_generation);
         let group_commit = config
-            .log
+            .wal
             .as_ref()
             .map(|l| l.group_commit(GenerationId(first.0 - 1)));
         Self {
@@ -127,9 +127,9 @@ impl Task {
             publisher,
             overlay,
             appender: config
-                .log
+                .wal
                 .clone()
-                .map(|log| Appender::new(log, back.clone(), config.metrics.clone())),
+                .map(|wal| Appender::new(wal, back.clone(), config.metrics.clone())),
             config,
             quota: quota.clone(),
             since: since.clone(),
@@ -148,7 +148,7 @@ impl Task {
     pub async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         let mut stopping: Option<oneshot::Sender<GenerationId>> = None;
         loop {
-            let is_quiet = !self.is_publishing() && self.machine.is_log_idle();
+            let is_quiet = !self.is_publishing() && self.machine.is_wal_idle();
             if let Some(stopped) = stopping.take_if(|_| is_quiet) {
                 let _ = stopped.send(self.active);
                 return;
@@ -233,7 +233,7 @@ impl Task {
             }
             Command::AppendEnded { sequence, result } => {
                 let end = self.append_ended(result);
-                machine::Event::Log(LogEvent::AppendEnded { sequence, end })
+                machine::Event::Wal(WalEvent::AppendEnded { sequence, end })
             }
             Command::Interval(interval) => {
                 // Of generations that are dirtied from now on.
@@ -259,7 +259,7 @@ impl Task {
                     if let Some(appender) = &mut self.appender {
                         let frozen = self.frozen.iter().map(|f| f.id);
                         let taken = appender.snapshot(sequence, &self.overlay, frozen, self.active);
-                        let event = machine::Event::Log(LogEvent::Snapshot(taken));
+                        let event = machine::Event::Wal(WalEvent::Snapshot(taken));
                         todo.extend(self.machine.on(event));
                     }
                 }
@@ -271,7 +271,7 @@ impl Task {
                                 appender.retry_later(sequence, attempt);
                             }
                             machine::Action::Forget { sequence } => appender.forget(sequence),
-                            machine::Action::TrimLog(generation) => appender.trim(generation),
+                            machine::Action::TrimWal(generation) => appender.trim(generation),
                             machine::Action::Volume(_) | machine::Action::Snapshot { .. } => {}
                         }
                     }
@@ -280,9 +280,9 @@ impl Task {
         }
         if let Some(appender) = &self.appender {
             let mut since = self.since.lock();
-            since.log_bytes = self.machine.live_log_bytes();
-            since.log_records = appender.records();
-            since.log = appender.oldest();
+            since.wal_bytes = self.machine.live_wal_bytes();
+            since.wal_records = appender.records();
+            since.wal = appender.oldest();
             since.unlogged = appender.unlogged_since();
         }
     }

@@ -16,7 +16,7 @@ pub struct Sighting {
     pub(crate) parent: Option<VolumeId>,
     pub(crate) lease: Stored,
     /// Whether records of a WAL beside the volume are to be replayed.
-    pub(crate) has_log_beside: bool,
+    pub(crate) has_wal_beside: bool,
     /// Where a clone comes from, which was seen to be there.
     pub(crate) clone_of: Option<Origin>,
 }

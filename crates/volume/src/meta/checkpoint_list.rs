@@ -336,7 +336,7 @@ impl CatalogueEntry {
 /// When the store fails.
 pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
     // The owner of the WAL may have published nothing yet.
-    let of_log = wal_marker::load(store)
+    let of_wal = wal_marker::load(store)
         .await?
         .map_or(0, |(marker, _)| marker.epoch);
     let entries = store.list(&store.meta_key(ENTRIES)).await?;
@@ -344,10 +344,10 @@ pub async fn newest_epoch(store: &Store) -> Result<u64, VolumeError> {
         if let Some((body, _)) = store.get(&entry.key).await?
             && let Ok(entry) = CatalogueEntry::decode(&body)
         {
-            return Ok(entry.epoch.max(of_log));
+            return Ok(entry.epoch.max(of_wal));
         }
     }
-    Ok(of_log)
+    Ok(of_wal)
 }
 
 /// Loads the entry of a checkpoint, if there is one. Entries never change, except that an entry of an earlier release

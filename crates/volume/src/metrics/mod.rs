@@ -20,7 +20,7 @@ pub mod work;
 
 use requests::Requests;
 use store::StoreRequests;
-use work::{Caches, Damage, LeaseKept, Log, Publishes, ReadAhead, Scrub, Space};
+use work::{Caches, Damage, LeaseKept, Publishes, ReadAhead, Scrub, Space, Wal};
 
 /// All that is counted of one volume.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub struct Counted {
     /// Publishes of generations.
     pub publishes: Publishes,
     /// Appends to the log.
-    pub log: Log,
+    pub wal: Wal,
     /// Where what was read was found.
     pub caches: Caches,
     /// What was read ahead of clients.

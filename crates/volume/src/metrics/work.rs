@@ -91,7 +91,7 @@ impl Publishes {
 
 /// Appends to the log.
 #[derive(Debug, Default)]
-pub struct Log {
+pub struct Wal {
     /// How long each append took that made a record durable.
     pub durations: Durations,
     /// Bytes of those records.

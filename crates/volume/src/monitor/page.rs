@@ -301,8 +301,8 @@ impl Page {
     }
 
     fn log(&self, to: &mut Writer<'_>) -> fmt::Result {
-        let counted = &self.metrics.log;
-        let backlog = self.status.volume.as_ref().and_then(|volume| volume.log.as_ref());
+        let counted = &self.metrics.wal;
+        let backlog = self.status.volume.as_ref().and_then(|volume| volume.wal.as_ref());
         to.durations(
             (
                 "wal_append_duration",

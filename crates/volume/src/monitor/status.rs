@@ -36,7 +36,7 @@ pub struct Status {
     /// Publishes of generations.
     pub publishes: PublishStatus,
     /// Appends to the log.
-    pub log: LogStatus,
+    pub log: WalStatus,
     /// Look-ups in the caches, of data and of the index.
     pub caches: BTreeMap<&'static str, LookupStatus>,
     /// Bytes read ahead.
@@ -108,7 +108,7 @@ pub struct PublishStatus {
 
 /// Appends to the log.
 #[derive(Debug, Clone, Serialize)]
-pub struct LogStatus {
+pub struct WalStatus {
     /// Those that succeeded.
     #[serde(flatten)]
     pub latency: Latency,
@@ -305,10 +305,10 @@ impl Monitor {
                 retries: publishes.retries.get(),
                 last_ms: some_unless_0(publishes.last_ms.get()),
             },
-            log: LogStatus {
-                latency: Latency::of(&counted.log.durations),
-                bytes: counted.log.bytes.get(),
-                failures: counted.log.failures.get(),
+            log: WalStatus {
+                latency: Latency::of(&counted.wal.durations),
+                bytes: counted.wal.bytes.get(),
+                failures: counted.wal.failures.get(),
             },
             caches: [
                 ("data", LookupStatus::of(&counted.caches.data)),

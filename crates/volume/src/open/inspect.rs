@@ -97,20 +97,20 @@ impl Inspection {
             origin: self.origin(),
             parent: self.label.as_ref().and_then(|found| found.label.parent),
             lease: self.lease.clone()?,
-            has_log_beside: self.has_log_beside()?,
+            has_wal_beside: self.has_wal_beside()?,
             clone_of: self.clone_of.clone(),
         })
     }
 
     /// Whether records of a WAL beside the volume are to be replayed, if the marker could be read.
-    fn has_log_beside(&self) -> Option<bool> {
+    fn has_wal_beside(&self) -> Option<bool> {
         let marker = self.marker.as_ref().ok()?;
         Some(Wanted::of(marker.as_ref(), None).place.is_some())
     }
 
     /// The WAL of an opening of what was seen.
     pub fn wal(&self, asked: Option<&WalPlace>) -> Wanted {
-        Wanted::found(self.has_log_beside().unwrap_or(false), asked)
+        Wanted::found(self.has_wal_beside().unwrap_or(false), asked)
     }
 
     /// Checks, before the first write, that the store has the properties that a volume needs.

@@ -22,12 +22,12 @@ use crate::base::volume_id::VolumeId;
 use crate::base::wal_place::WalPlace;
 use crate::meta::wal_marker::{self, Marker, MarkerState};
 use crate::open::history::{GENERATIONS_LEFT, Seen};
-use crate::options::{InheritedLog, StoreOptions, VolumeOptions};
+use crate::options::{InheritedWal, StoreOptions, VolumeOptions};
 use crate::store::{self, ETag, Store, permission};
-use crate::wal::LogStore;
+use crate::wal::WalStore;
 use crate::wal::journal::Journal;
 use crate::wal::place::{Located, locate};
-use crate::wal::s3::{self, S3Log};
+use crate::wal::s3::{self, S3Wal};
 use crate::wal::unchanged::Unchanged;
 
 const ADVICE_NAME_IT: &str = "name it with backend_wal_url, publish what it holds with hypernbd wal replay, or give up the \
@@ -61,8 +61,8 @@ impl Wanted {
     }
 
     /// As [`Self::of`], where that is known of the marker.
-    pub fn found(has_log_beside: bool, asked: Option<&WalPlace>) -> Self {
-        let is_ended = has_log_beside && asked.is_none();
+    pub fn found(has_wal_beside: bool, asked: Option<&WalPlace>) -> Self {
+        let is_ended = has_wal_beside && asked.is_none();
         Self {
             place: asked.cloned().or_else(|| is_ended.then_some(WalPlace::Beside)),
             is_ended,
@@ -80,7 +80,7 @@ pub struct Request<'a> {
     /// The id of the volume of which this one is a copy.
     pub parent: Option<VolumeId>,
     /// What happens to the WAL of that volume.
-    pub inherited: InheritedLog,
+    pub inherited: InheritedWal,
     /// How stores are reached.
     pub store_options: &'a StoreOptions,
     /// Where the WAL is, if there is to be one.
@@ -94,9 +94,9 @@ pub struct Request<'a> {
 }
 
 /// An open WAL, from which older owners are shut out.
-pub struct OpenLog {
+pub struct OpenWal {
     /// Where its records are stored.
-    pub store: Arc<dyn LogStore>,
+    pub store: Arc<dyn WalStore>,
     /// The volume's WAL marker, which this owner took over.
     pub marker: Arc<Marker>,
     /// The address of the WAL, for people.
@@ -110,7 +110,7 @@ pub struct OpenLog {
 #[derive(Default)]
 pub struct Begun {
     /// The WAL, if the volume is to have one.
-    pub log: Option<OpenLog>,
+    pub wal: Option<OpenWal>,
     /// A lower bound of the watermark, whatever the checkpoint list says.
     pub least_watermark: u64,
     /// The marker of a WAL that was not closed and is not given up.
@@ -124,9 +124,9 @@ impl Begun {
     /// allowed, and otherwise refused.
     ///
     /// # Errors
-    /// [`VolumeError::Log`]. Nothing is lost then.
+    /// [`VolumeError::Wal`]. Nothing is lost then.
     pub async fn judge(&mut self, history: &Seen) -> Result<(), VolumeError> {
-        let Some((marker, log)) = self.unfinished.as_ref().zip(self.log.as_mut()) else {
+        let Some((marker, wal)) = self.unfinished.as_ref().zip(self.wal.as_mut()) else {
             return Ok(());
         };
         let is_continued = match marker.checkpoint {
@@ -140,22 +140,22 @@ impl Begun {
             Some(checkpoint) if !is_continued => history.other_history(checkpoint),
             _ => history.left_history(),
         };
-        if !log.is_discard_allowed {
-            return Err(other_history(&log.url, reason));
+        if !wal.is_discard_allowed {
+            return Err(other_history(&wal.url, reason));
         }
-        warn!("the log {}: {reason}", log.url);
-        warn_given_up(Some(&log.url));
-        log.is_discarded = true;
+        warn!("the log {}: {reason}", wal.url);
+        warn_given_up(Some(&wal.url));
+        wal.is_discarded = true;
         self.least_watermark = self.least_watermark.saturating_add(GENERATIONS_LEFT);
         // Written before any record is removed or appended: this owner may be killed before it publishes, and the
         // marker then decides whether the records that it appended are refused or replayed.
-        log.marker.newest().set(history.newest());
-        log.marker.raise_watermark(self.least_watermark).await
+        wal.marker.newest().set(history.newest());
+        wal.marker.raise_watermark(self.least_watermark).await
     }
 }
 
 pub(super) fn other_history(url: &str, reason: String) -> VolumeError {
-    VolumeError::Log {
+    VolumeError::Wal {
         url: url.to_string(),
         reason,
         advice: ADVICE_OTHER_HISTORY,
@@ -165,7 +165,7 @@ pub(super) fn other_history(url: &str, reason: String) -> VolumeError {
 /// Checks what the marker allows.
 ///
 /// # Errors
-/// [`VolumeError::Log`] for a WAL that would be ignored. The error says what to do.
+/// [`VolumeError::Wal`] for a WAL that would be ignored. The error says what to do.
 fn check_marker(
     store: &Store,
     marker: Option<&MarkerState>,
@@ -184,7 +184,7 @@ fn check_marker(
         Some(WalPlace::At(url)) => format!("backend_wal_url names another one, {url}"),
         None => "it is not named".to_owned(),
     };
-    Err(VolumeError::Log {
+    Err(VolumeError::Wal {
         url: marker.address(store),
         reason: format!("{reason} (it was last open on {})", marker.host),
         advice: ADVICE_NAME_IT,
@@ -207,17 +207,17 @@ pub async fn check(
     let is_expected =
         |m: &&MarkerState| !m.is_clean && !is_discard_allowed && place.is_some_and(|p| m.is_at(p));
     let expected = marker.filter(is_expected);
-    let log = match (place, expected) {
+    let wal = match (place, expected) {
         (Some(WalPlace::Beside), Some(marker)) => wal_marker::beside(store, marker.volume_id),
         (Some(WalPlace::At(url @ VolumeUrl::S3 { .. })), _) => {
-            let log = store::connect(url, store_options).await?;
+            let wal = store::connect(url, store_options).await?;
             // Of a directory's volume no S3 store was tried.
             if !store_options.allow_unsafe && matches!(store.url, VolumeUrl::S3 { .. }) {
                 // It is at the address of the volume's store, which is known to honour conditions.
-                log.ensure_writable(&log.data_key(permission::NAME), Vec::new())
+                wal.ensure_writable(&wal.data_key(permission::NAME), Vec::new())
                     .await?;
             }
-            log
+            wal
         }
         // Before the lease is taken: the server that has it may go on to write to it, on another machine.
         (Some(place @ WalPlace::At(VolumeUrl::File { path })), Some(marker)) => {
@@ -227,8 +227,8 @@ pub async fn check(
         }
         _ => return Ok(()),
     };
-    match expected.is_some() && s3::is_empty(&log).await? {
-        true => Err(emptied(&log)),
+    match expected.is_some() && s3::is_empty(&wal).await? {
+        true => Err(emptied(&wal)),
         false => Ok(()),
     }
 }
@@ -248,7 +248,7 @@ pub async fn check_claimable(place: Option<&WalPlace>) -> Result<(), VolumeError
 }
 
 fn unusable(url: impl ToString, reason: String) -> VolumeError {
-    VolumeError::Log {
+    VolumeError::Wal {
         url: url.to_string(),
         reason,
         advice: ADVICE_GIVE_UP,
@@ -270,14 +270,14 @@ fn not_here(e: VolumeError, place: &WalPlace, marker: &MarkerState) -> VolumeErr
     }
 }
 
-fn emptied(log: &Store) -> VolumeError {
-    unusable(&log.url, "it is empty: its objects were removed".into())
+fn emptied(wal: &Store) -> VolumeError {
+    unusable(&wal.url, "it is empty: its objects were removed".into())
 }
 
 /// Steps 1 to 3, with the marker that was found after the lease was taken.
 ///
 /// # Errors
-/// [`VolumeError::Log`] for a WAL that must not be ignored and cannot be used; the errors of the store or directory of
+/// [`VolumeError::Wal`] for a WAL that must not be ignored and cannot be used; the errors of the store or directory of
 /// the WAL.
 pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) -> Result<Begun, VolumeError> {
     let (state, etag) = match &found {
@@ -317,7 +317,7 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         shut_older_out(unfinished, request).await;
     }
     let opened = match open_store(request, place, expected, false).await {
-        Err(VolumeError::Log { url, reason, .. }) if request.is_discard_allowed => {
+        Err(VolumeError::Wal { url, reason, .. }) if request.is_discard_allowed => {
             warn!("the log {url}: {reason}");
             given_up = Some(url);
             open_store(request, place, None, true).await?
@@ -346,7 +346,7 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
         checkpoint: Some(checkpoint),
         is_clean: false,
     };
-    let log = OpenLog {
+    let wal = OpenWal {
         store,
         url: marker.address(request.store),
         marker: Arc::new(Marker::take(request.store, marker, etag).await?),
@@ -355,7 +355,7 @@ pub async fn begin(request: &Request<'_>, found: Option<(MarkerState, ETag)>) ->
     };
     Ok(Begun {
         unfinished: expected.filter(|_| !is_discarded).cloned(),
-        log: Some(log),
+        wal: Some(wal),
         least_watermark,
         is_inherited: false,
     })
@@ -380,8 +380,8 @@ pub(crate) async fn seal_given_up(
         let volume_id = marker.volume_id;
         match locate(&marker.place()?, store, volume_id, store_options).await? {
             // An owner keeps a record or a seal there as long as it runs.
-            Located::Objects(log) if !s3::is_empty(&log).await? => {
-                let opened = S3Log::open(log, volume_id.as_uuid(), epoch, true).await;
+            Located::Objects(wal) if !s3::is_empty(&wal).await? => {
+                let opened = S3Wal::open(wal, volume_id.as_uuid(), epoch, true).await;
                 opened.map(drop)
             }
             Located::Objects(_) | Located::Journal(_) => Ok(()),
@@ -398,8 +398,8 @@ pub(crate) async fn seal_given_up(
     }
 }
 
-fn others_log(store: &Store, marker: &MarkerState, what: &str) -> VolumeError {
-    VolumeError::Log {
+fn others_wal(store: &Store, marker: &MarkerState, what: &str) -> VolumeError {
+    VolumeError::Wal {
         url: marker.address(store),
         reason: format!("it is that of volume {}, {what}", marker.volume_id),
         advice: ADVICE_INHERITED,
@@ -410,15 +410,15 @@ fn others_log(store: &Store, marker: &MarkerState, what: &str) -> VolumeError {
 /// then the user can still say that the volume was moved.
 ///
 /// # Errors
-/// [`VolumeError::Log`], with the choices.
+/// [`VolumeError::Wal`], with the choices.
 pub fn check_copied(
     store: &Store,
     marker: Option<&MarkerState>,
     options: &VolumeOptions,
 ) -> Result<(), VolumeError> {
-    let is_decided = options.adopt || options.discard_wal || options.inherited_log == InheritedLog::Replay;
+    let is_decided = options.adopt || options.discard_wal || options.inherited_wal == InheritedWal::Replay;
     match marker.filter(|m| !m.is_clean && !is_decided) {
-        Some(marker) => Err(others_log(store, marker, "of which this one is a copy")),
+        Some(marker) => Err(others_wal(store, marker, "of which this one is a copy")),
         None => Ok(()),
     }
 }
@@ -437,24 +437,24 @@ async fn begin_inherited(
         return Ok(None);
     }
     if request.parent != Some(state.volume_id) {
-        return Err(others_log(
+        return Err(others_wal(
             request.store,
             state,
             "which this one has nothing to do with",
         ));
     }
     let place = match (request.inherited, request.place) {
-        (InheritedLog::Replay, Some(place)) => place,
-        _ => return Err(others_log(request.store, state, "of which this one is a copy")),
+        (InheritedWal::Replay, Some(place)) => place,
+        _ => return Err(others_wal(request.store, state, "of which this one is a copy")),
     };
     let volume_id = state.volume_id.as_uuid();
     let located = locate(place, request.store, state.volume_id, request.store_options).await?;
-    let store: Arc<dyn LogStore> = match located {
-        Located::Objects(log) => {
-            if s3::is_empty(&log).await? {
-                return Err(emptied(&log));
+    let store: Arc<dyn WalStore> = match located {
+        Located::Objects(wal) => {
+            if s3::is_empty(&wal).await? {
+                return Err(emptied(&wal));
             }
-            Arc::new(S3Log::peek(log, volume_id).await?)
+            Arc::new(S3Wal::peek(wal, volume_id).await?)
         }
         Located::Journal(path) => Arc::new(
             Journal::open(
@@ -469,7 +469,7 @@ async fn begin_inherited(
     // WAL.
     let marker = Marker::take(request.store, state.clone(), Some(etag)).await?;
     Ok(Some(Begun {
-        log: Some(OpenLog {
+        wal: Some(OpenWal {
             store: Arc::new(Unchanged(store)),
             marker: Arc::new(marker),
             url: state.address(request.store),
@@ -515,20 +515,20 @@ async fn open_store(
     place: &WalPlace,
     expected: Option<&MarkerState>,
     is_given_up: bool,
-) -> Result<(Arc<dyn LogStore>, Option<String>), VolumeError> {
+) -> Result<(Arc<dyn WalStore>, Option<String>), VolumeError> {
     let volume_id = request.volume_id.as_uuid();
     match locate(place, request.store, request.volume_id, request.store_options).await? {
-        Located::Objects(log) => {
-            if expected.is_some() && s3::is_empty(&log).await? {
-                return Err(emptied(&log));
+        Located::Objects(wal) => {
+            if expected.is_some() && s3::is_empty(&wal).await? {
+                return Err(emptied(&wal));
             }
-            let url = log.url.clone();
-            let opened = S3Log::open(log, volume_id, request.epoch, is_given_up).await;
-            let log = opened.map_err(|e| match e {
+            let url = wal.url.clone();
+            let opened = S3Wal::open(wal, volume_id, request.epoch, is_given_up).await;
+            let wal = opened.map_err(|e| match e {
                 VolumeError::Corrupt { .. } => unusable(&url, e.to_string()),
                 e => e,
             })?;
-            Ok((Arc::new(log), None))
+            Ok((Arc::new(wal), None))
         }
         Located::Journal(path) => {
             let expected_id = expected.map(|s| s.journal_id.clone().unwrap_or_default());

@@ -27,7 +27,7 @@ const OPTIONS: ReplayOptions = ReplayOptions {
 struct Fixture {
     _dir: tempfile::TempDir,
     volume: Store,
-    log: Store,
+    wal: Store,
     volume_id: Uuid,
     engine: MemoryEngine,
 }
@@ -43,7 +43,7 @@ impl Fixture {
         };
         Self {
             volume: store("volume").await,
-            log: store("log").await,
+            wal: store("log").await,
             _dir: dir,
             volume_id: Uuid::from_u128(42),
             engine: MemoryEngine::new(Geometry::new(SIZE, 4096)),
@@ -51,14 +51,14 @@ impl Fixture {
     }
 
     /// Does what [`begin`] does for a WAL on S3.
-    async fn begin(&self, epoch: u64, is_discard_allowed: bool) -> (OpenLog, Arc<S3Log>) {
-        let log = S3Log::open(self.log.clone(), self.volume_id, epoch, false)
+    async fn begin(&self, epoch: u64, is_discard_allowed: bool) -> (OpenWal, Arc<S3Wal>) {
+        let wal = S3Wal::open(self.wal.clone(), self.volume_id, epoch, false)
             .await
             .unwrap();
-        let log = Arc::new(log);
+        let wal = Arc::new(wal);
         let before = wal_marker::load(&self.volume).await.unwrap();
         let state = MarkerState {
-            url: self.log.url.to_string(),
+            url: self.wal.url.to_string(),
             volume_id: VolumeId::from_uuid(self.volume_id),
             host: "here".into(),
             journal_id: None,
@@ -71,14 +71,14 @@ impl Fixture {
         let marker = Marker::take(&self.volume, state, before.as_ref().map(|b| &b.1))
             .await
             .unwrap();
-        let open = OpenLog {
-            store: log.clone(),
+        let open = OpenWal {
+            store: wal.clone(),
             marker: Arc::new(marker),
-            url: self.log.url.to_string(),
+            url: self.wal.url.to_string(),
             is_discarded: false,
             is_discard_allowed,
         };
-        (open, log)
+        (open, wal)
     }
 
     /// The history of a volume at checkpoint 3, with an entry for checkpoint 2.
@@ -101,7 +101,7 @@ impl Fixture {
     }
 
     /// Opens as the owner of this epoch. Returns its WAL and its first generation.
-    async fn open(&self, epoch: u64) -> Result<(Arc<S3Log>, u64), VolumeError> {
+    async fn open(&self, epoch: u64) -> Result<(Arc<S3Wal>, u64), VolumeError> {
         self.open_with(epoch, false).await
     }
 
@@ -109,8 +109,8 @@ impl Fixture {
         &self,
         epoch: u64,
         is_discard_allowed: bool,
-    ) -> Result<(Arc<S3Log>, u64), VolumeError> {
-        let (open, log) = self.begin(epoch, is_discard_allowed).await;
+    ) -> Result<(Arc<S3Wal>, u64), VolumeError> {
+        let (open, wal) = self.begin(epoch, is_discard_allowed).await;
         let recorder = Watermarks::new(self.volume.clone(), epoch, open.marker.clone());
         // The engine in memory makes no checkpoints, so all watermarks go into the marker.
         let recorder = IntoMarker(recorder);
@@ -123,7 +123,7 @@ impl Fixture {
                 &OPTIONS,
             )
             .await?;
-        Ok((log, generation + 1))
+        Ok((wal, generation + 1))
     }
 
     /// A record with a write of this byte to the first block.
@@ -240,18 +240,18 @@ async fn what_arrives_after_the_opening_is_never_replayed() {
 #[tokio::test]
 async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
     let f = Fixture::new().await;
-    let (log, generation) = f.open(1).await.unwrap();
-    let first = log.first_sequence();
+    let (wal, generation) = f.open(1).await.unwrap();
+    let first = wal.first_sequence();
     for n in 0..12 {
         let after = if n == 0 { 0 } else { generation };
-        log.append(&f.group(1, first + n, generation, after, n as u8 + 1))
+        wal.append(&f.group(1, first + n, generation, after, n as u8 + 1))
             .await
             .unwrap();
     }
-    let gone = f.log.data_key(&format!("0000000001/{:010}", first + 1));
-    f.log.delete(&gone).await.unwrap();
+    let gone = f.wal.data_key(&format!("0000000001/{:010}", first + 1));
+    f.wal.delete(&gone).await.unwrap();
     let error = f.open(2).await.unwrap_err();
-    let VolumeError::Log { reason, advice, .. } = &error else {
+    let VolumeError::Wal { reason, advice, .. } = &error else {
         panic!("{error:?}")
     };
     assert!(
@@ -269,7 +269,7 @@ async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
     // The seal is still there, for a server that may only be paused.
     let seal = f.group(1, first + 12, generation, generation, 99);
     assert!(matches!(
-        log.append(&seal).await,
+        wal.append(&seal).await,
         Err(crate::wal::AppendError::Fenced(_))
     ));
     f.open(4).await.unwrap();
@@ -280,21 +280,21 @@ async fn a_log_with_a_hole_is_refused_and_can_be_given_up() {
 #[tokio::test]
 async fn a_removal_cut_short_is_no_hole() {
     let f = Fixture::new().await;
-    let (log, generation) = f.open(1).await.unwrap();
-    let first = log.first_sequence();
+    let (wal, generation) = f.open(1).await.unwrap();
+    let first = wal.first_sequence();
     for n in 0..20 {
         // Ten records of one generation, and ten of the next.
         let generation_of = |n: u64| generation + n / 10;
         let after = if n == 0 { 0 } else { generation_of(n - 1) };
-        log.append(&f.group(1, first + n, generation_of(n), after, n as u8 + 1))
+        wal.append(&f.group(1, first + n, generation_of(n), after, n as u8 + 1))
             .await
             .unwrap();
     }
     let (open, _) = f.begin(1, false).await;
     open.marker.raise_watermark(generation).await.unwrap();
     for n in [1, 2, 5, 9] {
-        let key = f.log.data_key(&format!("0000000001/{:010}", first + n));
-        f.log.delete(&key).await.unwrap();
+        let key = f.wal.data_key(&format!("0000000001/{:010}", first + n));
+        f.wal.delete(&key).await.unwrap();
     }
     f.open(2).await.unwrap();
     assert_eq!(f.first_byte().await, 20);
@@ -319,7 +319,7 @@ struct Damaged {
 }
 
 #[async_trait::async_trait]
-impl LogStore for Damaged {
+impl WalStore for Damaged {
     fn found(&self) -> &[RecordId] {
         &self.found
     }
@@ -417,18 +417,18 @@ async fn records_that_continue_another_history_are_refused_and_nothing_is_applie
             };
             assert!(checkpoint_list::write_entry(&f.volume, &entry).await.unwrap());
         }
-        let (log, generation) = f.open(1).await.unwrap();
+        let (wal, generation) = f.open(1).await.unwrap();
         for (n, base) in [(0, super::tests::base(3)), (1, base)] {
             let group = Record {
                 base: Some(base),
-                ..Record::decode(&f.group(1, log.first_sequence() + n, generation, 0, 7).bytes).unwrap()
+                ..Record::decode(&f.group(1, wal.first_sequence() + n, generation, 0, 7).bytes).unwrap()
             };
             let group = EncodedGroup {
                 sequence: group.sequence,
                 newest_generation: generation,
                 bytes: group.encode(),
             };
-            log.append(&group).await.unwrap();
+            wal.append(&group).await.unwrap();
         }
         let opened = f.open(2).await;
         match opened {
@@ -467,7 +467,7 @@ async fn a_log_is_not_given_up_for_damage_in_the_volume() {
         bytes: partial.encode(),
     };
     older.append(&partial).await.unwrap();
-    let (open, log) = f.begin(2, true).await;
+    let (open, wal) = f.begin(2, true).await;
     let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 2, open.marker.clone()));
     let engine = FaultEngine::new(MemoryEngine::new(Geometry::new(SIZE, 4096)));
     engine.damage_reads(u32::MAX);
@@ -475,7 +475,7 @@ async fn a_log_is_not_given_up_for_damage_in_the_volume() {
         io_timeout: Duration::ZERO,
         ..OPTIONS
     };
-    let (records, watermark) = (log.list().await.unwrap(), f.watermark().await);
+    let (records, watermark) = (wal.list().await.unwrap(), f.watermark().await);
     let replayed = open
         .replay(&engine, &recorder, watermark, &f.history().await, &options)
         .await;
@@ -486,7 +486,7 @@ async fn a_log_is_not_given_up_for_damage_in_the_volume() {
         refused.chain()
     );
     assert!(refused.chain().contains("hypernbd repair"), "{}", refused.chain());
-    assert_eq!(log.list().await.unwrap(), records);
+    assert_eq!(wal.list().await.unwrap(), records);
     assert_eq!(f.watermark().await, watermark);
 }
 
@@ -500,8 +500,8 @@ async fn a_log_that_writes_all_of_a_damaged_block_heals_it() {
         let published = f.engine.publish(before.freeze(), Beside::default()).await;
         published.expect("it is whole");
         f.engine.damage(0);
-        let (log, generation) = f.open(1).await.expect("there is no log");
-        let first = log.first_sequence();
+        let (wal, generation) = f.open(1).await.expect("there is no log");
+        let first = wal.first_sequence();
         let much = OPTIONS.write_buffer_bytes as usize / 2 + 4096;
         let written = vec![(0, vec![6; 100]), (4096, vec![7; much])];
         let groups = [
@@ -509,7 +509,7 @@ async fn a_log_that_writes_all_of_a_damaged_block_heals_it() {
             f.group(1, first + 1, generation + 1, generation, 8),
         ];
         for group in groups.iter().take(1 + usize::from(is_healed)) {
-            log.append(group).await.expect("it is appended");
+            wal.append(group).await.expect("it is appended");
         }
         match f.open(2).await {
             Ok(_) => assert!(is_healed),
@@ -534,9 +534,9 @@ async fn a_log_that_writes_all_of_a_damaged_block_heals_it() {
 async fn a_replay_outlasts_a_store_that_fails_for_a_moment() {
     for (second, is_replayed) in [(Fault::Refused, true), (Fault::Fenced, false)] {
         let f = Fixture::new().await;
-        let (log, generation) = f.open(1).await.expect("there is no log");
-        let group = f.group(1, log.first_sequence(), generation, 0, 8);
-        log.append(&group).await.expect("it is appended");
+        let (wal, generation) = f.open(1).await.expect("there is no log");
+        let group = f.group(1, wal.first_sequence(), generation, 0, 8);
+        wal.append(&group).await.expect("it is appended");
         let (open, _log) = f.begin(2, false).await;
         let recorder = IntoMarker(Watermarks::new(f.volume.clone(), 2, open.marker.clone()));
         let engine = FaultEngine::new(MemoryEngine::new(Geometry::new(SIZE, 4096)));

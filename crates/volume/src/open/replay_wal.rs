@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt};
 use log::{debug, warn};
 
 use super::history::{GENERATIONS_LEFT, Seen};
-use super::recover_wal::{ADVICE_DAMAGE, ADVICE_GIVE_UP, OpenLog, other_history, warn_given_up};
+use super::recover_wal::{ADVICE_DAMAGE, ADVICE_GIVE_UP, OpenWal, other_history, warn_given_up};
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
@@ -25,7 +25,7 @@ const RETRY_WAIT: Duration = Duration::from_millis(500);
 /// Number of records after which progress is logged.
 const PROGRESS_GROUPS: usize = 1000;
 
-impl OpenLog {
+impl OpenWal {
     /// Step 5: applies, publishes and records the changes above `watermark`. Returns the newest generation used.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl OpenLog {
                 recorder.published(generation, checkpoint).await?;
                 Ok(generation)
             }
-            Err(e @ (VolumeError::Corrupt { .. } | VolumeError::Log { .. })) if self.is_discard_allowed => {
+            Err(e @ (VolumeError::Corrupt { .. } | VolumeError::Wal { .. })) if self.is_discard_allowed => {
                 warn!("{}", e.chain());
                 warn_given_up(Some(&self.url));
                 // The watermark comes first, because a partly removed WAL must never be replayed.
@@ -67,7 +67,7 @@ impl OpenLog {
                 self.remove_found().await;
                 Ok(generation)
             }
-            Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Log {
+            Err(e @ VolumeError::Corrupt { .. }) => Err(VolumeError::Wal {
                 url: self.url.clone(),
                 reason: e.chain(),
                 advice: ADVICE_GIVE_UP,
@@ -280,7 +280,7 @@ impl Publishes<'_> {
                     self.held_bytes = self.overlay.total_bytes();
                     return Ok(());
                 }
-                Err(e) => return Err(self.not_of_log(e)),
+                Err(e) => return Err(self.not_of_wal(e)),
             }
             self.overlay.drop_frozen();
             self.held_bytes = 0;
@@ -291,10 +291,10 @@ impl Publishes<'_> {
     }
 
     /// What is damaged in the volume is no damage of the log, which is needed all the more: `discard_wal=yes` is not meant for it.
-    fn not_of_log(&self, e: VolumeError) -> VolumeError {
+    fn not_of_wal(&self, e: VolumeError) -> VolumeError {
         match e {
             VolumeError::Corrupt { .. } => VolumeError::Shared(Arc::new(e)),
-            VolumeError::PartOfDamage { .. } => VolumeError::Shared(Arc::new(VolumeError::Log {
+            VolumeError::PartOfDamage { .. } => VolumeError::Shared(Arc::new(VolumeError::Wal {
                 url: self.url.to_owned(),
                 reason: e.chain(),
                 advice: ADVICE_DAMAGE,

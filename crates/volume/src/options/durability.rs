@@ -15,14 +15,14 @@ pub enum Durability {
     /// Volume in a local directory, no log.
     LocalDirectory,
     /// A log on S3.
-    S3Log,
+    S3Wal,
     /// A journal on the server's machine.
     Journal,
 }
 
 impl Durability {
     /// Every class, in the order of the documentation's table.
-    pub const ALL: [Self; 4] = [Self::S3, Self::S3Log, Self::Journal, Self::LocalDirectory];
+    pub const ALL: [Self; 4] = [Self::S3, Self::S3Wal, Self::Journal, Self::LocalDirectory];
 
     /// The class of a volume at this URL, with this log.
     pub fn of(url: &VolumeUrl, wal: Option<&WalPlace>) -> Self {
@@ -32,7 +32,7 @@ impl Durability {
             None => None,
         };
         match (url, log) {
-            (_, Some(VolumeUrl::S3 { .. })) => Self::S3Log,
+            (_, Some(VolumeUrl::S3 { .. })) => Self::S3Wal,
             (_, Some(VolumeUrl::File { .. })) => Self::Journal,
             (VolumeUrl::S3 { .. }, None) => Self::S3,
             (VolumeUrl::File { .. }, None) => Self::LocalDirectory,
@@ -44,7 +44,7 @@ impl Durability {
         match self {
             Self::S3 => "s3",
             Self::LocalDirectory => "file",
-            Self::S3Log => "s3_log",
+            Self::S3Wal => "s3_log",
             Self::Journal => "file_log",
         }
     }
@@ -61,7 +61,7 @@ impl Durability {
                  killing the server loses only writes after the last flush or checkpoint, \
                  losing the machine's disk loses the volume"
             }
-            Self::S3Log => {
+            Self::S3Wal => {
                 "a flush or FUA reply means a log record, or a checkpoint, stored on S3; \
                  losing the server or its machine loses only writes after the last flush or checkpoint"
             }
@@ -84,10 +84,10 @@ mod tests {
         for (url, wal, class) in [
             (s3, None, Durability::S3),
             (file, None, Durability::LocalDirectory),
-            (s3, Some(s3), Durability::S3Log),
-            (file, Some(s3), Durability::S3Log),
+            (s3, Some(s3), Durability::S3Wal),
+            (file, Some(s3), Durability::S3Wal),
             (s3, Some(file), Durability::Journal),
-            (s3, Some("auto"), Durability::S3Log),
+            (s3, Some("auto"), Durability::S3Wal),
         ] {
             let wal = wal.map(|wal| wal.parse().unwrap());
             assert_eq!(

@@ -55,7 +55,7 @@ pub const SCRUB_INTERVAL_MOST: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// What becomes of the log of the volume that this one is a copy of, where its marker was copied along.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum InheritedLog {
+pub enum InheritedWal {
     /// The open is refused, and says what to do: the log is the original's.
     #[default]
     Refuse,
@@ -97,7 +97,7 @@ pub struct VolumeOptions {
     /// A volume that is found in another place than it was made in was moved, and is no copy.
     pub adopt: bool,
     /// What becomes of the log of the volume that this one is a copy of.
-    pub inherited_log: InheritedLog,
+    pub inherited_wal: InheritedWal,
     /// Refuse every write and change nothing of the volume.
     pub read_only: bool,
     /// How often what is not kept of the volume is removed; never when `None`.
@@ -127,7 +127,7 @@ impl Default for VolumeOptions {
             wal: None,
             discard_wal: false,
             adopt: false,
-            inherited_log: InheritedLog::default(),
+            inherited_wal: InheritedWal::default(),
             read_only: false,
             retention_interval: Some(RETENTION_INTERVAL),
             retention_grace: RETENTION_GRACE,
@@ -242,7 +242,7 @@ pub enum OptionError {
     #[error(
         "backend_wal_url={wal} lies within the volume {volume}, or the volume within it: give the log a prefix of its own"
     )]
-    LogInVolume {
+    WalInVolume {
         /// The log's URL.
         wal: VolumeUrl,
         /// The volume's URL.
@@ -298,7 +298,7 @@ impl ServeOptions {
     ///
     /// # Errors
     /// [`OptionError::MissingUrl`] when no volume was named, [`OptionError::Missing`] when a parameter needs another,
-    /// [`OptionError::LogInVolume`].
+    /// [`OptionError::WalInVolume`].
     pub fn finish(mut self) -> Result<ServeConfig, OptionError> {
         let url = self.url.clone().ok_or(OptionError::MissingUrl)?;
         let mut store = self.store()?;
@@ -308,7 +308,7 @@ impl ServeOptions {
         let named = volume.wal.as_ref().and_then(WalPlace::url);
         if let Some(wal) = named.filter(|wal| overlap(wal, &url)) {
             let wal = wal.clone();
-            return Err(OptionError::LogInVolume { wal, volume: url });
+            return Err(OptionError::WalInVolume { wal, volume: url });
         }
         if volume.wal == Some(WalPlace::Beside) && matches!(url, VolumeUrl::File { .. }) {
             volume.wal = None;

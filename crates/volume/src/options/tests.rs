@@ -136,7 +136,7 @@ fn every_key_takes_effect_in_every_spelling() {
                 })),
                 discard_wal: true,
                 adopt: true,
-                inherited_log: InheritedLog::Refuse,
+                inherited_wal: InheritedWal::Refuse,
                 read_cache: ReadCacheConfig {
                     memory_bytes: 32 * MIB,
                     disk: Some(ReadCacheDisk {
@@ -300,7 +300,7 @@ fn a_log_beside_the_volume_is_for_volumes_on_s3() {
 fn a_log_within_the_volume_is_refused() {
     for wal in ["s3://bucket/vol", "s3://bucket/vol/wal/"] {
         let error = read(&[URL, ("backend_wal_url", wal)]).unwrap_err();
-        assert!(matches!(error, OptionError::LogInVolume { .. }), "{error}");
+        assert!(matches!(error, OptionError::WalInVolume { .. }), "{error}");
         assert!(error.to_string().contains("a prefix of its own"), "{error}");
     }
     for wal in ["s3://bucket/vol2/", "s3://other/vol/", "file:///vol/"] {

@@ -77,7 +77,7 @@ pub struct Replicated {
     /// For how long the oldest of these has been published, by the clocks of the original's server and of this machine.
     pub behind_seconds: f64,
     /// The original's log, when flushed writes may lie there alone: it was not closed, and no server has the volume that publishes them.
-    pub log_left: Option<String>,
+    pub wal_left: Option<String>,
 }
 
 /// Copies to the replica what it does not have yet, and tells after each pass how far it is. Stopped or killed at any moment, it leaves a
@@ -140,7 +140,7 @@ impl Pass<'_> {
             copied: Amount::default(),
             behind_checkpoints: 0,
             behind_seconds: 0.0,
-            log_left: None,
+            wal_left: None,
         };
         loop {
             match self.catch_up(replica, &mut so_far, follows.is_some(), tell).await {
@@ -204,7 +204,7 @@ impl Pass<'_> {
             replica.name_as(&self.original.names().await?).await?;
             let is_over = is_empty || !is_following && so_far.checkpoint >= enough;
             if is_over {
-                so_far.log_left = self.original.log_left(!is_following).await?;
+                so_far.wal_left = self.original.wal_left(!is_following).await?;
             }
             tell(so_far);
             if is_over {

@@ -216,7 +216,7 @@ impl Original {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn log_left(&self, waits: bool) -> Result<Option<String>, VolumeError> {
+    pub async fn wal_left(&self, waits: bool) -> Result<Option<String>, VolumeError> {
         let marker = wal_marker::load(&self.store).await?.map(|(marker, _)| marker);
         let Some(marker) = marker.filter(|marker| !marker.is_clean) else {
             return Ok(None);

@@ -134,10 +134,10 @@ pub(crate) async fn in_use(store: &Store, unusable: Unusable) -> Result<BTreeSet
         wal_marker::load(store)
     )?;
     // The log goes on from it. One that was closed goes on from nothing.
-    let of_log = marker
+    let of_wal = marker
         .filter(|(marker, _)| !marker.is_clean)
         .and_then(|(marker, _)| marker.checkpoint);
     let of_clones = children.into_iter().map(|child| child.checkpoint);
-    let in_use = pinned.into_iter().chain(of_clones).chain(of_log);
+    let in_use = pinned.into_iter().chain(of_clones).chain(of_wal);
     Ok(in_use.map(|id| id.cno).collect())
 }

@@ -18,14 +18,14 @@ use crate::base::checkpoint_id::NewestCheckpoint;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::geometry::Geometry;
 use crate::buffer_file::{Kept, NoRoom};
-use crate::checkpoint::appender::DriverLog;
+use crate::checkpoint::appender::DriverWal;
 use crate::checkpoint::handle::{Driver, DriverConfig};
 use crate::compaction;
 use crate::engine::Engine;
 use crate::lease::Lease;
 use crate::meta::checkpoint_list::{Catalogue, NoRecorder, Recorder};
 use crate::metrics::Metrics;
-use crate::open::recover_wal::OpenLog;
+use crate::open::recover_wal::OpenWal;
 use crate::options::VolumeOptions;
 use crate::retention::{Keeper, Reading};
 use crate::scrub;
@@ -81,7 +81,7 @@ pub struct Parts {
     /// Called for every publish, if there is one.
     pub recorder: Option<Arc<dyn Recorder>>,
     /// The WAL, if there is one. It must have been replayed.
-    pub log: Option<DriverLog>,
+    pub wal: Option<DriverWal>,
     /// The number of the first generation. It is higher than every number used before.
     pub first_generation: u64,
     /// Where it is counted what the volume does.
@@ -97,7 +97,7 @@ pub struct Volume {
     driver: Driver,
     catalogue: Option<Arc<Catalogue>>,
     lease: Option<Arc<Lease>>,
-    log: Option<OpenLog>,
+    wal: Option<OpenWal>,
     /// The buffer file, in which changes survive this process.
     kept: OnceLock<Arc<Kept>>,
     /// The store of the volume, which is left clean at the close.
@@ -137,8 +137,8 @@ impl Volume {
     /// A volume on top of any engine, with these parts, on the current runtime.
     pub fn with_parts(engine: Arc<dyn Engine>, parts: Parts, options: &VolumeOptions) -> Self {
         let geometry = engine.geometry();
-        let overlay = Arc::new(match &parts.log {
-            Some(_) => Overlay::with_log(geometry, LOG_BULK_BYTES),
+        let overlay = Arc::new(match &parts.wal {
+            Some(_) => Overlay::with_wal(geometry, LOG_BULK_BYTES),
             None => Overlay::new(geometry),
         });
         let config = DriverConfig {
@@ -147,7 +147,7 @@ impl Volume {
             write_buffer_bytes: options.write_buffer_bytes,
             first_generation: parts.first_generation.max(1),
             recorded_generation: parts.recorded_generation,
-            log: parts.log,
+            wal: parts.wal,
             metrics: parts.metrics.clone(),
         };
         let recorder = parts.recorder.unwrap_or_else(|| Arc::new(NoRecorder));
@@ -158,7 +158,7 @@ impl Volume {
             driver,
             catalogue: None,
             lease: None,
-            log: None,
+            wal: None,
             kept: OnceLock::new(),
             store: None,
             retention: None,
@@ -536,7 +536,7 @@ impl Volume {
             };
             let stopped = async {
                 let last_generation = self.driver.stop().await;
-                self.finish_log(last_generation.filter(|_| flushed.is_ok())).await;
+                self.finish_wal(last_generation.filter(|_| flushed.is_ok())).await;
                 if let Some(kept) = self.kept.get()
                     && flushed.is_ok()
                     && self.overlay.is_empty()
@@ -611,8 +611,8 @@ impl Volume {
     }
 
     /// Ends the WAL cleanly, but only when no record in it is needed any more.
-    async fn finish_log(&self, last_generation: Option<u64>) {
-        let (Some(log), Some(generation)) = (&self.log, last_generation) else {
+    async fn finish_wal(&self, last_generation: Option<u64>) {
+        let (Some(wal), Some(generation)) = (&self.wal, last_generation) else {
             return;
         };
         // A write that was accepted while the last checkpoint was made may have been flushed to the WAL.
@@ -621,7 +621,7 @@ impl Volume {
             return;
         }
         let is_older_alive = self.lease.as_ref().is_some_and(|lease| lease.older_may_run());
-        if let Err(e) = log.finish(generation, is_older_alive).await {
+        if let Err(e) = wal.finish(generation, is_older_alive).await {
             warn!(
                 "everything is published, but the write-ahead log could not be marked as ended; the next opening looks at it once more: {}",
                 e.chain()

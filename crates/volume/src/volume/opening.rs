@@ -16,7 +16,7 @@ use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
-use crate::checkpoint::appender::DriverLog;
+use crate::checkpoint::appender::DriverWal;
 use crate::compaction::{self, Ground};
 use crate::engine::hyper_engine::{HyperEngine, OpenState};
 use crate::engine::parents;
@@ -33,7 +33,7 @@ use crate::meta::label;
 use crate::meta::wal_marker;
 use crate::open::history::{self, Known, Seen};
 use crate::open::inspect::{self, Inspection};
-use crate::open::recover_wal::{self, OpenLog, Wanted};
+use crate::open::recover_wal::{self, OpenWal, Wanted};
 use crate::open::replay_wal::{ReplayOptions, warn_left};
 use crate::options::{Compaction, LeaseOptions, StoreOptions, VolumeOptions};
 use crate::past::{self, Point};
@@ -52,7 +52,7 @@ impl Volume {
     /// Opens the volume at `url`. Must be called on a multi-thread runtime, which must outlive the volume.
     ///
     /// [`VolumeError::NotFound`] when there is none; an open never creates anything. [`VolumeError::Held`] when another
-    /// server has it open for writing. [`VolumeError::Log`] for a WAL that must not be ignored and cannot be used.
+    /// server has it open for writing. [`VolumeError::Wal`] for a WAL that must not be ignored and cannot be used.
     pub fn open<'a>(
         url: &'a VolumeUrl,
         store_options: &'a StoreOptions,
@@ -65,7 +65,7 @@ impl Volume {
             match Self::open_once(url, store_options, options).await {
                 // The lease was restored with the volume. The epochs in the WAL that is given up must stay below this
                 // owner's.
-                Err(VolumeError::LogAhead { newest, .. }) if options.discard_wal => {
+                Err(VolumeError::WalAhead { newest, .. }) if options.discard_wal => {
                     let mut options = options.clone();
                     options.lease.sighting = None;
                     options.lease.epoch_above = newest;
@@ -115,7 +115,7 @@ impl Volume {
                 store: &store,
                 volume_id,
                 parent,
-                inherited: options.inherited_log,
+                inherited: options.inherited_wal,
                 newest_seen: seen.id(),
                 store_options,
                 place: wal.place.as_ref(),
@@ -126,10 +126,10 @@ impl Volume {
                 seen,
                 entry,
                 origin,
-                ends_log: wal.is_ended,
+                ends_wal: wal.is_ended,
             };
             let mut opened = open_owned(&request, options, &lease, before).await;
-            if let Err(VolumeError::LogAhead { .. }) = &opened
+            if let Err(VolumeError::WalAhead { .. }) = &opened
             // A later owner takes the lease before it opens the WAL.
             && let Err(e) = lease.check().await
             {
@@ -272,7 +272,7 @@ fn begin_sighted<'a>(
         let store = store::unproved(url, store_options).await?;
         let store = parents::inheriting(&store, Some(volume_id), sighting.clone_of.as_ref()).await?;
         let (parent, origin) = (sighting.parent, sighting.origin);
-        let wal = Wanted::found(sighting.has_log_beside, options.wal.as_ref());
+        let wal = Wanted::found(sighting.has_wal_beside, options.wal.as_ref());
         warn_of_buffer(Some(&sighting.lease), options);
         let mut claim = Claim::new(options, volume_id, url)?;
         let lease_options = claim.lease_options(options);
@@ -372,7 +372,7 @@ struct Before {
     entry: Option<CatalogueEntry>,
     origin: Option<InodeCheck>,
     /// The WAL is ended once its records are replayed.
-    ends_log: bool,
+    ends_wal: bool,
 }
 
 /// How often the log is begun anew because the owner before has still written its marker.
@@ -380,7 +380,7 @@ const LOG_TRIES: u32 = 4;
 
 /// Begins the log. An owner that was taken over from may write the marker in between, until it finds that out: that is none that takes
 /// the log over from this one, as long as the lease is this one's.
-async fn begin_log(
+async fn begin_wal(
     request: &recover_wal::Request<'_>,
     lease: &Lease,
 ) -> Result<recover_wal::Begun, VolumeError> {
@@ -419,7 +419,7 @@ fn open_owned<'a>(
         let (begun, opened, later) = if request.place.is_some() {
             // This comes before the container is opened: from here on older owners acknowledge nothing and raise no
             // watermark.
-            let begun = begin_log(request, lease).await?;
+            let begun = begin_wal(request, lease).await?;
             let (opened, later) = join!(engine, later);
             (Ok(begun), opened, later)
         } else {
@@ -438,7 +438,7 @@ fn open_owned<'a>(
                             ..*request
                         };
                         let before = Before {
-                            ends_log: wanted.is_ended,
+                            ends_wal: wanted.is_ended,
                             ..before
                         };
                         return open_owned(&request, options, lease, before).await;
@@ -477,17 +477,17 @@ fn open_owned<'a>(
                 ..Parts::default()
             };
             let mut newest = NewestCheckpoint::new(state.newest.id);
-            parts.first_generation = match &begun.log {
-                Some(log) => {
-                    let owner = DriverLog {
-                        store: log.store.clone(),
+            parts.first_generation = match &begun.wal {
+                Some(wal) => {
+                    let owner = DriverWal {
+                        store: wal.store.clone(),
                         volume_id: volume_id.as_uuid(),
                         epoch,
-                        newest: log.marker.newest().clone(),
+                        newest: wal.marker.newest().clone(),
                     };
                     owner.newest.set(state.newest.id);
                     let replaying = Replaying {
-                        log,
+                        wal,
                         owner: &owner,
                         history: &history,
                         watermark,
@@ -495,12 +495,12 @@ fn open_owned<'a>(
                     let (generation, recorder) = replaying.run(store, options, &engine).await?;
                     newest = owner.newest.clone();
                     parts.recorded_generation = generation;
-                    if before.ends_log {
-                        log.finish(generation, lease.older_may_run()).await?;
-                        info!("the log {} is ended: none was asked for", log.url);
+                    if before.ends_wal {
+                        wal.finish(generation, lease.older_may_run()).await?;
+                        info!("the log {} is ended: none was asked for", wal.url);
                     } else {
                         parts.recorder = Some(Arc::new(recorder));
-                        parts.log = Some(owner);
+                        parts.wal = Some(owner);
                     }
                     // The replay has gone beyond what an older owner may have on its way to the log.
                     generation + 1
@@ -523,8 +523,8 @@ fn open_owned<'a>(
         };
         let mut catalogue = None;
         let is_inherited = begun.is_inherited;
-        let log = begun.log.filter(|_| !before.ends_log);
-        if log.is_none() {
+        let wal = begun.wal.filter(|_| !before.ends_wal);
+        if wal.is_none() {
             let started = Catalogue::start(store.clone(), epoch, newest.clone());
             parts.recorder = Some(started.clone());
             catalogue = Some(started);
@@ -547,7 +547,7 @@ fn open_owned<'a>(
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
         volume.identity = Some(volume_id.to_string());
         volume.catalogue = catalogue;
-        volume.log = log;
+        volume.wal = wal;
         volume.driver.fence_when(lease.lost());
         volume.lease = Some(lease.clone());
         volume.newest = newest.clone();
@@ -556,7 +556,7 @@ fn open_owned<'a>(
         if request.parent.is_some() && !is_inherited {
             tokio::spawn(remove_inherited(store.clone(), volume_id));
         }
-        let marker = volume.log.as_ref().map(|log| log.marker.clone());
+        let marker = volume.wal.as_ref().map(|wal| wal.marker.clone());
         let interval = options.retention_interval;
         let rounds = Arc::new(tokio::sync::Mutex::new(rounds));
         volume.retention = Some(Keeper::start(
@@ -627,8 +627,8 @@ async fn remove_inherited(store: Store, volume_id: VolumeId) {
 
 /// The replay of a WAL.
 struct Replaying<'a> {
-    log: &'a OpenLog,
-    owner: &'a DriverLog,
+    wal: &'a OpenWal,
+    owner: &'a DriverWal,
     history: &'a Seen,
     watermark: u64,
 }
@@ -641,18 +641,18 @@ impl Replaying<'_> {
         options: &VolumeOptions,
         engine: &HyperEngine,
     ) -> Result<(u64, Watermarks), VolumeError> {
-        let log = self.log;
-        let recorder = Watermarks::new(store.clone(), self.owner.epoch, log.marker.clone());
+        let wal = self.wal;
+        let recorder = Watermarks::new(store.clone(), self.owner.epoch, wal.marker.clone());
         let replay_options = ReplayOptions {
             write_buffer_bytes: options.write_buffer_bytes,
             io_timeout: options.io_timeout,
         };
-        let generation = log
+        let generation = wal
             .replay(engine, &recorder, self.watermark, self.history, &replay_options)
             .await?;
         // Nothing in it is needed any more, and keys that may not remove it serve as well.
-        if let Err(e) = log.store.trim(generation, log.store.first_sequence() - 1).await {
-            warn_left(&log.url, &e);
+        if let Err(e) = wal.store.trim(generation, wal.store.first_sequence() - 1).await {
+            warn_left(&wal.url, &e);
         }
         Ok((generation, recorder))
     }

@@ -33,7 +33,8 @@ pub struct VolumeStatus {
     /// Age of the oldest write that neither log nor checkpoint has, in seconds; none when all are durable.
     pub undurable_age_s: Option<f64>,
     /// The log, if there is one.
-    pub log: Option<LogBacklog>,
+    #[serde(rename = "log")]
+    pub wal: Option<WalBacklog>,
     /// How far the scrub is, and the damage that it knows of, where there is one.
     pub scrub: Option<ScrubRecord>,
 }
@@ -60,7 +61,7 @@ pub struct BufferStatus {
 
 /// What a replay of the log would read.
 #[derive(Debug, Clone, Serialize)]
-pub struct LogBacklog {
+pub struct WalBacklog {
     /// Bytes of records.
     pub bytes: u64,
     /// The number of records.
@@ -110,10 +111,10 @@ impl Volume {
             },
             unpublished_age_s: backlog.unpublished_age.map(|age| age.as_secs_f64()),
             undurable_age_s: backlog.undurable_age.map(|age| age.as_secs_f64()),
-            log: self.log.as_ref().map(|_| LogBacklog {
-                bytes: backlog.log_bytes,
-                records: backlog.log_records,
-                age_s: backlog.log_age.map(|age| age.as_secs_f64()),
+            wal: self.wal.as_ref().map(|_| WalBacklog {
+                bytes: backlog.wal_bytes,
+                records: backlog.wal_records,
+                age_s: backlog.wal_age.map(|age| age.as_secs_f64()),
             }),
             scrub: self.scrub.as_ref().and_then(|scrub| scrub.status()),
         }

@@ -31,7 +31,7 @@ use super::journal_segments::{
     ALIGN_BYTES, APPENDS_AT_ONCE, SEGMENT_BYTES, SEGMENTS_MAX, SUFFIX, Segment, Segments,
 };
 use super::record::{HEADER_BYTES, Record, RecordError};
-use super::{AppendError, EncodedGroup, LogStore, RecordId};
+use super::{AppendError, EncodedGroup, RecordId, WalStore};
 use crate::base::counters::JOURNAL_NUMBERS;
 use crate::base::error::VolumeError;
 use crate::base::volume_id::VolumeId;
@@ -270,7 +270,7 @@ impl Inner {
 }
 
 #[async_trait]
-impl LogStore for Journal {
+impl WalStore for Journal {
     fn found(&self) -> &[RecordId] {
         &self.found
     }

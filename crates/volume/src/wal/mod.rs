@@ -3,7 +3,7 @@
 //! * [`record`] (pure): the format of records.
 //! * [`replay`] (pure): which records are applied when a volume is opened, and which numbers are sealed.
 //! * [`group_commit`] (pure): which record makes which flush durable.
-//! * [`s3`], [`journal`]: where records are stored, behind the trait [`LogStore`].
+//! * [`s3`], [`journal`]: where records are stored, behind the trait [`WalStore`].
 //! * `place`: which of the two, and where.
 
 use async_trait::async_trait;
@@ -66,7 +66,7 @@ pub enum AppendError {
 
 /// Where the records of one volume are stored, opened by the volume's owner.
 #[async_trait]
-pub trait LogStore: Send + Sync {
+pub trait WalStore: Send + Sync {
     /// The records and seals of older owners that the opening found, ascending. Older owners can add no more.
     fn found(&self) -> &[RecordId];
 
@@ -120,7 +120,7 @@ pub trait LogStore: Send + Sync {
 }
 
 /// The error for a WAL that belongs to another volume.
-pub fn foreign_log(url: &VolumeUrl, there: Uuid, this: Uuid) -> VolumeError {
+pub fn foreign_wal(url: &VolumeUrl, there: Uuid, this: Uuid) -> VolumeError {
     VolumeError::InvalidInput(format!(
         "the log at {url} belongs to volume {there}, this is volume {this}; give each volume a log URL of its own"
     ))

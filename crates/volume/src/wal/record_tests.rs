@@ -186,12 +186,12 @@ proptest! {
         for damage in &damages {
             pieces = damaged(pieces, damage);
         }
-        let log = Bytes::from(pieces.concat());
+        let wal = Bytes::from(pieces.concat());
         let mut replay = crate::wal::replay::Replay::new(0);
         let mut at = 0;
         let mut sequences = Vec::new();
-        while at < log.len() {
-            let Ok((group, len)) = Record::decode_prefix(&log.slice(at..)) else {
+        while at < wal.len() {
+            let Ok((group, len)) = Record::decode_prefix(&wal.slice(at..)) else {
                 at += 1;
                 continue;
             };

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::record::Record;
 use super::replay::{IN_FLIGHT_MAX, numbers_to_seal};
-use super::{AppendError, EncodedGroup, LogStore, READS_AT_ONCE, RecordId};
+use super::{AppendError, EncodedGroup, READS_AT_ONCE, RecordId, WalStore};
 use crate::base::counters::LOG_RECORDS;
 use crate::base::error::{ErrorKind, VolumeError};
 use crate::base::store_error::{StoreError, StoreErrorKind};
@@ -34,7 +34,7 @@ const SEAL_ROUNDS_MAX: usize = 1000;
 
 /// A WAL on S3.
 #[derive(Debug)]
-pub struct S3Log {
+pub struct S3Wal {
     store: Store,
     volume_id: Uuid,
     epoch: u64,
@@ -48,12 +48,12 @@ pub struct S3Log {
     seals: Mutex<BTreeSet<RecordId>>,
 }
 
-impl S3Log {
+impl S3Wal {
     /// Seals the parts of older owners and begins this owner's part. With `is_given_up` no record of an older owner is
     /// needed, so damage is no reason to fail.
     ///
     /// # Errors
-    /// [`VolumeError::InvalidInput`] for the WAL of another volume, [`VolumeError::LogAhead`] when a later owner wrote
+    /// [`VolumeError::InvalidInput`] for the WAL of another volume, [`VolumeError::WalAhead`] when a later owner wrote
     /// to it.
     pub async fn open(
         store: Store,
@@ -61,7 +61,7 @@ impl S3Log {
         epoch: u64,
         is_given_up: bool,
     ) -> Result<Self, VolumeError> {
-        let mut log = Self {
+        let mut wal = Self {
             store,
             volume_id,
             epoch,
@@ -72,22 +72,22 @@ impl S3Log {
             seals: Mutex::default(),
         };
         for _ in 0..SEAL_ROUNDS_MAX {
-            let mut found = log.list().await?;
-            if let Some(own_last) = log.seal(&mut found).await? {
-                let own_seal = log.begin(own_last).await?;
+            let mut found = wal.list().await?;
+            if let Some(own_last) = wal.seal(&mut found).await? {
+                let own_seal = wal.begin(own_last).await?;
                 // Any record that has arrived since stands behind a seal. Nobody can acknowledge it, and the gap before
                 // it is no damage. It is read only because it may show that another volume has begun its WAL here.
-                for id in log.list().await? {
+                for id in wal.list().await? {
                     if id != own_seal && found.binary_search(&id).is_err() {
-                        log.read(id).await?;
+                        wal.read(id).await?;
                     }
                 }
-                log.found = found;
-                return Ok(log);
+                wal.found = found;
+                return Ok(wal);
             }
         }
         Err(VolumeError::Fenced {
-            reason: format!("another server goes on writing to the log at {}", log.store.url),
+            reason: format!("another server goes on writing to the log at {}", wal.store.url),
         })
     }
 
@@ -132,7 +132,7 @@ impl S3Log {
             };
             self.read(id).await?;
             let newest = parts.keys().next_back().copied().unwrap_or(later);
-            return Err(VolumeError::LogAhead {
+            return Err(VolumeError::WalAhead {
                 url: self.store.url.to_string(),
                 newest,
                 own: self.epoch,
@@ -321,13 +321,13 @@ async fn read(store: &Store, id: RecordId, volume_id: Uuid) -> Result<Record, Vo
     };
     let group = Record::decode(&bytes).map_err(|e| corrupt(e.to_string()))?;
     if group.volume_id != volume_id {
-        return Err(super::foreign_log(&store.url, group.volume_id, volume_id));
+        return Err(super::foreign_wal(&store.url, group.volume_id, volume_id));
     }
     Ok(group)
 }
 
 #[async_trait]
-impl LogStore for S3Log {
+impl WalStore for S3Wal {
     fn found(&self) -> &[RecordId] {
         &self.found
     }

@@ -25,8 +25,8 @@ impl Fixture {
         }
     }
 
-    async fn open(&self, epoch: u64) -> Result<S3Log, VolumeError> {
-        S3Log::open(self.store.clone(), self.volume_id, epoch, false).await
+    async fn open(&self, epoch: u64) -> Result<S3Wal, VolumeError> {
+        S3Wal::open(self.store.clone(), self.volume_id, epoch, false).await
     }
 
     fn group(&self, epoch: u64, sequence: u64, generation: u64) -> EncodedGroup {
@@ -113,13 +113,13 @@ async fn an_older_owner_can_append_nothing_more() {
 #[tokio::test]
 async fn an_append_whose_answer_was_lost_is_recognised() {
     let f = Fixture::new().await;
-    let log = f.open(1).await.unwrap();
-    let group = f.group(1, log.first_sequence(), 1);
-    log.append(&group).await.unwrap();
-    log.append(&group).await.unwrap();
-    let mut other = f.group(1, log.first_sequence(), 1);
+    let wal = f.open(1).await.unwrap();
+    let group = f.group(1, wal.first_sequence(), 1);
+    wal.append(&group).await.unwrap();
+    wal.append(&group).await.unwrap();
+    let mut other = f.group(1, wal.first_sequence(), 1);
     other.bytes = f.group(1, 99, 1).bytes;
-    assert!(is_fenced(&log.append(&other).await));
+    assert!(is_fenced(&wal.append(&other).await));
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn an_owner_of_an_earlier_epoch_is_refused() {
     let ahead = f.open(4).await;
     assert!(matches!(
         ahead,
-        Err(VolumeError::LogAhead {
+        Err(VolumeError::WalAhead {
             newest: 5,
             own: 4,
             ..
@@ -141,9 +141,9 @@ async fn an_owner_of_an_earlier_epoch_is_refused() {
 #[tokio::test]
 async fn the_log_of_another_volume_is_refused_and_left_as_it_is() {
     let f = Fixture::new().await;
-    let log = f.open(1).await.unwrap();
+    let wal = f.open(1).await.unwrap();
     let before = f.keys().await;
-    let error = S3Log::open(f.store.clone(), Uuid::from_u128(43), 1, false)
+    let error = S3Wal::open(f.store.clone(), Uuid::from_u128(43), 1, false)
         .await
         .unwrap_err();
     let text = error.to_string();
@@ -151,35 +151,35 @@ async fn the_log_of_another_volume_is_refused_and_left_as_it_is() {
         assert!(text.contains(&Uuid::from_u128(id).to_string()), "{text}");
     }
     assert_eq!(f.keys().await, before);
-    log.append(&f.group(1, log.first_sequence(), 1)).await.unwrap();
+    wal.append(&f.group(1, wal.first_sequence(), 1)).await.unwrap();
 }
 
 #[tokio::test]
 async fn only_published_groups_are_removed_and_in_the_end_everything() {
     let f = Fixture::new().await;
     f.store.put(&f.store.data_key("notes.txt"), "mine").await.unwrap();
-    let log = f.open(1).await.unwrap();
-    let first = log.first_sequence();
+    let wal = f.open(1).await.unwrap();
+    let first = wal.first_sequence();
     for (n, generation) in (first..).zip([1, 1, 2, 2, 3]) {
-        log.append(&f.group(1, n, generation)).await.unwrap();
+        wal.append(&f.group(1, n, generation)).await.unwrap();
     }
     let left = async || -> Vec<u64> {
-        let found = log.list().await.unwrap();
+        let found = wal.list().await.unwrap();
         found
             .iter()
             .map(|id| id.sequence)
             .filter(|n| *n >= first)
             .collect()
     };
-    log.trim(2, first + 2).await.unwrap();
+    wal.trim(2, first + 2).await.unwrap();
     assert_eq!(
         left().await,
         [first + 2, first + 3, first + 4],
         "not past what is acknowledged"
     );
-    log.trim(9, first + 4).await.unwrap();
+    wal.trim(9, first + 4).await.unwrap();
     assert_eq!(left().await, [first + 4], "the newest tells where the log ends");
-    log.clear(false).await.unwrap();
+    wal.clear(false).await.unwrap();
     assert_eq!(f.keys().await, ["notes.txt"]);
 }
 
@@ -228,7 +228,7 @@ async fn giving_a_log_up_keeps_the_seals_of_those_before() {
             let (epoch, sequence) = (1, first + 3);
             killed.remove(&[RecordId { epoch, sequence }]).await.unwrap();
         }
-        let resigned = S3Log::open(f.store.clone(), f.volume_id, 3, true).await.unwrap();
+        let resigned = S3Wal::open(f.store.clone(), f.volume_id, 3, true).await.unwrap();
         resigned.remove_found().await.unwrap();
         resigned.clear(true).await.unwrap();
         for n in [first + 1, first + 3] {
@@ -247,7 +247,7 @@ async fn a_log_that_is_cleared_unread_keeps_the_seals_in_its_gaps() {
     // The first of two records in flight has not arrived.
     older.append(&f.group(1, first + 1, 1)).await.unwrap();
     for _ in 0..2 {
-        let given_up = S3Log::open(f.store.clone(), f.volume_id, 2, true).await.unwrap();
+        let given_up = S3Wal::open(f.store.clone(), f.volume_id, 2, true).await.unwrap();
         given_up.clear(true).await.unwrap();
     }
     for n in [first, first + 2] {
@@ -279,15 +279,15 @@ async fn clearing_leaves_what_a_later_owner_has_begun() {
 #[tokio::test]
 async fn a_damaged_last_record_is_in_the_way_only_of_those_who_need_it() {
     let f = Fixture::new().await;
-    let log = f.open(1).await.unwrap();
+    let wal = f.open(1).await.unwrap();
     let id = RecordId {
         epoch: 1,
-        sequence: log.first_sequence(),
+        sequence: wal.first_sequence(),
     };
-    log.append(&f.group(1, id.sequence, 1)).await.unwrap();
+    wal.append(&f.group(1, id.sequence, 1)).await.unwrap();
     f.store.put(&key(&f.store, id), "damaged").await.unwrap();
     assert!(matches!(f.open(2).await, Err(VolumeError::Corrupt { .. })));
-    let resigned = S3Log::open(f.store.clone(), f.volume_id, 3, true).await.unwrap();
+    let resigned = S3Wal::open(f.store.clone(), f.volume_id, 3, true).await.unwrap();
     resigned.remove_found().await.unwrap();
     assert!(!f.keys().await.contains(&"0000000001/0000000002".to_owned()));
     f.open(4).await.unwrap();
@@ -296,35 +296,35 @@ async fn a_damaged_last_record_is_in_the_way_only_of_those_who_need_it() {
 #[tokio::test]
 async fn a_damaged_record_is_an_error_that_names_it() {
     let f = Fixture::new().await;
-    let log = f.open(1).await.unwrap();
+    let wal = f.open(1).await.unwrap();
     let id = RecordId {
         epoch: 1,
-        sequence: log.first_sequence(),
+        sequence: wal.first_sequence(),
     };
-    log.append(&f.group(1, id.sequence, 1)).await.unwrap();
+    wal.append(&f.group(1, id.sequence, 1)).await.unwrap();
     f.store.put(&key(&f.store, id), "damaged").await.unwrap();
-    let error = log.read(id).await.unwrap_err().to_string();
+    let error = wal.read(id).await.unwrap_err().to_string();
     assert!(error.contains("0000000001/0000000002"), "{error}");
     // A record under another record's name counts as damaged, too.
     f.store
         .put(&key(&f.store, id), f.group(1, 77, 1).bytes)
         .await
         .unwrap();
-    assert!(log.read(id).await.is_err());
+    assert!(wal.read(id).await.is_err());
 }
 
 /// A name of eleven digits would not be listed, and the flush that it holds would be lost.
 #[tokio::test]
 async fn a_record_that_has_no_name_is_not_acknowledged() {
     let f = Fixture::new().await;
-    let log = f.open(1).await.unwrap();
-    let refused = log.append(&f.group(1, NUMBER_MAX + 1, 5)).await;
+    let wal = f.open(1).await.unwrap();
+    let refused = wal.append(&f.group(1, NUMBER_MAX + 1, 5)).await;
     assert!(matches!(
         refused,
         Err(AppendError::Failed(VolumeError::CountersExhausted { .. }))
     ));
-    log.append(&f.group(1, NUMBER_MAX, 5)).await.unwrap();
-    let last = log.list().await.unwrap().pop().unwrap();
+    wal.append(&f.group(1, NUMBER_MAX, 5)).await.unwrap();
+    let last = wal.list().await.unwrap().pop().unwrap();
     assert_eq!(last.sequence, NUMBER_MAX);
     let later = f.open(NUMBER_MAX + 1).await.err().unwrap();
     assert!(matches!(later, VolumeError::CountersExhausted { .. }), "{later}");

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::record::Record;
-use super::{AppendError, EncodedGroup, LogStore, RecordId};
+use super::{AppendError, EncodedGroup, RecordId, WalStore};
 use crate::base::error::VolumeError;
 
 /// A WAL as it was found. Nothing is appended to it, and nothing is removed from it.
-pub(crate) struct Unchanged(pub Arc<dyn LogStore>);
+pub(crate) struct Unchanged(pub Arc<dyn WalStore>);
 
 #[async_trait]
-impl LogStore for Unchanged {
+impl WalStore for Unchanged {
     fn found(&self) -> &[RecordId] {
         self.0.found()
     }

@@ -21,11 +21,11 @@ pub struct Backlog {
     /// About how many bytes of changes neither log nor checkpoint has, in bytes.
     pub unflushed_bytes: u64,
     /// Bytes of WAL records that a replay would need.
-    pub log_bytes: u64,
+    pub wal_bytes: u64,
     /// The number of these records.
-    pub log_records: u64,
+    pub wal_records: u64,
     /// Age of the oldest of them.
-    pub log_age: Option<Duration>,
+    pub wal_age: Option<Duration>,
 }
 
 /// The times from which the ages in [`Backlog`] are counted.
@@ -34,19 +34,19 @@ pub(crate) struct Since {
     pub active: Option<Instant>,
     /// One time for each frozen generation, oldest first.
     pub frozen: VecDeque<Option<Instant>>,
-    pub log_bytes: u64,
-    pub log_records: u64,
-    pub log: Option<Instant>,
+    pub wal_bytes: u64,
+    pub wal_records: u64,
+    pub wal: Option<Instant>,
     /// The oldest write that is on its way to the log, or was left out of it.
     pub unlogged: Option<Instant>,
 }
 
 impl Since {
-    pub fn backlog(&self, overlay: &Overlay, has_log: bool) -> Backlog {
+    pub fn backlog(&self, overlay: &Overlay, has_wal: bool) -> Backlog {
         let unpublished_bytes = overlay.total_bytes();
         let (active_bytes, _) = overlay.active();
         let oldest = self.frozen.iter().copied().flatten().next().or(self.active);
-        let undurable = match (oldest, has_log) {
+        let undurable = match (oldest, has_wal) {
             // What the log lacked at first may be published since.
             (Some(oldest), true) => {
                 let unlogged = [self.unlogged, overlay.unlogged_since()]
@@ -62,14 +62,14 @@ impl Since {
             frozen_bytes: unpublished_bytes.saturating_sub(active_bytes),
             undurable_age: undurable.map(|at| at.elapsed()),
             unpublished_age: oldest.map(|at| at.elapsed()),
-            unflushed_bytes: if has_log {
+            unflushed_bytes: if has_wal {
                 overlay.unlogged_bytes()
             } else {
                 unpublished_bytes
             },
-            log_bytes: self.log_bytes,
-            log_records: self.log_records,
-            log_age: self.log.map(|at| at.elapsed()),
+            wal_bytes: self.wal_bytes,
+            wal_records: self.wal_records,
+            wal_age: self.wal.map(|at| at.elapsed()),
         }
     }
 }
@@ -89,10 +89,10 @@ mod tests {
         }
     }
 
-    fn overlay(has_log: bool) -> Overlay {
+    fn overlay(has_wal: bool) -> Overlay {
         let geometry = Geometry::new(1 << 20, 4096);
-        match has_log {
-            true => Overlay::with_log(geometry, 1 << 20),
+        match has_wal {
+            true => Overlay::with_wal(geometry, 1 << 20),
             false => Overlay::new(geometry),
         }
     }

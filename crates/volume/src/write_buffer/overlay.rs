@@ -111,7 +111,7 @@ struct FrozenLayer {
 
 /// What the WAL lacks of a generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ForLog {
+pub enum ForWal {
     /// Nothing.
     Nothing,
     /// These changes: the offset in bytes from the volume's start, and the new content.
@@ -123,11 +123,11 @@ pub enum ForLog {
 /// What the WAL lacks of all generations, as of one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnloggedChanges {
-    /// For each frozen generation, oldest first. Where one is [`ForLog::TooLarge`], the others' changes are still to be
+    /// For each frozen generation, oldest first. Where one is [`ForWal::TooLarge`], the others' changes are still to be
     /// logged.
-    pub frozen: Vec<ForLog>,
+    pub frozen: Vec<ForWal>,
     /// For the active generation. If it is too large, nothing was taken of the frozen ones either.
-    pub active: ForLog,
+    pub active: ForWal,
     /// Since when there is what was taken; `None` when nothing was.
     pub since: Option<Instant>,
 }
@@ -199,9 +199,9 @@ impl Overlay {
         Self::following(geometry, None)
     }
 
-    /// An empty overlay that records which changes the WAL lacks, up to `log_bulk_bytes` for each generation.
-    pub fn with_log(geometry: Geometry, log_bulk_bytes: u64) -> Self {
-        Self::following(geometry, Some(WalDelta::new(log_bulk_bytes)))
+    /// An empty overlay that records which changes the WAL lacks, up to `wal_bulk_bytes` for each generation.
+    pub fn with_wal(geometry: Geometry, wal_bulk_bytes: u64) -> Self {
+        Self::following(geometry, Some(WalDelta::new(wal_bulk_bytes)))
     }
 
     /// The geometry of the volume, in which writers write.
@@ -501,14 +501,14 @@ impl Overlay {
             |unlogged: &Option<WalDelta>| unlogged.as_ref().is_some_and(WalDelta::is_too_large);
         if is_too_large(&layers.active_unlogged) {
             return UnloggedChanges {
-                frozen: layers.frozen.iter().map(|_| ForLog::Nothing).collect(),
-                active: ForLog::TooLarge,
+                frozen: layers.frozen.iter().map(|_| ForWal::Nothing).collect(),
+                active: ForWal::TooLarge,
                 since: None,
             };
         }
         let frozen = layers.frozen.iter_mut().map(|layer| {
             if is_too_large(&layer.unlogged) {
-                return ForLog::TooLarge;
+                return ForWal::TooLarge;
             }
             layer.generation.with(|g| changes(g, layer.unlogged.as_mut()))
         });
@@ -534,9 +534,9 @@ impl Overlay {
 }
 
 /// The changes to a generation that `unlogged` names.
-fn changes(generation: &Generation, unlogged: Option<&mut WalDelta>) -> ForLog {
+fn changes(generation: &Generation, unlogged: Option<&mut WalDelta>) -> ForWal {
     let Some(unlogged) = unlogged.filter(|u| !u.is_empty()) else {
-        return ForLog::Nothing;
+        return ForWal::Nothing;
     };
     let (data, zeros) = unlogged.take();
     let zeros = zeros.into_iter().map(|r| {
@@ -556,7 +556,7 @@ fn changes(generation: &Generation, unlogged: Option<&mut WalDelta>) -> ForLog {
         }
         (r.start, Content::Data(bytes.into()))
     });
-    ForLog::Changes(zeros.chain(data).collect())
+    ForWal::Changes(zeros.chain(data).collect())
 }
 
 #[cfg(test)]

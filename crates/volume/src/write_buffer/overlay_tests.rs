@@ -77,7 +77,7 @@ proptest! {
     fn the_log_gets_every_change(
         ops in prop::collection::vec((0..8u8, 0..SIZE, 0..9_000u64, 0..=255u8), 1..60),
     ) {
-        let overlay = Overlay::with_log(Geometry::new(SIZE, 4096), 1 << 30);
+        let overlay = Overlay::with_wal(Geometry::new(SIZE, 4096), 1 << 30);
         let mut logged = vec![0u8; SIZE as usize];
         let mut model = logged.clone();
         for (op, at, len, value) in ops {
@@ -104,7 +104,7 @@ proptest! {
                 _ => {
                     let taken = overlay.take_unlogged();
                     for part in taken.frozen.into_iter().chain([taken.active]) {
-                        let ForLog::Changes(changes) = part else { continue };
+                        let ForWal::Changes(changes) = part else { continue };
                         for (at, content) in changes {
                             let to = at as usize..(at + content.len_bytes()) as usize;
                             match content {
@@ -152,21 +152,21 @@ fn what_is_completed_ahead_stays_with_its_generation() {
 
 #[test]
 fn too_much_is_not_taken() {
-    let overlay = Overlay::with_log(GEOMETRY(), 64 << 10);
+    let overlay = Overlay::with_wal(GEOMETRY(), 64 << 10);
     overlay.write(0, &[1; 4096]);
     overlay.freeze();
     overlay.write(8192, &[2; 128 << 10]);
     let taken = overlay.take_unlogged();
     assert_eq!(
         (taken.frozen, taken.active),
-        (vec![ForLog::Nothing], ForLog::TooLarge)
+        (vec![ForWal::Nothing], ForWal::TooLarge)
     );
     overlay.drop_frozen();
     overlay.freeze();
     overlay.write(0, &[3; 100]);
     let taken = overlay.take_unlogged();
-    assert_eq!(taken.frozen, [ForLog::TooLarge]);
-    let ForLog::Changes(changes) = taken.active else {
+    assert_eq!(taken.frozen, [ForWal::TooLarge]);
+    let ForWal::Changes(changes) = taken.active else {
         panic!("{taken:?}")
     };
     assert_eq!(changes, [(0, Content::Data(vec![3; 100].into()))]);
@@ -175,7 +175,7 @@ fn too_much_is_not_taken() {
     let taken = overlay.take_unlogged();
     assert_eq!(
         taken.frozen,
-        [ForLog::TooLarge, ForLog::Nothing],
+        [ForWal::TooLarge, ForWal::Nothing],
         "each by itself"
     );
 }

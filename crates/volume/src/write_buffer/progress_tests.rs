@@ -106,7 +106,7 @@ async fn flush(steps: u64, then: Then) -> (Result<(), VolumeError>, u64) {
         first_generation: 1,
         metrics: Default::default(),
         recorded_generation: 0,
-        log: None,
+        wal: None,
     };
     let driver = Driver::start(overlay.clone(), Arc::new(engine), Arc::new(NoRecorder), config);
     driver.buffered(overlay.write(0, &[1; 4096]));

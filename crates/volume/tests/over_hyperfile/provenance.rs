@@ -83,7 +83,7 @@ impl Logged {
     /// The log is refused; given up, and the server killed at once, what was flushed before that is there.
     fn assert_given_up_for_good(&self) {
         let refused = self.try_open(false).err().expect("the log is refused");
-        assert!(matches!(refused, VolumeError::Log { .. }), "{}", refused.chain());
+        assert!(matches!(refused, VolumeError::Wal { .. }), "{}", refused.chain());
         drop(self.try_open(true).unwrap());
         // That it was given up is not asked for twice.
         drop(self.try_open(false).unwrap());
@@ -101,7 +101,7 @@ impl Logged {
     fn assert_refused_until_given_up(&self, is_there: &[(u64, Option<u64>)]) {
         let refused = self.try_open(false).err().expect("the log is refused");
         let text = refused.chain();
-        assert!(matches!(refused, VolumeError::Log { .. }), "{text}");
+        assert!(matches!(refused, VolumeError::Wal { .. }), "{text}");
         assert!(
             text.contains("restored from a backup") && text.contains("discard_wal=yes"),
             "{text}"

@@ -239,7 +239,7 @@ fn a_volume_grows_while_it_is_open() {
     }
 }
 
-fn open_with_log(f: &Fixture, takeover: bool) -> Arc<Volume> {
+fn open_with_wal(f: &Fixture, takeover: bool) -> Arc<Volume> {
     let options = VolumeOptions {
         wal: Some(WalPlace::Beside),
         lease: LeaseOptions {
@@ -256,12 +256,12 @@ fn open_with_log(f: &Fixture, takeover: bool) -> Arc<Volume> {
 fn what_was_flushed_past_the_old_end_is_there_after_a_kill() {
     let f = Fixture::new();
     f.create(MIB as u64, 4096);
-    let volume = open_with_log(&f, false);
+    let volume = open_with_wal(&f, false);
     volume.write(0, &pattern(1, MIB), false).unwrap();
     volume.grow(2 * MIB as u64).unwrap();
     volume.write(MIB as u64, &pattern(2, MIB), true).unwrap();
     drop(volume);
-    let volume = open_with_log(&f, true);
+    let volume = open_with_wal(&f, true);
     assert!(f.read(&volume, 0, 2 * MIB) == [pattern(1, MIB), pattern(2, MIB)].concat());
     volume.close(LIMIT).unwrap();
 }
@@ -362,7 +362,7 @@ fn a_growth_of_unknown_outcome_is_asked_for_again() {
 fn growths_beside_each_other_never_shrink_it() {
     let f = Fixture::new();
     f.create(MIB as u64, 4096);
-    let volume = open_with_log(&f, false);
+    let volume = open_with_wal(&f, false);
     volume.write(0, &pattern(1, MIB), true).unwrap();
     for round in 1..5 {
         let sizes = [3, 2, 4].map(|more| (MIB * (4 * round + more)) as u64);
@@ -384,7 +384,7 @@ fn growths_beside_each_other_never_shrink_it() {
     }
     let size = volume.size_bytes();
     drop(volume);
-    let volume = open_with_log(&f, true);
+    let volume = open_with_wal(&f, true);
     assert_eq!(volume.size_bytes(), size);
     assert!(f.read(&volume, size - 4096, 4096) == pattern(4, 4096));
     volume.close(LIMIT).unwrap();

@@ -224,11 +224,11 @@ impl History {
             4 => volume
                 .append_retries
                 .pop()
-                .map(|sequence| Event::Log(group_commit::Event::RetryDue { sequence })),
+                .map(|sequence| Event::Wal(group_commit::Event::RetryDue { sequence })),
             _ => volume
                 .appends
                 .first()
-                .map(|&sequence| Event::Log(group_commit::Event::AppendSlow { sequence })),
+                .map(|&sequence| Event::Wal(group_commit::Event::AppendSlow { sequence })),
         };
         if let Some(event) = event {
             let acknowledged = volume.feed(event);

@@ -9,7 +9,7 @@ use futures::future::LocalBoxFuture;
 
 use super::shells::{Defences, End, Engine, Identity};
 use super::store::{Answer, Body, Client, Key};
-use super::wal::{Log, Marker, Opened, open};
+use super::wal::{Marker, Opened, Wal, open};
 use crate::base::ids::GenerationId;
 use crate::checkpoint::machine::Event;
 use crate::checkpoint::machine_world::{self as world, Cells, Record};
@@ -49,7 +49,7 @@ pub struct Serving {
     pub expected: Cells,
     /// Absent while a publish has it.
     engine: Option<Box<Engine>>,
-    log: Log,
+    wal: Wal,
     marker: Option<Marker>,
     keep: Option<Keep>,
     older_may_run: bool,
@@ -168,13 +168,13 @@ impl Owner {
         };
         serving.is_closing = true;
         let me = serving.me.clone();
-        let log = std::mem::take(&mut serving.log);
+        let wal = std::mem::take(&mut serving.wal);
         let mut marker = serving.marker.take().expect("open");
         let keep = serving.keep.take().expect("no task has it");
         let (generation, is_older_alive) = (serving.volume.machine.active().0, serving.older_may_run);
         let closing = async move {
             // What is left of the log is in nobody's way.
-            let _ = log.finish(&me, &mut marker, generation, is_older_alive).await;
+            let _ = wal.finish(&me, &mut marker, generation, is_older_alive).await;
             drive(
                 me,
                 keep,
@@ -193,13 +193,13 @@ impl Owner {
 impl Serving {
     fn new(me: Identity, lease: Stored, opened: Opened, depth: usize) -> Self {
         let first = GenerationId(opened.generation + 1);
-        let next_sequence = opened.log.first_sequence;
+        let next_sequence = opened.wal.first_sequence;
         let volume = world::Owner::new(me.epoch as u32, first, next_sequence, depth);
         Self {
             volume,
             expected: opened.engine.published.cells.clone(),
             engine: Some(Box::new(opened.engine)),
-            log: opened.log,
+            wal: opened.wal,
             marker: Some(opened.marker),
             older_may_run: lease.record.older_may_run,
             keep: Some(Keep::new(lease)),
@@ -258,7 +258,7 @@ impl Serving {
             self.is_trimming = true;
             self.trimmed = self.volume.trimmed;
             let old = self
-                .log
+                .wal
                 .old(self.me.epoch, self.trimmed.0, self.volume.acknowledged);
             let me = self.me.clone();
             let trimming = async move {
@@ -283,14 +283,14 @@ impl Serving {
                 if end == AppendEnd::Durable {
                     let epoch = self.me.epoch;
                     let id = RecordId { epoch, sequence };
-                    self.log.stored.insert(id, group.newest().0);
+                    self.wal.stored.insert(id, group.newest().0);
                 }
                 let ended = group_commit::Event::AppendEnded { sequence, end };
-                self.volume.feed(Event::Log(ended))
+                self.volume.feed(Event::Wal(ended))
             }
             Done::Trimmed(keys) => {
                 self.is_trimming = false;
-                self.log.stored.retain(|id, _| !keys.contains(&Key::Record(*id)));
+                self.wal.stored.retain(|id, _| !keys.contains(&Key::Record(*id)));
                 Vec::new()
             }
             Done::Renewed(keep, is_lost) => {

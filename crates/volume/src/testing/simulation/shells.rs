@@ -151,7 +151,7 @@ impl Identity {
         }
     }
 
-    /// `S3Log::append`.
+    /// `S3Wal::append`.
     pub async fn append(&self, sequence: u64, record: Record) -> AppendEnd {
         let key = Key::Record(RecordId {
             epoch: self.epoch,

@@ -54,7 +54,7 @@ impl Marker {
 
 /// `wal/s3.rs`: the log as its owner knows it.
 #[derive(Default)]
-pub struct Log {
+pub struct Wal {
     found: BTreeSet<RecordId>,
     pub first_sequence: u64,
     /// Groups stored, with the highest generation of each.
@@ -63,7 +63,7 @@ pub struct Log {
     seals: BTreeSet<RecordId>,
 }
 
-impl Log {
+impl Wal {
     async fn list(me: &Identity) -> BTreeSet<RecordId> {
         let keys = me.client.list(true).await.into_iter();
         keys.filter_map(|k| match k {
@@ -101,7 +101,7 @@ impl Log {
     }
 
     async fn open(me: &Identity, expected: Option<(u64, u64, bool)>) -> Result<Self, End> {
-        let mut log = Self::default();
+        let mut wal = Self::default();
         if expected.is_some() && Self::list(me).await.is_empty() {
             // Its owner may have ended it cleanly since the marker was read.
             if me.marker().await == expected {
@@ -111,17 +111,17 @@ impl Log {
         }
         loop {
             let found = Self::list(me).await;
-            if let Some(found) = log.seal(me, found).await? {
-                log.found = found;
+            if let Some(found) = wal.seal(me, found).await? {
+                wal.found = found;
                 break;
             }
         }
         let (epoch, sequence) = (me.epoch, 1);
-        if !log.create_seal(me, RecordId { epoch, sequence }).await? {
+        if !wal.create_seal(me, RecordId { epoch, sequence }).await? {
             return Err(End);
         }
-        log.first_sequence = sequence + 1;
-        Ok(log)
+        wal.first_sequence = sequence + 1;
+        Ok(wal)
     }
 
     /// `None` when an older owner was faster somewhere.
@@ -187,7 +187,7 @@ impl Log {
         old.map(|(id, _)| Key::Record(*id)).collect()
     }
 
-    /// The clean end: `OpenLog::finish`.
+    /// The clean end: `OpenWal::finish`.
     pub async fn finish(
         &self,
         me: &Identity,
@@ -212,7 +212,7 @@ impl Log {
 /// What an opening leads to.
 pub struct Opened {
     pub engine: Engine,
-    pub log: Log,
+    pub wal: Wal,
     pub marker: Marker,
     /// The newest generation used.
     pub generation: u64,
@@ -221,14 +221,14 @@ pub struct Opened {
 /// `open/recover_wal.rs` and `volume/opening.rs`, once the lease is taken.
 pub async fn open(me: &Identity) -> Result<Opened, End> {
     let found = me.marker().await;
-    let mut log = Log::open(me, found.filter(|f| !f.2)).await?;
+    let mut wal = Wal::open(me, found.filter(|f| !f.2)).await?;
     let mut marker = Marker::take(me, found.map(|f| (f.0, f.1))).await?;
     let mut engine = Engine::open(me).await?;
     let watermark = me
         .take_up(engine.published.cno)
         .await?
         .max(found.map_or(0, |f| f.0));
-    let (cells, newest) = log.replay(me, watermark).await?;
+    let (cells, newest) = wal.replay(me, watermark).await?;
     let beyond = if me.defences.raise {
         GENERATIONS_AHEAD_MAX
     } else {
@@ -244,14 +244,14 @@ pub async fn open(me: &Identity) -> Result<Opened, End> {
             }
             attempt += 1;
         }
-    } else if !log.found.is_empty() && me.defences.raise {
+    } else if !wal.found.is_empty() && me.defences.raise {
         generation = watermark + beyond;
         marker.update(me, generation, false).await?;
     }
-    let _ = me.delete(log.old(me.epoch, generation, 0)).await;
+    let _ = me.delete(wal.old(me.epoch, generation, 0)).await;
     Ok(Opened {
         engine,
-        log,
+        wal,
         marker,
         generation,
     })

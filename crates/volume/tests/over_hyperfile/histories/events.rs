@@ -50,7 +50,7 @@ impl World {
                 5 => self.open(at, true),
                 6 => self.back_up(at),
                 7 => self.restore(at),
-                8 => self.restore_under_log(at),
+                8 => self.restore_under_wal(at),
                 9..12 => self.name(at),
                 12 | 13 => self.roll_back(at),
                 14 => self.resize(at),
@@ -120,12 +120,12 @@ impl World {
             "{}: {len} bytes at {offset}, kind {kind}, fua {fua}: {changed:?}",
             self.places[at].name
         ));
-        let has_log = self.server(at).has_log;
+        let has_wal = self.server(at).has_wal;
         let line = self.places[at].line.as_mut().unwrap();
         // One that failed may have been made all the same.
         line.changed(|contents| contents[offset as usize..][..len as usize].copy_from_slice(&bytes));
         match changed {
-            Ok(()) if fua => line.flushed(has_log),
+            Ok(()) if fua => line.flushed(has_wal),
             Ok(()) => {}
             Err(_) => {
                 self.kill(at);
@@ -142,10 +142,10 @@ impl World {
     /// Flushes; a server that fails does not go on.
     pub fn flush_once(&mut self, at: usize) {
         let server = self.server(at);
-        let (flushed, has_log) = (server.volume.flush(), server.has_log);
+        let (flushed, has_wal) = (server.volume.flush(), server.has_wal);
         self.tell(format!("{}: flush: {flushed:?}", self.places[at].name));
         match flushed {
-            Ok(()) => self.places[at].line.as_mut().unwrap().flushed(has_log),
+            Ok(()) => self.places[at].line.as_mut().unwrap().flushed(has_wal),
             Err(_) => self.kill(at),
         }
     }
@@ -156,8 +156,8 @@ impl World {
             if self.server(at).volume.flush().is_err() {
                 return self.kill(at);
             }
-            let has_log = self.server(at).has_log;
-            self.places[at].line.as_mut().unwrap().flushed(has_log);
+            let has_wal = self.server(at).has_wal;
+            self.places[at].line.as_mut().unwrap().flushed(has_wal);
             self.change(at);
             if self.places[at].server.is_none() {
                 return;
@@ -240,7 +240,7 @@ impl World {
             let started = self.start(at, true);
             (flush.join().unwrap(), started)
         });
-        self.flushed_before(at, &flushed, old.has_log);
+        self.flushed_before(at, &flushed, old.has_wal);
         self.adopt(at, started);
         self.taken_over(at, old);
     }
@@ -259,7 +259,7 @@ impl World {
             let started = self.start(at, true);
             if flush.is_finished() {
                 self.seen.held_up += u32::from(old.faults.is_held());
-                self.flushed_before(at, &flush.join().unwrap(), old.has_log);
+                self.flushed_before(at, &flush.join().unwrap(), old.has_wal);
                 self.adopt(at, started);
                 return;
             }
@@ -288,7 +288,7 @@ impl World {
     /// The server of a place that another is to take over, with something to flush; none where that cannot be.
     fn about_to_be_taken_over(&mut self, at: usize) -> Option<Server> {
         // On one machine the journal's lock stays with a server that lives.
-        if self.server(at).has_log && self.places[at].wal != Some(WalPlace::Beside) {
+        if self.server(at).has_wal && self.places[at].wal != Some(WalPlace::Beside) {
             self.kill(at);
             return None;
         }
@@ -312,7 +312,7 @@ impl World {
     fn taken_over(&mut self, at: usize, old: Server) {
         self.places[at].is_taken_over = false;
         self.seen.takeovers += 1;
-        self.seen.takeovers_with_log += u32::from(old.has_log);
+        self.seen.takeovers_with_log += u32::from(old.has_wal);
         self.stale.push((at, old));
     }
 

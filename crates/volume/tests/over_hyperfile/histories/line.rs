@@ -74,7 +74,7 @@ impl Line {
     }
 
     /// The log was given up: what was flushed to it alone may be gone.
-    pub fn log_given_up(&mut self) {
+    pub fn wal_given_up(&mut self) {
         self.flushed = self.published;
     }
 

@@ -120,7 +120,7 @@ impl World {
         place.line = Some(line);
         place.names.clear();
         place.is_log_foreign = matches!(wal, Some(WalPlace::At(_))) && journal.exists();
-        place.is_log_open = false;
+        place.is_wal_open = false;
         place.wal = wal;
     }
 
@@ -156,12 +156,12 @@ impl World {
             .whole("discard the log of the copy", wal::discard(&url, &store, &lease))
             .unwrap()
         {
-            line.log_given_up();
+            line.wal_given_up();
         }
         let wal = self.random.bool().then_some(WalPlace::Beside);
         let place = &mut self.places[to];
         (place.line, place.names) = (Some(line), names);
-        (place.wal, place.is_log_foreign, place.is_log_open) = (wal, false, false);
+        (place.wal, place.is_log_foreign, place.is_wal_open) = (wal, false, false);
         place.is_buffer_left = false;
         self.seen.copied += 1;
         true
@@ -186,7 +186,7 @@ impl World {
     }
 
     /// A backup is put back, and the log goes on from a later checkpoint.
-    pub fn restore_under_log(&mut self, at: usize) {
+    pub fn restore_under_wal(&mut self, at: usize) {
         if self.places[at].wal.is_none() || self.is_sharing(at) {
             return self.restore(at);
         }
@@ -245,7 +245,7 @@ impl World {
             (place.line, place.replayed, place.is_log_foreign) = (Some(line), None, false);
         } else {
             // What was in the log alone then may have been published since, and the log emptied.
-            line.log_given_up();
+            line.wal_given_up();
             let before = place.line.replace(line);
             // The log goes on from where it was left, however often something else is put back meanwhile.
             let continued = place.replayed.take().or(before);
@@ -253,7 +253,7 @@ impl World {
                 continued.filter(|line| Some(line.container()) == place.line.as_ref().map(Line::container));
             place.is_log_foreign = true;
         }
-        place.is_log_open = true;
+        place.is_wal_open = true;
         place.is_buffer_left = false;
         self.seen.restored += 1;
         self.tell(format!(
@@ -265,7 +265,7 @@ impl World {
     /// Whether the newest state is in the container, and a log was closed.
     pub fn is_closed(&self, at: usize) -> bool {
         let place = &self.places[at];
-        !place.is_log_open && !place.is_buffer_left && place.line.as_ref().is_some_and(Line::is_published)
+        !place.is_wal_open && !place.is_buffer_left && place.line.as_ref().is_some_and(Line::is_published)
     }
 
     pub fn name(&mut self, at: usize) {

@@ -104,7 +104,7 @@ impl Seen {
 pub struct Server {
     pub volume: Arc<Volume>,
     pub faults: Arc<Faults>,
-    pub has_log: bool,
+    pub has_wal: bool,
     pub has_buffer_file: bool,
     runtime: Runtime,
 }
@@ -134,7 +134,7 @@ pub struct Place {
     /// Whether the log may be that of another history.
     pub is_log_foreign: bool,
     /// Whether the log may hold what is not published.
-    pub is_log_open: bool,
+    pub is_wal_open: bool,
     /// Whether the last server, which was killed, left everything that it answered in its write buffer's file.
     pub is_buffer_left: bool,
     /// Whether a server is being taken over that uses the write buffer's file.
@@ -191,7 +191,7 @@ impl World {
             wal: None,
             replayed: None,
             is_log_foreign: false,
-            is_log_open: false,
+            is_wal_open: false,
             is_buffer_left: false,
             is_taken_over: false,
         };
@@ -305,8 +305,8 @@ impl World {
                 faults.arm(&mut self.random, 20);
             }
             let options = self.options(at, takeover, since == Since::Published, has_buffer_file);
-            let was_open = self.places[at].is_log_open;
-            self.places[at].is_log_open |= options.wal.is_some();
+            let was_open = self.places[at].is_wal_open;
+            self.places[at].is_wal_open |= options.wal.is_some();
             let runtime = runtime();
             let opened = runtime.block_on(Volume::open(&url, &faults.options(), &options));
             faults.disarm();
@@ -316,15 +316,15 @@ impl World {
                     self.seen.opened += 1;
                     let is_beside = self.places[at].wal == Some(WalPlace::Beside);
                     self.seen.logged_beside += u32::from(was_open && is_beside);
-                    let has_log = options.wal.is_some();
+                    let has_wal = options.wal.is_some();
                     self.tell(format!(
-                        "{} is served, log: {has_log}, buffer file: {has_buffer_file}",
+                        "{} is served, log: {has_wal}, buffer file: {has_buffer_file}",
                         self.places[at].name
                     ));
                     let server = Server {
                         volume,
                         faults,
-                        has_log,
+                        has_wal,
                         has_buffer_file,
                         runtime,
                     };
@@ -342,7 +342,7 @@ impl World {
                 _ if is_faulty => is_faulty = false,
                 VolumeError::Held { .. } if !takeover => takeover = true,
                 VolumeError::Timeout { .. } => {}
-                VolumeError::Log { .. } if self.places[at].is_log_foreign && since == Since::Flushed => {
+                VolumeError::Wal { .. } if self.places[at].is_log_foreign && since == Since::Flushed => {
                     self.seen.logs_refused += 1;
                     since = Since::Published;
                 }
@@ -485,7 +485,7 @@ impl World {
         {
             line.published();
             // Where the marker of the log could not be put, the next owner looks at the log once more.
-            self.places[at].is_log_open &= !is_whole;
+            self.places[at].is_wal_open &= !is_whole;
         }
         server.kill();
     }

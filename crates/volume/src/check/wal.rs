@@ -10,10 +10,10 @@ use crate::meta::checkpoint_list;
 use crate::meta::wal_marker::{self, MarkerState};
 use crate::options::StoreOptions;
 use crate::store::Store;
-use crate::wal::LogStore;
+use crate::wal::WalStore;
 use crate::wal::place::{Located, locate};
 use crate::wal::replay::Replay;
-use crate::wal::s3::S3Log;
+use crate::wal::s3::S3Wal;
 
 /// Looks at a log that seems wrong: a server appends to it and removes what is published.
 const LOOKS_MAX: u32 = 3;
@@ -94,23 +94,23 @@ async fn read(
         Located::Objects(at) => at,
         Located::Journal(_) => return Ok(Look::Journal),
     };
-    let log = match S3Log::peek(at, marker.volume_id.as_uuid()).await {
-        Err(e) if is_of_log(&e) => return Ok(Look::Wrong(e.chain())),
+    let wal = match S3Wal::peek(at, marker.volume_id.as_uuid()).await {
+        Err(e) if is_of_wal(&e) => return Ok(Look::Wrong(e.chain())),
         Err(e) if is_removed(&e) => return Ok(Look::Changed),
-        log => log?,
+        wal => wal?,
     };
     // After the records were listed: what was removed before that is published by this.
     let published = published(store, newest).await?;
     let mut replay = Replay::new(marker.watermark.max(published));
-    let reads = log.found().to_vec().into_iter().map(|id| {
-        let log = &log;
-        async move { (id, log.read(id).await) }
+    let reads = wal.found().to_vec().into_iter().map(|id| {
+        let wal = &wal;
+        async move { (id, wal.read(id).await) }
     });
     let mut reads = stream::iter(reads).buffered(READS_AT_ONCE);
     while let Some((id, group)) = reads.next().await {
         let group = match group {
-            Err(e) if is_of_log(&e) || is_removed(&e) => {
-                return Ok(match log.list().await?.contains(&id) {
+            Err(e) if is_of_wal(&e) || is_removed(&e) => {
+                return Ok(match wal.list().await?.contains(&id) {
                     true => Look::Wrong(e.chain()),
                     false => Look::Changed,
                 });
@@ -124,7 +124,7 @@ async fn read(
     Ok(Look::Fine)
 }
 
-fn is_of_log(e: &VolumeError) -> bool {
+fn is_of_wal(e: &VolumeError) -> bool {
     matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::InvalidInput)
 }
 

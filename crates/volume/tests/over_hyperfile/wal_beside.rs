@@ -63,8 +63,8 @@ pub fn assert_reads(f: &Fixture, volume: &Volume, offset_bytes: u64, seed: u64) 
     );
 }
 
-fn is_log_open(f: &Fixture, url: &VolumeUrl) -> bool {
-    f.run(wal::info(url, &f.store_options)).unwrap().log.is_some()
+fn is_wal_open(f: &Fixture, url: &VolumeUrl) -> bool {
+    f.run(wal::info(url, &f.store_options)).unwrap().wal.is_some()
 }
 
 /// Keys of the records of the volume at another URL.
@@ -82,12 +82,12 @@ fn records_at(f: &Fixture, url: &VolumeUrl) -> Vec<String> {
 fn a_flush_is_in_the_log_and_a_regular_end_empties_it() {
     let f = made();
     write_and_kill(&f, 5, 1);
-    assert!(!f.meta_objects("log/").is_empty() && is_log_open(&f, &f.url));
+    assert!(!f.meta_objects("log/").is_empty() && is_wal_open(&f, &f.url));
     let volume = open(&f, &beside());
     assert_reads(&f, &volume, 5, 1);
     volume.close(LIMIT).unwrap();
     assert_eq!(f.meta_objects("log/"), [""; 0]);
-    assert!(!is_log_open(&f, &f.url));
+    assert!(!is_wal_open(&f, &f.url));
 }
 
 /// It is replayed, published and ended, and the server goes on without: what is flushed from then on is in checkpoints.
@@ -103,7 +103,7 @@ fn who_asks_for_no_log_finds_the_one_with_records() {
     let before = checkpoint();
     let volume = open(&f, &options(None));
     assert_reads(&f, &volume, 5, 1);
-    assert!(!is_log_open(&f, &f.url));
+    assert!(!is_wal_open(&f, &f.url));
     assert_eq!(f.meta_objects("log/"), [""; 0]);
     assert_eq!(checkpoint(), before + 1, "the replay");
     volume.write(5, &pattern(2, LEN), false).unwrap();
@@ -213,7 +213,7 @@ fn another_log_is_refused_as_long_as_this_one_has_records() {
     // And the other way round: that one is not found by itself.
     for wal in [None, Some(WalPlace::Beside)] {
         let refused = try_open(&f, &f.url, &options(wal)).err().unwrap();
-        assert!(matches!(refused, VolumeError::Log { .. }), "{}", refused.chain());
+        assert!(matches!(refused, VolumeError::Wal { .. }), "{}", refused.chain());
     }
 }
 
@@ -362,7 +362,7 @@ fn a_log_is_not_replayed_over_a_container_that_was_restored_alone() {
     for wal in [None, Some(WalPlace::Beside)] {
         let refused = try_open(&f, &f.url, &options(wal)).err().unwrap();
         let text = refused.chain();
-        assert!(matches!(refused, VolumeError::Log { .. }), "{text}");
+        assert!(matches!(refused, VolumeError::Wal { .. }), "{text}");
         assert!(text.contains("restored from a backup"), "{text}");
     }
     let discard = VolumeOptions {
@@ -420,7 +420,7 @@ fn what_is_told_of_it() {
     write_and_kill(&f, 0, 1);
     let told = f.run(wal::info(&f.url, &StoreOptions::default())).unwrap();
     assert_eq!(
-        told.log.unwrap().url,
+        told.wal.unwrap().url,
         "auto",
         "no address, which a copy would not share"
     );

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use crate::check::check;
 use crate::faults::{self, AtRequest, Verdict, When, Write, hook};
 use crate::fixture::{Fixture, pattern};
-use crate::log_beside::{LEN, LIMIT, MIB, assert_reads, beside, made, open, options, write_and_kill};
+use crate::wal_beside::{LEN, LIMIT, MIB, assert_reads, beside, made, open, options, write_and_kill};
 
 /// The server publishes and removes what it no longer needs while the records are read.
 #[test]
