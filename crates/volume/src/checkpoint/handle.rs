@@ -18,6 +18,7 @@ use crate::meta::checkpoint_list::Recorder;
 use crate::metrics::Metrics;
 use crate::write_buffer::backlog::{Backlog, Since};
 use crate::write_buffer::overlay::{Buffered, Overlay};
+use crate::write_buffer::policy::BufferPolicy;
 use crate::write_buffer::quota::{Quota, Reservation};
 
 /// Configuration of the checkpoint task.
@@ -27,8 +28,8 @@ pub struct DriverConfig {
     pub checkpoint_interval: Duration,
     /// The longest time that a flush may wait.
     pub io_timeout: Duration,
-    /// The most bytes that may be buffered, in the active and the frozen generations together.
-    pub write_buffer_bytes: u64,
+    /// The thresholds of the write buffer, whose size is that of the active and the frozen generations together.
+    pub buffer: BufferPolicy,
     /// The number of the first generation. It is higher than every number used before.
     pub first_generation: u64,
     /// The generation that the newest checkpoint's record has.
@@ -37,13 +38,6 @@ pub struct DriverConfig {
     pub wal: Option<DriverWal>,
     /// Where publishes and appends are counted.
     pub metrics: Metrics,
-}
-
-/// Whether a generation of this size is published before it reaches its age: at half of the buffer, or at an eighth
-/// when waiting gains nothing, so that the connection is in use early.
-pub(super) fn is_large_enough(write_buffer_bytes: u64, bytes: u64, is_streaming: bool) -> bool {
-    let part = if is_streaming { 8 } else { 2 };
-    bytes >= write_buffer_bytes / part
 }
 
 /// Handle of one volume's checkpoint task. All clones share the task.
@@ -56,7 +50,7 @@ pub struct Driver {
     since: Arc<Mutex<Since>>,
     has_wal: bool,
     io_timeout: Duration,
-    write_buffer_bytes: u64,
+    buffer: BufferPolicy,
 }
 
 impl Driver {
@@ -79,12 +73,12 @@ impl Driver {
         let driver = Self {
             commands: commands.clone(),
             publisher: publisher.clone(),
-            quota: Arc::new(Quota::new(config.write_buffer_bytes)),
+            quota: Arc::new(Quota::new(config.buffer)),
             overlay: overlay.clone(),
             since: Arc::default(),
             has_wal: config.wal.is_some(),
             io_timeout: config.io_timeout,
-            write_buffer_bytes: config.write_buffer_bytes,
+            buffer: config.buffer,
         };
         let back = Commands::to(&commands);
         let task = Task::new(overlay, publisher, config, &driver.quota, &driver.since, back);
@@ -107,11 +101,12 @@ impl Driver {
         if change.is_first {
             self.send(Event::Dirtied);
         }
-        // The size is checked whenever another eighth of the buffer is filled, and not at every write.
-        let eighths = |bytes: u64| bytes / (self.write_buffer_bytes / 8).max(1);
-        let is_next_eighth = eighths(change.active_bytes) > eighths(change.active_bytes - change.added_bytes);
-        if is_next_eighth
-            && is_large_enough(self.write_buffer_bytes, change.active_bytes, change.is_streaming)
+        if self
+            .buffer
+            .has_passed_eighth(change.active_bytes, change.added_bytes)
+            && self
+                .buffer
+                .is_large_enough(change.active_bytes, change.is_streaming)
         {
             self.send(Event::Grown);
         }

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::appender::Appender;
-use super::handle::{DriverConfig, is_large_enough};
+use super::handle::DriverConfig;
 use super::machine::{self, Machine};
 use super::publisher::Publisher;
 use super::state::{Action, Event, PublishEnd};
@@ -247,7 +247,7 @@ impl Task {
     /// Whether the active generation fills a good part of the buffer.
     fn is_worth_it(&self) -> bool {
         let (bytes, _) = self.overlay.active();
-        bytes >= self.config.write_buffer_bytes / 16
+        self.config.buffer.is_worth_overlap(bytes)
     }
 
     fn feed(&mut self, event: machine::Event) {
@@ -317,7 +317,7 @@ impl Task {
                 self.since.lock().frozen.pop_front();
                 // The active generation may have grown past the publish size while this one was published.
                 let (bytes, is_streaming) = self.overlay.active();
-                if is_large_enough(self.config.write_buffer_bytes, bytes, is_streaming) {
+                if self.config.buffer.is_large_enough(bytes, is_streaming) {
                     let grown = machine::Event::Volume(Event::Grown);
                     self.commands.send(Command::Event(grown));
                 }
@@ -376,7 +376,7 @@ impl Task {
         frozen.publish_started = Some(Instant::now());
         let frozen = frozen.generation.clone();
         self.quota.publish_began(frozen.with(|g| g.buffered_bytes()));
-        let copied_bytes = BESIDE_BYTES.min(self.config.write_buffer_bytes / 8);
+        let copied_bytes = self.config.buffer.copied_bytes(BESIDE_BYTES);
         let room = is_beside.then(|| self.quota.take(copied_bytes));
         let (ended, newest) = oneshot::channel();
         let before = self.newest_publish.replace(newest).filter(|_| is_beside);

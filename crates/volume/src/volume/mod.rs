@@ -34,6 +34,7 @@ use crate::wal::LOG_BULK_BYTES;
 use crate::write_buffer::backlog::Backlog;
 use crate::write_buffer::generation::{RANGE_BYTES, buffered_block_bytes};
 use crate::write_buffer::overlay::{Change, Overlay};
+use crate::write_buffer::policy::BufferPolicy;
 
 mod growing;
 mod opening;
@@ -144,7 +145,7 @@ impl Volume {
         let config = DriverConfig {
             checkpoint_interval: options.checkpoint_interval,
             io_timeout: options.io_timeout,
-            write_buffer_bytes: options.write_buffer_bytes,
+            buffer: BufferPolicy::new(options.write_buffer_bytes),
             first_generation: parts.first_generation.max(1),
             recorded_generation: parts.recorded_generation,
             wal: parts.wal,

@@ -5,12 +5,14 @@
 //! * [`wal_delta`] (pure): which changes the WAL does not have yet.
 //! * [`quota`]: the room in the write buffer, and the writers that wait for it.
 //! * [`throttle`] (pure): how long a writer is slowed as the buffer fills.
+//! * [`policy`] (pure): every threshold, in one table.
 //! * [`progress`]: whether the publish of a generation makes progress.
 //! * [`backlog`]: how far durability is behind.
 
 pub mod backlog;
 pub mod generation;
 pub mod overlay;
+pub mod policy;
 pub mod progress;
 pub mod quota;
 pub mod throttle;

@@ -15,6 +15,7 @@ use crate::options::VolumeOptions;
 use crate::testing::memory_engine::MemoryEngine;
 use crate::volume::Volume;
 use crate::write_buffer::overlay::{Frozen, Overlay};
+use crate::write_buffer::policy::BufferPolicy;
 
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_secs(40);
@@ -102,7 +103,7 @@ async fn flush(steps: u64, then: Then) -> (Result<(), VolumeError>, u64) {
     let config = DriverConfig {
         checkpoint_interval: Duration::from_secs(3600),
         io_timeout: IO_TIMEOUT,
-        write_buffer_bytes: 16 << 20,
+        buffer: BufferPolicy::new(16 << 20),
         first_generation: 1,
         metrics: Default::default(),
         recorded_generation: 0,

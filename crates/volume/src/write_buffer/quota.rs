@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::overlay::{Buffered, Overlay};
+use super::policy::BufferPolicy;
 use super::throttle::Throttle;
 use crate::base::error::VolumeError;
 
@@ -60,7 +61,7 @@ impl Drop for Taken {
 /// The state that writers and the checkpoint task share.
 #[derive(Debug)]
 pub struct Quota {
-    capacity_bytes: u64,
+    policy: BufferPolicy,
     /// Why the volume is fenced; `None` while it is not.
     fenced: Mutex<Option<String>>,
     is_fenced: AtomicBool,
@@ -73,13 +74,13 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// For a write buffer of `capacity_bytes`.
-    pub fn new(capacity_bytes: u64) -> Self {
+    /// For a write buffer with these thresholds.
+    pub fn new(policy: BufferPolicy) -> Self {
         Self {
-            capacity_bytes,
+            policy,
             fenced: Mutex::default(),
             is_fenced: AtomicBool::new(false),
-            throttle: Mutex::new(Throttle::new(capacity_bytes)),
+            throttle: Mutex::new(Throttle::new(policy)),
             room_expected: Mutex::new(Instant::now()),
             paid_until: Mutex::new(Instant::now()),
             room: Default::default(),
@@ -151,15 +152,13 @@ impl Quota {
 
     /// Slows the caller according to what its change buffered.
     pub fn slow_down(&self, change: Buffered) {
-        // The active generation gets half of the buffer. If it could take all that a small frozen generation leaves,
-        // small and large generations would alternate, and a large one makes writers wait long. A streaming generation
-        // gets a third, because it is frozen before the generation ahead of it is published.
-        let parts = if change.is_streaming { 3 } else { 2 };
-        let fill = change.total_bytes.max(change.active_bytes.saturating_mul(parts));
+        let fill = self
+            .policy
+            .fill_bytes(change.total_bytes, change.active_bytes, change.is_streaming);
         let now = Instant::now();
         let (delay, longest) = {
             let throttle = self.throttle.lock();
-            if fill <= throttle.soft_bytes() {
+            if fill <= self.policy.soft_bytes() {
                 return;
             }
             let room_in = self.room_expected.lock().saturating_duration_since(now);
@@ -192,9 +191,8 @@ impl Quota {
         timeout: Duration,
         ask_for_room: impl Fn(),
     ) -> Result<Reservation<'_>, VolumeError> {
-        let capacity = self.capacity_bytes;
-        // A change larger than the buffer is admitted once half of the buffer is free.
-        let needed = bytes.min(capacity / 2);
+        let capacity = self.policy.capacity_bytes();
+        let needed = self.policy.needed_bytes(bytes);
         let has_room = |room: &Room| overlay.total_bytes() + room.reserved_bytes + needed <= capacity;
         let mut room = self.wait_until(overlay, has_room, timeout, None, ask_for_room)?;
         room.reserved_bytes += bytes;
@@ -243,7 +241,7 @@ impl Quota {
                     continue;
                 }
                 return Err(VolumeError::BufferFull {
-                    capacity_bytes: self.capacity_bytes,
+                    capacity_bytes: self.policy.capacity_bytes(),
                     waited: timeout,
                 });
             }
@@ -262,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_dropped_generation_takes_room_until_it_is_freed() {
-        let quota = Arc::new(Quota::new(1 << 20));
+        let quota = Arc::new(Quota::new(BufferPolicy::new(1 << 20)));
         let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
         let has_room = || quota.wait_for_room(&overlay, 512 << 10, NO_TIME, || {}).is_ok();
         let taken = quota.take(768 << 10);
@@ -274,7 +272,7 @@ mod tests {
     /// Runs of zeroed blocks take memory as data does. A client that makes them without end is held back.
     #[test]
     fn scattered_zeroes_fill_the_buffer() {
-        let quota = Arc::new(Quota::new(1 << 20));
+        let quota = Arc::new(Quota::new(BufferPolicy::new(1 << 20)));
         let overlay = Overlay::new(Geometry::new(1 << 40, 4096));
         let mut let_in = 0;
         while quota.wait_for_room(&overlay, RANGE_BYTES, NO_TIME, || {}).is_ok() {
@@ -287,7 +285,7 @@ mod tests {
 
     #[test]
     fn room_given_back_wakes_a_writer_that_waits() {
-        let quota = Arc::new(Quota::new(1 << 20));
+        let quota = Arc::new(Quota::new(BufferPolicy::new(1 << 20)));
         let taken = quota.take(1 << 20);
         let (asks, asked) = std::sync::mpsc::channel();
         let writer = std::thread::spawn({
@@ -307,7 +305,7 @@ mod tests {
     /// The timeout of a waiting writer counts from the last step of a publish, which comes after an hour here.
     #[tokio::test(start_paused = true)]
     async fn a_writer_waits_for_a_publish_that_gets_on() {
-        let quota = Arc::new(Quota::new(1 << 20));
+        let quota = Arc::new(Quota::new(BufferPolicy::new(1 << 20)));
         let overlay = Overlay::new(Geometry::new(1 << 30, 4096));
         let taken = quota.take(1 << 20);
         let has_room = |ask: &dyn Fn()| quota.wait_for_room(&overlay, 4096, NO_TIME, ask).is_ok();

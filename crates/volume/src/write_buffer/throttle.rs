@@ -1,11 +1,13 @@
 //! How long a writer is slowed as the write buffer fills (pure).
 //!
 //! Room comes back only when a publish ends. So the remaining room is spread over the time until then, which slows
-//! writers gradually instead of stopping them at once. Below [`Throttle::soft_bytes`] no write is slowed. As long as an
+//! writers gradually instead of stopping them at once. Below [`BufferPolicy::soft_bytes`] no write is slowed. As long as an
 //! eighth of the buffer is free, no single write is slowed by more than [`DELAY_MAX`]. Above that a writer may have to
 //! wait as long as the publish takes, but all writers wait alike instead of one waiting for the whole publish.
 
 use std::time::Duration;
+
+use super::policy::BufferPolicy;
 
 /// The longest a write is slowed while an eighth of the buffer is free.
 pub const DELAY_MAX: Duration = Duration::from_millis(40);
@@ -17,22 +19,17 @@ const DRAIN_WEIGHT: f64 = 0.3;
 /// Back-pressure of one volume.
 #[derive(Debug, Clone)]
 pub struct Throttle {
-    capacity_bytes: u64,
+    policy: BufferPolicy,
     drain_bytes_per_s: f64,
 }
 
 impl Throttle {
-    /// For a write buffer of `capacity_bytes`.
-    pub fn new(capacity_bytes: u64) -> Self {
+    /// For a write buffer with these thresholds.
+    pub fn new(policy: BufferPolicy) -> Self {
         Self {
-            capacity_bytes,
+            policy,
             drain_bytes_per_s: DRAIN_BYTES_PER_S_START,
         }
-    }
-
-    /// The fill in bytes above which writers are slowed.
-    pub fn soft_bytes(&self) -> u64 {
-        self.capacity_bytes / 8 * 5
     }
 
     /// How long a publish of `bytes` is expected to take.
@@ -52,24 +49,23 @@ impl Throttle {
     /// How long all writers together are to be slowed for `added_bytes` at a fill of `buffered_bytes`, when room is
     /// expected back in `room_in`.
     pub fn delay(&self, added_bytes: u64, buffered_bytes: u64, room_in: Duration) -> Duration {
-        let soft = self.soft_bytes();
-        if buffered_bytes <= soft || added_bytes == 0 {
+        if buffered_bytes <= self.policy.soft_bytes() || added_bytes == 0 {
             return Duration::ZERO;
         }
-        let ramp = (buffered_bytes - soft) as f64 / (self.capacity_bytes / 8).max(1) as f64;
         let room = self
-            .capacity_bytes
+            .policy
+            .capacity_bytes()
             .saturating_sub(buffered_bytes)
             .max(added_bytes);
-        room_in.mul_f64(added_bytes as f64 / room as f64 * ramp.min(1.0))
+        room_in.mul_f64(added_bytes as f64 / room as f64 * self.policy.delay_share(buffered_bytes))
     }
 
     /// The longest one writer is slowed at this fill.
     pub fn longest_wait(&self, buffered_bytes: u64, room_in: Duration) -> Duration {
-        if buffered_bytes <= self.capacity_bytes / 8 * 7 {
-            DELAY_MAX
-        } else {
+        if self.policy.is_scarce(buffered_bytes) {
             room_in.max(DELAY_MAX)
+        } else {
+            DELAY_MAX
         }
     }
 }
@@ -82,8 +78,8 @@ mod tests {
 
     #[test]
     fn nobody_is_slowed_below_the_mark_and_more_and_more_above_it() {
-        let t = Throttle::new(512 << 20);
-        assert_eq!(t.delay(1 << 20, t.soft_bytes(), ROOM_IN), Duration::ZERO);
+        let t = Throttle::new(BufferPolicy::new(512 << 20));
+        assert_eq!(t.delay(1 << 20, t.policy.soft_bytes(), ROOM_IN), Duration::ZERO);
         let mut last = Duration::ZERO;
         for fill in (0..512u64).map(|m| m << 20) {
             let d = t.delay(4096, fill, ROOM_IN);
@@ -95,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_room_lasts_until_more_of_it_is_expected() {
-        let t = Throttle::new(512 << 20);
+        let t = Throttle::new(BufferPolicy::new(512 << 20));
         let (mut fill, mut now) = (384u64 << 20, Duration::ZERO);
         while now < ROOM_IN && fill < 512 << 20 {
             now += t.delay(1 << 20, fill, ROOM_IN - now);
@@ -107,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_write_waits_briefly_while_there_is_room() {
-        let t = Throttle::new(512 << 20);
+        let t = Throttle::new(BufferPolicy::new(512 << 20));
         assert_eq!(t.longest_wait(448 << 20, Duration::from_secs(9)), DELAY_MAX);
         assert_eq!(
             t.longest_wait(500 << 20, Duration::from_secs(9)),
@@ -117,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_drain_rate_follows_the_publishes() {
-        let mut t = Throttle::new(1 << 30);
+        let mut t = Throttle::new(BufferPolicy::new(1 << 30));
         for _ in 0..50 {
             t.published(200_000_000, Duration::from_secs(1));
         }
