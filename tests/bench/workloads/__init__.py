@@ -25,6 +25,8 @@ NAMES = [
     "paced_write",
     "mixed",
     "copy_in",
+    "transfer",
+    "verbs",
     "open_time",
     "filesystem",
     "wal_database",

@@ -5,12 +5,10 @@ is held against the one without; the sequential read of the aged volume, once ev
 and what was copied against what that gave back, as `hypernbd compact` tells it.
 """
 
-import json
-import subprocess
 import threading
 import time
 
-from harness import programs
+from harness import verbs
 from harness.bench import figure
 from harness.loads import GIB, MIB, Sample, Series, fio
 from harness.report import Row, Target
@@ -42,8 +40,8 @@ def run(bench):
         keep_newest(bench, volume)
         with volume.serve(**ROUNDS, compaction="auto") as server, Looks(bench, volume) as looks:
             written, cost = bench.measure(server, overwrite)
-        done = verb(bench, volume, "compact", "--json")
-        space = verb(bench, volume, "space", "--json")
+        done = verbs.run(bench, "compact", volume.url, "--json").json()
+        space = verbs.run(bench, "space", volume.url, "--json").json()
         with volume.serve() as server:
             read, read_cost = bench.measure(server, in_order)
     most = max(stored for _, stored in looks.seen) / (1.3 * size + BOUND_BYTES + space["history_bytes"])
@@ -83,18 +81,6 @@ class Looks:
         self._thread.join()
 
 
-def command(bench, *words):
-    options = [f"--{parameter.replace('_', '-')}" for parameter in bench.store_parameters()]
-    return [str(word) for word in (programs.built("hypernbd"), *words, *options)]
-
-
-def verb(bench, volume, name, *words):
-    """What a verb says, as JSON."""
-    line = command(bench, name, volume.url, *words)
-    return json.loads(subprocess.run(line, check=True, env=bench.env, stdout=subprocess.PIPE).stdout)
-
-
 def keep_newest(bench, volume):
     """Has all but the newest checkpoints go."""
-    line = command(bench, "retention", "set", volume.url, "--keep-last", "1")
-    subprocess.run(line, check=True, env=bench.env, stdout=subprocess.DEVNULL)
+    verbs.run(bench, "retention", "set", volume.url, "--keep-last", "1")
