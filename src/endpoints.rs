@@ -1,5 +1,6 @@
 //! The addresses that `metrics` and `control` name: listened at before the fork, answered after it.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hypernbd_volume::monitor::http::{self, Access, Serving};
@@ -99,6 +100,10 @@ struct Lifecycle;
 impl Served for Lifecycle {
     fn now(&self) -> Now {
         lifecycle::now()
+    }
+
+    fn keep_open(&self) -> Box<dyn Any + Send> {
+        lifecycle::keep_open()
     }
 
     fn shut_down(&self, when_idle: bool) {

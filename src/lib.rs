@@ -3,16 +3,20 @@
 //! A thin shell: each callback is one line on the volume, wrapped so that neither a panic nor an odd error text gets
 //! out. Nothing here knows about S3 or caching, and nothing below here knows about nbdkit.
 
+mod closing;
 mod endpoints;
 mod errno;
+mod giving_back;
 mod lifecycle;
 mod limits;
+mod linger;
 mod logging;
 mod memory;
 mod nbdkit_ext;
 mod opening;
 mod params;
 mod past_exports;
+mod served;
 
 use std::sync::Arc;
 

@@ -2,8 +2,10 @@
 //!
 //! nbdkit's callbacks carry no state of the plugin's own, hence the one global here. Order of events: parameters,
 //! [`check_volume`] (still on the terminal), fork, [`start`], any number of [`connect`] and [`disconnect`], [`stop`].
+//! Between two clients the volume may be closed ([`giving_back`]).
 //! A server may also end without any of these but the last, or be killed without that one.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -11,18 +13,19 @@ use std::time::Duration;
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
 use hypernbd_volume::monitor::{Now, State};
-use hypernbd_volume::options::durability::{Durability, LOSS_FILE};
+use hypernbd_volume::options::durability::Durability;
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
 use hypernbd_volume::past::{self, Past};
 use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
 
+use crate::closing::{close, report_loss};
 use crate::endpoints::{self, Endpoints};
 use crate::errno::{self, in_errno};
-use crate::opening::{Opening, Waiter};
-use crate::past_exports::PastExports;
-use crate::{limits, nbdkit_ext, params, past_exports};
+use crate::served::{Look, ServedVolume};
+use crate::{giving_back, limits, nbdkit_ext, params, past_exports};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
@@ -30,28 +33,16 @@ const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
 /// that is not optimised. What is not touched takes no memory.
 const STACK_BYTES: usize = 8 << 20;
 
-/// How often a connection that waits for the opening looks whether the server ends.
-const OPENING_POLL: Duration = Duration::from_millis(50);
+/// How often a connection that waits for an opening or a close looks whether the server ends.
+const WAIT_POLL: Duration = Duration::from_millis(50);
 
 /// What all connections share.
-struct Shared {
-    runtime: Runtime,
-    /// The volume open for writing. Once there is one, every connection uses it, so that all see the same bytes.
-    read_write: Option<Arc<Volume>>,
-    /// The volume opened for read-only connections only (`nbdkit -r`): it asks the store for no write.
-    read_only: Option<Arc<Volume>>,
-    /// Openings that have not ended, or whose end nobody saw yet: for writing, and for reading only. A connection waits for
-    /// one without the lock around all this, which the end of the server wants.
-    opening: [Option<Opening>; 2],
-    /// Connections that wait for the one for reading only.
-    readers_waiting: usize,
-    /// An opening for writing was begun before.
-    was_opened: bool,
-    connections: usize,
-    /// Checkpoints that clients read.
-    past: PastExports,
-    /// Why the last opening failed, once a connection was told so.
-    failure: Option<String>,
+pub struct Shared {
+    pub runtime: Runtime,
+    /// What is served.
+    pub volume: ServedVolume,
+    /// Goes off whenever something of [`giving_back`] may be due sooner.
+    pub alarm: Arc<Notify>,
     /// What tells of the server.
     endpoints: Endpoints,
     /// The server ends once the last connection has.
@@ -61,7 +52,7 @@ struct Shared {
 impl Shared {
     /// Ends the server, if it was told to end once nobody uses it, and nobody does.
     fn end_if_idle(&self) {
-        if self.ends_when_idle && self.connections == 0 && self.past.is_unused() {
+        if self.ends_when_idle && self.volume.is_idle() {
             nbdkit::shutdown();
         }
     }
@@ -69,7 +60,8 @@ impl Shared {
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
 
-fn shared() -> MutexGuard<'static, Option<Shared>> {
+/// What all connections share; `None` before the start and from the end on.
+pub fn shared() -> MutexGuard<'static, Option<Shared>> {
     SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -116,16 +108,12 @@ pub fn start() -> Result<()> {
         Durability::of(&config.url, config.volume.wal.as_ref()).sentence()
     );
     let endpoints = endpoints::begin(&runtime, config)?;
+    let alarm = Arc::<Notify>::default();
+    runtime.spawn(giving_back::drive(alarm.clone()));
     *shared() = Some(Shared {
         runtime,
-        read_write: None,
-        read_only: None,
-        opening: [None, None],
-        readers_waiting: 0,
-        was_opened: false,
-        connections: 0,
-        past: PastExports::default(),
-        failure: None,
+        volume: ServedVolume::new(Arc::new(config.clone()), SIGHTING.get().cloned()),
+        alarm,
         endpoints,
         ends_when_idle: false,
     });
@@ -136,48 +124,33 @@ pub fn start() -> Result<()> {
 /// connection knows of `nbdkit -r`, and because a store that is away for a moment then costs one connection, not the
 /// server.
 pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
-    let config = config()?;
-    if !readonly {
-        return wait_for(|| look(config, readonly));
-    }
-    shared().as_mut().ok_or_else(shutting_down)?.readers_waiting += 1;
-    let connected = wait_for(|| look(config, readonly));
-    if let Some(late) = reader_waited() {
+    shared()
+        .as_mut()
+        .ok_or_else(shutting_down)?
+        .volume
+        .begin_waiting(readonly);
+    let connected = wait_for(|shared| {
+        let control = shared.endpoints.control.as_deref();
+        (shared.volume).look(readonly, &shared.runtime, control, &shared.alarm)
+    });
+    let late = shared().as_mut().and_then(|shared| {
+        shared.alarm.notify_one();
+        shared.volume.waited(readonly, connected.is_ok())
+    });
+    if let Some(late) = late {
         close(&late);
     }
     connected
 }
 
-/// A connection waits for the volume for reading no more. An opening that nobody waits for is given up: what it shows would be old when
-/// the next client comes. Gives what it has opened already, to be closed.
-fn reader_waited() -> Option<Arc<Volume>> {
-    let mut shared = shared();
-    let shared = shared.as_mut()?;
-    shared.readers_waiting = shared.readers_waiting.saturating_sub(1);
-    if shared.readers_waiting > 0 {
-        return None;
-    }
-    let opening = shared.opening[usize::from(true)].take()?;
-    opening.give_up();
-    match opening.ended()? {
-        Ok(volume) => Some(volume),
-        Err(e) => {
-            shared.failure = Some(e.chain());
-            None
-        }
-    }
-}
-
 /// A checkpoint of the volume for a new connection.
 pub fn connect_past(at: &Past) -> Result<Arc<Volume>> {
-    let config = config()?;
-    shared().as_mut().ok_or_else(shutting_down)?.past.wait(at);
-    let connected = wait_for(|| {
-        let mut shared = shared();
-        let shared = shared.as_mut().ok_or_else(shutting_down)?;
-        shared.past.connect(&shared.runtime, config, at)
+    shared().as_mut().ok_or_else(shutting_down)?.volume.past.wait(at);
+    let connected = wait_for(|shared| {
+        let config = shared.volume.config().clone();
+        shared.volume.past.connect(&shared.runtime, &config, at)
     });
-    let unused = shared().as_mut().and_then(|shared| shared.past.waited(at));
+    let unused = shared().as_mut().and_then(|shared| shared.volume.past.waited(at));
     if let Some(volume) = unused {
         close(&volume);
     }
@@ -188,15 +161,16 @@ pub fn connect_past(at: &Past) -> Result<Arc<Volume>> {
 }
 
 /// Looks until the volume is open.
-fn wait_for(look: impl Fn() -> Result<Look>) -> Result<Arc<Volume>> {
+fn wait_for(look: impl Fn(&mut Shared) -> Look) -> Result<Arc<Volume>> {
     loop {
-        let waiter = match look()? {
+        let found = look(shared().as_mut().ok_or_else(shutting_down)?);
+        let wait = match found {
             Look::Open(volume) => return Ok(volume),
-            Look::Opening(waiter) => waiter,
+            Look::Wait(wait) => wait,
         };
         loop {
-            match waiter.wait(OPENING_POLL) {
-                Some(Ok(_)) => break,
+            match wait.wait(WAIT_POLL) {
+                Some(Ok(())) => break,
                 // Whoever looks next begins another one.
                 Some(Err(e)) => return Err(errno::of(&e)),
                 None if nbdkit_ext::is_ending() => {
@@ -208,59 +182,6 @@ fn wait_for(look: impl Fn() -> Result<Look>) -> Result<Arc<Volume>> {
             }
         }
     }
-}
-
-/// What a connection finds.
-pub enum Look {
-    /// What it asked for.
-    Open(Arc<Volume>),
-    /// It has to wait, and look again.
-    Opening(Waiter),
-}
-
-/// The volume, if it is open; else the opening, begun if there is none.
-fn look(config: &'static ServeConfig, readonly: bool) -> Result<Look> {
-    let mut shared = shared();
-    let shared = shared.as_mut().ok_or_else(shutting_down)?;
-    for is_readonly in [false, true] {
-        let slot = &mut shared.opening[usize::from(is_readonly)];
-        let Some(opened) = slot.as_ref().and_then(Opening::ended) else {
-            continue;
-        };
-        *slot = None;
-        shared.failure = opened.as_ref().err().map(|e| e.chain());
-        match opened {
-            Ok(volume) if is_readonly => shared.read_only = Some(volume),
-            Ok(volume) => shared.read_write = Some(volume),
-            // Who waited for it knows; this one tries again.
-            Err(_) => {}
-        }
-    }
-    let open = shared
-        .read_write
-        .as_ref()
-        .or(shared.read_only.as_ref().filter(|_| readonly));
-    if let Some(volume) = open {
-        let volume = Arc::clone(volume);
-        shared.connections += 1;
-        return Ok(Look::Open(volume));
-    }
-    let slot = &mut shared.opening[usize::from(readonly)];
-    let opening = match slot {
-        Some(opening) => opening,
-        None => {
-            let mut options = VolumeOptions {
-                read_only: readonly,
-                ..config.volume.clone()
-            };
-            options.lease.sighting = SIGHTING.get().cloned();
-            options.lease.is_retry = !readonly && std::mem::replace(&mut shared.was_opened, true);
-            options.lease.control = shared.endpoints.control.clone();
-            let open = move || async move { Volume::open(&config.url, &config.store, &options).await };
-            slot.insert(Opening::begin(&shared.runtime, open))
-        }
-    };
-    Ok(Look::Opening(opening.waiter()))
 }
 
 fn shutting_down() -> Error {
@@ -287,7 +208,7 @@ pub fn snapshots() -> Vec<(String, String)> {
 pub fn disconnect_past(at: &Past) {
     let ended = catch_unwind(|| {
         let unused = shared().as_mut().and_then(|shared| {
-            let unused = shared.past.disconnect(at);
+            let unused = shared.volume.past.disconnect(at);
             shared.end_if_idle();
             unused
         });
@@ -302,18 +223,12 @@ pub fn disconnect_past(at: &Past) {
 /// open read-only is closed then, so that the next connection sees what its writer has published meanwhile.
 pub fn disconnect() {
     let ended = catch_unwind(|| {
-        let mut shared = shared();
-        let Some(open) = shared.as_mut() else { return };
-        open.connections = open.connections.saturating_sub(1);
-        if open.connections > 0 {
-            return;
-        }
-        if let Some(volume) = &open.read_write {
-            volume.checkpoint_soon();
-        }
-        let unused = open.read_only.take();
-        open.end_if_idle();
-        drop(shared);
+        let unused = shared().as_mut().and_then(|shared| {
+            let unused = shared.volume.disconnect();
+            shared.alarm.notify_one();
+            shared.end_if_idle();
+            unused
+        });
         if let Some(volume) = unused {
             close(&volume);
         }
@@ -321,54 +236,54 @@ pub fn disconnect() {
     log_panic("disconnect", ended);
 }
 
+/// Until this is dropped, the volume is not given back.
+pub fn keep_open() -> Box<dyn Any + Send> {
+    match shared().as_mut() {
+        Some(shared) => {
+            shared.volume.begin_use();
+            Box::new(Kept)
+        }
+        None => Box::new(()),
+    }
+}
+
+/// See [`keep_open`].
+struct Kept;
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(shared) = shared().as_mut() {
+            shared.volume.end_use();
+            shared.alarm.notify_one();
+        }
+    }
+}
+
 /// The preferred size of requests, in bytes: the volume's block. `None` before it is open.
 pub fn block_size_bytes() -> Option<u32> {
     let shared = shared();
-    let shared = shared.as_ref()?;
-    shared
-        .read_write
-        .as_ref()
-        .or(shared.read_only.as_ref())
+    let volume = &shared.as_ref()?.volume;
+    volume
+        .open()
         // Of one container, whose blocks have one size.
-        .or(shared.past.any())
+        .or(volume.past.any())
         .map(|volume| volume.block_size_bytes())
 }
 
 /// Which volume a client has that asked for this checkpoint, or for the volume as it is. `None` where that is not known.
 pub fn identity(at: Option<&Past>) -> Option<String> {
-    let shared = shared();
-    let shared = shared.as_ref()?;
-    let volume = match at {
-        Some(at) => shared.past.get(at),
-        None => shared.read_write.as_ref().or(shared.read_only.as_ref()),
-    };
-    volume?.identity().map(str::to_owned)
+    shared().as_ref()?.volume.identity(at)
 }
 
 /// What is served now, for who asks.
 pub fn now() -> Now {
-    let shared = shared();
-    let Some(shared) = shared.as_ref() else {
-        return Now {
+    match shared().as_ref() {
+        Some(shared) => shared.volume.now(),
+        None => Now {
             state: State::Ending,
             volume: None,
             connections: 0,
-        };
-    };
-    let ended: Vec<_> = shared.opening.iter().flatten().map(Opening::ended).collect();
-    let volume = shared.read_write.as_ref().or(shared.read_only.as_ref()).cloned();
-    let failed = ended.iter().flatten().find_map(|opened| opened.as_ref().err());
-    let failure = failed.map(|e| e.chain()).or_else(|| shared.failure.clone());
-    let state = match failure {
-        _ if volume.is_some() => State::Open,
-        _ if ended.iter().any(Option::is_none) => State::Opening,
-        Some(why) => State::Failed(why),
-        None => State::Waiting,
-    };
-    Now {
-        state,
-        volume,
-        connections: shared.connections as u64,
+        },
     }
 }
 
@@ -395,53 +310,22 @@ pub fn stop() {
 
 fn stop_all() {
     let Some(mut all) = shared().take() else { return };
-    let (past, past_opening) = all.past.end();
-    let late = all
-        .opening
-        .into_iter()
-        .flatten()
-        .chain(past_opening)
-        .filter_map(|opening| {
-            opening.give_up();
-            opening.waiter().wait(RUNTIME_END_MAX)?.ok()
-        });
+    let left = all.volume.end();
+    let late = left.opening.into_iter().filter_map(|opening| {
+        opening.give_up();
+        opening.waiter().wait(RUNTIME_END_MAX)?.ok()
+    });
     for volume in late {
         close(&volume);
     }
-    for volume in [all.read_write, all.read_only].into_iter().flatten().chain(past) {
+    for volume in left.open {
         close(&volume);
+    }
+    if let Some(closing) = left.closing {
+        closing.wait_for_end();
     }
     all.endpoints.end();
     all.runtime.shutdown_timeout(RUNTIME_END_MAX);
-}
-
-fn close(volume: &Volume) {
-    let timeout = params::config().map_or(VolumeOptions::default().io_timeout, |c| c.volume.io_timeout);
-    if let Err(error) = volume.close(timeout) {
-        match volume.kept_in() {
-            Some(file) => log::error!(
-                "closing the volume: {}; what was answered and not published is in {}, and the next server of the volume on this \
-                 machine applies it",
-                error.chain(),
-                file.display()
-            ),
-            None => {
-                let lost = "writes after the last flush or checkpoint are lost";
-                log::error!("closing the volume: {}; {lost}", error.chain());
-                report_loss();
-            }
-        }
-    }
-}
-
-/// Tells the program that started the server: nbdkit exits 0 whatever its plugin's end came to.
-fn report_loss() {
-    let Some(path) = std::env::var_os(LOSS_FILE) else {
-        return;
-    };
-    if let Err(error) = std::fs::write(path, []) {
-        log::error!("{LOSS_FILE} cannot be written: {error}");
-    }
 }
 
 fn config() -> Result<&'static ServeConfig> {

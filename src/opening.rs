@@ -26,8 +26,12 @@ struct State {
 }
 
 impl Opening {
-    /// Begins to open, on a thread of its own: `open` is made there, and need not be sent to another.
-    pub fn begin<Fut>(runtime: &Runtime, open: impl FnOnce() -> Fut + Send + 'static) -> Self
+    /// Begins to open, on a thread of its own: `open` is made there, and need not be sent to another. `ended` is called at its end.
+    pub fn begin<Fut>(
+        runtime: &Runtime,
+        open: impl FnOnce() -> Fut + Send + 'static,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Self
     where
         Fut: Future<Output = Result<Arc<Volume>, VolumeError>>,
     {
@@ -50,7 +54,9 @@ impl Opening {
             });
             let mut slot = shared.opened.lock().unwrap_or_else(PoisonError::into_inner);
             *slot = Some(opened.map_err(Arc::new));
+            drop(slot);
             shared.has_ended.notify_all();
+            ended();
         });
         Self { state, given_up }
     }
@@ -103,10 +109,12 @@ mod tests {
     fn all_who_wait_get_what_came_of_it() {
         let runtime = runtime();
         let (end, wait) = tokio::sync::oneshot::channel();
-        let opening = Opening::begin(&runtime, || async move {
+        let (tell, told) = std::sync::mpsc::channel();
+        let open = || async move {
             let reason: String = wait.await.map_err(|_| VolumeError::Closed)?;
             Err(VolumeError::InvalidInput(reason))
-        });
+        };
+        let opening = Opening::begin(&runtime, open, move || tell.send(()).unwrap());
         assert!(opening.ended().is_none());
         let waiters = [opening.waiter(), opening.waiter()];
         assert!(waiters[0].wait(Duration::from_millis(1)).is_none());
@@ -115,18 +123,20 @@ mod tests {
             let opened = waiter.wait(Duration::from_secs(60)).expect("it has ended");
             assert_eq!(opened.err().unwrap().to_string(), "wrong");
         }
+        told.recv_timeout(Duration::from_secs(60))
+            .expect("its end is told");
     }
 
     #[test]
     fn a_panic_is_a_failure_and_one_that_hangs_is_given_up() {
         let runtime = runtime();
-        let panicked = Opening::begin(&runtime, || async { panic!("of the test") });
+        let panicked = Opening::begin(&runtime, || async { panic!("of the test") }, || ());
         let opened = panicked
             .waiter()
             .wait(Duration::from_secs(60))
             .expect("it has ended");
         assert!(opened.is_err());
-        let hanging = Opening::begin(&runtime, std::future::pending);
+        let hanging = Opening::begin(&runtime, std::future::pending, || ());
         hanging.give_up();
         let opened = hanging
             .waiter()

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use hypernbd_volume::Volume;
 use hypernbd_volume::options::ServeConfig;
 use hypernbd_volume::past::{self, Past, Snapshot};
-use nbdkit::Result;
 use tokio::runtime::Runtime;
 
-use crate::lifecycle::Look;
 use crate::opening::Opening;
+use crate::served::{Look, Wait};
 
 /// A checkpoint, being opened or open.
 #[derive(Default)]
@@ -66,7 +65,7 @@ impl PastExports {
     }
 
     /// The checkpoint for a new connection, if it is open; else its opening, begun if there is none.
-    pub fn connect(&mut self, runtime: &Runtime, config: &'static ServeConfig, at: &Past) -> Result<Look> {
+    pub fn connect(&mut self, runtime: &Runtime, config: &Arc<ServeConfig>, at: &Past) -> Look {
         let slot = self.slots.entry(at.to_string()).or_default();
         if let Some(opened) = slot.opening.as_ref().and_then(Opening::ended) {
             slot.opening = None;
@@ -75,13 +74,15 @@ impl PastExports {
         }
         if let Some(volume) = &slot.volume {
             slot.connections += 1;
-            return Ok(Look::Open(volume.clone()));
+            return Look::Open(volume.clone());
         }
-        let at = at.clone();
+        let (at, config) = (at.clone(), config.clone());
         let open =
             move || async move { Volume::open_past(&config.url, &config.store, &config.volume, &at).await };
-        let opening = slot.opening.get_or_insert_with(|| Opening::begin(runtime, open));
-        Ok(Look::Opening(opening.waiter()))
+        let opening = slot
+            .opening
+            .get_or_insert_with(|| Opening::begin(runtime, open, || ()));
+        Look::Wait(Wait::Opening(opening.waiter()))
     }
 
     /// A connection has ended. The volume to be closed, when it was the last one.

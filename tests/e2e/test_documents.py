@@ -11,7 +11,8 @@ ATTACHING = PROJECT / "docs" / "attaching.md"
 CHECKING = PROJECT / "docs" / "checking.md"
 PLACES = {".py": PROJECT / "tests" / "e2e", ".rs": PROJECT / "crates"}
 RECIPES = sorted((PROJECT / "docs" / "recipes").glob("*.md"))
-TEXTS = "".join(path.read_text() for path in [OPERATIONS, ATTACHING, CHECKING, *RECIPES])
+STANDING_BY = PROJECT / "docs" / "high-availability.md"
+TEXTS = "".join(path.read_text() for path in [OPERATIONS, ATTACHING, CHECKING, STANDING_BY, *RECIPES])
 NAMED = sorted(set(re.findall(r"`(\w+\.(?:py|rs))::(\w+)`", TEXTS)))
 
 

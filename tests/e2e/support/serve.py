@@ -32,7 +32,9 @@ class Served:
         self.socket, self.temporary = socket, directory / "tmp"
         self.temporary.mkdir()
         self.log = directory / "serve.log"
-        command = [CLI, "serve", volume.url, "--socket", socket, *options, *volume.store.cli_options]
+        # As `Server` has it.
+        kept = ["--lease-linger", "off"]
+        command = [CLI, "serve", volume.url, "--socket", socket, *kept, *options, *volume.store.cli_options]
         env = {"NBDKIT": nbdkit, "HYPERNBD_PLUGIN": PLUGIN, "TMPDIR": self.temporary}
         self.master = None
         streams = {"stdin": subprocess.DEVNULL, "stdout": open(self.log, "ab"), "stderr": subprocess.STDOUT}

@@ -117,7 +117,9 @@ class Server:
 
     def command(self) -> list[str]:
         """The command line that serves the volume."""
-        parameters = {"backend_url": self.volume.url, **self.volume.store.parameters, **self.parameters}
+        # Kept open, however long a busy machine leaves a test without a client; test_linger.py is about the rest.
+        given = {"lease_linger": "off", **self.volume.store.parameters, **self.parameters}
+        parameters = {"backend_url": self.volume.url, **given}
         return [
             self.nbdkit,
             "-f",

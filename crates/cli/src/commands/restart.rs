@@ -99,7 +99,7 @@ async fn holder(url: &VolumeUrl, store: &StoreOptions) -> Result<Pid> {
     let info = admin::info(url, store).await?;
     let lease = info.lease.filter(|lease| lease.is_held());
     let lease = lease.with_context(|| {
-        format!("no server holds {url}: one that has had no client yet is named by its socket")
+        format!("no server holds {url}: one without clients gives it back, and is named by its socket")
     })?;
     if !lease.holder.is_on_this_machine() {
         bail!("{url} is held by {}, which is not on this machine", lease.holder);

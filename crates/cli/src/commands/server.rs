@@ -24,7 +24,7 @@ pub async fn place(server: &str, store: &StoreOptions) -> Result<ServerAddress> 
     let info = admin::info(&url, store).await?;
     let lease = info.lease.filter(|lease| lease.is_held());
     let lease = lease.with_context(|| {
-        format!("no server holds {url}: one that has had no client yet is named by its socket")
+        format!("no server holds {url}: one without clients gives it back, and is named by its socket")
     })?;
     match lease.control_here() {
         Some(path) => Ok(ServerAddress::Unix(path.into())),

@@ -83,6 +83,11 @@ impl Publishes {
         self.is_failing.set(1);
     }
 
+    /// The volume was opened anew: what failed before says nothing of it.
+    pub(crate) fn begin_anew(&self) {
+        self.is_failing.set(0);
+    }
+
     /// Whether the last attempt failed.
     pub fn is_failing(&self) -> bool {
         self.is_failing.get() == 1

@@ -271,6 +271,8 @@ impl Monitor {
         runtime: &Handle,
         control: &Arc<Control>,
     ) -> Result<Value, Refusal> {
+        // Before that look, so that what it finds open stays so.
+        let _kept = self.served.keep_open();
         let now = self.served.now();
         // The last checkpoint is being made, and whether it succeeds is not known.
         if now.state == State::Ending && !matches!(verb, Verb::Shutdown { .. } | Verb::Set(_)) {

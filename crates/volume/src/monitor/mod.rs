@@ -11,6 +11,7 @@
 //!
 //! What is asked costs the store nothing.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::base::url::VolumeUrl;
@@ -35,6 +36,9 @@ pub const NBD_URI: &str = "HYPERNBD_NBD_URI";
 pub trait Served: Send + Sync + 'static {
     /// What it serves now.
     fn now(&self) -> Now;
+
+    /// Until what this gives is dropped, the volume stays open if it is, also without a client.
+    fn keep_open(&self) -> Box<dyn Any + Send>;
 
     /// Ends the server: now, or once the last client has gone.
     fn shut_down(&self, when_idle: bool);
@@ -62,12 +66,14 @@ pub struct Now {
 /// Whether clients are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// The first client opens the volume.
+    /// The next client opens the volume.
     Waiting,
     /// A client waits for the volume.
     Opening,
     /// It is open.
     Open,
+    /// Nobody used it for long enough: it is being closed. A client that comes waits for the end of that, and opens it again.
+    Closing,
     /// The last opening failed, for this reason. The next client tries again.
     Failed(String),
     /// The server ends.
@@ -81,6 +87,7 @@ impl State {
             Self::Waiting => "waiting",
             Self::Opening => "opening",
             Self::Open => "open",
+            Self::Closing => "closing",
             Self::Failed(_) => "failed",
             Self::Ending => "ending",
         }

@@ -287,7 +287,8 @@ impl Monitor {
         let volume = now.volume.as_ref().map(|volume| volume.status());
         let counted: &Counted = &self.metrics;
         let publishes = &counted.publishes;
-        let failing = publishes.is_failing();
+        // Where there is no volume, nothing waits to be published.
+        let failing = volume.is_some() && publishes.is_failing();
         Status {
             about: self.about.clone(),
             now_ms: crate::base::clock::now_ms(),

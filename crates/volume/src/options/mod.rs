@@ -43,6 +43,9 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 /// The same with a log, which makes flushes durable in between.
 pub const CHECKPOINT_INTERVAL_WITH_LOG: Duration = Duration::from_secs(30);
 
+/// `lease_linger` unless it is given.
+pub const LEASE_LINGER: Duration = Duration::from_secs(30);
+
 /// How long a request waits for the store by default.
 pub const IO_TIMEOUT: Duration = Duration::from_secs(60);
 /// `retention_interval` unless it is given.
@@ -174,6 +177,8 @@ pub struct ServeConfig {
     pub runtime_threads: usize,
     /// Which requests may run at the same time.
     pub thread_model: ThreadModelOption,
+    /// How long the volume stays open after its last client; for ever when `None`.
+    pub lease_linger: Option<Duration>,
     /// Where the server tells of itself, if anywhere.
     pub metrics: Option<ListenAddress>,
     /// Where it is told what to do.
@@ -251,7 +256,7 @@ pub enum OptionError {
 }
 
 /// Reads `key=value` parameters one at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ServeOptions {
     given: Vec<(&'static str, String)>,
     url: Option<VolumeUrl>,
@@ -262,10 +267,32 @@ pub struct ServeOptions {
     checkpoint_interval: Option<Duration>,
     runtime_threads: Option<usize>,
     thread_model: ThreadModelOption,
+    lease_linger: Option<Duration>,
     metrics: Option<ListenAddress>,
     control: ControlSocket,
     log_format: LogFormat,
     warnings: Vec<String>,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            given: Vec::new(),
+            url: None,
+            store: StoreOptions::default(),
+            volume: VolumeOptions::default(),
+            cache_dir: None,
+            cache_disk_bytes: None,
+            checkpoint_interval: None,
+            runtime_threads: None,
+            thread_model: ThreadModelOption::default(),
+            lease_linger: Some(LEASE_LINGER),
+            metrics: None,
+            control: ControlSocket::default(),
+            log_format: LogFormat::default(),
+            warnings: Vec::new(),
+        }
+    }
 }
 
 impl ServeOptions {
@@ -332,6 +359,7 @@ impl ServeOptions {
             volume,
             runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
             thread_model: self.thread_model,
+            lease_linger: self.lease_linger,
             metrics: self.metrics,
             control: self.control,
             log_format: self.log_format,

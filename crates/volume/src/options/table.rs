@@ -431,6 +431,22 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "lease_linger",
+        alias: None,
+        value_name: "TIME",
+        default: "30s",
+        default_is_value: true,
+        help: "how long the volume stays open after its last client; off keeps it to the end, or 1s to 24h",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            options.lease_linger = match value {
+                "off" => None,
+                value => Some(duration_within(value, Duration::from_secs(1))?),
+            };
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "takeover",
         alias: None,
         value_name: "yes|no",

@@ -40,6 +40,7 @@ fn the_url_alone_gives_the_defaults() {
     assert_eq!(config.store, store);
     assert_eq!(config.volume, VolumeOptions::default());
     assert_eq!(config.thread_model, ThreadModelOption::Auto);
+    assert_eq!(config.lease_linger, Some(LEASE_LINGER));
     assert!(config.runtime_threads >= 2);
     assert!(config.warnings.is_empty());
 }
@@ -86,6 +87,7 @@ fn every_key_takes_effect_in_every_spelling() {
             ("runtime_threads", &threads_text),
             ("io_timeout", "2m"),
             ("lease_duration", "10s"),
+            ("lease_linger", "5m"),
             ("takeover", "yes"),
             ("thread_model", "serialize_requests"),
             ("cache_memory", "32M"),
@@ -165,6 +167,7 @@ fn every_key_takes_effect_in_every_spelling() {
             },
             runtime_threads: threads,
             thread_model: ThreadModelOption::SerializeRequests,
+            lease_linger: Some(Duration::from_secs(300)),
             metrics: Some(ListenAddress::Unix("/run/metrics".into())),
             control: ControlSocket::At("/run/control".into()),
             log_format: LogFormat::Json,
@@ -309,6 +312,11 @@ fn a_log_within_the_volume_is_refused() {
 }
 
 #[test]
+fn a_volume_may_be_kept_to_the_end() {
+    assert_eq!(read(&[URL, ("lease_linger", "off")]).unwrap().lease_linger, None);
+}
+
+#[test]
 fn a_volume_must_be_named() {
     assert_eq!(read(&[("region", "x")]), Err(OptionError::MissingUrl));
 }
@@ -337,6 +345,7 @@ fn bad_values_say_what_to_write() {
         ("path_style", "maybe", "auto, yes or no"),
         ("payload_signing", "sometimes", "auto, always or never"),
         ("lease_duration", "1s", "2s"),
+        ("lease_linger", "0", "1s"),
         ("takeover", "maybe", "yes or no"),
         ("allow_unsafe_store", "maybe", "yes or no"),
         ("sse", "yes", "AES256 or aws:kms"),

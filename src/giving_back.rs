@@ -1,0 +1,96 @@
+//! Gives the volume back a while after its last client: the clock, the threads and the volume of what [`Linger`] decides.
+//!
+//! [`Linger`]: crate::linger::Linger
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use hypernbd_volume::{ErrorKind, Volume};
+use tokio::sync::Notify;
+use tokio::time::sleep_until;
+
+use crate::closing::{self, Closing};
+use crate::served::GiveBack;
+use crate::{errno, lifecycle};
+
+/// Gives back what is due, until the server ends. `alarm` wakes it whenever something may be due sooner.
+pub async fn drive(alarm: Arc<Notify>) {
+    while let Some(next) = begin_due() {
+        match next {
+            Some(at) => tokio::select! {
+                () = sleep_until(at.into()) => {}
+                () = alarm.notified() => {}
+            },
+            None => alarm.notified().await,
+        }
+    }
+}
+
+/// Begins what is due. Returns the moment of what comes next, if that is known; `None` once the server ends.
+fn begin_due() -> Option<Option<Instant>> {
+    let mut shared = lifecycle::shared();
+    let shared = shared.as_mut()?;
+    match shared.volume.give_back_due(Instant::now()) {
+        GiveBack::At(next) => Some(next),
+        GiveBack::Now(volume) => {
+            shared.runtime.spawn_blocking(move || give_back(volume));
+            Some(None)
+        }
+    }
+}
+
+/// Publishes everything, and then closes the volume unless somebody has come meanwhile. What cannot be published keeps the volume open.
+fn give_back(volume: Arc<Volume>) {
+    let is_all = publish(&volume);
+    let closing = {
+        let mut shared = lifecycle::shared();
+        // The end of the server closes what is open.
+        let Some(shared) = shared.as_mut() else { return };
+        let closing = shared.volume.published(is_all, Instant::now());
+        shared.alarm.notify_one();
+        closing
+    };
+    let Some(closing) = closing else { return };
+    let _finish = Finish(closing);
+    log::info!("nobody has used the volume for lease_linger: it is given back");
+    let closed = catch_unwind(AssertUnwindSafe(|| closing::close(&volume)));
+    if let Err(panic) = closed {
+        closing::report_loss();
+        log::error!("internal error in closing: {}", errno::panic_text(&*panic));
+    }
+    closing::let_go(volume);
+}
+
+/// Whether nothing is left that could still be published.
+fn publish(volume: &Volume) -> bool {
+    match catch_unwind(AssertUnwindSafe(|| volume.publish())) {
+        Ok(Ok(())) => true,
+        // Another server has the volume. Nothing of this one can be published any more, and its next client is better served anew.
+        Ok(Err(error)) if error.kind() == ErrorKind::Fenced => true,
+        Ok(Err(error)) => {
+            log::warn!(
+                "the volume is not given back, as not everything is published: {}; it stays open, and that is tried again",
+                error.chain()
+            );
+            false
+        }
+        Err(panic) => {
+            log::error!("internal error in publishing: {}", errno::panic_text(&*panic));
+            false
+        }
+    }
+}
+
+/// However the close ends, somebody may wait for that.
+struct Finish(Arc<Closing>);
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        if let Some(shared) = lifecycle::shared().as_mut() {
+            shared.volume.closed();
+            shared.alarm.notify_one();
+        }
+        self.0.end();
+    }
+}
