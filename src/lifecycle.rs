@@ -109,14 +109,16 @@ pub fn start() -> Result<()> {
     );
     let endpoints = endpoints::begin(&runtime, config)?;
     let alarm = Arc::<Notify>::default();
-    runtime.spawn(giving_back::drive(alarm.clone()));
+    let handle = runtime.handle().clone();
     *shared() = Some(Shared {
         runtime,
         volume: ServedVolume::new(Arc::new(config.clone()), SIGHTING.get().cloned()),
-        alarm,
+        alarm: alarm.clone(),
         endpoints,
         ends_when_idle: false,
     });
+    // Not before: it ends when there is nothing that is served.
+    handle.spawn(giving_back::drive(alarm));
     Ok(())
 }
 
