@@ -212,6 +212,95 @@ def test_another_export_is_not_gone_on_with(attached):
     assert relay.client.pread(BLOCK, 0) == content(1)
 
 
+def test_an_export_that_grew_is_used_in_its_new_size_and_never_in_a_smaller_one(attached):
+    """By the next server at the address. tests/kernel has the device that grows with it."""
+    server, relay = attached("memory", str(SIZE))
+    # libnbd would refuse itself what lies past the size that it was greeted with.
+    relay.client.set_strict_mode(0)
+    relay.client.pwrite(content(1), 0)
+    with pytest.raises(nbd.Error) as raised:
+        relay.client.pwrite(content(2), SIZE)
+    assert raised.value.errnum == errno.EINVAL
+    server.end()
+    server.start("memory", str(2 * SIZE))
+    relay.said(f"the export has {2 * SIZE} bytes now")
+    relay.client.pwrite(content(2), SIZE)
+    assert relay.client.pread(BLOCK, SIZE) == content(2) and relay.client.pread(BLOCK, 0) == content(1)
+    server.end()
+    server.start()
+    relay.said(f"the export has {SIZE} bytes now, and had {2 * SIZE}")
+    server.end()
+    server.start("memory", str(2 * SIZE))
+    assert relay.client.pread(BLOCK, SIZE) == content(2) and relay.client.pread(BLOCK, 0) == content(1)
+
+
+def test_a_relay_that_is_told_to_looks_whether_its_export_has_grown(make_volume, make_server, tmp_path):
+    """The server goes on; what it was asked for meanwhile gets its answers. This is what `attached --refresh` has a relay do."""
+    volume = make_volume(SIZE, BLOCK)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with contextlib.ExitStack() as ends:
+        relay = Relay(tmp_path, server)
+        ends.callback(relay.process.wait)
+        ends.callback(relay.process.kill)
+        ends.callback(leave, relay.client)
+        relay.client.set_strict_mode(0)
+        failed, enough, written = [], threading.Event(), 0
+
+        def write():
+            nonlocal written
+            try:
+                while not enough.is_set():
+                    relay.client.pwrite(content(written + 1), (written + 1) % 100 * BLOCK)
+                    written += 1
+            except Exception as error:
+                failed.append(error)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for times in (2, 3):
+                resized = volume.cli("resize", volume.url, "--size", str(times * SIZE))
+                assert resized.returncode == 0, resized.stderr
+                relay.process.send_signal(signal.SIGHUP)
+                relay.said(f"the export has {times * SIZE} bytes now")
+                before = written
+                wait_for(lambda: failed or written > before + 200, "the writer to get on")
+        finally:
+            enough.set()
+            writer.join()
+        assert not failed, failed
+        relay.client.pwrite(content(0), 2 * SIZE)
+        for number in range(written - 99, written + 1):
+            assert relay.client.pread(BLOCK, number % 100 * BLOCK) == content(number)
+        relay.client.flush()
+        with server.connect() as client:
+            assert client.get_size() == 3 * SIZE and client.pread(BLOCK, 2 * SIZE) == content(0)
+        server.assert_running()
+
+
+def test_a_look_that_finds_nothing_larger_leaves_the_link_alone(attached, tmp_path):
+    """Nor one that finds something else at the address, or nobody: the link that there is may be the last one to this export."""
+    seen = tmp_path / "requests"
+    server, relay = attached("--filter=log", "memory", str(SIZE), f"logfile={seen}")
+    relay.client.pwrite(content(1), 0)
+    relay.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: seen.read_text().count(" Connect ") == 2, "the relay to connect a second time")
+    # Nobody is there; then somebody else is.
+    server.socket.rename(tmp_path / "away.sock")
+    relay.process.send_signal(signal.SIGHUP)
+    relay.said("whether the export has grown cannot be seen")
+    assert relay.client.pread(BLOCK, 0) == content(1)
+    other = Nbdkit(server.program, tmp_path, "memory", str(SIZE // 2))
+    other.start()
+    try:
+        relay.said(f"the export has {SIZE // 2} bytes now, and had {SIZE}; the link stays")
+        assert relay.client.pread(BLOCK, 0) == content(1)
+        log = relay.log.read_text()
+        assert "no link" not in log and "the link is up again" not in log, log
+    finally:
+        other.end()
+
+
 def test_requests_fail_once_the_server_is_dead_for_long_enough(attached):
     server, relay = attached("memory", str(SIZE), options=["--dead-after=1"])
     relay.client.pwrite(content(1), 0)
@@ -288,14 +377,15 @@ def test_a_second_relay_at_an_export_is_refused(attached, tmp_path):
     def command(kernel):
         return [CLI, "attach", f"nbd+unix:///?socket={other}", "--foreground", f"--kernel-socket={kernel}"]
 
-    done = run(*command(tmp_path / "refused.sock"))
+    kernel, log = tmp_path / "second.sock", tmp_path / "second.log"
+    done = run(*command(kernel))
     assert done.returncode == 1 and f"attached already, by process {relay.process.pid}" in done.stderr, done.stderr
+    assert not kernel.exists()
     # Its locks end with it, however it ends.
     leave(relay.client)
     relay.process.kill()
     relay.process.wait()
-    # At a socket of its own, since the one that was refused has left its own there. It says that line alone once it is ready.
-    kernel, log = tmp_path / "second.sock", tmp_path / "second.log"
+    # It says that line alone once it is ready.
     second = spawn(command(kernel), log, env={}, limit_s=LIMIT_S)
     try:
         wait_for(lambda: str(kernel) in log.read_text().splitlines() or second.poll() is not None, "the second relay to be ready")
@@ -372,8 +462,9 @@ def test_what_cannot_be_attached_is_said(tmp_path):
     done = run(CLI, "attach", "nbds://localhost")
     assert done.returncode == 2 and "tls-certificates=DIR" in done.stderr, done.stderr
     if os.geteuid() == 0:
-        done = run(CLI, "detach", "/dev/nbd0")
-        assert done.returncode == 1 and "attached" in done.stderr, done.stderr
+        for words in (["detach", "/dev/nbd0"], ["attached", "--refresh", "/dev/nbd0"]):
+            done = run(CLI, *words)
+            assert done.returncode == 1 and "nothing is attached" in done.stderr, done.stderr
 
 
 def test_a_relay_that_waits_for_its_server_ends_when_it_is_told(tmp_path):
@@ -389,6 +480,22 @@ def test_a_relay_that_waits_for_its_server_ends_when_it_is_told(tmp_path):
         # Less than its alarm, which would end it too.
         assert relay.wait(timeout=240) != 0
         connection.close()
+
+
+def test_a_relay_that_waits_for_who_stands_for_the_kernel_ends_when_it_is_told(nbdkit, tmp_path):
+    """Its socket goes with it."""
+    server = Nbdkit(nbdkit, tmp_path, "memory", str(SIZE))
+    server.start()
+    try:
+        kernel, log = tmp_path / "kernel.sock", tmp_path / "relay.log"
+        command = [CLI, "attach", Relay.uri(server), "--foreground", "--wait=60", f"--kernel-socket={kernel}"]
+        relay = spawn(command, log, env={}, limit_s=LIMIT_S)
+        wait_for(lambda: str(kernel) in log.read_text().splitlines(), "the relay to be ready")
+        relay.terminate()
+        assert relay.wait(timeout=LIMIT_S / 2) == 0, log.read_text()
+        assert not kernel.exists()
+    finally:
+        server.end()
 
 
 class Begun:

@@ -79,6 +79,14 @@ def served(plugin: Path | None, cli: Path, work: Path) -> list[str]:
     return [str(plugin), f"backend_url={url}"]
 
 
+def grow(plugin: Path | None, cli: Path, work: Path) -> None:
+    """Makes that twice as large."""
+    if plugin:
+        subprocess.run([cli, "resize", f"file://{work}/volume/", f"--size={2 * SIZE}"], check=True)
+    else:
+        os.truncate(work / "image", 2 * SIZE)
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--rounds", type=int, default=6, help="kills of the server a file system; every third is SIGTERM")
@@ -119,6 +127,8 @@ def main() -> int:
                 line = line.strip()
                 if line in ("ASK pause", "ASK resume"):
                     server.process.send_signal(signal.SIGSTOP if line == "ASK pause" else signal.SIGCONT)
+                elif line == "ASK grow":
+                    grow(plugin, full, work)
                 elif line.startswith("ASK "):
                     server.end(signal.SIGTERM if line == "ASK term" else signal.SIGKILL)
                     time.sleep(random.choice([0, 0.2, 1]) if given.away is None else given.away)

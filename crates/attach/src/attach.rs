@@ -6,11 +6,13 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -21,14 +23,14 @@ use crate::error::{AttachError, at};
 use crate::locks::Locks;
 use crate::nbd::handshake;
 use crate::netlink::{Device, Driver};
+use crate::owner::{DeviceOwner, STACK_BYTES, SocketOwner};
 use crate::protect;
-use crate::relay::{Owner, Relay};
+use crate::relay::{Owner, Relay, Signals};
 use crate::state::{Attached, DIR, Directory, now};
 use crate::uri::Uri;
 
 /// What the kernel's socket holds of either direction.
 const SOCKET_BYTES: usize = 1 << 20;
-const STACK_BYTES: usize = 256 << 10;
 
 /// What is to be attached, and how.
 #[derive(Debug, Clone)]
@@ -64,15 +66,21 @@ pub fn attach(options: &Options) -> Result<(), AttachError> {
     }
 }
 
-/// What can be read from once the process is told to end. Until this is called it ends at once, which is right while there is no
-/// device.
-fn termination() -> Result<UnixStream, AttachError> {
-    let (terminate, terminated) = UnixStream::pair().map_err(at("a pair of sockets"))?;
-    for signal in [SIGTERM, SIGINT] {
-        let pipe = terminated.try_clone().map_err(at("a pair of sockets"))?;
-        signal_hook::low_level::pipe::register(signal, pipe).map_err(at("a handler of signals"))?;
-    }
-    Ok(terminate)
+/// What can be read from once the process is told something. Until this is called it ends at once when it is told to, which is right
+/// while there is no device.
+fn signals() -> Result<Signals, AttachError> {
+    let told_by = |signals: &[i32]| {
+        let (here, there) = UnixStream::pair().map_err(at("a pair of sockets"))?;
+        for signal in signals {
+            let pipe = there.try_clone().map_err(at("a pair of sockets"))?;
+            signal_hook::low_level::pipe::register(*signal, pipe).map_err(at("a handler of signals"))?;
+        }
+        Ok(here)
+    };
+    Ok(Signals {
+        look: told_by(&[SIGHUP])?,
+        terminate: told_by(&[SIGTERM, SIGINT])?,
+    })
 }
 
 fn attach_device(options: &Options) -> Result<(), AttachError> {
@@ -90,7 +98,7 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
     if let Some(name) = &name {
         locks.take(&format!("the name {name:?}"))?;
     }
-    let terminate = termination()?;
+    let signals = signals()?;
     let export = dialled.1.clone();
     let block_size = device::block_size(export.blocks, export.size, options.block_size).map_err(|why| {
         AttachError::Export {
@@ -102,12 +110,8 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
     for end in [&kernels, &ours] {
         let _ = set_socket_send_buffer_size_force(end, SOCKET_BYTES);
     }
-    let entry = Arc::new(Mutex::new(Entry {
-        dir: dir.clone(),
-        attached: None,
-        lost: None,
-    }));
-    let owner = DeviceOwner(entry.clone());
+    let owner = DeviceOwner::new(dir.clone(), export.size, block_size, Arc::new(resize));
+    let known = owner.clone();
     // The kernel may ask for data before it has answered: the relay must be going by then.
     let backend = options.uri.to_string();
     let connecting = thread::Builder::new()
@@ -140,10 +144,11 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
             made_by: device::maker(made),
             since: now(),
             link_since: now(),
+            size: Some(asked.size),
             ..Attached::default()
         };
         // The kernel keeps its end of the socket, so a device that nobody would know of has to be taken away.
-        if let Err(error) = known(&entry).begin(attached.clone()) {
+        if let Err(error) = owner.begin(attached.clone()) {
             let _ = driver.disconnect(made);
             return Err(error);
         }
@@ -156,7 +161,7 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
         Ok(attached)
     });
     let connecting = connecting.map_err(at("a thread"))?;
-    let relayed = relay(options, server, ours, dialled, terminate, owner);
+    let relayed = relay(options, server, ours, dialled, signals, known.clone());
     let attached = connecting
         .join()
         .unwrap_or_else(|_| Err(AttachError::Background("a thread panicked".to_owned())))?;
@@ -171,22 +176,61 @@ fn attach_device(options: &Options) -> Result<(), AttachError> {
     }
     // Before anybody can see that the device is gone, and attach its export anew.
     drop(locks);
+    known.end();
     dir.remove(&attached);
     device::announce(made);
     relayed.map(drop)
 }
 
-fn attach_socket(options: &Options, path: &PathBuf) -> Result<(), AttachError> {
-    let listener = UnixListener::bind(path).map_err(at(path))?;
+fn attach_socket(options: &Options, path: &Path) -> Result<(), AttachError> {
     let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let dir = Directory::open(beside.unwrap_or(Path::new(".")))?;
     let (server, dialled, _locks) = first_link(options, &dir)?;
-    let terminate = termination()?;
+    let signals = signals()?;
+    let listener = UnixListener::bind(path).map_err(at(path))?;
+    let file = SocketFile(path);
     background::ready(&path.display().to_string());
-    let (mut kernel, _) = listener.accept().map_err(at(path))?;
-    let _ = fs::remove_file(path);
+    let Some(mut kernel) = accept(&listener, &signals.terminate).map_err(at(path))? else {
+        return Ok(());
+    };
+    drop(file);
     io::Write::write_all(&mut kernel, &handshake::old_hello(&dialled.1)).map_err(at(path))?;
-    relay(options, server, kernel, dialled, terminate, SocketOwner).map(drop)
+    relay(options, server, kernel, dialled, signals, SocketOwner).map(drop)
+}
+
+/// The file of a socket, which goes with this.
+struct SocketFile<'a>(&'a Path);
+
+impl Drop for SocketFile<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.0);
+    }
+}
+
+/// Waits for somebody to connect; none if this is told to end before.
+fn accept(listener: &UnixListener, terminate: &UnixStream) -> io::Result<Option<UnixStream>> {
+    listener.set_nonblocking(true)?;
+    loop {
+        let mut sockets = [terminate.as_fd(), listener.as_fd()]
+            .map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN));
+        match poll(&mut sockets, None) {
+            Err(Errno::INTR) => continue,
+            done => done?,
+        };
+        if !sockets[0].revents().is_empty() {
+            return Ok(None);
+        }
+        match listener.accept() {
+            Ok((kernel, _)) => return Ok(Some(kernel)),
+            // Who connected has left again.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The first link, and the locks that keep others from the export as long as they are there.
@@ -212,12 +256,12 @@ fn relay(
     server: Server,
     kernel: UnixStream,
     dialled: Dialled,
-    terminate: UnixStream,
+    signals: Signals,
     owner: impl Owner,
 ) -> Result<bool, AttachError> {
     let dialler = Dialler::new(server).map_err(at("a pair of sockets"))?;
     let limits = (options.hold_bytes, options.dead_after);
-    let relay = Relay::new(kernel, dialled, dialler, limits, terminate, owner);
+    let relay = Relay::new(kernel, dialled, dialler, limits, signals, owner);
     relay.and_then(Relay::run).map_err(at("the relay's sockets"))
 }
 
@@ -270,6 +314,25 @@ pub(crate) fn driver() -> Result<Driver, AttachError> {
     })
 }
 
+/// Gives a device a size, and sees whether it has it then.
+fn resize(attached: &Attached, size: u64) -> Result<(), String> {
+    let index = device::index(&attached.device).map_err(|error| error.to_string())?;
+    if !attached.is_made(device::maker(index)) {
+        return Err("it is gone, or another one by now".to_owned());
+    }
+    let driver = driver().map_err(|error| error.to_string())?;
+    driver
+        .resize(index, size, &attached.uri)
+        .map_err(|error| format!("the kernel refuses it ({error}); detach it, and attach it anew"))?;
+    match device::size(index) {
+        Some(now) if now == size => Ok(()),
+        now => Err(format!(
+            "the kernel takes it and leaves the device with {} bytes; detach it, and attach it anew",
+            now.unwrap_or_default()
+        )),
+    }
+}
+
 fn refused(index: Option<u32>, error: &io::Error) -> AttachError {
     let device = index.map_or_else(|| "a device".to_owned(), device::path);
     let why = match error.kind() {
@@ -285,113 +348,9 @@ fn refused(index: Option<u32>, error: &io::Error) -> AttachError {
     }
 }
 
-/// What is known of the device and of its link, each of which a thread of its own hears of first.
-struct Entry {
-    dir: Directory,
-    attached: Option<Attached>,
-    /// Why there is no link.
-    lost: Option<String>,
-}
-
-impl Entry {
-    /// The device is there.
-    fn begin(&mut self, attached: Attached) -> Result<(), AttachError> {
-        self.attached = Some(attached);
-        self.write()
-    }
-
-    fn write(&mut self) -> Result<(), AttachError> {
-        let Some(attached) = &mut self.attached else {
-            return Ok(());
-        };
-        attached.note_link(self.lost.as_deref(), now());
-        self.dir.write(attached)
-    }
-}
-
-fn known(entry: &Mutex<Entry>) -> MutexGuard<'_, Entry> {
-    entry.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Keeps the file of a device, and detaches it when told to end.
-struct DeviceOwner(Arc<Mutex<Entry>>);
-
-impl Owner for DeviceOwner {
-    fn link(&mut self, lost: Option<&str>) {
-        let mut entry = known(&self.0);
-        entry.lost = lost.map(str::to_owned);
-        if let Err(error) = entry.write() {
-            log::warn!("{error}");
-        }
-    }
-
-    /// By a process of its own, since that reads and writes the device, which only this one makes possible.
-    fn told_to_end(&mut self) -> bool {
-        let device = known(&self.0)
-            .attached
-            .as_ref()
-            .map(|attached| attached.device.clone());
-        let Some(device) = device else { return true };
-        log::info!("told to end: detaching {device}");
-        let told = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-            // This program, though its file may have been replaced since.
-            let detach = Command::new("/proc/self/exe").args(["detach", &device]).output();
-            match detach {
-                Ok(output) if output.status.success() => {}
-                Ok(output) => {
-                    log::error!(
-                        "the relay stays: {}",
-                        String::from_utf8_lossy(&output.stderr).trim()
-                    );
-                }
-                Err(error) => log::error!("the relay stays: 'hypernbd detach' cannot be run: {error}"),
-            }
-        });
-        if let Err(error) = told {
-            log::error!("the relay stays: {error}");
-        }
-        false
-    }
-}
-
-/// Has nothing to keep.
-struct SocketOwner;
-
-impl Owner for SocketOwner {
-    fn link(&mut self, _lost: Option<&str>) {}
-
-    fn told_to_end(&mut self) -> bool {
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The link may be lost before the kernel has said which device it made.
-    #[test]
-    fn what_is_known_first_of_a_link_stands_in_the_file_of_its_device() {
-        let root = tempfile::tempdir().unwrap();
-        let entry = Arc::new(Mutex::new(Entry {
-            dir: Directory::open(root.path()).unwrap(),
-            attached: None,
-            lost: None,
-        }));
-        let mut owner = DeviceOwner(entry.clone());
-        owner.link(Some("killed"));
-        let attached = Attached {
-            device: "/dev/nbd0".to_owned(),
-            uri: "nbd://h".to_owned(),
-            lock: "relay-1".to_owned(),
-            ..Attached::default()
-        };
-        known(&entry).begin(attached).unwrap();
-        let lost = || Directory::open(root.path()).unwrap().list()[0].lost.clone();
-        assert_eq!(lost().as_deref(), Some("killed"));
-        owner.link(None);
-        assert_eq!(lost(), None);
-    }
 
     #[test]
     fn names_are_files_names() {

@@ -37,6 +37,13 @@ pub(crate) fn maker(index: u32) -> Option<u32> {
     of.trim().parse().ok()
 }
 
+/// How many bytes the kernel says it has.
+pub(crate) fn size(index: u32) -> Option<u64> {
+    const UNIT: u64 = 512;
+    let of = fs::read_to_string(format!("/sys/block/nbd{index}/size")).ok()?;
+    of.trim().parse::<u64>().ok()?.checked_mul(UNIT)
+}
+
 /// Whether the kernel has a server for it.
 pub(crate) fn is_connected(index: u32) -> bool {
     Path::new(&format!("/sys/block/nbd{index}/pid")).exists()

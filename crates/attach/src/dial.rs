@@ -147,6 +147,11 @@ impl Dialler {
         self.news.try_iter().collect()
     }
 
+    /// Begins to make another connection while there is a link.
+    pub(crate) fn look(&self) {
+        let _ = self.orders.send(Duration::ZERO);
+    }
+
     /// Begins to make the next link, at once if the last one lived for a while.
     pub(crate) fn begin(&mut self, last_began: Option<Instant>) {
         let lived = last_began.is_some_and(|began| began.elapsed() >= SHORT);

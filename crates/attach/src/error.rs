@@ -110,6 +110,14 @@ pub enum AttachError {
         /// For how long it was waited for.
         seconds: u64,
     },
+    /// The device has not the size of its export, or nobody knows whether it has.
+    #[error("{device} has not grown: {why}")]
+    Look {
+        /// The device.
+        device: String,
+        /// What hinders it, and what to do.
+        why: String,
+    },
     /// A file or a socket.
     #[error("{}: {error}", path.display())]
     File {

@@ -3,6 +3,7 @@
 //! * What was not answered is kept, and sent again over the next link.
 //! * A change that was answered is held until a flush that was sent after its answer is answered: a server that dies may
 //!   lose it. It is sent again over the next link, before anything that came after it.
+//! * An export that has grown is gone on with in its new size, once its server has answered something; one that has shrunk is not.
 //! * Two requests that reach the same byte, one of which changes it, are never under way at once. So the order in which the
 //!   kernel sent them is the order in which they take effect, over any number of links.
 
@@ -20,6 +21,9 @@ const WAITING_MAX: usize = 1024;
 /// So much is read to see whether a server answers.
 const SIGN_BYTES: u32 = 512;
 
+/// Why a link ends over which a server answers.
+const LARGER: &str = "the export has grown, and is gone on with over a new link";
+
 /// What comes in. `link` tells which link it came over: links are counted from 1.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -33,6 +37,8 @@ pub(crate) enum Event {
     LinkLost { link: u64, why: String },
     /// The server was away for as long as requests may wait.
     GiveUp,
+    /// There is another connection, over which the export is larger: that is to be the next link.
+    Larger,
 }
 
 /// What is to be done.
@@ -44,6 +50,8 @@ pub(crate) enum Action {
     ToKernel(Reply),
     /// Close the link and make the next one. What was not sent over it yet is not sent.
     Reconnect { why: String },
+    /// Have the device grow to so many bytes: the export has them now.
+    Grow(u64),
     /// The kernel has detached the device.
     End,
 }
@@ -85,6 +93,9 @@ pub(crate) struct Machine {
     /// Why this link is to end. It ends once all that is under way is answered: the server lives, and would carry it out later
     /// than what comes over the next link.
     parting: Option<String>,
+    /// What the export has on this link, if that is more than before, until something is answered over it. A stranger that greets and hangs
+    /// up has nothing grow that could not shrink again.
+    grows_to: Option<u64>,
     next_cookie: u64,
     waiting: VecDeque<Item>,
     /// What is under way by cookie; of a flush, how many changes were answered before it was sent.
@@ -109,6 +120,7 @@ impl Machine {
             export,
             link: None,
             parting: None,
+            grows_to: None,
             next_cookie: 1,
             waiting: VecDeque::new(),
             under_way: BTreeMap::new(),
@@ -131,6 +143,14 @@ impl Machine {
                 Ok(item.request.length as usize)
             }
             Some(_) => Ok(0),
+        }
+    }
+
+    /// Whether an export is larger than the one that is gone on with; an error is why it cannot be gone on with.
+    pub(crate) fn is_larger(&self, export: &Export) -> Result<bool, String> {
+        match self.export.obstacle(export) {
+            None => Ok(export.size > self.export.size),
+            Some(why) => Err(why),
         }
     }
 
@@ -174,8 +194,12 @@ impl Machine {
                 }
             },
             Event::GiveUp if self.is_away => self.give_up(&mut actions),
+            Event::Larger if self.link.is_some() => {
+                self.parting.get_or_insert_with(|| LARGER.to_owned());
+                self.part(&mut actions);
+            }
             // Of a link that is gone, or a moment too late.
-            Event::Reply { .. } | Event::LinkLost { .. } | Event::GiveUp => {}
+            Event::Reply { .. } | Event::LinkLost { .. } | Event::GiveUp | Event::Larger => {}
         }
         self.send(&mut actions);
         actions
@@ -229,12 +253,26 @@ impl Machine {
                 self.is_stuck &= self.does_again();
                 if !self.is_stuck {
                     (self.is_away, self.has_given_up) = (false, false);
+                    self.grow(actions);
                 }
                 self.finish(item, answered_before, reply, actions);
             }
         }
+        self.part(actions);
+    }
+
+    /// Ends a link that is to end, once nothing is under way.
+    fn part(&mut self, actions: &mut Vec<Action>) {
         if let Some(why) = self.parting.take_if(|_| self.under_way.is_empty()) {
             self.lose(why, actions);
+        }
+    }
+
+    /// The server answers, so what it said of the size counts.
+    fn grow(&mut self, actions: &mut Vec<Action>) {
+        if let Some(size) = self.grows_to.take() {
+            self.export.size = size;
+            actions.push(Action::Grow(size));
         }
     }
 
@@ -299,6 +337,7 @@ impl Machine {
 
     fn lose(&mut self, why: String, actions: &mut Vec<Action>) {
         (self.link, self.parting, self.is_away) = (None, None, true);
+        self.grows_to = None;
         let lost = std::mem::take(&mut self.under_way)
             .into_values()
             .map(|(item, _)| item);
@@ -313,6 +352,7 @@ impl Machine {
 
     fn resume(&mut self, link: u64, export: Export) {
         self.link = Some(link);
+        self.grows_to = Some(export.size).filter(|size| *size > self.export.size);
         // A server that did not say which volume it has may have been replaced by one that does.
         if self.export.volume().is_none() {
             self.export.description = export.description;
@@ -328,11 +368,12 @@ impl Machine {
             self.waiting.push_front(item);
         }
         // Where nothing is asked of it, nobody would ever know.
-        if self.is_away && self.waiting.is_empty() && self.export.size > 0 {
+        let size = self.grows_to.unwrap_or(self.export.size);
+        if self.is_away && self.waiting.is_empty() && size > 0 {
             let least = self.export.blocks.map_or(0, |(least, ..)| least).max(SIGN_BYTES);
             let request = Request {
                 command: READ,
-                length: u64::from(least).min(self.export.size) as u32,
+                length: u64::from(least).min(size) as u32,
                 ..Request::flush(self.cookie())
             };
             self.waiting.push_back(Item {

@@ -266,6 +266,7 @@ impl World {
                     }
                     self.die(self.survives)?;
                 }
+                Action::Grow(size) => return Err(format!("grown to {size}")),
                 Action::End => return Err("ended".to_owned()),
             }
         }
@@ -324,6 +325,10 @@ impl World {
             }
             Step::Kill(survives) if self.is_up => self.kill(survives),
             Step::Connect => self.connect(),
+            Step::Larger => {
+                self.survives = 0;
+                self.handle(Event::Larger)
+            }
             _ => Ok(()),
         }
     }
@@ -362,6 +367,7 @@ enum Step {
     Refuse(usize, u64),
     Kill(u64),
     Connect,
+    Larger,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -371,6 +377,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<usize>(), any::<u64>()).prop_map(|(which, survives)| Step::Refuse(which, survives)),
         2 => any::<u64>().prop_map(Step::Kill),
         3 => Just(Step::Connect),
+        1 => Just(Step::Larger),
     ]
 }
 

@@ -61,6 +61,15 @@ fn told(actions: &[Action]) -> Vec<(u64, u32)> {
     actions.iter().filter_map(reply).collect()
 }
 
+/// The sizes that the device is to have.
+fn grown(actions: &[Action]) -> Vec<u64> {
+    let size = |action: &Action| match action {
+        Action::Grow(size) => Some(*size),
+        _ => None,
+    };
+    actions.iter().filter_map(size).collect()
+}
+
 fn up(link: u64) -> Event {
     Event::LinkUp {
         link,
@@ -121,6 +130,74 @@ fn an_export_that_shrank_is_not_gone_on_with() {
         })),
         [1]
     );
+}
+
+#[test]
+fn an_export_that_grew_is_gone_on_with_once_its_server_answers_and_never_shrinks() {
+    let twice = 2 * export().size;
+    let larger = |link| Event::LinkUp {
+        link,
+        export: Export {
+            size: twice,
+            ..export()
+        },
+    };
+    let behind = |cookie| Event::Request(write(cookie, BLOCKS as u64));
+    let mut machine = connected(HOLD);
+    machine.handle(lost(1));
+    // One that hangs up at once has said nothing that counts.
+    let actions = machine.handle(larger(2));
+    assert_eq!((sent(&actions).len(), grown(&actions)), (1, vec![]));
+    assert_eq!(told(&machine.handle(behind(70))), [(70, EINVAL)]);
+    machine.handle(lost(2));
+    let sign = sent(&machine.handle(up(3)));
+    assert_eq!(grown(&reply(&mut machine, 3, sign[0], 0)), [0; 0]);
+    machine.handle(lost(3));
+    let sign = sent(&machine.handle(larger(4)));
+    assert_eq!(grown(&reply(&mut machine, 4, sign[0], 0)), [twice]);
+    let written = sent(&machine.handle(behind(71)));
+    assert_eq!(written.len(), 1);
+    machine.handle(lost(4));
+    let actions = machine.handle(up(5));
+    assert!(matches!(&actions[..], [Action::Reconnect { why }] if why.contains("bytes now")));
+    assert_eq!(sent(&machine.handle(larger(6))), written);
+    let actions = reply(&mut machine, 6, written[0], 0);
+    assert_eq!((told(&actions), grown(&actions)), (vec![(71, 0)], vec![]));
+}
+
+/// The server lives: what it has would be carried out later than what comes over the next link.
+#[test]
+fn a_larger_export_is_gone_on_with_once_nothing_is_under_way() {
+    let mut machine = connected(HOLD);
+    let first = sent(&machine.handle(Event::Request(write(70, 0))));
+    assert!(machine.handle(Event::Larger).is_empty());
+    assert_eq!(sent(&machine.handle(Event::Request(write(71, 1)))), [0; 0]);
+    let actions = reply(&mut machine, 1, first[0], 0);
+    assert_eq!(told(&actions), [(70, 0)]);
+    assert!(matches!(actions.last(), Some(Action::Reconnect { .. })));
+    // Without a link there is none to be ended.
+    assert!(machine.handle(Event::Larger).is_empty());
+    assert_eq!(
+        sent(&machine.handle(up(2))).len(),
+        2,
+        "what was held, and what waited"
+    );
+    let larger = Export {
+        size: 2 * export().size,
+        ..export()
+    };
+    let read_only = Export {
+        flags: export().flags | 2,
+        ..larger.clone()
+    };
+    let mut idle = connected(HOLD);
+    assert_eq!(idle.is_larger(&export()), Ok(false));
+    assert_eq!(idle.is_larger(&larger), Ok(true));
+    assert!(idle.is_larger(&read_only).unwrap_err().contains("read-only"));
+    assert!(matches!(
+        &idle.handle(Event::Larger)[..],
+        [Action::Reconnect { .. }]
+    ));
 }
 
 #[test]

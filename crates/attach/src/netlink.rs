@@ -21,6 +21,7 @@ const FAMILY_NAME: u16 = 2;
 
 const CONNECT: u8 = 1;
 const DISCONNECT: u8 = 2;
+const RECONFIGURE: u8 = 3;
 const INDEX: u16 = 1;
 const SIZE_BYTES: u16 = 2;
 const BLOCK_SIZE_BYTES: u16 = 3;
@@ -105,6 +106,12 @@ impl Driver {
         self.ask(message).map(drop)
     }
 
+    /// Gives a device another size; `backend` is what it was made with, without which the kernel takes it for somebody else's. This may
+    /// take as long as what is under way on the device.
+    pub(crate) fn resize(&self, index: u32, size: u64, backend: &str) -> io::Result<()> {
+        self.ask(resizing(self.family, index, size, backend)).map(drop)
+    }
+
     /// Sends a message and waits until the kernel has said how it went; gives the attributes of its answer, if there was one.
     fn ask(&self, message: Message) -> io::Result<Option<Vec<u8>>> {
         sendto(
@@ -136,6 +143,14 @@ impl Driver {
             }
         }
     }
+}
+
+fn resizing(family: u16, index: u32, size: u64, backend: &str) -> Message {
+    let mut message = Message::new(family, RECONFIGURE, 1);
+    message.put(INDEX, &index.to_ne_bytes());
+    message.put(SIZE_BYTES, &size.to_ne_bytes());
+    message.put(BACKEND_IDENTIFIER, &[backend.as_bytes(), b"\0"].concat());
+    message
 }
 
 /// A message under construction.
@@ -205,6 +220,61 @@ mod tests {
         );
         assert_eq!(attribute(&bytes, 3), None);
         assert_eq!(attribute(&[0, 0, 0, 0, 1], 3), None);
+    }
+
+    /// The numbers that a header gives to the names of its enumerations, each of which counts from 0.
+    fn numbers(header: &str) -> std::collections::BTreeMap<&str, u16> {
+        header
+            .split("enum {")
+            .skip(1)
+            .filter_map(|rest| rest.split('}').next())
+            .flat_map(|names| names.split(',').map(str::trim).zip(0..))
+            .collect()
+    }
+
+    #[test]
+    fn commands_and_attributes_have_the_numbers_of_the_kernels_header() {
+        // It comes with every C library; without it there is nothing to compare with.
+        let Ok(header) = std::fs::read_to_string("/usr/include/linux/nbd-netlink.h") else {
+            return;
+        };
+        let numbers = numbers(&header);
+        for (name, number) in [
+            ("NBD_CMD_CONNECT", CONNECT.into()),
+            ("NBD_CMD_DISCONNECT", DISCONNECT.into()),
+            ("NBD_CMD_RECONFIGURE", RECONFIGURE.into()),
+            ("NBD_ATTR_INDEX", INDEX),
+            ("NBD_ATTR_SIZE_BYTES", SIZE_BYTES),
+            ("NBD_ATTR_BLOCK_SIZE_BYTES", BLOCK_SIZE_BYTES),
+            ("NBD_ATTR_SERVER_FLAGS", SERVER_FLAGS),
+            ("NBD_ATTR_SOCKETS", SOCKETS),
+            ("NBD_ATTR_BACKEND_IDENTIFIER", BACKEND_IDENTIFIER),
+            ("NBD_SOCK_ITEM", SOCKET_ITEM),
+            ("NBD_SOCK_FD", SOCKET_FD),
+        ] {
+            assert_eq!(numbers.get(name), Some(&number), "{name}");
+        }
+    }
+
+    /// Neither sockets nor a block size, which the kernel would change, too.
+    #[test]
+    fn a_device_is_resized_by_its_number_and_what_it_was_made_with() {
+        let bytes = resizing(0x1234, 7, 3 << 40, "nbd://h").finish();
+        assert_eq!(bytes.len(), u32::from_ne_bytes(part(&bytes, 0)) as usize);
+        assert_eq!(u16::from_ne_bytes(part(&bytes, 4)), 0x1234);
+        assert_eq!(u16::from_ne_bytes(part(&bytes, 6)), REQUEST_AND_ACK);
+        let (header, mut rest) = bytes.split_at(HEADER_BYTES + GENERIC_HEADER_BYTES);
+        assert_eq!(header[HEADER_BYTES..], [3, 1, 0, 0]);
+        assert_eq!(attribute(rest, 1), Some(&7_u32.to_ne_bytes()[..]));
+        assert_eq!(attribute(rest, 2), Some(&(3_u64 << 40).to_ne_bytes()[..]));
+        assert_eq!(attribute(rest, 10), Some(&b"nbd://h\0"[..]));
+        let mut kinds = Vec::new();
+        while !rest.is_empty() {
+            kinds.push(u16::from_ne_bytes(part(rest, 2)));
+            let length = usize::from(u16::from_ne_bytes(part(rest, 0)));
+            rest = &rest[length.next_multiple_of(4)..];
+        }
+        assert_eq!(kinds, [1, 2, 10]);
     }
 
     #[test]

@@ -72,8 +72,27 @@ struct Link {
 pub(crate) trait Owner {
     /// The server answers, or is away for this reason.
     fn link(&mut self, lost: Option<&str>);
+    /// The export has so many bytes now: more than the device, which can have them.
+    fn grown(&mut self, size: u64);
+    /// It was looked whether the export has grown: it has not, or this hinders it.
+    fn looked(&mut self, obstacle: Option<&str>);
     /// SIGTERM came. Whether the relay is to end at once: a device is detached first, which ends it.
     fn told_to_end(&mut self) -> bool;
+}
+
+/// What becomes readable when a signal comes.
+pub(crate) struct Signals {
+    /// It is to end.
+    pub(crate) terminate: UnixStream,
+    /// It is to look whether the export has grown.
+    pub(crate) look: UnixStream,
+}
+
+impl Signals {
+    /// Whether one came since this was asked.
+    fn came(mut signal: &UnixStream) -> bool {
+        io::Read::read(&mut signal, &mut [0; 16]).is_ok_and(|read| read > 0)
+    }
 }
 
 /// A relay between two sockets.
@@ -83,6 +102,8 @@ pub(crate) struct Relay<O> {
     outgoing: Outbox,
     machine: Machine,
     link: Option<Link>,
+    /// The next link, if there is one already. Nothing is sent over it before the last one has ended.
+    next: Option<Dialled>,
     links: u64,
     dialler: Dialler,
     outage: Outage,
@@ -92,28 +113,30 @@ pub(crate) struct Relay<O> {
     has_ended: bool,
     /// Whether it was the kernel that ended it.
     is_detached: bool,
-    terminate: UnixStream,
+    signals: Signals,
     owner: O,
 }
 
 impl<O: Owner> Relay<O> {
-    /// Begins with a link. `terminate` becomes readable when SIGTERM comes.
+    /// Begins with a link.
     pub(crate) fn new(
         kernel: UnixStream,
         (socket, export): Dialled,
         dialler: Dialler,
         (hold_bytes, dead_after): (usize, Option<Duration>),
-        terminate: UnixStream,
+        signals: Signals,
         owner: O,
     ) -> io::Result<Self> {
         kernel.set_nonblocking(true)?;
-        terminate.set_nonblocking(true)?;
+        signals.terminate.set_nonblocking(true)?;
+        signals.look.set_nonblocking(true)?;
         let mut relay = Self {
             kernel,
             incoming: Cutter::new(),
             outgoing: Outbox::default(),
             machine: Machine::new(export.clone(), hold_bytes),
             link: None,
+            next: None,
             links: 0,
             dialler,
             outage: Outage::none(Instant::now()),
@@ -121,7 +144,7 @@ impl<O: Owner> Relay<O> {
             dead_after,
             has_ended: false,
             is_detached: false,
-            terminate,
+            signals,
             owner,
         };
         relay.link_up((socket, export));
@@ -133,12 +156,18 @@ impl<O: Owner> Relay<O> {
         while !self.has_ended {
             self.send();
             self.wait()?;
-            if io::Read::read(&mut &self.terminate, &mut [0; 16]).is_ok_and(|read| read > 0) {
+            if Signals::came(&self.signals.terminate) {
                 self.has_ended = self.owner.told_to_end();
+            }
+            // Without a link the next one tells.
+            if Signals::came(&self.signals.look) && self.link.is_some() {
+                self.dialler.look();
             }
             for news in self.dialler.news() {
                 match news {
+                    News::Up(dialled) if self.link.is_some() => self.look_at(dialled),
                     News::Up(dialled) => self.link_up(dialled),
+                    News::Failed(why) if self.link.is_some() => self.not_seen(&why),
                     News::Failed(why) => self.is_away(&why),
                 }
             }
@@ -157,7 +186,8 @@ impl<O: Owner> Relay<O> {
             false => PollFlags::IN | PollFlags::OUT,
         };
         let mut sockets = vec![
-            PollFd::new(&self.terminate, PollFlags::IN),
+            PollFd::new(&self.signals.terminate, PollFlags::IN),
+            PollFd::new(&self.signals.look, PollFlags::IN),
             PollFd::new(self.dialler.woken(), PollFlags::IN),
         ];
         // More than any kernel asks for at once is left in the socket.
@@ -208,7 +238,28 @@ impl<O: Owner> Relay<O> {
     fn link_lost(&mut self, why: String) {
         let began = self.link.take().map(|link| link.began);
         self.is_away(&why);
-        self.dialler.begin(began);
+        match self.next.take() {
+            Some(dialled) => self.link_up(dialled),
+            None => self.dialler.begin(began),
+        }
+    }
+
+    /// Another connection while there is a link. The link is given up for a larger export alone: it may be the only one that there ever is
+    /// to this export, whatever is served at its address now.
+    fn look_at(&mut self, dialled: Dialled) {
+        match self.machine.is_larger(&dialled.1) {
+            Ok(true) => {
+                self.next = Some(dialled);
+                self.handle(Event::Larger);
+            }
+            Ok(false) => self.owner.looked(None),
+            Err(why) => self.not_seen(&why),
+        }
+    }
+
+    fn not_seen(&mut self, why: &str) {
+        log::warn!("whether the export has grown cannot be seen: {why}; the link stays");
+        self.owner.looked(Some(why));
     }
 
     fn is_away(&mut self, why: &str) {
@@ -259,6 +310,7 @@ impl<O: Owner> Relay<O> {
                 }
                 Action::ToKernel(reply) => self.outgoing.push(&reply.header(), reply.payload),
                 Action::Reconnect { why } => self.link_lost(why),
+                Action::Grow(size) => self.owner.grown(size),
                 Action::End => (self.has_ended, self.is_detached) = (true, true),
             }
         }

@@ -35,6 +35,14 @@ pub struct Attached {
     pub lost: Option<String>,
     /// When it got or lost its link, in seconds since 1970.
     pub link_since: u64,
+    /// How many bytes the device has; none if its relay, of an earlier release, does not say.
+    pub size: Option<u64>,
+    /// How many the export has, in whole blocks: more than the device until that has grown.
+    pub export_size: Option<u64>,
+    /// Why the device has not grown to that, or why it is not known what the export has.
+    pub not_grown: Option<String>,
+    /// How often the export's size was asked for since the device was made.
+    pub(crate) looks: u64,
     /// Whether the relay was there when this was read.
     pub(crate) has_relay: bool,
 }
@@ -56,10 +64,11 @@ impl Attached {
         if self.lost.is_some() != lost.is_some() {
             self.link_since = now;
         }
-        self.lost = lost.map(|why| why.replace(char::is_control, " "));
+        self.lost = lost.map(in_one_line);
     }
 
     fn text(&self) -> String {
+        let number = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
         let values = [
             ("DEVICE", self.device.clone()),
             ("URI", self.uri.clone()),
@@ -73,6 +82,13 @@ impl Attached {
             ("SINCE", self.since.to_string()),
             ("LOST", self.lost.clone().unwrap_or_default()),
             ("LINK_SINCE", self.link_since.to_string()),
+            ("SIZE", number(self.size)),
+            ("EXPORT_SIZE", number(self.export_size)),
+            (
+                "NOT_GROWN",
+                self.not_grown.as_deref().map(in_one_line).unwrap_or_default(),
+            ),
+            ("LOOKS", self.looks.to_string()),
         ];
         // udev takes no empty values.
         let lines = values.iter().filter(|(_, value)| !value.is_empty());
@@ -87,6 +103,7 @@ impl Attached {
                 .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
         };
         let some = |key: &str| value(key).filter(|text| !text.is_empty()).map(str::to_owned);
+        let number = |key: &str| value(key).and_then(|text| text.parse().ok());
         Some(Self {
             device: some("HYPERNBD_DEVICE")?,
             uri: some("HYPERNBD_URI")?,
@@ -97,9 +114,17 @@ impl Attached {
             since: value("HYPERNBD_SINCE")?.parse().ok()?,
             lost: some("HYPERNBD_LOST"),
             link_since: value("HYPERNBD_LINK_SINCE")?.parse().ok()?,
+            size: number("HYPERNBD_SIZE"),
+            export_size: number("HYPERNBD_EXPORT_SIZE"),
+            not_grown: some("HYPERNBD_NOT_GROWN"),
+            looks: number("HYPERNBD_LOOKS").unwrap_or_default(),
             has_relay: false,
         })
     }
+}
+
+fn in_one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// Seconds since 1970.
@@ -230,6 +255,10 @@ mod tests {
             made_by: Some(77),
             since: 5,
             link_since: 5,
+            size: Some(1 << 20),
+            export_size: Some(1 << 21),
+            not_grown: Some("it is busy".to_owned()),
+            looks: 3,
             ..Attached::default()
         }
     }
@@ -245,6 +274,9 @@ mod tests {
             uri: "nbd://h".to_owned(),
             made_by: None,
             lock: "relay-of-other".to_owned(),
+            size: None,
+            export_size: None,
+            not_grown: None,
             ..one.clone()
         };
         one.note_link(Some("it is\ngone"), 6);

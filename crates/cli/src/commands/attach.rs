@@ -80,6 +80,10 @@ pub struct ListArgs {
     /// Print JSON, with times in seconds since 1970
     #[arg(long)]
     pub json: bool,
+
+    /// Ask the server of this device, named as for detach, whether its export has grown; the device gets the new size in use
+    #[arg(long, value_name = "DEVICE", conflicts_with = "json")]
+    pub refresh: Option<String>,
 }
 
 /// Attaches, in the background unless told otherwise.
@@ -121,8 +125,11 @@ pub fn detach(args: &DetachArgs) -> Result<()> {
     output::line(format_args!("{device} is detached"))
 }
 
-/// Lists what is attached.
+/// Lists what is attached, or has a device look whether its export has grown.
 pub fn list(args: &ListArgs) -> Result<()> {
+    if let Some(device) = &args.refresh {
+        return refresh(device);
+    }
     let all = hypernbd_attach::attached()?;
     if args.json {
         let all: Vec<_> = all.iter().map(as_json).collect();
@@ -131,18 +138,45 @@ pub fn list(args: &ListArgs) -> Result<()> {
     if all.is_empty() {
         return output::line("nothing is attached");
     }
-    let mut text = format!("{:<12} {:<16} {:<24} SERVER\n", "DEVICE", "NAME", "SINCE");
+    let mut text = format!(
+        "{:<12} {:<16} {:<16} {:<24} SERVER\n",
+        "DEVICE", "BYTES", "NAME", "SINCE"
+    );
     for one in &all {
         let state = match (&one.lost, one.is_alive()) {
             (_, false) => "; its relay is gone: detach it".to_owned(),
             (Some(why), true) => format!("; away since {} ({why})", output::time(1000 * one.link_since)),
-            (None, true) => String::new(),
+            (None, true) => match (&one.not_grown, one.export_size) {
+                (Some(why), Some(size)) => format!("; its export has {size} bytes ({why})"),
+                _ => String::new(),
+            },
         };
+        let size = size(one);
         let name = one.name.as_deref().unwrap_or("-");
         let since = output::time(1000 * one.since);
-        text += &format!("{:<12} {name:<16} {since:<24} {}{state}\n", one.device, one.uri);
+        text += &format!(
+            "{:<12} {size:<16} {name:<16} {since:<24} {}{state}\n",
+            one.device, one.uri
+        );
     }
     output::write(text)
+}
+
+fn refresh(device: &str) -> Result<()> {
+    let (before, now) = hypernbd_attach::refresh(device)?;
+    output::line(match before.size == now.size {
+        true => format!("{} has {} bytes, as before", now.device, size(&now)),
+        false => format!(
+            "{} has {} bytes now, and had {}",
+            now.device,
+            size(&now),
+            size(&before)
+        ),
+    })
+}
+
+fn size(one: &Attached) -> String {
+    one.size.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string())
 }
 
 fn as_json(one: &Attached) -> serde_json::Value {
@@ -150,6 +184,9 @@ fn as_json(one: &Attached) -> serde_json::Value {
         "device": one.device,
         "name": one.name,
         "uri": one.uri,
+        "size": one.size,
+        "export_size": one.export_size,
+        "not_grown_by": one.not_grown,
         "pid": one.pid,
         "since": one.since,
         "relay_is_alive": one.is_alive(),
