@@ -23,6 +23,7 @@ RUN = {
     "migrating.md": 4 + 1,
     "postgresql.md": 2,
     "qemu.md": 1,
+    "restarts.md": 0,
     "spark.md": 4,
     "systemd.md": 0,
 }
