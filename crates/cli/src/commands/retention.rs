@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use hypernbd_volume::admin::retention;
+use anyhow::{Result, bail};
+use hypernbd_volume::admin::{self, retention};
+use hypernbd_volume::monitor::client::{self, ClientError};
 use hypernbd_volume::monitor::control::{Gone, RetentionAnswer, RetentionArguments};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::Listed;
@@ -156,16 +157,33 @@ async fn set(args: &SetArgs, store: &StoreOptions) -> Result<()> {
 /// Lets the server that has the volume open on this machine go by the new rules at once. They are set: without its answer it does so with
 /// its next round. `None` where there is none, or nothing goes by them.
 async fn told(url: &VolumeUrl, store: &StoreOptions) -> Option<RetentionAnswer> {
-    let arguments = RetentionArguments {
-        only_if_automatic: true,
-    };
-    let answer: Result<Option<RetentionAnswer>> = served::tell(url, store, "retention", &arguments).await;
+    let answer = tell(url, store).await;
     match answer {
         Ok(answer) => answer.filter(|answer| answer.gone != Gone::default() || answer.waiting > 0),
         Err(error) => {
             log::warn!("the server of {url} goes by the new rules with its next round: {error:#}");
             None
         }
+    }
+}
+
+async fn tell(url: &VolumeUrl, store: &StoreOptions) -> Result<Option<RetentionAnswer>> {
+    let lease = admin::lease_of(url, store).await?;
+    let Some(place) = served::place(lease.as_ref()) else {
+        return Ok(None);
+    };
+    let volume = lease.map(|lease| lease.volume_id);
+    let arguments = RetentionArguments {
+        only_if_automatic: true,
+    };
+    match client::tell_of(&place, volume, "retention", &arguments).await {
+        Ok(answer) => Ok(Some(answer)),
+        // It may be on its way out.
+        Err(ClientError::Unreachable { .. }) => Ok(None),
+        Err(ClientError::Refused { status: 404, .. }) => {
+            bail!("it is of an earlier release, which cannot be told of them")
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

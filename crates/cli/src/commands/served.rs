@@ -30,7 +30,8 @@ pub async fn tell<T: DeserializeOwned>(
     let Some(place) = place(lease.as_ref()) else {
         return Ok(None);
     };
-    match client::tell(&place, verb, arguments).await {
+    let volume = lease.map(|lease| lease.volume_id);
+    match client::tell_of(&place, volume, verb, arguments).await {
         Ok(answer) => Ok(Some(answer)),
         // It may be on its way out.
         Err(ClientError::Unreachable { .. }) => Ok(None),

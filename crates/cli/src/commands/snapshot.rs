@@ -115,7 +115,8 @@ async fn create(args: &CreateArgs, store: &StoreOptions) -> Result<Made> {
             let arguments = SnapshotArguments {
                 name: args.name.to_string(),
             };
-            match client::tell(&ServerAddress::Unix(control.into()), "snapshot", &arguments).await {
+            let (place, volume) = (ServerAddress::Unix(control.into()), Some(lease.volume_id));
+            match client::tell_of(&place, volume, "snapshot", &arguments).await {
                 Err(error @ (ClientError::Unreachable { .. } | ClientError::Foreign { .. })) => {
                     log::warn!("{:#}", anyhow::Error::from(error));
                 }

@@ -13,6 +13,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::control::VOLUME_HEADER;
+use crate::base::volume_id::VolumeId;
+
 /// How long a connection, and the answer to a question, are waited for. What a server is told to do takes as long as it takes.
 const ASK_TIME_MAX: Duration = Duration::from_secs(15);
 
@@ -71,7 +74,7 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`].
 pub async fn ask<T: DeserializeOwned>(place: &ServerAddress, path: &str) -> Result<T, ClientError> {
-    let asked = exchange(place, Method::GET, path, Bytes::new());
+    let asked = exchange(place, Method::GET, path, None, Bytes::new());
     let answer = tokio::time::timeout(ASK_TIME_MAX, asked).await;
     let answer = answer.unwrap_or_else(|_| Err(unreachable(place, timed_out())))?;
     read(place, &answer)
@@ -86,9 +89,22 @@ pub async fn tell<T: DeserializeOwned>(
     verb: &str,
     arguments: &impl Serialize,
 ) -> Result<T, ClientError> {
+    tell_of(place, None, verb, arguments).await
+}
+
+/// As [`tell`], about this volume: a server that has another one open refuses. Servers of earlier releases do not look at that.
+///
+/// # Errors
+/// [`ClientError`].
+pub async fn tell_of<T: DeserializeOwned>(
+    place: &ServerAddress,
+    volume: Option<VolumeId>,
+    verb: &str,
+    arguments: &impl Serialize,
+) -> Result<T, ClientError> {
     let body = serde_json::to_vec(arguments).map_err(|e| foreign(place, e))?;
     let path = format!("{}{verb}", super::control::VERSION);
-    let answer = exchange(place, Method::POST, &path, body.into()).await?;
+    let answer = exchange(place, Method::POST, &path, volume, body.into()).await?;
     read(place, &answer)
 }
 
@@ -126,16 +142,17 @@ async fn exchange(
     place: &ServerAddress,
     method: Method,
     path: &str,
+    volume: Option<VolumeId>,
     body: Bytes,
 ) -> Result<(u16, Bytes), ClientError> {
     match place {
         ServerAddress::Tcp(address) => {
             let stream = connected(place, tokio::net::TcpStream::connect(address)).await?;
-            exchange_on(stream, place, method, path, body).await
+            exchange_on(stream, place, method, path, volume, body).await
         }
         ServerAddress::Unix(socket) => {
             let stream = connected(place, tokio::net::UnixStream::connect(socket)).await?;
-            exchange_on(stream, place, method, path, body).await
+            exchange_on(stream, place, method, path, volume, body).await
         }
     }
 }
@@ -155,15 +172,18 @@ async fn exchange_on<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     place: &ServerAddress,
     method: Method,
     path: &str,
+    volume: Option<VolumeId>,
     body: Bytes,
 ) -> Result<(u16, Bytes), ClientError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| foreign(place, e))?;
     let carried = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(volume) = volume {
+        request = request.header(VOLUME_HEADER, volume.to_string());
+    }
+    let request = request
         .header(HOST, "localhost")
         .header(CONTENT_TYPE, super::http::JSON)
         .body(Full::new(body))

@@ -22,6 +22,9 @@ use crate::volume::Volume;
 /// Paths of the verbs begin so. Another number is another meaning.
 pub(super) const VERSION: &str = "/v1/";
 
+/// Names the volume that a verb is about, by its id, where who asks knows it.
+pub(super) const VOLUME_HEADER: &str = "hypernbd-volume";
+
 /// What a server is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verb {
@@ -237,7 +240,24 @@ fn without_secret(value: &str) -> String {
     }
 }
 
+/// Refuses what is about another volume than the one that is open: who asks has found the socket by a lease that may be of the past.
+pub(super) fn check_volume(asked: Option<&str>, open: Option<&str>) -> Result<(), Refusal> {
+    match (asked, open) {
+        (Some(asked), Some(open)) if asked != open => {
+            let why = format!("this server has volume {open} open, and not {asked}: give the command again");
+            Err(Refusal::new(StatusCode::CONFLICT, why))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Monitor {
+    /// As [`check_volume`], by what is open now.
+    pub(super) fn check_volume(&self, asked: Option<&str>) -> Result<(), Refusal> {
+        let now = self.served.now();
+        check_volume(asked, now.volume.as_ref().and_then(|volume| volume.identity()))
+    }
+
     /// A report for somebody who was not there. Holds no credential.
     pub(super) fn report(&self) -> Report {
         let parameters = self.given.iter();
@@ -387,6 +407,15 @@ mod tests {
             verb("/v1/set", br#"{"log": "debug"}"#).unwrap(),
             Verb::Set(settings)
         );
+    }
+
+    #[test]
+    fn what_is_about_another_volume_is_refused() {
+        let refused = check_volume(Some("a"), Some("b")).unwrap_err();
+        assert_eq!(refused.status, StatusCode::CONFLICT);
+        for (asked, open) in [(Some("a"), Some("a")), (None, Some("b")), (Some("a"), None)] {
+            assert_eq!(check_volume(asked, open), Ok(()));
+        }
     }
 
     #[test]

@@ -217,9 +217,11 @@ async fn respond(
     if request.method() != Method::POST {
         return refused_method("only POST is answered here\n", "POST");
     }
+    let volume = request.headers().get(control::VOLUME_HEADER);
+    let volume = volume.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
     let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
     let done = match tokio::time::timeout(CONNECTION_TIME_MAX, body).await {
-        Ok(Ok(body)) => told(monitor, path, body.to_bytes(), ending).await,
+        Ok(Ok(body)) => told(monitor, path, volume, body.to_bytes(), ending).await,
         Ok(Err(_)) => Err(Refusal {
             status: StatusCode::PAYLOAD_TOO_LARGE,
             why: format!("the body broke off, or is longer than {BODY_BYTES_MAX} bytes"),
@@ -249,10 +251,12 @@ impl Drop for Waiting {
 async fn told(
     monitor: Arc<Monitor>,
     path: String,
+    volume: Option<String>,
     body: Bytes,
     ending: &Ending,
 ) -> Result<serde_json::Value, Refusal> {
     let verb = control::verb(&path, &body)?;
+    monitor.check_volume(volume.as_deref())?;
     ending.note(&verb);
     let runtime = tokio::runtime::Handle::current();
     let waiting = Waiting::default();
