@@ -12,7 +12,7 @@ use hypernbd_volume::transfer::{Control, Phase};
 use hypernbd_volume::units::format_size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::process::Signal;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::commands::supervise::is_ignored;
@@ -43,6 +43,11 @@ pub struct Watch {
 impl Watch {
     /// Shows a bar on standard error, where that is a terminal, and listens for signals.
     pub fn start(runtime: &Runtime, at_signal: AtSignal) -> Result<Self> {
+        Self::on(runtime.handle(), at_signal)
+    }
+
+    /// As [`Self::start`], for who is on the runtime already.
+    pub fn on(runtime: &Handle, at_signal: AtSignal) -> Result<Self> {
         let control = Arc::new(Control::default());
         let number = Arc::new(AtomicI32::new(0));
         listen(runtime, at_signal, control.clone(), number.clone())?;
@@ -81,7 +86,7 @@ impl Drop for Watch {
 }
 
 fn listen(
-    runtime: &Runtime,
+    runtime: &Handle,
     at_signal: AtSignal,
     control: Arc<Control>,
     number: Arc<AtomicI32>,

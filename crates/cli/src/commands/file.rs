@@ -7,7 +7,7 @@ use hypernbd_volume::units::parse_size;
 use hypernbd_volume::url::VolumeUrl;
 
 use super::delete::{self, Unasked};
-use super::resize::resize;
+use super::resize::{NewSize, PATIENCE, resize};
 use super::{prune, rollback, space};
 use crate::flags::block_size;
 
@@ -43,7 +43,7 @@ pub struct CreateOptArgs {
 /// Arguments of `set-len`.
 #[derive(Debug, clap::Args)]
 pub struct SetLenArgs {
-    /// The volume; no server may have it open
+    /// The volume; its server makes it longer while it has it open
     pub url: VolumeUrl,
 
     /// The new length
@@ -66,7 +66,13 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
             admin::create(&args.url, store, &options).await?;
         }
         Command::SetLen(args) => {
-            resize(&args.url, store, args.size_bytes, false, args.takeover).await?;
+            let wanted = NewSize {
+                size_bytes: args.size_bytes,
+                shrink: false,
+                takeover: args.takeover,
+                patience: PATIENCE,
+            };
+            resize(&args.url, store, wanted).await?;
         }
         Command::Prune(args) => prune::run(args, store).await?,
         Command::Du(args) => space::run(args, store).await?,

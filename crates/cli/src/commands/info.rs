@@ -77,6 +77,19 @@ fn table(info: &VolumeInfo) -> String {
         .lease
         .iter()
         .filter(|lease| lease.state != LeaseState::Released);
+    let growth = info
+        .lease
+        .iter()
+        .filter(|lease| lease.is_held())
+        .filter_map(|lease| lease.growth.as_ref())
+        .filter(|growth| growth.is_pending())
+        .map(|growth| {
+            let (size, asked) = (format_size(growth.size_bytes), output::time(growth.asked_ms));
+            (
+                "asked to grow",
+                format!("to {size}, by {} {asked}", growth.asked_by),
+            )
+        });
     let import = info.import.iter().map(|import| {
         let text = format!(
             "of {}, not finished: the volume is half made",
@@ -109,6 +122,7 @@ fn table(info: &VolumeInfo) -> String {
         ("clone", format!("{place} of checkpoint {}", clone.checkpoint))
     });
     rows.into_iter()
+        .chain(growth)
         .chain(counter)
         .chain(log)
         .chain(import)

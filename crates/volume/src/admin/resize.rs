@@ -17,7 +17,7 @@ use crate::store::Store;
 /// What the user can do once the WAL is closed.
 const THEN: &str = "resize it";
 
-/// Gives the volume a new size. A server running on it must be stopped first.
+/// Gives the volume a new size. A server running on it must be stopped first; it may be asked to grow it (`ask_to_grow`).
 ///
 /// # Errors
 /// [`VolumeError::InvalidInput`] for a smaller size unless `allow_shrink`: bytes past the new end are lost.

@@ -51,6 +51,11 @@ pub(super) fn this_process() -> Holder {
     }
 }
 
+/// This process, as whoever asks a holder for something is named.
+pub(crate) fn asker() -> String {
+    this_process().to_string()
+}
+
 impl Holder {
     /// Whether the holder's process can be seen from here by its number: it is on this machine, in this boot and
     /// process namespace.

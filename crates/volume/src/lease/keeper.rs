@@ -1,13 +1,16 @@
 //! The lease in the store: carries out what the state machines decide.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use log::{info, warn};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
+use super::grower::{Grow, Grower};
+use super::growth::{self, GrowthRequest, GrowthStage};
 use super::host::{self, HeldHere};
 use super::record::{LeaseRecord, LeaseState};
 use super::state::{
@@ -80,6 +83,7 @@ pub struct Lease {
     lost: watch::Sender<Option<String>>,
     release: Mutex<Option<oneshot::Sender<Release>>>,
     held: Mutex<Option<HeldHere>>,
+    grower: Grower,
 }
 
 #[derive(Debug)]
@@ -167,7 +171,15 @@ impl Lease {
         let counted = &store.metrics().lease;
         counted.is_held.set(1);
         counted.epoch.set(record.epoch);
-        tokio::spawn(keep(store.clone(), Keep::new(stored), released, lost.clone()));
+        let grower = Grower::default();
+        let keeping = keep(
+            store.clone(),
+            Keep::new(stored),
+            released,
+            lost.clone(),
+            grower.clone(),
+        );
+        tokio::spawn(keeping);
         Arc::new(Self {
             store,
             record,
@@ -175,6 +187,7 @@ impl Lease {
             lost,
             release: Mutex::new(Some(release)),
             held: Mutex::new(Some(held)),
+            grower,
         })
     }
 
@@ -191,6 +204,11 @@ impl Lease {
     /// Whether an earlier owner may still run without knowing that it lost the volume.
     pub fn older_may_run(&self) -> bool {
         self.record.older_may_run
+    }
+
+    /// From now on requests to grow that the lease brings are carried out by this.
+    pub(crate) fn grow_with(&self, grow: Grow) {
+        self.grower.set(grow);
     }
 
     /// Resolves to the reason when the lease is lost, or to `None` when the lease was dropped.
@@ -272,6 +290,7 @@ fn take_options(options: &LeaseOptions, volume_id: VolumeId) -> TakeOptions {
             write_buffer_dir: options.write_buffer_dir.clone(),
             control: options.control.clone(),
             older_may_run: false,
+            growth: None,
         },
         takeover: options.takeover,
         known_expired: options.sighting.as_ref().map(|s| s.lease.version.clone()),
@@ -401,7 +420,11 @@ async fn keep(
     mut machine: Keep,
     mut released: oneshot::Receiver<Release>,
     lost: watch::Sender<Option<String>>,
+    grower: Grower,
 ) {
+    let mut growth: Option<JoinHandle<GrowthStage>> = None;
+    // When the lease with the last request was stored, by the store's clock.
+    let mut asked_at: Option<SystemTime> = None;
     let duration = machine.duration();
     let metrics = store.metrics().clone();
     let counted = &metrics.lease;
@@ -410,6 +433,10 @@ async fn keep(
         let mut until: Option<Instant> = None;
         let mut event = tokio::select! {
             () = tokio::time::sleep(duration / 3) => KeepEvent::RenewDue,
+            stage = end_of(&mut growth) => {
+                growth = None;
+                KeepEvent::GrowthEnded(stage)
+            }
             asked = &mut released => match asked {
                 Ok(release) => {
                     done = Some(release.done);
@@ -454,10 +481,26 @@ async fn keep(
                         }
                     }
                 }
-                KeepAction::Read => match tokio::time::timeout(limit, stored(&store)).await {
-                    Ok(Ok(found)) => KeepEvent::Found(found),
+                KeepAction::Read => match tokio::time::timeout(limit, stored_with_time(&store)).await {
+                    Ok(Ok(found)) => {
+                        let (found, at) = found.unzip();
+                        // Over the request is only what says that it is taken: the time stays the one of the request.
+                        let is_asked = |found: &Stored| {
+                            let growth = found.record.growth.as_ref();
+                            growth.is_some_and(|growth| growth.stage == GrowthStage::Asked)
+                        };
+                        if found.as_ref().is_some_and(is_asked) {
+                            asked_at = at;
+                        }
+                        KeepEvent::Found(found)
+                    }
                     _ => KeepEvent::ReadFailed,
                 },
+                KeepAction::Grow(request) => {
+                    let grown = grower.clone().carry_out(store.clone(), request, asked_at.take());
+                    growth = Some(tokio::spawn(grown));
+                    break;
+                }
                 KeepAction::Lost { to } => {
                     counted.is_held.set(0);
                     lost.send_if_modified(|known| {
@@ -479,6 +522,16 @@ async fn keep(
     }
 }
 
+/// The end of the growth that is under way. Never resolves without one.
+async fn end_of(growth: &mut Option<JoinHandle<GrowthStage>>) -> GrowthStage {
+    match growth {
+        Some(growth) => growth.await.unwrap_or_else(|e| GrowthStage::Failed {
+            why: format!("it ended early: {e}"),
+        }),
+        None => std::future::pending().await,
+    }
+}
+
 fn warn_of(store: &Store, record: &LeaseRecord, why: &str) {
     let what = match record.is_held() {
         true => "renewed",
@@ -495,11 +548,14 @@ enum Put {
 }
 
 async fn put(store: &Store, record: &LeaseRecord, expected: Option<&ETag>) -> Put {
+    match serde_json::to_vec_pretty(record) {
+        Ok(body) => put_body(store, body, expected).await,
+        Err(e) => Put::Failed(VolumeError::Internal(e.to_string())),
+    }
+}
+
+async fn put_body(store: &Store, body: Vec<u8>, expected: Option<&ETag>) -> Put {
     let key = store.meta_key(NAME);
-    let body = match serde_json::to_vec_pretty(record) {
-        Ok(body) => body,
-        Err(e) => return Put::Failed(VolumeError::Internal(e.to_string())),
-    };
     let written = match expected {
         Some(version) => store.put_if_match(&key, body, version).await,
         None => store.put_create_only(&key, body).await,
@@ -518,21 +574,57 @@ async fn put(store: &Store, record: &LeaseRecord, expected: Option<&ETag>) -> Pu
     }
 }
 
+/// Writes a request into the lease that is stored as `expected`, for somebody who asks its holder. All else in it stays, also what this
+/// release does not know. Whether the store is known to have done it; if not, the stored lease tells.
+///
+/// # Errors
+/// When the store refuses it for good.
+pub(crate) async fn put_request(
+    store: &Store,
+    request: &GrowthRequest,
+    expected: &ETag,
+) -> Result<bool, VolumeError> {
+    let key = store.meta_key(NAME);
+    let stored = store.get(&key).await?;
+    let Some((body, _)) = stored.filter(|(_, version)| version == expected) else {
+        return Ok(false);
+    };
+    let internal = |e: serde_json::Error| VolumeError::Internal(e.to_string());
+    let mut lease: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&body).map_err(internal)?;
+    lease.insert(
+        growth::FIELD.to_owned(),
+        serde_json::to_value(request).map_err(internal)?,
+    );
+    let body = serde_json::to_vec_pretty(&lease).map_err(internal)?;
+    match put_body(store, body, Some(expected)).await {
+        Put::Accepted(_) => Ok(true),
+        Put::Refused | Put::Unknown(_) => Ok(false),
+        Put::Failed(e) => Err(e),
+    }
+}
+
 /// Loads the lease with its ETag, if there is one.
 ///
 /// # Errors
 /// As [`load`].
 pub(crate) async fn stored(store: &Store) -> Result<Option<Stored>, VolumeError> {
+    Ok(stored_with_time(store).await?.map(|(stored, _)| stored))
+}
+
+/// As [`stored`], with the time at which it was stored, by the store's clock.
+async fn stored_with_time(store: &Store) -> Result<Option<(Stored, SystemTime)>, VolumeError> {
     let key = store.meta_key(NAME);
-    let Some((body, version)) = store.get(&key).await? else {
+    let Some((body, info)) = store.get_with_info(&key).await? else {
         return Ok(None);
     };
+    let version = info.etag;
     let corrupt = |reason: String| VolumeError::Corrupt {
         what: format!("the lease {key}"),
         reason: format!("{reason}; if no server runs on the volume, delete that object"),
     };
     let record = LeaseRecord::decode(&body).map_err(corrupt)?;
-    Ok(Some(Stored { record, version }))
+    Ok(Some((Stored { record, version }, info.last_modified)))
 }
 
 fn held(store: &Store, by: &LeaseRecord, why: Refusal) -> VolumeError {

@@ -16,11 +16,16 @@
 //! go on if nobody took the volume over meanwhile. If somebody did, the container refuses its writes. A renewal that
 //! fails proves nothing; a renewal that finds another owner's lease ends all writing for good.
 //!
+//! A lease also carries the request of somebody elsewhere that its holder grows the volume (`growth.rs`). That is the one write of a lease by
+//! anybody but its owner: it changes neither token nor epoch nor state, and is stored over the lease that was read or not at all.
+//!
 //! A place that is copied to is held by its lease, or by its label before there is one (`holding.rs`).
 //!
 //! [`state`] decides, and [`Lease`] carries the decisions out on the store. Nothing here deletes the lease, because
 //! some stores ignore a condition on a DELETE.
 
+mod grower;
+mod growth;
 mod holding;
 mod host;
 mod keeper;
@@ -33,7 +38,11 @@ pub mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use grower::Grow;
+pub use growth::{GrowthRequest, GrowthStage};
+pub(crate) use growth::{Outlook, outlook};
 pub(crate) use holding::Holding;
+pub(crate) use host::asker;
 pub use keeper::{BeforePut, Lease, load, probe};
-pub(crate) use keeper::{NAME, new_token, stored};
+pub(crate) use keeper::{NAME, new_token, put_request, stored};
 pub use record::{Holder, LeaseRecord, LeaseState};

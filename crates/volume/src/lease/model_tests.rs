@@ -1,12 +1,14 @@
 //! Invariant O1 in a simulated world: owners take a volume from each other, on a store whose answers are lost and whose
 //! requests arrive late. Any owner may pause at any step for any time, and clocks show arbitrary times.
 //!
+//! Somebody asks the holders for growth in their leases, and takes that back, with writes that arrive late as well.
+//!
 //! The state machines of the lease are the real ones. The owner around them does in steps of one request what
 //! `engine/owner/mod.rs` and `engine/fence.rs` do. One seed is one history; a failure names its seed.
 
 use super::state::*;
 use super::tests::record;
-use super::{LeaseRecord, LeaseState};
+use super::{GrowthRequest, GrowthStage, LeaseRecord, LeaseState};
 use crate::store::ETag;
 
 const OWNERS: usize = 3;
@@ -38,6 +40,7 @@ struct Inode {
 }
 
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // A few are alive at a time.
 enum Request {
     GetLease,
     PutLease(LeaseRecord, Option<ETag>),
@@ -184,6 +187,10 @@ struct World {
     started: u64,
     takeovers: u64,
     fenced: u64,
+    asked: u64,
+    /// Requests to grow that owners began to carry out, and those that are known to have been withdrawn.
+    grown: Vec<String>,
+    withdrawn: Vec<String>,
 }
 
 impl World {
@@ -200,6 +207,9 @@ impl World {
             started: 0,
             takeovers: 0,
             fenced: 0,
+            asked: 0,
+            grown: Vec::new(),
+            withdrawn: Vec::new(),
         };
         for _ in 0..OWNERS {
             let owner = world.start();
@@ -245,6 +255,7 @@ impl World {
         let is_lease = self.pick(3) == 0;
         match self.pick(20) {
             0 => self.now_ms += self.pick(400),
+            1 if self.pick(10) == 0 => self.ask(),
             1 => {
                 if !self.strays.is_empty() {
                     let n = self.pick(self.strays.len() as u64) as usize;
@@ -265,6 +276,58 @@ impl World {
             9..=12 => self.deliver(at, is_lease),
             13..=16 => self.hear(at, is_lease),
             _ => self.go_on(at),
+        }
+    }
+
+    /// Somebody who has read the lease asks its holder to grow the volume, or takes that back.
+    fn ask(&mut self) {
+        let Some(Stored { record, version }) =
+            self.store.lease.clone().filter(|lease| lease.record.is_held())
+        else {
+            return;
+        };
+        let growth = match &record.growth {
+            Some(asked) if asked.stage == GrowthStage::Asked => asked.at(GrowthStage::Withdrawn),
+            Some(taken) if taken.is_pending() => return,
+            _ => {
+                self.asked += 1;
+                GrowthRequest {
+                    id: self.asked.to_string(),
+                    volume_id: record.volume_id,
+                    size_bytes: 1,
+                    asked_ms: 0,
+                    valid_ms: 0,
+                    asked_by: "somebody".into(),
+                    stage: GrowthStage::Asked,
+                }
+            }
+        };
+        let request = Request::PutLease(
+            LeaseRecord {
+                growth: Some(growth.clone()),
+                ..record
+            },
+            Some(version),
+        );
+        if self.pick(3) == 0 {
+            self.strays.push(request);
+            return;
+        }
+        let is_stored = matches!(self.store.carry_out(request), Answer::LeasePut(_));
+        if is_stored && growth.stage == GrowthStage::Withdrawn {
+            self.withdrawn.push(growth.id);
+        }
+    }
+
+    /// What was asked for is begun once at most, and never once it was taken back.
+    fn assert_grown_as_asked(&self, seed: u64) {
+        let mut begun = std::collections::HashSet::new();
+        for id in &self.grown {
+            assert!(begun.insert(id), "request {id} was begun twice, seed {seed}");
+            assert!(
+                !self.withdrawn.contains(id),
+                "request {id} was withdrawn, seed {seed}"
+            );
         }
     }
 
@@ -337,6 +400,10 @@ impl World {
         let Some(keep) = owner.keep.as_mut() else { return };
         match keep.on(event) {
             KeepAction::Wait => {}
+            KeepAction::Grow(request) => {
+                self.grown.push(request.id);
+                self.keep_on(at, KeepEvent::GrowthEnded(GrowthStage::Grown { size_bytes: 1 }));
+            }
             KeepAction::Put { record, expected } => {
                 owner.lease_line.request = Some(Request::PutLease(record, Some(expected)))
             }
@@ -550,20 +617,31 @@ impl World {
 #[test]
 fn of_two_owners_one_at_most_publishes_after_the_others_takeover() {
     let (mut acknowledged, mut takeovers, mut fenced, mut released) = (0, 0, 0, 0);
+    let (mut grown, mut withdrawn) = (0, 0);
     for seed in 0..HISTORIES {
         let world = World::new(seed, ALL).run();
         assert_eq!(world.store.violation, None, "O1, seed {seed}");
         acknowledged += world.acknowledged.len();
         takeovers += world.takeovers;
         fenced += world.fenced;
+        world.assert_grown_as_asked(seed);
+        grown += world.grown.len();
+        withdrawn += world.withdrawn.len();
         let lease = world.store.lease.map(|l| l.record.state);
         released += u32::from(lease == Some(LeaseState::Released));
     }
     // Histories in which nothing happens prove nothing.
-    let seen = format!("{acknowledged} writes, {takeovers} takeovers, {fenced} fenced, {released} released");
+    let seen = format!(
+        "{acknowledged} writes, {takeovers} takeovers, {fenced} fenced, {released} released, {grown} grown, {withdrawn} withdrawn"
+    );
     println!("{seen}");
     assert!(
-        acknowledged > 10_000 && takeovers > 20_000 && fenced > 2000 && released > 10,
+        acknowledged > 10_000
+            && takeovers > 20_000
+            && fenced > 2000
+            && released > 10
+            && grown > 100
+            && withdrawn > 100,
         "{seen}"
     );
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::growth::{self, GrowthRequest};
 use super::host;
 use super::state::Liveness;
 use crate::base::stored_text;
@@ -90,6 +91,13 @@ pub struct LeaseRecord {
     /// An earlier owner may still run, and not know yet that it is none any more. Once so, it stays so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub older_may_run: bool,
+    /// The request that its holder grows the volume, and what became of it. Releases that do not know it drop it with their next renewal.
+    #[serde(
+        default,
+        deserialize_with = "growth::readable",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub growth: Option<GrowthRequest>,
 }
 
 /// The longest duration that a server may be configured with, because others may have to wait that long for the lease.

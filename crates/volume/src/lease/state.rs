@@ -16,13 +16,16 @@
 //! | held, seen to change | refused: its holder is alive |
 //! | ours | taken: an earlier write of ours took effect, and its answer was lost |
 //!
+//! A lease in which somebody has asked its holder for something (`growth.rs`) has not been seen to change.
+//!
 //! Keeping, [`Keep`]: the lease is renewed regularly. A failed renewal proves nothing and is tried again. Only another
-//! owner's token, or an absent lease, is a loss, and a loss is final.
+//! owner's token, or an absent lease, is a loss, and a loss is final. A renewal that was refused may have met a request.
 //!
 //! Giving it back: one failed request would make the next server wait until the lease has run out. So after a clean end the stored lease
 //! is looked at, and the release is written once more, over nothing but the lease that was this owner's then. Nothing waits longer for a
 //! store that is away.
 
+use super::growth::{Growing, GrowthRequest, GrowthStage, Step};
 use super::record::{LeaseRecord, LeaseState};
 use crate::store::ETag;
 
@@ -149,8 +152,19 @@ pub struct TakeOptions {
 
 #[derive(Debug, Clone)]
 struct Watch {
-    version: ETag,
+    stored: Stored,
     since_ms: u64,
+}
+
+impl Watch {
+    /// Whether the holder has written nothing since: the lease is the same, or somebody else asked something in it.
+    fn is_unchanged(&self, now: &Stored) -> bool {
+        let (then, record) = (&self.stored.record, &now.record);
+        let is_asked_alone = then.growth != record.growth
+            && (&then.token, then.renewals) == (&record.token, record.renewals)
+            && record.is_held();
+        self.stored.version == now.version || is_asked_alone
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -265,12 +279,12 @@ impl Take {
         let watched_ms = match &self.watch {
             None => {
                 self.watch = Some(Watch {
-                    version: version.clone(),
+                    stored: stored.clone(),
                     since_ms: now_ms,
                 });
                 0
             }
-            Some(watch) if watch.version == *version => now_ms.saturating_sub(watch.since_ms),
+            Some(watch) if watch.is_unchanged(&stored) => now_ms.saturating_sub(watch.since_ms),
             Some(watch) => {
                 let watched_ms = now_ms.saturating_sub(watch.since_ms);
                 return refused(record, Refusal::Renewed { watched_ms });
@@ -362,6 +376,8 @@ pub enum KeepEvent {
     ReadFailed,
     /// The requested pause is over.
     Paused,
+    /// What [`KeepAction::Grow`] asked for has this end.
+    GrowthEnded(GrowthStage),
 }
 
 /// The next action for keeping a lease.
@@ -378,6 +394,8 @@ pub enum KeepAction {
     },
     /// Read the lease.
     Read,
+    /// Begin to carry this request out. Then as [`KeepAction::Wait`].
+    Grow(GrowthRequest),
     /// A release failed. Wait a moment, then go on with [`KeepEvent::Paused`].
     Pause,
     /// The lease is another owner's now, or gone. Never write to the volume again.
@@ -399,6 +417,7 @@ pub struct Keep {
     releases_left: u32,
     is_buffer_left: bool,
     is_over: bool,
+    growing: Growing,
 }
 
 impl Keep {
@@ -406,6 +425,7 @@ impl Keep {
     pub fn new(stored: Stored) -> Self {
         Self {
             stored,
+            growing: Growing::Idle,
             release_as: None,
             releases_left: 0,
             is_buffer_left: true,
@@ -445,6 +465,10 @@ impl Keep {
                 };
                 self.done()
             }
+            KeepEvent::GrowthEnded(stage) => {
+                self.growing.ended(stage);
+                self.put()
+            }
             KeepEvent::PutRefused => KeepAction::Read,
             // An outage is no loss. If the write was carried out, the next renewal is refused, and the lease is read.
             KeepEvent::PutUnknown if self.release_as.is_some() => KeepAction::Read,
@@ -463,7 +487,12 @@ impl Keep {
                 let is_changed = stored.version != self.stored.version;
                 self.stored = stored;
                 match (self.release_as.is_some(), self.stored.record.is_held()) {
-                    (false, _) => KeepAction::Wait,
+                    (false, _) => match self.growing.found(&self.stored.record) {
+                        // At once: the other write has taken the place of a renewal.
+                        Step::Put if is_changed => self.put(),
+                        Step::Put | Step::Nothing => KeepAction::Wait,
+                        Step::Begin(request) => KeepAction::Grow(request),
+                    },
                     (true, false) => self.end(KeepAction::Ended),
                     // If an earlier renewal was carried out, the release is written over it. Otherwise the release was not
                     // carried out.
@@ -483,6 +512,7 @@ impl Keep {
             // The epoch stays in a released lease, so that epochs never go back.
             state: self.release_as.unwrap_or(LeaseState::Held),
             renewals: self.stored.record.renewals + 1,
+            growth: self.growing.written(self.release_as.is_some()),
             write_buffer_dir: (self.stored.record.write_buffer_dir.clone()).filter(|_| self.is_buffer_left),
             ..self.stored.record.clone()
         }
@@ -508,9 +538,11 @@ impl Keep {
 
     fn done(&mut self) -> KeepAction {
         if self.release_as.is_some() {
-            self.end(KeepAction::Ended)
-        } else {
-            KeepAction::Wait
+            return self.end(KeepAction::Ended);
+        }
+        match self.growing.stored() {
+            Step::Begin(request) => KeepAction::Grow(request),
+            Step::Put | Step::Nothing => KeepAction::Wait,
         }
     }
 

@@ -206,6 +206,55 @@ fn a_holder_seen_to_renew_is_respected() {
     );
 }
 
+fn asked(stage: GrowthStage) -> GrowthRequest {
+    GrowthRequest {
+        id: "a request".into(),
+        volume_id: record("mine", 5).volume_id,
+        size_bytes: 1 << 30,
+        asked_ms: 0,
+        valid_ms: 1000,
+        asked_by: "somebody".into(),
+        stage,
+    }
+}
+
+fn asking(record: LeaseRecord, stage: GrowthStage) -> LeaseRecord {
+    LeaseRecord {
+        growth: Some(asked(stage)),
+        ..record
+    }
+}
+
+/// Whoever asks a holder that has ended does not make it look alive, nor hide a renewal.
+#[test]
+fn a_holder_that_is_only_asked_for_something_is_not_seen_to_renew() {
+    let held = in_state(LeaseState::Held);
+    let mut take = taker(false, None);
+    take.on(found(held.clone(), "v4", Liveness::Unknown, 0));
+    for (stage, at, now_ms) in [
+        (GrowthStage::Asked, "v5", 100),
+        (GrowthStage::Withdrawn, "v6", 200),
+    ] {
+        let action = take.on(found(asking(held.clone(), stage), at, Liveness::Unknown, now_ms));
+        assert!(matches!(action, TakeAction::Read { .. }), "{action:?}");
+    }
+    let last = asking(held.clone(), GrowthStage::Withdrawn);
+    let action = take.on(found(last, "v6", Liveness::Unknown, held.duration_ms));
+    assert_eq!(action, put_over_one_that_may_run(5, Some("v6")));
+
+    let renewed = asking(
+        LeaseRecord {
+            renewals: 1,
+            ..held.clone()
+        },
+        GrowthStage::Taken,
+    );
+    let mut take = taker(false, None);
+    take.on(found(held, "v4", Liveness::Unknown, 0));
+    let action = take.on(found(renewed, "v5", Liveness::Unknown, 100));
+    assert!(matches!(action, TakeAction::Refused { .. }), "{action:?}");
+}
+
 #[test]
 fn of_two_takers_one_is_refused_whatever_it_was_told() {
     for event in [TakeEvent::PutRefused, TakeEvent::PutUnknown] {
@@ -298,6 +347,100 @@ fn a_store_that_is_away_takes_no_lease() {
             expected: version("v2")
         }
     );
+}
+
+/// A lease in which somebody has asked for something, as a renewal that was refused finds it.
+fn keeper_that_is_asked() -> (Keep, KeepAction) {
+    let mut keep = keeper();
+    keep.on(KeepEvent::RenewDue);
+    assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
+    let found = stored(asking(record("mine", 5), GrowthStage::Asked), "asked");
+    let action = keep.on(KeepEvent::Found(Some(found)));
+    (keep, action)
+}
+
+fn put_over(record: LeaseRecord, at: &str) -> KeepAction {
+    KeepAction::Put {
+        record,
+        expected: version(at),
+    }
+}
+
+#[test]
+fn a_request_is_carried_out_once_it_is_stored_as_taken_and_its_end_is_told() {
+    let (mut keep, action) = keeper_that_is_asked();
+    assert_eq!(action, put_over(asking(renewal(1), GrowthStage::Taken), "asked"));
+    let begun = keep.on(KeepEvent::PutAccepted(version("v2")));
+    assert_eq!(begun, KeepAction::Grow(asked(GrowthStage::Asked)));
+    // Renewals go on meanwhile.
+    let renewed = keep.on(KeepEvent::RenewDue);
+    assert_eq!(renewed, put_over(asking(renewal(2), GrowthStage::Taken), "v2"));
+    assert_eq!(keep.on(KeepEvent::PutAccepted(version("v3"))), KeepAction::Wait);
+    let grown = GrowthStage::Grown { size_bytes: 1 << 30 };
+    let told = keep.on(KeepEvent::GrowthEnded(grown.clone()));
+    assert_eq!(told, put_over(asking(renewal(3), grown.clone()), "v3"));
+    // It is told until there is another one.
+    assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Wait);
+    assert_eq!(
+        keep.on(KeepEvent::RenewDue),
+        put_over(asking(renewal(3), grown), "v3")
+    );
+}
+
+#[test]
+fn a_request_whose_taking_had_no_answer_is_carried_out_when_it_is_found_stored() {
+    let (mut keep, _) = keeper_that_is_asked();
+    assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Wait);
+    keep.on(KeepEvent::RenewDue);
+    assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
+    let taken = || KeepEvent::Found(Some(stored(asking(renewal(1), GrowthStage::Taken), "v2")));
+    assert_eq!(keep.on(taken()), KeepAction::Grow(asked(GrowthStage::Asked)));
+    assert_eq!(keep.on(taken()), KeepAction::Wait, "once");
+}
+
+#[test]
+fn a_request_that_was_withdrawn_before_it_was_taken_is_never_carried_out() {
+    let (mut keep, _) = keeper_that_is_asked();
+    assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
+    let withdrawn = stored(asking(record("mine", 5), GrowthStage::Withdrawn), "withdrawn");
+    assert_eq!(keep.on(KeepEvent::Found(Some(withdrawn))), KeepAction::Wait);
+    assert_eq!(keep.on(KeepEvent::RenewDue), put_over(renewal(1), "withdrawn"));
+    assert_eq!(keep.on(KeepEvent::PutAccepted(version("v2"))), KeepAction::Wait);
+}
+
+#[test]
+fn a_request_for_another_volume_is_refused_and_one_in_a_lease_that_is_given_back_is_dropped() {
+    let mut keep = keeper();
+    keep.on(KeepEvent::RenewDue);
+    keep.on(KeepEvent::PutRefused);
+    let other = GrowthRequest {
+        volume_id: crate::base::volume_id::VolumeId::from_uuid(uuid::Uuid::from_u128(2)),
+        ..asked(GrowthStage::Asked)
+    };
+    let found = LeaseRecord {
+        growth: Some(other),
+        ..record("mine", 5)
+    };
+    let KeepAction::Put { record: answer, .. } = keep.on(KeepEvent::Found(Some(stored(found, "asked"))))
+    else {
+        panic!("no answer");
+    };
+    let stage = answer.growth.map(|growth| growth.stage);
+    assert!(matches!(stage, Some(GrowthStage::Failed { .. })), "{stage:?}");
+    assert_eq!(keep.on(KeepEvent::PutAccepted(version("v2"))), KeepAction::Wait);
+
+    let (mut keep, _) = keeper_that_is_asked();
+    assert_eq!(keep.on(KeepEvent::PutUnknown), KeepAction::Wait);
+    let released = LeaseRecord {
+        state: LeaseState::Released,
+        ..renewal(1)
+    };
+    let wanted = KeepEvent::ReleaseWanted {
+        is_clean: true,
+        is_buffer_left: true,
+    };
+    assert_eq!(keep.on(wanted), put_over(released, "asked"));
+    assert_eq!(keep.on(KeepEvent::PutAccepted(version("v2"))), KeepAction::Ended);
 }
 
 #[test]

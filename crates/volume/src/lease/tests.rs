@@ -24,5 +24,6 @@ pub fn record(token: &str, epoch: u64) -> LeaseRecord {
         write_buffer_dir: None,
         control: None,
         older_may_run: false,
+        growth: None,
     }
 }

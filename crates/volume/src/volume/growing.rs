@@ -1,7 +1,32 @@
 //! Growth of a volume while it is open.
 
+use std::sync::Arc;
+
+use futures::FutureExt;
+
 use super::Volume;
 use crate::base::error::VolumeError;
+use crate::lease::Grow;
+
+/// Grows the volume for who asks through its lease, as long as it is open.
+pub(super) fn grower(volume: &Arc<Volume>) -> Grow {
+    let volume = Arc::downgrade(volume);
+    Arc::new(move |size_bytes| {
+        let volume = volume.clone();
+        let grown = async move {
+            let Some(volume) = volume.upgrade() else {
+                return Err(VolumeError::Closed.to_string());
+            };
+            let grown = move || match volume.grow(size_bytes) {
+                Ok(()) => Ok(volume.size_bytes()),
+                Err(e) => Err(e.chain()),
+            };
+            let grown = tokio::task::spawn_blocking(grown).await;
+            grown.unwrap_or_else(|e| Err(format!("it ended early: {e}")))
+        };
+        grown.boxed()
+    })
+}
 
 impl Volume {
     /// Grows the volume to `size_bytes`, as a checkpoint of its own; what is unpublished is published first. Whoever asks for the size

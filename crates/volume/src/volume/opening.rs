@@ -10,7 +10,7 @@ use futures::{FutureExt, join};
 use log::{info, warn};
 
 use super::restore::Claim;
-use super::{Parts, Volume};
+use super::{Parts, Volume, growing};
 use crate::base::checkpoint_id::{InodeCheck, NewestCheckpoint};
 use crate::base::error::VolumeError;
 use crate::base::ids::GENERATIONS_AHEAD_MAX;
@@ -142,9 +142,10 @@ impl Volume {
                     .map(|()| volume),
                 Err(e) => Err(e),
             };
-            if kept.is_err() {
+            match &kept {
+                Ok(volume) => lease.grow_with(growing::grower(volume)),
                 // The engine's open may have written.
-                lease.release(false).await;
+                Err(_) => lease.release(false).await,
             }
             kept
         }

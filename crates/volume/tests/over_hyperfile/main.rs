@@ -3,6 +3,7 @@
 // The layout of the nested futures of the engine and the SDK is deep.
 #![recursion_limit = "256"]
 
+mod asked_growth;
 mod busy_store;
 mod check;
 mod check_values;

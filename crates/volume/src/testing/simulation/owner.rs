@@ -390,7 +390,7 @@ async fn drive(me: Identity, mut keep: Keep, event: KeepEvent) -> (Keep, bool) {
     let mut action = keep.on(event);
     loop {
         let event = match action {
-            KeepAction::Wait | KeepAction::Ended => return (keep, false),
+            KeepAction::Wait | KeepAction::Grow(_) | KeepAction::Ended => return (keep, false),
             KeepAction::Lost { .. } => return (keep, true),
             KeepAction::Put { record, expected } => {
                 let expected = Some(version(&expected));

@@ -32,6 +32,7 @@ pub struct Inode {
 
 /// What an object says.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // There is one lease, and one request for it an owner.
 pub enum Body {
     Lease(LeaseRecord),
     Marker {
