@@ -32,6 +32,12 @@ use crate::store::Store;
 use crate::store::interceptors::sums::SumsWriter;
 use crate::store::interceptors::upload_limiter::UPLOAD_TURNS;
 
+/// Gives the nodes of the index that the engine has in memory to the cache: those of the newest checkpoints were never fetched. The
+/// container must be one that holds nothing unpublished, and that is about to be dropped.
+pub(super) fn give_up_nodes(container: &Container) {
+    container.bmap_set_cache_limit(0);
+}
+
 /// The container type used throughout. It is not `Send`: it stays on the thread that opened it.
 pub type Container = HyperFile<'static, S3Staging, NodeLoader, IndexCache>;
 

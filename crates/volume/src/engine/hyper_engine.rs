@@ -123,7 +123,7 @@ impl HyperEngine {
             }
         };
         let warming = seen.map(|seen| {
-            let warm = lookup::warm(store.clone(), index_cache.in_memory(), seen.root);
+            let warm = lookup::warm(store.clone(), index_cache.clone(), seen.root);
             runtime.spawn(warm)
         });
         let (opened, early_check) = join!(wait, early_check);
@@ -164,6 +164,8 @@ impl HyperEngine {
                 owner::ensure_is_stored(store, stored.state_id).await?;
             }
         }
+        // Not before: what was read until here may have been another volume's.
+        index_cache.note_checkpoint(newest.id);
         // A client reads the first block first: it holds a partition table or a superblock.
         let first = 0..u64::from(geometry.now().block_size());
         let ahead = runtime.spawn(reads.clone().read_ahead(first));
@@ -199,6 +201,17 @@ impl HyperEngine {
         for warming in self.warming.lock().drain(..) {
             warming.abort();
         }
+    }
+
+    /// Notes the newest checkpoint, also on the disks of the caches. Two publishes that overlap may come here in either order.
+    fn note_checkpoint(&self, published: CheckpointId) {
+        let mut newest = self.newest.lock();
+        if published.cno < newest.cno {
+            return;
+        }
+        *newest = published;
+        self.reads.cache().note_checkpoint(published);
+        self.index_cache.note_checkpoint(published);
     }
 
     /// What this process knows of the published state.
@@ -307,8 +320,7 @@ impl Engine for HyperEngine {
         let Some(checkpoint) = published else {
             return Ok(None);
         };
-        *self.newest.lock() = checkpoint.id;
-        self.reads.cache().note_checkpoint(checkpoint.id);
+        self.note_checkpoint(checkpoint.id);
         self.reads.keep(&frozen, checkpoint.id.cno);
         let bytes = frozen.with(|g| g.buffered_bytes());
         self.published_bytes.0.fetch_add(bytes, Ordering::Relaxed);
@@ -326,8 +338,7 @@ impl Engine for HyperEngine {
     async fn relocate(&self, relocation: Arc<Relocation>) -> Result<Option<Relocated>, VolumeError> {
         let relocated = self.ask(|reply| Request::Relocate { relocation, reply }).await?;
         if let Some(Relocated { checkpoint, applied }) = &relocated {
-            *self.newest.lock() = checkpoint.id;
-            self.reads.cache().note_checkpoint(checkpoint.id);
+            self.note_checkpoint(checkpoint.id);
             self.reads.follow(&applied.moved);
         }
         Ok(relocated)
@@ -335,8 +346,7 @@ impl Engine for HyperEngine {
 
     async fn grow(&self, size_bytes: u64) -> Result<Checkpoint, VolumeError> {
         let checkpoint = self.ask(|reply| Request::Grow { size_bytes, reply }).await?;
-        *self.newest.lock() = checkpoint.id;
-        self.reads.cache().note_checkpoint(checkpoint.id);
+        self.note_checkpoint(checkpoint.id);
         Ok(checkpoint)
     }
 

@@ -116,8 +116,8 @@ pub trait Engine: Send + Sync + 'static {
         ranges.into_iter().map(|range| vec![range]).collect()
     }
 
-    /// Reads the published bytes of each range and calls `each` with the range's index and its bytes. The reads have
-    /// background priority. After an error `each` may have been called for some ranges.
+    /// Reads the published bytes of each range, to complete blocks with them, and calls `each` with the range's index and its bytes.
+    /// The reads have background priority. After an error `each` may have been called for some ranges.
     async fn read_near(
         &self,
         ranges: &[Range<u64>],

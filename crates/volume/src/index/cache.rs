@@ -2,7 +2,9 @@
 //!
 //! Nodes are keyed by the container that has them and their pointer, which is immutable within one container; so every volume has a directory of its own
 //! below the one configured, named by its id, and is used only by a volume that has the checkpoint which the cache goes up
-//! to. A failing cache is a cache that misses.
+//! to. That checkpoint is recorded before a node of it is added, so a server that was killed leaves the next one what it had.
+//! A node from the disk is checked when it is read (foyer keeps a checksum with each entry). A failing cache is a cache that
+//! misses.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use foyer::{
     HybridCachePolicy,
 };
 use log::warn;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::cache_files::{NodeFiles, named};
 use crate::base::checkpoint_id::CheckpointId;
@@ -29,6 +31,8 @@ use crate::store::lineage::{Lineage, RootId};
 
 /// Unit in which disk space is taken and reclaimed, in bytes. A cache has at least two of them.
 const BLOCK_BYTES: usize = 16 << 20;
+/// The most nodes that wait for their checkpoint to be recorded. More are not added to the disk; they take 4 MiB.
+const WAITING_MAX: usize = 1024;
 type Nodes = HybridCache<NodeKey, Vec<u8>>;
 
 /// A node: the container that has it, and its pointer there.
@@ -75,9 +79,59 @@ pub struct IndexCache {
 struct Disk {
     nodes: RwLock<Option<Nodes>>,
     state: CacheState,
+    recorded: Mutex<Recorded>,
     capacity_bytes: usize,
     /// Locked until the cache is closed, because only this process may write and empty the directory.
     files: NodeFiles,
+}
+
+/// What may be added to the disk. A cache is used by a volume that has the recorded checkpoint, so a node of a later one would be
+/// used by a volume that has another node in its place.
+#[derive(Default)]
+struct Recorded {
+    /// The number of the recorded checkpoint; `None` until it is this volume's.
+    cno: Option<u64>,
+    /// Nodes of later checkpoints.
+    waiting: Vec<(NodeKey, Vec<u8>)>,
+}
+
+impl Disk {
+    fn nodes(&self) -> Option<Nodes> {
+        self.nodes.read().clone()
+    }
+
+    fn add(&self, key: NodeKey, node: &[u8]) {
+        {
+            let mut recorded = self.recorded.lock();
+            if recorded.cno.is_none_or(|cno| cno < cno_of_pointer(key.pointer)) {
+                if recorded.waiting.len() < WAITING_MAX {
+                    recorded.waiting.push((key, node.to_vec()));
+                }
+                return;
+            }
+        }
+        if let Some(nodes) = self.nodes() {
+            nodes.insert(key, node.to_vec());
+        }
+    }
+
+    /// Records the volume's newest checkpoint, and adds the nodes that waited for that.
+    fn record(&self, newest: CheckpointId, is_closed: bool) {
+        if !self.state.note(newest, is_closed) {
+            return;
+        }
+        let is_added = |(key, _): &mut (NodeKey, Vec<u8>)| cno_of_pointer(key.pointer) <= newest.cno;
+        let added: Vec<_> = {
+            let mut recorded = self.recorded.lock();
+            recorded.cno = Some(newest.cno);
+            recorded.waiting.extract_if(.., is_added).collect()
+        };
+        if let Some(nodes) = self.nodes() {
+            for (key, node) in added {
+                nodes.insert(key, node);
+            }
+        }
+    }
 }
 
 impl Default for IndexCache {
@@ -146,7 +200,8 @@ impl IndexCache {
         let Some(files) = NodeFiles::lock(&of_volume, &RealDisk)? else {
             return Ok(Self::default());
         };
-        let is_trusted = matches!(config.strategy, NodeCacheStrategy::ReuseCache) && files.is_closed();
+        let is_trusted =
+            matches!(config.strategy, NodeCacheStrategy::ReuseCache) && !files.is_of_killed_earlier();
         if !is_trusted {
             files.empty()?;
         }
@@ -157,6 +212,7 @@ impl IndexCache {
             disk: Some(Arc::new(Disk {
                 state,
                 nodes: RwLock::new(Some(nodes)),
+                recorded: Mutex::default(),
                 capacity_bytes,
                 files,
             })),
@@ -175,9 +231,12 @@ impl IndexCache {
         }
     }
 
-    /// Drops the nodes in memory.
+    /// Drops the nodes in memory, and those that were to be added to the disk.
     pub fn clear_memory(&self) {
         self.memory.clear();
+        if let Some(disk) = &self.disk {
+            disk.recorded.lock().waiting.clear();
+        }
     }
 
     /// Adds a fetched node, unless it is in memory already.
@@ -197,10 +256,17 @@ impl IndexCache {
         self.disk.is_some()
     }
 
+    /// Notes the volume's newest checkpoint. Nodes go to the disk only from this checkpoint and earlier ones.
+    pub fn note_checkpoint(&self, newest: CheckpointId) {
+        if let Some(disk) = &self.disk {
+            disk.record(newest, false);
+        }
+    }
+
     /// As [`Self::shut`], and records that the volume's newest checkpoint is `newest`.
     pub async fn close(&self, newest: CheckpointId) {
         if let Some(disk) = &self.disk {
-            disk.state.note(newest, true);
+            disk.record(newest, true);
         }
         self.shut().await;
         if let Some(disk) = &self.disk {
@@ -214,9 +280,8 @@ impl IndexCache {
         let nodes = disk.nodes.write().take();
         if let Some(nodes) = nodes {
             nodes.memory().flush().await;
-            match nodes.close().await {
-                Ok(()) => disk.files.set_closed(),
-                Err(e) => warn!("closing the node cache in {}: {e}", disk.files.dir().display()),
+            if let Err(e) = nodes.close().await {
+                warn!("closing the node cache in {}: {e}", disk.files.dir().display());
             }
         }
     }
@@ -240,12 +305,12 @@ impl IndexCache {
     }
 
     fn nodes(&self) -> Option<Nodes> {
-        self.disk.as_ref().and_then(|d| d.nodes.read().clone())
+        self.disk.as_ref().and_then(|disk| disk.nodes())
     }
 }
 
 async fn build(files: &NodeFiles, capacity_bytes: usize) -> io::Result<Nodes> {
-    files.set_open()?;
+    files.make()?;
     let dir = files.dir();
     let device = cache_file::open(dir, capacity_bytes).map_err(|e| named(dir, &e))?;
     HybridCacheBuilder::new()
@@ -263,8 +328,8 @@ impl NodeCache<u64> for IndexCache {
     fn push(&self, p: &u64, data: &[u8]) {
         let key = self.key(*p);
         self.memory.insert(key, data.into());
-        if let Some(nodes) = self.nodes() {
-            nodes.insert(key, data.to_vec());
+        if let Some(disk) = &self.disk {
+            disk.add(key, data);
         }
     }
 
@@ -308,7 +373,7 @@ impl NodeCache<u64> for IndexCache {
     fn shutdown(&self) {}
 
     async fn reset(&self) -> io::Result<()> {
-        self.memory.clear();
+        self.clear_memory();
         let Some(disk) = &self.disk else { return Ok(()) };
         self.shut().await;
         disk.files.empty()?;
@@ -350,6 +415,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reuse = config(dir.path(), NodeCacheStrategy::ReuseCache);
         let cache = IndexCache::open(&reuse, id(1)).await.unwrap();
+        cache.note_checkpoint(at(1));
         cache.push(&7, &[7; 4096]);
         cache.nodes().unwrap().storage().wait().await;
         assert!(has(&cache, 7).await, "in memory");
@@ -363,20 +429,64 @@ mod tests {
         assert!(!has(&other, 7).await, "another volume");
         let again = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(has(&again, 7).await, "kept");
-        // A second server at the same time leaves the first one's files alone, and so its note that they are being
-        // written.
+        // A second server at the same time leaves the first one's files alone.
         let beside = IndexCache::open(&reuse, id(1)).await.unwrap();
         assert!(!beside.has_disk() && again.has_disk());
         beside.push(&9, &[9; 4096]);
         beside.close(at(1)).await;
-        // It is dropped without close, as when a server is killed. Its contents are not trusted.
+        again.note_checkpoint(at(2));
+        // It is dropped without close, as when a server is killed.
         drop(again);
         let after_kill = IndexCache::open(&reuse, id(1)).await.unwrap();
-        assert!(!has(&after_kill, 7).await);
+        assert_eq!(after_kill.found(), Some(at(2)));
+        assert!(has(&after_kill, 7).await, "kept over a kill");
+        after_kill.note_checkpoint(at(2));
         after_kill.push(&8, &[8; 4096]);
-        after_kill.close(at(1)).await;
+        after_kill.close(at(2)).await;
+        // A server of an earlier release was killed: it recorded nothing since its start.
+        let earlier = dir.path().join(id(1).to_string()).join("nodes/open");
+        std::fs::write(&earlier, "").unwrap();
+        let after_earlier = IndexCache::open(&reuse, id(1)).await.unwrap();
+        assert!(after_earlier.found().is_none() && !earlier.exists());
+        assert!(!has(&after_earlier, 7).await, "an earlier release");
+        after_earlier.note_checkpoint(at(2));
+        after_earlier.push(&8, &[8; 4096]);
+        after_earlier.close(at(2)).await;
         let recreate = config(dir.path(), NodeCacheStrategy::Recreate);
         assert!(!has(&IndexCache::open(&recreate, id(1)).await.unwrap(), 8).await);
+    }
+
+    /// Otherwise a volume that is put back to the recorded checkpoint, and goes on from there, would find nodes of what came after
+    /// it under the numbers that it uses again.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_node_is_on_the_disk_before_its_checkpoint_is_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let reuse = config(dir.path(), NodeCacheStrategy::ReuseCache);
+        let of = |cno: u64| 1 << 62 | cno << 32;
+        let on_disk = async |cache: &IndexCache, cno| {
+            if let Some(nodes) = cache.nodes() {
+                nodes.storage().wait().await;
+            }
+            cache.memory.clear();
+            has(cache, of(cno)).await
+        };
+        let cache = IndexCache::open(&reuse, id(1)).await.unwrap();
+        cache.push(&of(3), &[3; 4096]);
+        cache.push(&of(4), &[4; 4096]);
+        assert!(has(&cache, of(3)).await, "in memory");
+        assert!(!on_disk(&cache, 3).await, "nothing is recorded");
+        cache.note_checkpoint(at(3));
+        assert!(on_disk(&cache, 3).await, "it waited for that");
+        assert!(!on_disk(&cache, 4).await, "a later one");
+        cache.push(&of(2), &[2; 4096]);
+        assert!(on_disk(&cache, 2).await, "an earlier one");
+        cache.note_checkpoint(at(4));
+        assert!(on_disk(&cache, 4).await);
+        // What was fetched for what turned out to be another volume.
+        cache.push(&of(5), &[5; 4096]);
+        cache.clear_memory();
+        cache.note_checkpoint(at(5));
+        assert!(!on_disk(&cache, 5).await, "dropped");
     }
 
     /// Two clones of one parent, each with nodes of its own under the same pointers.

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! <path>/<volume id>/nodes.lock   flock(2) on it is held by the server that uses the cache
-//! <path>/<volume id>/nodes/       the cache's file (`cache_file`), `open` while it is used, `checkpoint` (`cache_state`)
+//! <path>/<volume id>/nodes/       the cache's file (`cache_file`), `checkpoint` (`cache_state`)
 //! ```
 //!
-//! Earlier releases kept the same files directly in `<volume id>/`, where the read cache may have its own files.
+//! Earlier releases kept the same files directly in `<volume id>/`, where the read cache may have its own files. They recorded the
+//! checkpoint at the end alone, and kept a file `open` until then.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -21,8 +22,8 @@ use crate::meta::cache_state;
 /// The cache's directory inside the volume's directory.
 const NODES_NAME: &str = "nodes";
 const LOCK_NAME: &str = "nodes.lock";
-/// This file exists while a cache is open. If an open finds it, the previous process was killed, and the contents are
-/// not trusted.
+/// This file is there where a server of an earlier release was killed. What is recorded then is older than the contents, so these
+/// are not trusted.
 const OPEN_MARKER: &str = "open";
 /// The directory of a read cache. If it exists, files directly in the volume's directory may be the read cache's.
 const PAGES_NAME: &str = "pages";
@@ -75,25 +76,17 @@ impl NodeFiles {
         &self.dir
     }
 
-    /// Whether the process that used the cache last closed it.
-    pub fn is_closed(&self) -> bool {
-        !self.dir.join(OPEN_MARKER).exists()
+    /// Whether the contents are those of a server of an earlier release that was killed.
+    pub fn is_of_killed_earlier(&self) -> bool {
+        self.dir.join(OPEN_MARKER).exists()
     }
 
-    /// Notes on the disk that the cache is in use, until [`Self::set_closed`].
+    /// Makes the directory, where there is none.
     ///
     /// # Errors
-    /// When the note cannot be written.
-    pub fn set_open(&self) -> io::Result<()> {
-        make_dir(&self.dir)?;
-        File::create(self.dir.join(OPEN_MARKER))
-            .map(drop)
-            .map_err(|e| named(&self.dir, &e))
-    }
-
-    /// Notes on the disk that the contents are whole.
-    pub fn set_closed(&self) {
-        let _ = fs::remove_file(self.dir.join(OPEN_MARKER));
+    /// When it cannot be made.
+    pub fn make(&self) -> io::Result<()> {
+        make_dir(&self.dir)
     }
 
     /// Removes the cache's files, and no file that somebody else has put there.
@@ -229,10 +222,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = NodeFiles::lock(dir.path(), &RealDisk).unwrap().unwrap();
         files.empty().unwrap();
-        files.set_open().unwrap();
+        files.make().unwrap();
         put(
             files.dir(),
             &[
+                OPEN_MARKER,
                 "foyer-storage-direct-fs-00000000",
                 cache_file::CACHE_FILE,
                 "checkpoint",

@@ -158,7 +158,6 @@ impl Index {
     ///
     /// # Errors
     /// When the index cannot be read. Reads then do their own look-ups.
-    /// When the index cannot be read; reads look for themselves then.
     pub(crate) async fn bring_into_memory(&self) -> io::Result<usize> {
         let root = self.published.lock().root;
         let mut walk = Walk::new(root, self.loader.clone(), self.cache.clone())?;

@@ -351,6 +351,10 @@ impl ServeOptions {
             self.cache_dir.take(),
             self.cache_disk_bytes,
         )?;
+        let has_own_place = self.given.iter().any(|(key, _)| *key == "node_cache_config");
+        if let (Some(disk), false) = (&mut volume.read_cache.disk, has_own_place) {
+            volume.node_cache = Some(read_cache::part_for_nodes(disk));
+        }
         // Once all of them are known.
         check_directories(&url, &volume)?;
         Ok(ServeConfig {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::OptionError;
 use crate::base::units::{GIB, MIB};
+use crate::index::cache_config::{NODE_CACHE_LEAST_BYTES, NodeCacheConfig, NodeCacheStrategy};
 use crate::read::cache_config::ReadCacheDisk;
 
 /// The least memory of a read cache that is not off.
@@ -40,9 +41,37 @@ pub(super) fn disk(
     }))
 }
 
+/// The part of the room that the index takes: the index of blocks of 4 KiB is less than a hundredth of the data, and each publish
+/// stores some of it anew.
+const NODES_PART: u64 = 16;
+
+/// Room for the index's nodes beside the data, taken from that. The directory is the same: the files have other names.
+pub(super) fn part_for_nodes(disk: &mut ReadCacheDisk) -> NodeCacheConfig {
+    let size_bytes = (disk.size_bytes / NODES_PART).max(NODE_CACHE_LEAST_BYTES);
+    disk.size_bytes -= size_bytes;
+    NodeCacheConfig {
+        path: disk.dir.clone(),
+        size_bytes,
+        strategy: NodeCacheStrategy::ReuseCache,
+    }
+}
+
+// Both have at least two of the units in which a disk is taken and reclaimed.
+const _: () = assert!(CACHE_DISK_LEAST_BYTES >= 2 * NODE_CACHE_LEAST_BYTES);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_and_index_share_the_room() {
+        for (room, nodes) in [(64 * MIB, 32 * MIB), (512 * MIB, 32 * MIB), (10 * GIB, 640 * MIB)] {
+            let mut disk = disk(MIB, Some("/c".into()), Some(room)).unwrap().unwrap();
+            let config = part_for_nodes(&mut disk);
+            assert_eq!((config.size_bytes, disk.size_bytes), (nodes, room - nodes));
+            assert_eq!(config.path, disk.dir);
+        }
+    }
 
     #[test]
     fn a_disk_needs_a_directory_and_memory() {

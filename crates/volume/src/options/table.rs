@@ -392,7 +392,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "DIR",
         default: "no disk",
         default_is_value: false,
-        help: "local directory for data read from the store, kept over restarts",
+        help: "local directory for data read from the store and the index, kept over restarts",
         group: OptionGroup::Serve,
         apply: |options, value| {
             let dir = absolute(value).ok_or("not a usable path; write the absolute path of a directory")?;
@@ -406,7 +406,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         value_name: "SIZE",
         default: "10G",
         default_is_value: false,
-        help: "room that data may take in cache_dir; at least 64M",
+        help: "room in cache_dir; at least 64M",
         group: OptionGroup::Serve,
         apply: |options, value| {
             let bytes = parse_size(value).map_err(|error| error.to_string())?;
@@ -463,9 +463,9 @@ pub const OPTIONS: &[OptionSpec] = &[
         key: "node_cache_config",
         alias: None,
         value_name: "TYPE,PATH,SIZE,STRATEGY",
-        default: "no cache",
+        default: "in cache_dir",
         default_is_value: false,
-        help: "local cache of the volume's index, as in LocalDisk,/var/cache/hypernbd,1G,ReuseCache",
+        help: "another place for the index than cache_dir, as in LocalDisk,/var/cache/hypernbd,1G,ReuseCache",
         group: OptionGroup::Serve,
         apply: |options, value| {
             let (config, raised_from) = NodeCacheConfig::parse(value).map_err(|error| error.to_string())?;

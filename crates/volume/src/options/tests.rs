@@ -386,6 +386,26 @@ fn the_seeds_node_cache_example_works_with_one_warning() {
 }
 
 #[test]
+fn the_index_is_in_the_cache_directory_unless_it_has_another_place() {
+    let of = |nodes: Option<&str>| {
+        let given = nodes.map(|nodes| ("node_cache_config", nodes));
+        let pairs: Vec<_> = [URL, ("cache_dir", "/c")].into_iter().chain(given).collect();
+        let volume = read(&pairs).unwrap().volume;
+        let disk = volume.read_cache.disk.unwrap();
+        (
+            volume.node_cache.map(|nodes| (nodes.path, nodes.size_bytes)),
+            disk.size_bytes,
+        )
+    };
+    let (gib, part) = (1 << 30, 640 * MIB);
+    assert_eq!(of(None), (Some(("/c".into(), part)), 10 * gib - part));
+    let elsewhere = of(Some("LocalDisk,/n,1G,ReuseCache"));
+    assert_eq!(elsewhere, (Some(("/n".into(), gib)), 10 * gib));
+    assert_eq!(of(Some("LocalDisk,/n,1G,Disabled")), (None, 10 * gib));
+    assert_eq!(read(&[URL]).unwrap().volume.node_cache, None);
+}
+
+#[test]
 fn the_documentation_lists_these_keys_and_defaults() {
     let documented: Vec<(&str, &str)> = include_str!("../../../../docs/parameters.md")
         .lines()

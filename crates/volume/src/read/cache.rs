@@ -255,6 +255,13 @@ impl ReadCache {
         }
     }
 
+    /// Takes a page out of memory. On the disk the oldest go first anyway, and foyer would keep a note of each that goes before.
+    pub fn forget(&self, key: PageKey) {
+        if let Some(pages) = self.pages.read().as_ref() {
+            pages.memory().remove(&key);
+        }
+    }
+
     /// Writes the pending pages to the disk and unlocks the directory. `newest` is the volume's newest checkpoint.
     pub async fn close(&self, newest: CheckpointId) {
         let Some(disk) = &self.disk else { return };

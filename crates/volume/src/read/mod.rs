@@ -4,6 +4,7 @@
 //! * [`reader`]: reads stored bytes: from the cache, from a fetch in flight, or with a fetch of its own.
 //! * [`coalesce`] (pure): which bytes are read with one request.
 //! * [`cache`]: pages of stored data, in memory and on a local disk.
+//! * `write_through` (pure): which published blocks enter it.
 //! * [`priority_gate`]: which request goes to the store next.
 //! * [`hedge`] (pure): when a slow request is sent a second time.
 //! * [`read_ahead`] (pure): what to read ahead.
@@ -16,3 +17,4 @@ pub mod priority_gate;
 pub mod read_ahead;
 pub(crate) mod read_path;
 pub mod reader;
+mod write_through;

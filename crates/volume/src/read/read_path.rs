@@ -21,6 +21,7 @@ use crate::read::coalesce::{self, Piece};
 use crate::read::priority_gate::{Class, Turn};
 use crate::read::read_ahead::Windows;
 use crate::read::reader::{ObjectSource, Reader, Stored};
+use crate::read::write_through;
 use crate::store::lineage::RootId;
 use crate::store::{Frames, Store};
 use crate::write_buffer::overlay::Frozen;
@@ -266,8 +267,10 @@ impl Reads {
         groups.collect()
     }
 
-    /// Calls `each` with the bytes of each range. The places are looked up now, so it does no harm when the grouping is
-    /// outdated.
+    /// Calls `each` with the bytes of each range. The places are looked up now, so it does no harm when the grouping is outdated.
+    ///
+    /// What is read here is part of blocks that are about to be published anew, at other places. Until then `each` has it, so it
+    /// leaves the cache. Otherwise it would stay, for it was used, and push out what replaces it.
     pub(crate) async fn read_near(
         &self,
         ranges: &[Range<u64>],
@@ -281,9 +284,13 @@ impl Reads {
         for (range, bytes) in ranges.iter().zip(&mut all) {
             pieces.extend(self.pieces(range.start, bytes).await?);
         }
+        let stored: Vec<Stored> = pieces.iter().map(|(stored, _)| stored.clone()).collect();
         self.shared.reader.read(pieces, Class::Background).await?;
         for (number, bytes) in all.iter().enumerate() {
             each(number, bytes);
+        }
+        for one in &stored {
+            self.shared.reader.forget(one);
         }
         Ok(())
     }
@@ -395,16 +402,14 @@ impl Reads {
         is_all.then(|| runs.into_iter().map(is_data).collect())
     }
 
-    /// Adds the blocks that checkpoint `cno` published to the cache, unless they are so many that they would evict the
-    /// rest.
+    /// Adds blocks that checkpoint `cno` published to the cache, as [`write_through`] says. It must be stored: the number of one that
+    /// is not may come to be another's.
     pub(crate) fn keep(&self, frozen: &Frozen, cno: u64) {
         let reader = &self.shared.reader;
+        let room_bytes = reader.cache().memory_bytes() / CACHE_PARTS;
         frozen.with(|generation| {
-            if generation.buffered_bytes() > reader.cache().memory_bytes() / CACHE_PARTS {
-                return;
-            }
             let block_size = u64::from(self.shared.geometry.now().block_size());
-            for run in generation.data_runs() {
+            for run in write_through::kept(generation, room_bytes, block_size) {
                 let known = self.shared.known.lock().locations.known_prefix(run);
                 // A later publish may have stored other bytes of the same blocks, at other places.
                 let own = |place| matches!(place, Place::Stored { object, .. } if cno_of(object) == cno);

@@ -239,6 +239,13 @@ impl Reader {
         }
     }
 
+    /// Takes bytes out of the cache's memory that nobody will ask for any more.
+    pub fn forget(&self, stored: &Stored) {
+        for part in self.parts(stored) {
+            self.shared.cache.forget(part.key);
+        }
+    }
+
     /// Bytes of an object for a copy of them, with one request of the lowest class. Nothing of them enters the cache.
     ///
     /// # Errors

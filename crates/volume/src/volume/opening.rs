@@ -703,7 +703,13 @@ impl EngineOf<'_> {
             Ok(())
         };
         let (index, pages): (io::Result<()>, io::Result<()>) = join!(index, pages);
-        for (emptied, key) in [(index, "node_cache_config"), (pages, "cache_dir")] {
+        let of_pages = self.options.read_cache.disk.as_ref().map(|disk| &disk.dir);
+        let of_nodes = self.options.node_cache.as_ref().map(|nodes| &nodes.path);
+        let nodes_key = match of_nodes == of_pages {
+            true => "cache_dir",
+            false => "node_cache_config",
+        };
+        for (emptied, key) in [(index, nodes_key), (pages, "cache_dir")] {
             emptied.map_err(|e| VolumeError::InvalidInput(format!("{key} cannot be used: {e}")))?;
         }
         Ok((index_cache, read_cache))

@@ -38,6 +38,8 @@ pub fn buffered_block_bytes(geometry: Geometry) -> u64 {
 enum Coverage {
     /// Every byte of the block that lies inside the volume.
     Full,
+    /// The same, some of them from what was published before.
+    Completed,
     /// These ranges, in bytes from the block's start.
     Partial(RangeSet<u32>),
 }
@@ -341,7 +343,7 @@ impl Generation {
         self.partial
             .iter()
             .filter_map(|&index| match &self.blocks.get(&index)?.coverage {
-                Coverage::Full => None,
+                Coverage::Full | Coverage::Completed => None,
                 Coverage::Partial(written) => {
                     let all = 0..self.geometry.block_len(BlockIndex(index));
                     let first = written.gaps(&all).next()?.start;
@@ -359,7 +361,7 @@ impl Generation {
         let len = self.geometry.block_len(block);
         // A block that is complete by now stays as it is: the generation may be frozen, and a publish may have read its
         // runs.
-        let is_partial = |b: &&mut BufferedBlock| b.coverage != Coverage::Full;
+        let is_partial = |b: &&mut BufferedBlock| matches!(b.coverage, Coverage::Partial(_));
         let Some(entry) = self.blocks.get_mut(&block.0).filter(is_partial) else {
             return;
         };
@@ -373,20 +375,25 @@ impl Generation {
         }
         let before = entry.written_ranges();
         let held = entry.cover(range, len);
+        if held != Extent::InPart {
+            entry.coverage = Coverage::Completed;
+        }
         self.written_ranges = self.written_ranges + entry.written_ranges() - before;
         self.note(block, held);
     }
 
     /// Runs of consecutive buffered blocks, ascending. Every block must be complete before it is published.
     pub fn data_runs(&self) -> Vec<Range<u64>> {
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        for &index in self.blocks.keys() {
-            match runs.last_mut() {
-                Some(last) if last.end == index => last.end += 1,
-                _ => runs.push(index..index + 1),
-            }
-        }
-        runs
+        runs_of(self.blocks.keys().copied())
+    }
+
+    /// As [`Self::data_runs`], of the blocks alone that were written in part, and completed with published bytes.
+    pub fn completed_runs(&self) -> Vec<Range<u64>> {
+        let completed = self
+            .blocks
+            .iter()
+            .filter(|(_, b)| b.coverage == Coverage::Completed);
+        runs_of(completed.map(|(&index, _)| index))
     }
 
     /// The zeroed block ranges, ascending.
@@ -411,7 +418,7 @@ impl Generation {
                     &index,
                     BufferedBlock {
                         bytes,
-                        coverage: Coverage::Full,
+                        coverage: Coverage::Full | Coverage::Completed,
                     },
                 )) if index == p.block.0 => {
                     out[at..at + p.len as usize].copy_from_slice(&bytes[from]);
@@ -427,7 +434,7 @@ impl BufferedBlock {
     /// The number of written ranges that are recorded; none for a complete block.
     fn written_ranges(&self) -> u64 {
         match &self.coverage {
-            Coverage::Full => 0,
+            Coverage::Full | Coverage::Completed => 0,
             Coverage::Partial(written) => written.len() as u64,
         }
     }
@@ -464,6 +471,18 @@ impl BufferedBlock {
 /// zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|b| *b == 0) && bytes[1..] == bytes[..bytes.len() - 1]
+}
+
+/// Ascending blocks as runs.
+fn runs_of(blocks: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for index in blocks {
+        match runs.last_mut() {
+            Some(last) if last.end == index => last.end += 1,
+            _ => runs.push(index..index + 1),
+        }
+    }
+    runs
 }
 
 fn push_joined(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {

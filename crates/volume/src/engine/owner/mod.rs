@@ -185,6 +185,10 @@ pub(super) async fn run(config: Config, mut inbox: mpsc::UnboundedReceiver<Reque
                     // A recovery does not tell what became of an attempt: of a clone it leaves the inode as it is, and a request of
                     // that attempt may still be carried out. A next owner that fences nobody would take it up for another writer's.
                     let is_settled = !owner.must_recover && owner.attempted.is_empty();
+                    let keeps_nodes = is_settled && owner.config.index_cache.has_disk();
+                    if let Some(container) = owner.container.as_ref().filter(|_| keeps_nodes) {
+                        container::give_up_nodes(container);
+                    }
                     drop(owner);
                     let _ = reply.send(is_settled);
                     return;
