@@ -266,6 +266,13 @@ pub(in crate::engine) async fn ensure_is_stored(store: &Store, adopted: StateId)
     }
 }
 
+/// Which attempts may still take effect where this one is stored, and its inode was not rewritten: those that came after it. Their requests
+/// may still be carried out, and an open takes up a checkpoint that was made upon the stored one.
+fn made_upon(attempted: &[StateId], stored: StateId) -> Vec<StateId> {
+    let at = attempted.iter().position(|attempt| stored.has_times_of(attempt));
+    at.map_or_else(Vec::new, |at| attempted[at + 1..].to_vec())
+}
+
 impl Owner {
     /// The newest published checkpoint, whose root is `root`.
     pub(super) fn checkpoint(&self, root: &Root) -> Checkpoint {
@@ -421,7 +428,7 @@ impl Owner {
         if is_opened_anew {
             self.ensure_stored().await?;
         }
-        self.adopt().await
+        self.adopt(is_opened_anew).await
     }
 
     /// Refuses a state that the container has in memory alone: an open that takes up a checkpoint and cannot put its inode goes on
@@ -481,8 +488,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Adopts the state to which the container returned.
-    async fn adopt(&mut self) -> Result<(), VolumeError> {
+    /// Adopts the state to which the container returned. One that was opened anew has left the inode as it was, if that was the stored one.
+    async fn adopt(&mut self, is_opened_anew: bool) -> Result<(), VolumeError> {
         let adopted = StateId::of_container(self.container()?);
         if !self.is_own(adopted) {
             return Err(self.foreign(adopted));
@@ -499,7 +506,10 @@ impl Owner {
                 adopted.cno
             );
             self.published = adopted;
-            self.attempted.clear();
+            self.attempted = match is_opened_anew {
+                true => made_upon(&self.attempted, adopted),
+                false => Vec::new(),
+            };
         }
         let container = self.container()?;
         let (root, size) = (Root(container.bmap_get_raw()), container.inode().size() as u64);
@@ -508,5 +518,28 @@ impl Owner {
         self.must_recover = false;
         self.nodes_kept = 0;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(cno: u64, at: i64) -> StateId {
+        StateId {
+            cno,
+            mtime: (at, 0),
+            ctime: (at, 0),
+        }
+    }
+
+    /// A publish of a clone that was laid out upon the one that was adopted may arrive after that: it is this owner's all the same.
+    #[test]
+    fn attempts_after_the_one_that_is_stored_stay_known() {
+        let attempted = [state(5, 50), state(6, 60), state(7, 70)];
+        assert_eq!(made_upon(&attempted, state(5, 50)), attempted[1..]);
+        assert_eq!(made_upon(&attempted, state(6, 60)), attempted[2..]);
+        assert_eq!(made_upon(&attempted, state(7, 70)), []);
+        assert_eq!(made_upon(&attempted, state(4, 40)), []);
     }
 }
