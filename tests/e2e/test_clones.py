@@ -4,6 +4,8 @@ import json
 import random
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,11 +13,12 @@ from support.faulty import Fault, FaultyProxy
 from support.lives import refused
 from support.model import Model, pattern, random_change, read_all
 from support.past import read_at, verb
+from support.process import wait_for
 from support.server import GI, KI, MI, Volume, flush_until_it_succeeds
 
 SIZE = 8 * MI + 3 * KI
 BLOCK = 64 * KI
-REQUESTS_MAX = 15
+REQUESTS_MAX = 13
 """Requests of a clone, whatever its size."""
 FIRST_READ_MAX = 10
 """Requests of the container's objects, and for what stands beside them, until the first block is read."""
@@ -187,6 +190,22 @@ def test_takes_few_requests_at_any_size(make_volume, make_server, minio):
     proxy.close()
 
 
+@pytest.mark.s3_only
+def test_half_of_an_import_is_not_cloned(parent, minio):
+    """Unless its checkpoint is named. Whether there is a note of one is seen in a listing."""
+    server, _ = parent
+    volume = server.volume
+    bucket, root = volume.url.removeprefix("s3://").rstrip("/").split("/", 1)
+    note = {"source": None, "written_bytes": 0, "epoch": 1, "is_new": False}
+    for body, why in ((json.dumps(note), "is not finished"), ("damaged", "the note of an import")):
+        minio.client().put_object(Bucket=bucket, Key=f"{root}.meta/import", Body=body.encode())
+        assert why in verb(volume, "clone", volume.url, volume.store.url("half"), status=1)
+    newest = json.loads(verb(volume, "checkpoints", volume.url, "--json"))[-1]["cno"]
+    clone(volume, "named", f"@{newest}")
+    minio.client().put_object(Bucket=bucket, Key=f"{root}.meta/import", Body=json.dumps({**note, "is_finished": True}).encode())
+    clone(volume, "whole")
+
+
 @pytest.mark.parametrize("how", ["log", "buffer", "plain"])
 def test_killed_again_and_again(parent, make_server, store, tmp_path, seed, how):
     """A clone's server is killed: what was flushed, or answered with a buffer file, is there."""
@@ -323,9 +342,10 @@ def test_a_flattened_clone_needs_its_parent_no_more(parent, make_server, seed):
     fork = copy_of(model)
     child = clone(volume, "child")
     of_child = copy_of(model)
-    children = make_server(child, checkpoint_interval="1h").start()
+    children = make_server(child, checkpoint_interval="1h", control="off").start()
     change(random.Random(seed + 7), children, of_child)
-    assert "held" in verb(child, "clone", "--flatten", child.url, status=1)
+    said = verb(child, "clone", "--flatten", child.url, status=1)
+    assert "held" in said and "on the machine of that server" in said, said
     assert children.terminate() == 0
     shared = space(child)
     assert shared["shared_bytes"] > MI, shared
@@ -351,3 +371,91 @@ def test_a_flattened_clone_needs_its_parent_no_more(parent, make_server, seed):
     verb(child, "prune", child.url)
     children.start()
     assert_same(children, of_child)
+
+
+def serve(make_server, volume, **parameters):
+    """A server that is told what to do."""
+    server = make_server(volume, **parameters)
+    server.parameters["control"] = f"unix:{server.directory / 'control'}"
+    return server.start()
+
+
+def test_a_served_clone_is_flattened_beside_its_clients(parent, make_server, seed):
+    """Clients, compaction and retention go on meanwhile. The parent goes while the clone is served, which reads on, then and later."""
+    server, model = parent
+    volume = server.volume
+    fork = copy_of(model)
+    rng = random.Random(seed + 9)
+    child = clone(volume, "child")
+    first = json.loads(verb(child, "checkpoints", child.url, "--json"))[0]["cno"]
+    verb(child, "snapshot", "create", child.url, "begun", f"@{first}")
+    children = serve(make_server, child, checkpoint_interval="1h", retention_grace="1s")
+    of_child = copy_of(model)
+    change(rng, children, of_child)
+    epoch = info(child)["lease"]["epoch"]
+    with ThreadPoolExecutor() as pool:
+        flattening = pool.submit(verb, child, "clone", "--flatten", child.url, "--json")
+        is_over = False
+        while not is_over:
+            is_over = flattening.done()
+            change(rng, children, of_child)
+            verb(child, "compact", child.url)
+            verb(child, "prune", child.url, "--no-wait")
+        done = json.loads(flattening.result())
+    assert done["objects"] > 0 and done["bytes"] > MI, done
+    assert info(child)["lease"]["epoch"] == epoch, "nobody took the volume from its server"
+    assert "clone_of" not in info(child) and "clones" not in info(volume)
+    assert server.terminate() == 0, server.log_text()
+    verb(volume, "delete", volume.url, "--yes")
+    assert_same(children, of_child)
+    fork.assert_same(read_at(children, "@begun", SIZE), what="the fork")
+    change(rng, children, of_child)
+    assert_same(children, of_child)
+    assert "is no clone" in verb(child, "clone", "--flatten", child.url, status=1)
+    assert children.terminate() == 0, children.log_text()
+    children.start()
+    assert_same(children, of_child)
+    fork.assert_same(read_at(children, "@begun", SIZE), what="the fork")
+    verb(child, "prune", child.url)
+    assert_same(children, of_child)
+    assert children.terminate() == 0, children.log_text()
+    verb(child, "check", child.url, "--data")
+
+
+def kill_while_it_is_flattened(server, words: list[str], after_s: float) -> None:
+    """The command may have ended by then."""
+    with ThreadPoolExecutor() as pool:
+        flattening = pool.submit(server.volume.cli, *words)
+        wait_for(lambda: flattening.done() or "told to end the sharing" in server.log_text(), "the server to be asked")
+        time.sleep(after_s)
+        server.kill()
+        flattening.result()
+
+
+def test_killed_while_it_is_flattened(parent, make_server, seed):
+    """Wherever that is, what was flushed is there, and the same command ends it."""
+    server, model = parent
+    volume = server.volume
+    rng = random.Random(seed + 10)
+    child = clone(volume, "child")
+    of_child = copy_of(model)
+    children = make_server(child, checkpoint_interval="200ms", lease_duration="2s")
+    children.parameters["control"] = f"unix:{children.directory / 'control'}"
+    words = ["clone", "--flatten", child.url]
+    for _ in range(4):
+        children.start()
+        assert_same(children, of_child)
+        change(rng, children, of_child)
+        kill_while_it_is_flattened(children, words, rng.random() / 4)
+    children.start()
+    assert_same(children, of_child)
+    done = child.cli(*words)
+    assert done.returncode == 0 or "is no clone" in done.stderr, done.stderr
+    assert server.terminate() == 0, server.log_text()
+    verb(volume, "delete", volume.url, "--yes")
+    assert_same(children, of_child)
+    assert children.terminate() == 0, children.log_text()
+    children.start()
+    assert_same(children, of_child)
+    assert children.terminate() == 0, children.log_text()
+    verb(child, "check", child.url, "--data")

@@ -272,6 +272,8 @@ def test_nonsense_is_refused(make_volume, control):
         ("/v1/resize", "POST", {"size_bytes": SIZE // 2}, 400),
         ("/v1/resize", "POST", {"size_bytes": 1 << 63}, 400),
         ("/v1/compact", "POST", {"rate": "1M"}, 400),
+        ("/v1/flatten", "POST", {}, 400),
+        ("/v1/flatten", "POST", {"rate": "1M"}, 400),
         ("/v1/retention", "POST", {"only_if_automatic": "no"}, 400),
         ("/v1/format", "POST", {}, 404),
         ("/v2/flush", "POST", {}, 405),

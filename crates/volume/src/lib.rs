@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod compaction;
 mod disk;
 pub mod engine;
+mod flatten;
 pub(crate) mod format;
 pub mod index;
 pub mod lease;

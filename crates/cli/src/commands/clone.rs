@@ -1,12 +1,16 @@
 //! `hypernbd clone URL[AT] URL2`.
 
 use anyhow::{Context, Result, bail};
-use hypernbd_volume::admin::{self, Cloned};
+use hypernbd_volume::VolumeError;
+use hypernbd_volume::admin::{self, Cloned, Flattened};
 use hypernbd_volume::options::StoreOptions;
 use hypernbd_volume::past::At;
 use hypernbd_volume::units::format_size;
 use hypernbd_volume::url::VolumeUrl;
 
+use serde_json::json;
+
+use super::served;
 use crate::flags::lease;
 use crate::output;
 use crate::wrong_usage;
@@ -26,7 +30,8 @@ pub struct Args {
     #[arg(long)]
     pub full: bool,
 
-    /// End the sharing of this clone, which no server may have open: what it shares is copied on the store's side
+    /// End the sharing of this clone: what it shares is copied on the store's side. A server on this machine that has it open does this for
+    /// you, beside its clients; one elsewhere must be asked there, or stopped
     #[arg(long, value_name = "URL2", conflicts_with_all = ["words", "full"])]
     pub flatten: Option<VolumeUrl>,
 
@@ -98,17 +103,36 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
 }
 
 async fn flatten(args: &Args, url: &VolumeUrl, store: &StoreOptions) -> Result<()> {
-    let done = admin::flatten(url, store, &lease(args.takeover)).await?;
+    let asked = match args.takeover {
+        true => None,
+        false => served::tell::<Flattened>(url, store, "flatten", &json!({})).await?,
+    };
+    let done = match asked {
+        Some(done) => done,
+        None => match admin::flatten(url, store, &lease(args.takeover)).await {
+            // It may be copied beside its clients there.
+            Err(held @ VolumeError::Held { .. }) => Err(held).context(format!(
+                "{url} is served, and its server is not asked from here: give this command on the machine of that server, which copies \
+                 beside its clients, or stop the server first"
+            ))?,
+            done => done?,
+        },
+    };
     if args.json {
         return output::line(serde_json::to_string_pretty(&done)?);
     }
-    output::line(format_args!(
+    output::line(flattened(&done))
+}
+
+/// What was done, for people.
+pub fn flattened(done: &Flattened) -> String {
+    format!(
         "{} shares nothing with {} any more: {} objects with {} were copied",
         done.url,
         done.parent,
         done.objects,
         format_size(done.bytes)
-    ))
+    )
 }
 
 fn told(made: &Cloned, args: &Args) -> Result<()> {

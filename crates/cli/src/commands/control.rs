@@ -1,13 +1,14 @@
-//! `hypernbd control flush|compact|retention|shutdown|set SERVER`.
+//! `hypernbd control flush|compact|flatten|retention|shutdown|set SERVER`.
 
 use anyhow::Result;
+use hypernbd_volume::admin::Flattened;
 use hypernbd_volume::admin::compact::Compacted;
 use hypernbd_volume::monitor::client;
 use hypernbd_volume::monitor::control::{RetentionAnswer, RetentionArguments, Settings, ShutdownArguments};
 use hypernbd_volume::options::StoreOptions;
 use serde_json::{Value, json};
 
-use super::{compact, prune, server};
+use super::{clone, compact, prune, server};
 use crate::output;
 
 /// What a running server can be told to do.
@@ -17,6 +18,8 @@ pub enum Command {
     Flush(ServerArgs),
     /// Copy what is live out of objects that are mostly dead, also with compaction=off
     Compact(ServerArgs),
+    /// End the sharing of a clone: what it shares is copied to where it is
+    Flatten(ServerArgs),
     /// Remove what the volume's retention does not keep, as far as it may go now, also with retention_interval=off
     Retention(ServerArgs),
     /// End the server
@@ -70,6 +73,11 @@ pub async fn run(command: &Command, store: &StoreOptions) -> Result<()> {
             let place = server::place(&args.server, store).await?;
             let done: Compacted = client::tell(&place, "compact", &json!({})).await?;
             output::write(compact::moved(&done))
+        }
+        Command::Flatten(args) => {
+            let place = server::place(&args.server, store).await?;
+            let done: Flattened = client::tell(&place, "flatten", &json!({})).await?;
+            output::line(clone::flattened(&done))
         }
         Command::Retention(args) => {
             let place = server::place(&args.server, store).await?;

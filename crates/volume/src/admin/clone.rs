@@ -12,13 +12,14 @@ use super::children::{ensure_not_deleted, give_up, has_no_inode};
 use super::create::{check_path, check_prefix};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::engine::bare;
 use crate::engine::parents;
 use crate::format::inode;
 use crate::meta::children::{self, Child};
-use crate::meta::import_record::ImportRecord;
+use crate::meta::import_record::{self, ImportRecord};
 use crate::meta::label::{self, Found, Label};
 use crate::meta::origin::{self, Origin, Parent};
 use crate::meta::wal_marker;
@@ -72,7 +73,7 @@ pub async fn clone(
     check_places(url, to)?;
     let parent = store::unproved(url, store_options).await?;
     let child = place_for(&parent, store_options, to).await?;
-    let ready = try_join!(point_of(&parent, at), ensure_free(&child));
+    let ready = try_join!(point_of(&parent, at), ensure_free(&child, Some(&parent)));
     let made = match ready {
         Ok((point, ())) => make(&parent, &child, &point).await,
         Err(e) => Err(e),
@@ -88,11 +89,7 @@ pub(super) async fn point_of(parent: &Store, at: Option<&At>) -> Result<Point, V
     let (point, import) = try_join!(past::find(parent, at), async {
         match at {
             Some(_) => Ok(None),
-            None => {
-                let warned = wal_marker::warn_if_unpublished(parent, "in the clone");
-                let (import, ()) = join!(ImportRecord::load(parent), warned);
-                import
-            }
+            None => newest_of(parent).await,
         }
     })?;
     match import {
@@ -104,6 +101,37 @@ pub(super) async fn point_of(parent: &Store, at: Option<&At>) -> Result<Point, V
             parent.url
         ))),
     }
+}
+
+/// Warns of what is in a log alone, and gives the note of an import that may not be finished. Most volumes have neither, which one request
+/// tells.
+async fn newest_of(parent: &Store) -> Result<Option<ImportRecord>, VolumeError> {
+    let listed = match &parent.url {
+        VolumeUrl::S3 { .. } => match parent.list_right_below(&parent.meta_key("")).await {
+            // Keys may be limited to what is asked for by name.
+            Err(e) if e.kind == StoreErrorKind::AccessDenied => None,
+            listed => Some(listed?),
+        },
+        VolumeUrl::File { .. } => None,
+    };
+    let may_be = |name: &str| {
+        let key = parent.meta_key(name);
+        let is_it = |listed: &Vec<ObjectEntry>| listed.iter().any(|object| object.key == key);
+        listed.as_ref().is_none_or(is_it)
+    };
+    let import = async {
+        match may_be(import_record::NAME) {
+            true => ImportRecord::load(parent).await,
+            false => Ok(None),
+        }
+    };
+    let warned = async {
+        if may_be(wal_marker::NAME) {
+            wal_marker::warn_if_unpublished(parent, "in the clone").await;
+        }
+    };
+    let (import, ()) = join!(import, warned);
+    import
 }
 
 /// Whether these can be the places of a volume and its clone. Pure.
@@ -144,11 +172,17 @@ pub(super) async fn place_for(
     }
 }
 
-/// Looks whether anything of a volume is there, with one request, and whether it would be inside another volume.
-pub(crate) async fn ensure_free(store: &Store) -> Result<(), VolumeError> {
+/// Looks whether anything of a volume is there, with one request, and whether it would be inside another volume. What is above a volume
+/// `beside` it, too, was looked at when that was made.
+pub(crate) async fn ensure_free(store: &Store, beside: Option<&Store>) -> Result<(), VolumeError> {
+    let is_known = |outer: &str| {
+        let of_bucket = beside.filter(|beside| beside.bucket == store.bucket);
+        let below = of_bucket.and_then(|beside| beside.root.strip_prefix(outer));
+        below.is_some_and(|below| below.starts_with('/'))
+    };
     let outside = async {
         match &store.url {
-            VolumeUrl::S3 { bucket, prefix } => check_prefix(store, bucket, prefix).await,
+            VolumeUrl::S3 { bucket, prefix } => check_prefix(store, bucket, prefix, is_known).await,
             VolumeUrl::File { .. } => Ok(()),
         }
     };

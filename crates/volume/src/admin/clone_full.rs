@@ -9,12 +9,13 @@ use super::clone::{
     Cloned, Outcome, check_places, ensure_free, give_up_unless_made, place_for, point_of, remove_directory,
     warn_unknown,
 };
-use super::copy_objects::copy_objects;
 use crate::base::checkpoint_id::CheckpointId;
+use crate::base::control::Control;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
 use crate::engine::bare;
 use crate::engine::parents;
+use crate::flatten::{Manner, copy_objects};
 use crate::format::inode;
 use crate::index::cache::IndexCache;
 use crate::index::diff::{Place, places};
@@ -39,7 +40,7 @@ pub async fn clone_full(
     let parent = parents::connect(url, store_options).await?;
     let copy = place_for(&parent, store_options, to).await?;
     let made = async {
-        let (point, ()) = try_join!(point_of(&parent, at), ensure_free(&copy))?;
+        let (point, ()) = try_join!(point_of(&parent, at), ensure_free(&copy, Some(&parent)))?;
         let reading = Reading::begin(&parent, point.id()).await?;
         let made = make(&parent, &copy, &point).await;
         reading.end().await;
@@ -64,7 +65,12 @@ async fn make(parent: &Store, copy: &Store, point: &Point) -> Result<Cloned, Vol
     let made_as = CheckpointId::of_inode(&raw);
     let label = label::make(copy, made_as.check).await?;
     let made = async {
-        copy_objects(parent, &objects, copy, Holding::Label(Some(label.volume_id))).await?;
+        let manner = Manner {
+            holding: Holding::Label(Some(label.volume_id)),
+            beside: None,
+            control: &Control::default(),
+        };
+        copy_objects(parent, &objects, copy, manner).await?;
         put_policy(copy, &Policy::of_new_volumes()).await?;
         let (owned, first) = (copy.clone(), raw);
         super::on_owner_thread(move || async move { bare::store_first(&owned, &first).await })

@@ -83,7 +83,7 @@ pub(crate) async fn create_noting(
     }
     let store = store::connect_for_create(url, store_options).await?;
     if let VolumeUrl::S3 { bucket, prefix } = url {
-        check_prefix(&store, bucket, prefix).await?;
+        check_prefix(&store, bucket, prefix, |_| false).await?;
     }
     if let Err(e) = check_empty(&store).await {
         // The directory may have been made for this volume.
@@ -140,9 +140,15 @@ pub(crate) async fn create_noting(
 }
 
 /// Looks whether a volume is to be made inside another one, with which it would be copied and removed.
-pub(super) async fn check_prefix(store: &Store, bucket: &str, prefix: &str) -> Result<(), VolumeError> {
-    for (at, _) in prefix.match_indices('/') {
-        let outer = &prefix[..at];
+pub(super) async fn check_prefix(
+    store: &Store,
+    bucket: &str,
+    prefix: &str,
+    is_known: impl Fn(&str) -> bool,
+) -> Result<(), VolumeError> {
+    let all = prefix.match_indices('/').map(|(at, _)| &prefix[..at]);
+    let unknown: Vec<&str> = all.filter(|outer| !is_known(outer)).collect();
+    for outer in unknown {
         match store.head(&format!("{outer}/{}", inode::NAME)).await {
             Ok(None) => {}
             Ok(Some(info)) if info.size_bytes == inode::GIVEN_UP.len() as u64 => {}

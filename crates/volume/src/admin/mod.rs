@@ -32,7 +32,6 @@ mod children;
 mod clone;
 mod clone_full;
 pub mod compact;
-mod copy_objects;
 mod create;
 mod delete;
 mod flatten;

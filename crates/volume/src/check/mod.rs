@@ -24,6 +24,7 @@ use crate::index::origins;
 use crate::options::StoreOptions;
 use crate::past::{self, At};
 use crate::store::Store;
+use crate::store::lineage::Holder;
 
 mod beside;
 mod checkpoints;
@@ -142,9 +143,10 @@ struct Looker<'a> {
 
 impl Looker<'_> {
     /// The store that has an object, and its key there.
-    fn place(&self, object: u64) -> (&Store, String) {
+    fn place(&self, object: u64) -> (Holder<'_>, String) {
         let holder = self.store.holder_of(object_names::cno_of(object));
-        (holder, holder.data_key(&object_names::name_of(object)))
+        let key = holder.data_key(&object_names::name_of(object));
+        (holder, key)
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) type StoredObjects = BTreeMap<u64, u64>;
 /// # Errors
 /// When a store fails.
 pub(crate) async fn list(store: &Store) -> Result<(StoredObjects, Vec<String>), StoreError> {
+    let shared = store.lineage().pass();
     let root = store.data_key("");
     let mut stored = StoredObjects::new();
     let mut others = Vec::new();
@@ -22,13 +23,13 @@ pub(crate) async fn list(store: &Store) -> Result<(StoredObjects, Vec<String>), 
         let name = entry.key.strip_prefix(&root).unwrap_or_default();
         match object_names::of_name(name) {
             // Of a clone an attempt at ending its sharing that was interrupted: it is not read.
-            Some(object) if store.lineage().inherits(object_names::cno_of(object)) => {}
+            Some(object) if shared.is_some() && store.lineage().inherits(object_names::cno_of(object)) => {}
             Some(object) => drop(stored.insert(object, entry.size_bytes)),
             None if object_names::is_container_object(name) => {}
             None => others.push(entry.key),
         }
     }
-    for part in store.lineage().inherited() {
+    for part in shared.iter().flat_map(|_| store.lineage().inherited()) {
         let root = part.store.data_key("");
         for entry in part.store.list(&root).await? {
             let object = entry.key.strip_prefix(&root).and_then(object_names::of_name);

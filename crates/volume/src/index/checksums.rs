@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::store_error::StoreError;
 use crate::format::object_names::{name_of, object_of};
 use crate::store::interceptors::window_checksums::{self, WIDE_WINDOW_BYTES};
+use crate::store::lineage::Holder;
 use crate::store::{ETag, ObjectInfo, Store};
 
 /// Objects whose check values are remembered; past it, all are forgotten.
@@ -73,11 +74,14 @@ pub(crate) async fn carried(
     }
 }
 
+/// By the object's number, and whether it is a parent's: what is copied from there has values of its own.
+type Known = HashMap<(u64, bool), Option<Arc<IndexChecksum>>>;
+
 /// Check values beside the container. Clones share what they remember.
 #[derive(Clone)]
 pub(crate) struct IndexChecksums {
     store: Store,
-    known: Arc<Mutex<HashMap<u64, Option<Arc<IndexChecksum>>>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl IndexChecksums {
@@ -106,7 +110,7 @@ impl IndexChecksums {
         if window_checksums::has_checksums(info) || holder.sums_of(&key, info).await?.is_some() {
             return Ok(());
         }
-        match self.of(object).await? {
+        match self.of(&holder, object).await? {
             Some(checksum) if checksum.etag == info.etag.0 => {
                 check(&checksum, offset_bytes, window).map_err(|reason| holder.corrupt(&key, reason))
             }
@@ -115,21 +119,26 @@ impl IndexChecksums {
     }
 
     /// The store that has an object, and what lies beside it.
-    fn holder(&self, object: SegmentId) -> &Store {
+    fn holder(&self, object: SegmentId) -> Holder<'_> {
         self.store.holder_of(object.as_cno())
     }
 
-    async fn of(&self, object: SegmentId) -> Result<Option<Arc<IndexChecksum>>, StoreError> {
+    async fn of(
+        &self,
+        holder: &Holder<'_>,
+        object: SegmentId,
+    ) -> Result<Option<Arc<IndexChecksum>>, StoreError> {
         let number = object_of(object);
-        if let Some(known) = self.known.lock().get(&number) {
+        let of = (number, holder.is_parent());
+        if let Some(known) = self.known.lock().get(&of) {
             return Ok(known.clone());
         }
-        let found = load(self.holder(object), number).await?.map(Arc::new);
+        let found = load(holder, number).await?.map(Arc::new);
         let mut known = self.known.lock();
         if known.len() >= REMEMBERED_MAX {
             known.clear();
         }
-        known.insert(number, found.clone());
+        known.insert(of, found.clone());
         Ok(found)
     }
 }

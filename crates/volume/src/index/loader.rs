@@ -57,13 +57,11 @@ impl NodeLoader {
     pub(super) async fn piece(&self, segment: SegmentId, offset: u64) -> io::Result<Fetched> {
         let start = piece_start(offset);
         let name = Segment::segid_to_staging_file_id(segment);
-        let (store, checksums) = (
-            self.store.holder_of(segment.as_cno()).clone(),
-            self.checksums.clone(),
-        );
-        let key = store.data_key(&name);
+        let (store, checksums) = (self.store.clone(), self.checksums.clone());
         self.flights
             .run((object_of(segment), start), async move {
+                let store = store.holder_of(segment.as_cno());
+                let key = store.data_key(&name);
                 let fetched = async {
                     let got = store.get_within_info(&key, start, FETCH_BYTES).await?;
                     if let Some((bytes, info)) = &got {

@@ -14,7 +14,7 @@ use crate::base::stored_text::printable;
 use crate::store::Store;
 
 /// Its name below the volume's `.meta/`.
-const NAME: &str = "import";
+pub(crate) const NAME: &str = "import";
 
 /// Identifies a file in the state it had, so that a change of the file is noticed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -44,6 +44,8 @@ pub(super) enum Verb {
     },
     /// What is live is copied out of objects that are mostly dead.
     Compact,
+    /// A clone gets copies of all that it shares.
+    Flatten,
     /// What the retention does not keep is removed.
     Retention {
         /// Only where the server does that by itself, too.
@@ -195,13 +197,14 @@ pub(super) fn verb(path: &str, body: &[u8]) -> Result<Verb, Refusal> {
             Ok(Verb::Resize { size_bytes })
         }
         Some("compact") => arguments::<NoArguments>(body).map(|_| Verb::Compact),
+        Some("flatten") => arguments::<NoArguments>(body).map(|_| Verb::Flatten),
         Some("retention") => {
             let RetentionArguments { only_if_automatic } = arguments(body)?;
             Ok(Verb::Retention { only_if_automatic })
         }
         _ => Err(Refusal::new(
             StatusCode::NOT_FOUND,
-            "there are /v1/status, /v1/report, /v1/flush, /v1/snapshot, /v1/resize, /v1/compact, /v1/retention, /v1/shutdown and /v1/set",
+            "there are /v1/status, /v1/report, /v1/flush, /v1/snapshot, /v1/resize, /v1/compact, /v1/flatten, /v1/retention, /v1/shutdown and /v1/set",
         )),
     }
 }
@@ -283,7 +286,7 @@ impl Monitor {
         self.served.shut_down(when_idle);
     }
 
-    /// Does what it is told; may take as long as a flush, or as a compaction, which `control` ends early. To be called where blocking harms
+    /// Does what it is told; may take as long as a flush, or as a compaction or the copies of a clone, which `control` ends early. To be called where blocking harms
     /// nobody.
     pub(super) fn carry_out(
         &self,
@@ -322,6 +325,7 @@ impl Monitor {
                 Ok(serde_json::json!({ "size_bytes": volume.size_bytes() }))
             }
             Verb::Compact => to_json(opened(&now, "compacted")?.compact(control)?),
+            Verb::Flatten => to_json(opened(&now, "flattened")?.flatten(control)?),
             Verb::Retention { only_if_automatic } => {
                 let volume = opened(&now, "pruned")?;
                 let removed = volume.prune(*only_if_automatic)?;
@@ -393,6 +397,7 @@ mod tests {
             );
         }
         assert_eq!(verb("/v1/compact", b"{}").unwrap(), Verb::Compact);
+        assert_eq!(verb("/v1/flatten", b"").unwrap(), Verb::Flatten);
         for (body, only_if_automatic) in [("", false), (r#"{"only_if_automatic": true}"#, true)] {
             assert_eq!(
                 verb("/v1/retention", body.as_bytes()).unwrap(),
@@ -448,6 +453,7 @@ mod tests {
             ("/v1/resize", "{}", StatusCode::BAD_REQUEST),
             ("/v1/resize", "{\"size_bytes\": -1}", StatusCode::BAD_REQUEST),
             ("/v1/compact", "{\"rate\": 1}", StatusCode::BAD_REQUEST),
+            ("/v1/flatten", "{\"rate\": 1}", StatusCode::BAD_REQUEST),
             ("/v1/retention", "{\"keep_last\": 1}", StatusCode::BAD_REQUEST),
             (
                 "/v1/retention",

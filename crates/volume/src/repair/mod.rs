@@ -195,14 +195,14 @@ impl Repair<'_> {
             return left("it is no object of the volume's own container".to_owned());
         };
         if self.store.lineage().inherits(cno_of(object)) {
-            let parent = &self.store.holder_of(cno_of(object)).url;
+            let parent = self.store.holder_of(cno_of(object)).url.clone();
             return left(format!(
                 "it lies in {parent}, of which this clone shares it: repair that volume"
             ));
         }
         let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
         let (source, target) = (holder.data_key(&name), self.store.data_key(&name));
-        let (original, there) = try_join!(left_of(holder, &source), left_of(self.store, &target))?;
+        let (original, there) = try_join!(left_of(&holder, &source), left_of(self.store, &target))?;
         let original = match original {
             LeftOf::Object(original) => original,
             LeftOf::Nothing => return left(format!("{} does not have it", self.from.url)),
@@ -232,7 +232,7 @@ impl Repair<'_> {
                 self.from.url
             ));
         }
-        if let Err(e) = self.verify(holder, &source, original.size_bytes).await {
+        if let Err(e) = self.verify(&holder, &source, original.size_bytes).await {
             return match e.kind {
                 StoreErrorKind::Corrupt | StoreErrorKind::NotFound => {
                     left(format!("it is damaged at {}, too: {}", self.from.url, e.detail))

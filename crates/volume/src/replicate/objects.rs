@@ -168,11 +168,11 @@ impl Copies<'_> {
             Some(copy) if sums::may_be_copies(&original, &copy) => Copied { original, copy },
             Some(_) => return Err(self.other(object)),
             None => {
-                amount = self.amount_of(holder, &original, sums.is_some());
+                amount = self.amount_of(&holder, &original, sums.is_some());
                 self.holding.ensure(self.to).await?;
                 let copied = self
                     .to
-                    .copy_known(holder, &source, &target, original, Over::Nothing)
+                    .copy_known(&holder, &source, &target, original, Over::Nothing)
                     .await;
                 match copied {
                     Err(e) if e.kind == StoreErrorKind::PreconditionFailed => {
@@ -201,7 +201,7 @@ impl Copies<'_> {
         self.holding.ensure(self.to).await?;
         let copied = self
             .to
-            .copy_known(holder, &source, &target, original, over)
+            .copy_known(&holder, &source, &target, original, over)
             .await?;
         self.put_beside(object, &copied, sums.as_deref(), origins::may_have(object))
             .await
@@ -228,13 +228,13 @@ impl Copies<'_> {
         }
         if is_summary(object) {
             let (of, copy) = (&copied.original.etag, &copied.copy.etag);
-            if let Some(body) = checksums::carried(holder, &name, of, copy).await? {
+            if let Some(body) = checksums::carried(&holder, &name, of, copy).await? {
                 self.holding
                     .put(self.to, &checksums::key(self.to, &name), body)
                     .await?;
             }
         }
-        if has_origins && let Some((body, _)) = holder.get(&origins::key(holder, object)).await? {
+        if has_origins && let Some((body, _)) = holder.get(&origins::key(&holder, object)).await? {
             self.holding
                 .put(self.to, &origins::key(self.to, object), body)
                 .await?;

@@ -359,7 +359,7 @@ async fn place_for(request: &Request<'_>, original: &Original) -> Result<Store, 
 
 /// Claims a place where nothing is for a replica.
 async fn claim(store: &Store, options: &StoreOptions, original: &Original) -> Result<Label, VolumeError> {
-    ensure_free(store).await?;
+    ensure_free(store, None).await?;
     probe::ensure(store, options.allow_unsafe).await?;
     let (url, volume_id) = original.id();
     let of = label::Original {

@@ -46,8 +46,6 @@ pub(crate) use victims::{Victims, Want};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::error::VolumeError;
-use crate::format::object_names::cno_of;
-use crate::index::cache::IndexCache;
 use crate::meta::{children, wal_marker};
 use crate::store::Store;
 
@@ -98,29 +96,6 @@ pub(crate) async fn remove_policy(store: &Store) -> Result<(), VolumeError> {
 pub(crate) async fn accounted(store: &Store) -> Result<BTreeMap<u64, usage::Accounted>, VolumeError> {
     let account = account::Account::load(store).await?;
     Ok(account.usage().kept().clone())
-}
-
-/// The inherited objects that any checkpoint of a clone needs which is not being removed, by number. For its owner, who has settled
-/// what was being removed.
-///
-/// # Errors
-/// When the store fails or an index cannot be read.
-pub(crate) async fn inherited_objects(store: &Store) -> Result<BTreeSet<u64>, VolumeError> {
-    let mut account = account::Account::load(store).await?;
-    let cache = IndexCache::default().of_container(store);
-    account.advance(store, &cache, &Recent::default()).await?;
-    if let Some((plan, _)) = plan::load(store).await? {
-        account.follow(&plan);
-    }
-    let usage = account.usage();
-    let inherited = usage
-        .objects()
-        .keys()
-        .copied()
-        .filter(|object| store.lineage().inherits(cno_of(*object)));
-    Ok(inherited
-        .filter(|object| usage.is_needed(*object, usage.kept()))
-        .collect())
 }
 
 /// The checkpoints that somebody reads, that clones began as, or that a log depends on.

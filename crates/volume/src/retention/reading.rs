@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::try_join;
 use log::warn;
 use tokio::time::sleep;
 
@@ -10,7 +11,7 @@ use super::{load_policy, pins, plan};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
 use crate::format::inode;
-use crate::meta::{checkpoint_list, snapshots};
+use crate::meta::{checkpoint_list, label, snapshots};
 use crate::store::Store;
 
 /// How often the entry of a checkpoint that was published just now is requested; below, the wait between the requests.
@@ -44,8 +45,9 @@ impl Reading {
             }
         };
         let reading = Self(pin);
-        match ensure_readable(store, id).await {
-            Ok(()) => Ok(reading),
+        let ready = try_join!(ensure_readable(store, id), ensure_shares(store));
+        match ready {
+            Ok(_) => Ok(reading),
             Err(e) => {
                 reading.end().await;
                 Err(e)
@@ -64,6 +66,18 @@ impl Reading {
             pin.remove().await;
         }
     }
+}
+
+/// Refuses a clone that was flattened since its parents were connected: they need keep nothing for it any more. Who flattens it looks at
+/// the pins once the label is put, and here it is the other way round.
+async fn ensure_shares(store: &Store) -> Result<(), VolumeError> {
+    if store.lineage().pass().is_none() || label::load(store).await?.is_some_and(|label| label.is_clone) {
+        return Ok(());
+    }
+    Err(VolumeError::InvalidInput(format!(
+        "{} was flattened, or deleted, while it was opened: try again",
+        store.url
+    )))
 }
 
 /// As [`ensure_kept`], for a checkpoint of another tool, which may have a name and no entry.

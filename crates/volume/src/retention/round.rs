@@ -1,6 +1,7 @@
 //! One round of removing what nobody needs: account, choose, plan, check again, remove. Whoever is next continues an
 //! interrupted round.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use log::{info, warn};
 use super::account::{self, Account, Recent};
 use super::choice::{Choice, Chooser};
 use super::load_policy;
-use super::pins::Unusable;
+use super::pins::{self, Unusable};
 use super::plan::{self, Phase, Plan, runs};
 use super::policy::Policy;
 use super::seen::Stored;
@@ -142,6 +143,49 @@ impl Rounds {
         }
         followed.settle();
         Ok(self.victims_of(followed.usage(), &stored, block_bytes, want))
+    }
+
+    /// The inherited objects that any checkpoint of a clone needs which is not being removed, by number. What is published later needs no
+    /// others.
+    ///
+    /// # Errors
+    /// When the store fails, or an index cannot be read; [`VolumeError::Fenced`] when there is another owner.
+    pub async fn inherited_objects(&mut self) -> Result<BTreeSet<u64>, VolumeError> {
+        self.settle(true).await?;
+        let mut account = match self.account.take() {
+            Some(account) => account,
+            None => Account::load(&self.store).await?,
+        };
+        account.advance(&self.store, &self.cache, &self.recent).await?;
+        // In a copy, as for victims.
+        let mut followed = account.clone();
+        self.account = Some(account);
+        if let Some((plan, _)) = &self.plan {
+            followed.follow(plan);
+        }
+        let usage = followed.usage();
+        let inherited = usage
+            .objects()
+            .keys()
+            .copied()
+            .filter(|object| self.store.lineage().inherits(object_names::cno_of(*object)));
+        Ok(inherited
+            .filter(|object| usage.is_needed(*object, usage.kept()))
+            .collect())
+    }
+
+    /// Whether anybody reads a checkpoint of the volume, by a pin that has not run out.
+    ///
+    /// # Errors
+    /// When the store fails, or a pin that was put lately is damaged; [`VolumeError::Fenced`] when there is another owner.
+    pub async fn has_readers(&mut self) -> Result<bool, VolumeError> {
+        self.settle(true).await?;
+        // Pins are judged by the time at which the plan was written.
+        if let Some((plan, _)) = &self.plan {
+            let anew = plan.emptied(self.epoch);
+            self.replace(anew).await?;
+        }
+        Ok(!pins::checkpoints(&self.store, Unusable::Refuse).await?.is_empty())
     }
 
     /// What is worth copying by this table, and these objects. The debt is shown from then on.

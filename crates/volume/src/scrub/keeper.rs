@@ -213,9 +213,7 @@ impl Scrub {
 
     /// Reads one object and compares it with its check values.
     async fn read(&mut self, object: u64, len_bytes: u64) -> Result<(), VolumeError> {
-        let holder = self.work.store.holder_of(cno_of(object)).clone();
-        let key = holder.data_key(&name_of(object));
-        let counted = holder.metrics().clone();
+        let counted = self.work.store.metrics().clone();
         let mut read = ReadObject::default();
         let mut bad = Vec::new();
         let mut is_gone = false;
@@ -225,8 +223,10 @@ impl Scrub {
             let wait = self.pace.wait(schedule::cost_bytes(len_bytes), Instant::now());
             tokio::time::sleep(wait).await;
             let turn = self.work.reads.background_turn().await;
-            let verified = holder.verify(&key, &bytes).await?;
-            drop(turn);
+            // Anew for each part: a clone may get copies of its own meanwhile.
+            let holder = self.work.store.holder_of(cno_of(object));
+            let verified = holder.verify(&holder.data_key(&name_of(object)), &bytes).await?;
+            drop((holder, turn));
             // Of what went meanwhile nothing is to be said: the next look notices what should be there.
             is_gone = verified.bad.iter().any(|part| part.wrong == Wrong::Missing);
             if is_gone {

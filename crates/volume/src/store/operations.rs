@@ -473,7 +473,9 @@ impl Store {
         until: &str,
     ) -> Result<Vec<ObjectEntry>, StoreError> {
         let is_past = |entries: &[ObjectEntry]| entries.last().is_some_and(|last| last.key.as_str() >= until);
-        let mut entries = self.list_until(prefix, Some(after.to_owned()), is_past).await?;
+        let mut entries = self
+            .list_until(prefix, Some(after.to_owned()), None, is_past)
+            .await?;
         entries.retain(|entry| entry.key.as_str() > after && entry.key.as_str() <= until);
         Ok(entries)
     }
@@ -484,11 +486,20 @@ impl Store {
     /// [`StoreError`].
     pub async fn has_any(&self, prefix: &str, is_wanted: impl Fn(&str) -> bool) -> Result<bool, StoreError> {
         let is_any = |entries: &[ObjectEntry]| entries.iter().any(|entry| is_wanted(&entry.key));
-        Ok(is_any(&self.list_until(prefix, None, is_any).await?))
+        Ok(is_any(&self.list_until(prefix, None, None, is_any).await?))
+    }
+
+    /// The objects right below `prefix`, which must end with a slash: none of those further down. Not for a directory.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn list_right_below(&self, prefix: &str) -> Result<Vec<ObjectEntry>, StoreError> {
+        self.list_until(prefix, None, Some("/".to_owned()), |_| false)
+            .await
     }
 
     async fn list_from(&self, prefix: &str, after: Option<String>) -> Result<Vec<ObjectEntry>, StoreError> {
-        self.list_until(prefix, after, |_| false).await
+        self.list_until(prefix, after, None, |_| false).await
     }
 
     /// Lists page by page, until `is_enough` of what was listed.
@@ -496,10 +507,11 @@ impl Store {
         &self,
         prefix: &str,
         after: Option<String>,
+        delimiter: Option<String>,
         is_enough: impl Fn(&[ObjectEntry]) -> bool,
     ) -> Result<Vec<ObjectEntry>, StoreError> {
         let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
-        let request = request.set_start_after(after);
+        let request = request.set_start_after(after).set_delimiter(delimiter);
         let mut pages = request.into_paginator().send();
         let mut entries = Vec::new();
         while !is_enough(&entries)

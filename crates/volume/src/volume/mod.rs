@@ -22,6 +22,7 @@ use crate::checkpoint::appender::DriverWal;
 use crate::checkpoint::handle::{Driver, DriverConfig};
 use crate::compaction;
 use crate::engine::Engine;
+use crate::flatten;
 use crate::lease::Lease;
 use crate::meta::checkpoint_list::{Catalogue, NoRecorder, Recorder};
 use crate::metrics::Metrics;
@@ -109,6 +110,8 @@ pub struct Volume {
     retention_grace: Duration,
     /// What copies what is live out of objects that are mostly dead.
     compaction: Option<compaction::Keeper>,
+    /// What ends the sharing of a clone.
+    flatten: Option<flatten::Keeper>,
     /// What reads everything once an interval, to find damage.
     scrub: Option<scrub::Keeper>,
     /// What keeps the checkpoint that is read.
@@ -165,6 +168,7 @@ impl Volume {
             retention: None,
             retention_grace: options.retention_grace,
             compaction: None,
+            flatten: None,
             scrub: None,
             reading: Reading::default(),
             newest: NewestCheckpoint::default(),
@@ -521,6 +525,9 @@ impl Volume {
         }
         if let Some(scrub) = &self.scrub {
             scrub.stop();
+        }
+        if let Some(flatten) = &self.flatten {
+            flatten.stop();
         }
         if let Some(compaction) = &self.compaction {
             compaction.stop();

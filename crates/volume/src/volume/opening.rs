@@ -21,6 +21,7 @@ use crate::compaction::{self, Ground};
 use crate::engine::hyper_engine::{HyperEngine, OpenState};
 use crate::engine::parents;
 use crate::engine::{Engine, Ownership, SoleOwner};
+use crate::flatten;
 use crate::format::inode;
 use crate::format::object_names::is_container_object;
 use crate::format::stored_state::StoredState;
@@ -288,7 +289,16 @@ fn begin_sighted<'a>(
             ),
             checkpoint_list::load_entry(&store, seen.state_id.cno)
         );
-        Ok(lease.map(|lease| Begun {
+        let Some(lease) = lease else { return Ok(None) };
+        // The label may have been looked at before the sharing was ended, and the lease after that.
+        let store = match still_inheriting(store, volume_id).await {
+            Ok(store) => store,
+            Err(e) => {
+                lease.release(false).await;
+                return Err(e);
+            }
+        };
+        Ok(Some(Begun {
             store,
             volume_id,
             parent,
@@ -568,6 +578,12 @@ fn open_owned<'a>(
             newest.clone(),
             marker,
         ));
+        volume.flatten = Some(flatten::Keeper::start(flatten::Work {
+            store: store.clone(),
+            lease: lease.clone(),
+            rounds: rounds.clone(),
+            reads: reads.clone(),
+        }));
         volume.compaction = Some(compaction::Keeper::start(compaction::Work {
             ground,
             flip: Arc::new(volume.driver.clone()),

@@ -1,4 +1,5 @@
-//! Compaction and retention of a volume while it is open, for who asks. They are done by the tasks that do them anyway, one at a time.
+//! Compaction and retention of a volume, and the end of a clone's sharing, while it is open, for who asks. Each is done by a task of its
+//! own, which does one at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use super::Volume;
 use crate::base::control::Control;
 use crate::base::error::VolumeError;
 use crate::compaction::Compacted;
+use crate::flatten::Flattened;
 use crate::retention::{self, Removed};
 
 impl Volume {
@@ -46,6 +48,23 @@ impl Volume {
             self.check_retention().await?;
             retention.ask(only_if_automatic).await
         })
+    }
+
+    /// Ends the sharing of a clone: it gets copies of all that it has inherited, and its parent is told that it need keep nothing for it.
+    /// Clients go first. `control` ends it while it copies; what is copied by then is found by the next attempt. Blocks the calling thread;
+    /// never call it on the runtime.
+    ///
+    /// # Errors
+    /// [`VolumeError::InvalidInput`] when the volume is no clone, has clones of its own, or is read by others, for whom its parent goes on
+    /// keeping what they read; [`VolumeError::ReadOnly`]; [`VolumeError::Fenced`]; [`VolumeError::Closed`] when the volume is closed
+    /// meanwhile, or `control` says so; when a store fails.
+    pub fn flatten(&self, control: &Arc<Control>) -> Result<Flattened, VolumeError> {
+        let Some(flatten) = &self.flatten else {
+            return Err(VolumeError::ReadOnly);
+        };
+        self.check_open()?;
+        self.driver.check_fenced()?;
+        self.runtime.block_on(flatten.ask(control.clone()))
     }
 
     /// How long something must not have been needed before it is removed.

@@ -48,7 +48,7 @@ pub fn write(f: &Fixture, model: &mut [u8], at: usize, bytes: &[u8]) {
     model[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-fn newest(f: &Fixture) -> u64 {
+pub fn newest(f: &Fixture) -> u64 {
     f.run(admin::info(&f.url, &f.store_options))
         .unwrap()
         .last_checkpoint

@@ -18,6 +18,7 @@ mod failed_opening;
 mod faults;
 mod fixture;
 mod gets;
+mod flatten;
 mod histories;
 mod history;
 mod kept_index;

@@ -6,22 +6,37 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use futures::try_join;
 use log::info;
 
+use crate::base::control::Control;
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::format::object_names::{cno_of, is_summary, name_of};
 use crate::index::checksums;
 use crate::lease::Holding;
 use crate::meta::label;
+use crate::read::read_path::Reads;
 use crate::store::Store;
 use crate::store::copy::{Copied, Over};
 use crate::store::sums::{self, Sums};
 
 /// Objects copied at once.
 const COPIES_AT_ONCE: usize = 16;
+/// Objects copied at once while clients are served.
+const BESIDE_AT_ONCE: usize = 2;
+
+/// How copies are made.
+#[derive(Clone, Copy)]
+pub(crate) struct Manner<'a> {
+    /// What the place of the copies is held by.
+    pub holding: Holding<'a>,
+    /// Reads of clients, which go before the copies.
+    pub beside: Option<&'a Reads>,
+    /// Ends it between two objects.
+    pub control: &'a Control,
+}
 
 /// What was copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Amount {
+pub(crate) struct Amount {
     /// Objects.
     pub objects: u64,
     /// Their bytes.
@@ -34,12 +49,12 @@ pub(super) struct Amount {
 /// replaced, as long as the lease is held; with a label nothing more is copied once that is gone. What lies beside the copies is put so, too.
 ///
 /// # Errors
-/// When a store fails; when an object is missing; [`VolumeError::Interfered`] when something is there that was not copied here.
-pub(super) async fn copy_objects(
+/// When a store fails; when an object is missing; [`VolumeError::Closed`] when it was told to stop; [`VolumeError::Interfered`] when something is there that was not copied here.
+pub(crate) async fn copy_objects(
     from: &Store,
     objects: &BTreeSet<u64>,
     to: &Store,
-    holding: Holding<'_>,
+    manner: Manner<'_>,
 ) -> Result<Amount, VolumeError> {
     let listed = to.list(&to.data_key("")).await?;
     let there: BTreeMap<String, u64> = listed
@@ -48,10 +63,14 @@ pub(super) async fn copy_objects(
         .collect();
     let copies: Vec<_> = objects
         .iter()
-        .map(|&object| copy_object(from, object, to, &there, holding))
+        .map(|&object| copy_in_turn(from, object, to, &there, manner))
         .collect();
+    let at_once = match manner.beside {
+        Some(_) => BESIDE_AT_ONCE,
+        None => COPIES_AT_ONCE,
+    };
     let copied: Vec<Amount> = stream::iter(copies)
-        .buffer_unordered(COPIES_AT_ONCE)
+        .buffer_unordered(at_once)
         .try_collect()
         .await?;
     let all = copied.into_iter().fold(Amount::default(), |all, one| Amount {
@@ -63,6 +82,25 @@ pub(super) async fn copy_objects(
         all.objects, all.bytes, to.url
     );
     Ok(all)
+}
+
+async fn copy_in_turn(
+    from: &Store,
+    object: u64,
+    to: &Store,
+    there: &BTreeMap<String, u64>,
+    manner: Manner<'_>,
+) -> Result<Amount, VolumeError> {
+    let turn = match manner.beside {
+        Some(reads) => Some(reads.background_turn().await),
+        None => None,
+    };
+    if manner.control.is_stopped() {
+        return Err(VolumeError::Closed);
+    }
+    let copied = copy_object(from, object, to, there, manner.holding).await;
+    drop(turn);
+    copied
 }
 
 async fn copy_object(
@@ -79,7 +117,7 @@ async fn copy_object(
         what: format!("the object {name} of {}", holder.url),
         reason: "the object is missing".into(),
     };
-    let (copied, amount) = match copied_before(holder, &source, to, &target, there).await? {
+    let (copied, amount) = match copied_before(&holder, &source, to, &target, there).await? {
         Some(copied) => (copied, Amount::default()),
         None => {
             let original = holder.head(&source).await?.ok_or_else(missing)?;
@@ -91,7 +129,7 @@ async fn copy_object(
             if over == Over::Anything || matches!(holding, Holding::Label(_)) {
                 holding.ensure(to).await?;
             }
-            let copied = to.copy_known(holder, &source, &target, original, over).await;
+            let copied = to.copy_known(&holder, &source, &target, original, over).await;
             let copied = copied.map_err(|e| match e.kind {
                 StoreErrorKind::PreconditionFailed if over == Over::Nothing => label::interfered(to),
                 _ => e.into(),
@@ -110,7 +148,7 @@ async fn copy_object(
         to.forget_sums(&name);
     }
     if is_summary(object)
-        && let Some(body) = checksums::carried(holder, &name, &original.etag, &copy.etag).await?
+        && let Some(body) = checksums::carried(&holder, &name, &original.etag, &copy.etag).await?
     {
         holding.put(to, &checksums::key(to, &name), body).await?;
     }
