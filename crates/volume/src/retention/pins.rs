@@ -71,6 +71,11 @@ pub(crate) struct HeldPin {
 }
 
 impl HeldPin {
+    /// The key of its object.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Removes the pin.
     pub async fn remove(&self) {
         self.renewing.abort();
@@ -128,7 +133,7 @@ pub(crate) async fn put(
     }))
 }
 
-/// Puts a pin again and again, for ever. Time is also told by the wall clock, because the other one stands still while the machine sleeps.
+/// Puts a pin again and again, as long as its volume is there. Time is also told by the wall clock, because the other one stands still while the machine sleeps.
 async fn renew(store: Store, key: String, pin: Pin, ttl: Duration, body: Vec<u8>) {
     let every = ttl / RENEWALS;
     let mut renewed = SystemTime::now();
@@ -139,6 +144,13 @@ async fn renew(store: Store, key: String, pin: Pin, ttl: Duration, body: Vec<u8>
             tokio::time::sleep(every / LOOKS).await;
             slept += every / LOOKS;
             since = renewed.elapsed().unwrap_or_default();
+        }
+        // A pin would be left over from a deletion, or lie in the volume that was made at its place.
+        if let Err(e) = store.ensure_continues().await
+            && store.is_over()
+        {
+            warn!("checkpoint {} is not pinned any more: {e}", pin.checkpoint);
+            return;
         }
         let put = store.put(&key, body.clone()).await;
         match put {
@@ -209,4 +221,46 @@ pub(crate) async fn checkpoints(store: &Store, unusable: Unusable) -> Result<Vec
     });
     let read: Vec<Option<CheckpointId>> = read.buffer_unordered(READS_AT_ONCE).try_collect().await?;
     Ok(read.into_iter().flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::checkpoint_id::InodeCheck;
+    use crate::base::url::VolumeUrl;
+    use crate::store::continuity::Expected;
+    use crate::store::{connect_for_create, options::StoreOptions};
+
+    const LIMIT: Duration = Duration::from_secs(120);
+
+    /// It would be left over from the deletion, or lie in another volume.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pin_of_a_volume_that_is_gone_is_not_put_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = VolumeUrl::File {
+            path: dir.path().join("vol"),
+        };
+        let store = connect_for_create(&url, &StoreOptions::default()).await.unwrap();
+        store.expect_here(Expected {
+            identity: "one".to_owned(),
+            key: store.meta_key("who"),
+            is_of: |body, identity| body == identity.as_bytes(),
+            seen: SystemTime::now(),
+        });
+        let id = CheckpointId {
+            cno: 1,
+            check: InodeCheck::from_bits(1),
+        };
+        let pin = put(&store, id, Duration::from_millis(30)).await.unwrap();
+        store.delete(pin.key()).await.unwrap();
+        let is_given_up = async {
+            while !pin.renewing.is_finished() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, is_given_up)
+            .await
+            .expect("it is put again and again");
+        assert!(store.get(pin.key()).await.unwrap().is_none());
+    }
 }

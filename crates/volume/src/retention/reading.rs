@@ -1,7 +1,8 @@
-//! Reading a checkpoint that others may remove: pin it, then check that it stays.
+//! Reading a checkpoint that others may remove: pin it, then check that it stays. It stays with its volume alone: of one that is deleted,
+//! and made anew at its address, nothing more is read.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::try_join;
 use log::warn;
@@ -13,6 +14,7 @@ use crate::base::error::VolumeError;
 use crate::format::inode;
 use crate::meta::{checkpoint_list, label, snapshots};
 use crate::store::Store;
+use crate::store::continuity::Expected;
 
 /// How often the entry of a checkpoint that was published just now is requested; below, the wait between the requests.
 const ENTRY_WAITS: u32 = 50;
@@ -45,7 +47,11 @@ impl Reading {
             }
         };
         let reading = Self(pin);
-        let ready = try_join!(ensure_readable(store, id), ensure_shares(store));
+        let ready = try_join!(
+            ensure_readable(store, id),
+            ensure_shares(store),
+            reading.expect_volume(store)
+        );
         match ready {
             Ok(_) => Ok(reading),
             Err(e) => {
@@ -53,6 +59,25 @@ impl Reading {
                 Err(e)
             }
         }
+    }
+
+    /// From now on data of a volume that is made at the same place is not taken for this one's. One without a label has nothing by
+    /// which it could be told.
+    async fn expect_volume(&self, store: &Store) -> Result<(), VolumeError> {
+        let inode = store.data_key(inode::NAME);
+        // The label comes after what tells the time: what was written before that is the volume's then.
+        let seen = store
+            .head(self.0.as_ref().map_or(inode.as_str(), |pin| pin.key()))
+            .await?;
+        if let Some(label) = label::load(store).await? {
+            store.expect_here(Expected {
+                identity: label.volume_id.to_string(),
+                key: store.meta_key(label::NAME),
+                is_of: label::is_of,
+                seen: seen.map_or(SystemTime::UNIX_EPOCH, |seen| seen.last_modified),
+            });
+        }
+        Ok(())
     }
 
     /// Whether a pin could be put.

@@ -4,6 +4,7 @@
 //! of a volume, with their conditions, errors and the handling of lost answers. The data of a volume is under
 //! `<root>/`, and everything beside it (checkpoint list, lease, label) under `<root>.meta/`.
 
+pub(crate) mod continuity;
 pub(crate) mod copy;
 pub(crate) mod environment;
 mod error;
@@ -94,6 +95,8 @@ pub struct Store {
     dir: Option<Arc<ObjectDir>>,
     /// Check values that were read.
     remembered: Arc<sums::Remembered>,
+    /// Which volume is expected, for those who read without its lease.
+    continuity: Arc<continuity::Continuity>,
     /// Whose objects the container reads: its own alone, until that is said.
     lineage: Arc<Lineage>,
     /// Where its requests are counted.
@@ -229,6 +232,7 @@ impl Store {
             endpoint: path.display().to_string().into(),
             dir: Some(dir),
             remembered: Arc::default(),
+            continuity: Arc::default(),
             lineage: Arc::default(),
             metrics: metrics.clone(),
         }
@@ -248,6 +252,7 @@ impl Store {
             url,
             dir: None,
             remembered: Arc::default(),
+            continuity: Arc::default(),
             lineage: Arc::default(),
             metrics: Metrics::default(),
         }
@@ -267,6 +272,7 @@ impl Store {
                 endpoint: self.endpoint.clone(),
                 dir: None,
                 remembered: Arc::default(),
+                continuity: Arc::default(),
                 lineage: Arc::default(),
                 metrics: self.metrics.clone(),
             }),
@@ -299,6 +305,7 @@ impl Store {
             root,
             url,
             remembered: Arc::default(),
+            continuity: Arc::default(),
             lineage: Arc::default(),
             ..self.clone()
         }

@@ -231,8 +231,24 @@ impl Store {
     }
 
     /// Reads bytes and checks that they are those that were written, if the object carries checksums
-    /// (`window_checksums`).
+    /// (`window_checksums`), and of the volume that is expected here (`continuity`).
     async fn fetch(
+        &self,
+        key: &str,
+        range: Option<String>,
+    ) -> Result<Option<(Frames, ObjectInfo)>, StoreError> {
+        let got = self.fetch_of_any(key, range).await;
+        let written = match &got {
+            Ok(found) => found.as_ref().map(|(_, info)| info.last_modified),
+            // In another volume's object other things are at these places, which looks like damage.
+            Err(e) if e.kind == StoreErrorKind::Corrupt => None,
+            Err(_) => return got,
+        };
+        self.ensure_own(key, written).await?;
+        got
+    }
+
+    async fn fetch_of_any(
         &self,
         key: &str,
         range: Option<String>,

@@ -122,6 +122,7 @@ fn store(
         endpoint: endpoint.into(),
         dir: None,
         remembered: Arc::default(),
+        continuity: Arc::default(),
         lineage: Arc::default(),
         metrics: options.metrics.clone(),
     }

@@ -419,3 +419,45 @@ fn caches_of_another_history_are_not_read() {
         assert!(f.read(&volume, 0, 8 << 20) == want, "closed: {is_closed}");
     }
 }
+
+/// In a bucket nothing tells a reader that a volume was deleted, and another one made at its address: it has other data in objects of the
+/// same names, with check values that are right.
+#[test]
+fn a_reader_reads_nothing_of_a_volume_that_was_made_at_the_place_of_its_own() {
+    let f = Fixture::new();
+    let other = f.url_of("other");
+    f.create(4 * MIB, 4096);
+    let options = admin::CreateOptions {
+        size_bytes: 4 * MIB,
+        block_size_bytes: 4096,
+    };
+    f.run(admin::create(&other, &f.store_options, &options)).unwrap();
+    for (url, seed) in [(&f.url, 1), (&other, 2)] {
+        let volume = f
+            .run(Volume::open(url, &f.store_options, &VolumeOptions::default()))
+            .unwrap();
+        volume.write(0, &pattern(seed, MIB as usize), true).unwrap();
+        volume.close(LIMIT).unwrap();
+    }
+    let reader = f.open_read_only();
+    f.run(async {
+        let here = store::connect(&f.url, &f.store_options).await.unwrap();
+        let there = store::connect(&other, &f.store_options).await.unwrap();
+        for prefix in [here.data_key(""), here.meta_key("")] {
+            for object in here.list(&prefix).await.unwrap() {
+                here.delete(&object.key).await.unwrap();
+            }
+            for object in there.list(&prefix).await.unwrap() {
+                let (body, _) = there.get(&object.key).await.unwrap().unwrap();
+                here.put(&object.key, body).await.unwrap();
+            }
+        }
+    });
+    let mut out = vec![0; 8192];
+    let failed = reader
+        .read(MIB / 2, &mut out)
+        .expect_err("it is of another volume");
+    assert!(failed.chain().contains("was deleted"), "{}", failed.chain());
+    // Nor anything that it finds there later.
+    reader.read(0, &mut out).expect_err("it is over");
+}

@@ -25,8 +25,8 @@ use super::error::status_of;
 use super::*;
 
 /// A store under test, empty at first.
-struct Tested {
-    store: Store,
+pub(super) struct Tested {
+    pub(super) store: Store,
     /// The directory of a `file://` store.
     dir: Option<TempDir>,
 }
@@ -37,7 +37,7 @@ fn file_url(path: &Path) -> VolumeUrl {
     }
 }
 
-async fn file_store() -> Tested {
+pub(super) async fn file_store() -> Tested {
     let dir = tempfile::tempdir().unwrap();
     let store = connect_for_create(&file_url(&dir.path().join("vol")), &StoreOptions::default())
         .await
