@@ -6,19 +6,27 @@
 //! for an entry ([`Catalogue`]), and the next open adds the newest one if it is missing.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use log::warn;
+use log::{debug, warn};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck, NewestCheckpoint};
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
 use crate::meta::wal_marker::{self, Marker};
 use crate::store::{ETag, ObjectEntry, Store};
+
+/// How long the writing of an entry is tried again, while those behind it wait.
+const TRIED_FOR: Duration = Duration::from_secs(120);
+/// The wait after its first failure. Each further failure doubles it.
+const TRY_WAIT: Duration = Duration::from_millis(200);
+/// The longest wait between attempts.
+const TRY_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What a checkpoint was made for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,10 +185,37 @@ enum Message {
     Finish(oneshot::Sender<()>),
 }
 
+/// Tries until it succeeds or [`TRIED_FOR`] is over. Once `is_ending` says so, or its sender is gone, once more without a wait.
+async fn insist<T, F: Future<Output = Result<T, VolumeError>>>(
+    mut attempt: impl FnMut() -> F,
+    is_ending: &mut watch::Receiver<bool>,
+) -> Result<T, VolumeError> {
+    let started = Instant::now();
+    let (mut wait, mut is_last) = (TRY_WAIT, false);
+    loop {
+        match attempt().await {
+            Err(e) if !is_last && started.elapsed() < TRIED_FOR => {
+                debug!("an entry of the checkpoint list is tried again: {}", e.chain());
+            }
+            ended => return ended,
+        }
+        is_last = *is_ending.borrow() || is_ending.has_changed().is_err();
+        // Whether that ended the wait is asked after the next attempt.
+        let ends = is_ending.wait_for(|is_ending| *is_ending);
+        let _ = timeout(wait, ends).await;
+        wait = (wait * 2).min(TRY_WAIT_MAX);
+    }
+}
+
 /// Writes entries after the publishes, in their order, while nobody waits for them.
+///
+/// An entry that fails is tried again before the next one is written, however late that makes both. So while it is owed, no later one is
+/// in the list, and no round of the retention goes past it by the list. One that goes past it by a pin or a name of a later
+/// checkpoint does not keep it, as with any entry that lands late: the plan says so to whoever reads.
 #[derive(Debug)]
 pub struct Catalogue {
     messages: mpsc::UnboundedSender<Message>,
+    is_ending: watch::Sender<bool>,
     epoch: u64,
     newest: NewestCheckpoint,
 }
@@ -189,11 +224,12 @@ impl Catalogue {
     /// Starts the writer on the current runtime. `newest` receives each published checkpoint.
     pub fn start(store: Store, epoch: u64, newest: NewestCheckpoint) -> Arc<Self> {
         let (messages, mut inbox) = mpsc::unbounded_channel();
+        let (is_ending, mut ending) = watch::channel(false);
         tokio::spawn(async move {
             while let Some(message) = inbox.recv().await {
                 match message {
                     Message::Entry(entry) => {
-                        if let Err(e) = write_entry(&store, &entry).await {
+                        if let Err(e) = insist(|| write_entry(&store, &entry), &mut ending).await {
                             // This is not fatal, because the next open adds the newest entry.
                             warn!(
                                 "checkpoint {} is published, but could not be entered in the checkpoint list: {e}",
@@ -210,6 +246,7 @@ impl Catalogue {
         });
         Arc::new(Self {
             messages,
+            is_ending,
             epoch,
             newest,
         })
@@ -221,8 +258,9 @@ impl Catalogue {
         let _ = self.messages.send(Message::Entry(entry));
     }
 
-    /// Waits until all entries are written; takes none afterwards.
+    /// Waits until all entries are written, or have failed once more; takes none afterwards.
     pub async fn finish(&self) {
+        self.is_ending.send_replace(true);
         let (done, wait) = oneshot::channel();
         if self.messages.send(Message::Finish(done)).is_ok() {
             let _ = wait.await;

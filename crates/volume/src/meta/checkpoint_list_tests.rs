@@ -131,3 +131,46 @@ async fn entries_are_listed_in_parts_as_they_are_in_one() {
         assert_eq!(listed, expected, "up to {newest} by {part}");
     }
 }
+
+/// Tries what fails `failures` times, with this word on the end. Returns how often it was tried, and what came of it.
+async fn tried(failures: u32, mut is_ending: watch::Receiver<bool>) -> (u32, Result<(), VolumeError>) {
+    let mut tries = 0;
+    let attempt = || {
+        tries += 1;
+        let is_failed = tries <= failures;
+        async move {
+            match is_failed {
+                true => Err(VolumeError::Closed),
+                false => Ok(()),
+            }
+        }
+    };
+    let ended = insist(attempt, &mut is_ending).await;
+    (tries, ended)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_fails_is_tried_again_for_a_time() {
+    let (_word, is_ending) = watch::channel(false);
+    let (tries, ended) = tried(7, is_ending.clone()).await;
+    ended.expect("the store works again");
+    assert_eq!(tries, 8);
+    let started = Instant::now();
+    let (_, ended) = tried(u32::MAX, is_ending).await;
+    ended.expect_err("those behind it wait");
+    assert!((TRIED_FOR..TRIED_FOR + TRY_WAIT_MAX).contains(&started.elapsed()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_waits_for_one_more_attempt_alone() {
+    let (word, is_ending) = watch::channel(true);
+    let started = Instant::now();
+    let (tries, ended) = tried(1, is_ending.clone()).await;
+    ended.expect("the second time");
+    assert_eq!(tries, 2);
+    assert_eq!(tried(u32::MAX, is_ending.clone()).await.0, 2);
+    word.send_replace(false);
+    drop(word);
+    assert_eq!(tried(u32::MAX, is_ending).await.0, 2, "nobody is there any more");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}

@@ -6,9 +6,10 @@ use hypernbd_volume::admin::rollback::{RolledBack, rollback};
 use hypernbd_volume::check::Request;
 use hypernbd_volume::options::{LeaseOptions, VolumeOptions};
 use hypernbd_volume::past::{self, At, ChangeKind};
+use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::{ErrorKind, VolumeError};
 
-use crate::faults::LIMIT;
+use crate::faults::{AtRequest, LIMIT, When};
 use crate::fixture::{Fixture, pattern};
 use crate::resize::{FORMATS, check, made_elsewhere, resize};
 
@@ -226,4 +227,27 @@ fn the_newest_checkpoint_is_found_before_its_entry_is_written() {
             .iter()
             .all(|one| one.size_bytes == 1 << 20 && one.written_bytes > 4096)
     );
+}
+
+/// Without a log nobody waits for a checkpoint's entry, and who opens the volume next adds that of the newest alone.
+#[test]
+fn an_entry_that_failed_once_is_in_the_list_all_the_same() {
+    let mut f = Fixture::new();
+    f.create(1 << 20, 4096);
+    let write = |f: &Fixture, volume: &hypernbd_volume::Volume, seed| {
+        volume.write(0, &pattern(seed, 4096), false).unwrap();
+        volume.flush().unwrap();
+        newest(f)
+    };
+    let volume = f.open();
+    write(&f, &volume, 1);
+    volume.close(LIMIT).unwrap();
+    drop(volume);
+    let is_entry = |method: &str, uri: &str| method == "PUT" && uri.contains("/checkpoints/");
+    f.store_options.hook = Hook::new(AtRequest::new(is_entry, When::BeforeItIsSent, || {}).refused());
+    let volume = f.open();
+    let (refused, next) = (write(&f, &volume, 2), write(&f, &volume, 3));
+    volume.close(LIMIT).unwrap();
+    assert!(read_at(&f, refused)[..4096] == pattern(2, 4096)[..]);
+    assert!(read_at(&f, next)[..4096] == pattern(3, 4096)[..]);
 }
