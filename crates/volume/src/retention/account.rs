@@ -9,7 +9,7 @@ use log::{debug, warn};
 use parking_lot::Mutex;
 
 use super::pins::{self, Unusable};
-use super::plan::Plan;
+use super::plan::{self, Phase, Plan};
 use super::usage::{Accounted, Delta, Usage};
 use crate::base::checkpoint_id::{CheckpointId, NewestCheckpoint};
 use crate::base::error::{ErrorKind, VolumeError};
@@ -158,7 +158,12 @@ impl Account {
         let named = needed.into_iter().filter(|id| id.cno > at);
         let named: BTreeMap<u64, CheckpointId> = named.map(|id| (id.cno, id)).collect();
         let numbers: BTreeSet<u64> = numbers.into_iter().chain(named.keys().copied()).collect();
-        let numbers = numbers.into_iter().filter(|cno| *cno <= until);
+        let gone = match at {
+            0 => plan_of(store).await?,
+            _ => None,
+        };
+        let is_gone = |cno| gone.as_ref().is_some_and(|plan| !plan.keeps(cno));
+        let numbers = numbers.into_iter().filter(|cno| *cno <= until && !is_gone(*cno));
         let listed = numbers.map(|cno| listed(store, cno, recent, named.get(&cno).copied()));
         let mut listed = stream::iter(listed).buffered(READ_AHEAD);
         while let Some(next) = listed.try_next().await? {
@@ -309,6 +314,23 @@ pub(crate) async fn check_table(store: &Store, cache: &IndexCache) -> Result<Tab
             differences,
         },
     })
+}
+
+/// What a count from the beginning is told of checkpoints that went: an entry that came late stands for nothing that can be read any more.
+/// A count that goes on is past all of them. None where that is not certain: what is only planned may stay, and what another history
+/// left says nothing.
+///
+/// # Errors
+/// When the store fails.
+async fn plan_of(store: &Store) -> Result<Option<Plan>, VolumeError> {
+    let plan = plan::load(store).await?.map(|(plan, _)| plan);
+    let Some(plan) = plan.filter(|plan| plan.phase != Phase::Planned) else {
+        return Ok(None);
+    };
+    match plan.at {
+        Some(at) if has(store, at).await? => Ok(Some(plan)),
+        _ => Ok(None),
+    }
 }
 
 /// The checkpoints that have names, are read, or are what clones began as.

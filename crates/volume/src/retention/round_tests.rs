@@ -551,6 +551,44 @@ fn an_entry_that_comes_late_is_not_believed() {
     assert!(world.run(named).is_err());
 }
 
+/// What a removed checkpoint alone needed is gone. Its entry, come late, does not stop a new count of the table, also where an object of
+/// it is there for something else.
+#[test]
+fn a_late_entry_of_what_is_gone_does_not_stop_a_new_count() {
+    let mut world = World::new();
+    let mut rng = fastrand::Rng::with_seed(10);
+    world.publish(&mut rng, 30);
+    world.keep_last(1);
+    let cno = *world.at.keys().nth(4).unwrap();
+    let store = world.store.clone();
+    let (entry, objects) = world.run(async {
+        let entry = checkpoint_list::load_entry(&store, cno).await.unwrap().unwrap();
+        let mut objects = Vec::new();
+        for object in store.list(&store.data_key(&format!("{cno:010}"))).await.unwrap() {
+            let (body, _) = store.get(&object.key).await.unwrap().unwrap();
+            objects.push((object.key, body));
+        }
+        (entry, objects)
+    });
+    assert!(!objects.is_empty());
+    assert!(world.prune().checkpoints > 0);
+    let account = world.run(async {
+        for (key, body) in objects {
+            store.put(&key, body).await.unwrap();
+        }
+        checkpoint_list::write_entry(&store, &entry).await.unwrap();
+        store.delete(&store.meta_key("retention/usage")).await.unwrap();
+        let mut account = Account::load(&store).await.unwrap();
+        let (cache, recent) = (IndexCache::default(), Recent::default());
+        let counted = account.advance(&store, &cache, &recent).await;
+        counted.map(|()| account)
+    });
+    let account = account.expect("it is counted past");
+    assert!(!account.usage().kept().contains_key(&cno));
+    assert!(account.usage().kept().contains_key(&world.newest()));
+    world.check_past(0);
+}
+
 /// A server that was stopped may enter its checkpoint after its successor has counted past that number. Who names it then keeps
 /// it: the table is counted anew, and no plan takes it for gone.
 #[test]
