@@ -74,6 +74,9 @@ pub struct Snapshot {
     pub published_ms: u64,
     /// When the name was given, in milliseconds since 1970-01-01 UTC, by the clock of the machine that gave it.
     pub named_ms: u64,
+    /// Whether a replica has it from its original, and follows that with it. One that was given to the replica is its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_copied: bool,
 }
 
 impl Snapshot {

@@ -26,6 +26,7 @@ pub(crate) async fn put(
         checkpoint: point.id(),
         published_ms: point.published_ms,
         named_ms: now_ms(),
+        is_copied: false,
     };
     let body = serde_json::to_vec(&snapshot).map_err(|e| VolumeError::Internal(e.to_string()))?;
     match store.put_create_only(&key(store, name), body).await {

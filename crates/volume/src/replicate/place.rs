@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use log::warn;
+
 use super::Request;
 use super::original::{Needed, NewPoint, News, Original, entry_lost};
 use super::standing::check_label;
@@ -21,7 +23,7 @@ use crate::format::stored_state::StoredState;
 use crate::lease::{Holding, Lease};
 use crate::meta::checkpoint_list::{self, CatalogueEntry};
 use crate::meta::label::{self, Label};
-use crate::meta::snapshots::{self, Snapshot};
+use crate::meta::snapshots::{self, Snapshot, SnapshotName};
 use crate::options::{LeaseOptions, StoreOptions};
 use crate::past;
 use crate::retention::{ensure_readable, load_policy, put_policy};
@@ -46,6 +48,8 @@ pub(super) struct Replica {
     attempted: Option<CheckpointId>,
     /// Whether the newest one's entry is known to be there.
     is_entered: bool,
+    /// Names of the original that the replica has for something else, and that was said.
+    in_the_way: BTreeSet<SnapshotName>,
 }
 
 impl Replica {
@@ -84,6 +88,7 @@ impl Replica {
             going: BTreeSet::new(),
             attempted: None,
             is_entered: false,
+            in_the_way: BTreeSet::new(),
         };
         let ready = async {
             replica.complete(original).await?;
@@ -309,13 +314,33 @@ impl Replica {
         }
     }
 
-    /// Gives the names of the original's checkpoints to those that are here.
+    /// Gives the names of the original's checkpoints to those that are here. A name that was given to another checkpoint of the replica
+    /// keeps that one, which its retention might remove otherwise.
     ///
     /// # Errors
     /// [`VolumeError::Fenced`] when somebody else has the replica; when the store fails.
-    pub async fn name_as(&self, names: &[Snapshot]) -> Result<(), VolumeError> {
+    pub async fn name_as(&mut self, names: &[Snapshot]) -> Result<(), VolumeError> {
         let here = snapshots::load_all(&self.store).await?;
-        for name in names.iter().filter(|name| !here.contains(name)) {
+        for name in names {
+            let there = here.iter().find(|there| there.name == name.name);
+            if there.is_some_and(|there| there.checkpoint == name.checkpoint) {
+                continue;
+            }
+            if let Some(own) = there.filter(|there| !there.is_copied) {
+                if self.in_the_way.insert(name.name.clone()) {
+                    warn!(
+                        "the snapshot {} of {} is checkpoint {} of it, and not checkpoint {} as in the original: it stays, because it was \
+                         given here; delete it with hypernbd snapshot delete {} {}, and the original's comes in its place",
+                        own.name,
+                        self.store.url,
+                        own.checkpoint.cno,
+                        name.checkpoint.cno,
+                        self.store.url,
+                        own.name
+                    );
+                }
+                continue;
+            }
             let is_here = Some(name.checkpoint) == self.newest
                 || checkpoint_list::load_entry(&self.store, name.checkpoint.cno)
                     .await?
@@ -327,7 +352,11 @@ impl Replica {
                 lease.check().await?;
             }
             let key = snapshots::key(&self.store, &name.name);
-            let body = serde_json::to_vec(name).map_err(|e| VolumeError::Internal(e.to_string()))?;
+            let copy = Snapshot {
+                is_copied: true,
+                ..name.clone()
+            };
+            let body = serde_json::to_vec(&copy).map_err(|e| VolumeError::Internal(e.to_string()))?;
             self.store.put(&key, body).await?;
             // The replica's own retention may have planned to remove it.
             match ensure_readable(&self.store, name.checkpoint).await {

@@ -452,3 +452,34 @@ fn another_volumes_place_is_refused_before_anything_is_written() {
         "nothing is made for a volume that is not there"
     );
 }
+
+/// A name keeps a checkpoint of the replica. One of the original's is not put over it; the original's own go where they go there.
+#[test]
+fn a_name_that_was_given_to_a_replica_stays_where_it_is() {
+    let (f, mut contents) = original(BlockPtrFormat::PartedSegment);
+    let to = f.url_of("replica");
+    let [mine, theirs] = ["mine", "theirs"].map(|name| name.parse::<past::SnapshotName>().unwrap());
+    let give = |url: &VolumeUrl, name| {
+        let given = f.run(past::create(url, &f.store_options, name, None));
+        given.unwrap().checkpoint.cno
+    };
+    give(&f.url, &theirs);
+    again(&f, &to);
+    let kept = give(&to, &mine);
+    write_on(&f, &mut contents, 5, 2);
+    f.run(past::delete(&f.url, &f.store_options, &theirs)).unwrap();
+    let moved = give(&f.url, &theirs);
+    assert_eq!(give(&f.url, &mine), moved);
+    let named = || {
+        let named = f.run(past::snapshots(&to, &f.store_options)).unwrap();
+        let named = named.into_iter().map(|of| (of.name, of.checkpoint.cno));
+        named.collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        again(&f, &to);
+        assert_eq!(named(), [(mine.clone(), kept), (theirs.clone(), moved)]);
+    }
+    f.run(past::delete(&to, &f.store_options, &mine)).unwrap();
+    again(&f, &to);
+    assert_eq!(named(), [(mine.clone(), moved), (theirs.clone(), moved)]);
+}
