@@ -83,7 +83,9 @@ fn kind_of<E: ProvideErrorMetadata + Error + 'static>(error: &SdkError<E, HttpRe
         Some(403) if error.raw_response().is_some_and(is_marked) => AccessDenied,
         Some(401 | 403) => Unauthenticated,
         Some(404) => NotFound,
-        Some(409 | 412) => PreconditionFailed,
+        Some(412) => PreconditionFailed,
+        // A conflict with something else, which may be over the next time: whether a condition holds is told by what is stored.
+        Some(409) => Unreachable,
         // A range that begins past the end: the object is shorter than what refers to it says.
         Some(416) => Corrupt,
         // Of a `file://` store, which answers a HEAD without a code, too.

@@ -424,15 +424,23 @@ impl Store {
                 Err(refused) => refused,
             };
             // A 409 is not a refusal because of the stored object: another conditional write was in progress at the
-            // same time.
+            // same time, or something else that the store does not want to be disturbed.
             let is_conflict = status_of(&refused) == Some(409);
             let error = self.error(operation, key, refused);
             if error.kind != StoreErrorKind::PreconditionFailed && !is_conflict {
                 return Err(error);
             }
-            match self.head(key).await? {
-                Some(info) if info.metadata.get(WRITE_MARK) == Some(&mark) => return Ok(info.etag),
+            let found = self.head(key).await?;
+            match &found {
+                Some(info) if info.metadata.get(WRITE_MARK) == Some(&mark) => return Ok(info.etag.clone()),
                 _ if is_conflict && attempt < CONFLICT_ATTEMPTS_MAX => {}
+                // What is stored decides: over another one's write this one's condition never holds.
+                Some(info) if is_conflict && expected != Some(&info.etag) => {
+                    return Err(StoreError {
+                        kind: StoreErrorKind::PreconditionFailed,
+                        ..error
+                    });
+                }
                 _ => return Err(error),
             }
             let pause_ms = fastrand::u64(1..=attempt * CONFLICT_PAUSE_MS);

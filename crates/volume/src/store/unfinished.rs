@@ -1,7 +1,7 @@
 //! Multipart uploads that a killed process left unfinished. Nobody sees them, and S3 charges for their parts until somebody
 //! aborts them: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/abort-mpu.html>.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use log::debug;
 
@@ -13,6 +13,26 @@ use crate::base::store_error::{StoreError, StoreErrorKind};
 const PAGES_MAX: usize = 100;
 
 impl Store {
+    /// As [`Self::abort_uploads`], of those that began this long before the object at `written` was stored. So no clock but the store's
+    /// decides: by one that is ahead an upload that goes on would be old.
+    ///
+    /// # Errors
+    /// As [`Self::abort_uploads`].
+    pub(crate) async fn abort_old_uploads(
+        &self,
+        is_ours: fn(&str) -> bool,
+        age_min: Duration,
+        written: &str,
+    ) -> Result<usize, StoreError> {
+        if self.dir.is_some() {
+            return Ok(0);
+        }
+        match self.head(written).await? {
+            Some(info) => self.abort_uploads(is_ours, info.last_modified - age_min).await,
+            None => Ok(0),
+        }
+    }
+
     /// Aborts uploads to objects below the volume's root whose names `is_ours` accepts, and that began before this time
     /// by the store's clock. Returns how many. A store that lists no uploads (MinIO lists only those of one given
     /// object), or that refuses the request, has none. The uploads of a `file://` store end with the process that made

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use btree_ondisk::NodeCache;
 use futures::future::BoxFuture;
@@ -26,8 +26,8 @@ use crate::format::inode;
 use crate::format::object_names::is_container_object;
 use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
-use crate::lease::Lease;
 use crate::lease::state::Stored;
+use crate::lease::{self, Lease};
 use crate::meta::cache_state;
 use crate::meta::checkpoint_list::{self, Catalogue, CatalogueEntry, Watermarks};
 use crate::meta::label;
@@ -626,8 +626,10 @@ async fn give_up(engine: &HyperEngine, are_caches_ours: bool) {
 
 /// Aborts the uploads that earlier servers had begun when they were killed. Nothing depends on it.
 async fn abort_uploads(store: Store) {
-    let begun_before = SystemTime::now() - UNFINISHED_AGE_MIN;
-    match store.abort_uploads(is_container_object, begun_before).await {
+    // Written by this server, a moment ago or later.
+    let lease = store.meta_key(lease::NAME);
+    let aborted = store.abort_old_uploads(is_container_object, UNFINISHED_AGE_MIN, &lease);
+    match aborted.await {
         Ok(0) => {}
         Ok(count) => log::info!("aborted {count} uploads that killed servers left unfinished"),
         Err(e) => log::debug!("uploads that killed servers left unfinished stay: {e}"),

@@ -230,6 +230,37 @@ async fn a_conflict_with_a_write_in_progress_is_tried_again() {
     );
 }
 
+/// A store that is busy with something of its own says nothing of other owners: an owner that took it for one would be shut out for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_that_nobody_knows_is_decided_by_what_is_stored() {
+    let etag = ETag("\"abc\"".into());
+    for (stored, expected) in [
+        (Some("\"abc\""), Unreachable),
+        (Some("\"def\""), PreconditionFailed),
+        (None, Unreachable),
+    ] {
+        let (endpoint, _heads) = serve(move |head| match (head.split(' ').next().unwrap(), stored) {
+            ("put", _) => error_answer("409 Conflict", ID, "Unheard"),
+            ("head", Some(etag)) => {
+                let headers = format!("{ID}x-amz-meta-hypernbd-write: other\r\netag: {etag}\r\n");
+                answer("200 OK", &headers, "")
+            }
+            ("head", None) => answer("404 Not Found", ID, ""),
+            _ => answer("200 OK", ID, EMPTY_LIST),
+        });
+        let store = connect_to(&endpoint).await.unwrap();
+        let key = "vol.meta/lease";
+        let (replaced, created) = tokio::join!(
+            store.put_if_match(key, "mine", &etag),
+            store.put_create_only(key, "mine")
+        );
+        let (replaced, created) = (replaced.unwrap_err(), created.unwrap_err());
+        assert_eq!(replaced.kind, expected, "{stored:?}: {replaced}");
+        let expected = stored.map_or(Unreachable, |_| PreconditionFailed);
+        assert_eq!(created.kind, expected, "{stored:?}: {created}");
+    }
+}
+
 /// What a reverse proxy says while the store behind it is away.
 const PAGE: &str = "<html><body>back soon</body></html>";
 const ID: &str = "x-amz-request-id: 1\r\n";
@@ -310,6 +341,49 @@ async fn a_part_of_a_listing_is_not_taken_for_all_of_it() {
     assert!(error.to_string().contains("continuation token"), "{error}");
     // Who has found what was looked for needs no more of it.
     assert!(store.has_any("cut", |key| key == "vol/a").await.unwrap());
+}
+
+/// The store's clock is years behind this machine's. An upload of a minute ago goes on, one of a day ago has been left.
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_are_old_by_the_clock_of_the_store() {
+    let upload = |id: &str, initiated: &str| {
+        format!(
+            "<Upload><Key>vol/{id}</Key><UploadId>{id}</UploadId><Initiated>{initiated}</Initiated></Upload>"
+        )
+    };
+    let uploads = [
+        upload("new", "2015-10-21T07:27:00.000Z"),
+        upload("old", "2015-10-20T07:27:00.000Z"),
+    ]
+    .concat();
+    let (endpoint, heads) = serve(move |head| match head.split(' ').next().unwrap() {
+        "head" => answer(
+            "200 OK",
+            "etag: \"x\"\r\nlast-modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n",
+            "",
+        ),
+        "delete" => answer("204 No Content", "", ""),
+        _ if head.lines().next().unwrap().contains("uploads") => answer(
+            "200 OK",
+            "",
+            &format!(
+                "<ListMultipartUploadsResult>{uploads}<IsTruncated>false</IsTruncated></ListMultipartUploadsResult>"
+            ),
+        ),
+        _ => answer("200 OK", "", EMPTY_LIST),
+    });
+    let store = connect_to(&endpoint).await.unwrap();
+    let lease = store.meta_key("lease");
+    let aborted = store.abort_old_uploads(|_| true, Duration::from_secs(3600), &lease);
+    assert_eq!(aborted.await.unwrap(), 1);
+    let aborted: Vec<String> = heads
+        .try_iter()
+        .filter(|head| head.starts_with("delete"))
+        .collect();
+    assert!(
+        aborted.len() == 1 && aborted[0].contains("uploadid=old"),
+        "{aborted:?}"
+    );
 }
 
 /// A store begins such an answer before it knows how the completion ends, and what is in the way is in its body. The check values that are
