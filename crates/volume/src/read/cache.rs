@@ -9,7 +9,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use foyer::{
     BlockEngineBuilder, Code, CodeError, HybridCache, HybridCacheBuilder, HybridCachePolicy, S3FifoConfig,
@@ -20,6 +20,7 @@ use parking_lot::RwLock;
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::volume_id::VolumeId;
 use crate::disk::{Disk, RealDisk, cache_file, fitness};
+use crate::format::object_names::cno_of;
 use crate::meta::cache_state::CacheState;
 use crate::metrics::Metrics;
 use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
@@ -86,6 +87,10 @@ pub struct ReadCache {
     has_failed: AtomicBool,
     /// A newer checkpoint could not be recorded on the disk, so no more pages are kept.
     is_stopped: AtomicBool,
+    /// The number of the checkpoint that the disk records. A publish is shown to readers before it is recorded, and pages of it are not
+    /// kept until then: a server that was killed in between would leave pages that a volume, restored from a backup of the recorded
+    /// checkpoint, takes for its own.
+    noted: AtomicU64,
     /// Where look-ups are counted.
     metrics: Metrics,
 }
@@ -110,6 +115,7 @@ impl ReadCache {
             disk: None,
             has_failed: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
+            noted: AtomicU64::new(u64::MAX),
             metrics: Metrics::default(),
         }
     }
@@ -162,6 +168,7 @@ impl ReadCache {
             disk,
             has_failed: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
+            noted: AtomicU64::new(u64::MAX),
             metrics: Metrics::default(),
         }
     }
@@ -238,16 +245,19 @@ impl ReadCache {
     }
 
     fn note(&self, newest: CheckpointId, is_closed: bool) {
-        if let Some(disk) = &self.disk
-            && !disk.state.note(newest, is_closed)
-        {
-            self.is_stopped.store(true, Ordering::Relaxed);
+        if let Some(disk) = &self.disk {
+            if !disk.state.note(newest, is_closed) {
+                self.is_stopped.store(true, Ordering::Relaxed);
+            }
+            self.noted.store(newest.cno, Ordering::Release);
         }
     }
 
     /// Adds a page.
     pub fn insert(&self, key: PageKey, page: Vec<u8>) {
-        if self.is_stopped.load(Ordering::Relaxed) {
+        // In this order: where a newer one could not be recorded, that is seen.
+        let is_noted = cno_of(key.object) <= self.noted.load(Ordering::Acquire);
+        if !is_noted || self.is_stopped.load(Ordering::Relaxed) {
             return;
         }
         if let Some(pages) = self.pages.read().as_ref() {

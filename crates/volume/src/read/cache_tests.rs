@@ -229,3 +229,23 @@ async fn a_page_is_of_one_container() {
     assert_eq!(written.len(), of(2).estimated_size());
     assert_eq!(PageKey::decode(&mut written.as_slice()).unwrap(), of(2));
 }
+
+/// Of a checkpoint that the disk does not record yet nothing is kept, in memory neither: what is there goes on to the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_a_checkpoint_are_kept_once_it_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = ReadCache::open(&config(dir.path()), Some(id(1))).await;
+    let of = |cno: u64| PageKey {
+        object: crate::format::object_names::of_name(&format!("{cno:010}.0")).unwrap(),
+        ..key(1)
+    };
+    cache.note_checkpoint(at(3));
+    cache.insert(of(3), page(1));
+    cache.insert(of(4), page(2));
+    written(&cache).await;
+    assert!(cache.load(of(3), <[u8]>::to_vec).await.is_some());
+    assert!(cache.load(of(4), <[u8]>::to_vec).await.is_none(), "not noted");
+    cache.note_checkpoint(at(4));
+    cache.insert(of(4), page(2));
+    assert!(cache.load(of(4), <[u8]>::to_vec).await.is_some());
+}
