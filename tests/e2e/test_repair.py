@@ -1,4 +1,4 @@
-"""`hypernbd repair`: what is damaged or missing comes back from a replica in another store, beside a server."""
+"""`hypernbd repair`: what is damaged or missing comes back from a replica, the list from the container, a volume to what is whole."""
 
 import json
 
@@ -95,3 +95,49 @@ def test_nothing_is_replaced_by_what_may_be_cut_short_itself(store, make_volume,
     (found,) = json.loads(left.stdout)["found"]
     assert "no check values" in json.dumps(found["outcome"]), found
     assert store.objects()[key] == tag
+
+
+def test_the_list_is_rebuilt_and_a_damaged_volume_goes_back(store, make_volume, make_server):
+    volume = make_volume(SIZE, 4 * KI)
+    server = make_server(volume, checkpoint_interval="1h").start()
+    with server.connect() as client:
+        for tag in (1, 2, 3):
+            client.pwrite(pattern(MI, tag), tag * MI)
+            client.flush()
+    assert server.terminate() == 0
+    root = volume.url.removeprefix(f"s3://{BUCKET}/").rstrip("/")
+
+    entry = f"{root}.meta/checkpoints/0000000002"
+    damage(store, entry)
+    words = ["repair", volume.url, "--rebuild-list"]
+    looked = volume.cli(*words)
+    assert looked.returncode == 1 and f"FOUND {entry}" in looked.stdout, looked.stdout + looked.stderr
+    mended = volume.cli(*words, "--write")
+    assert mended.returncode == 0 and f"MENDED {entry}" in mended.stdout, mended.stdout + mended.stderr
+    assert [key for key in store.objects() if f"{root}.meta/aside/" in key], "what was there is not set aside"
+    checked = volume.cli("check", volume.url, "--data")
+    assert checked.returncode == 0, checked.stdout
+
+    damage(store, f"{root}/0000000003.0")
+    words = ["repair", volume.url, "--to-newest-whole", "--data"]
+    looked = volume.cli(*words)
+    assert looked.returncode == 1, looked.stdout + looked.stderr
+    assert "the newest whole checkpoint of" in looked.stdout and " is 2, published" in looked.stdout, looked.stdout
+    went = volume.cli(*words, "--write")
+    assert went.returncode == 0, went.stdout + went.stderr
+    assert "as checkpoint 4" in went.stdout and "before-repair-" in went.stdout, went.stdout
+    server.start()
+    with server.connect() as client:
+        for tag in (1, 2):
+            assert client.pread(MI, tag * MI) == pattern(MI, tag)
+        assert client.pread(MI, 3 * MI) == bytes(MI)
+    assert server.terminate() == 0
+    again = volume.cli(*words)
+    assert again.returncode == 0 and "nothing to go back from" in again.stdout, again.stdout + again.stderr
+
+
+def test_one_way_is_chosen(store, make_volume):
+    volume = make_volume(SIZE, 4 * KI)
+    for words in ([], ["--rebuild-list", "--to-newest-whole"], ["--from-versions", "--from", volume.url]):
+        refused = volume.cli("repair", volume.url, *words)
+        assert refused.returncode == 2, refused.stdout + refused.stderr

@@ -208,7 +208,7 @@ pub(crate) async fn check_closed(store: &Store, then: &str) -> Result<(), Volume
 
 /// As [`check_buffer`] and [`check_closed`]. The buffer's file comes first: what the other advises takes the lease, and what lies in the
 /// file is not applied after that.
-async fn check_nothing_left(store: &Store, then: &str) -> Result<(), VolumeError> {
+pub(crate) async fn check_nothing_left(store: &Store, then: &str) -> Result<(), VolumeError> {
     check_buffer(store, then).await?;
     check_closed(store, then).await
 }

@@ -24,6 +24,8 @@ use crate::store::Store;
 const THEN: &str = "roll it back";
 /// The prefix of the name that the state before a rollback gets.
 const BEFORE: &str = "before-rollback-";
+/// The same, where the volume goes back because it is damaged.
+const BEFORE_REPAIR: &str = "before-repair-";
 
 /// The result of a rollback.
 #[derive(Debug, Clone)]
@@ -70,7 +72,7 @@ pub async fn rollback(
 ) -> Result<RolledBack, VolumeError> {
     let store = parents::connect(url, store_options).await?;
     let to = past::find(&store, Some(at)).await?;
-    rollback_in(&store, store_options, to, lease_options).await
+    rollback_in(&store, store_options, to, lease_options, BEFORE).await
 }
 
 /// As [`rollback`], to a checkpoint that [`look`] has found: by now its name or its age may mean another one.
@@ -84,7 +86,20 @@ pub async fn rollback_to(
     lease_options: &LeaseOptions,
 ) -> Result<RolledBack, VolumeError> {
     let store = parents::connect(url, store_options).await?;
-    rollback_in(&store, store_options, to, lease_options).await
+    rollback_in(&store, store_options, to, lease_options, BEFORE).await
+}
+
+/// As [`rollback_to`], of a volume whose newest state is damaged: the name of that state says so.
+///
+/// # Errors
+/// As [`rollback`].
+pub(crate) async fn rollback_damaged(
+    store: &Store,
+    store_options: &StoreOptions,
+    to: Point,
+    lease_options: &LeaseOptions,
+) -> Result<RolledBack, VolumeError> {
+    rollback_in(store, store_options, to, lease_options, BEFORE_REPAIR).await
 }
 
 async fn rollback_in(
@@ -92,26 +107,32 @@ async fn rollback_in(
     store_options: &StoreOptions,
     to: Point,
     lease_options: &LeaseOptions,
+    before: &str,
 ) -> Result<RolledBack, VolumeError> {
     // Who takes the volume from a server gives up what that one has not flushed.
     if !lease_options.takeover {
         super::check_buffer(store, THEN).await?;
     }
     let lease = super::take_lease(store, store_options, lease_options).await?;
-    let rolled_back = rollback_owned(store, &lease, to).await;
+    let rolled_back = rollback_owned(store, &lease, to, before).await;
     lease.release(rolled_back.is_ok()).await;
     rolled_back
 }
 
 /// Rolls back under the lease. The state that was seen before the lease was taken may have changed by then.
-async fn rollback_owned(store: &Store, lease: &Arc<Lease>, to: Point) -> Result<RolledBack, VolumeError> {
+async fn rollback_owned(
+    store: &Store,
+    lease: &Arc<Lease>,
+    to: Point,
+    before: &str,
+) -> Result<RolledBack, VolumeError> {
     check_closed(store, THEN).await?;
     // The state before gets its entry and its name first, so that both are there even if the rollback fails.
     let generation = super::settle_history(store, lease).await?;
     // From here on older owners remove nothing, and what they had begun to remove is gone.
     super::retention::rounds(store, lease).settle(true).await?;
     ensure_readable(store, to.id()).await?;
-    let before = past::free_name(BEFORE)?;
+    let before = past::free_name(before)?;
     let newest = past::find(store, None).await?;
     if past::put(store, &before, &newest).await?.is_none() {
         return Err(VolumeError::Internal(format!("the name {before} is taken")));

@@ -34,6 +34,16 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
+    /// One checkpoint alone, whether it is listed or not.
+    pub fn one(state: StoredState, block_size_bytes: u64) -> Self {
+        Self {
+            all: vec![state],
+            newest: None,
+            block_size_bytes,
+            names: Vec::new(),
+        }
+    }
+
     /// Only this one is looked at.
     pub fn only(&mut self, point: &Point) {
         self.block_size_bytes = u64::from(point.block_size_bytes);

@@ -18,6 +18,7 @@ use crate::base::url::VolumeUrl;
 use crate::engine::parents;
 use crate::format::object_names;
 use crate::format::stored_objects::{self, StoredObjects as Stored};
+use crate::format::stored_state::StoredState;
 use crate::index::cache::IndexCache;
 use crate::index::inspect::Scope;
 use crate::index::origins;
@@ -130,6 +131,41 @@ pub async fn check(
     report.data_bytes = needed.data_bytes();
     report.tell(findings, &checkpoints);
     Ok(report)
+}
+
+/// What is wrong with what one checkpoint needs, whether it is listed or not: one text for each object. With `is_data` every block is read.
+/// For who sees that nothing is removed meanwhile.
+///
+/// # Errors
+/// When the store fails, or `control` says to stop.
+pub(crate) async fn lacks(
+    store: &Store,
+    state: StoredState,
+    block_size_bytes: u64,
+    is_data: bool,
+    control: &Control,
+) -> Result<Vec<String>, VolumeError> {
+    let mut findings = Findings::default();
+    let checkpoints = Checkpoints::one(state, block_size_bytes);
+    let cache = IndexCache::default();
+    let looker = Looker {
+        store,
+        checkpoints: &checkpoints,
+        scope: Scope::default(),
+        cache: &cache,
+        control,
+    };
+    let needed = needed::look(&looker, &mut findings).await?;
+    let (mut stored, _) = stored_objects::list(store).await?;
+    needed.compare(&looker, &mut stored, &mut findings).await?;
+    if is_data {
+        data::read(&looker, &needed, &stored, &mut findings).await?;
+    }
+    stopped(control)?;
+    let found = findings.found.into_iter();
+    Ok(found
+        .map(|finding| format!("{}: {}", finding.object, finding.reason))
+        .collect())
 }
 
 /// What the looks at a volume have in common.

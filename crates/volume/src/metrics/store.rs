@@ -51,7 +51,7 @@ impl Operation {
             "CopyObject" | "UploadPartCopy" => Self::Copy,
             "UploadPart" => Self::Part,
             "CreateMultipartUpload" | "CompleteMultipartUpload" | "AbortMultipartUpload" => Self::Multipart,
-            "ListObjectsV2" | "ListMultipartUploads" => Self::List,
+            "ListObjectsV2" | "ListMultipartUploads" | "ListObjectVersions" => Self::List,
             "DeleteObject" | "DeleteObjects" => Self::Delete,
             _ => Self::Other,
         }

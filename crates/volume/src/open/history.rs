@@ -30,7 +30,7 @@ const _: () = assert!(GENERATIONS_LEFT > GENERATIONS_AHEAD_MAX);
 /// Number of entries that are read at once.
 const READS_AT_ONCE: usize = 16;
 /// Where entries of an abandoned history are kept, below the volume's `.meta/`.
-const ASIDE: &str = "aside/";
+pub(crate) const ASIDE: &str = "aside/";
 
 /// Whether this is the name, below the volume's `.meta/`, of an entry that was set aside.
 pub(crate) fn is_aside(name: &str) -> bool {

@@ -1,47 +1,45 @@
-//! Puts damaged and missing objects of a volume back from a replica or a copy of it.
+//! What `check` finds wrong is mended, as far as that is possible without guessing.
 //!
-//! A container's object never changes once it is written, so what a replica has of the same write is what was lost. Nothing is put back
-//! that is not known to be that: the two volumes must be of one history, the object must be of the same write as the damaged one, and its
-//! bytes must agree with their check values. It needs no lease: the volume is afterwards what its index says, as before.
+//! * [`replica`]: objects are put back from a replica or a copy of the volume.
+//! * [`versions`]: objects are put back from what the bucket keeps of them.
+//! * [`list`]: entries of the list of checkpoints are written again, from what the container says.
+//! * [`newest`]: the volume goes back to the newest checkpoint that is whole.
+//!
+//! Each looks first, and changes nothing unless that is asked for. Nothing is deleted.
 
-use futures::stream::{self, StreamExt, TryStreamExt};
-use futures::try_join;
+use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::base::control::{Control, Phase};
+use crate::base::control::Control;
 use crate::base::error::VolumeError;
 use crate::base::store_error::{StoreError, StoreErrorKind};
 use crate::base::url::VolumeUrl;
-use crate::check::{self, Kind, Problem, check};
-use crate::engine::parents;
-use crate::format::object_names::{cno_of, name_of, of_name};
-use crate::lease::Holding;
-use crate::meta::label::{self, Label};
+use crate::check::{self, Problem, check};
+use crate::format::object_names::{cno_of, of_name};
 use crate::options::StoreOptions;
-use crate::replicate::{Copies, agree, newest_shared};
-use crate::store::copy::Over;
-use crate::store::interceptors::window_checksums::has_checksums;
-use crate::store::{ObjectInfo, Store, sums};
+use crate::store::{ObjectInfo, Store};
+
+mod list;
+mod newest;
+mod replica;
+mod versions;
+
+pub use list::rebuild_list;
+pub use newest::{Done, Newest, WayBack, to_newest_whole};
+pub use replica::{Request, repair};
+pub use versions::from_versions;
 
 /// Bytes of an object that are read with one request.
 const READ_BYTES: u64 = 4 << 20;
 /// Requests under way at once.
 const READS_AT_ONCE: usize = 8;
 
-/// What is repaired, and from where.
-#[derive(Debug)]
-pub struct Request<'a> {
-    /// The volume.
-    pub url: &'a VolumeUrl,
-    /// How its store is reached.
-    pub store_options: &'a StoreOptions,
-    /// Its replica, its original, or a copy of it.
-    pub from: &'a VolumeUrl,
-    /// How that one's store is reached.
-    pub from_options: &'a StoreOptions,
+/// How far a repair goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct How {
     /// Damage is looked for in the data, too, all of which is read.
     pub is_data: bool,
-    /// Objects are put back. Otherwise it is only said which could be.
+    /// What can be mended is. Otherwise it is only said what could be.
     pub is_written: bool,
 }
 
@@ -87,74 +85,74 @@ impl Repaired {
     }
 }
 
-/// Checks a volume, and puts back what can be.
-///
-/// # Errors
-/// [`VolumeError::InvalidInput`] when `from` is no replica, original or copy of the volume; what [`check()`] returns; a store that fails.
-pub async fn repair(request: &Request<'_>, control: &Control) -> Result<Repaired, VolumeError> {
-    let store = parents::connect(request.url, request.store_options).await?;
-    let from = parents::connect(request.from, request.from_options).await?;
-    // Before anything that is said of the volume: another one that is made there meanwhile is not repaired by it.
-    let holding = Holding::by_label(&store).await?;
-    let shared = newest_shared(&store, &from).await?;
-    ensure_one_history(&store, &from, shared).await?;
-    let look = check::Request {
-        is_data: request.is_data,
-        ..check::Request::default()
-    };
-    let report = check(request.url, request.store_options, &look, control).await?;
-    control.begin(Phase::Copying, 0);
-    let repair = Repair {
-        store: &store,
-        from: &from,
-        control,
-        holding,
-        shared_up_to: shared.unwrap_or(0),
-        is_written: request.is_written,
-    };
-    let mut found = Vec::new();
-    for problem in report.problems {
-        let outcome = repair.mend(&problem).await?;
-        found.push(Found { problem, outcome });
-    }
-    let is_changed = found.iter().any(|one| one.outcome == Outcome::Mended);
-    let left = match is_changed {
-        true => Some(
-            check(request.url, request.store_options, &look, control)
-                .await?
-                .problems,
-        ),
-        false => None,
-    };
-    Ok(Repaired {
-        url: store.url.to_string(),
-        from: from.url.to_string(),
-        found,
-        left,
-    })
+/// A look at a volume, before a repair and after it.
+struct Look<'a> {
+    url: &'a VolumeUrl,
+    store_options: &'a StoreOptions,
+    is_data: bool,
+    control: &'a Control,
 }
 
-/// Sees that the same numbers mean the same objects in both, whose newest common checkpoint is `shared`.
-async fn ensure_one_history(store: &Store, from: &Store, shared: Option<u64>) -> Result<(), VolumeError> {
-    let labels = try_join!(label::load(store), label::load(from))?;
-    let is_related = labels.0.zip(labels.1).is_some_and(|(a, b)| are_related(&a, &b));
-    // A volume whose label was lost or damaged has a new one: its checkpoints tell whose it is.
-    if (is_related || shared.is_some()) && agree(store, from).await? {
-        return Ok(());
-    }
-    Err(VolumeError::InvalidInput(format!(
-        "{} is no replica or copy of {}: objects of the same names are not the same objects",
-        from.url, store.url
-    )))
+/// A way to mend what is wrong.
+#[async_trait]
+trait Mend: Sync {
+    /// Mends what a check has found, or says what could be, or why it stays.
+    async fn mend(&self, problem: &Problem) -> Result<Outcome, VolumeError>;
 }
 
-/// Whether one was made from the other.
-fn are_related(one: &Label, other: &Label) -> bool {
-    let is_from = |a: &Label, b: &Label| {
-        let original = a.replica_of.as_ref().map(|original| original.volume_id);
-        original == Some(b.volume_id) || a.parent == Some(b.volume_id)
+impl Look<'_> {
+    /// What is wrong.
+    async fn problems(&self) -> Result<Vec<Problem>, VolumeError> {
+        let request = check::Request {
+            is_data: self.is_data,
+            ..check::Request::default()
+        };
+        let report = check(self.url, self.store_options, &request, self.control).await?;
+        Ok(report.problems)
+    }
+
+    /// Mends what can be, one problem after the other, and looks again where something was.
+    async fn mend_all(
+        &self,
+        problems: Vec<Problem>,
+        way: &dyn Mend,
+        from: String,
+    ) -> Result<Repaired, VolumeError> {
+        let mut found = Vec::new();
+        for problem in problems {
+            if self.control.is_stopped() {
+                return Err(VolumeError::Closed);
+            }
+            let outcome = way.mend(&problem).await?;
+            found.push(Found { problem, outcome });
+        }
+        let is_changed = found.iter().any(|one| one.outcome == Outcome::Mended);
+        let left = match is_changed {
+            true => Some(self.problems().await?),
+            false => None,
+        };
+        Ok(Repaired {
+            url: self.url.to_string(),
+            from,
+            found,
+            left,
+        })
+    }
+}
+
+/// The number of the object of the volume's own container that a problem is with, or why it is none.
+fn own_object(store: &Store, problem: &Problem) -> Result<u64, String> {
+    let name = problem.object.strip_prefix(&store.data_key(""));
+    let Some(object) = name.and_then(of_name) else {
+        return Err("it is no object of the volume's own container".to_owned());
     };
-    one.volume_id == other.volume_id || is_from(one, other) || is_from(other, one)
+    match store.lineage().inherits(cno_of(object)) {
+        false => Ok(object),
+        true => Err(format!(
+            "it lies in {}, of which this clone shares it: repair that volume",
+            store.holder_of(cno_of(object)).url
+        )),
+    }
 }
 
 /// What is left of an object.
@@ -171,109 +169,5 @@ async fn left_of(store: &Store, key: &str) -> Result<LeftOf, StoreError> {
         Ok(None) => Ok(LeftOf::Nothing),
         Err(e) if e.kind == StoreErrorKind::Corrupt => Ok(LeftOf::Unreadable),
         Err(e) => Err(e),
-    }
-}
-
-struct Repair<'a> {
-    store: &'a Store,
-    from: &'a Store,
-    control: &'a Control,
-    holding: Holding<'a>,
-    /// Objects up to this number are of one history in both.
-    shared_up_to: u64,
-    is_written: bool,
-}
-
-impl Repair<'_> {
-    async fn mend(&self, problem: &Problem) -> Result<Outcome, VolumeError> {
-        if self.control.is_stopped() {
-            return Err(VolumeError::Closed);
-        }
-        let left = |reason: String| Ok(Outcome::Left(reason));
-        let name = problem.object.strip_prefix(&self.store.data_key(""));
-        let Some(object) = name.and_then(of_name) else {
-            return left("it is no object of the volume's own container".to_owned());
-        };
-        if self.store.lineage().inherits(cno_of(object)) {
-            let parent = self.store.holder_of(cno_of(object)).url.clone();
-            return left(format!(
-                "it lies in {parent}, of which this clone shares it: repair that volume"
-            ));
-        }
-        let (holder, name) = (self.from.holder_of(cno_of(object)), name_of(object));
-        let (source, target) = (holder.data_key(&name), self.store.data_key(&name));
-        let (original, there) = try_join!(left_of(&holder, &source), left_of(self.store, &target))?;
-        let original = match original {
-            LeftOf::Object(original) => original,
-            LeftOf::Nothing => return left(format!("{} does not have it", self.from.url)),
-            LeftOf::Unreadable => return left(format!("it is damaged at {}, too", self.from.url)),
-        };
-        let is_other = |there: &ObjectInfo| !sums::may_be_one_write(there, &original);
-        if matches!(&there, LeftOf::Object(there) if is_other(there)) {
-            return left(format!(
-                "{} has another object of this name; if what is here is none of the volume's, delete it and repair once more",
-                self.from.url
-            ));
-        }
-        // Nothing is left that says which write it was.
-        if !matches!(there, LeftOf::Object(_)) && cno_of(object) > self.shared_up_to {
-            return left(format!(
-                "nothing says that what {} has of this name is of the same history: the two have no checkpoint in common from {} on",
-                self.from.url,
-                cno_of(object)
-            ));
-        }
-        let has_values = has_checksums(&original) || holder.sums_of(&source, &original).await?.is_some();
-        // What is left of it may be the better one of the two.
-        let is_replaced = !matches!(there, LeftOf::Nothing);
-        if (is_replaced || problem.kind == Kind::Damaged) && !has_values {
-            return left(format!(
-                "what {} has of it has no check values, so that it may be damaged or cut short as well",
-                self.from.url
-            ));
-        }
-        if let Err(e) = self.verify(&holder, &source, original.size_bytes).await {
-            return match e.kind {
-                StoreErrorKind::Corrupt | StoreErrorKind::NotFound => {
-                    left(format!("it is damaged at {}, too: {}", self.from.url, e.detail))
-                }
-                _ => Err(e.into()),
-            };
-        }
-        if !self.is_written {
-            return Ok(Outcome::Possible);
-        }
-        let over = match there {
-            LeftOf::Object(_) | LeftOf::Unreadable => Over::Anything,
-            LeftOf::Nothing => Over::Nothing,
-        };
-        let copies = Copies {
-            from: self.from,
-            to: self.store,
-            control: self.control,
-            holding: self.holding,
-        };
-        copies.put_back(object, original, over).await?;
-        Ok(Outcome::Mended)
-    }
-
-    /// Reads an object whole, and compares it with its check values.
-    async fn verify(&self, holder: &Store, key: &str, len_bytes: u64) -> Result<(), StoreError> {
-        let reads = (0..len_bytes)
-            .step_by(READ_BYTES as usize)
-            .map(|start| async move {
-                let len = READ_BYTES.min(len_bytes - start);
-                let read = holder.get_range(key, start, len).await?;
-                self.control.add_data(len);
-                match read {
-                    Some(bytes) if bytes.len() as u64 == len => Ok(()),
-                    _ => Err(holder.corrupt(key, "it is shorter than it was".to_owned())),
-                }
-            });
-        let reads: Vec<_> = reads.collect();
-        stream::iter(reads)
-            .buffer_unordered(READS_AT_ONCE)
-            .try_collect()
-            .await
     }
 }

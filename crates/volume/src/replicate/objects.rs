@@ -207,6 +207,22 @@ impl Copies<'_> {
             .await
     }
 
+    /// Makes a version of an object of `to`, which is `from` too, the newest one again, with what lies beside it.
+    pub async fn put_back_version(
+        &self,
+        object: u64,
+        version: &str,
+        original: &ObjectInfo,
+        over: Over,
+    ) -> Result<(), VolumeError> {
+        let key = self.to.data_key(&name_of(object));
+        let sums = self.to.sums_of(&key, original).await?;
+        // To look at the version may have taken long.
+        self.holding.ensure(self.to).await?;
+        let copied = self.to.copy_version(&key, version, original, over).await?;
+        self.put_beside(object, &copied, sums.as_deref(), false).await
+    }
+
     /// Puts beside a copy what lies beside its original.
     async fn put_beside(
         &self,

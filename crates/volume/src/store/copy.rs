@@ -36,6 +36,13 @@ pub(crate) struct Copied {
     pub copy: ObjectInfo,
 }
 
+impl Copied {
+    fn of(original: &ObjectInfo, copy: ObjectInfo) -> Self {
+        let original = original.clone();
+        Self { original, copy }
+    }
+}
+
 /// What may be at the place of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Over {
@@ -97,16 +104,49 @@ impl Store {
         let copy = Copy {
             from,
             key,
+            version: None,
             to,
             original: &original,
             passes_here: !self.copies_itself(from),
             over,
         };
+        self.carry_out(&copy, sizes).await
+    }
+
+    /// Makes a version of an object the newest one again, as the store copies it itself.
+    ///
+    /// # Errors
+    /// As [`Self::copy_known`].
+    pub(crate) async fn copy_version(
+        &self,
+        key: &str,
+        version: &str,
+        original: &ObjectInfo,
+        over: Over,
+    ) -> Result<Copied, StoreError> {
+        let copy = Copy {
+            from: self,
+            key,
+            version: Some(version),
+            to: key,
+            original,
+            passes_here: false,
+            over,
+        };
+        let sizes = Sizes {
+            whole_max: WHOLE_MAX_BYTES,
+            part: PART_BYTES,
+        };
+        self.carry_out(&copy, sizes).await
+    }
+
+    async fn carry_out(&self, copy: &Copy<'_>, sizes: Sizes) -> Result<Copied, StoreError> {
+        let (original, to, over) = (copy.original, copy.to, copy.over);
         let is_in_parts = over == Over::Nothing && !copy.passes_here && original.size_bytes > 0;
         let is_whole = original.size_bytes <= sizes.whole_max && !is_in_parts;
         let copied = match is_whole {
-            true => self.copy_whole(&copy).await,
-            false => self.copy_parts(&copy, sizes.part).await,
+            true => self.copy_whole(copy).await,
+            false => self.copy_parts(copy, sizes.part).await,
         };
         let there = self.head(to).await?;
         let is_perhaps_there = |kind| match kind {
@@ -118,15 +158,15 @@ impl Store {
             Ok(()) => {}
             // This very copy, of which the answer was lost (its upload is gone then), or one that somebody else has made.
             Err(e) if is_perhaps_there(e.kind) => {
-                return match there.filter(|there| sums::may_be_copies(&original, there)) {
-                    Some(copy) => Ok(Copied { original, copy }),
+                return match there.filter(|there| sums::may_be_copies(original, there)) {
+                    Some(there) => Ok(Copied::of(original, there)),
                     None => Err(e),
                 };
             }
             Err(e) => return Err(e),
         }
         match there.filter(|there| there.size_bytes == original.size_bytes) {
-            Some(copy) => Ok(Copied { original, copy }),
+            Some(there) => Ok(Copied::of(original, there)),
             None => Err(StoreError::new(
                 "copy to",
                 self.target(to),
@@ -283,6 +323,8 @@ impl Store {
 struct Copy<'a> {
     from: &'a Store,
     key: &'a str,
+    /// Which version of it, where it is not the newest.
+    version: Option<&'a str>,
     to: &'a str,
     original: &'a ObjectInfo,
     /// Its bytes are read and written here.
@@ -297,7 +339,11 @@ impl Copy<'_> {
 
     /// The original, as a copy's request names it.
     fn source(&self) -> String {
-        source_of(&self.from.bucket, self.key)
+        let source = source_of(&self.from.bucket, self.key);
+        match self.version {
+            Some(version) => format!("{source}?versionId={}", escaped(version)),
+            None => source,
+        }
     }
 
     /// Its user metadata, but for check values that whoever puts it makes anew.
@@ -325,17 +371,21 @@ impl Copy<'_> {
 
 /// Bucket and key with everything escaped that a header's value or a path may not have.
 fn source_of(bucket: &str, key: &str) -> String {
-    let mut source = format!("{bucket}/");
-    for byte in key.bytes() {
+    format!("{bucket}/{}", escaped(key))
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                source.push(char::from(byte));
+                escaped.push(char::from(byte));
             }
             // Writing to a string does not fail.
-            _ => drop(write!(source, "%{byte:02X}")),
+            _ => drop(write!(escaped, "%{byte:02X}")),
         }
     }
-    source
+    escaped
 }
 
 #[cfg(test)]

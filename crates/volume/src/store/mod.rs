@@ -25,6 +25,7 @@ pub(crate) mod sums;
 mod tests;
 mod unfinished;
 pub(crate) mod verify;
+pub(crate) mod versions;
 
 use std::collections::HashMap;
 use std::io::ErrorKind;

@@ -237,7 +237,7 @@ impl Store {
         key: &str,
         range: Option<String>,
     ) -> Result<Option<(Frames, ObjectInfo)>, StoreError> {
-        let got = self.fetch_of_any(key, range).await;
+        let got = self.fetch_version(key, None, range).await;
         let written = match &got {
             Ok(found) => found.as_ref().map(|(_, info)| info.last_modified),
             // In another volume's object other things are at these places, which looks like damage.
@@ -248,9 +248,11 @@ impl Store {
         got
     }
 
-    async fn fetch_of_any(
+    /// As [`fetch`](Self::fetch), of a version that is named, where one is.
+    pub(super) async fn fetch_version(
         &self,
         key: &str,
+        version: Option<&str>,
         range: Option<String>,
     ) -> Result<Option<(Frames, ObjectInfo)>, StoreError> {
         let mut attempt = 1;
@@ -260,6 +262,7 @@ impl Store {
                 .get_object()
                 .bucket(&self.bucket)
                 .key(key)
+                .set_version_id(version.map(str::to_owned))
                 .set_range(range.clone());
             let sent = request
                 .send()
@@ -662,7 +665,12 @@ impl Store {
         StoreError::from_sdk(operation, self.target(key), &self.endpoint, error)
     }
 
-    fn etag(&self, operation: &'static str, key: &str, etag: Option<String>) -> Result<ETag, StoreError> {
+    pub(super) fn etag(
+        &self,
+        operation: &'static str,
+        key: &str,
+        etag: Option<String>,
+    ) -> Result<ETag, StoreError> {
         etag.map(ETag).ok_or_else(|| {
             let detail = format!(
                 "{} sent no ETag, without which a volume cannot be kept safe",
@@ -678,7 +686,7 @@ fn is_mismatch(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| (*error).source()).any(|error| error.is::<ChecksumError>())
 }
 
-fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+pub(super) fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match result {
         Ok(found) => Ok(Some(found)),
         // A missing bucket is not an absent object, if the store distinguishes the two.
@@ -689,7 +697,7 @@ fn absent_is_none<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreEr
     }
 }
 
-fn size(len: Option<i64>) -> u64 {
+pub(super) fn size(len: Option<i64>) -> u64 {
     len.and_then(|len| u64::try_from(len).ok()).unwrap_or_default()
 }
 

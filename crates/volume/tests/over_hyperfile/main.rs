@@ -30,6 +30,7 @@ mod provenance;
 mod recovery;
 mod recovery_race;
 mod repair;
+mod repair_list;
 mod replicas;
 mod replicas_at_risk;
 mod resize;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use hypernbd_volume::base::control::Control;
-use hypernbd_volume::repair::{Outcome, Repaired, Request, repair};
+use hypernbd_volume::repair::{How, Outcome, Repaired, Request, from_versions, repair};
 use hypernbd_volume::store::hook::Hook;
 use hypernbd_volume::{ErrorKind, VolumeError, VolumeUrl};
 
@@ -17,14 +17,14 @@ use crate::faults::{BoxError, LIMIT};
 use crate::fixture::{Fixture, pattern};
 use crate::replicas::{Contents, again, assert_whole, newest};
 
-const SIZE: usize = 16 << 20;
+pub const SIZE: usize = 16 << 20;
 /// Uploaded in parts: its check values lie beside the container.
-const LARGE: &str = "0000000001.0";
-const SMALL: &str = "0000000002.0";
-const GONE: &str = "0000000003.0";
+pub const LARGE: &str = "0000000001.0";
+pub const SMALL: &str = "0000000002.0";
+pub const GONE: &str = "0000000003.0";
 
 /// A volume with three checkpoints, and its replica.
-fn volume_and_replica() -> (Fixture, Contents, VolumeUrl) {
+pub fn volume_and_replica() -> (Fixture, Contents, VolumeUrl) {
     let f = Fixture::new();
     f.create(SIZE as u64, 4096);
     let (mut contents, mut model) = (Contents::new(), vec![0; SIZE]);
@@ -45,7 +45,7 @@ fn file(f: &Fixture, place: &str, name: &str) -> PathBuf {
 }
 
 /// Damages data at the end of an object.
-fn flip(f: &Fixture, place: &str, name: &str) {
+pub fn flip(f: &Fixture, place: &str, name: &str) {
     let path = file(f, place, name);
     let file = std::fs::OpenOptions::new()
         .read(true)
@@ -77,7 +77,7 @@ fn run(f: &Fixture, from: &VolumeUrl, is_written: bool) -> Result<Repaired, Volu
 }
 
 /// What became of each object, by its name.
-fn outcomes(repaired: &Repaired) -> Vec<(String, Outcome)> {
+pub fn outcomes(repaired: &Repaired) -> Vec<(String, Outcome)> {
     let name = |key: &str| key.rsplit('/').next().unwrap().to_owned();
     let found = repaired.found.iter();
     let mut all: Vec<_> = found
@@ -253,4 +253,15 @@ fn another_volumes_objects_are_not_taken() {
     std::fs::remove_file(file(&f, "vol", LARGE)).unwrap();
     let e = run(&f, &copy, true).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::InvalidInput, "{e}");
+}
+
+/// A directory keeps no versions.
+#[test]
+fn versions_are_asked_of_a_bucket_alone() {
+    let (f, ..) = volume_and_replica();
+    let how = How::default();
+    let asked = f.run(from_versions(&f.url, &f.store_options, how, &Control::default()));
+    let e = asked.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::InvalidInput, "{e}");
+    assert!(e.to_string().contains("keeps no versions"), "{e}");
 }
