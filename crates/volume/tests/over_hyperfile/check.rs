@@ -44,33 +44,38 @@ fn whole(f: &Fixture) -> Report {
 }
 
 /// A volume with at least one object of every kind, and what its checkpoints read as, by number.
-struct Rich {
-    f: Fixture,
-    store: Store,
-    kept: BTreeMap<u64, Vec<u8>>,
+pub struct Rich {
+    pub f: Fixture,
+    pub store: Store,
+    pub kept: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Rich {
     fn new() -> Self {
+        Self::of(SIZE, 5 << 20, 40_000)
+    }
+
+    /// Of a size in bytes, of which the first write fills so much, and those after the second so much at most.
+    pub fn of(size: usize, first: usize, most: usize) -> Self {
         let f = Fixture::new();
-        f.create(SIZE as u64, BLOCK as u32);
-        let mut model = vec![0; SIZE];
+        f.create(size as u64, BLOCK as u32);
+        let mut model = vec![0; size];
         let mut states = BTreeMap::new();
         let volume = f.open();
         let mut rng = fastrand::Rng::with_seed(7);
         for step in 0..LIVES {
             // One is uploaded in parts, two leave nothing but an index behind.
             let (at, len) = match step {
-                0 => (0, 5 << 20),
-                1 => ((5 << 20) + 77, SIZE - (5 << 20) - 77),
-                _ => (rng.usize(0..SIZE - 40_000), rng.usize(1..40_000)),
+                0 => (0, first),
+                1 => (first + 77, size - first - 77),
+                _ => (rng.usize(0..size - most), rng.usize(1..most)),
             };
             let bytes = pattern(step + 1, len);
             volume.write(at as u64, &bytes, false).unwrap();
             model[at..at + len].copy_from_slice(&bytes);
             if step % 5 == 4 {
                 volume.zero(at as u64, 8192, false).unwrap();
-                let end = SIZE.min(at + 8192);
+                let end = size.min(at + 8192);
                 model[at..end].fill(0);
             }
             volume.flush().unwrap();
@@ -141,7 +146,7 @@ impl Rich {
         is(At::Number(cno)) || cno == 3 && is("@third".parse().unwrap())
     }
 
-    fn read(&self, at: Option<At>) -> Result<Vec<u8>, VolumeError> {
+    pub fn read(&self, at: Option<At>) -> Result<Vec<u8>, VolumeError> {
         let options = VolumeOptions {
             read_only: true,
             ..VolumeOptions::default()
@@ -171,7 +176,7 @@ impl Rich {
         try_check(&self.f, url, &Request::with_data())
     }
 
-    fn keys(&self) -> Vec<String> {
+    pub fn keys(&self) -> Vec<String> {
         self.f.objects()
     }
 

@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 mod asked_growth;
+mod bit_flips;
 mod busy_store;
 mod check;
 mod check_values;
