@@ -29,8 +29,9 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::lineage::{Lineage, RootId};
 
-/// Unit in which disk space is taken and reclaimed, in bytes. A cache has at least two of them.
-const BLOCK_BYTES: usize = 16 << 20;
+/// Unit in which disk space is taken and reclaimed, in bytes. Each opening begins one, and the oldest goes once all are taken: so the
+/// smallest cache has many of them.
+const BLOCK_BYTES: usize = 1 << 20;
 /// The most nodes that wait for their checkpoint to be recorded. More are not added to the disk; they take 4 MiB.
 const WAITING_MAX: usize = 1024;
 type Nodes = HybridCache<NodeKey, Vec<u8>>;
@@ -390,7 +391,7 @@ mod tests {
     fn config(dir: &std::path::Path, strategy: NodeCacheStrategy) -> NodeCacheConfig {
         NodeCacheConfig {
             path: dir.to_owned(),
-            size_bytes: 2 * BLOCK_BYTES as u64,
+            size_bytes: 32 * BLOCK_BYTES as u64,
             strategy,
         }
     }
