@@ -82,22 +82,3 @@ pub fn report_loss() {
         log::error!("{LOSS_FILE} cannot be written: {error}");
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_who_wait_for_a_close_hear_of_its_end() {
-        let closing = Arc::new(Closing::default());
-        assert!(!closing.wait(Duration::from_millis(1)));
-        let waiting = [closing.clone(), closing.clone()].map(|closing| {
-            std::thread::spawn(move || {
-                closing.wait_for_end();
-                closing.wait(Duration::ZERO)
-            })
-        });
-        closing.end();
-        assert!(waiting.into_iter().all(|thread| thread.join().unwrap()));
-    }
-}

@@ -7,6 +7,7 @@ use hypernbd_volume::monitor::http::{self, Access, Serving};
 use hypernbd_volume::monitor::listen::Listener;
 use hypernbd_volume::monitor::{Monitor, Now, Served, runtime_dir};
 use hypernbd_volume::options::{ControlSocket, ListenAddress, ServeConfig};
+use hypernbd_volume::volume_name::VolumeName;
 use nbdkit::Result;
 use tokio::runtime::Runtime;
 
@@ -102,8 +103,12 @@ impl Served for Lifecycle {
         lifecycle::now()
     }
 
-    fn keep_open(&self) -> Box<dyn Any + Send> {
-        lifecycle::keep_open()
+    fn named(&self) -> Vec<(String, Now)> {
+        lifecycle::named()
+    }
+
+    fn keep_open(&self, volume: Option<&VolumeName>) -> Box<dyn Any + Send> {
+        lifecycle::keep_open(&volume.cloned())
     }
 
     fn shut_down(&self, when_idle: bool) {

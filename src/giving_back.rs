@@ -1,6 +1,6 @@
-//! Gives the volume back a while after its last client: the clock, the threads and the volume of what [`Linger`] decides.
+//! Gives volumes back a while after their last clients: the clock, the threads and the volumes of what [`Linger`] decides.
 //!
-//! [`Linger`]: crate::linger::Linger
+//! [`Linger`]: hypernbd_volume::linger::Linger
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use crate::closing::{self, Closing};
-use crate::served::GiveBack;
+use crate::served::Name;
 use crate::{errno, lifecycle};
 
 /// Gives back what is due, until the server ends. `alarm` wakes it whenever something may be due sooner.
@@ -31,29 +31,31 @@ pub async fn drive(alarm: Arc<Notify>) {
 fn begin_due() -> Option<Option<Instant>> {
     let mut shared = lifecycle::shared();
     let shared = shared.as_mut()?;
-    match shared.volume.give_back_due(Instant::now()) {
-        GiveBack::At(next) => Some(next),
-        GiveBack::Now(volume) => {
-            shared.runtime.spawn_blocking(move || give_back(volume));
-            Some(None)
-        }
+    let (due, next) = shared.volumes.give_back_due(Instant::now());
+    for (name, volume) in due {
+        shared.runtime.spawn_blocking(move || give_back(name, volume));
     }
+    Some(next)
 }
 
 /// Publishes everything, and then closes the volume unless somebody has come meanwhile. What cannot be published keeps the volume open.
-fn give_back(volume: Arc<Volume>) {
+fn give_back(name: Name, volume: Arc<Volume>) {
     let is_all = publish(&volume);
     let closing = {
         let mut shared = lifecycle::shared();
         // The end of the server closes what is open.
         let Some(shared) = shared.as_mut() else { return };
-        let closing = shared.volume.published(is_all, Instant::now());
+        let served = shared.volumes.get_mut(&name);
+        let closing = served.and_then(|served| served.published(is_all, Instant::now()));
         shared.alarm.notify_one();
         closing
     };
     let Some(closing) = closing else { return };
-    let _finish = Finish(closing);
-    log::info!("nobody has used the volume for lease_linger: it is given back");
+    match &name {
+        Some(name) => log::info!("nobody uses the volume {name} any more: it is given back"),
+        None => log::info!("nobody uses the volume any more: it is given back"),
+    }
+    let _finish = Finish { name, closing };
     let closed = catch_unwind(AssertUnwindSafe(|| closing::close(&volume)));
     if let Err(panic) = closed {
         closing::report_loss();
@@ -83,14 +85,19 @@ fn publish(volume: &Volume) -> bool {
 }
 
 /// However the close ends, somebody may wait for that.
-struct Finish(Arc<Closing>);
+struct Finish {
+    name: Name,
+    closing: Arc<Closing>,
+}
 
 impl Drop for Finish {
     fn drop(&mut self) {
         if let Some(shared) = lifecycle::shared().as_mut() {
-            shared.volume.closed();
+            if let Some(volume) = shared.volumes.get_mut(&self.name) {
+                volume.closed();
+            }
             shared.alarm.notify_one();
         }
-        self.0.end();
+        self.closing.end();
     }
 }

@@ -9,20 +9,20 @@ mod errno;
 mod giving_back;
 mod lifecycle;
 mod limits;
-mod linger;
 mod logging;
 mod memory;
 mod nbdkit_ext;
 mod opening;
 mod params;
 mod past_exports;
+mod registry;
 mod served;
 
 use std::sync::Arc;
 
 use errno::{guard, in_errno};
 use hypernbd_volume::metrics::requests::Kind;
-use hypernbd_volume::past::Past;
+use hypernbd_volume::past::export_name::Export;
 use hypernbd_volume::{ExtentKind, Volume, VolumeError};
 use nbdkit::{CacheFlags, ExtentHandle, ExtentType, Flags, FuaFlags, Result, Server, ThreadModel};
 
@@ -30,8 +30,8 @@ use nbdkit::{CacheFlags, ExtentHandle, ExtentType, Flags, FuaFlags, Result, Serv
 struct Connection {
     volume: Arc<Volume>,
     readonly: bool,
-    /// The checkpoint, by the name that the client gave it; `None` for the volume as it is.
-    at: Option<Past>,
+    /// What the client asked for.
+    export: Export,
 }
 
 impl Connection {
@@ -121,15 +121,15 @@ impl Server for Connection {
 
     fn open(readonly: bool) -> Result<Box<dyn Server>> {
         guard("open", || {
-            let at = nbdkit_ext::export()?;
-            let volume = match &at {
-                None => lifecycle::connect(readonly)?,
-                Some(at) => lifecycle::connect_past(at)?,
+            let export = nbdkit_ext::export()?;
+            let volume = match &export.at {
+                None => lifecycle::connect(&export.volume, readonly)?,
+                Some(at) => lifecycle::connect_past(&export.volume, at)?,
             };
             Ok(Box::new(Self {
                 volume,
-                readonly: readonly || at.is_some(),
-                at,
+                readonly: readonly || export.at.is_some(),
+                export,
             }) as Box<dyn Server>)
         })
     }
@@ -242,9 +242,10 @@ impl Server for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        match &self.at {
-            None => lifecycle::disconnect(),
-            Some(at) => lifecycle::disconnect_past(at),
+        let Export { volume, at } = &self.export;
+        match at {
+            None => lifecycle::disconnect(volume),
+            Some(at) => lifecycle::disconnect_past(volume, at),
         }
     }
 }

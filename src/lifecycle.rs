@@ -8,14 +8,17 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hypernbd_volume::Volume;
 use hypernbd_volume::admin::{self, Sighting};
+use hypernbd_volume::linger::Room;
 use hypernbd_volume::monitor::{Now, State};
 use hypernbd_volume::options::durability::Durability;
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
+use hypernbd_volume::past::export_name::Export;
 use hypernbd_volume::past::{self, Past};
+use hypernbd_volume::volume_name::VolumeName;
 use nbdkit::{Error, Result};
 use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
@@ -24,7 +27,8 @@ use tokio::sync::Notify;
 use crate::closing::{close, report_loss};
 use crate::endpoints::{self, Endpoints};
 use crate::errno::{self, in_errno};
-use crate::served::{Look, ServedVolume};
+use crate::registry::Registry;
+use crate::served::{Left, Look, Name, ServedVolume, Wait};
 use crate::{giving_back, limits, nbdkit_ext, params, past_exports};
 
 /// How long the runtime's threads may take to end once nothing is left to do.
@@ -36,11 +40,14 @@ const STACK_BYTES: usize = 8 << 20;
 /// How often a connection that waits for an opening or a close looks whether the server ends.
 const WAIT_POLL: Duration = Duration::from_millis(50);
 
+/// How long a connection waits for a volume that nobody uses to make room for another.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(60);
+
 /// What all connections share.
 pub struct Shared {
     pub runtime: Runtime,
     /// What is served.
-    pub volume: ServedVolume,
+    pub volumes: Registry,
     /// Goes off whenever something of [`giving_back`] may be due sooner.
     pub alarm: Arc<Notify>,
     /// What tells of the server.
@@ -52,7 +59,7 @@ pub struct Shared {
 impl Shared {
     /// Ends the server, if it was told to end once nobody uses it, and nobody does.
     fn end_if_idle(&self) {
-        if self.ends_when_idle && self.volume.is_idle() {
+        if self.ends_when_idle && self.volumes.is_idle() {
             nbdkit::shutdown();
         }
     }
@@ -76,6 +83,15 @@ pub fn check_volume() -> Result<()> {
         .enable_all()
         .build()
         .map_err(no_runtime)?;
+    if config.volumes_open.is_some() {
+        let below = runtime
+            .block_on(admin::volumes_below(&config.url, &config.store))
+            .map_err(in_errno)?;
+        if below.is_empty() {
+            log::warn!("there is no volume below {} yet", config.url);
+        }
+        return endpoints::listen(config);
+    }
     let options = VolumeOptions {
         read_only: nbdkit_ext::is_read_only_server(),
         ..config.volume.clone()
@@ -112,7 +128,7 @@ pub fn start() -> Result<()> {
     let handle = runtime.handle().clone();
     *shared() = Some(Shared {
         runtime,
-        volume: ServedVolume::new(Arc::new(config.clone()), SIGHTING.get().cloned()),
+        volumes: Registry::new(Arc::new(config.clone()), SIGHTING.get().cloned()),
         alarm: alarm.clone(),
         endpoints,
         ends_when_idle: false,
@@ -125,19 +141,18 @@ pub fn start() -> Result<()> {
 /// The volume for a new connection; the first one opens it. That is here and not in [`start`] because only a
 /// connection knows of `nbdkit -r`, and because a store that is away for a moment then costs one connection, not the
 /// server.
-pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
-    shared()
-        .as_mut()
-        .ok_or_else(shutting_down)?
-        .volume
-        .begin_waiting(readonly);
-    let connected = wait_for(|shared| {
-        let control = shared.endpoints.control.as_deref();
-        (shared.volume).look(readonly, &shared.runtime, control, &shared.alarm)
+pub fn connect(name: &Name, readonly: bool) -> Result<Arc<Volume>> {
+    volume_of(shared().as_mut(), name)?.begin_waiting(readonly);
+    let connected = wait_for(name, None, |shared| {
+        // Somebody on this machine who finds it in the lease says what to do, and not to which of many.
+        let control = shared.endpoints.control.as_deref().filter(|_| name.is_none());
+        let volume = shared.volumes.volume(name).map_err(no_volume)?;
+        Ok(volume.look(readonly, &shared.runtime, control, &shared.alarm))
     });
     let late = shared().as_mut().and_then(|shared| {
         shared.alarm.notify_one();
-        shared.volume.waited(readonly, connected.is_ok())
+        let volume = shared.volumes.get_mut(name)?;
+        volume.waited(readonly, connected.is_ok())
     });
     if let Some(late) = late {
         close(&late);
@@ -145,14 +160,18 @@ pub fn connect(readonly: bool) -> Result<Arc<Volume>> {
     connected
 }
 
-/// A checkpoint of the volume for a new connection.
-pub fn connect_past(at: &Past) -> Result<Arc<Volume>> {
-    shared().as_mut().ok_or_else(shutting_down)?.volume.past.wait(at);
-    let connected = wait_for(|shared| {
-        let config = shared.volume.config().clone();
-        shared.volume.past.connect(&shared.runtime, &config, at)
+/// A checkpoint of a volume for a new connection.
+pub fn connect_past(name: &Name, at: &Past) -> Result<Arc<Volume>> {
+    volume_of(shared().as_mut(), name)?.past.wait(at);
+    let connected = wait_for(name, Some(at), |shared| {
+        let volume = shared.volumes.volume(name).map_err(no_volume)?;
+        let config = volume.config().clone();
+        Ok(volume.past.connect(&shared.runtime, &config, at))
     });
-    let unused = shared().as_mut().and_then(|shared| shared.volume.past.waited(at));
+    let unused = shared().as_mut().and_then(|shared| {
+        shared.alarm.notify_one();
+        shared.volumes.get_mut(name)?.past.waited(at)
+    });
     if let Some(volume) = unused {
         close(&volume);
     }
@@ -162,55 +181,108 @@ pub fn connect_past(at: &Past) -> Result<Arc<Volume>> {
     connected
 }
 
-/// Looks until the volume is open.
-fn wait_for(look: impl Fn(&mut Shared) -> Look) -> Result<Arc<Volume>> {
+/// The volume of this name.
+fn volume_of<'s>(shared: Option<&'s mut Shared>, name: &Name) -> Result<&'s mut ServedVolume> {
+    let shared = shared.ok_or_else(shutting_down)?;
+    shared.volumes.volume(name).map_err(no_volume)
+}
+
+fn no_volume(why: String) -> Error {
+    errno::error(libc::EINVAL, why)
+}
+
+/// Looks until the volume, or that checkpoint of it, is open.
+fn wait_for(
+    name: &Name,
+    at: Option<&Past>,
+    look: impl Fn(&mut Shared) -> Result<Look>,
+) -> Result<Arc<Volume>> {
+    let began = Instant::now();
     loop {
-        let found = look(shared().as_mut().ok_or_else(shutting_down)?);
+        let found = {
+            let mut shared = shared();
+            let shared = shared.as_mut().ok_or_else(shutting_down)?;
+            match room_for(shared, name, at) {
+                Room::Free => look(shared)?,
+                Room::Soon if began.elapsed() < ROOM_WAIT_MAX => Look::Wait(Wait::Room),
+                Room::Soon | Room::None => return Err(no_room(shared)),
+            }
+        };
         let wait = match found {
             Look::Open(volume) => return Ok(volume),
             Look::Wait(wait) => wait,
         };
         loop {
             match wait.wait(WAIT_POLL) {
-                Some(Ok(())) => break,
-                // Whoever looks next begins another one.
                 Some(Err(e)) => return Err(errno::of(&e)),
-                None if nbdkit_ext::is_ending() => {
+                // Whoever looks next begins another one.
+                Some(Ok(())) if !matches!(wait, Wait::Room) => break,
+                _ if nbdkit_ext::is_ending() => {
                     let text =
                         "the server is shutting down, or the client has gone, while the volume is opened";
                     return Err(errno::error(libc::ESHUTDOWN, text));
                 }
+                Some(Ok(())) => break,
                 None => {}
             }
         }
     }
 }
 
+/// Whether the volume, or that checkpoint of it, may be opened now. One that is open has its room.
+fn room_for(shared: &mut Shared, name: &Name, at: Option<&Past>) -> Room {
+    if (shared.volumes.get(name)).is_some_and(|volume| volume.has_room(at)) {
+        return Room::Free;
+    }
+    let room = shared.volumes.make_room(Instant::now());
+    shared.alarm.notify_one();
+    room
+}
+
+fn no_room(shared: &Shared) -> Error {
+    let text = format!(
+        "a client is refused: as many volumes are open as may be (volumes_open), and clients use all of them, or the store does not take \
+         what is not published ({} connections); disconnect some, or raise volumes_open and the memory that they share",
+        shared.volumes.now().connections
+    );
+    errno::error(libc::ENOMEM, text)
+}
+
 fn shutting_down() -> Error {
     errno::error(libc::ESHUTDOWN, "the server is shutting down")
 }
 
-/// The snapshots of the volume as names of exports, with a description each. What cannot be told is left out, with a line in the
-/// log.
-pub fn snapshots() -> Vec<(String, String)> {
+/// The snapshots of the one volume, or all of many volumes, as names of exports, with a description each. What cannot be told is left
+/// out, with a line in the log.
+pub fn exports() -> Vec<(String, String)> {
     let runtime = shared().as_ref().map(|shared| shared.runtime.handle().clone());
     let (Some(runtime), Some(config)) = (runtime, params::config()) else {
         return Vec::new();
     };
-    match runtime.block_on(past::snapshots(&config.url, &config.store)) {
-        Ok(snapshots) => snapshots.iter().map(past_exports::described).collect(),
-        Err(e) => {
-            log::warn!("the snapshots cannot be listed: {}", e.chain());
-            Vec::new()
-        }
-    }
+    let listed = match config.volumes_open {
+        Some(_) => runtime
+            .block_on(admin::volumes_below(&config.url, &config.store))
+            .map(|names| {
+                let named = |name: &VolumeName| (name.to_string(), "Hypernbd volume".to_owned());
+                names.iter().map(named).collect()
+            }),
+        None => runtime
+            .block_on(past::snapshots(&config.url, &config.store))
+            .map(|snapshots| snapshots.iter().map(past_exports::described).collect()),
+    };
+    listed.unwrap_or_else(|e| {
+        log::warn!("the exports cannot be listed: {}", e.chain());
+        Vec::new()
+    })
 }
 
 /// A connection to a checkpoint has ended.
-pub fn disconnect_past(at: &Past) {
+pub fn disconnect_past(name: &Name, at: &Past) {
     let ended = catch_unwind(|| {
         let unused = shared().as_mut().and_then(|shared| {
-            let unused = shared.volume.past.disconnect(at);
+            let volume = shared.volumes.get_mut(name);
+            let unused = volume.and_then(|volume| volume.past.disconnect(at));
+            shared.alarm.notify_one();
             shared.end_if_idle();
             unused
         });
@@ -223,10 +295,10 @@ pub fn disconnect_past(at: &Past) {
 
 /// A connection has ended. After the last one there may be nobody left who would flush: a checkpoint starts. A volume
 /// open read-only is closed then, so that the next connection sees what its writer has published meanwhile.
-pub fn disconnect() {
+pub fn disconnect(name: &Name) {
     let ended = catch_unwind(|| {
         let unused = shared().as_mut().and_then(|shared| {
-            let unused = shared.volume.disconnect();
+            let unused = shared.volumes.get_mut(name).and_then(ServedVolume::disconnect);
             shared.alarm.notify_one();
             shared.end_if_idle();
             unused
@@ -238,55 +310,67 @@ pub fn disconnect() {
     log_panic("disconnect", ended);
 }
 
-/// Until this is dropped, the volume is not given back.
-pub fn keep_open() -> Box<dyn Any + Send> {
-    match shared().as_mut() {
-        Some(shared) => {
-            shared.volume.begin_use();
-            Box::new(Kept)
+/// Until this is dropped, the volume is not given back, if it is there.
+pub fn keep_open(name: &Name) -> Box<dyn Any + Send> {
+    let mut shared = shared();
+    match shared.as_mut().and_then(|shared| shared.volumes.get_mut(name)) {
+        Some(volume) => {
+            volume.begin_use();
+            Box::new(Kept(name.clone()))
         }
         None => Box::new(()),
     }
 }
 
 /// See [`keep_open`].
-struct Kept;
+struct Kept(Name);
 
 impl Drop for Kept {
     fn drop(&mut self) {
         if let Some(shared) = shared().as_mut() {
-            shared.volume.end_use();
+            // A volume that is used is not forgotten: it is the same one.
+            if let Some(volume) = shared.volumes.get_mut(&self.0) {
+                volume.end_use();
+            }
             shared.alarm.notify_one();
         }
     }
 }
 
-/// The preferred size of requests, in bytes: the volume's block. `None` before it is open.
-pub fn block_size_bytes() -> Option<u32> {
+/// The preferred size of requests of what a client asked for, in bytes: the volume's block. `None` before it is open.
+pub fn block_size_bytes(export: &Export) -> Option<u32> {
     let shared = shared();
-    let volume = &shared.as_ref()?.volume;
+    let volume = shared.as_ref()?.volumes.get(&export.volume)?;
     volume
-        .open()
-        // Of one container, whose blocks have one size.
-        .or(volume.past.any())
+        .opened(export.at.as_ref())
         .map(|volume| volume.block_size_bytes())
 }
 
-/// Which volume a client has that asked for this checkpoint, or for the volume as it is. `None` where that is not known.
-pub fn identity(at: Option<&Past>) -> Option<String> {
-    shared().as_ref()?.volume.identity(at)
+/// Which volume a client has that asked for this. `None` where that is not known.
+pub fn identity(export: &Export) -> Option<String> {
+    let shared = shared();
+    let volume = shared.as_ref()?.volumes.get(&export.volume)?;
+    volume.opened(export.at.as_ref())?.identity().map(str::to_owned)
 }
 
 /// What is served now, for who asks.
 pub fn now() -> Now {
     match shared().as_ref() {
-        Some(shared) => shared.volume.now(),
+        Some(shared) => shared.volumes.now(),
         None => Now {
             state: State::Ending,
             volume: None,
             connections: 0,
         },
     }
+}
+
+/// What is served now of each of many volumes that is open, or was a moment ago, by name.
+pub fn named() -> Vec<(String, Now)> {
+    shared()
+        .as_ref()
+        .map(|shared| shared.volumes.named())
+        .unwrap_or_default()
 }
 
 /// Ends the server: now, or once the last connection has ended.
@@ -312,7 +396,10 @@ pub fn stop() {
 
 fn stop_all() {
     let Some(mut all) = shared().take() else { return };
-    let left = all.volume.end();
+    let mut left = Left::default();
+    for volume in all.volumes.end() {
+        volume.end(&mut left);
+    }
     let late = left.opening.into_iter().filter_map(|opening| {
         opening.give_up();
         opening.waiter().wait(RUNTIME_END_MAX)?.ok()
@@ -323,7 +410,7 @@ fn stop_all() {
     for volume in left.open {
         close(&volume);
     }
-    if let Some(closing) = left.closing {
+    for closing in left.closing {
         closing.wait_for_end();
     }
     all.endpoints.end();

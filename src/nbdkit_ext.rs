@@ -7,18 +7,18 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::panic::catch_unwind;
 
-use hypernbd_volume::past::{AtError, Past};
+use hypernbd_volume::past::export_name::Export;
 use nbdkit::{Builder, Plugin, Result};
 
-use crate::{Connection, errno, lifecycle};
+use crate::{Connection, errno, lifecycle, params};
 
 /// The largest request taken in one piece, as the NBD protocol suggests.
 const REQUEST_MAX_BYTES: u32 = 32 << 20;
 
-/// Snapshots listed as exports. nbdkit takes 10,000 exports.
+/// Snapshots, or volumes, listed as exports. nbdkit takes 10,000 exports.
 const EXPORTS_MAX: usize = 9999;
 
-/// The volume as it is has the empty name.
+/// The volume as it is has the empty name, on a server of one.
 const EXPORT_NAME: &CStr = c"";
 const EXPORT_DESCRIPTION: &CStr = c"Hypernbd volume";
 
@@ -145,29 +145,26 @@ pub fn is_ending() -> bool {
     unsafe { nbdkit_nanosleep(0, 1_000_000) != 0 }
 }
 
-/// The checkpoint that the client of this thread asks for; `None` when it asks for the volume as it is.
+/// What the client of this thread asks for.
 ///
 /// # Errors
-/// For other names: a client that asks for something else must not get the volume.
-pub fn export() -> Result<Option<Past>> {
+/// For names that no export has: a client that asks for something else must not get a volume.
+pub fn export() -> Result<Export> {
     let name = nbdkit::export_name().map_err(|error| errno::error(libc::EINVAL, error.to_string()))?;
-    if name.as_bytes() == EXPORT_NAME.to_bytes() {
-        return Ok(None);
-    }
-    name.parse().map(Some).map_err(|error: AtError| {
-        let text = format!("there is no such export: the volume is the one with the empty name, and {error}");
-        errno::error(libc::EINVAL, text)
-    })
+    Export::parse(&name, params::is_of_many()).map_err(|error| errno::error(libc::EINVAL, error.to_string()))
 }
 
 extern "C" fn list_exports(_readonly: c_int, _is_tls: c_int, exports: *mut c_void) -> c_int {
-    // SAFETY: the list is the one nbdkit just handed over; the strings are constants.
-    if unsafe { nbdkit_add_export(exports, EXPORT_NAME.as_ptr(), EXPORT_DESCRIPTION.as_ptr()) } == -1 {
-        return -1;
+    if !params::is_of_many() {
+        // SAFETY: the list is the one nbdkit just handed over; the strings are constants.
+        let added = unsafe { nbdkit_add_export(exports, EXPORT_NAME.as_ptr(), EXPORT_DESCRIPTION.as_ptr()) };
+        if added == -1 {
+            return -1;
+        }
     }
     // A panic must not reach nbdkit; what is missing in the list can be asked for all the same.
-    let snapshots = catch_unwind(lifecycle::snapshots).unwrap_or_default();
-    for (name, description) in snapshots.into_iter().take(EXPORTS_MAX) {
+    let listed = catch_unwind(lifecycle::exports).unwrap_or_default();
+    for (name, description) in listed.into_iter().take(EXPORTS_MAX) {
         let (Ok(name), Ok(description)) = (CString::new(name), CString::new(description)) else {
             continue;
         };
@@ -186,7 +183,7 @@ extern "C" fn default_export(_readonly: c_int, _is_tls: c_int) -> *const c_char 
 /// Says which volume it is, in words that `hypernbd attach` compares: another one may come to be served at the same address.
 extern "C" fn export_description(_handle: *mut c_void) -> *const c_char {
     // A panic must not reach nbdkit.
-    let identity = catch_unwind(|| lifecycle::identity(export().ok()?.as_ref()))
+    let identity = catch_unwind(|| lifecycle::identity(&export().ok()?))
         .ok()
         .flatten();
     let Some(text) = identity.and_then(|identity| CString::new(format!("Hypernbd volume {identity}")).ok())
@@ -214,7 +211,9 @@ extern "C" fn block_size(
     maximum: *mut u32,
 ) -> c_int {
     // A panic must not reach nbdkit; without an answer the server advertises no constraint.
-    let block_bytes = catch_unwind(lifecycle::block_size_bytes).ok().flatten();
+    let block_bytes = catch_unwind(|| lifecycle::block_size_bytes(&export().ok()?))
+        .ok()
+        .flatten();
     let (least, best, most) = match block_bytes {
         Some(bytes) => (1, bytes.clamp(512, REQUEST_MAX_BYTES), REQUEST_MAX_BYTES),
         None => (0, 0, 0),

@@ -22,6 +22,11 @@ pub fn config() -> Option<&'static ServeConfig> {
     CONFIG.get()
 }
 
+/// Whether the server has many volumes, each by its name.
+pub fn is_of_many() -> bool {
+    config().is_some_and(|config| config.volumes_open.is_some())
+}
+
 /// One line a parameter, for `nbdkit --help`.
 pub fn help() -> &'static str {
     static HELP: Lazy<String> = Lazy::new(config_help);

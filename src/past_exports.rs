@@ -97,9 +97,16 @@ impl PastExports {
         self.slots.get(&at.to_string())?.volume.as_ref()
     }
 
-    /// Any checkpoint that is open.
-    pub fn any(&self) -> Option<&Arc<Volume>> {
-        self.slots.values().find_map(|slot| slot.volume.as_ref())
+    /// How many are open, or being opened.
+    pub fn count(&self) -> usize {
+        let has_any = |slot: &&Slot| slot.volume.is_some() || slot.opening.is_some();
+        self.slots.values().filter(has_any).count()
+    }
+
+    /// Whether this one is open, or being opened.
+    pub fn has(&self, at: &Past) -> bool {
+        let slot = self.slots.get(&at.to_string());
+        slot.is_some_and(|slot| slot.volume.is_some() || slot.opening.is_some())
     }
 
     /// Whether no client uses any.

@@ -6,17 +6,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hypernbd_volume::admin::Sighting;
+use hypernbd_volume::linger::{Due, Linger};
 use hypernbd_volume::monitor::{Now, State};
 use hypernbd_volume::options::{ServeConfig, VolumeOptions};
 use hypernbd_volume::past::Past;
+use hypernbd_volume::volume_name::VolumeName;
 use hypernbd_volume::{Volume, VolumeError};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use crate::closing::Closing;
-use crate::linger::{Due, Linger};
 use crate::opening::{Opening, Waiter};
 use crate::past_exports::PastExports;
+
+/// Which of the volumes of a server; `None` where it has one.
+pub type Name = Option<VolumeName>;
 
 /// What a connection finds.
 pub enum Look {
@@ -32,6 +36,8 @@ pub enum Wait {
     Opening(Waiter),
     /// The end of the close, which an opening follows.
     Closing(Arc<Closing>),
+    /// Room for it: a volume that nobody uses is given back.
+    Room,
 }
 
 impl Wait {
@@ -40,6 +46,11 @@ impl Wait {
         match self {
             Self::Opening(opening) => opening.wait(longest).map(|opened| opened.map(drop)),
             Self::Closing(closing) => closing.wait(longest).then_some(Ok(())),
+            // Whether there is any is looked at each time.
+            Self::Room => {
+                std::thread::sleep(longest);
+                Some(Ok(()))
+            }
         }
     }
 }
@@ -52,15 +63,15 @@ pub enum GiveBack {
     Now(Arc<Volume>),
 }
 
-/// What is left of a volume at the end of the server.
+/// What is left of volumes at the end of the server.
 #[derive(Default)]
 pub struct Left {
     /// What is open.
     pub open: Vec<Arc<Volume>>,
     /// What is being opened.
     pub opening: Vec<Opening>,
-    /// A close under way.
-    pub closing: Option<Arc<Closing>>,
+    /// Closes under way.
+    pub closing: Vec<Arc<Closing>>,
 }
 
 /// A volume and its users.
@@ -278,6 +289,46 @@ impl ServedVolume {
         self.linger.closed();
     }
 
+    /// How many volumes it has open: itself, also while that is begun or ended, and checkpoints of it.
+    pub fn open_count(&self) -> usize {
+        let is_open =
+            self.open().is_some() || self.opening.iter().any(Option::is_some) || self.closing.is_some();
+        usize::from(is_open) + self.past.count()
+    }
+
+    /// Whether it is open and nobody uses it.
+    pub fn may_leave(&self) -> bool {
+        self.linger.may_leave()
+    }
+
+    /// The moment at which it is given back, if nobody uses it.
+    pub fn due(&self) -> Option<Instant> {
+        self.linger.due_at()
+    }
+
+    /// It is given back at once, unless somebody uses it.
+    pub fn hasten(&mut self, now: Instant) {
+        self.linger.hasten(now);
+    }
+
+    /// Whether it is being given back.
+    pub fn is_leaving(&self) -> bool {
+        self.linger.is_leaving()
+    }
+
+    /// Whether nothing would be lost with it.
+    pub fn is_forgettable(&self) -> bool {
+        self.linger.is_unused() && self.open_count() == 0 && self.past.is_unused()
+    }
+
+    /// Whether it can be had without opening anything more.
+    pub fn has_room(&self, at: Option<&Past>) -> bool {
+        match at {
+            Some(at) => self.past.has(at),
+            None => self.open_count() > self.past.count(),
+        }
+    }
+
     /// Whether no client uses it.
     pub fn is_idle(&self) -> bool {
         self.connections == 0 && self.past.is_unused()
@@ -288,13 +339,12 @@ impl ServedVolume {
         self.read_write.as_ref().or(self.read_only.as_ref())
     }
 
-    /// Which volume a client has that asked for this checkpoint, or for the volume as it is.
-    pub fn identity(&self, at: Option<&Past>) -> Option<String> {
-        let volume = match at {
+    /// What a client has that asked for this checkpoint, or for the volume as it is.
+    pub fn opened(&self, at: Option<&Past>) -> Option<&Arc<Volume>> {
+        match at {
             Some(at) => self.past.get(at),
             None => self.open(),
-        };
-        volume?.identity().map(str::to_owned)
+        }
     }
 
     /// What is served now, for who asks.
@@ -317,17 +367,13 @@ impl ServedVolume {
         }
     }
 
-    /// What is left of it at the end of the server.
-    pub fn end(self) -> Left {
+    /// Gives what is left of it at the end of the server.
+    pub fn end(self, left: &mut Left) {
         let (past, past_opening) = self.past.end();
-        Left {
-            open: [self.read_write, self.read_only]
-                .into_iter()
-                .flatten()
-                .chain(past)
-                .collect(),
-            opening: self.opening.into_iter().flatten().chain(past_opening).collect(),
-            closing: self.closing,
-        }
+        let own = [self.read_write, self.read_only];
+        left.open.extend(own.into_iter().flatten().chain(past));
+        left.opening
+            .extend(self.opening.into_iter().flatten().chain(past_opening));
+        left.closing.extend(self.closing);
     }
 }

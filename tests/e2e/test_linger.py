@@ -42,23 +42,6 @@ def given_back(address) -> None:
     wait_for(lambda: state(address) == "waiting", "the volume to be given back")
 
 
-def stand_by(server) -> None:
-    """Starts a server without a client."""
-    file = server.directory / "pid"
-    server.nbdkit_options += ["-P", str(file)]
-    server.spawn()
-    # nbdkit writes it once it takes connections.
-    wait_for(lambda: file.exists() and file.read_text().endswith("\n"), "a server without a client to start")
-
-
-def connects(server) -> nbd.NBD | None:
-    """A client, if the server lets it have the volume."""
-    try:
-        return server.handle()
-    except nbd.Error:
-        return None
-
-
 @pytest.mark.s3_only
 def test_a_server_without_clients_asks_nothing_of_the_store(make_volume, tell, proxy):
     volume = make_volume(SIZE)
@@ -125,13 +108,13 @@ def test_of_two_servers_that_stand_by_the_one_with_the_client_has_the_volume(mak
     first, _ = tell(volume)
     second, _ = tell(volume)
     for server in (first, second):
-        stand_by(server)
+        server.stand_by()
     for number, (this, other) in enumerate([(first, second), (second, first), (first, second)]):
         # The other's client has gone, and a moment later the volume is free.
-        client = wait_for(lambda: connects(this), "the volume to be free")
+        client = wait_for(lambda: this.try_connect(), "the volume to be free")
         if number:
             assert client.pread(1 * MI, 0) == pattern(1 * MI, number - 1)
-        assert connects(other) is None, "one of them has it"
+        assert other.try_connect() is None, "one of them has it"
         wait_for(lambda: f"pid {this.process.pid}" in other.log_text(), "the log to name the holder")
         client.pwrite(pattern(1 * MI, number), 0)
         leave(client)
@@ -232,11 +215,11 @@ def test_a_takeover_is_done_once(make_volume, tell):
     given_back(address)
     other, _ = tell(volume)
     with other.start().connect() as client:
-        assert connects(taker) is None
+        assert taker.try_connect() is None
         client.pwrite(pattern(1 * MI, 1), 0)
         client.flush()
     assert other.terminate() == 0
-    client = wait_for(lambda: connects(taker), "the volume to be free")
+    client = wait_for(lambda: taker.try_connect(), "the volume to be free")
     assert client.pread(1 * MI, 0) == pattern(1 * MI, 1)
     leave(client)
 

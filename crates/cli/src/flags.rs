@@ -19,7 +19,7 @@ const SECTOR_BYTES: u64 = 512;
 struct OptionFlags(Vec<(&'static str, String)>);
 
 /// How the store is reached: flags of every command.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct StoreFlags(OptionFlags);
 
 /// How a volume is served: flags of `serve`.

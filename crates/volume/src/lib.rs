@@ -40,5 +40,5 @@ pub use base::error::{ErrorKind, VolumeError};
 pub use base::url::VolumeUrl;
 pub use base::volume_id::VolumeId;
 pub use base::wal_place::WalPlace;
-pub use base::{cgroup, counters, descriptors, geometry, repeats, units, url};
+pub use base::{cgroup, counters, descriptors, geometry, linger, repeats, units, url, volume_name};
 pub use volume::{Extent, ExtentKind, Volume};

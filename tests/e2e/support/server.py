@@ -119,7 +119,9 @@ class Server:
         """The command line that serves the volume."""
         # Kept open, however long a busy machine leaves a test without a client; test_linger.py is about the rest.
         given = {"lease_linger": "off", **self.volume.store.parameters, **self.parameters}
-        parameters = {"backend_url": self.volume.url, **given}
+        # A server of many volumes is given what they are below.
+        place = {} if "volumes" in given else {"backend_url": self.volume.url}
+        parameters = {**place, **given}
         return [
             self.nbdkit,
             "-f",
@@ -146,6 +148,24 @@ class Server:
         self.spawn()
         wait_for(self._is_ready, "nbdkit to serve a client")
         return self
+
+    def stand_by(self) -> "Server":
+        """Starts nbdkit and waits until it takes connections, without making one."""
+        file = self.directory / "pid"
+        self.nbdkit_options += ["-P", str(file)]
+        self.spawn()
+        wait_for(lambda: file.exists() and file.read_text().endswith("\n"), "a server without a client to start")
+        return self
+
+    def try_connect(self, export: str = "") -> nbd.NBD | None:
+        """A client of an export, if the server lets it have that."""
+        client = nbd.NBD()
+        client.set_export_name(export)
+        try:
+            client.connect_unix(str(self.socket))
+            return client
+        except nbd.Error:
+            return None
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, f"nbdkit ended with {self.process.returncode}:\n{self.log_text()}"

@@ -38,6 +38,30 @@ impl Address {
         }
     }
 
+    /// As [`Self::uri`], of an export.
+    fn uri_of(&self, export: &str, tls: bool) -> String {
+        let uri = self.uri(tls);
+        match self {
+            Self::Tcp(_) => format!("{uri}/{export}"),
+            Self::Unix(_) => uri.replacen("///?", &format!("///{export}?"), 1),
+        }
+    }
+
+    /// As [`Self::connect_lines`], of a server of many volumes, in which NAME stands for one of them.
+    pub fn connect_lines_of_many(&self, clients: Clients) -> String {
+        let (list, one) = (self.uri(clients.tls), self.uri_of("NAME", clients.tls));
+        format!(
+            "# what there is\n\
+             nbdinfo --list {list}\n\
+             # a block device of this machine\n\
+             hypernbd attach {one}\n\
+             # a copy of all its data (the other way round, nbdcopy overwrites the volume)\n\
+             nbdcopy --progress {one} volume.img\n",
+            list = quoted(&list),
+            one = quoted(&one),
+        )
+    }
+
     /// nbdkit's arguments for listening here.
     pub fn nbdkit_args(&self) -> Vec<String> {
         match self {

@@ -43,6 +43,10 @@ pub struct Args {
     /// The volume; it must exist
     pub url: VolumeUrl,
 
+    /// Serve every volume directly below the URL, each as an export by its name
+    #[arg(long)]
+    pub volumes: bool,
+
     /// Address to listen on; there is no password and no encryption, so keep it where you trust everyone
     #[arg(long, value_name = "ADDRESS", default_value_t = Ipv4Addr::LOCALHOST.into(), conflicts_with = "socket")]
     pub bind: IpAddr,
@@ -137,7 +141,13 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
             let (nbdkit, plugin) = (nbdkit.clone(), plugin.clone());
             tokio::task::spawn_blocking(move || plugin::check(&nbdkit, &plugin)).await??;
             // What runs may outlast a store that is away; what would follow it cannot start then.
-            let reached = tokio::time::timeout(REACH_MAX, admin::info(&config.url, &config.store)).await;
+            let reached = async {
+                match config.volumes_open {
+                    Some(_) => admin::volumes_below(&config.url, &config.store).await.map(drop),
+                    None => admin::info(&config.url, &config.store).await.map(drop),
+                }
+            };
+            let reached = tokio::time::timeout(REACH_MAX, reached).await;
             reached
                 .with_context(|| format!("the store has not answered within {} s", REACH_MAX.as_secs()))??;
             if let Some(dir) = &config.volume.write_buffer_dir
@@ -157,7 +167,8 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
         check: &check,
         pid_file: &pid_file,
         announcement: &announcement,
-        can_restart: config.volume.write_buffer_dir.is_some() && !read_only,
+        // Whether each of many has its file is not looked at.
+        can_restart: config.volume.write_buffer_dir.is_some() && config.volumes_open.is_none() && !read_only,
     };
     let status = runtime.block_on(supervised.run())?;
     if status.success() && loss_file.exists() {
@@ -170,7 +181,8 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
 
 /// Everything for the plugin, as key and value.
 fn parameters(args: &Args, added: &NbdkitArgs, store: &StoreFlags) -> Vec<(String, String)> {
-    let url = ("backend_url".to_string(), args.url.to_string());
+    let key = if args.volumes { "volumes" } else { "backend_url" };
+    let url = (key.to_string(), args.url.to_string());
     let flags = store.pairs().iter().chain(args.flags.pairs());
     let flags = flags.map(|(key, value)| (key.to_string(), value.clone()));
     let mut given: Vec<_> = std::iter::once(url)
@@ -286,15 +298,26 @@ fn announcement(address: &Address, config: &ServeConfig, clients: Clients) -> St
     };
     let warning = match address.is_reachable_from_outside() && !clients.tls {
         true => format!(
-            "Whoever reaches this address can {what} the volume: there is no password and no encryption.\n"
+            "Whoever reaches this address can {what} the volume{s}: there is no password and no encryption.\n",
+            s = if config.volumes_open.is_some() { "s" } else { "" }
         ),
         false => String::new(),
     };
     let durability = Durability::of(&config.url, config.volume.wal.as_ref());
-    let durability = match clients.read_only {
-        true => String::new(),
-        false => format!("On this volume {}.\n", durability.sentence()),
+    let durability = match (clients.read_only, config.volumes_open) {
+        (true, _) => String::new(),
+        (false, None) => format!("On this volume {}.\n", durability.sentence()),
+        (false, Some(_)) => format!("On each volume {}.\n", durability.sentence()),
     };
+    if config.volumes_open.is_some() {
+        return format!(
+            "Serving the volumes below {url} on {uri} until Ctrl-C.\n{warning}{durability}\n\
+             Connect from another terminal; NAME is a volume's, NAME@AT an earlier state of it:\n\n{lines}\n",
+            url = config.url,
+            uri = address.uri(clients.tls),
+            lines = address.connect_lines_of_many(clients),
+        );
+    }
     format!(
         "Serving {url} on {uri} until Ctrl-C.\n{warning}{durability}\n\
          Connect from another terminal:\n\n{lines}\n",
@@ -420,6 +443,30 @@ mod tests {
         );
         assert!(of(true, false).contains("can read the volume") && !of(true, false).contains("a flush"));
         assert!(!of(false, true).contains("no encryption") && of(false, true).contains("nbds://192.0.2.1:1"));
+    }
+
+    #[test]
+    fn many_volumes_are_announced_with_the_way_to_each() {
+        let args = serve_args("--volumes");
+        let given = parameters(&args, &NbdkitArgs::new(&[]), &StoreFlags::default());
+        assert_eq!(given[0], ("volumes".to_owned(), "file:///v/".to_owned()));
+        let config = check(&given).unwrap();
+        for (address, listed, asked) in [
+            (
+                Address::Tcp("127.0.0.1:7788".parse().unwrap()),
+                "nbdinfo --list nbd://127.0.0.1:7788\n",
+                "nbd://127.0.0.1:7788/NAME",
+            ),
+            (
+                Address::Unix("/run/all".into()),
+                "nbdinfo --list 'nbd+unix:///?socket=/run/all'\n",
+                "nbd+unix:///NAME?socket=/run/all",
+            ),
+        ] {
+            let text = announcement(&address, &config, Clients::default());
+            assert!(text.contains("the volumes below file:///v/"), "{text}");
+            assert!(text.contains(listed) && text.contains(asked), "{text}");
+        }
     }
 
     #[test]

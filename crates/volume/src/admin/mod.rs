@@ -8,6 +8,7 @@ use futures::try_join;
 use crate::base::checkpoint_id::Checkpoint;
 use crate::base::error::VolumeError;
 use crate::base::url::VolumeUrl;
+use crate::base::volume_name::VolumeName;
 use crate::buffer_file::{BufferDir, is_left_empty};
 use crate::engine::Ownership;
 use crate::engine::container::{self, Container};
@@ -24,6 +25,7 @@ use crate::open::history::{self, Known};
 use crate::open::inspect::{Inspection, inspect};
 use crate::open::recover_wal::{self, Wanted};
 use crate::options::{LeaseOptions, StoreOptions, VolumeOptions};
+use crate::store::below;
 use crate::store::permission;
 use crate::store::probe::Check;
 use crate::store::{self, Directory, Store};
@@ -106,6 +108,17 @@ pub async fn check_servable(
         BufferDir::check(dir, &url.to_string(), options.write_buffer_bytes)?;
     }
     Ok(sighting.filter(|seen| takeable.as_ref() == Some(&seen.lease.version)))
+}
+
+/// The volumes directly below a URL, by their names. Costs a request for a thousand of them.
+///
+/// # Errors
+/// When there is no such bucket or directory, or it cannot be listed.
+pub async fn volumes_below(
+    url: &VolumeUrl,
+    store_options: &StoreOptions,
+) -> Result<Vec<VolumeName>, VolumeError> {
+    Ok(below::volumes_below(url, store_options).await?)
 }
 
 /// Checks that the credentials may write the volume and its lease. A store that was probed earlier is written to by the first

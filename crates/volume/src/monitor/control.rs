@@ -15,6 +15,7 @@ use super::status::Status;
 use super::{Monitor, Now, State};
 use crate::base::control::Control;
 use crate::base::error::{ErrorKind, VolumeError};
+use crate::base::volume_name::VolumeName;
 use crate::options::parse_checkpoint_interval;
 use crate::past::{self, SnapshotName};
 use crate::volume::Volume;
@@ -139,7 +140,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, why: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, why: impl Into<String>) -> Self {
         Self {
             status,
             why: why.into(),
@@ -256,8 +257,12 @@ pub(super) fn check_volume(asked: Option<&str>, open: Option<&str>) -> Result<()
 
 impl Monitor {
     /// As [`check_volume`], by what is open now.
-    pub(super) fn check_volume(&self, asked: Option<&str>) -> Result<(), Refusal> {
-        let now = self.served.now();
+    pub(super) fn check_volume(
+        &self,
+        volume: Option<&VolumeName>,
+        asked: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let now = self.now_of(volume);
         check_volume(asked, now.volume.as_ref().and_then(|volume| volume.identity()))
     }
 
@@ -291,12 +296,13 @@ impl Monitor {
     pub(super) fn carry_out(
         &self,
         verb: &Verb,
+        volume: Option<&VolumeName>,
         runtime: &Handle,
         control: &Arc<Control>,
     ) -> Result<Value, Refusal> {
         // Before that look, so that what it finds open stays so.
-        let _kept = self.served.keep_open();
-        let now = self.served.now();
+        let _kept = self.served.keep_open(volume);
+        let now = self.now_of(volume);
         // The last checkpoint is being made, and whether it succeeds is not known.
         if now.state == State::Ending && !matches!(verb, Verb::Shutdown { .. } | Verb::Set(_)) {
             return Err(Refusal::new(
@@ -313,10 +319,12 @@ impl Monitor {
             }
             Verb::Snapshot(name) => {
                 // Between this and the name more may be published: the name is on a state of now, or a moment later.
-                if let Some(volume) = &now.volume {
-                    volume.publish()?;
+                if let Some(opened) = &now.volume {
+                    opened.publish()?;
                 }
-                let (url, store) = &self.place;
+                let (above, store) = &self.place;
+                let url = &volume.map_or_else(|| Ok(above.clone()), |name| above.below(name));
+                let url = (url.as_ref()).map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, e.to_string()))?;
                 to_json(runtime.block_on(past::create(url, store, name, None))?)
             }
             Verb::Resize { size_bytes } => {

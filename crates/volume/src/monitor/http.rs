@@ -23,8 +23,9 @@ use tokio::task::AbortHandle;
 
 use super::control::{self, Refusal, Verb};
 use super::listen::{Listener, Socket};
-use super::{Monitor, page};
+use super::{Monitor, page, subject};
 use crate::base::control::Control;
+use crate::base::volume_name::VolumeName;
 
 /// Connections at once; others wait.
 const CONNECTIONS_MAX: usize = 16;
@@ -199,6 +200,7 @@ async fn respond(
     ending: &Ending,
 ) -> Answer {
     let path = request.uri().path().to_owned();
+    let volume = subject::named(request.uri().query());
     let is_verb = path.starts_with(control::VERSION) && path != STATUS_OF_CONTROL;
     if access == Access::Look || !is_verb {
         return monitor.answer(
@@ -217,11 +219,14 @@ async fn respond(
     if request.method() != Method::POST {
         return refused_method("only POST is answered here\n", "POST");
     }
-    let volume = request.headers().get(control::VOLUME_HEADER);
-    let volume = volume.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
+    let id = request.headers().get(control::VOLUME_HEADER);
+    let id = id.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
     let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
     let done = match tokio::time::timeout(CONNECTION_TIME_MAX, body).await {
-        Ok(Ok(body)) => told(monitor, path, volume, body.to_bytes(), ending).await,
+        Ok(Ok(body)) => match volume {
+            Ok(volume) => told(monitor, path, volume, id, body.to_bytes(), ending).await,
+            Err(refusal) => Err(refusal),
+        },
         Ok(Err(_)) => Err(Refusal {
             status: StatusCode::PAYLOAD_TOO_LARGE,
             why: format!("the body broke off, or is longer than {BODY_BYTES_MAX} bytes"),
@@ -251,17 +256,21 @@ impl Drop for Waiting {
 async fn told(
     monitor: Arc<Monitor>,
     path: String,
-    volume: Option<String>,
+    volume: Option<VolumeName>,
+    id: Option<String>,
     body: Bytes,
     ending: &Ending,
 ) -> Result<serde_json::Value, Refusal> {
     let verb = control::verb(&path, &body)?;
-    monitor.check_volume(volume.as_deref())?;
+    monitor.check_subject(&verb, volume.as_ref())?;
+    monitor.check_volume(volume.as_ref(), id.as_deref())?;
     ending.note(&verb);
     let runtime = tokio::runtime::Handle::current();
     let waiting = Waiting::default();
     let control = waiting.0.clone();
-    let done = tokio::task::spawn_blocking(move || monitor.carry_out(&verb, &runtime, &control)).await;
+    let done =
+        tokio::task::spawn_blocking(move || monitor.carry_out(&verb, volume.as_ref(), &runtime, &control))
+            .await;
     done.unwrap_or_else(|e| {
         Err(Refusal {
             status: StatusCode::INTERNAL_SERVER_ERROR,
@@ -308,7 +317,7 @@ impl Monitor {
             "/metrics" => answer(
                 StatusCode::OK,
                 page::CONTENT_TYPE,
-                page::of(&self.status(), &self.metrics),
+                page::of(&self.status().of_all(), &self.metrics),
             ),
             "/status" => {
                 let body = serde_json::to_vec(&self.status()).unwrap_or_default();

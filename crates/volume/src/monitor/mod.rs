@@ -5,7 +5,7 @@
 //! * [`http`]: the connections, each with a bound on its time and its size.
 //! * [`status`]: what is known now, as JSON.
 //! * `page`: the same for Prometheus; `page.html`: for people.
-//! * [`control`]: the verbs.
+//! * [`control`]: the verbs; [`subject`]: which of many volumes they are about.
 //! * [`client`]: who asks.
 //! * [`log_lines`]: the log as JSON.
 //!
@@ -15,6 +15,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use crate::base::url::VolumeUrl;
+use crate::base::volume_name::VolumeName;
 use crate::metrics::Metrics;
 use crate::options::durability::Durability;
 use crate::options::{ServeConfig, StoreOptions};
@@ -28,6 +29,7 @@ pub mod log_lines;
 mod page;
 pub mod runtime_dir;
 pub mod status;
+mod subject;
 
 /// Environment variable in which whoever starts a server says where its clients reach it, as an NBD URI.
 pub const NBD_URI: &str = "HYPERNBD_NBD_URI";
@@ -37,8 +39,11 @@ pub trait Served: Send + Sync + 'static {
     /// What it serves now.
     fn now(&self) -> Now;
 
-    /// Until what this gives is dropped, the volume stays open if it is, also without a client.
-    fn keep_open(&self) -> Box<dyn Any + Send>;
+    /// What it serves now of each of many volumes that is open or was a moment ago, by name; nothing where it has one.
+    fn named(&self) -> Vec<(String, Now)>;
+
+    /// Until what this gives is dropped, the volume stays open if it is, also without a client. `None` is the only one.
+    fn keep_open(&self, volume: Option<&VolumeName>) -> Box<dyn Any + Send>;
 
     /// Ends the server: now, or once the last client has gone.
     fn shut_down(&self, when_idle: bool);
@@ -57,7 +62,7 @@ pub trait Served: Send + Sync + 'static {
 pub struct Now {
     /// Whether clients are served.
     pub state: State,
-    /// The volume, while it is open.
+    /// The volume, while it is open; none where there are many.
     pub volume: Option<Arc<Volume>>,
     /// Connections of clients to the volume; those to earlier checkpoints are not counted.
     pub connections: u64,
@@ -98,8 +103,10 @@ impl State {
 pub struct Monitor {
     served: Box<dyn Served>,
     metrics: Metrics,
-    /// The volume, and how its store is reached.
+    /// The volume, or what many are below, and how their store is reached.
     place: (VolumeUrl, StoreOptions),
+    /// There are many volumes, each with a name.
+    is_of_many: bool,
     /// Its parameters as they were given.
     given: Vec<(String, String)>,
     /// What does not change while it runs.
@@ -111,7 +118,7 @@ pub struct Monitor {
 pub struct About {
     /// Version of this software.
     pub version: &'static str,
-    /// The volume's URL. It holds no credential.
+    /// The volume's URL, or that which many are below. It holds no credential.
     pub url: String,
     /// What a flush promises.
     pub durability: &'static str,
@@ -130,6 +137,7 @@ impl Monitor {
             served: Box::new(served),
             metrics: config.store.metrics.clone(),
             place: (config.url.clone(), config.store.clone()),
+            is_of_many: config.volumes_open.is_some(),
             given: config.given.clone(),
             about: About {
                 version: env!("CARGO_PKG_VERSION"),

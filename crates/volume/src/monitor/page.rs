@@ -436,12 +436,12 @@ impl Page {
         to.gauge(
             ("lease_held", "Whether this server holds the volume's lease"),
             None,
-            lease.is_held.get(),
+            number(self.status.lease.is_held),
         )?;
         to.gauge(
             ("lease_epoch", "The number of its ownership; 0 for none"),
             None,
-            lease.epoch.get(),
+            self.status.lease.epoch.unwrap_or(0),
         )?;
         to.counter(
             ("lease_renewals", "Renewals of the lease"),

@@ -29,8 +29,11 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Connections of clients.
     pub connections: u64,
-    /// The volume, while it is open.
+    /// The volume, while it is open; none where there are many.
     pub volume: Option<VolumeStatus>,
+    /// Those of many volumes that are open, or were a moment ago.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<NamedStatus>,
     /// Requests of clients by kind.
     pub requests: BTreeMap<&'static str, RequestStatus>,
     /// Publishes of generations.
@@ -49,6 +52,19 @@ pub struct Status {
     pub space: Option<SpaceStatus>,
     /// Stored bytes that are not those that were written: how often they were found.
     pub damage: DamageStatus,
+}
+
+/// One of many volumes.
+#[derive(Debug, Clone, Serialize)]
+pub struct NamedStatus {
+    /// Its name.
+    pub name: String,
+    /// See [`State`].
+    pub state: &'static str,
+    /// Connections of clients to it.
+    pub connections: u64,
+    /// What is known of it, while it is open.
+    pub volume: Option<VolumeStatus>,
 }
 
 /// How long something took.
@@ -228,21 +244,31 @@ impl Status {
             _ => None,
         }
     }
+
+    /// With all of many volumes taken for one: sums, the oldest ages, and whether anything is true of any.
+    pub(super) fn of_all(mut self) -> Self {
+        if self.volume.is_none() {
+            let all = self.volumes.iter().filter_map(|named| named.volume.clone());
+            self.volume = all.reduce(VolumeStatus::with);
+        }
+        self
+    }
 }
 
 /// What is wrong, the worst first. Pure.
 fn problems(
-    state: &State,
-    volume: Option<&VolumeStatus>,
+    volumes: &[(String, &State, Option<&VolumeStatus>)],
     is_publishing_failing: bool,
     counted: &Counted,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    if let State::Failed(why) = state {
-        problems.push(format!("the volume could not be opened: {why}"));
-    }
-    if let Some(why) = volume.and_then(|volume| volume.fenced.as_deref()) {
-        problems.push(format!("this server can write no more: {why}"));
+    for (of, state, volume) in volumes {
+        if let State::Failed(why) = state {
+            problems.push(format!("the volume{of} could not be opened: {why}"));
+        }
+        if let Some(why) = volume.and_then(|volume| volume.fenced.as_deref()) {
+            problems.push(format!("this server can write no more{of}: {why}"));
+        }
     }
     let damage = counted.damage.reads.get() + counted.damage.publishes.get();
     if damage > 0 {
@@ -250,30 +276,35 @@ fn problems(
             "damaged or missing data was found {damage} times: see the log, and docs/operations.md"
         ));
     }
-    let scrub = volume.and_then(|volume| volume.scrub.as_ref());
-    if let Some((scrub, first)) = scrub.and_then(|scrub| Some((scrub, scrub.damage.first()?))) {
-        let more = match scrub.damage.len() as u64 - 1 + scrub.more {
-            0 => String::new(),
-            more => format!("; and so in {more} places more"),
-        };
-        problems.push(format!(
-            "the scrub knows of damage in {first}{more}: see docs/checking.md"
-        ));
+    for (of, _, volume) in volumes {
+        let scrub = volume.and_then(|volume| volume.scrub.as_ref());
+        if let Some((scrub, first)) = scrub.and_then(|scrub| Some((scrub, scrub.damage.first()?))) {
+            let more = match scrub.damage.len() as u64 - 1 + scrub.more {
+                0 => String::new(),
+                more => format!("; and so in {more} places more"),
+            };
+            problems.push(format!(
+                "the scrub{of} knows of damage in {first}{more}: see docs/checking.md"
+            ));
+        }
     }
     if is_publishing_failing {
-        let age = volume.and_then(|volume| volume.unpublished_age_s);
-        let age = age.map_or(String::new(), |age_s| {
+        let ages = volumes
+            .iter()
+            .filter_map(|(_, _, volume)| volume.and_then(|volume| volume.unpublished_age_s));
+        let age = ages.reduce(f64::max).map_or(String::new(), |age_s| {
             format!("; the oldest write waits for {age_s:.0} s")
         });
         problems.push(format!(
             "checkpoints cannot be published: see the log{age}. Do not kill this server"
         ));
     }
-    if let Some(volume) = volume {
+    for (of, _, volume) in volumes {
+        let Some(volume) = volume else { continue };
         let percent = volume.buffer.bytes * 100 / volume.buffer.limit_bytes.max(1);
         if percent >= BUFFER_FULL_PERCENT {
             problems.push(format!(
-                "the write buffer is {percent} % full: writers are slowed down or wait"
+                "the write buffer{of} is {percent} % full: writers are slowed down or wait"
             ));
         }
     }
@@ -285,15 +316,40 @@ impl Monitor {
     pub fn status(&self) -> Status {
         let now = self.served.now();
         let volume = now.volume.as_ref().map(|volume| volume.status());
+        let named: Vec<_> = (self.served.named().into_iter())
+            .map(|(name, now)| {
+                let volume = now.volume.map(|volume| volume.status());
+                (name, now.state, now.connections, volume)
+            })
+            .collect();
+        let about: Vec<_> = match self.is_of_many {
+            true => named
+                .iter()
+                .map(|(name, state, _, volume)| (format!(" of {name}"), state, volume.as_ref()))
+                .collect(),
+            false => vec![(String::new(), &now.state, volume.as_ref())],
+        };
+        let mut open = about.iter().filter_map(|(_, _, volume)| *volume);
         let counted: &Counted = &self.metrics;
         let publishes = &counted.publishes;
-        // Where there is no volume, nothing waits to be published.
-        let failing = volume.is_some() && publishes.is_failing();
+        // Where no volume is open, nothing waits to be published.
+        let failing = publishes.is_failing() && open.clone().next().is_some();
+        let problems = problems(&about, failing, counted);
+        let is_any_held = open.any(|volume| !volume.is_read_only && !volume.is_fenced);
+        let volumes = named
+            .into_iter()
+            .map(|(name, state, connections, volume)| NamedStatus {
+                name,
+                state: state.name(),
+                connections,
+                volume,
+            })
+            .collect();
         Status {
             about: self.about.clone(),
             now_ms: crate::base::clock::now_ms(),
             state: now.state.name(),
-            problems: problems(&now.state, volume.as_ref(), failing, counted),
+            problems,
             connections: now.connections,
             requests: Kind::ALL.map(|kind| (kind.name(), request(counted, kind))).into(),
             publishes: PublishStatus {
@@ -330,12 +386,17 @@ impl Monitor {
                 cost_dollars: counted.store.cost_dollars(),
             },
             lease: LeaseStatus {
-                is_held: counted.lease.is_held.get() == 1,
-                epoch: some_unless_0(counted.lease.epoch.get()),
+                // What is counted is of the one that was opened or closed last.
+                is_held: match self.is_of_many {
+                    true => is_any_held,
+                    false => counted.lease.is_held.get() == 1,
+                },
+                epoch: some_unless_0(counted.lease.epoch.get()).filter(|_| !self.is_of_many),
                 renewals: counted.lease.renewals.get(),
                 failures: counted.lease.failures.get(),
             },
             space: space(counted, volume.as_ref()),
+            volumes,
             damage: DamageStatus {
                 reads: counted.damage.reads.get(),
                 publishes: counted.damage.publishes.get(),

@@ -3,6 +3,7 @@
 
 pub mod durability;
 mod log_words;
+mod many;
 mod read_cache;
 mod table;
 
@@ -17,11 +18,12 @@ pub use crate::metrics::address::{ControlSocket, ListenAddress};
 pub use crate::read::cache_config::{ReadCacheConfig, ReadCacheDisk};
 pub use crate::store::options::{PayloadSigning, ServerSideEncryption, StoreOptions};
 pub use log_words::{LOG_LEVEL_DEFAULT, LOG_MODULE_NOISY, LogWords};
+pub use many::VOLUMES_OPEN;
 pub use read_cache::{CACHE_DISK_LEAST_BYTES, CACHE_MEMORY_LEAST_BYTES};
 pub(crate) use table::parse_checkpoint_interval;
 pub use table::{OPTIONS, OptionGroup, OptionSpec, config_help, find_option};
 
-use crate::base::units::MIB;
+use crate::base::units::{MIB, format_size};
 use crate::base::url::VolumeUrl;
 use crate::base::wal_place::WalPlace;
 
@@ -167,8 +169,10 @@ pub enum ThreadModelOption {
 /// Everything `key=value` says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeConfig {
-    /// The volume to serve.
+    /// The volume to serve; or what the volumes to serve are directly below.
     pub url: VolumeUrl,
+    /// How many of the volumes below the URL may be open at once; `None` where the URL is one volume.
+    pub volumes_open: Option<usize>,
     /// How its store is reached.
     pub store: StoreOptions,
     /// How it is served.
@@ -231,8 +235,31 @@ pub enum OptionError {
         reason: &'static str,
     },
     /// No volume named.
-    #[error("the parameter backend_url is missing: name the volume, as in backend_url=s3://bucket/volume/")]
+    #[error(
+        "the parameter backend_url is missing: name the volume, as in backend_url=s3://bucket/volume/, or with volumes=URL what many \
+         of them are below"
+    )]
     MissingUrl,
+    /// One volume is named, and many.
+    #[error("backend_url is one volume, and volumes is many: give one of the two")]
+    OneAndMany,
+    /// The memory of the server is too little for so many volumes.
+    #[error(
+        "{key}={} is {} for each of volumes_open={open}, and the least is {}: raise it, or lower volumes_open",
+        format_size(*.all_bytes),
+        format_size(*.all_bytes / (*.open as u64)),
+        format_size(*.least_bytes)
+    )]
+    Share {
+        /// The parameter.
+        key: &'static str,
+        /// What all volumes together get.
+        all_bytes: u64,
+        /// How many they are.
+        open: usize,
+        /// What each needs.
+        least_bytes: u64,
+    },
     /// A directory of the server's own is another one's.
     #[error("{key}: {dir} is the directory of {other}, or in it: name one of its own")]
     SharedDirectory {
@@ -260,6 +287,8 @@ pub enum OptionError {
 pub struct ServeOptions {
     given: Vec<(&'static str, String)>,
     url: Option<VolumeUrl>,
+    volumes: Option<VolumeUrl>,
+    volumes_open: Option<usize>,
     store: StoreOptions,
     volume: VolumeOptions,
     cache_dir: Option<PathBuf>,
@@ -279,6 +308,8 @@ impl Default for ServeOptions {
         Self {
             given: Vec::new(),
             url: None,
+            volumes: None,
+            volumes_open: None,
             store: StoreOptions::default(),
             volume: VolumeOptions::default(),
             cache_dir: None,
@@ -324,10 +355,10 @@ impl ServeOptions {
     /// Ends the reading: what was not given takes its default.
     ///
     /// # Errors
-    /// [`OptionError::MissingUrl`] when no volume was named, [`OptionError::Missing`] when a parameter needs another,
-    /// [`OptionError::WalInVolume`].
+    /// [`OptionError::MissingUrl`] when no volume was named, [`OptionError::OneAndMany`], [`OptionError::Missing`] when a parameter
+    /// needs another, [`OptionError::Share`], [`OptionError::WalInVolume`].
     pub fn finish(mut self) -> Result<ServeConfig, OptionError> {
-        let url = self.url.clone().ok_or(OptionError::MissingUrl)?;
+        let (url, volumes_open) = self.place()?;
         let mut store = self.store()?;
         let mut volume = self.volume;
         // A third of what clients wait: what is not answered is sent again twice before they hear of it.
@@ -357,8 +388,13 @@ impl ServeOptions {
         }
         // Once all of them are known.
         check_directories(&url, &volume)?;
+        if let Some(open) = volumes_open {
+            many::check_shares(&volume, open)?;
+            many::check_none_of_one(&volume)?;
+        }
         Ok(ServeConfig {
             url,
+            volumes_open,
             store,
             volume,
             runtime_threads: self.runtime_threads.unwrap_or_else(default_runtime_threads),
@@ -374,6 +410,20 @@ impl ServeOptions {
                 .collect(),
             warnings: self.warnings,
         })
+    }
+
+    /// The volume, or what many are below, and how many of those may be open.
+    fn place(&mut self) -> Result<(VolumeUrl, Option<usize>), OptionError> {
+        match (self.url.take(), self.volumes.take(), self.volumes_open) {
+            (Some(_), Some(_), _) => Err(OptionError::OneAndMany),
+            (Some(_), None, Some(_)) => Err(OptionError::Missing {
+                key: "volumes_open",
+                reason: "is for a server of many volumes: give volumes=URL instead of backend_url, or leave it out",
+            }),
+            (Some(url), None, None) => Ok((url, None)),
+            (None, Some(url), open) => Ok((url, Some(open.unwrap_or(VOLUMES_OPEN)))),
+            (None, None, _) => Err(OptionError::MissingUrl),
+        }
     }
 
     /// The store's options alone, for commands that take no others.

@@ -60,6 +60,33 @@ pub const OPTIONS: &[OptionSpec] = &[
         },
     },
     OptionSpec {
+        key: "volumes",
+        alias: None,
+        value_name: "URL",
+        default: "one volume",
+        default_is_value: false,
+        help: "instead of backend_url: every volume directly below this URL, each an export by its name",
+        group: OptionGroup::Volume,
+        apply: |options, value| {
+            options.volumes = Some(VolumeUrl::parse(value).map_err(|error| error.reason)?);
+            Ok(())
+        },
+    },
+    OptionSpec {
+        key: "volumes_open",
+        alias: None,
+        value_name: "N",
+        default: "16",
+        default_is_value: false,
+        help: "with volumes: how many may be open at once, which share the server's memory; 1 to 1000",
+        group: OptionGroup::Serve,
+        apply: |options, value| {
+            let open = value.parse().ok().filter(|open| (1..=1000).contains(open));
+            options.volumes_open = Some(open.ok_or("write 1 to 1000")?);
+            Ok(())
+        },
+    },
+    OptionSpec {
         key: "endpoint_url",
         alias: None,
         value_name: "URL",

@@ -101,7 +101,8 @@ fn every_key_takes_effect_in_every_spelling() {
             ("compaction_rate", "10M"),
             ("scrub_interval", "30d"),
         ];
-        assert_eq!(pairs.len(), OPTIONS.len(), "a key is not tested");
+        // All but those of a server of many volumes.
+        assert_eq!(pairs.len() + 2, OPTIONS.len(), "a key is not tested");
         let mut options = ServeOptions::default();
         for (key, value) in pairs {
             options.set(&spell(key), value).unwrap();
@@ -111,6 +112,7 @@ fn every_key_takes_effect_in_every_spelling() {
             url: VolumeUrl::File {
                 path: "/srv/vol".into(),
             },
+            volumes_open: None,
             store: StoreOptions {
                 endpoint_url: Some("http://127.0.0.1:9000".into()),
                 region: Some("eu-west-1".into()),
@@ -316,6 +318,70 @@ fn a_volume_may_be_kept_to_the_end() {
     assert_eq!(read(&[URL, ("lease_linger", "off")]).unwrap().lease_linger, None);
 }
 
+const VOLUMES: (&str, &str) = ("volumes", "s3://bucket/all/");
+
+#[test]
+fn many_volumes_share_the_memory_and_have_places_of_their_own() {
+    let config = read(&[
+        VOLUMES,
+        ("volumes_open", "4"),
+        ("write_buffer", "64M"),
+        ("cache_memory", "64M"),
+        ("index_memory", "4M"),
+        ("write_buffer_dir", "/run/buffers"),
+        ("backend_wal_url", "file:///srv/logs/"),
+    ])
+    .unwrap();
+    assert_eq!(config.volumes_open, Some(4));
+    let disk = config.of_volume(&"disk".parse().unwrap()).unwrap();
+    assert_eq!(
+        (disk.url.to_string().as_str(), disk.volumes_open),
+        ("s3://bucket/all/disk/", None)
+    );
+    let volume = &disk.volume;
+    assert_eq!(
+        (
+            volume.write_buffer_bytes,
+            volume.read_cache.memory_bytes,
+            volume.index_memory_bytes
+        ),
+        (16 * MIB, 16 * MIB, MIB)
+    );
+    assert_eq!(volume.write_buffer_dir, Some("/run/buffers/disk".into()));
+    let wal = volume.wal.as_ref().and_then(WalPlace::url).unwrap();
+    assert_eq!(wal.to_string(), "file:///srv/logs/disk/");
+    // The usual memory is enough for the usual number.
+    assert_eq!(read(&[VOLUMES]).unwrap().volumes_open, Some(VOLUMES_OPEN));
+}
+
+#[test]
+fn too_little_memory_for_many_volumes_is_refused() {
+    for (key, value) in [
+        ("write_buffer", "63M"),
+        ("cache_memory", "63M"),
+        ("index_memory", "3M"),
+    ] {
+        let error = read(&[VOLUMES, ("volumes_open", "4"), (key, value)]).unwrap_err();
+        assert!(
+            matches!(error, OptionError::Share { key: found, .. } if found == key),
+            "{error}"
+        );
+        assert!(error.to_string().contains("lower volumes_open"), "{error}");
+    }
+    assert!(read(&[VOLUMES, ("volumes_open", "4"), ("cache_memory", "0")]).is_ok());
+}
+
+#[test]
+fn one_volume_and_many_are_not_given_together() {
+    assert_eq!(read(&[URL, VOLUMES]), Err(OptionError::OneAndMany));
+    for key in ["takeover", "discard_wal", "adopt"] {
+        let error = read(&[VOLUMES, (key, "yes")]).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("one volume"), "{error}");
+    }
+    let alone = read(&[URL, ("volumes_open", "4")]).unwrap_err();
+    assert!(alone.to_string().contains("volumes=URL"), "{alone}");
+}
+
 #[test]
 fn a_volume_must_be_named() {
     assert_eq!(read(&[("region", "x")]), Err(OptionError::MissingUrl));
@@ -346,6 +412,8 @@ fn bad_values_say_what_to_write() {
         ("payload_signing", "sometimes", "auto, always or never"),
         ("lease_duration", "1s", "2s"),
         ("lease_linger", "0", "1s"),
+        ("volumes", "s3://bucket", "s3://bucket/"),
+        ("volumes_open", "0", "1 to 1000"),
         ("takeover", "maybe", "yes or no"),
         ("allow_unsafe_store", "maybe", "yes or no"),
         ("sse", "yes", "AES256 or aws:kms"),

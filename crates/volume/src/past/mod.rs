@@ -7,6 +7,7 @@ pub use crate::meta::snapshots::{Snapshot, SnapshotName};
 
 mod at;
 mod diff;
+pub mod export_name;
 mod list;
 mod snapshots;
 

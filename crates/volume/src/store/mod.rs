@@ -4,6 +4,7 @@
 //! of a volume, with their conditions, errors and the handling of lost answers. The data of a volume is under
 //! `<root>/`, and everything beside it (checkpoint list, lease, label) under `<root>.meta/`.
 
+pub(crate) mod below;
 pub(crate) mod continuity;
 pub(crate) mod copy;
 pub(crate) mod environment;

@@ -70,7 +70,45 @@ pub struct WalBacklog {
     pub age_s: Option<f64>,
 }
 
+/// The larger of two ages, of which either may be missing.
+fn older(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    a.into_iter().chain(b).reduce(f64::max)
+}
+
 impl VolumeStatus {
+    /// With another one taken for the same: sums, the older ages, and whether anything is true of either. There is no one checkpoint.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self {
+            size_bytes: self.size_bytes + other.size_bytes,
+            block_size_bytes: self.block_size_bytes,
+            is_read_only: self.is_read_only && other.is_read_only,
+            is_fenced: self.is_fenced || other.is_fenced,
+            fenced: self.fenced.or(other.fenced),
+            checkpoint: None,
+            recent: Vec::new(),
+            buffer: BufferStatus {
+                limit_bytes: self.buffer.limit_bytes + other.buffer.limit_bytes,
+                bytes: self.buffer.bytes + other.buffer.bytes,
+                frozen_bytes: self.buffer.frozen_bytes + other.buffer.frozen_bytes,
+            },
+            unpublished_age_s: older(self.unpublished_age_s, other.unpublished_age_s),
+            undurable_age_s: older(self.undurable_age_s, other.undurable_age_s),
+            wal: match (self.wal, other.wal) {
+                (Some(a), Some(b)) => Some(WalBacklog {
+                    bytes: a.bytes + b.bytes,
+                    records: a.records + b.records,
+                    age_s: older(a.age_s, b.age_s),
+                }),
+                (a, b) => a.or(b),
+            },
+            // Any that knows of damage says that there is some.
+            scrub: match other.scrub {
+                Some(other) if !other.damage.is_empty() => Some(other),
+                other => self.scrub.or(other),
+            },
+        }
+    }
+
     /// What so many data blocks and index nodes take, in bytes.
     pub(crate) fn bytes_of(&self, blocks: u64, nodes: u64) -> u64 {
         blocks * u64::from(self.block_size_bytes) + nodes * NODE_BYTES as u64

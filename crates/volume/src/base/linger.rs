@@ -25,6 +25,28 @@ pub enum Due {
     Publish,
 }
 
+/// Whether there is room for one volume more among those of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// There is.
+    Free,
+    /// There will be: a volume that nobody uses is given back for it.
+    Soon,
+    /// There is none: all that are open are used.
+    None,
+}
+
+impl Room {
+    /// Where so many may be open, `taken` are, and of these `leaving` are being given back or may be.
+    pub fn of(most: usize, taken: usize, leaving: usize) -> Self {
+        match (taken < most, leaving > 0) {
+            (true, _) => Self::Free,
+            (false, true) => Self::Soon,
+            (false, false) => Self::None,
+        }
+    }
+}
+
 /// What there is of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -88,6 +110,41 @@ impl Linger {
         if let Phase::Open { .. } = self.phase {
             self.opened(now);
         }
+    }
+
+    /// Whether it is open and nobody uses it.
+    pub fn may_leave(&self) -> bool {
+        self.users == 0 && matches!(self.phase, Phase::Open { .. })
+    }
+
+    /// The moment at which the volume is given back, if nobody uses it.
+    pub fn due_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open { due } => due,
+            Phase::Closed | Phase::Publishing { .. } | Phase::Closing => None,
+        }
+    }
+
+    /// A volume that nobody uses is given back at once: its room is wanted.
+    pub fn hasten(&mut self, now: Instant) {
+        if let Phase::Open { due } = &mut self.phase
+            && self.users == 0
+        {
+            *due = Some(now);
+        }
+    }
+
+    /// Whether it is being given back.
+    pub fn is_leaving(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Publishing { is_wanted: false } | Phase::Closing
+        )
+    }
+
+    /// Whether nobody uses it, nor waits for it.
+    pub fn is_unused(&self) -> bool {
+        self.users == 0
     }
 
     /// What is to be done now.
@@ -237,5 +294,29 @@ mod tests {
         linger.opened(now);
         linger.end_use(now);
         assert_eq!(linger.due(now + 1000 * AFTER), Due::Nothing(None));
+    }
+
+    #[test]
+    fn room_is_made_by_what_nobody_uses() {
+        assert_eq!(Room::of(2, 1, 0), Room::Free);
+        assert_eq!(Room::of(2, 2, 1), Room::Soon);
+        assert_eq!(Room::of(2, 2, 0), Room::None);
+        assert_eq!(Room::of(2, 3, 0), Room::None);
+    }
+
+    #[test]
+    fn one_whose_room_is_wanted_goes_at_once_unless_it_is_used() {
+        let (mut linger, now) = left();
+        assert!(linger.may_leave());
+        assert_eq!(linger.due_at(), Some(now + AFTER));
+        linger.hasten(now);
+        assert!(!linger.is_leaving());
+        assert_eq!(linger.due(now), Due::Publish);
+        assert!(linger.is_leaving() && linger.is_unused());
+        linger.begin_use();
+        assert!(!linger.is_leaving() && !linger.may_leave(), "somebody came");
+        assert!(!linger.published(true, now));
+        linger.hasten(now);
+        assert_eq!((linger.due_at(), linger.due(now)), (None, Due::Nothing(None)));
     }
 }
