@@ -84,7 +84,7 @@ impl HyperEngine {
 
     /// As [`Self::open`], for a container that others may take over. `seen` is a state that was stored before this
     /// call. When it is the adopted state, the ownership need not be checked a second time, and the index is already
-    /// being read into memory.
+    /// being read into memory. When another checkpoint is adopted, nothing may be read until [`Self::use_caches`] was called.
     ///
     /// # Errors
     /// As [`Self::open`]; [`VolumeError::Fenced`] when another owner took the container over meanwhile.
@@ -150,7 +150,6 @@ impl HyperEngine {
         let reader = Reader::new(Objects(store.clone()), read_cache, geometry.now().block_size());
         let reads = Reads::new(geometry.clone(), known.clone(), index, reader);
         early_check?;
-        reads.cache().note_checkpoint(newest.id);
         if seen != Some(stored) {
             if let Some(warming) = warming {
                 // The index that is being read may even be another volume's, if the volume was deleted and created
@@ -164,11 +163,6 @@ impl HyperEngine {
                 owner::ensure_is_stored(store, stored.state_id).await?;
             }
         }
-        // Not before: what was read until here may have been another volume's.
-        index_cache.note_checkpoint(newest.id);
-        // A client reads the first block first: it holds a partition table or a superblock.
-        let first = 0..u64::from(geometry.now().block_size());
-        let ahead = runtime.spawn(reads.clone().read_ahead(first));
         let engine = Self {
             store: store.clone(),
             geometry,
@@ -180,7 +174,7 @@ impl HyperEngine {
             numbers,
             newest: Mutex::new(newest.id),
             thread: Mutex::new(Some(thread)),
-            warming: Mutex::new(vec![ahead.abort_handle()]),
+            warming: Mutex::default(),
             published_bytes: PublishedBytes::default(),
         };
         let state = OpenState {
@@ -188,7 +182,21 @@ impl HyperEngine {
             stored,
             modified_ms,
         };
+        if seen.is_none_or(|seen| seen.id() == newest.id) {
+            engine.use_caches();
+        }
         Ok((engine, state))
+    }
+
+    /// Begins to use the caches, whose contents are of this history or were thrown away. Their disks say so from here on, and not
+    /// before: a server that is killed while that is not known yet must not leave another history's contents under this one's name.
+    pub fn use_caches(&self) {
+        let newest = *self.newest.lock();
+        self.note_checkpoint(newest);
+        // A client reads the first block first: it holds a partition table or a superblock.
+        let first = 0..u64::from(self.geometry.now().block_size());
+        let ahead = self.runtime.spawn(self.reads.clone().read_ahead(first));
+        self.warming.lock().push(ahead.abort_handle());
     }
 
     /// Starts reading the index into memory, in the background.

@@ -441,8 +441,8 @@ fn open_owned<'a>(
                     let wanted = Wanted::of(found.as_ref().map(|(marker, _)| marker), None);
                     if let Some(place) = &wanted.place {
                         // It could not be looked at before the lease was taken, or was begun since.
-                        if let Ok((engine, _)) = opened {
-                            engine.close().await;
+                        if let Ok((engine, state)) = opened {
+                            give_up(&engine, before.seen.id() == state.newest.id).await;
                         }
                         let request = recover_wal::Request {
                             place: Some(place),
@@ -475,11 +475,15 @@ fn open_owned<'a>(
                 later: Some((seen_cno, later)),
             };
             let history = history::look(store, state.newest, known).await?;
-            if seen != history.newest() && !history.has(seen).await? {
+            if !are_caches_ours {
                 // Whether to use the caches was decided by the state that was seen.
-                engine.empty_caches().await?;
+                if !history.has(seen).await? {
+                    engine.empty_caches().await?;
+                }
+                engine.use_caches();
+                engine.warm_index();
+                are_caches_ours = true;
             }
-            are_caches_ours = true;
             begun.judge(&history).await?;
             let recorded = history.settle(state.modified_ms, epoch).await?;
             let watermark = recorded.max(begun.least_watermark);
@@ -756,7 +760,9 @@ fn open_engine<'a>(of: EngineOf<'a>) -> BoxFuture<'a, Result<(HyperEngine, OpenS
             expected,
         )
         .await?;
-        engine.warm_index();
+        if expected.is_none_or(|seen| seen.id() == state.newest.id) {
+            engine.warm_index();
+        }
         let geometry = engine.geometry();
         info!(
             "opened {}: {} bytes in blocks of {}, checkpoint {}, volume {}{}",

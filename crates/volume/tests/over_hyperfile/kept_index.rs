@@ -3,11 +3,20 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use hypernbd_volume::options::{NodeCacheConfig, NodeCacheStrategy, StoreOptions, VolumeOptions};
-use hypernbd_volume::{ExtentKind, Volume};
+use hypernbd_volume::engine::hyper_engine::HyperEngine;
+use hypernbd_volume::engine::{Beside, Engine, SoleOwner};
+use hypernbd_volume::index::cache::IndexCache;
+use hypernbd_volume::options::{
+    NodeCacheConfig, NodeCacheStrategy, ReadCacheConfig, ReadCacheDisk, StoreOptions, VolumeOptions,
+};
+use hypernbd_volume::read::cache::ReadCache;
+use hypernbd_volume::write_buffer::generation::{Generation, PreparedWrite};
+use hypernbd_volume::write_buffer::overlay::Frozen;
+use hypernbd_volume::{ExtentKind, Volume, VolumeId};
 
 use crate::faults::LIMIT;
 use crate::fixture::{Fixture, pattern};
@@ -146,6 +155,53 @@ fn a_server_after_one_that_was_killed_asks_for_no_node() {
         sleep(Duration::from_millis(10));
     }
     assert_eq!(gets_of_a_server(&f, &options(&f)), 0);
+}
+
+/// What a disk holds was judged by the state that was seen before the open. Where the open finds another one, the disks must not be
+/// said to be of that before it is known: the server may be killed in between.
+#[test]
+fn the_disks_are_said_to_be_of_what_the_open_found_once_that_is_known() {
+    let f = Fixture::new();
+    f.create(MIB, BLOCK as u32);
+    let store = f.store().unwrap();
+    let open = |index, pages, seen| {
+        let owner = Arc::new(SoleOwner);
+        f.run(HyperEngine::open_owned(&store, index, pages, false, owner, seen))
+            .unwrap()
+    };
+    let (engine, before) = open(IndexCache::default(), ReadCache::none(), None);
+    let mut generation = Generation::new(engine.geometry());
+    let bytes = pattern(1, BLOCK as usize);
+    drop(generation.write(PreparedWrite::new(engine.geometry(), 0, &bytes)));
+    let publish = engine.publish(Arc::new(Frozen::new(generation)), Beside::default());
+    let published = f.run(publish).unwrap().unwrap();
+    f.run(engine.close());
+
+    let id = VolumeId::random();
+    let pages = ReadCacheConfig {
+        memory_bytes: 16 * MIB,
+        disk: Some(ReadCacheDisk {
+            dir: f.path_of("pages"),
+            size_bytes: 64 * MIB,
+        }),
+    };
+    let nodes = options(&f).node_cache.unwrap();
+    let index = f.run(IndexCache::open(&nodes, id)).unwrap();
+    let pages = f.run(ReadCache::open(&pages, Some(id)));
+    assert!(pages.has_disk());
+    let (engine, found) = open(index, pages, Some(before.stored));
+    assert_eq!(found.newest.id, published.id);
+    let noted = [
+        f.path_of("nodes").join(id.to_string()).join("nodes/checkpoint"),
+        f.path_of("pages").join(id.to_string()).join("checkpoint"),
+    ];
+    assert!(
+        noted.iter().all(|path| !path.exists()),
+        "it may be another history"
+    );
+    engine.use_caches();
+    assert!(noted.iter().all(|path| path.exists()));
+    f.run(engine.close());
 }
 
 #[test]
