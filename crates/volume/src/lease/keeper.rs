@@ -440,6 +440,8 @@ async fn keep(
             asked = &mut released => match asked {
                 Ok(release) => {
                     done = Some(release.done);
+                    // Not at the end: whoever waits for that may give up, and the volume be opened anew meanwhile.
+                    counted.is_held.set(0);
                     KeepEvent::ReleaseWanted {
                         is_clean: release.is_clean,
                         is_buffer_left: release.is_buffer_left,
@@ -502,7 +504,9 @@ async fn keep(
                     break;
                 }
                 KeepAction::Lost { to } => {
-                    counted.is_held.set(0);
+                    if done.is_none() {
+                        counted.is_held.set(0);
+                    }
                     lost.send_if_modified(|known| {
                         let is_new = known.is_none();
                         known.get_or_insert_with(|| lost_to(to.as_ref()));
@@ -511,7 +515,6 @@ async fn keep(
                     return;
                 }
                 KeepAction::Ended => {
-                    counted.is_held.set(0);
                     if let Some(done) = done {
                         let _ = done.send(());
                     }

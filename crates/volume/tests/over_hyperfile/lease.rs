@@ -189,6 +189,11 @@ fn a_release_that_fails_once_is_written_again() {
 fn a_release_that_is_written_again_replaces_no_lease_of_another() {
     let mut f = volume_of_16_mib();
     let (runtime, url) = (f.handle(), f.url.clone());
+    // Both are counted as one: a process opens its volume anew.
+    let store = StoreOptions {
+        metrics: f.store_options.metrics.clone(),
+        ..StoreOptions::default()
+    };
     let take_over = move || {
         let options = VolumeOptions {
             lease: LeaseOptions {
@@ -197,11 +202,11 @@ fn a_release_that_is_written_again_replaces_no_lease_of_another() {
             },
             ..VolumeOptions::default()
         };
-        let store = StoreOptions::default();
         drop(runtime.block_on(Volume::open(&url, &store, &options)).unwrap());
     };
     let lease = ended_with_failing_release(&mut f, Box::new(take_over));
     assert!(lease.is_held() && lease.epoch == 2, "{lease:?}");
+    assert_eq!(f.store_options.metrics.lease.is_held.get(), 1);
 }
 
 #[test]
