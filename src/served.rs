@@ -147,7 +147,10 @@ impl ServedVolume {
         if self.readers_waiting > 0 {
             return None;
         }
-        let opening = self.opening[usize::from(true)].take()?;
+        let Some(opening) = self.opening[usize::from(true)].take() else {
+            // It may have been taken in before this one could look.
+            return self.read_only.take_if(|_| self.connections == 0);
+        };
         opening.give_up();
         match opening.ended()? {
             Ok(volume) => Some(volume),
