@@ -52,7 +52,7 @@ pub fn close(volume: &Volume) {
         match volume.kept_in() {
             Some(file) => log::error!(
                 "closing the volume: {}; what was answered and not published is in {}, and the next server of the volume on this \
-                 machine applies it",
+                 machine applies it, unless another one has the volume before",
                 error.chain(),
                 file.display()
             ),
