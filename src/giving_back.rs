@@ -68,8 +68,9 @@ fn give_back(name: Name, volume: Arc<Volume>) {
 fn publish(volume: &Volume) -> bool {
     match catch_unwind(AssertUnwindSafe(|| volume.publish())) {
         Ok(Ok(())) => true,
-        // Another server has the volume. Nothing of this one can be published any more, and its next client is better served anew.
-        Ok(Err(error)) if error.kind() == ErrorKind::Fenced => true,
+        // Another server has the volume. What was answered here and is not published never will be: while there is any, who comes back
+        // hears of it by each flush, and is not shown a volume without it.
+        Ok(Err(error)) if error.kind() == ErrorKind::Fenced => volume.backlog().unpublished_bytes == 0,
         Ok(Err(error)) => {
             log::warn!(
                 "the volume is not given back, as not everything is published: {}; it stays open, and that is tried again",

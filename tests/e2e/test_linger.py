@@ -233,12 +233,27 @@ def test_a_server_that_was_taken_over_serves_again(make_volume, tell):
         second, _ = tell(volume, takeover="yes")
         with second.start().connect() as other:
             other.pwrite(pattern(1 * MI, 2), 0)
-            # It finds that out by its write at the latest.
-            with pytest.raises(nbd.Error):
-                client.pwrite(pattern(1 * MI, 3), 0)
-                client.flush()
     assert second.terminate() == 0
     given_back(address)
     assert not ask(address, "/status").json["problems"]
     with first.connect() as client:
         assert client.pread(1 * MI, 0) == pattern(1 * MI, 2)
+
+
+def test_what_was_lost_to_another_server_is_not_forgotten(make_volume, tell):
+    """Who comes back to writes that were answered, and can never be published, hears of that by each flush."""
+    volume = make_volume(SIZE)
+    first, address = tell(volume)
+    with first.start().connect() as client:
+        second, _ = tell(volume, takeover="yes")
+        with second.start().connect() as other:
+            other.pwrite(pattern(1 * MI, 2), 0)
+            # It finds that out by its write at the latest.
+            with pytest.raises(nbd.Error):
+                client.pwrite(pattern(1 * MI, 3), 0)
+                client.flush()
+    assert second.terminate() == 0
+    time.sleep(QUIET_S)
+    assert state(address) == "open"
+    with first.connect() as client, pytest.raises(nbd.Error):
+        client.flush()
