@@ -78,7 +78,7 @@ pub fn report_loss() {
     let Some(path) = std::env::var_os(LOSS_FILE) else {
         return;
     };
-    if let Err(error) = std::fs::write(path, []) {
+    if let Err(error) = std::fs::write(path, "the volume could not be closed\n") {
         log::error!("{LOSS_FILE} cannot be written: {error}");
     }
 }

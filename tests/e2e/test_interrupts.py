@@ -59,10 +59,12 @@ def test_nohup_stays_in_force(make_volume, serve):
 
 
 @pytest.mark.s3_only
-def test_lost_writes_are_no_success(make_volume, serve, own_minio):
-    """With the store gone at the end, what was not flushed is lost, and the exit status says so."""
+@pytest.mark.parametrize("has_temporary", [True, False])
+def test_lost_writes_are_no_success(make_volume, serve, own_minio, has_temporary):
+    """With the store gone at the end, what was not flushed is lost, and the exit status says so, whatever became of the temporary
+    directory."""
     volume = make_volume(in_store=S3Store(own_minio))
-    served = serve(volume, "-o", "io_timeout=2s", "-o", "checkpoint_interval=1h")
+    served = serve(volume, "-o", "io_timeout=2s", "-o", "checkpoint_interval=1h", has_temporary=has_temporary)
     client = served.connect()
     client.pwrite(WRITTEN, 5)
     served.is_announced()
@@ -72,4 +74,5 @@ def test_lost_writes_are_no_success(make_volume, serve, own_minio):
     assert served.wait() == 1
     said = served.log.read_text()
     assert "closing the volume" in said and "may be lost" in said and "panicked" not in said
-    assert list(served.temporary.iterdir()) == []
+    assert served.temporary.exists() == has_temporary
+    assert list(served.temporary.glob("*")) == []

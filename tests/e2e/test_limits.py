@@ -198,6 +198,19 @@ def test_every_feature_with_more_clients_than_a_hard_limit_has_room_for(limited,
     assert server.terminate() == 0, server.log_text()
 
 
+def test_no_memory_is_locked_and_no_temporary_directory_used(limited, make_volume, tmp_path):
+    """So no limit of locked memory, and no full or absent $TMPDIR, is in anybody's way."""
+    server = limited("-l 0", (), make_volume(), **everything(tmp_path))
+    server.env = {"TMPDIR": str(tmp_path / "nothing")}
+    server.start()
+    clients = [server.handle() for _ in range(4)]
+    all_at_work(clients, 8 * KI)
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    assert re.search(r"^VmLck:\s+0 kB$", status, re.MULTILINE), status
+    leave_all(clients)
+    assert server.terminate() == 0, server.log_text()
+
+
 def test_caches_take_few_descriptors_whatever_room_they_have(limited, make_volume, tmp_path):
     counts = []
     for name, disk, nodes in (("small", "64M", "32M"), ("large", "100G", "32G")):

@@ -585,14 +585,16 @@ def test_a_damaged_image_is_refused_with_qemus_words(volume, image, tmp_path):
 
 
 @pytest.mark.file_only
-def test_without_qemu_its_package_is_named(volume, image, tmp_path):
+@pytest.mark.parametrize("lacking, named", [("PATH", "qemu-utils"), ("TMPDIR", "set TMPDIR")], ids=["programs", "directory"])
+def test_what_is_lacking_for_qemu_is_named(volume, image, tmp_path, lacking, named):
+    """Images that are raw do without."""
     packed = tmp_path / "image.qcow2"
     check("qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, packed)
-    nothing = {"PATH": str(tmp_path / "nothing")}
-    assert "qemu-utils" in must_fail(volume, "import", packed, volume.url, env=nothing)
+    nothing = {lacking: str(tmp_path / "nothing")}
+    assert named in must_fail(volume, "import", packed, volume.url, env=nothing)
     must(volume, "import", image, volume.url, env=nothing)
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert "qemu-utils" in must_fail(volume, "export", volume.url, tmp_path / "a.vmdk", env=nothing)
+    assert named in must_fail(volume, "export", volume.url, tmp_path / "a.vmdk", env=nothing)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 

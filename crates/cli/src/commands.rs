@@ -18,6 +18,7 @@ pub mod import;
 pub mod info;
 pub mod man;
 pub mod nbdkit_args;
+pub mod note;
 pub mod plugin;
 pub mod probe;
 pub mod prune;

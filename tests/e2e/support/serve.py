@@ -26,11 +26,14 @@ def hear_hangups() -> None:
 
 
 class Served:
-    """`hypernbd serve` with a temporary directory of its own, on a terminal of its own if asked for."""
+    """`hypernbd serve` with a temporary directory of its own, or none that is there, on a terminal of its own if asked for."""
 
-    def __init__(self, volume, nbdkit, directory: Path, socket: Path, *options, terminal=False, prefix=()):
+    def __init__(
+        self, volume, nbdkit, directory: Path, socket: Path, *options, terminal=False, prefix=(), has_temporary=True
+    ):
         self.socket, self.temporary = socket, directory / "tmp"
-        self.temporary.mkdir()
+        if has_temporary:
+            self.temporary.mkdir()
         self.log = directory / "serve.log"
         # As `Server` has it.
         kept = ["--lease-linger", "off"]

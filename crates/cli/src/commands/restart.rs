@@ -13,6 +13,7 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::nbdkit_args::NbdkitArgs;
+use super::note;
 use crate::output;
 
 /// How long the end of the old server is waited for; the store may take `REACH_MAX` of `hypernbd serve` to answer before.
@@ -64,7 +65,7 @@ pub async fn run(args: &Args, store: &StoreOptions) -> Result<()> {
     };
     let pid_file = NbdkitArgs::new(&words).pid_file;
     let pid_file = pid_file.context("its command line names no file for its process number")?;
-    let pid_file = Path::new(&format!("/proc/{}/cwd", serve.as_raw_nonzero())).join(pid_file);
+    let pid_file = note::of_process(serve, &pid_file);
     kill_process(serve, Signal::USR1).context("hypernbd serve cannot be told")?;
     let told = Instant::now();
     loop {

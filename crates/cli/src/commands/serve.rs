@@ -24,6 +24,7 @@ use tokio::runtime::Runtime;
 
 use super::connect::{Address, Clients};
 use super::nbdkit_args::NbdkitArgs;
+use super::note::Note;
 use super::plugin;
 use super::supervise::{Checked, Supervised};
 use crate::flags::{ServeFlags, StoreFlags, key_value};
@@ -99,13 +100,9 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
     let address = address(args, &added)?;
     let nbdkit = env::var_os("NBDKIT").unwrap_or_else(|| OsString::from("nbdkit"));
     let plugin = plugin::find(&nbdkit)?;
-    let pid_dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let (pid, loss) = (Note::new("pid")?, Note::new("loss")?);
     // nbdkit writes one such file: the one of the last option, which is the user's.
-    let pid_file = added
-        .pid_file
-        .clone()
-        .unwrap_or_else(|| pid_dir.path().join("pid"));
-    let loss_file = pid_dir.path().join("loss");
+    let pid_file = added.pid_file.clone().unwrap_or_else(|| pid.path());
 
     let clients = Clients {
         read_only,
@@ -127,7 +124,7 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
         if args.verbose > 0 && env::var_os("RUST_LOG").is_none_or(|words| words.is_empty()) {
             command.env("RUST_LOG", "hypernbd=info,hypernbd_volume=info");
         }
-        command.env(LOSS_FILE, &loss_file);
+        command.env(LOSS_FILE, loss.path());
         command.env(NBD_URI, address.uri(added.requires_tls));
         // A group of its own: Ctrl-C reaches nbdkit once, from here.
         command.process_group(0).kill_on_drop(true);
@@ -171,7 +168,7 @@ pub fn run(args: &Args, store: &StoreFlags, runtime: &Runtime) -> Result<ExitCod
         can_restart: config.volume.write_buffer_dir.is_some() && config.volumes_open.is_none() && !read_only,
     };
     let status = runtime.block_on(supervised.run())?;
-    if status.success() && loss_file.exists() {
+    if status.success() && loss.is_written() {
         bail!(
             "the volume could not be closed, and writes after the last flush or checkpoint may be lost: see the log"
         );

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hypernbd_attach::nbd::Client;
 use hypernbd_volume::transfer::{Image, Port, Run, TransferError};
 use serde::Deserialize;
@@ -100,8 +100,7 @@ impl QemuImage {
     }
 
     fn serve(path: &Path, format: Format, options: &[&str]) -> Result<Self> {
-        let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
-        let said = tempfile::tempfile().context("cannot make a temporary file")?;
+        let (dir, said) = temporary()?;
         let socket = dir.path().join("socket");
         let mut command = Command::new(NBD);
         command
@@ -263,6 +262,18 @@ fn run(mut command: Command) -> Result<String> {
         bail!("{program} says: {said}");
     }
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+/// A directory for a socket of qemu-nbd, and a file for what it says.
+fn temporary() -> Result<(TempDir, File)> {
+    let made = || Ok((tempfile::tempdir()?, tempfile::tempfile()?));
+    made().map_err(|error: std::io::Error| {
+        anyhow!(
+            "{NBD} needs a directory for its socket, and none can be made in {} ({error}): make room there, or set TMPDIR to a directory \
+             that can be written",
+            std::env::temp_dir().display()
+        )
+    })
 }
 
 fn cannot_run(program: &str, error: std::io::Error) -> anyhow::Error {

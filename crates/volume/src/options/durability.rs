@@ -3,8 +3,9 @@
 use crate::base::url::VolumeUrl;
 use crate::base::wal_place::WalPlace;
 
-/// Environment variable that names a file. The plugin makes it when a volume cannot be closed with everything published; who
-/// started nbdkit learns of it so, as nbdkit's own exit status does not depend on what its plugin's end came to.
+/// Environment variable that names a file. The plugin writes a line there, and makes the file where there is none, when a volume
+/// cannot be closed with everything published; who started nbdkit learns of it so, as nbdkit's own exit status does not depend on
+/// what its plugin's end came to.
 pub const LOSS_FILE: &str = "HYPERNBD_LOSS_FILE";
 
 /// The durability class of a volume's configuration.
