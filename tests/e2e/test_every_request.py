@@ -14,6 +14,7 @@ import pytest
 from support.interrupted import HOW, again, interrupted, requests, some_requests
 from support.lives import SIZE, assert_reads, publish
 from support.model import pattern
+from support.others import objects_of
 from support.server import KI, MI, Volume, create_volume
 
 pytestmark = pytest.mark.s3_only
@@ -292,6 +293,48 @@ def test_compact(store, proxy, make_server, tmp_path, how):
         problems = volume.cli("check", volume.url)
         assert problems.returncode == 0, (at, problems.stdout, problems.stderr)
     assert number > 20, "the verb was not interrupted where it matters"
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_check_write(store, proxy, make_server, tmp_path, how):
+    """An object has its own check values or none, and the same verb gives those that have none theirs."""
+    volume = create_volume(store, SIZE, 64 * KI, "checked")
+    server = make_server(volume, checkpoint_interval="1h")
+    for tag in (5, 6, 7):
+        publish(server, tag, offset=(tag - 5) * MI)
+    objects = objects_of(volume)
+    bodies = {name: objects.get(name) for name in objects.names() if re.fullmatch(r"\d{10}\.\d+", name)}
+    words = ["check", volume.url, "--data", "--write"]
+
+    def strip() -> None:
+        """As other tools leave them, which know of no check values."""
+        objects.remove(f".meta/sums/{name}" for name in bodies)
+        for name, body in bodies.items():
+            objects.put(name, body)
+
+    def values() -> dict[str, bytes]:
+        beside = [name for name in objects.names() if name.startswith(".meta/sums/")]
+        return {name: objects.get(name) for name in beside}
+
+    strip()
+    assert values() == {}
+    assert f"{len(bodies)} objects got check values" in again(volume, *words)
+    right = values()
+    assert len(right) == len(bodies) == 3
+    for number in requests(how):
+        strip()
+        at = interrupted(volume, proxy, how, number, tmp_path / f"log-{number}", *words)
+        if at is None:
+            break
+        told, left = (tmp_path / f"log-{number}").read_text(), values()
+        assert left.items() <= right.items(), at
+        assert left == right or "nothing is wrong" not in told, (at, told)
+        again(volume, "check", volume.url, "--data")
+        again(volume, *words)
+        assert values() == right, at
+        assert json.loads(again(volume, "check", volume.url, "--data", "--json"))["unverified_bytes"] == 0, at
+    assert number > 20, "the verb was not interrupted where it matters"
+    assert_reads(server, {(tag - 5) * MI: pattern(MI, tag) for tag in (5, 6, 7)})
 
 
 @pytest.mark.parametrize("how", HOW)
