@@ -3,8 +3,9 @@
 
     tests/compat/run.py [--check]
 
-Servers are found as the end-to-end tests find them (MINIO), or in PATH; those that are not there keep the column that
-they have in the document. With --check nothing is written, and the status says whether a store of this run fails.
+Servers are found in the variable of their program's name (MINIO, as for the end-to-end tests), or in PATH; those that are not
+there keep the column that they have in the document. With --check nothing is written, and the status says whether a store of
+this run fails.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT / "tests" / "e2e"))
+from support.s3_servers import SERVERS, S3Server, Start  # noqa: E402, found by the path above
+
 CLI = Path(os.environ.get("HYPERNBD_CLI", PROJECT / "target" / "release" / "hypernbd"))
 DOCUMENT = PROJECT / "docs" / "s3-compatibility.md"
 MARKS = ("<!-- table: made by tests/compat/run.py -->", "<!-- end of table -->")
@@ -38,80 +42,36 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def minio(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(directory)]
-    return command, {"MINIO_ROOT_USER": KEY, "MINIO_ROOT_PASSWORD": SECRET, "MINIO_BROWSER": "off"}
-
-
-def rustfs(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    command = [program, "--address", f"127.0.0.1:{port}", "--access-key", KEY, "--secret-key", SECRET, str(directory)]
-    return command, {}
-
-
-def s3s_fs(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    command = [program, "--host", "127.0.0.1", "--port", str(port), "--access-key", KEY, "--secret-key", SECRET]
-    return [*command, str(directory)], {}
-
-
-def seaweedfs(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    identity = {"name": KEY, "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
-    config = directory / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
-    ports = ["-master.port", str(free_port()), "-volume.port", str(free_port()), "-filer.port", str(free_port())]
-    command = [program, "server", "-ip", "127.0.0.1", "-dir", str(directory), *ports, "-s3", "-s3.port", str(port)]
-    return [*command, "-s3.config", str(config)], {}
-
-
-def versitygw(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    command = [program, "--port", f"127.0.0.1:{port}", "--access", KEY, "--secret", SECRET, "posix", str(directory)]
-    return command, {}
-
-
-def moto(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    return [program, "-H", "127.0.0.1", "-p", str(port)], {}
-
-
-def gofakes3(program: str, directory: Path, port: int) -> tuple[list[str], dict[str, str]]:
-    return [program, "-backend", "memory", "-host", f"127.0.0.1:{port}"], {}
-
-
-# Name, program, where else to look for it, how it is started, how it tells its version.
-SERVERS = [
-    ("MinIO", "minio", os.environ.get("MINIO"), minio, ["--version"]),
-    ("RustFS", "rustfs", None, rustfs, ["--version"]),
-    ("s3s-fs", "s3s-fs", None, s3s_fs, ["--version"]),
-    ("SeaweedFS", "weed", None, seaweedfs, ["version"]),
-    ("Versity Gateway", "versitygw", None, versitygw, ["--version"]),
-    ("Moto", "moto_server", None, moto, None),
-    ("GoFakeS3", "gofakes3", None, gofakes3, None),
-]
-
-
-def version_of(program: str, arguments: list[str] | None) -> str:
-    """A release's name, as the program prints it; one built from source is named by its directory, `NAME-VERSION`. A program
-    that has no way to say it is asked for as what it is: a Python distribution beside it, or a Go module."""
-    if arguments is None:
-        distribution = Path(program).name.partition("_")[0]
-        ask = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
-        python = Path(program).parent / "python"
-        command = [str(python), "-c", ask] if python.exists() else ["go", "version", "-m", program]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        found = re.search(r"^\s*mod\s+\S+\s+v(\S+)|^(\d\S*)$", done.stdout, re.MULTILINE)
-        return (found[1] or found[2]) if found else "of unknown version"
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30)
-    first_line = done.stdout.split("\n", 1)[0]
-    found = re.search(r"RELEASE\.\S+|\d+\.\d[\w.-]*", first_line)
+def version_of(program: str, arguments: tuple[str, ...] | None) -> str:
+    """A release's name, as the program prints it; what was built from source prints none, and is asked for as what it is: a Python
+    distribution beside it, or a Go module; or it is named by its directory, `NAME-VERSION`."""
+    found = None
+    if arguments:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30)
+        found = re.search(r"RELEASE\.\S+|\d+\.\d[\w.-]*", done.stdout.split("\n", 1)[0])
     if found:
         return found.group()
-    return Path(program).resolve().parent.name.partition("-")[2] or "of unknown version"
+    name = Path(program).resolve().parent.name.partition("-")[2]
+    return name or _version_built(program) or "of unknown version"
+
+
+def _version_built(program: str) -> str | None:
+    distribution = Path(program).name.partition("_")[0]
+    ask = f"import importlib.metadata; print(importlib.metadata.version({distribution!r}))"
+    python = Path(program).parent / "python"
+    command = [str(python), "-c", ask] if python.exists() else ["go", "version", "-m", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    found = re.search(r"^\s*mod\s+\S+\s+v(\S+)|^(\d\S*)$", done.stdout, re.MULTILINE)
+    return found and (found[1] or found[2])
 
 
 def probe(url: str, options: list[str], env: dict[str, str]) -> dict[str, str]:
-    """What the probe says: check to "yes" or to what is broken."""
+    """What the probe says: check to "yes" or to what is broken. Nothing, with a line of why, where it does not come to its end."""
     command = [str(CLI), "probe", url, "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
     if not done.stdout:
-        sys.exit(f"{' '.join(command)}: {done.stderr}")
+        print(f"{' '.join(command)}: {done.stderr}")
+        return {}
     # The address is another one each time.
     said = re.sub(r"http://127\.0\.0\.1:\d+", "it", done.stdout)
     return {check["name"]: check["failure"] or "yes" for check in json.loads(said)}
@@ -128,10 +88,10 @@ def client_of(port: int):
     )
 
 
-def probe_server(program: str, start, directory: Path) -> dict[str, str]:
+def probe_server(kind: S3Server, program: str, directory: Path) -> dict[str, str]:
     """Starts a server on an empty directory, makes a bucket and probes it."""
     port = free_port()
-    command, env = start(program, directory, port)
+    command, env = kind.command(Start(program, port, KEY, SECRET, directory, free_port))
     with open(directory.parent / "log", "ab") as log:
         server = subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log)
     try:
@@ -178,22 +138,23 @@ def main() -> int:
     probed = {}
     with tempfile.TemporaryDirectory() as root:
         probed["file://"] = probe(f"file://{root}/local/", [], {})
-        for name, program, given, start, version in SERVERS:
-            path = given or shutil.which(program)
+        for kind in SERVERS:
+            path = os.environ.get(kind.program.upper()) or shutil.which(kind.program)
             if not path:
-                print(f"{name}: not here")
+                print(f"{kind.name}: not here")
                 continue
-            directory = Path(root) / program / "data"
+            directory = Path(root) / kind.program / "data"
             directory.mkdir(parents=True)
-            columns = {store: checks for store, checks in columns.items() if not store.startswith(name)}
-            probed[f"{name} {version_of(path, version)}"] = probe_server(path, start, directory)
-    columns |= probed
+            columns = {store: checks for store, checks in columns.items() if not store.startswith(kind.name)}
+            probed[f"{kind.name} {version_of(path, kind.version)}"] = probe_server(kind, path, directory)
+    # One that the probe could not judge has no column.
+    columns |= {store: checks for store, checks in probed.items() if checks}
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     if not arguments.check:
         DOCUMENT.write_text(f"{before}{MARKS[0]}\n{table_of(columns)}\n{MARKS[1]}{after}")
     print(table_of(probed))
-    return int(any(result != "yes" for checks in probed.values() for result in checks.values()))
+    return int(any(not checks or set(checks.values()) != {"yes"} for checks in probed.values()))
 
 
 if __name__ == "__main__":

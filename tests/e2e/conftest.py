@@ -1,4 +1,4 @@
-"""Fixtures: one MinIO a session, a store of either kind, volumes and the servers on them."""
+"""Fixtures: one S3 server a session, MinIO unless another one is asked for, a store of either kind, volumes and the servers on them."""
 
 import os
 import random
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.faulty import FaultyProxy
+from support.s3_servers import program_to_test
 from support.server import CLI, KI, MI, PLUGIN, Server, create_volume, nbdkit_version
 from support.stores import FileStore, Minio, S3Store
 from support.strict import StrictProxy
@@ -55,15 +56,13 @@ def tmp_path(request, tmp_path):
 
 @pytest.fixture(scope="session")
 def minio_program() -> str:
-    """The MinIO server's path, from $MINIO as `make e2e` sets it, or from PATH."""
-    program = os.environ.get("MINIO") or shutil.which("minio")
-    assert program, "name the MinIO server in MINIO, or run the tests by `make e2e`"
-    return program
+    """The path of the S3 server to test with: MinIO, or the one that $HYPERNBD_TEST_STORE names."""
+    return program_to_test()
 
 
 @pytest.fixture(scope="session")
 def minio(request, minio_program, tmp_path_factory):
-    """The MinIO server of the session, behind a proxy that refuses what AWS S3 does."""
+    """The S3 server of the session, behind a proxy that refuses what AWS S3 does."""
     server = Minio(minio_program, tmp_path_factory.mktemp("minio"))
     server.start()
     request.config.s3_front = server.front = StrictProxy(server.direct)
@@ -82,7 +81,7 @@ def rules_of_s3(request):
 
 @pytest.fixture
 def own_minio(minio_program, tmp_path):
-    """A MinIO server of the test's own, to stop, pause and start again."""
+    """An S3 server of the test's own, to stop, pause and start again."""
     server = Minio(minio_program, tmp_path / "own-minio")
     server.start()
     yield server

@@ -12,6 +12,7 @@ import pytest
 
 from support.model import pattern, read_all
 from support.process import check, run, wait_for
+from support.s3_servers import ENCRYPTION
 from support.server import KI, MI, PLUGIN, PROJECT
 from support.stores import BUCKET, FileStore, Minio, S3Store
 
@@ -119,6 +120,7 @@ def test_encryption_by_the_store_is_asked_for(make_volume, make_server, minio_pr
     """MinIO encrypts where it has a key, and says of each object that it did."""
     key = base64.b64encode(bytes(range(32))).decode()
     minio = Minio(minio_program, tmp_path / "kms", {"MINIO_KMS_SECRET_KEY": f"test-key:{key}"})
+    minio.needs(ENCRYPTION)
     minio.start()
     try:
         volume = make_volume(in_store=S3Store(minio))

@@ -6,6 +6,7 @@ import pytest
 
 from support.liar import LyingProxy
 from support.model import pattern
+from support.s3_servers import UNSIGNED
 from support.server import MI
 from support.stores import BUCKET, S3Store
 
@@ -24,6 +25,7 @@ LIES = {
 @pytest.fixture
 def open_store(own_minio):
     """A store in a bucket that takes unsigned requests."""
+    own_minio.needs(UNSIGNED)
     statement = {"Effect": "Allow", "Principal": "*", "Action": "s3:*"}
     resources = [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"]
     policy = {"Version": "2012-10-17", "Statement": [statement | {"Resource": resources}]}

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from support.s3_servers import LIFECYCLE
 from support.server import KI, MI, PROJECT, create_volume
 from support.stores import BUCKET, S3Store
 
@@ -29,6 +30,7 @@ def test_a_deletion_says_what_stays(own_minio):
 
 
 def test_the_lifecycle_rule_of_the_documents_is_one(own_minio):
+    own_minio.needs(LIFECYCLE)
     (text,) = re.findall(r"<!-- lifecycle.json -->\n```\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     own_minio.client().put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=json.loads(text))
     (rule,) = own_minio.client().get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]

@@ -9,10 +9,12 @@ import socket
 from pathlib import Path
 
 import boto3
+import pytest
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .process import spawn, wait_for
+from .s3_servers import POLICIES, Start, server_of
 
 BUCKET = "hypernbd-e2e"
 REGION = "us-east-1"
@@ -35,23 +37,13 @@ def free_port() -> int:
     raise AssertionError(f"no port from {_first_port} on is free")
 
 
-def command_of(program: str, port: int, keys: tuple[str, str], data: Path) -> tuple[list[str], dict[str, str]]:
-    """How an S3 server is started on a directory, and its environment: by its program's name, MinIO unless it is another."""
-    address = f"127.0.0.1:{port}"
-    if Path(program).name == "versitygw":
-        return [program, "--port", address, "--access", keys[0], "--secret", keys[1], "--quiet", "posix", str(data)], {}
-    env = {"MINIO_ROOT_USER": keys[0], "MINIO_ROOT_PASSWORD": keys[1], "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
-    # It would close what was idle for half a minute; a proxy before it learns of that by a failed request.
-    env["MINIO_IDLE_TIMEOUT"] = "1h"
-    return [program, "server", "--quiet", "--address", address, str(data)], env
-
-
 class Minio:
-    """An S3 server, MinIO unless the program is another, with a data directory, a port and credentials of its own."""
+    """An S3 server, MinIO unless the program is another of `SERVERS`, with a data directory, a port and credentials of its own."""
 
     def __init__(self, program: str, directory: Path, more_env: dict[str, str] | None = None):
         self.more_env = more_env or {}
         self.program = program
+        self.kind = server_of(program)
         self.directory = directory
         self.port = free_port()
         self.access_key = "e2e-user"
@@ -84,8 +76,14 @@ class Minio:
             ),
         )
 
+    def needs(self, what: str) -> None:
+        """Skips a test that asks more of a store than this one has."""
+        if what not in self.kind.has:
+            pytest.skip(f"{self.kind.name} has no {what}")
+
     def credentials_with(self, policy: str) -> dict[str, str]:
         """Credentials of a session that may do what the policy says and no more."""
+        self.needs(POLICIES)
         sts = boto3.client(
             "sts",
             endpoint_url=self.endpoint,
@@ -103,11 +101,11 @@ class Minio:
 
     def start(self) -> None:
         """Starts the server, again on the same port and data after a stop, and waits until it answers."""
-        keys = (self.access_key, self.secret_key)
-        command, env = command_of(self.program, self.port, keys, self.directory / "data")
+        start = Start(self.program, self.port, self.access_key, self.secret_key, self.directory / "data", free_port)
+        command, env = self.kind.command(start)
         env = {**env, "HOME": str(self.directory), **self.more_env}
         self.process = spawn(command, self.log, env=env, limit_s=MINIO_LIMIT_S)
-        wait_for(self._answers, "MinIO to answer", limit_s=240)
+        wait_for(self._answers, f"{self.kind.name} to answer", limit_s=240)
         existing = [bucket["Name"] for bucket in self.client().list_buckets()["Buckets"]]
         if BUCKET not in existing:
             self.client().create_bucket(Bucket=BUCKET)
