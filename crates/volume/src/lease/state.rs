@@ -16,10 +16,12 @@
 //! | held, seen to change | refused: its holder is alive |
 //! | ours | taken: an earlier write of ours took effect, and its answer was lost |
 //!
-//! A lease in which somebody has asked its holder for something (`growth.rs`) has not been seen to change.
+//! A lease in which somebody has asked its holder for something (`growth.rs`) has not been seen to change, also where a write over it was
+//! refused because of that.
 //!
 //! Keeping, [`Keep`]: the lease is renewed regularly. A failed renewal proves nothing and is tried again. Only another
-//! owner's token, or an absent lease, is a loss, and a loss is final. A renewal that was refused may have met a request.
+//! owner's token, or an absent lease, is a loss, and a loss is final. A renewal that was refused may have met a request, or one that was
+//! withdrawn. It is made again at once: requests, however many, keep no holder from being seen to renew its lease.
 //!
 //! Giving it back: one failed request would make the next server wait until the lease has run out. So after a clean end the stored lease
 //! is looked at, and the release is written once more, over nothing but the lease that was this owner's then. Nothing waits longer for a
@@ -171,8 +173,8 @@ impl Watch {
 struct Asked {
     record: LeaseRecord,
     expected: Option<ETag>,
-    /// The token of the held lease that the write was to replace.
-    over: Option<String>,
+    /// The token and the renewals of the held lease that the write was to replace.
+    over: Option<(String, u64)>,
     is_after_release: bool,
     predecessor: Option<String>,
 }
@@ -255,11 +257,11 @@ impl Take {
             .as_ref()
             .is_none_or(|asked| asked.expected.as_ref() == Some(version));
         if !is_as_asked_for {
-            let was_renewed = self
-                .asked
-                .as_ref()
-                .is_some_and(|a| a.over.as_ref() == Some(&record.token));
-            if self.options.takeover && was_renewed {
+            let over = self.asked.as_ref().and_then(|asked| asked.over.as_ref());
+            let is_of_same = over.is_some_and(|(token, _)| *token == record.token);
+            let was_renewed = over.is_some_and(|(_, renewals)| *renewals != record.renewals);
+            // Without a renewal somebody has asked its holder for something.
+            if is_of_same && (self.options.takeover || !was_renewed) {
                 return self.put_over(&stored, holder);
             }
             // Whoever changed the lease is alive. Two takers that both force the takeover must not replace each other
@@ -303,16 +305,15 @@ impl Take {
     fn put_over(&mut self, stored: &Stored, holder: Liveness) -> TakeAction {
         let Stored { record, version } = stored;
         let older_may_run = record.older_may_run || holder != Liveness::Ended;
-        let over = Some(record.token.clone());
         let action = self.put(
             record.epoch,
             Some(version.clone()),
             false,
             older_may_run,
-            over.clone(),
+            Some(record.token.clone()),
         );
         if let Some(asked) = &mut self.asked {
-            asked.over = over;
+            asked.over = Some((record.token.clone(), record.renewals));
         }
         action
     }
@@ -485,11 +486,14 @@ impl Keep {
         match found {
             Some(stored) if stored.record.token == self.stored.record.token => {
                 let is_changed = stored.version != self.stored.version;
+                // By somebody else: each write of the holder counts as a renewal.
+                let is_asked_alone = is_changed && stored.record.renewals == self.stored.record.renewals;
                 self.stored = stored;
                 match (self.release_as.is_some(), self.stored.record.is_held()) {
                     (false, _) => match self.growing.found(&self.stored.record) {
-                        // At once: the other write has taken the place of a renewal.
                         Step::Put if is_changed => self.put(),
+                        // The other write has taken the place of a renewal.
+                        Step::Nothing if is_asked_alone => self.put(),
                         Step::Put | Step::Nothing => KeepAction::Wait,
                         Step::Begin(request) => KeepAction::Grow(request),
                     },

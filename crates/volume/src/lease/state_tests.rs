@@ -403,9 +403,50 @@ fn a_request_that_was_withdrawn_before_it_was_taken_is_never_carried_out() {
     let (mut keep, _) = keeper_that_is_asked();
     assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
     let withdrawn = stored(asking(record("mine", 5), GrowthStage::Withdrawn), "withdrawn");
-    assert_eq!(keep.on(KeepEvent::Found(Some(withdrawn))), KeepAction::Wait);
-    assert_eq!(keep.on(KeepEvent::RenewDue), put_over(renewal(1), "withdrawn"));
+    let renewed = keep.on(KeepEvent::Found(Some(withdrawn)));
+    assert_eq!(renewed, put_over(renewal(1), "withdrawn"));
     assert_eq!(keep.on(KeepEvent::PutAccepted(version("v2"))), KeepAction::Wait);
+}
+
+/// Whoever watches the lease for its duration would take it from a holder that waited for its next turn each time.
+#[test]
+fn a_renewal_that_meets_what_others_wrote_is_made_at_once_however_often() {
+    let mut keep = keeper();
+    keep.on(KeepEvent::RenewDue);
+    for at in ["w1", "w2", "w3", "w4"] {
+        assert_eq!(keep.on(KeepEvent::PutRefused), KeepAction::Read);
+        let withdrawn = stored(asking(record("mine", 5), GrowthStage::Withdrawn), at);
+        let again = keep.on(KeepEvent::Found(Some(withdrawn.clone())));
+        assert_eq!(again, put_over(renewal(1), at));
+        // A look that shows nothing new ends it.
+        let mut same = keeper();
+        same.on(KeepEvent::Found(Some(withdrawn.clone())));
+        same.on(KeepEvent::PutRefused);
+        assert_eq!(same.on(KeepEvent::Found(Some(withdrawn))), KeepAction::Wait);
+    }
+    assert_eq!(keep.on(KeepEvent::PutAccepted(version("v2"))), KeepAction::Wait);
+}
+
+/// Who takes a lease whose holder is known to have gone is not kept from it by somebody who asks that holder.
+#[test]
+fn a_write_that_met_a_request_is_made_over_the_request() {
+    let held = in_state(LeaseState::Held);
+    let begun = || {
+        let mut take = taker(false, None);
+        let first = take.on(found(held.clone(), "v4", Liveness::Ended, 0));
+        assert_eq!(first, put(5, Some("v4")));
+        assert_eq!(take.on(TakeEvent::PutRefused), TakeAction::Read { wait_ms: 0 });
+        take
+    };
+    let is_asked = asking(held.clone(), GrowthStage::Asked);
+    let again = begun().on(found(is_asked, "v5", Liveness::Ended, 0));
+    assert_eq!(again, put(5, Some("v5")));
+    let renewed = LeaseRecord {
+        renewals: 1,
+        ..held.clone()
+    };
+    let refused = begun().on(found(renewed, "v5", Liveness::Unknown, 0));
+    assert!(matches!(refused, TakeAction::Refused { .. }), "{refused:?}");
 }
 
 #[test]
