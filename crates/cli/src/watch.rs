@@ -50,8 +50,14 @@ impl Watch {
     pub fn on(runtime: &Handle, at_signal: AtSignal) -> Result<Self> {
         let control = Arc::new(Control::default());
         let number = Arc::new(AtomicI32::new(0));
-        listen(runtime, at_signal, control.clone(), number.clone())?;
         let is_over = Arc::new(AtomicBool::new(false));
+        listen(
+            runtime,
+            at_signal,
+            control.clone(),
+            number.clone(),
+            is_over.clone(),
+        )?;
         let bar = std::io::stderr().is_terminal().then(|| {
             let (control, is_over) = (control.clone(), is_over.clone());
             std::thread::spawn(move || show(&control, &is_over))
@@ -90,6 +96,7 @@ fn listen(
     at_signal: AtSignal,
     control: Arc<Control>,
     number: Arc<AtomicI32>,
+    is_over: Arc<AtomicBool>,
 ) -> Result<()> {
     let _guard = runtime.enter();
     let kinds = [
@@ -102,11 +109,12 @@ fn listen(
             continue;
         }
         let mut signals = signal(kind)?;
-        let (control, number) = (control.clone(), number.clone());
+        let (control, number, is_over) = (control.clone(), number.clone(), is_over.clone());
         runtime.spawn(async move {
             while signals.recv().await.is_some() {
                 let earlier = number.swap(kind.as_raw_value(), Ordering::AcqRel);
-                if earlier != 0 || at_signal == AtSignal::End {
+                // What follows a piece of work that is over is not told to stop.
+                if earlier != 0 || at_signal == AtSignal::End || is_over.load(Ordering::Acquire) {
                     std::process::exit(SIGNALLED + kind.as_raw_value());
                 }
                 control.stop();

@@ -37,7 +37,8 @@ pub struct Args {
     #[arg(long)]
     pub takeover: bool,
 
-    /// How long a server that can be asked only through the store is waited for, beyond a third of its lease_duration [default: 30s]
+    /// How long a server that can be asked only through the store is waited for, beyond a third of its lease_duration, but no less than two
+    /// thirds of that [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub wait: Option<Duration>,
 }
@@ -144,6 +145,9 @@ async fn ask(url: &VolumeUrl, store: &StoreOptions, size_bytes: u64, patience: D
     let size = format_size(size_bytes);
     match asked {
         AskedToGrow::Nobody if watch.control().is_stopped() => bail!("stopped; nothing was done"),
+        AskedToGrow::NoAnswer { .. } if watch.control().is_stopped() => {
+            bail!("stopped; the server of {url} is not asked any more, and has not grown it")
+        }
         AskedToGrow::Nobody => Ok(Asked::Nobody),
         AskedToGrow::Grown { size_bytes, holder } => {
             log::info!("{url} was grown by {holder}");

@@ -73,8 +73,8 @@ pub enum AskedToGrow {
     Stopped,
 }
 
-/// Asks whoever holds the lease of the volume to grow it, and waits for the answer: for a third of the lease's duration and `patience` until
-/// the holder takes that up, then for as long as it renews its lease. `control` ends it.
+/// Asks whoever holds the lease of the volume to grow it, and waits for the answer: for a third of the lease's duration and `patience`, but
+/// no less than two thirds, until the holder takes that up, then for as long as it renews its lease. `control` ends it.
 ///
 /// # Errors
 /// [`VolumeError::InvalidInput`] for a size that no volume may have; when the store fails. When it fails so that the request could not be
@@ -103,7 +103,9 @@ pub async fn ask_to_grow(
     check_size(size_bytes, info::of_store(&store).await?.block_size_bytes)?;
     probe::ensure(&store, false).await?;
     let duration = Duration::from_millis(lease.record.duration_ms);
-    let limit = duration / 3 + patience;
+    // A server of an earlier release that meets a request renews its lease a third of its duration later. It must not meet a second write,
+    // the withdrawal, then: whoever watches the lease could take it.
+    let limit = (duration / 3 + patience).max(duration * 2 / 3 + LOOK_MAX);
     let request = GrowthRequest {
         id: lease::new_token(),
         volume_id: found.label.volume_id,
@@ -189,6 +191,7 @@ impl Asking<'_> {
         let holder = self.holder.clone();
         let started = Instant::now();
         let mut renewed = (0, started);
+        let mut is_withdrawal_sent = false;
         loop {
             tokio::time::sleep(self.look).await;
             let is_over = started.elapsed() >= self.limit;
@@ -207,7 +210,9 @@ impl Asking<'_> {
             ) {
                 Outlook::Grown(size_bytes) => return Ok(AskedToGrow::Grown { size_bytes, holder }),
                 Outlook::Failed(why) => return Ok(AskedToGrow::Failed { why, holder }),
-                Outlook::Ignored => return Ok(AskedToGrow::Ignored { holder }),
+                Outlook::Ignored if !is_withdrawal_sent => return Ok(AskedToGrow::Ignored { holder }),
+                // The withdrawal had no answer. Once it is stored the next renewal drops it.
+                Outlook::Withdrawn | Outlook::Ignored => return Ok(self.withdrawn(control, started)),
                 Outlook::Gone => return Ok(AskedToGrow::Nobody),
                 Outlook::Taken => {
                     let renewals = found.map_or(0, |found| found.record.renewals);
@@ -224,20 +229,24 @@ impl Asking<'_> {
                     };
                     let withdrawn = self.put(lease, GrowthStage::Withdrawn).await;
                     match withdrawn {
-                        Ok(true) if control.is_stopped() => return Ok(AskedToGrow::Stopped),
-                        Ok(true) => {
-                            return Ok(AskedToGrow::NoAnswer {
-                                holder,
-                                waited: started.elapsed(),
-                            });
-                        }
+                        Ok(true) => return Ok(self.withdrawn(control, started)),
                         // The holder was faster, or it is not known: the stored lease tells.
-                        Ok(false) if started.elapsed() < self.limit * 2 => {}
+                        Ok(false) if started.elapsed() < self.limit * 2 => is_withdrawal_sent = true,
                         Ok(false) => return Err(self.unsettled("its withdrawal had no answer")),
                         Err(e) => return Err(self.unsettled(&e.chain())),
                     }
                 }
             }
+        }
+    }
+
+    fn withdrawn(&self, control: &Control, started: Instant) -> AskedToGrow {
+        match control.is_stopped() {
+            true => AskedToGrow::Stopped,
+            false => AskedToGrow::NoAnswer {
+                holder: self.holder.clone(),
+                waited: started.elapsed(),
+            },
         }
     }
 

@@ -83,9 +83,10 @@ impl GrowthRequest {
         matches!(self.stage, GrowthStage::Asked | GrowthStage::Taken)
     }
 
-    /// Whether it is too old to be waited for, going by the clock of who asked. Nothing is carried out or left out because of it.
+    /// Whether it is too old to be waited for, going by the clock of who asked; or that clock is ahead by more, and would never say so.
+    /// Nothing is carried out or left out because of it.
     pub fn is_stale(&self, now_ms: u64) -> bool {
-        now_ms > self.asked_ms.saturating_add(self.valid_ms)
+        now_ms.abs_diff(self.asked_ms) > self.valid_ms
     }
 
     /// Whether it still held when it was taken. Both times are the store's.
@@ -213,6 +214,8 @@ pub(crate) enum Outlook {
     Failed(String),
     /// The holder renewed its lease and took no notice.
     Ignored,
+    /// It was taken back, and is never carried out.
+    Withdrawn,
     /// The holder has ended, or somebody else has the volume.
     Gone,
 }
@@ -229,7 +232,8 @@ pub(crate) fn outlook(request: &GrowthRequest, token: &str, found: Option<&Lease
         _ if !record.is_held() => Outlook::Gone,
         Some(GrowthStage::Asked) => Outlook::Asked,
         Some(GrowthStage::Taken) => Outlook::Taken,
-        Some(GrowthStage::Withdrawn) | None => Outlook::Ignored,
+        Some(GrowthStage::Withdrawn) => Outlook::Withdrawn,
+        None => Outlook::Ignored,
     }
 }
 

@@ -80,6 +80,14 @@ fn a_request_holds_for_a_while_by_the_stores_clock() {
         request.holds(asked, asked - Duration::from_secs(1)),
         "two machines of the store"
     );
+    for (now_ms, is_stale) in [(1000, false), (6000, false), (6001, true)] {
+        assert_eq!(request.is_stale(now_ms), is_stale, "{now_ms}");
+    }
+    let ahead = GrowthRequest {
+        asked_ms: 1_000_000,
+        ..request.clone()
+    };
+    assert!(ahead.is_stale(1000), "nobody would be free of it");
     let for_ever = GrowthRequest {
         valid_ms: u64::MAX,
         ..request
@@ -108,6 +116,10 @@ fn who_asked_is_told_what_became_of_it() {
     for (found, expected) in [
         (Some(asked_in(held.clone(), GrowthStage::Asked)), Outlook::Asked),
         (Some(asked_in(held.clone(), GrowthStage::Taken)), Outlook::Taken),
+        (
+            Some(asked_in(held.clone(), GrowthStage::Withdrawn)),
+            Outlook::Withdrawn,
+        ),
         (
             Some(asked_in(held.clone(), grown.clone())),
             Outlook::Grown(1 << 30),

@@ -19,6 +19,7 @@ pub(super) fn grower(volume: &Arc<Volume>) -> Grow {
             };
             let grown = move || match volume.grow(size_bytes) {
                 Ok(()) => Ok(volume.size_bytes()),
+                Err(e @ VolumeError::Timeout { .. }) => Err(format!("{}; it may still come", e.chain())),
                 Err(e) => Err(e.chain()),
             };
             let grown = tokio::task::spawn_blocking(grown).await;

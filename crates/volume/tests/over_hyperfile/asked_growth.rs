@@ -262,7 +262,7 @@ fn of_two_who_ask_the_second_is_told_of_the_first_and_who_stops_takes_it_back() 
         ..vanished(&f)
     };
     let request = GrowthRequest {
-        asked_ms: u64::MAX / 2,
+        valid_ms: u64::MAX,
         ..asked_for(&f, lease.volume_id, LIMIT)
     };
     f.put_lease(&LeaseRecord {
