@@ -26,6 +26,7 @@ pub struct WalInfo {
     /// The volume's URL.
     pub url: String,
     /// The contents of the volume's WAL marker; `None` when the last server ended cleanly, or had no WAL.
+    #[serde(rename = "log")]
     pub wal: Option<MarkerState>,
     /// The address of the WAL.
     pub address: Option<String>,

@@ -77,6 +77,7 @@ pub struct Replicated {
     /// For how long the oldest of these has been published, by the clocks of the original's server and of this machine.
     pub behind_seconds: f64,
     /// The original's log, when flushed writes may lie there alone: it was not closed, and no server has the volume that publishes them.
+    #[serde(rename = "log_left")]
     pub wal_left: Option<String>,
 }
 
