@@ -216,10 +216,12 @@ impl Found {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unpublished(pub InodeCheck);
 
-/// Whether this is the label of the volume with this id, written out. A copy that gets an id of its own goes on as what it is.
-pub(crate) fn is_of(body: &[u8], volume_id: &str) -> bool {
+/// Whether this is the label of the volume with this id, written out; nothing when it cannot be read. A copy that gets an id of its own
+/// goes on as what it is.
+pub(crate) fn is_of(body: &[u8], volume_id: &str) -> Option<bool> {
     let is_it = |id: VolumeId| id.to_string() == volume_id;
-    Label::decode(body).is_ok_and(|label| is_it(label.volume_id) || label.parent.is_some_and(is_it))
+    let label = Label::decode(body).ok()?;
+    Some(is_it(label.volume_id) || label.parent.is_some_and(is_it))
 }
 
 /// Loads the label, if there is one.

@@ -244,7 +244,7 @@ mod tests {
         store.expect_here(Expected {
             identity: "one".to_owned(),
             key: store.meta_key("who"),
-            is_of: |body, identity| body == identity.as_bytes(),
+            is_of: |body, identity| Some(body == identity.as_bytes()),
             seen: SystemTime::now(),
         });
         let id = CheckpointId {

@@ -47,12 +47,12 @@ impl Reading {
             }
         };
         let reading = Self(pin);
-        let ready = try_join!(
-            ensure_readable(store, id),
-            ensure_shares(store),
-            reading.expect_volume(store)
-        );
-        match ready {
+        let ready = async {
+            // Before the entry, which shows that the volume whose label was read is the one that has the checkpoint.
+            reading.expect_volume(store).await?;
+            try_join!(ensure_readable(store, id), ensure_shares(store))
+        };
+        match ready.await {
             Ok(_) => Ok(reading),
             Err(e) => {
                 reading.end().await;

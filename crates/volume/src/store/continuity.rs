@@ -23,8 +23,8 @@ pub(crate) struct Expected {
     pub identity: String,
     /// The object that says which volume is there.
     pub key: String,
-    /// Whether the content of that object is of this identity.
-    pub is_of: fn(&[u8], &str) -> bool,
+    /// Whether the content of that object is of this identity; nothing when it cannot be read, which does not say that the volume is gone.
+    pub is_of: fn(&[u8], &str) -> Option<bool>,
     /// When the volume was last seen there, by the store's clock, in whole seconds.
     pub seen: SystemTime,
 }
@@ -38,13 +38,13 @@ pub(super) struct Continuity {
 }
 
 impl Store {
-    /// Expects this volume at the place from now on, in all clones of this value: data of another one is an error.
+    /// Expects this volume at the place from now on, in all clones of this value: data of another one is an error. Where another
+    /// identity is expected already, that stays, and the next look decides: the volume may have got a new one, and continue.
     pub(crate) fn expect_here(&self, new: Expected) {
         let mut expected = self.continuity.expected.lock();
-        if expected.as_ref().is_some_and(|old| old.identity != new.identity) {
-            self.continuity.is_over.store(true, Ordering::Relaxed);
+        if expected.as_ref().is_none_or(|old| old.identity == new.identity) {
+            *expected = Some(new);
         }
-        *expected = Some(new);
     }
 
     /// Whether the volume that was expected was found to be gone.
@@ -64,9 +64,25 @@ impl Store {
             };
             if !self.is_over() {
                 let found = self.get(&expected.key).await?;
-                match found {
-                    Some((body, _)) if (expected.is_of)(&body, &expected.identity) => return Ok(()),
-                    _ => self.continuity.is_over.store(true, Ordering::Relaxed),
+                let is_here = match &found {
+                    Some((body, _)) => (expected.is_of)(body, &expected.identity),
+                    None => Some(false),
+                };
+                match is_here {
+                    Some(true) => return Ok(()),
+                    Some(false) => self.continuity.is_over.store(true, Ordering::Relaxed),
+                    // It may be damaged, and be mended, or of a later release.
+                    None => {
+                        return Err(StoreError::new(
+                            "go on reading",
+                            &self.url,
+                            StoreErrorKind::Other,
+                            format!(
+                                "{} does not say in a known way which volume is there",
+                                expected.key
+                            ),
+                        ));
+                    }
                 }
             }
             Err(self.gone(&expected))
@@ -106,9 +122,11 @@ impl Store {
             .and_then(last_part)
             .is_some_and(|name| name.as_bytes()[0].is_ascii_digit());
         let expected = self.continuity.expected.lock();
-        // Within one second it is not known which was first.
-        let is_before =
-            |expected: &Expected| !self.is_over() && written.is_some_and(|written| written < expected.seen);
+        // Within one second it is not known which was first, nor without a date.
+        let is_before = |expected: &Expected| {
+            !self.is_over()
+                && written.is_some_and(|written| written > SystemTime::UNIX_EPOCH && written < expected.seen)
+        };
         is_data && expected.as_ref().is_some_and(|expected| !is_before(expected))
     }
 }
@@ -126,7 +144,10 @@ mod tests {
         Expected {
             identity: "one".to_owned(),
             key: store.meta_key("who"),
-            is_of: |body, identity| body == identity.as_bytes(),
+            is_of: |body, identity| {
+                let mut ids = std::str::from_utf8(body).ok()?.split(' ');
+                Some(ids.any(|id| id == identity))
+            },
             seen,
         }
     }
@@ -154,6 +175,32 @@ mod tests {
         store.put(&who, "one").await.unwrap();
         assert!(store.get(&data).await.is_err());
         assert!(store.get(&who).await.is_ok(), "what is beside the data is read");
+    }
+
+    /// A copy gets an identity of its own when it is first written to, and is read on. What cannot be read now may be mended.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_volume_that_may_continue_is_not_over() {
+        let tested = file_store().await;
+        let store = &tested.store;
+        let (data, who) = (store.data_key(KEY_OF_DATA), store.meta_key("who"));
+        store.put(&data, "data").await.unwrap();
+        store.put(&who, "one").await.unwrap();
+        store.expect_here(expected(store, SystemTime::UNIX_EPOCH));
+        store.put(&who, "two one").await.unwrap();
+        store.expect_here(Expected {
+            identity: "two".to_owned(),
+            ..expected(store, SystemTime::UNIX_EPOCH)
+        });
+        assert!(store.get(&data).await.unwrap().is_some(), "it has a new identity");
+        store.put(&who, vec![0xff]).await.unwrap();
+        let unknown = store.get(&data).await.unwrap_err();
+        assert!(unknown.to_string().contains("in a known way"), "{unknown}");
+        assert!(!store.is_over());
+        store.put(&who, "two one").await.unwrap();
+        assert!(store.get(&data).await.unwrap().is_some(), "it is mended");
+        store.put(&who, "two").await.unwrap();
+        assert!(store.get(&data).await.is_err(), "it is another volume");
+        assert!(store.is_over());
     }
 
     #[tokio::test(flavor = "multi_thread")]
