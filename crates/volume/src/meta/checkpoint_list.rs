@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck, NewestCheckpoint};
 use crate::base::error::VolumeError;
 use crate::base::store_error::StoreErrorKind;
+use crate::engine::Ownership;
 use crate::meta::wal_marker::{self, Marker};
 use crate::store::{ETag, ObjectEntry, Store};
 
@@ -194,6 +195,8 @@ async fn insist<T, F: Future<Output = Result<T, VolumeError>>>(
     let (mut wait, mut is_last) = (TRY_WAIT, false);
     loop {
         match attempt().await {
+            // Another one has the volume, or made one anew at its place, whose numbers these are.
+            Err(e @ VolumeError::Fenced { .. }) => return Err(e),
             Err(e) if !is_last && started.elapsed() < TRIED_FOR => {
                 debug!("an entry of the checkpoint list is tried again: {}", e.chain());
             }
@@ -221,15 +224,37 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// Starts the writer on the current runtime. `newest` receives each published checkpoint.
-    pub fn start(store: Store, epoch: u64, newest: NewestCheckpoint) -> Arc<Self> {
+    /// Starts the writer on the current runtime. `newest` receives each published checkpoint. `ownership` is asked before an entry that is
+    /// late is written: by then the volume may have been given to another one, or been deleted and made anew.
+    pub fn start(
+        store: Store,
+        epoch: u64,
+        newest: NewestCheckpoint,
+        ownership: Arc<dyn Ownership>,
+    ) -> Arc<Self> {
         let (messages, mut inbox) = mpsc::unbounded_channel();
         let (is_ending, mut ending) = watch::channel(false);
         tokio::spawn(async move {
+            let mut is_late = false;
             while let Some(message) = inbox.recv().await {
                 match message {
                     Message::Entry(entry) => {
-                        if let Err(e) = insist(|| write_entry(&store, &entry), &mut ending).await {
+                        let (store, entry, ownership) = (&store, &entry, &ownership);
+                        let mut tries = 0;
+                        let attempt = || {
+                            tries += 1;
+                            let is_asked = is_late || tries > 1;
+                            async move {
+                                if is_asked {
+                                    ownership.check().await?;
+                                }
+                                write_entry(store, entry).await
+                            }
+                        };
+                        let written = insist(attempt, &mut ending).await;
+                        // Those that wait behind a late one are late, too.
+                        is_late = !inbox.is_empty() && (is_late || tries > 1);
+                        if let Err(e) = written {
                             // This is not fatal, because the next open adds the newest entry.
                             warn!(
                                 "checkpoint {} is published, but could not be entered in the checkpoint list: {e}",

@@ -174,3 +174,21 @@ async fn an_end_waits_for_one_more_attempt_alone() {
     assert_eq!(tried(u32::MAX, is_ending).await.0, 2, "nobody is there any more");
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
+
+/// By then the volume may have been deleted, and another one made at its place, of which an entry of this number would be in the way.
+#[tokio::test(start_paused = true)]
+async fn who_lost_the_volume_tries_no_more() {
+    let (_word, mut is_ending) = watch::channel(false);
+    let mut tries = 0;
+    let attempt = || {
+        tries += 1;
+        async {
+            Err::<(), _>(VolumeError::Fenced {
+                reason: "of a test".into(),
+            })
+        }
+    };
+    let ended = insist(attempt, &mut is_ending).await;
+    assert!(matches!(ended, Err(VolumeError::Fenced { .. })));
+    assert_eq!(tries, 1);
+}

@@ -540,7 +540,7 @@ fn open_owned<'a>(
         let is_inherited = begun.is_inherited;
         let wal = begun.wal.filter(|_| !before.ends_wal);
         if wal.is_none() {
-            let started = Catalogue::start(store.clone(), epoch, newest.clone());
+            let started = Catalogue::start(store.clone(), epoch, newest.clone(), lease.clone());
             parts.recorder = Some(started.clone());
             catalogue = Some(started);
         }

@@ -17,7 +17,7 @@ use hypernbd_volume::base::control::Control;
 use hypernbd_volume::check::Request;
 use hypernbd_volume::compaction::{Flip, Ground, Moved, Pace};
 use hypernbd_volume::engine::hyper_engine::HyperEngine;
-use hypernbd_volume::engine::{Engine, Relocated};
+use hypernbd_volume::engine::{Engine, Relocated, SoleOwner};
 use hypernbd_volume::index::cache::IndexCache;
 use hypernbd_volume::index::relocation::Relocation;
 use hypernbd_volume::meta::checkpoint_list::{Catalogue, Recorder};
@@ -84,7 +84,7 @@ impl World {
             let (index, pages) = (IndexCache::default(), ReadCache::none());
             let (engine, state) = HyperEngine::open(&store, index, pages, false).await.unwrap();
             let newest = NewestCheckpoint::new(state.newest.id);
-            let catalogue = Catalogue::start(plain, 1, newest);
+            let catalogue = Catalogue::start(plain, 1, newest, Arc::new(SoleOwner));
             let engine = Arc::new(engine);
             let options = VolumeOptions {
                 // Nothing is published by its age.
