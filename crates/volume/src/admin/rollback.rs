@@ -72,7 +72,7 @@ pub async fn rollback(
 ) -> Result<RolledBack, VolumeError> {
     let store = parents::connect(url, store_options).await?;
     let to = past::find(&store, Some(at)).await?;
-    rollback_in(&store, store_options, to, lease_options, BEFORE).await
+    rollback_in(&store, store_options, to, lease_options, BEFORE, None).await
 }
 
 /// As [`rollback`], to a checkpoint that [`look`] has found: by now its name or its age may mean another one.
@@ -86,20 +86,29 @@ pub async fn rollback_to(
     lease_options: &LeaseOptions,
 ) -> Result<RolledBack, VolumeError> {
     let store = parents::connect(url, store_options).await?;
-    rollback_in(&store, store_options, to, lease_options, BEFORE).await
+    rollback_in(&store, store_options, to, lease_options, BEFORE, None).await
 }
 
-/// As [`rollback_to`], of a volume whose newest state is damaged: the name of that state says so.
+/// As [`rollback_to`], of a volume whose newest state, this one, is damaged: the name of that state says so.
 ///
 /// # Errors
-/// As [`rollback`].
+/// As [`rollback`]; [`VolumeError::InvalidInput`] when the volume has another newest state by now, of which nobody knows that it is damaged.
 pub(crate) async fn rollback_damaged(
     store: &Store,
     store_options: &StoreOptions,
     to: Point,
     lease_options: &LeaseOptions,
+    damaged: CheckpointId,
 ) -> Result<RolledBack, VolumeError> {
-    rollback_in(store, store_options, to, lease_options, BEFORE_REPAIR).await
+    rollback_in(
+        store,
+        store_options,
+        to,
+        lease_options,
+        BEFORE_REPAIR,
+        Some(damaged),
+    )
+    .await
 }
 
 async fn rollback_in(
@@ -108,13 +117,14 @@ async fn rollback_in(
     to: Point,
     lease_options: &LeaseOptions,
     before: &str,
+    seen: Option<CheckpointId>,
 ) -> Result<RolledBack, VolumeError> {
     // Who takes the volume from a server gives up what that one has not flushed.
     if !lease_options.takeover {
         super::check_buffer(store, THEN).await?;
     }
     let lease = super::take_lease(store, store_options, lease_options).await?;
-    let rolled_back = rollback_owned(store, &lease, to, before).await;
+    let rolled_back = rollback_owned(store, &lease, to, before, seen).await;
     lease.release(rolled_back.is_ok()).await;
     rolled_back
 }
@@ -125,6 +135,7 @@ async fn rollback_owned(
     lease: &Arc<Lease>,
     to: Point,
     before: &str,
+    seen: Option<CheckpointId>,
 ) -> Result<RolledBack, VolumeError> {
     check_closed(store, THEN).await?;
     // The state before gets its entry and its name first, so that both are there even if the rollback fails.
@@ -134,6 +145,14 @@ async fn rollback_owned(
     ensure_readable(store, to.id()).await?;
     let before = past::free_name(before)?;
     let newest = past::find(store, None).await?;
+    if let Some(seen) = seen.filter(|seen| *seen != newest.id()) {
+        return Err(VolumeError::InvalidInput(format!(
+            "checkpoint {} of {} was looked at, and its newest is {} by now: give the command again",
+            seen.cno,
+            store.url,
+            newest.number()
+        )));
+    }
     if past::put(store, &before, &newest).await?.is_none() {
         return Err(VolumeError::Internal(format!("the name {before} is taken")));
     }

@@ -286,6 +286,11 @@ impl<'a> FromContainer<'a> {
 
     /// Writes an entry where none can be read. Returns false where there is one now.
     async fn write(&self, lease: &Lease, key: &str, entry: &CatalogueEntry) -> Result<bool, VolumeError> {
+        // It knows more than one that is made anew. It may have been damaged on its way here, when it was looked at.
+        let there = checkpoint_list::load_entry(self.store, entry.cno).await;
+        if matches!(&there, Ok(Some(there)) if (there.cno, there.check) == (entry.cno, entry.check)) {
+            return Ok(false);
+        }
         lease.check().await?;
         let body = serde_json::to_vec(entry).map_err(|e| VolumeError::Internal(e.to_string()))?;
         let put = match self.store.get_unverified(key).await {

@@ -99,7 +99,7 @@ pub async fn to_newest_whole(
         done: None,
     };
     if how.is_written {
-        let done = rollback::rollback_damaged(&store, store_options, to, lease_options).await?;
+        let done = rollback::rollback_damaged(&store, store_options, to, lease_options, newest.id()).await?;
         way.done = Some(Done {
             number: done.number,
             before: done.before,
