@@ -13,6 +13,7 @@ use crate::admin::{
 };
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
+use crate::base::store_error::StoreErrorKind;
 use crate::base::url::VolumeUrl;
 use crate::base::volume_id::VolumeId;
 use crate::engine::replica::{self, Adopted};
@@ -357,7 +358,15 @@ impl Replica {
                 ..name.clone()
             };
             let body = serde_json::to_vec(&copy).map_err(|e| VolumeError::Internal(e.to_string()))?;
-            self.store.put(&key, body).await?;
+            match there {
+                Some(_) => drop(self.store.put(&key, body).await?),
+                None => match self.store.put_create_only(&key, body).await {
+                    Ok(_) => {}
+                    // Somebody gave it to the replica meanwhile: the next round looks at that one.
+                    Err(e) if e.kind == StoreErrorKind::PreconditionFailed => continue,
+                    Err(e) => return Err(e.into()),
+                },
+            }
             // The replica's own retention may have planned to remove it.
             match ensure_readable(&self.store, name.checkpoint).await {
                 Ok(()) => {}
