@@ -271,7 +271,7 @@ async fn adopt(
     failed: impl FnOnce(std::io::Error) -> VolumeError,
 ) -> Result<Container, VolumeError> {
     let guard = InodeGuard::opening();
-    let checksums = IndexChecksums::new(store.clone());
+    let checksums = IndexChecksums::default();
     let opened = container::open(store, &guard, checksums, IndexCache::default(), false).await;
     let container = opened.map_err(failed)?;
     guard.close();

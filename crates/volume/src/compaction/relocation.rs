@@ -229,7 +229,7 @@ impl Ground {
     /// Reads the newest index, of now, any number of times.
     fn trees(&self) -> impl Fn() -> io::Result<relocation::Tree> {
         let root = self.published.lock().root;
-        let checksums = IndexChecksums::new(self.store.clone());
+        let checksums = IndexChecksums::default();
         let loader = NodeLoader::new(self.store.clone(), checksums, Some(self.cache.clone()));
         let cache = self.cache.clone();
         move || relocation::read(&root, loader.clone(), cache.clone())

@@ -97,7 +97,7 @@ fn new_meta(block_size_bytes: u32) -> HyperFileMetaConfig {
 /// When the engine cannot make one.
 pub fn new_inode(store: &Store, block_size_bytes: u32, size_bytes: u64) -> io::Result<InodeRaw> {
     let meta = new_meta(block_size_bytes);
-    let loader = NodeLoader::new(store.clone(), IndexChecksums::new(store.clone()), None);
+    let loader = NodeLoader::new(store.clone(), IndexChecksums::default(), None);
     let index = BMap::<u64, BlockPtr, BlockPtr, _, _>::new(
         meta.root_size,
         meta.meta_block_size,

@@ -100,7 +100,7 @@ impl HyperEngine {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (opened, wait) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
-        let checksums = IndexChecksums::new(store.clone());
+        let checksums = IndexChecksums::default();
         let numbers = Arc::<CheckpointNumbers>::default();
         let owner = owner::Config {
             store: store.clone(),

@@ -52,7 +52,7 @@ impl PastEngine {
             root: state.root,
             recent: RecentRoots::default(),
         }));
-        let checksums = IndexChecksums::new(store.clone());
+        let checksums = IndexChecksums::default();
         let index = Index::new(
             store.clone(),
             checksums,

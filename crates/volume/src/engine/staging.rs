@@ -175,7 +175,7 @@ impl Staging<NodeLoader> for S3Staging {
 
     fn to_block_loader(&self) -> NodeLoader {
         let store = store_of(self);
-        NodeLoader::new(store.clone(), IndexChecksums::new(store), None)
+        NodeLoader::new(store, IndexChecksums::default(), None)
     }
 
     // Everything below is passed on to the engine unchanged.

@@ -78,49 +78,36 @@ pub(crate) async fn carried(
 type Known = HashMap<(u64, bool), Option<Arc<IndexChecksum>>>;
 
 /// Check values beside the container. Clones share what they remember.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct IndexChecksums {
-    store: Store,
     known: Arc<Mutex<Known>>,
 }
 
 impl IndexChecksums {
-    /// For the container in `store`.
-    pub(crate) fn new(store: Store) -> Self {
-        Self {
-            store,
-            known: Arc::default(),
-        }
-    }
-
-    /// Checks a window of an object, read at `offset_bytes`, as far as its index reaches.
+    /// Checks a window of an object, read at `offset_bytes` from `holder`, as far as its index reaches. Who holds it may be another one
+    /// by now, whose copy is another write.
     ///
     /// # Errors
     /// `Corrupt`; also when the checksums cannot be read.
     pub(super) async fn verify(
         &self,
+        holder: &Holder<'_>,
         object: SegmentId,
         info: &ObjectInfo,
         offset_bytes: u64,
         window: &Bytes,
     ) -> Result<(), StoreError> {
-        let holder = self.holder(object);
         let key = holder.data_key(&name_of(object_of(object)));
         // One that has check values of all of it was compared with them as it was read.
         if window_checksums::has_checksums(info) || holder.sums_of(&key, info).await?.is_some() {
             return Ok(());
         }
-        match self.of(&holder, object).await? {
+        match self.of(holder, object).await? {
             Some(checksum) if checksum.etag == info.etag.0 => {
                 check(&checksum, offset_bytes, window).map_err(|reason| holder.corrupt(&key, reason))
             }
             _ => Ok(()),
         }
-    }
-
-    /// The store that has an object, and what lies beside it.
-    fn holder(&self, object: SegmentId) -> Holder<'_> {
-        self.store.holder_of(object.as_cno())
     }
 
     async fn of(

@@ -46,11 +46,7 @@ struct Side {
 
 impl Side {
     async fn new(store: &Store, root: &Root, cache: IndexCache) -> io::Result<Self> {
-        let loader = NodeLoader::new(
-            store.clone(),
-            IndexChecksums::new(store.clone()),
-            Some(cache.clone()),
-        );
+        let loader = NodeLoader::new(store.clone(), IndexChecksums::default(), Some(cache.clone()));
         let tree: Tree = BMap::read(&root.0, NODE_BYTES, loader.clone(), cache.clone())?;
         let (nodes, level) = match tree.seek_key(&0).await {
             Ok(first) => match tree.height() - 1 {

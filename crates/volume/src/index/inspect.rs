@@ -133,14 +133,10 @@ pub(crate) async fn inspect(
 ) -> Result<u64, VolumeError> {
     let failed = |e| VolumeError::engine(format!("reading an index of {}", store.url), e);
     let Some(first) = roots.first() else { return Ok(0) };
-    let loader = NodeLoader::new(store.clone(), IndexChecksums::new(store.clone()), None);
+    let loader = NodeLoader::new(store.clone(), IndexChecksums::default(), None);
     let format = format_in(first, &loader, cache).map_err(failed)?;
     let mut inspection = Inspection {
-        loader: NodeLoader::new(
-            store.clone(),
-            IndexChecksums::new(store.clone()),
-            Some(cache.clone()),
-        ),
+        loader: NodeLoader::new(store.clone(), IndexChecksums::default(), Some(cache.clone())),
         cache,
         scope,
         fetches_at_once,

@@ -65,7 +65,7 @@ impl NodeLoader {
                 let fetched = async {
                     let got = store.get_within_info(&key, start, FETCH_BYTES).await?;
                     if let Some((bytes, info)) = &got {
-                        checksums.verify(segment, info, start, bytes).await?;
+                        checksums.verify(&store, segment, info, start, bytes).await?;
                     }
                     Ok(got.map(|(bytes, _)| bytes))
                 };

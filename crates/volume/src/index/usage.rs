@@ -33,11 +33,7 @@ pub(crate) struct Usage {
 /// When the index cannot be read.
 pub(crate) async fn usage(store: &Store, state: &StoredState, block_size_bytes: u32) -> io::Result<Usage> {
     let cache = IndexCache::default();
-    let loader = NodeLoader::new(
-        store.clone(),
-        IndexChecksums::new(store.clone()),
-        Some(cache.clone()),
-    );
+    let loader = NodeLoader::new(store.clone(), IndexChecksums::default(), Some(cache.clone()));
     let mut walk = Walk::new(state.root, loader, cache)?;
     let format = walk.format()?;
     let mut usage = Usage::default();

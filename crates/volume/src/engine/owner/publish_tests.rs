@@ -77,7 +77,7 @@ async fn owner(url: &VolumeUrl, left: Arc<AtomicUsize>) -> (mpsc::UnboundedSende
     let store = store::connect(url, &hooked).await.unwrap();
     let config = Config {
         store: store.clone(),
-        checksums: IndexChecksums::new(store.clone()),
+        checksums: IndexChecksums::default(),
         index_cache: IndexCache::default().of_container(&store),
         is_read_only: false,
         ownership: Arc::new(SoleOwner),
