@@ -111,6 +111,8 @@ impl Ending<'_> {
         self.ensure_unread().await?;
         let parent = store.at(&origin.parent().url.0).await?;
         children::remove(&parent, &origin.child()).await?;
+        // Not that of a clone that was made here meanwhile.
+        self.lease.check().await?;
         store.delete(&store.meta_key(origin::NAME)).await?;
         info!(
             "{} shares nothing with {} any more",
@@ -136,8 +138,9 @@ impl Ending<'_> {
             let needed = rounds.inherited_objects().await?;
             let missing: BTreeSet<u64> = needed.difference(&copied).copied().collect();
             if missing.is_empty() {
+                self.ensure_not_stopped()?;
                 self.lease.check().await?;
-                return label::end_sharing(store).await;
+                return label::end_sharing(store, self.origin.volume_id).await;
             }
             drop(rounds);
             let manner = Manner {
@@ -150,6 +153,13 @@ impl Ending<'_> {
             flattened.objects += amount.objects;
             flattened.bytes += amount.bytes;
             copied.extend(missing);
+        }
+    }
+
+    fn ensure_not_stopped(&self) -> Result<(), VolumeError> {
+        match self.control.is_stopped() {
+            true => Err(VolumeError::Closed),
+            false => Ok(()),
         }
     }
 

@@ -335,12 +335,15 @@ impl Found {
     }
 }
 
-/// The volume is no clone any more: it has all that it needs itself. For the owner of its lease.
+/// This volume is no clone any more: it has all that it needs itself. For the owner of its lease. Since that looked at the lease another
+/// volume may have been made at the place, which has none of the copies: its label stays.
 ///
 /// # Errors
-/// [`VolumeError::Interfered`] when somebody else changes the label.
-pub(crate) async fn end_sharing(store: &Store) -> Result<(), VolumeError> {
-    let there = find(store).await?.ok_or_else(|| interfered(store))?;
+/// [`VolumeError::Interfered`] when somebody else changes the label, or it is another volume's.
+pub(crate) async fn end_sharing(store: &Store, volume_id: VolumeId) -> Result<(), VolumeError> {
+    let found = find(store).await?;
+    let there = found.filter(|found| found.label.volume_id == volume_id);
+    let there = there.ok_or_else(|| interfered(store))?;
     let label = Label {
         is_clone: false,
         ..there.label

@@ -161,3 +161,20 @@ async fn a_release_that_knows_no_clones_refuses_one_and_says_why() {
         assert!(Label::decode(text.replace(from, to).as_bytes()).is_err(), "{to}");
     }
 }
+
+/// Between the look at the lease and that at the label another clone may have been made at the place.
+#[tokio::test]
+async fn the_sharing_of_another_volume_does_not_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store_at(&dir.path().join("vol")).await;
+    let clone = Label {
+        is_clone: true,
+        ..Label::new(&store, None).unwrap()
+    };
+    make_this(&store, clone.clone()).await.unwrap();
+    let ended = end_sharing(&store, VolumeId::random()).await;
+    assert!(matches!(ended, Err(VolumeError::Interfered { .. })), "{ended:?}");
+    assert_eq!(load(&store).await.unwrap().as_ref(), Some(&clone));
+    end_sharing(&store, clone.volume_id).await.unwrap();
+    assert!(!load(&store).await.unwrap().unwrap().is_clone);
+}
