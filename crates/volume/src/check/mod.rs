@@ -24,6 +24,7 @@ use crate::index::inspect::Scope;
 use crate::index::origins;
 use crate::options::StoreOptions;
 use crate::past::{self, At};
+use crate::retention::ensure_shares;
 use crate::store::Store;
 use crate::store::lineage::Holder;
 
@@ -126,6 +127,10 @@ pub async fn check(
     stopped(control)?;
     impact::tell(&looker, &mut findings).await?;
     impact::forget_what_went(&looker, &mut findings).await?;
+    if !findings.found.is_empty() {
+        // Of a clone its parents keep nothing for, since it was flattened: it has all of that itself.
+        ensure_shares(&store).await?;
+    }
     report.index_nodes = needed.nodes;
     report.objects = needed.objects() as u64;
     report.data_bytes = needed.data_bytes();

@@ -31,7 +31,7 @@ pub(crate) use choice::{NEWEST_KEPT, Protected, kept, newest_written_ms};
 pub(crate) use keeper::Keeper;
 pub(crate) use pins::Unusable;
 pub use policy::{Policy, Reason};
-pub(crate) use reading::{Reading, ensure_kept, ensure_readable};
+pub(crate) use reading::{Reading, ensure_kept, ensure_readable, ensure_shares};
 pub use round::Removed;
 pub(crate) use round::{ORPHAN_AGE, Rounds};
 pub use survey::Survey;

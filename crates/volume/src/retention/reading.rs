@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::future::join_all;
 use futures::try_join;
 use log::warn;
 use tokio::time::sleep;
@@ -11,6 +12,7 @@ use tokio::time::sleep;
 use super::{load_policy, pins, plan};
 use crate::base::checkpoint_id::CheckpointId;
 use crate::base::error::VolumeError;
+use crate::base::volume_id::VolumeId;
 use crate::format::inode;
 use crate::meta::{checkpoint_list, label, snapshots};
 use crate::store::Store;
@@ -69,13 +71,28 @@ impl Reading {
         let seen = store
             .head(self.0.as_ref().map_or(inode.as_str(), |pin| pin.key()))
             .await?;
-        if let Some(label) = label::load(store).await? {
+        let seen = seen.map_or(SystemTime::UNIX_EPOCH, |seen| seen.last_modified);
+        let expect = |store: &Store, volume_id: VolumeId| {
             store.expect_here(Expected {
-                identity: label.volume_id.to_string(),
+                identity: volume_id.to_string(),
                 key: store.meta_key(label::NAME),
                 is_of: label::is_of,
-                seen: seen.map_or(SystemTime::UNIX_EPOCH, |seen| seen.last_modified),
+                seen,
             });
+        };
+        if let Some(label) = label::load(store).await? {
+            expect(store, label.volume_id);
+        }
+        // Once a clone was flattened its parents may go, too, and who is not pinned any more reads on there.
+        let parents = store.lineage().inherited().iter().map(|part| async move {
+            // What cannot be read says nothing, as where it was connected.
+            let label = label::load(&part.store).await.ok().flatten();
+            (part, label)
+        });
+        for (part, label) in join_all(parents).await {
+            if label.is_some_and(|label| label.volume_id == part.volume_id) {
+                expect(&part.store, part.volume_id);
+            }
         }
         Ok(())
     }
@@ -95,12 +112,12 @@ impl Reading {
 
 /// Refuses a clone that was flattened since its parents were connected: they need keep nothing for it any more. Who flattens it looks at
 /// the pins once the label is put, and here it is the other way round.
-async fn ensure_shares(store: &Store) -> Result<(), VolumeError> {
+pub(crate) async fn ensure_shares(store: &Store) -> Result<(), VolumeError> {
     if store.lineage().pass().is_none() || label::load(store).await?.is_some_and(|label| label.is_clone) {
         return Ok(());
     }
     Err(VolumeError::InvalidInput(format!(
-        "{} was flattened, or deleted, while it was opened: try again",
+        "{} was flattened, or deleted, meanwhile: try again",
         store.url
     )))
 }

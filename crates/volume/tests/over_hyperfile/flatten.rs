@@ -4,8 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use hypernbd_volume::admin::{self, IfDamaged};
 use hypernbd_volume::base::control::Control;
+use hypernbd_volume::check::{self, Request};
 use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
-use hypernbd_volume::store::hook::Hook;
+use hypernbd_volume::store::{self, hook::Hook};
 use hypernbd_volume::{ErrorKind, Volume, VolumeError};
 
 use crate::clones::{cloned, contents, delete, go, newest};
@@ -188,6 +189,66 @@ fn a_reader_that_begins_while_the_clone_is_flattened_begins_again() {
     let reader = f.open_read_only();
     assert!(f.read(&reader, 0, model.len()) == model);
     reader.close(LIMIT).unwrap();
+}
+
+/// Its pin has run out: the parent was told, and deleted, and another volume made there, with objects of the same names.
+#[test]
+fn a_reader_reads_nothing_of_a_volume_that_was_made_at_the_place_of_its_parent() {
+    let (mut f, _) = cloned();
+    let (place, other) = (f.url.clone(), f.url_of("other"));
+    let options = admin::CreateOptions {
+        size_bytes: 1 << 20,
+        block_size_bytes: 4096,
+    };
+    f.run(admin::create(&other, &f.store_options, &options)).unwrap();
+    go(&mut f, "clone");
+    let reader = f.open_read_only();
+    f.run(async {
+        let parent = store::connect(&place, &f.store_options).await.unwrap();
+        let other = store::connect(&other, &f.store_options).await.unwrap();
+        let (label, _) = other.get(&other.meta_key("volume.json")).await.unwrap().unwrap();
+        parent.put(&parent.meta_key("volume.json"), label).await.unwrap();
+        for object in parent.list(&parent.data_key("")).await.unwrap() {
+            let (body, _) = parent.get(&object.key).await.unwrap().unwrap();
+            parent.put(&object.key, body).await.unwrap();
+        }
+    });
+    let mut out = vec![0; 8192];
+    let failed = reader.read(8192, &mut out).expect_err("it is of another volume");
+    assert!(failed.chain().contains("was deleted"), "{}", failed.chain());
+}
+
+/// What the parent has removed since is missed by nobody.
+#[test]
+fn a_check_that_began_before_the_clone_was_flattened_finds_no_damage() {
+    let (mut f, _) = cloned();
+    let (place, child) = (f.url.clone(), f.url_of("clone"));
+    go(&mut f, "clone");
+    f.open().close(LIMIT).unwrap();
+    let (runtime, lease, options) = (f.handle(), LeaseOptions::default(), StoreOptions::default());
+    let of_child = child.clone();
+    let end_sharing = move || {
+        runtime.block_on(async {
+            admin::flatten(&of_child, &options, &lease).await.unwrap();
+            let parent = store::connect(&place, &options).await.unwrap();
+            for object in parent.list(&parent.data_key("")).await.unwrap() {
+                parent.delete(&object.key).await.unwrap();
+            }
+        });
+    };
+    let looks_at_list = |method: &str, uri: &str| method == "GET" && uri.contains("checkpoints");
+    f.store_options.hook = Hook::new(AtRequest::new(looks_at_list, When::BeforeItIsSent, end_sharing));
+    let control = Control::default();
+    let checked = f.run(check::check(
+        &child,
+        &f.store_options,
+        &Request::default(),
+        &control,
+    ));
+    f.store_options.hook = Hook::default();
+    let error = checked.expect_err("it looked for what its parent had");
+    assert!(error.to_string().contains("try again"), "{}", error.chain());
+    assert!(crate::check::check(&f, &Request::with_data()).problems.is_empty());
 }
 
 #[test]
