@@ -171,7 +171,14 @@ fn main() -> ExitCode {
         Err(error) => {
             // A volume's failure writes out its causes itself, without the repetitions of the S3 client's.
             match error.downcast_ref::<VolumeError>() {
-                Some(failure) => complain(&failure.chain()),
+                Some(failure) => {
+                    let (said, chain) = (error.to_string(), failure.chain());
+                    // What a command says of it stands before.
+                    match said == failure.to_string() {
+                        true => complain(&chain),
+                        false => complain(&format!("{said}: {chain}")),
+                    }
+                }
                 None => complain(&format!("{error:#}")),
             }
             match error.is::<WrongUsage>() {

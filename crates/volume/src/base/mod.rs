@@ -12,6 +12,7 @@ pub(crate) mod error;
 pub mod geometry;
 pub mod ids;
 pub mod linger;
+pub mod ownership;
 pub mod prices;
 pub mod repeats;
 pub mod single_flight;

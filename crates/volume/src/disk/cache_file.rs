@@ -41,6 +41,12 @@ pub(crate) fn open(dir: &Path, capacity_bytes: usize) -> io::Result<Arc<dyn Devi
     device.build().map_err(io::Error::other)
 }
 
+/// The unit in which a cache with this much room takes its disk and gives it back, in bytes. Each opening begins one, and the oldest goes
+/// once all are taken: so a small cache has many small ones.
+pub(crate) fn unit_bytes(capacity_bytes: usize) -> usize {
+    (capacity_bytes / 64).next_power_of_two().clamp(1 << 20, 16 << 20)
+}
+
 /// Removes the file in `dir`, and those of earlier releases.
 ///
 /// # Errors
@@ -82,6 +88,14 @@ pub(crate) fn file_names(dir: &Path) -> io::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_has_many_units_and_a_large_one_has_large_ones() {
+        for (room, units) in [(32, 32), (64, 64), (640, 40), (10 << 10, 640)] {
+            let capacity_bytes = room << 20;
+            assert_eq!(capacity_bytes / unit_bytes(capacity_bytes), units, "{room} MiB");
+        }
+    }
 
     #[test]
     fn whatever_room_a_cache_has_it_is_one_file_and_those_of_earlier_releases_go() {

@@ -32,27 +32,7 @@ pub(crate) mod staging;
 
 pub(crate) use staging::{checkpoint_stored, state_stored};
 
-/// Says whether this process owns the container. *Adopt, then check*: whoever reads the stored state in order to
-/// publish on top of it asks afterwards, and goes on only when the answer is yes. `lease` says why that is enough.
-#[async_trait]
-pub trait Ownership: Send + Sync {
-    /// Checks that this process is still the volume's owner.
-    ///
-    /// # Errors
-    /// [`VolumeError::Fenced`] when another process is. A failure of the store says nothing about the owner.
-    async fn check(&self) -> Result<(), VolumeError>;
-}
-
-/// The ownership of a container that nobody else writes to, or that is opened read-only.
-#[derive(Debug, Clone, Copy)]
-pub struct SoleOwner;
-
-#[async_trait]
-impl Ownership for SoleOwner {
-    async fn check(&self) -> Result<(), VolumeError> {
-        Ok(())
-    }
-}
+pub use crate::base::ownership::{Ownership, SoleOwner};
 
 /// Memory that a publish takes besides its generation while it overlaps another. A publish alone takes as much.
 pub(crate) const BESIDE_BYTES: u64 = container::IN_FLIGHT_BYTES;

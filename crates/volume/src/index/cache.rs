@@ -29,9 +29,6 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::lineage::{Lineage, RootId};
 
-/// Unit in which disk space is taken and reclaimed, in bytes. Each opening begins one, and the oldest goes once all are taken: so the
-/// smallest cache has many of them.
-const BLOCK_BYTES: usize = 1 << 20;
 /// The most nodes that wait for their checkpoint to be recorded. More are not added to the disk; they take 4 MiB.
 const WAITING_MAX: usize = 1024;
 type Nodes = HybridCache<NodeKey, Vec<u8>>;
@@ -314,12 +311,13 @@ async fn build(files: &NodeFiles, capacity_bytes: usize) -> io::Result<Nodes> {
     files.make()?;
     let dir = files.dir();
     let device = cache_file::open(dir, capacity_bytes).map_err(|e| named(dir, &e))?;
+    let unit_bytes = cache_file::unit_bytes(capacity_bytes);
     HybridCacheBuilder::new()
         .with_name("index-nodes")
         .with_policy(HybridCachePolicy::WriteOnInsertion)
         .memory(0)
         .storage()
-        .with_engine_config(BlockEngineBuilder::new(device).with_block_size(BLOCK_BYTES))
+        .with_engine_config(BlockEngineBuilder::new(device).with_block_size(unit_bytes))
         .build()
         .await
         .map_err(|e| named(dir, &e))
@@ -391,7 +389,7 @@ mod tests {
     fn config(dir: &std::path::Path, strategy: NodeCacheStrategy) -> NodeCacheConfig {
         NodeCacheConfig {
             path: dir.to_owned(),
-            size_bytes: 32 * BLOCK_BYTES as u64,
+            size_bytes: 32 << 20,
             strategy,
         }
     }

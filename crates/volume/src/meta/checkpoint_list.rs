@@ -17,8 +17,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::base::checkpoint_id::{Checkpoint, CheckpointId, InodeCheck, NewestCheckpoint};
 use crate::base::error::VolumeError;
+use crate::base::ownership::Ownership;
 use crate::base::store_error::StoreErrorKind;
-use crate::engine::Ownership;
 use crate::meta::wal_marker::{self, Marker};
 use crate::store::{ETag, ObjectEntry, Store};
 

@@ -28,8 +28,6 @@ use crate::store::lineage::RootId;
 
 /// Memory for a page besides its bytes.
 const PAGE_OVERHEAD_BYTES: usize = 176;
-/// Unit in which room on the disk is taken and reclaimed.
-const DISK_UNIT_BYTES: usize = 16 << 20;
 /// The file that the server locks while it uses the directory.
 const LOCK_NAME: &str = "lock";
 /// The directory of the cache's own files.
@@ -288,10 +286,12 @@ impl ReadCache {
 impl OnDisk {
     /// Opens the pages that are there, with this much memory before them.
     async fn build(&self, memory_bytes: u64) -> io::Result<Pages> {
-        let device = cache_file::open(&self.dir.join(PAGES_NAME), self.size_bytes as usize)?;
+        let capacity_bytes = self.size_bytes as usize;
+        let device = cache_file::open(&self.dir.join(PAGES_NAME), capacity_bytes)?;
+        let unit_bytes = cache_file::unit_bytes(capacity_bytes);
         in_memory(memory_bytes)
             .storage()
-            .with_engine_config(BlockEngineBuilder::new(device).with_block_size(DISK_UNIT_BYTES))
+            .with_engine_config(BlockEngineBuilder::new(device).with_block_size(unit_bytes))
             .build()
             .await
             .map_err(io::Error::other)

@@ -114,10 +114,12 @@ impl Look<'_> {
     /// Mends what can be, one problem after the other, and looks again where something was.
     async fn mend_all(
         &self,
-        problems: Vec<Problem>,
+        mut problems: Vec<Problem>,
         way: &dyn Mend,
         from: String,
     ) -> Result<Repaired, VolumeError> {
+        // What lies beside the container is proved by what is in it, which so comes first.
+        problems.sort_by_key(|problem| problem.object.contains(".meta/"));
         let mut found = Vec::new();
         for problem in problems {
             if self.control.is_stopped() {
