@@ -126,7 +126,8 @@ def test_a_server_that_does_not_answer_is_said_so_and_not_asked_any_more(stopped
 
 def test_what_a_killed_command_asked_for_does_not_come_true_later(stopped, tmp_path):
     volume, server = stopped
-    command = asking(volume, tmp_path / "log", "15s")
+    # Long enough to be killed meanwhile.
+    command = asking(volume, tmp_path / "log", "45s")
     command.kill()
     command.wait(timeout=300)
     asked = growth(volume)
@@ -135,5 +136,7 @@ def test_what_a_killed_command_asked_for_does_not_come_true_later(stopped, tmp_p
     until = (asked["asked_ms"] + asked["valid_ms"]) / 1000 + 3
     time.sleep(max(0, until - time.time()))
     goes_on(volume, server)
+    # It renews its lease while it looks how old the request is.
+    wait_for(lambda: stage(volume) not in ("asked", "taken"), "the server to answer the request")
     assert "too old" in stage(volume)["failed"]["why"]
     assert size_of_new_client(server) == SIZE
