@@ -61,7 +61,7 @@ impl Rich {
         f.create(size as u64, BLOCK as u32);
         let mut model = vec![0; size];
         let mut states = BTreeMap::new();
-        let volume = f.open();
+        let volume = f.open_unaged();
         let mut rng = fastrand::Rng::with_seed(7);
         for step in 0..LIVES {
             // One is uploaded in parts, two leave nothing but an index behind.

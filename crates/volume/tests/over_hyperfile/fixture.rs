@@ -91,6 +91,16 @@ impl Fixture {
         self.try_open().unwrap()
     }
 
+    /// Nothing is published by its age, however slow the machine is: checkpoints are made by flushes alone.
+    pub fn open_unaged(&self) -> Arc<Volume> {
+        let options = VolumeOptions {
+            checkpoint_interval: std::time::Duration::from_secs(3600),
+            ..VolumeOptions::default()
+        };
+        self.run(Volume::open(&self.url, &self.store_options, &options))
+            .unwrap()
+    }
+
     pub fn try_open_with(&self, lease: LeaseOptions) -> Result<Arc<Volume>, VolumeError> {
         let options = VolumeOptions {
             lease,
