@@ -177,6 +177,20 @@ def test_a_volume_that_nobody_uses_makes_room_for_another(below, serve_all):
     assert server.terminate() == 0
 
 
+@pytest.mark.file_only
+def test_one_volume_that_was_taken_over_leaves_the_server_ready(below, serve_all, make_server):
+    one, _ = below("one", "two")
+    address = f"127.0.0.1:{free_port()}"
+    server = serve_all(lease_duration=RENEWED, metrics=address)
+    with client_of(server, "one"):
+        other = make_server(one, takeover="yes").start()
+        with other.connect():
+            wait_for(lambda: page(address).value("fenced") == 1, "the server to know that it was taken over")
+            assert page(address).value("ready") == 1 and ask(address, "/readyz").status == 200
+            assert "of one" in ask(address, "/status").json["problems"][0]
+    other.terminate()
+
+
 @pytest.mark.s3_only
 def test_a_server_of_many_without_clients_asks_nothing_of_the_store(below, serve_all, proxy):
     one, _ = below("one", "two")

@@ -240,7 +240,8 @@ impl Status {
         match self.state {
             "failed" => first(),
             "ending" => Some("the server ends".into()),
-            _ if is_fenced => first(),
+            // What is wrong with one of many keeps no client from the others.
+            _ if is_fenced && self.volumes.is_empty() => first(),
             _ => None,
         }
     }
@@ -336,6 +337,11 @@ impl Monitor {
         let failing = publishes.is_failing() && open.clone().next().is_some();
         let problems = problems(&about, failing, counted);
         let is_any_held = open.any(|volume| !volume.is_read_only && !volume.is_fenced);
+        let is_held = match self.is_of_many {
+            // What is counted is of the one that was opened or closed last.
+            true => is_any_held,
+            false => counted.lease.is_held.get() == 1,
+        };
         let volumes = named
             .into_iter()
             .map(|(name, state, connections, volume)| NamedStatus {
@@ -386,12 +392,8 @@ impl Monitor {
                 cost_dollars: counted.store.cost_dollars(),
             },
             lease: LeaseStatus {
-                // What is counted is of the one that was opened or closed last.
-                is_held: match self.is_of_many {
-                    true => is_any_held,
-                    false => counted.lease.is_held.get() == 1,
-                },
-                epoch: some_unless_0(counted.lease.epoch.get()).filter(|_| !self.is_of_many),
+                is_held,
+                epoch: some_unless_0(counted.lease.epoch.get()).filter(|_| is_held && !self.is_of_many),
                 renewals: counted.lease.renewals.get(),
                 failures: counted.lease.failures.get(),
             },
