@@ -113,7 +113,7 @@ async fn flatten(args: &Args, url: &VolumeUrl, store: &StoreOptions) -> Result<(
             // It may be copied beside its clients there.
             Err(held @ VolumeError::Held { .. }) => Err(held).context(format!(
                 "{url} is served, and its server is not asked from here: give this command on the machine of that server, which copies \
-                 beside its clients, or stop the server first"
+                 beside its clients (one of many volumes is told by POST /v1/flatten?volume=NAME), or stop the server first"
             ))?,
             done => done?,
         },

@@ -29,7 +29,11 @@ pub async fn place(server: &str, store: &StoreOptions) -> Result<ServerAddress> 
     match lease.control_here() {
         Some(path) => Ok(ServerAddress::Unix(path.into())),
         None if lease.holder.is_on_this_machine() => {
-            bail!("{}, which holds {url}, has no control socket", lease.holder)
+            bail!(
+                "{}, which holds {url}, names no control socket in its lease: it has none, or serves many volumes, and is named by its \
+                 socket then",
+                lease.holder
+            )
         }
         None => bail!("{url} is held by {}, which is not on this machine", lease.holder),
     }
