@@ -200,6 +200,22 @@ fn a_larger_export_is_gone_on_with_once_nothing_is_under_way() {
     ));
 }
 
+/// What was under way there, and what waited for the next link, is sent over that.
+#[test]
+fn a_server_that_dies_while_its_link_is_to_end_is_as_any_that_dies() {
+    let mut machine = connected(HOLD);
+    machine.handle(Event::Request(write(70, 0)));
+    machine.handle(Event::Larger);
+    machine.handle(Event::Request(write(71, 1)));
+    let actions = machine.handle(lost(1));
+    assert!(matches!(&actions[..], [Action::Reconnect { .. }]));
+    let again = sent(&machine.handle(up(2)));
+    assert_eq!(again.len(), 2);
+    let answers = again.iter().map(|cookie| reply(&mut machine, 2, *cookie, 0));
+    let answers: Vec<_> = answers.flat_map(|actions| told(&actions)).collect();
+    assert_eq!(answers, [(70, 0), (71, 0)]);
+}
+
 #[test]
 fn the_first_volume_that_a_server_names_is_the_one() {
     let mut machine = connected(HOLD);

@@ -147,8 +147,11 @@ pub fn list(args: &ListArgs) -> Result<()> {
             (_, false) => "; its relay is gone: detach it".to_owned(),
             (Some(why), true) => format!("; away since {} ({why})", output::time(1000 * one.link_since)),
             (None, true) => match (&one.not_grown, one.export_size) {
-                (Some(why), Some(size)) => format!("; its export has {size} bytes ({why})"),
-                _ => String::new(),
+                (Some(why), Some(size)) if one.size < Some(size) => {
+                    format!("; its export has {size} bytes ({why})")
+                }
+                (Some(why), _) => format!("; whether its export has grown cannot be seen ({why})"),
+                (None, _) => String::new(),
             },
         };
         let size = size(one);
