@@ -86,6 +86,11 @@ impl Driver {
         driver
     }
 
+    /// Whether the last attempt to publish failed.
+    pub fn is_publishing_failing(&self) -> bool {
+        self.quota.is_failing()
+    }
+
     /// Returns the error of a fenced volume if the volume is fenced.
     ///
     /// # Errors

@@ -419,6 +419,7 @@ impl Task {
         let began = started.map_or(self.last_publish_ended, |at| at.max(self.last_publish_ended));
         self.last_publish_ended = Instant::now();
         let publishes = &self.config.metrics.publishes;
+        self.quota.note_failing(result.is_err());
         match result {
             Ok(()) => {
                 if !std::mem::take(&mut self.last_failure).is_empty() {

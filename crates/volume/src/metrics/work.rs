@@ -44,8 +44,6 @@ pub struct Publishes {
     pub failures: Count,
     /// Attempts that follow one that failed.
     pub retries: Count,
-    /// 1 from an attempt that failed to the next one that succeeds.
-    is_failing: Count,
     /// When the last one succeeded, in milliseconds since 1970-01-01 UTC; 0 before the first.
     pub last_ms: Count,
 }
@@ -74,23 +72,11 @@ impl Publishes {
         self.durations.observe(took);
         self.bytes.add(bytes);
         self.last_ms.set(now_ms);
-        self.is_failing.set(0);
     }
 
     /// An attempt failed.
     pub fn failed(&self) {
         self.failures.one();
-        self.is_failing.set(1);
-    }
-
-    /// The volume was opened anew: what failed before says nothing of it.
-    pub(crate) fn begin_anew(&self) {
-        self.is_failing.set(0);
-    }
-
-    /// Whether the last attempt failed.
-    pub fn is_failing(&self) -> bool {
-        self.is_failing.get() == 1
     }
 }
 

@@ -257,11 +257,7 @@ impl Status {
 }
 
 /// What is wrong, the worst first. Pure.
-fn problems(
-    volumes: &[(String, &State, Option<&VolumeStatus>)],
-    is_publishing_failing: bool,
-    counted: &Counted,
-) -> Vec<String> {
+fn problems(volumes: &[(String, &State, Option<&VolumeStatus>)], counted: &Counted) -> Vec<String> {
     let mut problems = Vec::new();
     for (of, state, volume) in volumes {
         if let State::Failed(why) = state {
@@ -289,15 +285,16 @@ fn problems(
             ));
         }
     }
-    if is_publishing_failing {
-        let ages = volumes
-            .iter()
-            .filter_map(|(_, _, volume)| volume.and_then(|volume| volume.unpublished_age_s));
-        let age = ages.reduce(f64::max).map_or(String::new(), |age_s| {
+    // Where no volume is open, nothing waits to be published.
+    for (of, _, volume) in volumes {
+        let Some(volume) = volume.filter(|volume| volume.is_publishing_failing) else {
+            continue;
+        };
+        let age = volume.unpublished_age_s.map_or(String::new(), |age_s| {
             format!("; the oldest write waits for {age_s:.0} s")
         });
         problems.push(format!(
-            "checkpoints cannot be published: see the log{age}. Do not kill this server"
+            "checkpoints{of} cannot be published: see the log{age}. Do not kill this server"
         ));
     }
     for (of, _, volume) in volumes {
@@ -333,9 +330,7 @@ impl Monitor {
         let mut open = about.iter().filter_map(|(_, _, volume)| *volume);
         let counted: &Counted = &self.metrics;
         let publishes = &counted.publishes;
-        // Where no volume is open, nothing waits to be published.
-        let failing = publishes.is_failing() && open.clone().next().is_some();
-        let problems = problems(&about, failing, counted);
+        let problems = problems(&about, counted);
         let is_any_held = open.any(|volume| !volume.is_read_only && !volume.is_fenced);
         let is_held = match self.is_of_many {
             // What is counted is of the one that was opened or closed last.

@@ -560,7 +560,6 @@ fn open_owned<'a>(
         let ground = Ground::new(&engine, store.clone(), rounds.under_way());
         let (published_bytes, reads) = (engine.published_bytes(), engine.reads());
         let mut volume = Volume::with_parts(Arc::new(engine), parts, options);
-        store.metrics().publishes.begin_anew();
         volume.identity = Some(volume_id.to_string());
         volume.catalogue = catalogue;
         volume.wal = wal;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Volume;
+use crate::base::url::VolumeUrl;
 use crate::format::node::NODE_BYTES;
 use crate::meta::scrub_record::ScrubRecord;
 
@@ -22,6 +23,9 @@ pub struct VolumeStatus {
     pub is_fenced: bool,
     /// Why, if so.
     pub fenced: Option<String>,
+    /// Whether the last attempt to publish failed.
+    #[serde(skip)]
+    pub is_publishing_failing: bool,
     /// Number of the newest checkpoint.
     pub checkpoint: Option<u64>,
     /// The checkpoints that this server published last, the newest first.
@@ -84,6 +88,7 @@ impl VolumeStatus {
             is_read_only: self.is_read_only && other.is_read_only,
             is_fenced: self.is_fenced || other.is_fenced,
             fenced: self.fenced.or(other.fenced),
+            is_publishing_failing: self.is_publishing_failing || other.is_publishing_failing,
             checkpoint: None,
             recent: Vec::new(),
             buffer: BufferStatus {
@@ -122,6 +127,11 @@ impl Volume {
         self.identity.as_deref()
     }
 
+    /// Where it is, as far as it can be written.
+    pub fn url(&self) -> Option<&VolumeUrl> {
+        self.store.as_ref().map(|store| &store.url)
+    }
+
     /// What is known of it now.
     pub fn status(&self) -> VolumeStatus {
         let backlog = self.backlog();
@@ -132,6 +142,7 @@ impl Volume {
             is_read_only: self.is_read_only,
             is_fenced: fenced.is_some(),
             fenced,
+            is_publishing_failing: self.driver.is_publishing_failing(),
             checkpoint: self.newest.get().map(|id| id.cno),
             recent: self
                 .newest

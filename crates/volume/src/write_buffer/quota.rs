@@ -65,6 +65,8 @@ pub struct Quota {
     /// Why the volume is fenced; `None` while it is not.
     fenced: Mutex<Option<String>>,
     is_fenced: AtomicBool,
+    /// The last attempt to publish failed.
+    is_failing: AtomicBool,
     throttle: Mutex<Throttle>,
     /// When the newest publish is expected to end, or to let the next one begin.
     room_expected: Mutex<Instant>,
@@ -80,6 +82,7 @@ impl Quota {
             policy,
             fenced: Mutex::default(),
             is_fenced: AtomicBool::new(false),
+            is_failing: AtomicBool::new(false),
             throttle: Mutex::new(Throttle::new(policy)),
             room_expected: Mutex::new(Instant::now()),
             paid_until: Mutex::new(Instant::now()),
@@ -109,6 +112,16 @@ impl Quota {
             log::error!("fenced: {reason}; writes and flushes fail from now on, reads go on");
             *fenced = Some(reason);
         }
+    }
+
+    /// Notes whether an attempt to publish has failed.
+    pub(crate) fn note_failing(&self, is_failing: bool) {
+        self.is_failing.store(is_failing, Ordering::Relaxed);
+    }
+
+    /// Whether the last attempt to publish failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
     }
 
     /// Refuses every writer from now on.
