@@ -66,10 +66,11 @@ impl Registry {
         };
         let taken = self.volumes.values().map(ServedVolume::open_count).sum();
         let leaving = self.volumes.values().filter(|volume| volume.is_leaving()).count();
+        let is_soon = self.volumes.values().any(|volume| volume.is_leaving_soon(now));
         let unused = self.volumes.values_mut().filter(|volume| volume.may_leave());
-        let longest = unused.min_by_key(|volume| (volume.due().is_none(), volume.due()));
+        let longest = unused.min_by_key(|volume| volume.since());
         let found = Room::of(most, taken, leaving + usize::from(longest.is_some()));
-        if let (Room::Soon, 0, Some(volume)) = (found, leaving, longest) {
+        if let (Room::Soon, false, Some(volume)) = (found, is_soon, longest) {
             volume.hasten(now);
         }
         found

@@ -304,9 +304,9 @@ impl ServedVolume {
         self.linger.may_leave()
     }
 
-    /// The moment at which it is given back, if nobody uses it.
-    pub fn due(&self) -> Option<Instant> {
-        self.linger.due_at()
+    /// Of several that may leave, the one whose moment is the earliest goes first.
+    pub fn since(&self) -> Option<Instant> {
+        self.linger.since()
     }
 
     /// It is given back at once, unless somebody uses it.
@@ -317,6 +317,11 @@ impl ServedVolume {
     /// Whether it is being given back.
     pub fn is_leaving(&self) -> bool {
         self.linger.is_leaving()
+    }
+
+    /// Whether it is being given back, and not for so long that another one had better go instead.
+    pub fn is_leaving_soon(&self, now: Instant) -> bool {
+        self.linger.is_leaving_soon(now)
     }
 
     /// Whether nothing would be lost with it.

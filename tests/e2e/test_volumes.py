@@ -9,6 +9,7 @@ import nbd
 import pytest
 
 from support.endpoints import ask, page
+from support.faulty import Fault
 from support.lease import lease_of
 from support.model import pattern
 from support.others import S3Objects
@@ -69,6 +70,11 @@ def exports(server) -> set[str]:
 def states(address) -> dict[str, str]:
     """What the server says of each volume that is open."""
     return {volume["name"]: volume["state"] for volume in ask(address, "/status").json.get("volumes", [])}
+
+
+def problems(address) -> str:
+    """What the server says is wrong."""
+    return "\n".join(ask(address, "/status").json["problems"])
 
 
 def test_each_volume_is_an_export_by_its_name(below, serve_all):
@@ -189,6 +195,32 @@ def test_one_volume_that_was_taken_over_leaves_the_server_ready(below, serve_all
             assert page(address).value("ready") == 1 and ask(address, "/readyz").status == 200
             assert "of one" in ask(address, "/status").json["problems"][0]
     other.terminate()
+
+
+@pytest.mark.s3_only
+def test_a_volume_that_cannot_be_given_back_keeps_no_other_from_making_room(below, serve_all, proxy):
+    below("one", "two", "three")
+    address = f"127.0.0.1:{free_port()}"
+    server = serve_all(
+        endpoint_url=proxy.endpoint, volumes_open="2", lease_linger="1h", io_timeout="2s", metrics=address
+    )
+    with client_of(server, "two") as second:
+        second.pwrite(pattern(1 * MI, 2), 0)
+        with client_of(server, "one") as first:
+            first.pwrite(pattern(1 * MI, 1), 0)
+            proxy.fail(Fault("outage", r"^(PUT|POST) \S+/one/"))
+    # The first one was left longest ago, and cannot publish what was written.
+    with client_of(server, "three") as third:
+        assert third.pread(1 * KI, 0) == bytes(1 * KI)
+        wait_for(lambda: "one is not given back" in server.log_text(), "the log to say what stays open")
+        # That the other one is opened, and can publish, says nothing of it.
+        wait_for(lambda: "of one cannot be published" in problems(address), "the server to say which")
+        proxy.heal()
+        with client_of(server, "one") as first:
+            assert first.pread(1 * MI, 0) == pattern(1 * MI, 1)
+    with client_of(server, "two") as second:
+        assert second.pread(1 * MI, 0) == pattern(1 * MI, 2)
+    assert server.terminate() == 0
 
 
 @pytest.mark.s3_only

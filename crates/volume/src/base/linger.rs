@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 
 /// The longest time until what failed is tried again.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// The shortest one, where its room is wanted.
+const AGAIN_LEAST: Duration = Duration::from_secs(1);
+/// How long it takes at most to give back a volume, unless its store is slow.
+const LEAVE_USUAL: Duration = Duration::from_secs(5);
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +74,10 @@ pub struct Linger {
     /// Connections, those that wait for it too, and what the server was told to do with it.
     users: usize,
     phase: Phase,
+    /// When it was opened, last left, last found not to be published, or begun to be given back.
+    since: Option<Instant>,
+    /// It was found not to be published: before this moment that is not tried again.
+    again: Option<Instant>,
 }
 
 impl Linger {
@@ -79,6 +87,8 @@ impl Linger {
             after,
             users: 0,
             phase: Phase::Closed,
+            since: None,
+            again: None,
         }
     }
 
@@ -92,6 +102,7 @@ impl Linger {
     pub fn opened(&mut self, now: Instant) {
         let due = self.due_after(self.after, now);
         self.phase = Phase::Open { due };
+        (self.since, self.again) = (Some(now), None);
     }
 
     /// Somebody uses it, or waits for it.
@@ -117,20 +128,19 @@ impl Linger {
         self.users == 0 && matches!(self.phase, Phase::Open { .. })
     }
 
-    /// The moment at which the volume is given back, if nobody uses it.
-    pub fn due_at(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Open { due } => due,
-            Phase::Closed | Phase::Publishing { .. } | Phase::Closing => None,
-        }
+    /// Of several that may leave, the one whose moment is the earliest goes first: the one that was left longest ago, and one that could
+    /// not go when it was tried after all others.
+    pub fn since(&self) -> Option<Instant> {
+        self.since
     }
 
-    /// A volume that nobody uses is given back at once: its room is wanted.
+    /// A volume that nobody uses is given back at once, or soon if that has just failed: its room is wanted.
     pub fn hasten(&mut self, now: Instant) {
         if let Phase::Open { due } = &mut self.phase
             && self.users == 0
         {
-            *due = Some(now);
+            let at = self.again.map_or(now, |again| again.max(now));
+            *due = Some(due.map_or(at, |due| due.min(at)));
         }
     }
 
@@ -140,6 +150,12 @@ impl Linger {
             self.phase,
             Phase::Publishing { is_wanted: false } | Phase::Closing
         )
+    }
+
+    /// Whether it is being given back, and not for so long that another one had better go instead.
+    pub fn is_leaving_soon(&self, now: Instant) -> bool {
+        let is_usual = |since: Instant| now.saturating_duration_since(since) < LEAVE_USUAL;
+        self.is_leaving() && self.since.is_some_and(is_usual)
     }
 
     /// Whether nobody uses it, nor waits for it.
@@ -152,6 +168,7 @@ impl Linger {
         match self.phase {
             Phase::Open { due: Some(at) } if at <= now => {
                 self.phase = Phase::Publishing { is_wanted: false };
+                self.since = Some(now);
                 Due::Publish
             }
             Phase::Open { due } => Due::Nothing(due),
@@ -167,6 +184,10 @@ impl Linger {
             return false;
         };
         let is_unused = self.users == 0 && !is_wanted;
+        if !is_all || !is_unused {
+            self.since = Some(now);
+        }
+        self.again = (!is_all).then_some(now + AGAIN_LEAST);
         self.phase = match (is_all, is_unused) {
             (true, true) => Phase::Closing,
             (true, false) => Phase::Open {
@@ -308,7 +329,7 @@ mod tests {
     fn one_whose_room_is_wanted_goes_at_once_unless_it_is_used() {
         let (mut linger, now) = left();
         assert!(linger.may_leave());
-        assert_eq!(linger.due_at(), Some(now + AFTER));
+        assert_eq!(linger.due(now), Due::Nothing(Some(now + AFTER)));
         linger.hasten(now);
         assert!(!linger.is_leaving());
         assert_eq!(linger.due(now), Due::Publish);
@@ -317,6 +338,46 @@ mod tests {
         assert!(!linger.is_leaving() && !linger.may_leave(), "somebody came");
         assert!(!linger.published(true, now));
         linger.hasten(now);
-        assert_eq!((linger.due_at(), linger.due(now)), (None, Due::Nothing(None)));
+        assert_eq!(linger.due(now), Due::Nothing(None));
+    }
+
+    #[test]
+    fn one_that_cannot_go_lets_others_go_first() {
+        for after in [Some(AFTER), None] {
+            let now = Instant::now();
+            let open_since = |left: Instant| {
+                let mut linger = Linger::new(after);
+                linger.begin_use();
+                linger.opened(now);
+                linger.end_use(left);
+                linger
+            };
+            let (mut stuck, other) = (open_since(now), open_since(now + AFTER / 4));
+            assert!(stuck.since() < other.since(), "it was left longest ago");
+            let wanted = now + AFTER / 2;
+            stuck.hasten(wanted);
+            assert_eq!(stuck.due(wanted), Due::Publish);
+            assert!(!stuck.published(false, wanted));
+            assert!(stuck.may_leave() && other.may_leave());
+            assert!(other.since() < stuck.since(), "and cannot go");
+            // Nor is it tried as often as somebody looks for room.
+            stuck.hasten(wanted);
+            assert_eq!(stuck.due(wanted), Due::Nothing(Some(wanted + AGAIN_LEAST)));
+            stuck.hasten(wanted + AGAIN_LEAST / 2);
+            assert_eq!(stuck.due(wanted + AGAIN_LEAST), Due::Publish);
+        }
+    }
+
+    #[test]
+    fn one_that_takes_long_to_go_is_not_waited_for() {
+        let (mut linger, now) = left();
+        linger.hasten(now);
+        assert!(!linger.is_leaving_soon(now));
+        assert_eq!(linger.due(now), Due::Publish);
+        assert!(linger.is_leaving_soon(now));
+        let late = now + LEAVE_USUAL;
+        assert!(linger.is_leaving() && !linger.is_leaving_soon(late));
+        assert!(linger.published(true, late));
+        assert!(linger.is_leaving() && !linger.is_leaving_soon(late));
     }
 }
