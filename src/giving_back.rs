@@ -40,7 +40,7 @@ fn begin_due() -> Option<Option<Instant>> {
 
 /// Publishes everything, and then closes the volume unless somebody has come meanwhile. What cannot be published keeps the volume open.
 fn give_back(name: Name, volume: Arc<Volume>) {
-    let is_all = publish(&volume);
+    let is_all = publish(&name, &volume);
     let closing = {
         let mut shared = lifecycle::shared();
         // The end of the server closes what is open.
@@ -56,16 +56,13 @@ fn give_back(name: Name, volume: Arc<Volume>) {
         None => log::info!("nobody uses the volume any more: it is given back"),
     }
     let _finish = Finish { name, closing };
-    let closed = catch_unwind(AssertUnwindSafe(|| closing::close(&volume)));
-    if let Err(panic) = closed {
-        closing::report_loss();
-        log::error!("internal error in closing: {}", errno::panic_text(&*panic));
-    }
+    closing::close_caught(&volume);
     closing::let_go(volume);
 }
 
 /// Whether nothing is left that could still be published.
-fn publish(volume: &Volume) -> bool {
+fn publish(name: &Name, volume: &Volume) -> bool {
+    let of = name.as_ref().map_or(String::new(), |name| format!(" {name}"));
     match catch_unwind(AssertUnwindSafe(|| volume.publish())) {
         Ok(Ok(())) => true,
         // Another server has the volume. What was answered here and is not published never will be: while there is any, who comes back
@@ -73,13 +70,13 @@ fn publish(volume: &Volume) -> bool {
         Ok(Err(error)) if error.kind() == ErrorKind::Fenced => volume.backlog().unpublished_bytes == 0,
         Ok(Err(error)) => {
             log::warn!(
-                "the volume is not given back, as not everything is published: {}; it stays open, and that is tried again",
+                "the volume{of} is not given back, as not everything is published: {}; it stays open, and that is tried again",
                 error.chain()
             );
             false
         }
         Err(panic) => {
-            log::error!("internal error in publishing: {}", errno::panic_text(&*panic));
+            log::error!("internal error in publishing{of}: {}", errno::panic_text(&*panic));
             false
         }
     }

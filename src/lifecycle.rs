@@ -24,7 +24,7 @@ use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-use crate::closing::{close, report_loss};
+use crate::closing::{close, close_all, report_loss};
 use crate::endpoints::{self, Endpoints};
 use crate::errno::{self, in_errno};
 use crate::registry::Registry;
@@ -35,7 +35,9 @@ use crate::{giving_back, limits, nbdkit_ext, params, past_exports};
 const RUNTIME_END_MAX: Duration = Duration::from_secs(10);
 /// Stack of a runtime's thread: an opening runs on one, and its futures need more than the 2 MiB that are usual, above all in a build
 /// that is not optimised. What is not touched takes no memory.
-const STACK_BYTES: usize = 8 << 20;
+pub const STACK_BYTES: usize = 8 << 20;
+/// Threads for what blocks, such as files of a store in a directory; an opening, and a close, take one each besides.
+const BLOCKING_THREADS: usize = 512;
 
 /// How often a connection that waits for an opening or a close looks whether the server ends.
 const WAIT_POLL: Duration = Duration::from_millis(50);
@@ -112,6 +114,7 @@ pub fn start() -> Result<()> {
     crate::memory::bound_allocator();
     let runtime = Builder::new_multi_thread()
         .worker_threads(config.runtime_threads)
+        .max_blocking_threads(BLOCKING_THREADS + 2 * config.volumes_open.unwrap_or(1))
         .thread_name("hypernbd")
         .thread_stack_size(STACK_BYTES)
         .enable_all()
@@ -191,8 +194,16 @@ fn no_volume(why: String) -> Error {
     errno::error(libc::EINVAL, why)
 }
 
-/// Looks until the volume, or that checkpoint of it, is open.
+/// Looks until the volume, or that checkpoint of it, is open. Never panics: who began to wait is to be taken off the count.
 fn wait_for(
+    name: &Name,
+    at: Option<&Past>,
+    look: impl Fn(&mut Shared) -> Result<Look>,
+) -> Result<Arc<Volume>> {
+    errno::guard("open", || look_until_open(name, at, look))
+}
+
+fn look_until_open(
     name: &Name,
     at: Option<&Past>,
     look: impl Fn(&mut Shared) -> Result<Look>,
@@ -400,16 +411,17 @@ fn stop_all() {
     for volume in all.volumes.end() {
         volume.end(&mut left);
     }
-    let late = left.opening.into_iter().filter_map(|opening| {
+    // All are told before any is waited for: however many there are, it takes as long as one.
+    for opening in &left.opening {
         opening.give_up();
-        opening.waiter().wait(RUNTIME_END_MAX)?.ok()
+    }
+    let until = Instant::now() + RUNTIME_END_MAX;
+    close_all(left.open);
+    let late = left.opening.iter().filter_map(|opening| {
+        let rest = until.saturating_duration_since(Instant::now());
+        opening.waiter().wait(rest)?.ok()
     });
-    for volume in late {
-        close(&volume);
-    }
-    for volume in left.open {
-        close(&volume);
-    }
+    close_all(late.collect());
     for closing in left.closing {
         closing.wait_for_end();
     }
