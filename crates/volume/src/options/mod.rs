@@ -387,7 +387,8 @@ impl ServeOptions {
             volume.node_cache = Some(read_cache::part_for_nodes(disk));
         }
         // Once all of them are known.
-        check_directories(&url, &volume)?;
+        let key_of_url = volumes_open.map_or("backend_url", |_| "volumes");
+        check_directories(key_of_url, &url, &volume)?;
         if let Some(open) = volumes_open {
             many::check_shares(&volume, open)?;
             many::check_none_of_one(&volume)?;
@@ -447,7 +448,11 @@ impl ServeOptions {
 }
 
 /// The directories of a server's own are none that others keep their files in, or that go with a volume.
-fn check_directories(url: &VolumeUrl, volume: &VolumeOptions) -> Result<(), OptionError> {
+fn check_directories(
+    key_of_url: &'static str,
+    url: &VolumeUrl,
+    volume: &VolumeOptions,
+) -> Result<(), OptionError> {
     let of_pages = volume.read_cache.disk.as_ref().map(|disk| &disk.dir);
     let of_nodes = volume.node_cache.as_ref().map(|nodes| &nodes.path);
     let given = [
@@ -459,7 +464,7 @@ fn check_directories(url: &VolumeUrl, volume: &VolumeOptions) -> Result<(), Opti
         let Some(dir) = dir else { continue };
         let is_within = |url: &VolumeUrl| matches!(url, VolumeUrl::File { path } if dir.starts_with(path));
         let other = match volume.wal.as_ref().and_then(WalPlace::url) {
-            _ if is_within(url) => "backend_url",
+            _ if is_within(url) => key_of_url,
             Some(wal) if is_within(wal) => "backend_wal_url",
             _ => continue,
         };

@@ -378,6 +378,12 @@ fn one_volume_and_many_are_not_given_together() {
         let error = read(&[VOLUMES, (key, "yes")]).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("one volume"), "{error}");
     }
+    let within = [
+        ("volumes", "file:///srv/all/"),
+        ("write_buffer_dir", "/srv/all/own"),
+    ];
+    let within = read(&within).unwrap_err().to_string();
+    assert!(within.contains("the directory of volumes,"), "{within}");
     let alone = read(&[URL, ("volumes_open", "4")]).unwrap_err();
     assert!(alone.to_string().contains("volumes=URL"), "{alone}");
 }
