@@ -22,8 +22,8 @@ use crate::read::cache_config::ReadCacheConfig;
 use crate::retention::Reading;
 use crate::store::{self, Store};
 
-/// Memory for the index of one checkpoint in bytes; below, the most memory for its data in bytes.
-const INDEX_MEMORY_BYTES: u64 = 8 * MIB;
+/// The most memory for the index of one checkpoint in bytes; below, that for its data in bytes.
+const INDEX_MEMORY_MAX_BYTES: u64 = 8 * MIB;
 const CACHE_MEMORY_MAX_BYTES: u64 = 32 * MIB;
 
 impl Volume {
@@ -71,7 +71,8 @@ impl Volume {
             }
         };
         let cache_memory_bytes = options.read_cache.memory_bytes.min(CACHE_MEMORY_MAX_BYTES);
-        let engine = engine_of(&store, &point, INDEX_MEMORY_BYTES, cache_memory_bytes).await;
+        let index_memory_bytes = options.index_memory_bytes.min(INDEX_MEMORY_MAX_BYTES);
+        let engine = engine_of(&store, &point, index_memory_bytes, cache_memory_bytes).await;
         let engine = match shown {
             Some(shown) => engine.showing(shown),
             None => engine,

@@ -127,7 +127,7 @@ impl Volume {
         self.identity.as_deref()
     }
 
-    /// Where it is, as far as it can be written.
+    /// Where it is, where the close has something to do there.
     pub fn url(&self) -> Option<&VolumeUrl> {
         self.store.as_ref().map(|store| &store.url)
     }
