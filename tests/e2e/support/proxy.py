@@ -31,7 +31,7 @@ class Proxy:
             # Connections are taken in their order: once this one is at its end, all before it are under way or over.
             last.shutdown(socket.SHUT_WR)
             last.recv(1)
-        wait_for(lambda: not self.under_way, "the requests of those who are gone to be carried out")
+        wait_for(lambda: not self.under_way, "the requests of those who are gone to be carried out", limit_s=400)
 
     def serve(self, client: socket.socket, server: socket.socket) -> None:
         """Carries one connection to its end; both sockets are closed afterwards."""
