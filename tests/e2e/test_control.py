@@ -200,7 +200,7 @@ def test_stats_by_the_address_of_the_metrics(make_volume, control):
     with server.connect():
         status = json.loads(verb(volume, "stats", f"http://{address}", "--json"))
         assert status["pid"] == server.process.pid
-        for named, why in ((volume.url, "has no control socket"), (str(server.socket), "is no Hypernbd server")):
+        for named, why in ((volume.url, "names no control socket"), (str(server.socket), "is no Hypernbd server")):
             refused = volume.cli("stats", named)
             assert refused.returncode == 1 and why in refused.stderr, refused.stderr
         told = volume.cli("control", "flush", f"http://{address}")

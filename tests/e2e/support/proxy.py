@@ -1,6 +1,7 @@
 """What the proxies before an S3 server have in common: a listener, and a thread for each connection with the server's end."""
 
 import contextlib
+import errno
 import socket
 import threading
 from urllib.parse import urlsplit
@@ -26,12 +27,16 @@ class Proxy:
         self.listener.close()
 
     def settle(self) -> None:
-        """Once all clients are gone: waits until what they had sent is carried out, which the store may be at still."""
+        """Waits until what clients that are gone had sent is carried out, which the store may be at still."""
         with socket.create_connection(self.listener.getsockname(), timeout=60) as last:
             # Connections are taken in their order: once this one is at its end, all before it are under way or over.
             last.shutdown(socket.SHUT_WR)
             last.recv(1)
-        wait_for(lambda: not self.under_way, "the requests of those who are gone to be carried out", limit_s=400)
+        wait_for(
+            lambda: not any(has_gone(client) for client in list(self.under_way)),
+            "the requests of those who are gone to be carried out",
+            limit_s=400,
+        )
 
     def serve(self, client: socket.socket, server: socket.socket) -> None:
         """Carries one connection to its end; both sockets are closed afterwards."""
@@ -54,3 +59,14 @@ class Proxy:
                 self.serve(client, server)
         finally:
             self.under_way.discard(client)
+
+
+def has_gone(client: socket.socket) -> bool:
+    """Whether the other end of a connection is gone, or has sent what is not read yet. One that is closed here is over."""
+    try:
+        client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        return error.errno != errno.EBADF
