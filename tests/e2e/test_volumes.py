@@ -209,6 +209,7 @@ def test_a_volume_that_cannot_be_given_back_keeps_no_other_from_making_room(belo
         with client_of(server, "one") as first:
             first.pwrite(pattern(1 * MI, 1), 0)
             proxy.fail(Fault("outage", r"^(PUT|POST) \S+/one/"))
+        wait_for(lambda: ask(address, "/status").json["connections"] == 1, "the first volume to be left before the second")
     # The first one was left longest ago, and cannot publish what was written.
     with client_of(server, "three") as third:
         assert third.pread(1 * KI, 0) == bytes(1 * KI)
