@@ -17,6 +17,7 @@ use crate::base::url::VolumeUrl;
 use crate::check::{self, Problem, check};
 use crate::format::object_names::{cno_of, of_name};
 use crate::options::StoreOptions;
+use crate::store::copy::Over;
 use crate::store::{ObjectInfo, Store};
 
 mod list;
@@ -163,6 +164,16 @@ enum LeftOf {
     Object(ObjectInfo),
     /// A file whose end, which says what it is, is damaged.
     Unreadable,
+}
+
+impl LeftOf {
+    /// What a copy that is put back may replace.
+    fn over(&self) -> Over {
+        match self {
+            Self::Object(_) | Self::Unreadable => Over::Anything,
+            Self::Nothing => Over::Nothing,
+        }
+    }
 }
 
 async fn left_of(store: &Store, key: &str) -> Result<LeftOf, StoreError> {

@@ -20,7 +20,6 @@ use crate::lease::Holding;
 use crate::meta::label::{self, Label};
 use crate::options::StoreOptions;
 use crate::replicate::{Copies, agree, newest_shared};
-use crate::store::copy::Over;
 use crate::store::interceptors::window_checksums::has_checksums;
 use crate::store::{ObjectInfo, Store, sums};
 
@@ -155,10 +154,7 @@ impl Mend for Repair<'_> {
         if !self.is_written {
             return Ok(Outcome::Possible);
         }
-        let over = match there {
-            LeftOf::Object(_) | LeftOf::Unreadable => Over::Anything,
-            LeftOf::Nothing => Over::Nothing,
-        };
+        let over = there.over();
         let copies = Copies {
             from: self.from,
             to: self.store,

@@ -25,7 +25,6 @@ use crate::meta::checkpoint_list::{CatalogueEntry, ENTRIES, entry_name};
 use crate::meta::label;
 use crate::options::StoreOptions;
 use crate::replicate::Copies;
-use crate::store::copy::Over;
 use crate::store::interceptors::window_checksums::has_checksums;
 use crate::store::sums::{self, Sums};
 use crate::store::versions::Versions;
@@ -206,10 +205,7 @@ impl FromVersions<'_> {
         if !self.is_written {
             return Ok(Outcome::Possible);
         }
-        let over = match there {
-            LeftOf::Object(_) | LeftOf::Unreadable => Over::Anything,
-            LeftOf::Nothing => Over::Nothing,
-        };
+        let over = there.over();
         let copies = Copies {
             from: self.store,
             to: self.store,

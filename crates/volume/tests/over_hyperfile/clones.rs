@@ -8,6 +8,7 @@ use hypernbd_volume::admin::{self, Cloned, IfDamaged};
 use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use hypernbd_volume::past::{self, At};
 use hypernbd_volume::store::hook::Hook;
+use hypernbd_volume::url::VolumeUrl;
 use hypernbd_volume::{ErrorKind, Volume, VolumeError};
 
 use crate::faults::{AtRequest, LIMIT, When};
@@ -55,6 +56,20 @@ pub fn newest(f: &Fixture) -> u64 {
 }
 
 pub use crate::provenance::copy_dir as copy_directory;
+
+/// Ends the sharing of a clone, and deletes its parent, the volume of the fixture.
+pub fn ending_of_sharing(f: &Fixture, child: &VolumeUrl) -> impl FnOnce() + Send + 'static {
+    let (parent, child) = (f.url.clone(), child.clone());
+    let (runtime, lease, store) = (f.handle(), LeaseOptions::default(), StoreOptions::default());
+    move || {
+        runtime.block_on(async {
+            admin::flatten(&child, &store, &lease).await.unwrap();
+            admin::delete(&parent, &store, &lease, IfDamaged::Refuse)
+                .await
+                .unwrap();
+        });
+    }
+}
 
 /// A volume with two checkpoints at `vol`, and a clone of it at `clone`.
 pub fn cloned() -> (Fixture, Vec<u8>) {
@@ -358,17 +373,8 @@ fn a_clone_that_is_in_use_is_not_taken_back() {
 #[test]
 fn a_server_that_begins_while_the_clone_is_flattened_shares_nothing() {
     let (mut f, model) = cloned();
-    let (parent, child) = (f.url.clone(), f.url_of("clone"));
-    let (runtime, lease, store) = (f.handle(), LeaseOptions::default(), StoreOptions::default());
-    let of_child = child.clone();
-    let end_sharing = move || {
-        runtime.block_on(async {
-            admin::flatten(&of_child, &store, &lease).await.unwrap();
-            admin::delete(&parent, &store, &lease, IfDamaged::Refuse)
-                .await
-                .unwrap();
-        });
-    };
+    let child = f.url_of("clone");
+    let end_sharing = ending_of_sharing(&f, &child);
     let is_it = |method: &str, uri: &str| method == "PUT" && uri.contains(".meta/lease");
     f.store_options.hook = Hook::new(AtRequest::new(is_it, When::BeforeItIsSent, end_sharing));
     f.url = child;

@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
-use hypernbd_volume::admin::{self, IfDamaged};
+use hypernbd_volume::admin;
 use hypernbd_volume::base::control::Control;
 use hypernbd_volume::check::{self, Request};
 use hypernbd_volume::options::{LeaseOptions, StoreOptions, VolumeOptions};
 use hypernbd_volume::store::{self, hook::Hook};
 use hypernbd_volume::{ErrorKind, Volume, VolumeError};
 
-use crate::clones::{cloned, contents, delete, go, newest};
+use crate::clones::{cloned, contents, delete, ending_of_sharing, go, newest};
 use crate::faults::{AtRequest, LIMIT, When};
 use crate::fixture::{Fixture, pattern};
 
@@ -163,17 +163,8 @@ fn who_reads_the_clone_keeps_its_parent_until_it_has_ended() {
 #[test]
 fn a_reader_that_begins_while_the_clone_is_flattened_begins_again() {
     let (mut f, model) = cloned();
-    let (parent, child) = (f.url.clone(), f.url_of("clone"));
-    let (runtime, lease, store) = (f.handle(), LeaseOptions::default(), StoreOptions::default());
-    let of_child = child.clone();
-    let end_sharing = move || {
-        runtime.block_on(async {
-            admin::flatten(&of_child, &store, &lease).await.unwrap();
-            admin::delete(&parent, &store, &lease, IfDamaged::Refuse)
-                .await
-                .unwrap();
-        });
-    };
+    let child = f.url_of("clone");
+    let end_sharing = ending_of_sharing(&f, &child);
     let puts_pin = |method: &str, uri: &str| method == "PUT" && uri.contains("retention/pins/");
     f.store_options.hook = Hook::new(AtRequest::new(puts_pin, When::BeforeItIsSent, end_sharing));
     f.url = child;
