@@ -35,7 +35,6 @@ class Proxy:
         wait_for(
             lambda: not any(has_gone(client) for client in list(self.under_way)),
             "the requests of those who are gone to be carried out",
-            limit_s=400,
         )
 
     def serve(self, client: socket.socket, server: socket.socket) -> None:
